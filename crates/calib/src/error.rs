@@ -1,0 +1,76 @@
+//! What can end a run.
+
+use std::path::PathBuf;
+
+use oq_formats::FormatError;
+use oq_models::ModelError;
+
+use crate::journal::JournalError;
+
+/// Why a run ended before its model was written. Finished blocks stay, for `--resume`.
+#[derive(Debug, thiserror::Error)]
+pub enum CalibError {
+    /// It was asked to.
+    #[error("stopped in block {block} of {n_blocks}: {block} blocks are finished in {}; go on with --resume", out.display())]
+    Stopped {
+        /// The block that was not finished.
+        block: usize,
+        /// Blocks of the model.
+        n_blocks: usize,
+        /// The output directory.
+        out: PathBuf,
+    },
+    /// Every attempt at a block met a loss that was not finite.
+    #[error(
+        "block {block}: the loss is not finite at epoch {epoch}, batch {batch}, after {attempts} attempts down to a learning rate \
+         of {lr:.1e}; finished blocks are kept"
+    )]
+    Diverged {
+        /// Which block.
+        block: usize,
+        /// Which epoch, from 0.
+        epoch: usize,
+        /// Which batch, from 0.
+        batch: usize,
+        /// How often it was tried.
+        attempts: u32,
+        /// The last learning rate.
+        lr: f64,
+    },
+    /// The full-precision model itself overflows.
+    #[error("block {block}: the full-precision output of batch {batch} is not finite; the checkpoint's numbers overflow in f32")]
+    Overflow {
+        /// Which block.
+        block: usize,
+        /// Which batch, from 0.
+        batch: usize,
+    },
+    /// The model is packed already.
+    #[error("{} is quantized already ({spec}); quantize its full-precision original", dir.display())]
+    AlreadyQuantized {
+        /// The model.
+        dir: PathBuf,
+        /// Its setting.
+        spec: String,
+    },
+    /// Learning without text.
+    #[error("no calibration segments: the method learns from text")]
+    NoSegments,
+    /// The quantizer refused a linear.
+    #[error("{linear}: {reason}")]
+    Linear {
+        /// Its name in the checkpoint.
+        linear: String,
+        /// Why.
+        reason: String,
+    },
+    /// The model cannot be read.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// The output cannot be written.
+    #[error(transparent)]
+    Format(#[from] FormatError),
+    /// The run in the output directory cannot be gone on with.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+}

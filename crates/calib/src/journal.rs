@@ -1,0 +1,253 @@
+//! What a run has finished, beside its output: one JSON line per block, so that a killed run goes on where it was.
+//!
+//! The first line names everything that decides the result. A line is appended and synced after the block's shard is in place;
+//! a torn last line counts as not written.
+
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use oq_recipe::BlockRecord;
+use serde::{Deserialize, Serialize};
+
+/// Name of the journal in the output directory.
+pub const JOURNAL: &str = "journal.jsonl";
+
+/// Everything that decides a run's bytes: two runs with equal identities end in equal files.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Identity {
+    /// Version of this program.
+    pub(crate) version: String,
+    /// The recipe as resolved, as TOML.
+    pub(crate) recipe: String,
+    /// sha256 of `config.json` and of the shards' names, sizes and headers.
+    pub(crate) model: String,
+    /// sha256 of the calibration token ids.
+    pub(crate) calibration: String,
+}
+
+impl Identity {
+    /// Which parts differ from another run's.
+    fn differences(&self, other: &Self) -> String {
+        let parts = [
+            ("program version", self.version != other.version),
+            ("recipe", self.recipe != other.recipe),
+            ("model", self.model != other.model),
+            ("calibration tokens", self.calibration != other.calibration),
+        ];
+        let names: Vec<&str> = parts.iter().filter(|(_, differs)| *differs).map(|(name, _)| *name).collect();
+        names.join(", ")
+    }
+}
+
+/// A finished block.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Finished {
+    /// Its shard's file name.
+    pub(crate) shard: String,
+    /// sha256 of the shard.
+    pub(crate) sha256: String,
+    /// How it went.
+    #[serde(flatten)]
+    pub(crate) record: BlockRecord,
+}
+
+/// Why a journal was not opened or written.
+#[derive(Debug, thiserror::Error)]
+pub enum JournalError {
+    /// There is a run in that directory and resuming was not asked for.
+    #[error("{} holds a run with {blocks} finished blocks: go on with --resume, or choose another --out", dir.display())]
+    Occupied {
+        /// The directory.
+        dir: PathBuf,
+        /// Blocks it has finished.
+        blocks: usize,
+    },
+    /// The directory has files that are not a run's.
+    #[error("{} is not empty and holds no run of this program: choose another --out", dir.display())]
+    Foreign {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// The run there is another one.
+    #[error(
+        "{} holds a run with another {differences}: repeat its command line to resume it, or choose another --out",
+        dir.display()
+    )]
+    Different {
+        /// The directory.
+        dir: PathBuf,
+        /// What differs.
+        differences: String,
+    },
+    /// Input or output failed.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+/// An open journal.
+pub(crate) struct Journal {
+    path: PathBuf,
+    file: File,
+    finished: Vec<Finished>,
+}
+
+impl Journal {
+    /// Starts a journal in an empty or absent directory, or opens the one that is there when `resume` is set.
+    pub(crate) fn open(dir: &Path, identity: &Identity, resume: bool) -> Result<Self, JournalError> {
+        let path = dir.join(JOURNAL);
+        let io = |source| JournalError::Io { path: path.clone(), source };
+        std::fs::create_dir_all(dir).map_err(|source| JournalError::Io { path: dir.to_owned(), source })?;
+        let text = match std::fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
+            Err(e) => return Err(io(e)),
+        };
+        let mut lines = text.split_inclusive('\n').filter(|line| line.ends_with('\n'));
+        let header: Option<Identity> = lines.next().and_then(|line| serde_json::from_str(line).ok());
+        let Some(header) = header else {
+            if holds_files(dir).map_err(io)? {
+                return Err(JournalError::Foreign { dir: dir.to_owned() });
+            }
+            let mut journal = Self { file: File::create(&path).map_err(io)?, path, finished: Vec::new() };
+            journal.append(identity)?;
+            return Ok(journal);
+        };
+        // Blocks count from 0 without a gap; whatever follows a line that does not fit is learned again.
+        let mut finished = Vec::new();
+        let mut kept = text.find('\n').map_or(0, |end| end + 1);
+        for line in lines {
+            match serde_json::from_str::<Finished>(line) {
+                Ok(block) if block.record.index == finished.len() => finished.push(block),
+                _ => break,
+            }
+            kept += line.len();
+        }
+        if !resume {
+            return Err(JournalError::Occupied { dir: dir.to_owned(), blocks: finished.len() });
+        }
+        if header != *identity {
+            return Err(JournalError::Different { dir: dir.to_owned(), differences: header.differences(identity) });
+        }
+        let file = OpenOptions::new().append(true).open(&path).map_err(io)?;
+        file.set_len(kept as u64).map_err(io)?;
+        Ok(Self { path, file, finished })
+    }
+
+    /// Blocks finished by this run or the ones before, in order.
+    pub(crate) fn finished(&self) -> &[Finished] {
+        &self.finished
+    }
+
+    /// Forgets the blocks from `block` on: their shards are not what the journal says.
+    pub(crate) fn truncate(&mut self, block: usize, identity: &Identity) -> Result<(), JournalError> {
+        let kept: Vec<Finished> = self.finished.drain(..).take(block).collect();
+        self.file = File::create(&self.path).map_err(|source| self.io(source))?;
+        self.append(identity)?;
+        kept.into_iter().try_for_each(|finished| self.finish(finished))
+    }
+
+    /// Records a block.
+    pub(crate) fn finish(&mut self, block: Finished) -> Result<(), JournalError> {
+        self.append(&block)?;
+        self.finished.push(block);
+        Ok(())
+    }
+
+    fn append(&mut self, line: &impl Serialize) -> Result<(), JournalError> {
+        let mut line = serde_json::to_string(line).expect("a record of plain fields is JSON");
+        line.push('\n');
+        self.file.write_all(line.as_bytes()).and_then(|()| self.file.sync_data()).map_err(|source| self.io(source))
+    }
+
+    fn io(&self, source: std::io::Error) -> JournalError {
+        JournalError::Io { path: self.path.clone(), source }
+    }
+}
+
+/// Whether anything but a torn journal and the run's own records lies in `dir`.
+fn holds_files(dir: &Path) -> std::io::Result<bool> {
+    for entry in std::fs::read_dir(dir)? {
+        let name = entry?.file_name();
+        if ![JOURNAL, "events.jsonl", "run.json", "recipe.toml"].iter().any(|own| name == *own) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn identity(recipe: &str) -> Identity {
+        Identity { version: "1".into(), recipe: recipe.into(), model: "m".into(), calibration: "c".into() }
+    }
+
+    fn block(index: usize) -> Finished {
+        Finished {
+            shard: format!("{index}.safetensors"),
+            sha256: "0".into(),
+            record: BlockRecord {
+                index,
+                losses: vec![0.1, 1.0 / 3.0],
+                final_loss: Some(0.5),
+                wall_secs: 1.0,
+                retries: 0,
+            },
+        }
+    }
+
+    #[test]
+    fn goes_on_after_a_torn_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let id = identity("r");
+        let mut journal = Journal::open(dir.path(), &id, false).unwrap();
+        journal.finish(block(0)).unwrap();
+        journal.finish(block(1)).unwrap();
+        drop(journal);
+        let path = dir.path().join(JOURNAL);
+        let whole = std::fs::read(&path).unwrap();
+        for cut in 0..whole.len() {
+            std::fs::write(&path, &whole[..cut]).unwrap();
+            let mut journal = Journal::open(dir.path(), &id, true).unwrap();
+            let lines = whole[..cut].iter().filter(|&&byte| byte == b'\n').count();
+            assert_eq!(journal.finished().len(), lines.saturating_sub(1), "cut at {cut}");
+            for next in journal.finished().len()..2 {
+                journal.finish(block(next)).unwrap();
+            }
+            assert_eq!(std::fs::read(&path).unwrap(), whole, "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn refuses_what_is_not_its_run() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(Journal::open(dir.path(), &identity("a"), false).unwrap());
+        assert!(matches!(Journal::open(dir.path(), &identity("a"), false), Err(JournalError::Occupied { blocks: 0, .. })));
+        match Journal::open(dir.path(), &identity("b"), true) {
+            Err(JournalError::Different { differences, .. }) => assert_eq!(differences, "recipe"),
+            other => panic!("{:?}", other.map(|j| j.finished)),
+        }
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("thesis.tex"), "").unwrap();
+        assert!(matches!(Journal::open(dir.path(), &identity("a"), true), Err(JournalError::Foreign { .. })));
+    }
+
+    #[test]
+    fn forgets_from_a_block_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let id = identity("r");
+        let mut journal = Journal::open(dir.path(), &id, false).unwrap();
+        (0..3).for_each(|i| journal.finish(block(i)).unwrap());
+        journal.truncate(1, &id).unwrap();
+        journal.finish(block(1)).unwrap();
+        drop(journal);
+        assert_eq!(Journal::open(dir.path(), &id, true).unwrap().finished(), [block(0), block(1)]);
+    }
+}

@@ -1,0 +1,222 @@
+//! Learning one block (OmniQuant, eq. 1): clipping that minimizes the distance between the full-precision block's output and
+//! the fake-quantized block's.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+
+use oq_lwc::LwcError;
+use oq_models::{BlockOps, BlockWeights, Context, Decoder, LinearName};
+use oq_quant_core::{QuantizedTensor, WeightSpec};
+use oq_recipe::Learn;
+use tch::{Device, Kind, Tensor};
+
+use crate::student::Student;
+
+/// A block is tried this often, at half the learning rate each time, before it is given up.
+const ATTEMPTS: u32 = 5;
+
+/// What a block learns from.
+pub(crate) struct Task<'a> {
+    pub(crate) decoder: &'a dyn Decoder,
+    pub(crate) ctx: &'a Context,
+    pub(crate) weights: &'a BlockWeights,
+    pub(crate) linears: &'a [LinearName],
+    pub(crate) spec: WeightSpec,
+    pub(crate) learn: &'a Learn,
+    pub(crate) device: Device,
+    /// What the quantized blocks before give: `[b, t, hidden]` per batch.
+    pub(crate) inputs: &'a [Tensor],
+    /// What the block gives in full precision, by reference input: the full-precision blocks before, and with the second loss
+    /// also the quantized ones.
+    pub(crate) targets: Vec<&'a [Tensor]>,
+}
+
+/// What a block learned.
+pub(crate) struct Learned {
+    pub(crate) codes: BTreeMap<LinearName, QuantizedTensor>,
+    pub(crate) descent: Descent,
+}
+
+/// How learning went.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Descent {
+    /// Mean loss of each epoch.
+    pub(crate) losses: Vec<f64>,
+    /// Attempts that ended in a loss that was not finite.
+    pub(crate) retries: u32,
+}
+
+/// What happens while a block learns.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Beat {
+    /// A step was made.
+    Step { epoch: usize, batch: usize },
+    /// An epoch ended.
+    Epoch { epoch: usize, loss: f64, lr: f64 },
+    /// The loss was not finite; the block starts again at this learning rate.
+    Retry { epoch: usize, batch: usize, lr: f64 },
+}
+
+/// Why a block was not learned.
+#[derive(Debug)]
+pub(crate) enum LearnError {
+    /// The watcher asked to stop.
+    Stopped,
+    /// Every attempt met a loss that was not finite.
+    Diverged { epoch: usize, batch: usize, attempts: u32, lr: f64 },
+    /// The quantizer refused a linear.
+    Linear { linear: LinearName, source: LwcError },
+}
+
+/// Learns one block.
+pub(crate) fn learn_block(
+    task: &Task<'_>,
+    watch: &mut dyn FnMut(Beat) -> ControlFlow<()>,
+) -> Result<Learned, LearnError> {
+    let start = |lr| {
+        let student = Student::new(task.weights, task.linears.iter().copied(), task.spec, task.device);
+        let student = student.map_err(|source| LearnError::Linear { linear: task.linears[0], source })?;
+        let optimizer = student.optimizer(lr);
+        Ok((student, optimizer))
+    };
+    let step = |(student, optimizer): &mut (Student<'_>, _), batch: usize| {
+        student.step(optimizer, |ops| task.loss(ops, batch))
+    };
+    let plan = Plan { epochs: task.learn.epochs, batches: task.inputs.len(), lr: task.learn.lwc_lr };
+    let ((student, _), descent) = descend(plan, start, step, watch)?;
+    let codes = student.quantize().map_err(|(linear, source)| LearnError::Linear { linear, source })?;
+    Ok(Learned { codes, descent })
+}
+
+impl Task<'_> {
+    /// Sum over the targets of the mean squared error of one batch.
+    fn loss(&self, ops: &dyn BlockOps, batch: usize) -> Tensor {
+        let output = self.decoder.block(ops, self.ctx, &self.inputs[batch]);
+        self.targets.iter().map(|target| squared_error(&output, &target[batch])).sum()
+    }
+}
+
+/// Mean over all elements of `(a - b)²`, in f32.
+pub(crate) fn squared_error(a: &Tensor, b: &Tensor) -> Tensor {
+    (a - b).square().mean(Kind::Float)
+}
+
+/// How long and how fast to go.
+#[derive(Clone, Copy)]
+struct Plan {
+    epochs: usize,
+    batches: usize,
+    lr: f64,
+}
+
+/// Runs epochs of steps from a fresh start; when a step's loss is not finite, starts afresh at half the learning rate.
+fn descend<S>(
+    plan: Plan,
+    start: impl Fn(f64) -> Result<S, LearnError>,
+    step: impl Fn(&mut S, usize) -> f64,
+    watch: &mut dyn FnMut(Beat) -> ControlFlow<()>,
+) -> Result<(S, Descent), LearnError> {
+    let mut lr = plan.lr;
+    let mut retries = 0;
+    'attempt: loop {
+        let mut state = start(lr)?;
+        let mut losses = Vec::with_capacity(plan.epochs);
+        for epoch in 0..plan.epochs {
+            let mut sum = 0.0;
+            for batch in 0..plan.batches {
+                let loss = step(&mut state, batch);
+                if !loss.is_finite() {
+                    retries += 1;
+                    if retries == ATTEMPTS {
+                        return Err(LearnError::Diverged { epoch, batch, attempts: ATTEMPTS, lr });
+                    }
+                    lr /= 2.0;
+                    tell(watch, Beat::Retry { epoch, batch, lr })?;
+                    continue 'attempt;
+                }
+                sum += loss;
+                tell(watch, Beat::Step { epoch, batch })?;
+            }
+            let loss = sum / plan.batches as f64;
+            losses.push(loss);
+            tell(watch, Beat::Epoch { epoch, loss, lr })?;
+        }
+        return Ok((state, Descent { losses, retries }));
+    }
+}
+
+fn tell(watch: &mut dyn FnMut(Beat) -> ControlFlow<()>, beat: Beat) -> Result<(), LearnError> {
+    match watch(beat) {
+        ControlFlow::Continue(()) => Ok(()),
+        ControlFlow::Break(()) => Err(LearnError::Stopped),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PLAN: Plan = Plan { epochs: 2, batches: 3, lr: 0.5 };
+
+    /// A quantity that each step multiplies by `1 - lr`, and that fails whenever `lr` exceeds `stable_lr`, at batch 1.
+    fn run(stable_lr: f64) -> (Result<(f64, Descent), LearnError>, Vec<Beat>) {
+        let mut beats = Vec::new();
+        let start = |lr| Ok((1.0, lr));
+        let step = |(value, lr): &mut (f64, f64), batch: usize| {
+            if *lr > stable_lr && batch == 1 {
+                return f64::NAN;
+            }
+            let loss = *value;
+            *value *= 1.0 - *lr;
+            loss
+        };
+        let result = descend(PLAN, start, step, &mut |beat| {
+            beats.push(beat);
+            ControlFlow::Continue(())
+        });
+        (result.map(|((value, _), descent)| (value, descent)), beats)
+    }
+
+    #[test]
+    fn a_stable_descent_makes_every_step() {
+        let (result, beats) = run(1.0);
+        let (value, descent) = result.expect("it is stable");
+        assert_eq!(value, 0.5f64.powi(6));
+        assert_eq!(descent.retries, 0);
+        assert_eq!(descent.losses, [(1.0 + 0.5 + 0.25) / 3.0, (0.125 + 0.0625 + 0.03125) / 3.0]);
+        assert_eq!(beats.len(), 6 + 2);
+    }
+
+    #[test]
+    fn a_loss_that_is_not_finite_starts_over_at_half_the_rate() {
+        let (result, beats) = run(0.2);
+        let (value, descent) = result.expect("0.125 is stable");
+        assert_eq!(value, (1.0f64 - 0.125).powi(6), "the failed attempts left nothing behind");
+        assert_eq!(descent.retries, 2);
+        let retries: Vec<f64> =
+            beats.iter().filter_map(|b| if let Beat::Retry { lr, .. } = b { Some(*lr) } else { None }).collect();
+        assert_eq!(retries, [0.25, 0.125]);
+    }
+
+    #[test]
+    fn divergence_is_bounded_and_says_where() {
+        let (result, _) = run(1e-9);
+        match result {
+            Err(LearnError::Diverged { epoch: 0, batch: 1, attempts: ATTEMPTS, lr }) => {
+                assert_eq!(lr, 0.5 / 2f64.powi(ATTEMPTS as i32 - 1));
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn stops_when_asked() {
+        let start = |_| Ok(());
+        let mut steps = 0;
+        let result = descend(PLAN, start, |(), _| 1.0, &mut |_| {
+            steps += 1;
+            if steps == 2 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+        assert!(matches!(result, Err(LearnError::Stopped)));
+    }
+}

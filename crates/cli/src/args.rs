@@ -1,0 +1,269 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use oq_quant_core::QuantSpec;
+use oq_recipe::{Method, Overrides};
+
+/// Quantizes large language models to 2-8 bits by learned weight clipping (OmniQuant), and measures what it cost.
+///
+/// MODEL is a directory with a Hugging Face checkpoint (full precision or packed), a name from configs/ such as llama2-7b
+/// or tiny-llama, or a hub id such as meta-llama/Llama-2-7b-hf.
+#[derive(Debug, Parser)]
+#[command(version, after_help = "Examples:
+  omniquant plan llama2-7b --scheme w4a16g128
+  omniquant quantize llama2-7b --scheme w4a16g128 --out llama2-7b-w4
+  omniquant eval llama2-7b-w4
+
+Exit codes: 2 recipe or usage, 3 missing or broken input, 4 does not fit, 5 numeric failure, 130 stopped; 1 anything else.")]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options of every command.
+#[derive(Clone, Debug, Args)]
+pub struct Global {
+    /// Print one JSON object to stdout; progress and logs go to stderr
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Only errors on stderr, no progress
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub quiet: bool,
+    /// More on stderr; twice for everything
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+    /// Form of the log lines on stderr
+    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
+    /// CPU threads [default: the machine's cores]
+    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub threads: Option<u16>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Quantize a model and write it packed
+    Quantize(QuantizeArgs),
+    /// Measure a model's perplexity
+    Eval(EvalArgs),
+    /// Say what a run would do, what it would take, and whether it fits
+    Plan(PlanArgs),
+    /// Say what is in a checkpoint or a packed model
+    Inspect(InspectArgs),
+    /// Compute logits of token ids, to compare with other programs
+    Logits(LogitsArgs),
+    /// Turn a GGUF file into a Hugging Face directory
+    Convert(ConvertArgs),
+    /// Say what this machine has: libtorch, devices, memory, data
+    Doctor,
+    /// Print a completion script, to be sourced by the shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Where blocks are computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceArg {
+    Auto,
+    Cpu,
+    Cuda(usize),
+}
+
+impl std::str::FromStr for DeviceArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "cpu" => Ok(Self::Cpu),
+            "cuda" => Ok(Self::Cuda(0)),
+            _ => text
+                .strip_prefix("cuda:")
+                .and_then(|index| index.parse().ok())
+                .map(Self::Cuda)
+                .ok_or_else(|| "expected auto, cpu, cuda or cuda:N".to_owned()),
+        }
+    }
+}
+
+/// Which recipe to follow.
+#[derive(Clone, Debug, Args)]
+pub struct RecipeArgs {
+    /// Bits and groups, w<bits>a16[g<group>][sym], such as w4a16g128 [default: the recipe file's]
+    #[arg(long, value_name = "S", required_unless_present = "recipe")]
+    pub scheme: Option<QuantSpec>,
+    /// A recipe file; without one, configs/MODEL/SCHEME.toml, else the paper's settings for the scheme
+    #[arg(long, value_name = "FILE")]
+    pub recipe: Option<PathBuf>,
+    /// omniquant (learned clipping) or rtn (round to nearest)
+    #[arg(long, value_name = "M")]
+    pub method: Option<Method>,
+    /// Calibration text: wikitext2, wikitext2:valid, or a file
+    #[arg(long, value_name = "DATA")]
+    pub calib: Option<String>,
+    /// Calibration segments
+    #[arg(long, value_name = "N")]
+    pub samples: Option<usize>,
+    /// Tokens of a calibration segment
+    #[arg(long, value_name = "N")]
+    pub seqlen: Option<usize>,
+    /// Passes over the segments for each block
+    #[arg(long, value_name = "N")]
+    pub epochs: Option<usize>,
+    /// Seed of the choice of segments
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+    /// Learning rate of the clipping strengths
+    #[arg(long, value_name = "X")]
+    pub lwc_lr: Option<f64>,
+    /// Segments per optimizer step
+    #[arg(long, value_name = "N")]
+    pub batch: Option<usize>,
+    /// Add the error on the quantized model's own input to the loss: true or false
+    #[arg(long, value_name = "BOOL")]
+    pub aug_loss: Option<bool>,
+}
+
+impl RecipeArgs {
+    pub fn overrides(&self) -> Overrides {
+        Overrides {
+            method: self.method,
+            data: self.calib.clone(),
+            samples: self.samples,
+            seqlen: self.seqlen,
+            epochs: self.epochs,
+            seed: self.seed,
+            lwc_lr: self.lwc_lr,
+            batch: self.batch,
+            aug_loss: self.aug_loss,
+        }
+    }
+}
+
+/// What to measure on.
+#[derive(Clone, Debug, Args)]
+pub struct EvalDataArgs {
+    /// Text to measure on: wikitext2, wikitext2:valid, or a file [default: the model's, else wikitext2]
+    #[arg(long, value_name = "DATA")]
+    pub data: Option<String>,
+    /// Folder of datasets (wikitext2/wiki.test.raw, ...); also the variable OMNIQUANT_DATA
+    #[arg(long, value_name = "DIR", env = "OMNIQUANT_DATA")]
+    pub data_dir: Option<PathBuf>,
+    /// Measure the first N windows only [default: all]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub windows: Option<u32>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  omniquant quantize tiny-llama --scheme w2a16g64 --report
+  omniquant quantize ./my-llama --scheme w3a16g128 --calib notes.txt --samples 32 --out my-llama-w3
+  omniquant quantize llama2-7b --scheme w4a16g128 --out llama2-7b-w4 --resume
+
+A run that was stopped or killed goes on with the same command and --resume.")]
+pub struct QuantizeArgs {
+    /// Directory, name in configs/, or hub id
+    pub model: String,
+    #[command(flatten)]
+    pub recipe: RecipeArgs,
+    /// Directory of the packed model [default: MODEL-SCHEME]
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Go on with the run in --out (or begin it)
+    #[arg(long)]
+    pub resume: bool,
+    /// Then measure full precision, round-to-nearest and the result
+    #[arg(long)]
+    pub report: bool,
+    #[command(flatten)]
+    pub eval: EvalDataArgs,
+    /// auto, cpu or cuda:N
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    pub device: DeviceArg,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  omniquant eval tiny-llama
+  omniquant eval llama2-7b-w4 --windows 8
+  omniquant eval tiny-llama --rtn w3a16g64 --json")]
+pub struct EvalArgs {
+    /// Directory, name in configs/, or hub id
+    pub model: String,
+    #[command(flatten)]
+    pub data: EvalDataArgs,
+    /// Tokens of a window [default: the model's, else 2048]
+    #[arg(long, value_name = "N")]
+    pub seqlen: Option<usize>,
+    /// Round the weights to nearest first
+    #[arg(long, value_name = "S")]
+    pub rtn: Option<QuantSpec>,
+    /// auto, cpu or cuda:N
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    pub device: DeviceArg,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  omniquant plan llama2-70b --scheme w4a16g128
+  omniquant plan tiny-llama --scheme w2a16g64 --json")]
+pub struct PlanArgs {
+    /// Directory, name in configs/, or hub id
+    pub model: String,
+    #[command(flatten)]
+    pub recipe: RecipeArgs,
+    /// Where the packed model would go [default: here]
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct InspectArgs {
+    /// Directory, name in configs/, or hub id
+    pub model: String,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Example:
+  omniquant logits tiny-llama --ids ids.safetensors --out logits.safetensors
+
+IN holds `input_ids`, I64 or I32 [batch, tokens]; OUT will hold `logits`, F32 [batch, tokens, vocabulary].")]
+pub struct LogitsArgs {
+    /// Directory, name in configs/, or hub id
+    pub model: String,
+    /// A safetensors file with input_ids
+    #[arg(long, value_name = "IN")]
+    pub ids: PathBuf,
+    /// The safetensors file to write
+    #[arg(long, value_name = "OUT")]
+    pub out: PathBuf,
+    /// Round the weights to nearest first
+    #[arg(long, value_name = "S")]
+    pub rtn: Option<QuantSpec>,
+    /// auto, cpu or cuda:N
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    pub device: DeviceArg,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Example:
+  omniquant convert SmolLM2-135M-Instruct.Q4_1.gguf --out smollm2")]
+pub struct ConvertArgs {
+    /// A GGUF file of a LLaMA model
+    pub gguf: PathBuf,
+    /// The directory to write
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+}

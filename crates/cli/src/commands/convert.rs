@@ -1,0 +1,21 @@
+//! `omniquant convert`: a GGUF file becomes a Hugging Face directory.
+
+use anyhow::Result;
+use oq_formats::gguf::convert_to_hf;
+use serde_json::json;
+
+use crate::args::ConvertArgs;
+use crate::output::{Output, bytes};
+
+pub fn run(args: &ConvertArgs, out: &Output) -> Result<()> {
+    let bar = out.bar("converting");
+    let converted = convert_to_hf(&args.gguf, &args.out, &mut |progress| {
+        bar.set(progress.done, progress.total);
+        bar.message(progress.tensor.to_owned());
+    })?;
+    drop(bar);
+    let result = json!({"dir": converted.dir, "tensors": converted.tensors, "values": converted.values, "weight_bytes": converted.weight_bytes});
+    out.result(&result, || {
+        format!("{}: {} tensors, {}", converted.dir.display(), converted.tensors, bytes(converted.weight_bytes))
+    })
+}

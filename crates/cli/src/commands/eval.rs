@@ -1,0 +1,88 @@
+//! `omniquant eval`: perplexity.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use oq_data::{AddSpecial, Hub, Split, Tokenizer, load_text};
+use oq_eval::{Perplexity, perplexity};
+use oq_models::Model;
+use oq_recipe::ModelEntry;
+use serde_json::json;
+use tch::Device;
+
+use crate::args::{EvalArgs, EvalDataArgs};
+use crate::machine;
+use crate::output::{Output, seconds};
+use crate::resolve::{Named, data_path};
+
+const DEFAULT_DATA: &str = "wikitext2";
+const DEFAULT_SEQLEN: usize = 2048;
+
+pub fn run(args: &EvalArgs, out: &Output) -> Result<()> {
+    let device = machine::device(args.device)?;
+    let named = Named::new(&args.model);
+    let dir = named.directory(out)?;
+    let mut model = Model::open(&dir)?;
+    if let Some(spec) = args.rtn {
+        model = model.with_round_to_nearest(spec.weight)?;
+    }
+    let subject = Subject::new(named.entry, &args.data, args.seqlen);
+    let started = std::time::Instant::now();
+    let (tokens, result) = subject.measure(&model, device, "measuring", out)?;
+    let windows = result.window_nll.len();
+    let value = json!({"model": named.name, "rtn": args.rtn, "quantized": model.quantization(), "data": subject.data,
+        "seqlen": result.seqlen, "windows": windows, "tokens": tokens, "perplexity": result.value(),
+        "running_perplexity": (1..=windows).map(|n| result.after(n)).collect::<Vec<_>>(),
+        "device": machine::device_name(device), "wall_secs": started.elapsed().as_secs_f64(), "peak_bytes": machine::peak_bytes()});
+    out.result(&value, || {
+        let what = subject.describe(&result);
+        let took = seconds(started.elapsed().as_secs_f64());
+        format!("perplexity {:.4}  ({what}; {tokens} tokens in all; {took})", result.value())
+    })
+}
+
+/// What is measured on.
+pub struct Subject {
+    /// A dataset's name or a file.
+    pub data: String,
+    data_dir: Option<PathBuf>,
+    seqlen: usize,
+    windows: Option<usize>,
+}
+
+impl Subject {
+    /// The command line's, else the model's own, else WikiText-2 in windows of 2048.
+    pub fn new(entry: Option<&ModelEntry>, args: &EvalDataArgs, seqlen: Option<usize>) -> Self {
+        let defaults = entry.map(|entry| entry.eval.clone()).unwrap_or_default();
+        // A text of the user's own is not read in another text's windows.
+        let own_data = args.data.is_none();
+        Self {
+            data: args.data.clone().or(defaults.data).unwrap_or_else(|| DEFAULT_DATA.to_owned()),
+            data_dir: args.data_dir.clone(),
+            seqlen: seqlen.or(defaults.seqlen.filter(|_| own_data)).unwrap_or(DEFAULT_SEQLEN),
+            windows: args.windows.map(|n| n as usize),
+        }
+    }
+
+    /// Tokens of the text, and the perplexity of `model` on it.
+    pub fn measure(&self, model: &Model, device: Device, what: &str, out: &Output) -> Result<(usize, Perplexity)> {
+        let ids = tokens(model.dir(), &self.data, Split::Test, self.data_dir.as_deref())?;
+        let bar = out.bar(what);
+        let result = perplexity(model, &ids, self.seqlen, self.windows, device, &mut |progress| {
+            bar.set(progress.done, progress.total);
+        })?;
+        Ok((ids.len(), result))
+    }
+
+    /// `wikitext2, 8 windows of 2048`.
+    pub fn describe(&self, result: &Perplexity) -> String {
+        format!("{}, {} windows of {}", self.data, result.window_nll.len(), result.seqlen)
+    }
+}
+
+/// Ids of a text by a model's own tokenizer.
+pub fn tokens(model_dir: &Path, data: &str, split: Split, data_dir: Option<&Path>) -> Result<Vec<u32>> {
+    let tokenizer = Tokenizer::open(model_dir)?;
+    let text = load_text(&data_path(data), split, data_dir, &Hub::from_env()?)?;
+    Ok(tokenizer.encode(&text.text, AddSpecial::Yes)?)
+}

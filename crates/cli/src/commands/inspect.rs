@@ -1,0 +1,45 @@
+//! `omniquant inspect`: what is in a checkpoint or a packed model.
+
+use std::fmt::Write;
+
+use anyhow::Result;
+use oq_models::Model;
+use serde_json::json;
+
+use crate::args::InspectArgs;
+use crate::output::{Output, bytes};
+use crate::resolve::Named;
+
+pub fn run(args: &InspectArgs, out: &Output) -> Result<()> {
+    let dir = Named::new(&args.model).directory(out)?;
+    let summary = oq_formats::inspect(&dir)?;
+    let model = Model::open(&dir)?;
+    let dims = model.decoder().dims();
+    let model_type = model.config()["model_type"].as_str().unwrap_or_default();
+    let value = json!({"dir": dir, "model_type": model_type, "dims": dims, "summary": summary});
+    out.result(&value, || {
+        let mut text = String::new();
+        let mut line = |name: &str, value: String| writeln!(text, "{name:<16}{value}").expect("a string takes all");
+        line("directory", dir.display().to_string());
+        line("architecture", format!("{model_type}, {} blocks, hidden {}, MLP {}", dims.n_layers, dims.hidden, dims.intermediate));
+        line("attention", format!("{} query heads on {} key/value heads of {}", dims.n_heads, dims.n_kv_heads, dims.head_dim));
+        line("vocabulary", format!("{}, context {}", dims.vocab, dims.max_positions));
+        line("parameters", format!("{:.3} million in {} tensors", summary.params as f64 / 1e6, summary.tensors));
+        line("on disk", format!("{} in {} shards", bytes(summary.total_bytes), summary.shards));
+        match (summary.quantized, summary.bits_per_weight()) {
+            (Some(spec), Some(bits)) => {
+                line("quantized", format!("{spec}, {bits:.3} bits per weight with scales and zero points"));
+                line("  codes", bytes(summary.packed_bytes));
+                line("  scales", bytes(summary.scale_bytes));
+                line("  zero points", bytes(summary.zero_point_bytes));
+                line("  not quantized", bytes(summary.dense_bytes));
+            }
+            _ => {
+                let kinds: Vec<String> =
+                    summary.bytes_by_dtype.iter().map(|(dtype, n)| format!("{dtype} {}", bytes(*n))).collect();
+                line("full precision", kinds.join(", "));
+            }
+        }
+        text
+    })
+}

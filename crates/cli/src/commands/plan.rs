@@ -1,0 +1,94 @@
+//! `omniquant plan`: what a run would do and take.
+
+use std::fmt::Write;
+use std::path::Path;
+
+use anyhow::Result;
+use oq_calib::Plan;
+use oq_formats::{quantization_of, read_config};
+use oq_models::Decoder;
+use oq_models::family::decoder_of;
+use oq_recipe::{Method, Recipe, Shape, Source};
+use serde_json::{Value, json};
+
+use crate::args::PlanArgs;
+use crate::exit::CliError;
+use crate::machine;
+use crate::output::{Output, bytes};
+use crate::resolve::Named;
+
+pub fn run(args: &PlanArgs, out: &Output) -> Result<()> {
+    let named = Named::new(&args.model);
+    let recipe = named.recipe(&args.recipe)?;
+    let decoder = decoder(&named, out)?;
+    let machine = machine::machine(args.out.as_deref().unwrap_or(Path::new(".")));
+    let plan = Plan::new(&*decoder, &recipe, machine);
+    let value = json!({"model": named.name, "recipe": recipe, "plan": plan, "peak_bytes": plan.memory.peak_bytes(),
+        "machine": machine, "fits": plan.problems.is_empty()});
+    out.result(&value, || text(&named.name, &recipe, &plan))?;
+    refuse(&plan)
+}
+
+/// An error when the run does not fit.
+pub fn refuse(plan: &Plan) -> Result<()> {
+    if plan.problems.is_empty() { Ok(()) } else { Err(CliError::DoesNotFit(plan.problems.join("\n  ")).into()) }
+}
+
+/// The model's structure: from configs/ where that knows it, so that nothing is downloaded for a plan.
+fn decoder(named: &Named, out: &Output) -> Result<Box<dyn Decoder>> {
+    let config = match named.entry {
+        Some(entry) if !matches!(entry.source, Source::Path { .. }) && entry.shape.is_some() => {
+            entry.shape.as_ref().map(|shape| config_of(&entry.family.to_string(), shape)).unwrap_or_default()
+        }
+        _ => read_config(&named.directory(out)?)?,
+    };
+    if let Some(spec) = quantization_of(&config)? {
+        return Err(CliError::Usage(format!("{} is quantized already ({spec})", named.name)).into());
+    }
+    Ok(decoder_of(&config)?)
+}
+
+/// A `config.json` with what a plan needs.
+fn config_of(model_type: &str, shape: &Shape) -> Value {
+    json!({
+        "model_type": model_type,
+        "hidden_size": shape.hidden,
+        "intermediate_size": shape.intermediate,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "head_dim": shape.head_dim,
+        "vocab_size": shape.vocab,
+        "max_position_embeddings": shape.max_positions,
+        "tie_word_embeddings": shape.tied,
+    })
+}
+
+/// The plan for people.
+pub fn text(model: &str, recipe: &Recipe, plan: &Plan) -> String {
+    let mut text = String::new();
+    let mut line = |name: &str, value: String| writeln!(text, "{name:<16}{value}").expect("a string takes all");
+    line("model", format!("{model}, {} blocks", plan.n_layers));
+    line("setting", format!("{} by {}", recipe.scheme, recipe.method));
+    if recipe.method == Method::Omniquant {
+        let c = &recipe.calibration;
+        line("calibration", format!("{} segments of {} tokens of {}, seed {}", c.samples, c.seqlen, c.data, c.seed));
+        let loss = if recipe.learn.aug_loss { "both targets" } else { "one target" };
+        let (epochs, lr) = (recipe.learn.epochs, recipe.learn.lwc_lr);
+        line("learning", format!("{epochs} epochs, {} steps per block, AdamW at {lr:e}, {loss}", plan.steps_per_block));
+    }
+    for linear in &plan.linears {
+        let shape = format!("[{}, {}]", linear.out_features, linear.in_features);
+        line("  linear", format!("{:<24}{shape:<16}{} grids", linear.name, linear.n_groups));
+    }
+    line("learned", format!("{} numbers per block", plan.learned_per_block));
+    let memory = &plan.memory;
+    line("memory", format!("{} at most, of which", bytes(memory.peak_bytes())));
+    line("  program", bytes(memory.program_bytes));
+    line("  block", bytes(memory.block_bytes));
+    line("  hidden states", bytes(memory.cache_bytes));
+    line("  step", bytes(memory.step_bytes));
+    line("output", bytes(plan.output_bytes));
+    line("fits", if plan.problems.is_empty() { "yes".to_owned() } else { "no".to_owned() });
+    text
+}

@@ -1,0 +1,226 @@
+//! `omniquant quantize`: learns, writes the packed model, and keeps a record of the run beside it.
+
+use std::fmt::Write as _;
+use std::fs::{File, OpenOptions};
+use std::io::Write as _;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result};
+use oq_calib::{Notice, Options, Outcome, Plan, quantize};
+use oq_data::{Split, segments};
+use oq_formats::atomic_write;
+use oq_models::Model;
+use oq_recipe::{Event, Method, Recipe, RunRecord};
+use serde_json::json;
+use tch::Device;
+
+use crate::args::QuantizeArgs;
+use crate::commands::eval::{Subject, tokens};
+use crate::commands::plan::refuse;
+use crate::exit::CliError;
+use crate::machine;
+use crate::output::{Bar, Output, bytes, seconds};
+use crate::resolve::Named;
+
+pub fn run(args: &QuantizeArgs, out: &Output) -> Result<()> {
+    let device = machine::device(args.device)?;
+    let named = Named::new(&args.model);
+    let recipe = named.recipe(&args.recipe)?;
+    let model = Model::open(&named.directory(out)?)?;
+    let default_out = || PathBuf::from(format!("{}-{}", named.stem(), recipe.scheme));
+    let dir = args.out.clone().unwrap_or_else(default_out);
+    model.check_groups(recipe.scheme.weight)?;
+    refuse(&Plan::new(model.decoder(), &recipe, machine::machine(&dir)))?;
+
+    let segments = match recipe.method {
+        Method::Rtn => Vec::new(),
+        Method::Omniquant => {
+            let c = &recipe.calibration;
+            let ids = tokens(model.dir(), &c.data, Split::Train, args.eval.data_dir.as_deref())?;
+            segments(&ids, c.samples, c.seqlen, c.seed)?
+        }
+    };
+    let job = Job { named: &named, recipe: &recipe, model: &model, dir: &dir, device };
+    let record = job.run(&segments, args.resume, out)?;
+    let summary = oq_formats::inspect(&dir)?;
+    let mut report = Vec::new();
+    if args.report {
+        report = job.report(&Subject::new(named.entry, &args.eval, None), out)?;
+    }
+    let value = json!({"out": dir, "bytes": summary.total_bytes, "bits_per_weight": summary.bits_per_weight(),
+        "run": record, "report": report});
+    out.result(&value, || {
+        let mut text = format!(
+            "{}: {} in {}, peak memory {}\n",
+            dir.display(),
+            bytes(summary.total_bytes),
+            seconds(record.wall_secs),
+            bytes(record.peak_bytes)
+        );
+        for row in &report {
+            writeln!(text, "  {:<18}{:>10.4}   {}", row.name, row.perplexity, row.subject).expect("a string takes all");
+        }
+        text
+    })
+}
+
+struct Job<'a> {
+    named: &'a Named,
+    recipe: &'a Recipe,
+    model: &'a Model,
+    dir: &'a Path,
+    device: Device,
+}
+
+/// A line of the report.
+#[derive(serde::Serialize)]
+struct Row {
+    name: String,
+    perplexity: f64,
+    subject: String,
+}
+
+impl Job<'_> {
+    /// Quantizes, with progress on stderr and the record of the run in the output directory.
+    fn run(&self, segments: &[Vec<u32>], resume: bool, out: &Output) -> Result<RunRecord> {
+        let stop = stop_on_ctrl_c()?;
+        let started = Instant::now();
+        let started_unix = unix_now();
+        let bar = out.bar(&format!("{} {}", self.named.stem(), self.recipe.scheme));
+        let mut events = Events { path: self.dir.join("events.jsonl"), file: None };
+        let begun = Event::RunStarted {
+            model: self.named.name.clone(),
+            recipe: self.recipe.clone(),
+            blocks: self.model.decoder().dims().n_layers,
+            started_unix,
+        };
+        let mut begun = Some(begun);
+        let mut failed = None;
+        let options = Options { device: self.device, out: self.dir.to_owned(), resume };
+        let result = quantize(self.model, self.recipe, segments, &options, &mut |notice| {
+            // The first notice comes when the directory is known to be this run's.
+            let first = begun.take();
+            let written = first.iter().chain(event_of(&notice)).try_for_each(|event| events.write(event));
+            show(&bar, &notice);
+            if let Err(error) = written {
+                failed = Some(error);
+                return ControlFlow::Break(());
+            }
+            if stop.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+        if let Some(error) = failed {
+            return Err(error);
+        }
+        let outcome = result?;
+        drop(bar);
+        self.record(outcome, started, started_unix, &mut events)
+    }
+
+    fn record(&self, outcome: Outcome, started: Instant, started_unix: u64, events: &mut Events) -> Result<RunRecord> {
+        let record = RunRecord {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            model: self.named.name.clone(),
+            recipe: self.recipe.clone(),
+            device: machine::device_name(self.device),
+            compute: "f32".to_owned(),
+            threads: tch::get_num_threads() as usize,
+            libtorch: crate::commands::doctor::LIBTORCH.to_owned(),
+            tch: "0.26".to_owned(),
+            blocks: outcome.blocks,
+            wall_secs: started.elapsed().as_secs_f64(),
+            peak_bytes: machine::peak_bytes().unwrap_or_default(),
+            started_unix,
+            finished_unix: unix_now(),
+        };
+        if !outcome.was_complete {
+            events.write(&Event::RunFinished {
+                wall_secs: record.wall_secs,
+                peak_bytes: record.peak_bytes,
+                finished_unix: record.finished_unix,
+            })?;
+            atomic_write(&self.dir.join("recipe.toml"), self.recipe.to_toml()?.as_bytes())?;
+            atomic_write(&self.dir.join("run.json"), record.to_json().as_bytes())?;
+        }
+        Ok(record)
+    }
+
+    /// Perplexity of the model in full precision, rounded to nearest, and as it was written.
+    fn report(&self, subject: &Subject, out: &Output) -> Result<Vec<Row>> {
+        let measure = |name: String, model: &Model| -> Result<Row> {
+            let (_, result) = subject.measure(model, self.device, &name, out)?;
+            Ok(Row { name, perplexity: result.value(), subject: subject.describe(&result) })
+        };
+        let full = measure("full precision".to_owned(), self.model)?;
+        let rounded = Model::open(self.model.dir())?.with_round_to_nearest(self.recipe.scheme.weight)?;
+        let rounded = measure("round to nearest".to_owned(), &rounded)?;
+        match self.recipe.method {
+            Method::Rtn => Ok(vec![full, rounded]),
+            Method::Omniquant => {
+                Ok(vec![full, rounded, measure("OmniQuant".to_owned(), &Model::open(self.dir)?)?])
+            }
+        }
+    }
+}
+
+fn event_of(notice: &Notice) -> Option<&Event> {
+    match notice {
+        Notice::Event(event) => Some(event),
+        Notice::Progress { .. } => None,
+    }
+}
+
+fn show(bar: &Bar, notice: &Notice) {
+    match notice {
+        Notice::Progress { done, total } => bar.set(*done, *total),
+        Notice::Event(Event::Epoch { block, epoch, loss, .. }) => {
+            bar.message(format!("block {block} epoch {epoch} loss {loss:.3e}"));
+        }
+        Notice::Event(Event::BlockFinished(block)) => bar.line(|| {
+            let loss = block.final_loss.map_or(String::new(), |loss| format!(", loss {loss:.3e}"));
+            format!("block {} finished in {:.1} s{loss}", block.index, block.wall_secs)
+        }),
+        Notice::Event(_) => {}
+    }
+}
+
+/// `events.jsonl`, opened when the first event is written.
+struct Events {
+    path: PathBuf,
+    file: Option<File>,
+}
+
+impl Events {
+    fn write(&mut self, event: &Event) -> Result<()> {
+        let context = || format!("cannot write {}", self.path.display());
+        let file = match &mut self.file {
+            Some(file) => file,
+            None => {
+                let file = OpenOptions::new().create(true).append(true).open(&self.path).with_context(context)?;
+                self.file.insert(file)
+            }
+        };
+        file.write_all(event.to_line().as_bytes()).with_context(context)
+    }
+}
+
+/// Set by the first Ctrl-C or SIGTERM; the second one ends the program at once.
+fn stop_on_ctrl_c() -> Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let flag = Arc::clone(&stop);
+    let handler = move || {
+        if flag.swap(true, Ordering::Relaxed) {
+            std::process::exit(130);
+        }
+        eprintln!("stopping; finished blocks are kept (once more to stop at once)");
+    };
+    ctrlc::set_handler(handler).map_err(|e| CliError::Usage(format!("signals cannot be handled: {e}")))?;
+    Ok(stop)
+}
+
+fn unix_now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}

@@ -1,0 +1,123 @@
+//! Which exit code an error has.
+
+use oq_calib::{CalibError, JournalError};
+use oq_data::{DataError, ErrorKind};
+use oq_eval::EvalError;
+use oq_formats::FormatError;
+use oq_formats::gguf::GgufError;
+use oq_models::ModelError;
+use oq_recipe::RecipeError;
+
+/// The recipe or the command line asks for what cannot be.
+const USAGE: u8 = 2;
+/// Something to read is absent, out of reach or broken.
+const INPUT: u8 = 3;
+/// Memory or disk is too small.
+const DOES_NOT_FIT: u8 = 4;
+/// Numbers overflow.
+const NUMERIC: u8 = 5;
+/// Ctrl-C.
+const STOPPED: u8 = 130;
+const OTHER: u8 = 1;
+
+/// Errors that the command line itself raises.
+#[derive(Debug, thiserror::Error)]
+pub enum CliError {
+    /// Asked for what cannot be.
+    #[error("{0}")]
+    Usage(String),
+    /// Something to read is absent.
+    #[error("{0}")]
+    Missing(String),
+    /// The plan does not fit.
+    #[error("this run does not fit:\n  {0}")]
+    DoesNotFit(String),
+}
+
+/// The code of the first error in the chain that has one.
+pub fn code_of(error: &anyhow::Error) -> u8 {
+    error.chain().find_map(known_code).unwrap_or(OTHER)
+}
+
+fn known_code(error: &(dyn std::error::Error + 'static)) -> Option<u8> {
+    if let Some(error) = error.downcast_ref::<CliError>() {
+        return Some(match error {
+            CliError::Usage(_) => USAGE,
+            CliError::Missing(_) => INPUT,
+            CliError::DoesNotFit(_) => DOES_NOT_FIT,
+        });
+    }
+    if let Some(error) = error.downcast_ref::<RecipeError>() {
+        return Some(if matches!(error, RecipeError::Read { .. }) { INPUT } else { USAGE });
+    }
+    if let Some(error) = error.downcast_ref::<CalibError>() {
+        return Some(match error {
+            CalibError::Stopped { .. } => STOPPED,
+            CalibError::Diverged { .. } | CalibError::Overflow { .. } | CalibError::Linear { .. } => NUMERIC,
+            CalibError::AlreadyQuantized { .. } | CalibError::NoSegments => USAGE,
+            CalibError::Model(error) => model_code(error),
+            CalibError::Format(error) => format_code(error),
+            CalibError::Journal(JournalError::Io { source, .. }) => io_code(source),
+            CalibError::Journal(_) => USAGE,
+        });
+    }
+    if let Some(error) = error.downcast_ref::<EvalError>() {
+        return Some(match error {
+            EvalError::TooShort { .. } => USAGE,
+            EvalError::NotFinite { .. } => NUMERIC,
+            EvalError::Model(error) => model_code(error),
+        });
+    }
+    if let Some(error) = error.downcast_ref::<ModelError>() {
+        return Some(model_code(error));
+    }
+    if let Some(error) = error.downcast_ref::<FormatError>() {
+        return Some(format_code(error));
+    }
+    if let Some(error) = error.downcast_ref::<GgufError>() {
+        return Some(match error {
+            GgufError::Write(error) => format_code(error),
+            GgufError::Io { source, .. } => io_code(source),
+            _ => INPUT,
+        });
+    }
+    if let Some(error) = error.downcast_ref::<DataError>() {
+        return Some(match error.kind() {
+            ErrorKind::MissingInput | ErrorKind::Unreachable | ErrorKind::Corrupt => INPUT,
+            ErrorKind::Usage => USAGE,
+            ErrorKind::Machine => match error {
+                DataError::DiskFull { .. } => DOES_NOT_FIT,
+                _ => OTHER,
+            },
+        });
+    }
+    error.downcast_ref::<std::io::Error>().map(io_code)
+}
+
+fn model_code(error: &ModelError) -> u8 {
+    match error {
+        ModelError::UnknownArchitecture { .. } | ModelError::TokenId { .. } => USAGE,
+        ModelError::Quantize { source: oq_quant_core::TensorError::GroupDoesNotDivide { .. }, .. } => USAGE,
+        ModelError::NotFinite { .. } | ModelError::Quantize { .. } => NUMERIC,
+        ModelError::ConfigKey { .. } | ModelError::Shape { .. } | ModelError::Dtype { .. } => INPUT,
+        ModelError::Format(error) => format_code(error),
+    }
+}
+
+fn format_code(error: &FormatError) -> u8 {
+    match error {
+        FormatError::NoSpace { .. } => DOES_NOT_FIT,
+        FormatError::OutputIsSource { .. } => USAGE,
+        FormatError::NotFinite { .. } => NUMERIC,
+        FormatError::Io { source, .. } => io_code(source),
+        _ => INPUT,
+    }
+}
+
+fn io_code(error: &std::io::Error) -> u8 {
+    match error.kind() {
+        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => DOES_NOT_FIT,
+        std::io::ErrorKind::NotFound => INPUT,
+        _ => OTHER,
+    }
+}

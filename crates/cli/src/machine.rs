@@ -1,0 +1,86 @@
+//! What this machine has.
+
+use std::path::{Path, PathBuf};
+
+use oq_calib::Machine;
+use sysinfo::{Disks, System};
+use tch::{Cuda, Device};
+
+use crate::args::DeviceArg;
+use crate::exit::CliError;
+
+/// The device asked for, or the best there is.
+pub fn device(wanted: DeviceArg) -> Result<Device, CliError> {
+    let count = if Cuda::is_available() { Cuda::device_count() as usize } else { 0 };
+    match wanted {
+        DeviceArg::Cpu => Ok(Device::Cpu),
+        DeviceArg::Auto if count == 0 => Ok(Device::Cpu),
+        DeviceArg::Auto => Ok(Device::Cuda(0)),
+        DeviceArg::Cuda(index) if index < count => Ok(Device::Cuda(index)),
+        DeviceArg::Cuda(index) => Err(CliError::Usage(format!(
+            "--device cuda:{index}: libtorch sees {count} CUDA devices (`cargo xtask setup --cuda` brings the CUDA library)"
+        ))),
+    }
+}
+
+/// The name that `--device` takes.
+pub fn device_name(device: Device) -> String {
+    match device {
+        Device::Cuda(index) => format!("cuda:{index}"),
+        _ => "cpu".to_owned(),
+    }
+}
+
+/// Threads of libtorch and of our own loops.
+pub fn set_threads(threads: u16) {
+    tch::set_num_threads(i32::from(threads));
+    // Read by rayon when its pool is first used, which is after this.
+    if rayon_pool(threads.into()).is_err() {
+        tracing::warn!("the thread pool was running already");
+    }
+}
+
+fn rayon_pool(threads: usize) -> Result<(), rayon::ThreadPoolBuildError> {
+    rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()
+}
+
+/// Free memory, and free space on the disk that `out` is on.
+pub fn machine(out: &Path) -> Machine {
+    let mut system = System::new();
+    system.refresh_memory();
+    let in_cgroup = system.cgroup_limits().map(|limits| limits.free_memory);
+    let free = system.available_memory();
+    Machine {
+        memory_bytes: Some(in_cgroup.map_or(free, |limit| limit.min(free))).filter(|&bytes| bytes > 0),
+        disk_bytes: free_space(out),
+    }
+}
+
+/// Total memory in bytes.
+pub fn total_memory() -> u64 {
+    let mut system = System::new();
+    system.refresh_memory();
+    system.total_memory()
+}
+
+fn free_space(path: &Path) -> Option<u64> {
+    let absolute = std::path::absolute(path).ok()?;
+    let existing = absolute.ancestors().find_map(|ancestor| ancestor.canonicalize().ok())?;
+    let disks = Disks::new_with_refreshed_list();
+    let on = disks.iter().filter(|disk| existing.starts_with(disk.mount_point()));
+    on.max_by_key(|disk| disk.mount_point().as_os_str().len()).map(|disk| disk.available_space())
+}
+
+/// Most memory that this process has had resident, where the system says so.
+pub fn peak_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
+}
+
+/// The libtorch that is loaded.
+pub fn libtorch_path() -> Option<PathBuf> {
+    let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
+    let path = maps.lines().find_map(|line| line.split_whitespace().last().filter(|p| p.contains("libtorch_cpu")))?;
+    Some(PathBuf::from(path))
+}

@@ -1,0 +1,40 @@
+//! The `omniquant` command: quantizes a model, measures it, and says what is in it.
+
+mod args;
+mod commands;
+mod exit;
+mod machine;
+mod output;
+mod resolve;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::args::{Cli, Command};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    output::init_logs(&cli.global);
+    if let Some(threads) = cli.global.threads {
+        machine::set_threads(threads);
+    }
+    let out = output::Output::new(&cli.global);
+    let result = match &cli.command {
+        Command::Quantize(args) => commands::quantize::run(args, &out),
+        Command::Eval(args) => commands::eval::run(args, &out),
+        Command::Plan(args) => commands::plan::run(args, &out),
+        Command::Inspect(args) => commands::inspect::run(args, &out),
+        Command::Logits(args) => commands::logits::run(args, &out),
+        Command::Convert(args) => commands::convert::run(args, &out),
+        Command::Doctor => commands::doctor::run(&out),
+        Command::Completions { shell } => commands::completions(*shell),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            out.error(&error);
+            ExitCode::from(exit::code_of(&error))
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! What people and scripts see: logs and bars on stderr, results on stdout.
+
+use std::io::{IsTerminal, Write};
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::Serialize;
+use tracing_subscriber::EnvFilter;
+
+use crate::args::{Global, LogFormat};
+
+/// Log lines on stderr, at the level that -q and -v ask for, or as `RUST_LOG` says.
+pub fn init_logs(global: &Global) {
+    let level = match (global.quiet, global.verbose) {
+        (true, _) => "error",
+        (_, 0) => "warn",
+        (_, 1) => "info",
+        _ => "trace",
+    };
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
+    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match global.log_format {
+        LogFormat::Json => logs.json().init(),
+        LogFormat::Text => {
+            let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+            logs.with_ansi(colours).with_target(false).init();
+        }
+    }
+}
+
+/// Where a command's results and progress go.
+#[derive(Clone, Copy, Debug)]
+pub struct Output {
+    json: bool,
+    quiet: bool,
+}
+
+impl Output {
+    /// As the command line asks.
+    pub fn new(global: &Global) -> Self {
+        Self { json: global.json, quiet: global.quiet }
+    }
+
+    /// The result of a command: `value` with --json, else `text`.
+    pub fn result(&self, value: &impl Serialize, text: impl FnOnce() -> String) -> anyhow::Result<()> {
+        let text = if self.json { serde_json::to_string(value)? } else { text() };
+        let mut stdout = std::io::stdout().lock();
+        // A reader that went away, as `head` does, is no error of ours.
+        match writeln!(stdout, "{}", text.trim_end()) {
+            Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+            other => Ok(other?),
+        }
+    }
+
+    /// A line about what happens now, on stderr.
+    pub fn say(&self, line: impl AsRef<str>) {
+        if !self.quiet {
+            eprintln!("{}", line.as_ref());
+        }
+    }
+
+    /// The error that ends the command.
+    pub fn error(&self, error: &anyhow::Error) {
+        // Libraries' messages hold their causes already; a cause is told only if the line above does not say it.
+        let mut text = error.to_string();
+        for cause in error.chain().skip(1).map(ToString::to_string) {
+            if !text.contains(&cause) {
+                text = format!("{text}\n  because: {cause}");
+            }
+        }
+        eprintln!("error: {text}");
+    }
+
+    /// A bar on a terminal; elsewhere a line now and then.
+    pub fn bar(&self, what: &str) -> Bar {
+        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+        if self.quiet || !std::io::stderr().is_terminal() {
+            bar.set_draw_target(ProgressDrawTarget::hidden());
+        }
+        let style = ProgressStyle::with_template("{prefix} {wide_bar} {percent:>3}%  {msg}  {elapsed} < {eta}");
+        bar.set_style(style.expect("the template is correct").progress_chars("=> "));
+        bar.set_prefix(what.to_owned());
+        bar.enable_steady_tick(Duration::from_millis(500));
+        Bar { bar, lines: !self.quiet && !std::io::stderr().is_terminal() }
+    }
+}
+
+/// Progress of something long.
+pub struct Bar {
+    bar: ProgressBar,
+    lines: bool,
+}
+
+impl Bar {
+    /// How far it is.
+    pub fn set(&self, done: usize, total: usize) {
+        self.bar.set_length(total as u64);
+        self.bar.set_position(done as u64);
+    }
+
+    /// What it is at: beside the bar.
+    pub fn message(&self, message: String) {
+        self.bar.set_message(message);
+    }
+
+    /// Something worth a line of its own where there is no bar.
+    pub fn line(&self, line: impl FnOnce() -> String) {
+        if self.lines {
+            eprintln!("{}", line());
+        }
+    }
+}
+
+impl Drop for Bar {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+/// A number of bytes for people.
+pub fn bytes(n: u64) -> String {
+    indicatif::BinaryBytes(n).to_string()
+}
+
+/// A duration for people.
+pub fn seconds(secs: f64) -> String {
+    indicatif::FormattedDuration(Duration::from_secs_f64(secs.max(0.0))).to_string()
+}

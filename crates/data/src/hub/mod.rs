@@ -1,0 +1,355 @@
+//! Models and dataset files from a hub, into the cache that other programs share.
+//!
+//! The cache is laid out as `huggingface_hub` does: `blobs/<etag>` hold the bytes, `snapshots/<commit>/<file>` link to
+//! them, `refs/<revision>` name commits. A snapshot's directory is a model directory.
+//!
+//! The HTTP is our own over `ureq`: a download must give up on a dead network, continue after a cut, tell a gated
+//! repository from a missing one, and be checked against its SHA-256.
+
+mod cache;
+mod client;
+
+use std::env;
+use std::path::{Path, PathBuf};
+
+use crate::error::{DataError, read_json};
+use cache::RepoCache;
+use client::{Client, Listing};
+
+/// The hub that is asked where `HF_ENDPOINT` is not set.
+pub const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
+
+/// Where models come from and where they are kept.
+#[derive(Clone)]
+pub struct Hub {
+    /// The hub's address, without a final slash.
+    pub endpoint: String,
+    /// The folder of repositories, `~/.cache/huggingface/hub` for most.
+    pub cache: PathBuf,
+    /// Who asks, for gated and private repositories.
+    pub token: Option<String>,
+    /// Use the cache alone.
+    pub offline: bool,
+}
+
+/// What a fetch is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HubEvent<'a> {
+    /// The file is in the cache.
+    Cached {
+        /// Name in the repository.
+        file: &'a str,
+    },
+    /// Another process is downloading the file; its end is waited for.
+    Waiting {
+        /// Name in the repository.
+        file: &'a str,
+    },
+    /// A download begins, or continues after a cut.
+    Started {
+        /// Name in the repository.
+        file: &'a str,
+        /// Bytes that an earlier attempt left.
+        done: u64,
+        /// Size in bytes.
+        total: u64,
+    },
+    /// More bytes are on disk.
+    Progress {
+        /// Name in the repository.
+        file: &'a str,
+        /// Bytes on disk.
+        done: u64,
+        /// Size in bytes.
+        total: u64,
+    },
+    /// The file is complete, checked and in the cache.
+    Finished {
+        /// Name in the repository.
+        file: &'a str,
+        /// Size in bytes.
+        total: u64,
+    },
+}
+
+/// Files that are taken where the repository has them.
+const SMALL_FILES: [&str; 8] = [
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+];
+
+/// Weights in order of preference, each as (index of shards, single file).
+const WEIGHTS: [(&str, &str); 2] =
+    [("model.safetensors.index.json", "model.safetensors"), ("pytorch_model.bin.index.json", "pytorch_model.bin")];
+
+impl Hub {
+    /// As the environment says: `HF_ENDPOINT`; `HF_HUB_CACHE`, `HF_HOME`, `XDG_CACHE_HOME` or `HOME`; `HF_TOKEN` or the
+    /// token file that a login left; `HF_HUB_OFFLINE`.
+    pub fn from_env() -> Result<Self, DataError> {
+        let set = |name: &str| env::var(name).ok().filter(|value| !value.trim().is_empty());
+        Self::from_vars(set)
+    }
+
+    fn from_vars(set: impl Fn(&str) -> Option<String>) -> Result<Self, DataError> {
+        let home = set("HF_HOME")
+            .map(PathBuf::from)
+            .or_else(|| Some(Path::new(&set("XDG_CACHE_HOME")?).join("huggingface")))
+            .or_else(|| Some(Path::new(&set("HOME")?).join(".cache/huggingface")));
+        let cache = set("HF_HUB_CACHE").map(PathBuf::from).or_else(|| Some(home.as_ref()?.join("hub")));
+        let token_file = set("HF_TOKEN_PATH").map(PathBuf::from).or_else(|| Some(home.as_ref()?.join("token")));
+        let token = set("HF_TOKEN").or_else(|| std::fs::read_to_string(token_file?).ok());
+        let endpoint = set("HF_ENDPOINT").unwrap_or_else(|| DEFAULT_ENDPOINT.to_owned());
+        let is_yes = |value: String| ["1", "true", "yes", "on"].contains(&value.trim().to_lowercase().as_str());
+        Ok(Self {
+            endpoint: endpoint.trim().trim_end_matches('/').to_owned(),
+            cache: cache.ok_or(DataError::NoCache)?,
+            token: token.map(|token| token.trim().to_owned()).filter(|token| !token.is_empty()),
+            offline: set("HF_HUB_OFFLINE").is_some_and(is_yes),
+        })
+    }
+
+    /// Whether `name` has the form of a hub id: `owner/name` or `name`.
+    pub fn is_repo_id(name: &str) -> bool {
+        let part_ok = |part: &str| {
+            !part.is_empty()
+                && !part.starts_with('.')
+                && part.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
+        };
+        name.split('/').count() <= 2 && name.split('/').all(part_ok)
+    }
+
+    /// Fetches what a model needs (config, tokenizer, weights: safetensors, else `pytorch_model.bin`; one file or the
+    /// shards of an index) and returns its snapshot's directory. `revision` is a branch, a tag or a commit; `main` if
+    /// none. What is in the cache is not fetched again; offline, the cache must have all of it.
+    pub fn fetch_model(
+        &self,
+        repo: &str,
+        revision: Option<&str>,
+        progress: &mut dyn FnMut(HubEvent<'_>),
+    ) -> Result<PathBuf, DataError> {
+        let repo = Repo::new("", repo, revision)?;
+        let cache = RepoCache::new(&self.cache, &repo);
+        if self.offline {
+            let snapshot = cache.resolve()?;
+            let has = |file: &str| snapshot.join(file).is_file();
+            let missing = |file: &str| DataError::NotCached { cache: snapshot.clone(), what: file.to_owned() };
+            take_model_files(has, missing, |file| Ok(snapshot.join(file)))?;
+            return Ok(snapshot);
+        }
+        let client = Client::new(self, &repo);
+        let listing = client.list()?;
+        let missing = |file: &str| DataError::IncompleteRepo { repo: repo.id.clone(), file: file.to_owned() };
+        let get = |file: &str| fetch_file(&client, &cache, &listing, file, progress);
+        take_model_files(|file| listing.files.contains(file), missing, get)?;
+        // Last, so that a ref names complete snapshots only.
+        cache.write_ref(&listing.commit)?;
+        Ok(cache.snapshot(&listing.commit))
+    }
+
+    /// Fetches one file of a dataset's `main` and returns its path in the cache.
+    pub fn fetch_dataset_file(
+        &self,
+        repo: &str,
+        file: &str,
+        progress: &mut dyn FnMut(HubEvent<'_>),
+    ) -> Result<PathBuf, DataError> {
+        let repo = Repo::new("datasets/", repo, None)?;
+        let cache = RepoCache::new(&self.cache, &repo);
+        // A dataset's published rows do not change: what is cached is not asked for again.
+        match cache.resolve().map(|snapshot| snapshot.join(file)) {
+            Ok(path) if path.is_file() => return Ok(path),
+            Ok(path) if self.offline => {
+                return Err(DataError::NotCached { cache: self.cache.clone(), what: path.display().to_string() });
+            }
+            Err(e) if self.offline => return Err(e),
+            _ => {}
+        }
+        let client = Client::new(self, &repo);
+        let listing = client.list()?;
+        let path = fetch_file(&client, &cache, &listing, file, progress)?;
+        cache.write_ref(&listing.commit)?;
+        Ok(path)
+    }
+}
+
+/// The token stays out of logs.
+impl std::fmt::Debug for Hub {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let token = self.token.as_ref().map(|_| "set");
+        f.debug_struct("Hub")
+            .field("endpoint", &self.endpoint)
+            .field("cache", &self.cache)
+            .field("token", &token)
+            .field("offline", &self.offline)
+            .finish()
+    }
+}
+
+/// A repository at a revision, its names checked: they become parts of paths and addresses.
+struct Repo {
+    /// `` or `datasets/`.
+    prefix: &'static str,
+    id: String,
+    revision: String,
+}
+
+impl Repo {
+    fn new(prefix: &'static str, id: &str, revision: Option<&str>) -> Result<Self, DataError> {
+        if !Hub::is_repo_id(id) {
+            let expected = "owner/name of letters, digits, '-', '_' and '.'";
+            return Err(DataError::BadHubName { what: "hub id", value: id.to_owned(), expected });
+        }
+        let revision = revision.unwrap_or("main");
+        let ok = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '/');
+        if revision.split('/').any(|part| part.is_empty() || part.starts_with('.')) || !revision.chars().all(ok) {
+            let expected = "a branch, a tag or a commit";
+            return Err(DataError::BadHubName { what: "revision", value: revision.to_owned(), expected });
+        }
+        Ok(Self { prefix, id: id.to_owned(), revision: revision.to_owned() })
+    }
+}
+
+/// Takes config, small files and weights from wherever `has` and `get` look. Errors are `missing` for a needed file.
+fn take_model_files(
+    has: impl Fn(&str) -> bool,
+    missing: impl Fn(&str) -> DataError,
+    mut get: impl FnMut(&str) -> Result<PathBuf, DataError>,
+) -> Result<(), DataError> {
+    if !has("config.json") {
+        return Err(missing("config.json"));
+    }
+    get("config.json")?;
+    for file in SMALL_FILES.into_iter().filter(|file| has(file)) {
+        get(file)?;
+    }
+    for (index, single) in WEIGHTS {
+        if has(index) {
+            for shard in shards(&get(index)?)? {
+                if !has(&shard) {
+                    return Err(missing(&shard));
+                }
+                get(&shard)?;
+            }
+            return Ok(());
+        }
+        if has(single) {
+            return get(single).map(drop);
+        }
+    }
+    Err(missing("model.safetensors or pytorch_model.bin, alone or with its index"))
+}
+
+/// The files an index names, each once, in order.
+fn shards(index: &Path) -> Result<Vec<String>, DataError> {
+    let json = read_json(index)?;
+    let map = json["weight_map"].as_object().ok_or_else(|| DataError::corrupt(index, "no object \"weight_map\""))?;
+    let mut files = Vec::new();
+    for (tensor, file) in map {
+        let file = file.as_str().filter(|file| is_plain_name(file)).ok_or_else(|| {
+            DataError::corrupt(index, format!("the shard of {tensor} is {file}, not the name of a file beside it"))
+        })?;
+        files.push(file.to_owned());
+    }
+    files.sort();
+    files.dedup();
+    Ok(files)
+}
+
+fn is_plain_name(file: &str) -> bool {
+    !file.is_empty() && !file.starts_with('.') && !file.contains(['/', '\\'])
+}
+
+/// One file at the listing's commit: from the cache, or downloaded, checked and linked.
+fn fetch_file(
+    client: &Client<'_>,
+    cache: &RepoCache,
+    listing: &Listing,
+    file: &str,
+    progress: &mut dyn FnMut(HubEvent<'_>),
+) -> Result<PathBuf, DataError> {
+    let path = cache.snapshot(&listing.commit).join(file);
+    if path.is_file() {
+        progress(HubEvent::Cached { file });
+        return Ok(path);
+    }
+    let meta = client.head(&listing.commit, file)?;
+    cache.with_lock(&meta.etag, || progress(HubEvent::Waiting { file }))?.hold(|| {
+        let blob = cache.blob(&meta.etag);
+        if blob.is_file() {
+            progress(HubEvent::Cached { file });
+        } else {
+            let part = cache.part(&meta.etag);
+            client.download(&listing.commit, file, &meta, &part, progress)?;
+            std::fs::rename(&part, &blob).map_err(|e| DataError::io(&blob, "rename a download to", e))?;
+            progress(HubEvent::Finished { file, total: meta.size });
+        }
+        cache.link(&blob, &path)
+    })?;
+    Ok(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hub(vars: &[(&str, &str)]) -> Result<Hub, DataError> {
+        Hub::from_vars(|name| vars.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned()))
+    }
+
+    #[test]
+    fn the_environment_is_read_as_other_programs_read_it() {
+        let home = hub(&[("HOME", "/home/u")]).unwrap();
+        assert_eq!(home.cache, Path::new("/home/u/.cache/huggingface/hub"));
+        assert_eq!((home.endpoint.as_str(), home.offline, home.token), (DEFAULT_ENDPOINT, false, None));
+        assert_eq!(hub(&[("HOME", "/h"), ("XDG_CACHE_HOME", "/x")]).unwrap().cache, Path::new("/x/huggingface/hub"));
+        assert_eq!(hub(&[("HOME", "/h"), ("HF_HOME", "/x")]).unwrap().cache, Path::new("/x/hub"));
+        assert_eq!(hub(&[("HF_HOME", "/x"), ("HF_HUB_CACHE", "/c")]).unwrap().cache, Path::new("/c"));
+        assert!(matches!(hub(&[]), Err(DataError::NoCache)));
+        let set = hub(&[("HOME", "/h"), ("HF_ENDPOINT", "http://m/"), ("HF_HUB_OFFLINE", "TRUE"), ("HF_TOKEN", "t\n")]);
+        let set = set.unwrap();
+        assert_eq!((set.endpoint.as_str(), set.offline, set.token.as_deref()), ("http://m", true, Some("t")));
+        assert!(!format!("{set:?}").contains("\"t\""), "{set:?}");
+    }
+
+    #[test]
+    fn a_login_leaves_its_token_beside_the_cache() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("token"), "hf_abc\n").unwrap();
+        let home = dir.path().to_str().unwrap();
+        assert_eq!(hub(&[("HF_HOME", home)]).unwrap().token.as_deref(), Some("hf_abc"));
+        assert_eq!(hub(&[("HF_HOME", home), ("HF_TOKEN", "mine")]).unwrap().token.as_deref(), Some("mine"));
+    }
+
+    #[test]
+    fn names_that_would_leave_the_cache_are_refused() {
+        for good in ["gpt2", "facebook/opt-125m", "HuggingFaceTB/SmolLM2-135M", "a_b/c.d"] {
+            assert!(Hub::is_repo_id(good), "{good}");
+        }
+        for bad in ["", "/", "a/b/c", "../x", "a/..", "a b", "a/", "/a", "./model", "http://x", "wikitext2:test"] {
+            assert!(!Hub::is_repo_id(bad), "{bad}");
+        }
+        for bad in ["", "..", "a//b", "../../x", "a b", "x?y"] {
+            assert!(Repo::new("", "a/b", Some(bad)).is_err(), "{bad}");
+        }
+        assert!(Repo::new("", "a/b", Some("refs/pr/1")).is_ok());
+    }
+
+    #[test]
+    fn an_index_that_points_outside_is_corrupt() {
+        let dir = tempfile::tempdir().unwrap();
+        let index = dir.path().join("index.json");
+        std::fs::write(&index, r#"{"weight_map": {"b": "2.safetensors", "a": "1.safetensors", "c": "2.safetensors"}}"#)
+            .unwrap();
+        assert_eq!(shards(&index).unwrap(), ["1.safetensors", "2.safetensors"]);
+        for bad in [r#"{"weight_map": {"a": "../x"}}"#, r#"{"weight_map": {"a": 3}}"#, "{}", "["] {
+            std::fs::write(&index, bad).unwrap();
+            assert!(matches!(shards(&index), Err(DataError::Corrupt { .. })), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,28 @@
+//! Text in, token ids out: tokenizers ([`Tokenizer`]), evaluation and calibration texts ([`load_text`]), how ids are
+//! cut ([`segments`], [`windows`]), and the model hub ([`Hub`]) where either may come from.
+//!
+//! No tensors and no libtorch: ids are `u32`, texts are `String`.
+//!
+//! ```no_run
+//! use oq_data::{AddSpecial, Hub, Split, Tokenizer, load_text, segments};
+//!
+//! let hub = Hub::from_env()?;
+//! let model = hub.fetch_model("HuggingFaceTB/SmolLM2-135M", None, &mut |_event| {})?;
+//! let text = load_text("wikitext2", Split::Train, None, &hub)?;
+//! let ids = Tokenizer::open(&model)?.encode(&text.text, AddSpecial::Yes)?;
+//! let calibration = segments(&ids, 128, 2048, 2)?; // 128 x [2048]
+//! # Ok::<(), oq_data::DataError>(())
+//! ```
+
+mod dataset;
+mod error;
+mod hub;
+mod parquet_text;
+mod sample;
+mod tokenizer;
+
+pub use dataset::{DATASETS, Split, Text, load_text};
+pub use error::{DataError, ErrorKind};
+pub use hub::{DEFAULT_ENDPOINT, Hub, HubEvent};
+pub use sample::{segments, windows};
+pub use tokenizer::{AddSpecial, Tokenizer};

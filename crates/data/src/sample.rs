@@ -1,0 +1,140 @@
+//! How a long row of token ids is cut: random segments to calibrate on, windows to evaluate on.
+
+use crate::error::DataError;
+
+/// `samples` contiguous segments of `seqlen` ids, each start drawn uniformly from all `len - seqlen + 1` (segments may
+/// overlap or repeat).
+///
+/// The starts are a function of `(ids.len(), samples, seqlen, seed)` alone, the same in every version and on every
+/// machine: SplitMix64 seeded with `seed`, one start per draw, draws from the incomplete last multiple rejected.
+///
+/// Errors: a text shorter than one segment, a segment of no tokens.
+pub fn segments(ids: &[u32], samples: usize, seqlen: usize, seed: u64) -> Result<Vec<Vec<u32>>, DataError> {
+    if seqlen == 0 {
+        return Err(DataError::EmptySegment);
+    }
+    let Some(last_start) = ids.len().checked_sub(seqlen) else {
+        return Err(DataError::TextTooShort { tokens: ids.len(), seqlen });
+    };
+    let mut random = SplitMix64(seed);
+    Ok((0..samples)
+        .map(|_| {
+            let start = random.below(last_start as u64 + 1) as usize;
+            ids[start..start + seqlen].to_vec()
+        })
+        .collect())
+}
+
+/// Non-overlapping windows of `seqlen` ids in order; a last partial window is dropped. A `seqlen` of 0 gives none.
+pub fn windows(ids: &[u32], seqlen: usize) -> impl ExactSizeIterator<Item = &[u32]> {
+    let ids = if seqlen == 0 { &[] } else { ids };
+    ids.chunks_exact(seqlen.max(1))
+}
+
+/// Steele, Lea and Flood, "Fast splittable pseudorandom number generators" (2014).
+struct SplitMix64(u64);
+
+impl SplitMix64 {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// Uniform in `0..bound`, `bound > 0`.
+    fn below(&mut self, bound: u64) -> u64 {
+        // The largest value that still belongs to a whole multiple of `bound`.
+        let limit = u64::MAX - (u64::MAX % bound + 1) % bound;
+        loop {
+            let draw = self.next();
+            if draw <= limit {
+                return draw % bound;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn splitmix_gives_the_published_sequence() {
+        // The generator's reference output for seed 1234567.
+        let mut random = SplitMix64(1_234_567);
+        let drawn: Vec<u64> = (0..5).map(|_| random.next()).collect();
+        assert_eq!(
+            drawn,
+            [
+                6_457_827_717_110_365_317,
+                3_203_168_211_198_807_973,
+                9_817_491_932_198_370_423,
+                4_593_380_528_125_082_431,
+                16_408_922_859_458_223_821
+            ]
+        );
+    }
+
+    #[test]
+    fn starts_never_change() {
+        let ids: Vec<u32> = (0..1000).collect();
+        let starts: Vec<u32> = segments(&ids, 6, 100, 2).unwrap().iter().map(|s| s[0]).collect();
+        assert_eq!(starts, STARTS_OF_SEED_2);
+    }
+
+    /// A change here changes everybody's calibration set.
+    const STARTS_OF_SEED_2: [u32; 6] = [373, 785, 434, 569, 836, 446];
+
+    #[test]
+    fn starts_are_uniform_and_reach_both_ends() {
+        let ids: Vec<u32> = (0..13).collect();
+        let mut counts = [0usize; 10];
+        for segment in segments(&ids, 20_000, 4, 7).unwrap() {
+            counts[segment[0] as usize] += 1;
+        }
+        // 2000 expected per start, standard deviation 42: 5 of them.
+        assert!(counts.iter().all(|&n| n.abs_diff(2000) < 212), "{counts:?}");
+    }
+
+    #[test]
+    fn too_short_says_both_numbers() {
+        let err = segments(&[1, 2, 3], 1, 4, 0).unwrap_err();
+        assert!(matches!(err, DataError::TextTooShort { tokens: 3, seqlen: 4 }), "{err}");
+        assert!(matches!(segments(&[1], 1, 0, 0), Err(DataError::EmptySegment)));
+        assert_eq!(segments(&[1, 2, 3], 2, 3, 0).unwrap(), [[1, 2, 3], [1, 2, 3]]);
+    }
+
+    proptest! {
+        #[test]
+        fn segments_are_contiguous_and_repeatable(
+            len in 1usize..500, seqlen in 1usize..500, samples in 0usize..20, seed: u64
+        ) {
+            let ids: Vec<u32> = (0..len as u32).collect();
+            match segments(&ids, samples, seqlen, seed) {
+                Err(_) => prop_assert!(seqlen > len),
+                Ok(found) => {
+                    prop_assert_eq!(found.len(), samples);
+                    for s in &found {
+                        prop_assert_eq!(s.len(), seqlen);
+                        prop_assert!(s.windows(2).all(|w| w[1] == w[0] + 1));
+                    }
+                    prop_assert_eq!(found, segments(&ids, samples, seqlen, seed).unwrap());
+                }
+            }
+        }
+
+        #[test]
+        fn windows_are_the_text_less_its_tail(len in 0usize..500, seqlen in 0usize..60) {
+            let ids: Vec<u32> = (0..len as u32).collect();
+            let found: Vec<&[u32]> = windows(&ids, seqlen).collect();
+            prop_assert_eq!(found.len(), len.checked_div(seqlen).unwrap_or(0));
+            prop_assert!(found.iter().all(|w| w.len() == seqlen));
+            let joined = found.concat();
+            prop_assert_eq!(&joined[..], &ids[..joined.len()]);
+        }
+    }
+}

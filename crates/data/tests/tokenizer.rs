@@ -1,0 +1,160 @@
+//! Ids of real tokenizers against those of the tokenizers they were published with.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot be set up should fail")]
+
+use std::path::{Path, PathBuf};
+
+use oq_data::{AddSpecial, DataError, ErrorKind, Split, Tokenizer, load_text};
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures").join(name)
+}
+
+/// A folder with the named files of `from`, and `extra` files with their content.
+fn folder(from: &[(&Path, &str)], extra: &[(&str, &str)]) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for (path, name) in from {
+        std::fs::copy(path, dir.path().join(name)).unwrap();
+    }
+    for (name, content) in extra {
+        std::fs::write(dir.path().join(name), content).unwrap();
+    }
+    dir
+}
+
+#[test]
+fn tiny_llama_reads_its_held_out_text_as_its_trainer_did() {
+    let tokenizer = Tokenizer::open(&fixture("tiny-llama")).unwrap();
+    let text = std::fs::read_to_string(fixture("eval.txt")).unwrap();
+    let text = text.strip_suffix('\n').unwrap();
+    let ids = tokenizer.encode(text, AddSpecial::Yes).unwrap();
+    assert_eq!(ids.len(), 10_045);
+    assert_eq!(ids[..8], [370, 363, 261, 355, 14, 261, 806, 950]);
+    assert_eq!(ids[10_041..], [11, 28, 66, 16]);
+    let checksum: u64 = ids.iter().enumerate().map(|(k, &id)| u64::from(id) * (k as u64 % 97 + 1)).sum();
+    assert_eq!(checksum, 187_800_189);
+    assert_eq!(tokenizer.decode(&ids).unwrap(), text);
+    assert_eq!((tokenizer.bos(), tokenizer.eos(), tokenizer.id_bound()), (Some(0), &[2][..], 1024));
+}
+
+#[test]
+fn add_bos_token_decides_over_the_post_processor() {
+    let source = fixture("tiny-llama/tokenizer.json");
+    let with = |config: &str| {
+        let dir = folder(&[(&source, "tokenizer.json")], &[("tokenizer_config.json", config)]);
+        let tokenizer = Tokenizer::open(dir.path()).unwrap();
+        (tokenizer.encode("the", AddSpecial::Yes).unwrap(), tokenizer.encode("the", AddSpecial::No).unwrap())
+    };
+    let (plain, _) = with("{}");
+    let bos: Vec<u32> = std::iter::once(0).chain(plain.clone()).collect();
+    assert_eq!(with(r#"{"bos_token": "<s>"}"#), (plain.clone(), plain.clone()));
+    assert_eq!(with(r#"{"bos_token": "<s>", "add_bos_token": true}"#), (bos.clone(), plain.clone()));
+    assert_eq!(with(r#"{"bos_token": {"content": "<s>"}, "add_bos_token": true}"#), (bos, plain.clone()));
+    assert_eq!(with(r#"{"bos_token": "<none>", "add_bos_token": true}"#), (plain.clone(), plain));
+}
+
+#[test]
+fn a_template_with_bos_adds_it_once_or_not_at_all() {
+    let json = std::fs::read_to_string(fixture("tiny-llama/tokenizer.json")).unwrap();
+    let mut json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    json["post_processor"] = serde_json::json!({
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<s>": {"id": "<s>", "ids": [0], "tokens": ["<s>"]}},
+    });
+    json["truncation"] = serde_json::json!(
+        {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0});
+    for (config, bos) in [
+        (r#"{"bos_token": "<s>"}"#, 1),
+        (r#"{"bos_token": "<s>", "add_bos_token": true}"#, 1),
+        (r#"{"bos_token": "<s>", "add_bos_token": false}"#, 0),
+    ] {
+        let dir = folder(&[], &[("tokenizer.json", &json.to_string()), ("tokenizer_config.json", config)]);
+        let tokenizer = Tokenizer::open(dir.path()).unwrap();
+        let ids = tokenizer.encode("one two three four five six", AddSpecial::Yes).unwrap();
+        assert_eq!(ids.iter().filter(|&&id| id == 0).count(), bos, "{config}");
+        let text = tokenizer.encode("one two three four five six", AddSpecial::No).unwrap();
+        assert!(text.len() > 4 && ids[bos..] == text, "a truncation left in the file must not act: {ids:?}");
+    }
+}
+
+/// Strings and ids of GPT-2's byte-level BPE with OPT's vocabulary, as `transformers` gives them without BOS.
+const OPT: [(&str, &[u32]); 9] = [
+    ("Hello world", &[31414, 232]),
+    (" Hello", &[20920]),
+    ("The year 1984 — don't panic!", &[133, 76, 11724, 93, 218, 75, 9810, 328]),
+    ("naïve café\n\n  two", &[2133, 48350, 26059, 50140, 1437, 80]),
+    ("日本語 🙂", &[47954, 8210, 44636, 11582, 48537, 17772, 45868]),
+    ("a</s>b", &[102, 2, 428]),
+    ("tabs\tand   spaces  ", &[34108, 29, 50117, 463, 1437, 1437, 5938, 1437, 1437]),
+    ("x = y**2 + 10_000;", &[1178, 5457, 1423, 12606, 176, 2055, 158, 1215, 151, 131]),
+    ("", &[]),
+];
+
+#[test]
+fn opt_is_read_from_vocab_and_merges() {
+    let Some(data) = std::env::var_os("OMNIQUANT_DATA").map(PathBuf::from) else {
+        eprintln!("skipped: OMNIQUANT_DATA is not set");
+        return;
+    };
+    let (vocab, merges) = (data.join("tokenizers/opt-vocab.json"), data.join("tokenizers/opt-merges.txt"));
+    let config = r#"{"bos_token": {"content": "</s>"}, "eos_token": "</s>", "add_bos_token": true}"#;
+    let files = [("tokenizer_config.json", config)];
+    let dir = folder(&[(&vocab, "vocab.json"), (&merges, "merges.txt")], &files);
+    let tokenizer = Tokenizer::open(dir.path()).unwrap();
+    assert_eq!((tokenizer.bos(), tokenizer.eos(), tokenizer.id_bound()), (Some(2), &[2][..], 50_265));
+    for (text, ids) in OPT {
+        assert_eq!(tokenizer.encode(text, AddSpecial::No).unwrap(), ids, "{text:?}");
+        let with_bos = tokenizer.encode(text, AddSpecial::Yes).unwrap();
+        assert_eq!((with_bos[0], &with_bos[1..]), (2, ids), "{text:?}");
+        assert_eq!(tokenizer.decode(&with_bos).unwrap(), text.replace("</s>", ""));
+    }
+}
+
+#[test]
+fn smollm2_reads_wikitext2_with_the_published_number_of_tokens() {
+    let (Some(data), Some(model)) = (std::env::var_os("OMNIQUANT_DATA"), std::env::var_os("OMNIQUANT_SMOLLM2")) else {
+        eprintln!("skipped: OMNIQUANT_DATA or OMNIQUANT_SMOLLM2 (a SmolLM2 model's folder) is not set");
+        return;
+    };
+    let hub = oq_data::Hub { offline: true, ..oq_data::Hub::from_env().unwrap() };
+    let text = load_text("wikitext2", Split::Test, Some(Path::new(&data)), &hub).unwrap();
+    let ids = Tokenizer::open(Path::new(&model)).unwrap().encode(&text.text, AddSpecial::Yes).unwrap();
+    assert_eq!(ids.len(), 304_978);
+}
+
+#[test]
+fn chat_models_end_on_every_token_their_generation_names() {
+    let source = fixture("tiny-llama/tokenizer.json");
+    let config = [
+        ("tokenizer_config.json", r#"{"eos_token": "</s>"}"#),
+        ("generation_config.json", "{\"eos_token_id\": [7, 2]}"),
+    ];
+    let dir = folder(&[(&source, "tokenizer.json")], &config);
+    assert_eq!(Tokenizer::open(dir.path()).unwrap().eos(), [2, 7]);
+}
+
+#[track_caller]
+fn check_refused(files: &[(&str, &str)], kind: ErrorKind, said: &str) {
+    let dir = folder(&[], files);
+    let err: DataError = Tokenizer::open(dir.path()).unwrap_err();
+    assert_eq!(err.kind(), kind, "{err}");
+    assert!(err.to_string().contains(said), "{err}");
+}
+
+#[test]
+fn what_is_missing_or_broken_is_named() {
+    let merges = ("merges.txt", "#version: 0.2\na b\n");
+    check_refused(&[], ErrorKind::MissingInput, "looked for tokenizer.json, or vocab.json with merges.txt");
+    check_refused(&[merges], ErrorKind::MissingInput, "vocab.json");
+    check_refused(&[("tokenizer.json", "{}")], ErrorKind::Corrupt, "tokenizer.json: not readable as a tokenizer");
+    check_refused(&[("tokenizer_config.json", "{")], ErrorKind::Corrupt, "tokenizer_config.json: not valid JSON");
+    check_refused(&[("vocab.json", "[]"), merges], ErrorKind::Corrupt, "vocab.json: not an object");
+    check_refused(&[("vocab.json", r#"{"a": -1}"#), merges], ErrorKind::Corrupt, "vocab.json: an id");
+    let vocab = ("vocab.json", r#"{"a": 0, "b": 1}"#);
+    check_refused(&[vocab, merges], ErrorKind::Corrupt, "line 2: \"a b\" makes a token that is not in vocab.json");
+    check_refused(&[vocab, ("merges.txt", "ab\n")], ErrorKind::Corrupt, "line 1: \"ab\" is not two tokens");
+    let vocab = ("vocab.json", r#"{"a": 0, "ab": 1}"#);
+    check_refused(&[vocab, merges], ErrorKind::Corrupt, "merges.txt: does not fit vocab.json");
+}

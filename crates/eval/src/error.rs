@@ -1,0 +1,27 @@
+//! What can go wrong while measuring.
+
+use oq_models::ModelError;
+
+/// Why a model was not measured.
+#[derive(Debug, thiserror::Error)]
+pub enum EvalError {
+    /// Nothing to measure on.
+    #[error("the text has {tokens} tokens, less than one window of {seqlen}: give a longer text or a smaller --seqlen")]
+    TooShort {
+        /// Tokens of the text.
+        tokens: usize,
+        /// Tokens of a window.
+        seqlen: usize,
+    },
+    /// The model produced NaN or infinity.
+    #[error("window {window}: the loss is {value}; the model's numbers overflow")]
+    NotFinite {
+        /// Which window, from 0.
+        window: usize,
+        /// Its loss.
+        value: f64,
+    },
+    /// The model cannot be read.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+}

@@ -1,0 +1,49 @@
+//! The forward through all blocks, block by block over many sequences.
+
+use oq_models::{DenseOps, Model, ModelError};
+use tch::{Device, Tensor};
+
+/// How far a measurement is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Progress {
+    /// Block passes done.
+    pub done: usize,
+    /// Block passes in all.
+    pub total: usize,
+}
+
+/// Logits of token ids: `ids [b, t]` (i64) -> `[b, t, vocab]` f32 on the CPU.
+pub fn logits(model: &Model, ids: &Tensor, device: Device) -> Result<Tensor, ModelError> {
+    let _no_grad = tch::no_grad_guard();
+    let mut states = embed(model, std::slice::from_ref(ids), device)?;
+    run_blocks(model, &mut states, device, &mut || {})?;
+    let x = model.decoder().finish(&model.outer(device), &states[0])?;
+    Ok(x.linear(&model.outer(device).head()?, None::<&Tensor>).to_device(Device::Cpu))
+}
+
+/// First hidden states of each batch of ids.
+pub(crate) fn embed(model: &Model, batches: &[Tensor], device: Device) -> Result<Vec<Tensor>, ModelError> {
+    let outer = model.outer(device);
+    batches.iter().map(|ids| model.decoder().embed(&outer, ids)).collect()
+}
+
+/// Takes all hidden states through all blocks; `after_block` is called once for each.
+pub(crate) fn run_blocks(
+    model: &Model,
+    states: &mut [Tensor],
+    device: Device,
+    after_block: &mut dyn FnMut(),
+) -> Result<(), ModelError> {
+    let decoder = model.decoder();
+    // All sequences of a call have one length.
+    let Some(t) = states.first().map(|x| x.size()[1]) else { return Ok(()) };
+    let ctx = decoder.context(t as usize, device);
+    for block_idx in 0..decoder.dims().n_layers {
+        let weights = model.load_block(block_idx, device)?;
+        for x in states.iter_mut() {
+            *x = decoder.block(&DenseOps(&weights), &ctx, x);
+        }
+        after_block();
+    }
+    Ok(())
+}

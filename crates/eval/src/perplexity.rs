@@ -1,0 +1,93 @@
+//! Perplexity as the field reports it.
+//!
+//! The text is tokenized once and cut into windows that do not overlap, the last partial one dropped; each window is read
+//! from its own first token. The result is `exp` of the mean over windows of the window's mean next-token cross-entropy.
+
+use oq_models::layers::token_nll;
+use oq_models::{Model, ModelError};
+use tch::{Device, Tensor};
+
+use crate::error::EvalError;
+use crate::forward::{Progress, embed, run_blocks};
+
+/// Hidden states of this many bytes go through a block together, so that its weights are read once for all of them.
+const STATES_BYTES: usize = 512 << 20;
+/// Tokens whose logits are held at once: 512 rows of 128k entries are 256 MiB.
+const LOGIT_ROWS: i64 = 512;
+
+/// A measured perplexity.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Perplexity {
+    /// Mean next-token cross-entropy of each window, in nats.
+    pub window_nll: Vec<f64>,
+    /// Tokens of a window.
+    pub seqlen: usize,
+}
+
+impl Perplexity {
+    /// `exp` of the mean over all windows.
+    pub fn value(&self) -> f64 {
+        self.after(self.window_nll.len())
+    }
+
+    /// The same over the first `windows` windows.
+    pub fn after(&self, windows: usize) -> f64 {
+        let nll = &self.window_nll[..windows];
+        (nll.iter().sum::<f64>() / nll.len() as f64).exp()
+    }
+}
+
+/// Measures `model` on the first `max_windows` (or all) windows of `seqlen` tokens of `ids`.
+pub fn perplexity(
+    model: &Model,
+    ids: &[u32],
+    seqlen: usize,
+    max_windows: Option<usize>,
+    device: Device,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Perplexity, EvalError> {
+    let _no_grad = tch::no_grad_guard();
+    let windows: Vec<Tensor> = oq_data::windows(ids, seqlen)
+        .take(max_windows.unwrap_or(usize::MAX))
+        .map(|w| Tensor::from_slice(&w.iter().map(|&id| i64::from(id)).collect::<Vec<_>>()).unsqueeze(0))
+        .collect();
+    if windows.is_empty() || seqlen < 2 {
+        return Err(EvalError::TooShort { tokens: ids.len(), seqlen });
+    }
+    let dims = model.decoder().dims();
+    let together = (STATES_BYTES / (seqlen * dims.hidden * 4)).max(1);
+    let (mut done, total) = (0, windows.len().div_ceil(together) * dims.n_layers);
+    let mut window_nll = Vec::with_capacity(windows.len());
+    for chunk in windows.chunks(together) {
+        let mut states = embed(model, chunk, device)?;
+        run_blocks(model, &mut states, device, &mut || {
+            done += 1;
+            progress(Progress { done, total });
+        })?;
+        let head = model.outer(device).head()?;
+        for (ids, x) in chunk.iter().zip(&states) {
+            let value = mean_nll(model, x, &head, &ids.to_device(device), device)?;
+            if !value.is_finite() {
+                return Err(EvalError::NotFinite { window: window_nll.len(), value });
+            }
+            window_nll.push(value);
+        }
+    }
+    Ok(Perplexity { window_nll, seqlen })
+}
+
+/// Mean next-token cross-entropy: `x [1, t, hidden]`, `head [vocab, hidden]`, `ids [1, t]`.
+fn mean_nll(model: &Model, x: &Tensor, head: &Tensor, ids: &Tensor, device: Device) -> Result<f64, ModelError> {
+    let x = model.decoder().finish(&model.outer(device), x)?.squeeze_dim(0); // [t, hidden]
+    let ids = ids.squeeze_dim(0);
+    let predicted = x.size()[0] - 1;
+    let mut sum = 0.0;
+    let mut start = 0;
+    while start < predicted {
+        let rows = LOGIT_ROWS.min(predicted - start);
+        let logits = x.narrow(0, start, rows).linear(head, None::<&Tensor>);
+        sum += token_nll(&logits, &ids.narrow(0, start + 1, rows)).sum(tch::Kind::Double).double_value(&[]);
+        start += rows;
+    }
+    Ok(sum / predicted as f64)
+}

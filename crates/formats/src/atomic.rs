@@ -1,0 +1,155 @@
+//! Files that appear whole or not at all.
+//!
+//! Bytes go to a temporary file in the same directory, are forced to the disk, and take the file's name in one step. Whoever
+//! looks, and whatever is killed, sees the old file or the new one.
+
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Write};
+use std::path::Path;
+
+use crate::FormatError;
+
+/// How temporary files are named; [`remove_leftovers`] knows them by it.
+const TEMP_PREFIX: &str = ".omniquant-partial-";
+/// Large enough that the system call does not show beside the copy.
+const BUFFER_BYTES: usize = 1 << 20;
+
+/// Writes `bytes` to `path`, whole or not at all.
+pub fn atomic_write(path: &Path, bytes: &[u8]) -> Result<(), FormatError> {
+    write_sized(path, Some(bytes.len() as u64), |out| out.write_all(bytes))
+}
+
+/// Writes what `fill` writes to `path`, whole or not at all: when `fill` fails, nothing is left behind.
+pub fn atomic_write_with(
+    path: &Path,
+    fill: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
+) -> Result<(), FormatError> {
+    write_sized(path, None, fill)
+}
+
+/// [`atomic_write_with`] for a file whose size is known, so that a full disk can be told with a number.
+pub(crate) fn write_sized(
+    path: &Path,
+    size: Option<u64>,
+    fill: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
+) -> Result<(), FormatError> {
+    try_write(path, fill).map_err(|source| FormatError::writing(path, size, source))
+}
+
+fn try_write(path: &Path, fill: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>) -> io::Result<()> {
+    let dir = parent(path);
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(TEMP_PREFIX);
+    // Temporary files are private by default; this one is to become an ordinary file, under the user's umask.
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    // Dropped on every error path below, which removes the file.
+    let (file, temp_path) = builder.tempfile_in(dir)?.into_parts();
+    let mut out = BufWriter::with_capacity(BUFFER_BYTES, file);
+    fill(&mut out)?;
+    let file = out.into_inner().map_err(io::IntoInnerError::into_error)?;
+    file.sync_all()?;
+    temp_path.persist(path).map_err(|refused| refused.error)?;
+    sync_dir(dir)
+}
+
+/// Forces the new name to the disk too.
+#[cfg(unix)]
+fn sync_dir(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
+}
+
+#[cfg(not(unix))]
+fn sync_dir(_dir: &Path) -> io::Result<()> {
+    Ok(())
+}
+
+fn parent(path: &Path) -> &Path {
+    match path.parent() {
+        Some(dir) if !dir.as_os_str().is_empty() => dir,
+        _ => Path::new("."),
+    }
+}
+
+/// Removes temporary files that a killed run left in `dir`.
+pub(crate) fn remove_leftovers(dir: &Path) -> Result<(), FormatError> {
+    let failed = |source| FormatError::Io { path: dir.to_owned(), source };
+    for entry in fs::read_dir(dir).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        if entry.file_name().to_string_lossy().starts_with(TEMP_PREFIX) {
+            fs::remove_file(entry.path()).map_err(failed)?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(dir: &Path) -> Vec<String> {
+        let mut names: Vec<_> =
+            fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn replaces_a_file_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.json");
+        atomic_write(&path, b"old").unwrap();
+        atomic_write(&path, b"new and longer").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"new and longer");
+        assert_eq!(names(dir.path()), ["a.json"]);
+    }
+
+    #[test]
+    fn a_writer_that_fails_midway_leaves_the_old_file_and_no_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.json");
+        atomic_write(&path, b"old").unwrap();
+        let error = atomic_write_with(&path, |out| {
+            out.write_all(&vec![7; 3 * BUFFER_BYTES])?;
+            Err(io::Error::other("the lamp went out"))
+        });
+        assert!(error.unwrap_err().to_string().contains("the lamp went out"));
+        assert_eq!(fs::read(&path).unwrap(), b"old");
+        assert_eq!(names(dir.path()), ["a.json"]);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_full_disk_is_told_as_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("model.safetensors");
+        let error =
+            write_sized(&path, Some(4096), |_| File::options().write(true).open("/dev/full")?.write_all(&[0; 4096]))
+                .unwrap_err();
+        assert!(matches!(error, FormatError::NoSpace { needed: Some(4096), .. }), "{error:?}");
+        let message = error.to_string();
+        assert!(message.contains("4096 bytes") && message.contains("run again"), "{message}");
+        assert!(names(dir.path()).is_empty());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn the_file_is_as_readable_as_any_other() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let (ours, plain) = (dir.path().join("ours"), dir.path().join("plain"));
+        atomic_write(&ours, b"").unwrap();
+        fs::write(&plain, b"").unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode();
+        assert_eq!(mode(&ours), mode(&plain));
+    }
+
+    #[test]
+    fn leftovers_go_and_other_files_stay() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join(format!("{TEMP_PREFIX}x1")), b"half").unwrap();
+        fs::write(dir.path().join("config.json"), b"{}").unwrap();
+        remove_leftovers(dir.path()).unwrap();
+        assert_eq!(names(dir.path()), ["config.json"]);
+    }
+}

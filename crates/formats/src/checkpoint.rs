@@ -1,0 +1,213 @@
+//! A checkpoint directory: memory-mapped safetensors shards behind one table of names.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Component, Path, PathBuf};
+
+use safetensors::Dtype;
+use serde::Deserialize;
+
+use crate::header::{self, Entry, UniqueMap};
+use crate::mmap::MappedFile;
+use crate::{FormatError, TensorView};
+
+/// The one shard of a small model.
+pub(crate) const SINGLE: &str = "model.safetensors";
+/// Which tensor lies in which shard.
+pub(crate) const INDEX: &str = "model.safetensors.index.json";
+/// Weights in PyTorch's format, whole and sharded.
+const PICKLES: [&str; 2] = ["pytorch_model.bin", "pytorch_model.bin.index.json"];
+
+/// The tensors of a model directory. Opening reads headers only; data is paged in as it is used.
+///
+/// Files must not be rewritten in place while they are open (replacing them by rename is fine).
+#[derive(Debug)]
+pub struct Checkpoint {
+    dir: PathBuf,
+    shards: Vec<Shard>,
+    tensors: BTreeMap<String, Tensor>,
+}
+
+/// One file of a checkpoint.
+#[derive(Debug)]
+pub struct Shard {
+    path: PathBuf,
+    map: MappedFile,
+}
+
+#[derive(Debug)]
+struct Tensor {
+    shard: usize,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    place: (usize, usize),
+}
+
+#[derive(Deserialize)]
+struct Index {
+    weight_map: UniqueMap<String>,
+}
+
+impl Checkpoint {
+    /// Opens `model.safetensors.index.json` and the shards that it names, else `model.safetensors`.
+    ///
+    /// # Errors
+    /// When files are missing, truncated or contradict themselves; nothing of the data is read.
+    pub fn open(dir: &Path) -> Result<Self, FormatError> {
+        let index = dir.join(INDEX);
+        match std::fs::read(&index) {
+            Ok(json) => Self::open_sharded(dir, &index, &json),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Self::open_single(dir),
+            Err(error) => Err(FormatError::reading(&index, error)),
+        }
+    }
+
+    fn open_single(dir: &Path) -> Result<Self, FormatError> {
+        let path = dir.join(SINGLE);
+        if !path.exists() {
+            let has_pickle = PICKLES.iter().any(|name| dir.join(name).exists());
+            return Err(FormatError::NoWeights { dir: dir.to_owned(), has_pickle });
+        }
+        Self::open_file(&path)
+    }
+
+    /// Opens one safetensors file, whatever its name.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_file(path: &Path) -> Result<Self, FormatError> {
+        let (shard, entries) = Shard::open(path.to_owned())?;
+        let tensors = entries.into_iter().map(|entry| Tensor::new(0, entry)).collect();
+        Ok(Self { dir: path.parent().unwrap_or(path).to_owned(), shards: vec![shard], tensors })
+    }
+
+    fn open_sharded(dir: &Path, index: &Path, json: &[u8]) -> Result<Self, FormatError> {
+        let Index { weight_map: UniqueMap(places) } = serde_json::from_slice(json)
+            .map_err(|error| FormatError::Json { path: index.to_owned(), why: error.to_string() })?;
+        let mut by_shard: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        for (tensor, shard) in &places {
+            by_shard.entry(shard).or_default().push(tensor);
+        }
+        let (mut shards, mut tensors) = (Vec::new(), BTreeMap::new());
+        for (shard_idx, (name, listed)) in by_shard.into_iter().enumerate() {
+            let (shard, entries) = Shard::open_named(dir, index, name)?;
+            shards.push(shard);
+            // The index decides: what a shard holds beyond it is not part of the model.
+            let mut held: BTreeMap<String, Tensor> =
+                entries.into_iter().map(|entry| Tensor::new(shard_idx, entry)).collect();
+            for tensor in listed {
+                let found = held.remove_entry(tensor).ok_or_else(|| FormatError::NotInShard {
+                    index: index.to_owned(),
+                    tensor: tensor.to_owned(),
+                    shard: name.to_owned(),
+                })?;
+                tensors.extend([found]);
+            }
+        }
+        Ok(Self { dir: dir.to_owned(), shards, tensors })
+    }
+
+    /// One tensor, where it lies in its file.
+    ///
+    /// # Errors
+    /// [`FormatError::MissingTensor`].
+    pub fn tensor(&self, name: &str) -> Result<TensorView<'_>, FormatError> {
+        match self.tensors.get_key_value(name) {
+            Some((name, tensor)) => Ok(self.view(name, tensor)),
+            None => Err(FormatError::MissingTensor { tensor: name.to_owned(), dir: self.dir.clone() }),
+        }
+    }
+
+    /// Values of one tensor as f32, row-major, all finite.
+    pub fn values(&self, name: &str) -> Result<Vec<f32>, FormatError> {
+        self.tensor(name)?.to_finite_f32_vec()
+    }
+
+    /// Whether there is a tensor of that name.
+    pub fn contains(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    /// Names of all tensors, sorted.
+    pub fn names(&self) -> impl ExactSizeIterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// All tensors, sorted by name.
+    pub fn tensors(&self) -> impl ExactSizeIterator<Item = TensorView<'_>> {
+        self.tensors.iter().map(|(name, tensor)| self.view(name, tensor))
+    }
+
+    /// Its files, sorted by name.
+    pub fn shards(&self) -> &[Shard] {
+        &self.shards
+    }
+
+    /// Where it lies.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Bytes of all its files.
+    pub fn total_bytes(&self) -> u64 {
+        self.shards.iter().map(Shard::bytes).sum()
+    }
+
+    /// Gives the memory of pages read so far back to the operating system: mapped pages count as memory of the process until
+    /// then. Views stay valid; what is read again is paged in again.
+    pub fn release(&self) {
+        for shard in &self.shards {
+            shard.map.release();
+        }
+    }
+
+    fn view<'a>(&'a self, name: &'a str, tensor: &'a Tensor) -> TensorView<'a> {
+        let (start, end) = tensor.place;
+        let bytes = &self.shards[tensor.shard].map.bytes()[start..end];
+        TensorView { name, dtype: tensor.dtype, shape: &tensor.shape, bytes }
+    }
+}
+
+impl Shard {
+    /// Where the file lies.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its size.
+    pub fn bytes(&self) -> u64 {
+        self.map.bytes().len() as u64
+    }
+
+    fn open(path: PathBuf) -> Result<(Self, Vec<Entry>), FormatError> {
+        let map = MappedFile::open(&path).map_err(|source| FormatError::reading(&path, source))?;
+        let entries = header::parse(&path, map.bytes())?;
+        Ok((Self { path, map }, entries))
+    }
+
+    /// Opens a shard that `index` names.
+    fn open_named(dir: &Path, index: &Path, name: &str) -> Result<(Self, Vec<Entry>), FormatError> {
+        // A plain file name has one component and is no way up; an absolute path has more than one.
+        let mut components = Path::new(name).components();
+        let is_plain = matches!((components.next(), components.next()), (Some(Component::Normal(_)), None));
+        if !is_plain || name.contains(['/', '\\']) {
+            return Err(FormatError::ShardOutside { index: index.to_owned(), shard: name.to_owned() });
+        }
+        Self::open(dir.join(name)).map_err(|error| match error {
+            FormatError::MissingFile { path } => FormatError::MissingShard { path, index: index.to_owned() },
+            other => other,
+        })
+    }
+}
+
+impl Tensor {
+    fn new(shard: usize, entry: Entry) -> (String, Self) {
+        (entry.name, Self { shard, dtype: entry.dtype, shape: entry.shape, place: entry.place })
+    }
+}
+
+/// Names and sizes in bytes of the tensors of one safetensors file.
+pub(crate) fn shard_contents(path: &Path) -> Result<Vec<(String, u64)>, FormatError> {
+    let (_, entries) = Shard::open(path.to_owned())?;
+    Ok(entries.into_iter().map(|entry| (entry.name, (entry.place.1 - entry.place.0) as u64)).collect())
+}

@@ -1,0 +1,97 @@
+//! Byte-level BPE: GPT-2's, and what later models changed in how text is split before merging.
+
+use serde_json::{Value as Json, json};
+
+use super::metadata::required;
+use super::tokenizer::{Pipeline, Vocabulary};
+use super::{GgufError, Metadata};
+
+const MERGES: &str = "tokenizer.ggml.merges";
+/// The split of Llama 3: contractions, words with one leading sign, up to three digits, signs, line breaks, spaces.
+const LLAMA3_SPLIT: &str = concat!(
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)",
+    r"|[^\r\n\p{L}\p{N}]?\p{L}+",
+    r"|\p{N}{1,3}",
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*",
+    r"|\s*[\r\n]+",
+    r"|\s+(?!\S)",
+    r"|\s+",
+);
+
+/// How a text is split before merging, `tokenizer.ggml.pre`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Splitter {
+    /// GPT-2's regular expression.
+    Gpt2,
+    /// Each digit by itself, then GPT-2's.
+    Digits,
+    /// Llama 3's regular expression; whole words that are tokens are not merged but taken.
+    Llama3,
+}
+
+impl Splitter {
+    /// Reads the key; a file without it is GPT-2's, as in llama.cpp before the key was invented.
+    pub(super) fn read(metadata: &Metadata) -> Result<Self, GgufError> {
+        let key = "tokenizer.ggml.pre";
+        match metadata.text(key)?.unwrap_or("default") {
+            "gpt-2" | "default" => Ok(Self::Gpt2),
+            "smollm" => Ok(Self::Digits),
+            "llama-bpe" | "llama3" | "llama-v3" => Ok(Self::Llama3),
+            other => Err(GgufError::wrong(key, other, "gpt-2, smollm or llama-bpe")),
+        }
+    }
+
+    /// Whether a text begins with the beginning-of-text token where the file does not say.
+    pub(super) fn adds_bos(self) -> bool {
+        self == Self::Llama3
+    }
+
+    fn json(self) -> Json {
+        let byte_level = |use_regex: bool| json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": use_regex });
+        let sequence = |first: Json, second: Json| json!({ "type": "Sequence", "pretokenizers": [first, second] });
+        match self {
+            Self::Gpt2 => byte_level(true),
+            Self::Digits => sequence(json!({ "type": "Digits", "individual_digits": true }), byte_level(true)),
+            Self::Llama3 => sequence(
+                json!({
+                    "type": "Split", "pattern": { "Regex": LLAMA3_SPLIT }, "behavior": "Isolated", "invert": false,
+                }),
+                byte_level(false),
+            ),
+        }
+    }
+}
+
+/// The parts of tokenizer.json.
+pub(super) fn pipeline(
+    metadata: &Metadata,
+    vocabulary: &Vocabulary<'_>,
+    splitter: Splitter,
+) -> Result<Pipeline, GgufError> {
+    let merges = required(MERGES, metadata.texts(MERGES)?)?;
+    // A space never stands inside a token: byte-level tokens write it as another letter.
+    if let Some(merge) = merges.iter().find(|merge| merge.split(' ').filter(|part| !part.is_empty()).count() != 2) {
+        return Err(GgufError::wrong(
+            MERGES,
+            format!("\"{}\"", merge.escape_debug()),
+            "two tokens with a space between",
+        ));
+    }
+    Ok(Pipeline {
+        normalizer: Json::Null,
+        pre_tokenizer: splitter.json(),
+        decoder: json!({ "type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true }),
+        model: json!({
+            "type": "BPE",
+            "dropout": null,
+            "unk_token": null,
+            "continuing_subword_prefix": null,
+            "end_of_word_suffix": null,
+            "fuse_unk": false,
+            "byte_fallback": false,
+            "ignore_merges": splitter == Splitter::Llama3,
+            "vocab": vocabulary.json(),
+            "merges": merges,
+        }),
+    })
+}

@@ -1,0 +1,164 @@
+//! Rewrites a GGUF model as a Hugging Face directory.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use half::f16;
+use rayon::prelude::*;
+use safetensors::Dtype;
+use safetensors::tensor::{Metadata, TensorInfo};
+use serde_json::{Value as Json, json};
+
+use super::llama::{Llama, Placed};
+use super::tokenizer::Tokenizer;
+use super::{Gguf, GgufError};
+use crate::atomic::{atomic_write, atomic_write_with};
+
+/// Values that are dequantized at once: 8 MB of f16, so that memory does not grow with the model.
+const SLAB_VALUES: usize = 1 << 22;
+
+/// How far a conversion is.
+#[derive(Clone, Copy, Debug)]
+pub struct Progress<'a> {
+    /// The tensor that was just written, under its Hugging Face name.
+    pub tensor: &'a str,
+    /// Tensors written so far.
+    pub done: usize,
+    /// All tensors.
+    pub total: usize,
+}
+
+/// What a conversion wrote.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Converted {
+    /// The directory.
+    pub dir: PathBuf,
+    /// Tensors of the model.
+    pub tensors: usize,
+    /// Values of all tensors.
+    pub values: usize,
+    /// Size of `model.safetensors`.
+    pub weight_bytes: u64,
+}
+
+/// Writes the model of `gguf` to `out_dir` as `model.safetensors`, `tokenizer.json`, `tokenizer_config.json`,
+/// `generation_config.json` and, last, `config.json`; each appears whole or not at all.
+///
+/// Architecture `llama` alone. Matrices are dequantized in f32 and rounded to f16. Vectors (norms) are f16 where that loses
+/// nothing, else f32. Memory: some megabytes, whatever the model's size.
+///
+/// # Errors
+/// Refuses, by name, what would not be the same model: other architectures, tensors that are missing or too many, weights
+/// beyond f16, tokenizers that are not known.
+pub fn convert_to_hf(
+    gguf: &Path,
+    out_dir: &Path,
+    progress: &mut dyn FnMut(Progress<'_>),
+) -> Result<Converted, GgufError> {
+    let file = Gguf::open(gguf)?;
+    // Everything that can be refused is refused before the first byte is written, but for weights beyond f16.
+    let model = Llama::read(&file)?;
+    let placed = model.place(&file)?;
+    let tokenizer = Tokenizer::read(file.metadata(), model.vocab())?;
+    let tokenizer_json = tokenizer.json()?;
+
+    fs::create_dir_all(out_dir).map_err(|source| GgufError::Io { path: out_dir.to_owned(), source })?;
+    let write = |name: &str, json: &Json| {
+        let text = format!("{json:#}\n");
+        atomic_write(&out_dir.join(name), text.as_bytes()).map_err(GgufError::from)
+    };
+    let weight_bytes = write_weights(&out_dir.join("model.safetensors"), &placed, progress)?;
+    write("tokenizer.json", &tokenizer_json)?;
+    write("tokenizer_config.json", &tokenizer.config(model.context()))?;
+    write("generation_config.json", &tokenizer.generation_config())?;
+    write("config.json", &model.config(&tokenizer.ids()))?;
+    Ok(Converted {
+        dir: out_dir.to_owned(),
+        tensors: placed.len(),
+        values: placed.iter().map(|placed| placed.tensor.values()).sum(),
+        weight_bytes,
+    })
+}
+
+/// Streams the tensors to a safetensors file and says its size.
+fn write_weights(path: &Path, placed: &[Placed<'_>], progress: &mut dyn FnMut(Progress<'_>)) -> Result<u64, GgufError> {
+    let mut outputs: Vec<_> = placed.iter().map(|placed| (placed, output_dtype(placed))).collect();
+    // Readers expect every tensor aligned to its type: the wider type first. The sort is stable.
+    outputs.sort_by_key(|&(_, dtype)| dtype != Dtype::F32);
+
+    let mut end = 0;
+    let infos = outputs.iter().map(|&(placed, dtype)| {
+        let start = end;
+        end += placed.tensor.values() * dtype.bitsize() / 8;
+        (placed.name.clone(), TensorInfo { dtype, shape: placed.tensor.shape().to_vec(), data_offsets: (start, end) })
+    });
+    // transformers looks for this entry.
+    let format = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    let header = Metadata::new(Some(format), infos.collect()).expect("offsets follow each other by construction");
+    let mut header = json!(header).to_string().into_bytes();
+    header.resize(header.len().next_multiple_of(8), b' ');
+
+    // The writer speaks io::Error; a weight that was refused travels beside it.
+    let mut refused = None;
+    let written = atomic_write_with(path, |out| {
+        out.write_all(&(header.len() as u64).to_le_bytes())?;
+        out.write_all(&header)?;
+        for (i, &(placed, dtype)) in outputs.iter().enumerate() {
+            write_tensor(out, placed, dtype, &mut refused)?;
+            progress(Progress { tensor: &placed.name, done: i + 1, total: outputs.len() });
+        }
+        Ok(())
+    });
+    match refused {
+        Some(error) => Err(error),
+        None => written.map(|()| (8 + header.len() + end) as u64).map_err(GgufError::from),
+    }
+}
+
+/// f16; f32 for a vector that f16 would change, such as a norm with more digits. Vectors are too small to be worth rounding.
+fn output_dtype(placed: &Placed<'_>) -> Dtype {
+    let exact = |value: &f32| f16::from_f32(*value).to_f32() == *value;
+    let is_matrix = placed.tensor.shape().len() > 1;
+    if is_matrix || placed.tensor.dequantize().iter().all(exact) { Dtype::F16 } else { Dtype::F32 }
+}
+
+fn write_tensor(
+    out: &mut impl Write,
+    placed: &Placed<'_>,
+    dtype: Dtype,
+    refused: &mut Option<GgufError>,
+) -> io::Result<()> {
+    if dtype == Dtype::F32 {
+        return placed.tensor.dequantize().iter().try_for_each(|value| out.write_all(&value.to_le_bytes()));
+    }
+    let (rows, cols) = (placed.tensor.rows(), placed.tensor.row_values());
+    let slab_rows = (SLAB_VALUES / cols.max(1)).max(1);
+    for first in (0..rows).step_by(slab_rows) {
+        let slab = (first..rows.min(first + slab_rows)).into_par_iter().map(|row| half_row(placed, row));
+        match slab.collect::<Result<Vec<_>, _>>() {
+            Ok(slab) => slab.iter().try_for_each(|row| out.write_all(row))?,
+            Err(error) => {
+                *refused = Some(error);
+                return Err(io::Error::other("a weight was refused"));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// One row of the output as the bytes of f16.
+fn half_row(placed: &Placed<'_>, row: usize) -> Result<Vec<u8>, GgufError> {
+    let mut values = vec![0.0; placed.tensor.row_values()];
+    placed.tensor.dequantize_row(placed.order.source(row), &mut values);
+    let mut bytes = Vec::with_capacity(2 * values.len());
+    for (col, &value) in values.iter().enumerate() {
+        let half = f16::from_f32(value);
+        if !half.is_finite() {
+            return Err(GgufError::OutOfRange { tensor: placed.tensor.name().to_owned(), row, col, value });
+        }
+        bytes.extend(half.to_le_bytes());
+    }
+    Ok(bytes)
+}

@@ -1,0 +1,204 @@
+//! How the values of a tensor are stored: as floats or in blocks, and how blocks become numbers again.
+//!
+//! Expressions keep the order of operations of llama.cpp and of the `gguf` Python package (the step is multiplied before the
+//! offset is added, in f32), so that the numbers are theirs to the last bit.
+
+use std::fmt;
+
+use half::{bf16, f16};
+
+use super::k_quants;
+
+/// How the values of a tensor are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(non_camel_case_types, reason = "the names of llama.cpp")]
+pub enum TensorKind {
+    /// 32-bit floats.
+    F32,
+    /// 16-bit floats.
+    F16,
+    /// bfloat16.
+    Bf16,
+    /// Blocks of 32: f16 step, 4-bit codes around 8.
+    Q4_0,
+    /// Blocks of 32: f16 step and minimum, 4-bit codes.
+    Q4_1,
+    /// Blocks of 32: f16 step, 5-bit codes around 16.
+    Q5_0,
+    /// Blocks of 32: f16 step and minimum, 5-bit codes.
+    Q5_1,
+    /// Blocks of 32: f16 step, signed bytes.
+    Q8_0,
+    /// Blocks of 256: 2-bit codes, a 4-bit step and minimum per 16.
+    Q2_K,
+    /// Blocks of 256: 3-bit codes around 4, a 6-bit step per 16.
+    Q3_K,
+    /// Blocks of 256: 4-bit codes, a 6-bit step and minimum per 32.
+    Q4_K,
+    /// Blocks of 256: 5-bit codes, a 6-bit step and minimum per 32.
+    Q5_K,
+    /// Blocks of 256: 6-bit codes around 32, an 8-bit step per 16.
+    Q6_K,
+}
+
+use TensorKind::{Bf16, F16, F32, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0};
+
+/// What is read: number in the file, kind, name, values of a block, bytes of a block.
+const KINDS: [(u32, TensorKind, &str, usize, usize); 13] = [
+    (0, F32, "F32", 1, 4),
+    (1, F16, "F16", 1, 2),
+    (2, Q4_0, "Q4_0", 32, 18),
+    (3, Q4_1, "Q4_1", 32, 20),
+    (6, Q5_0, "Q5_0", 32, 22),
+    (7, Q5_1, "Q5_1", 32, 24),
+    (8, Q8_0, "Q8_0", 32, 34),
+    (10, Q2_K, "Q2_K", 256, 84),
+    (11, Q3_K, "Q3_K", 256, 110),
+    (12, Q4_K, "Q4_K", 256, 144),
+    (13, Q5_K, "Q5_K", 256, 176),
+    (14, Q6_K, "Q6_K", 256, 210),
+    (30, Bf16, "BF16", 1, 2),
+];
+
+/// What is not read, by its number in the file.
+const UNREAD: [(u32, &str); 20] = [
+    (9, "Q8_1"),
+    (15, "Q8_K"),
+    (16, "IQ2_XXS"),
+    (17, "IQ2_XS"),
+    (18, "IQ3_XXS"),
+    (19, "IQ1_S"),
+    (20, "IQ4_NL"),
+    (21, "IQ3_S"),
+    (22, "IQ2_S"),
+    (23, "IQ4_XS"),
+    (24, "I8"),
+    (25, "I16"),
+    (26, "I32"),
+    (27, "I64"),
+    (28, "F64"),
+    (29, "IQ1_M"),
+    (34, "TQ1_0"),
+    (35, "TQ2_0"),
+    (39, "MXFP4"),
+    (40, "NVFP4"),
+];
+
+impl TensorKind {
+    /// The kind with this number in a file; its name where it is not read.
+    pub(super) fn from_id(id: u32) -> Result<Self, String> {
+        if let Some(&(_, kind, ..)) = KINDS.iter().find(|row| row.0 == id) {
+            return Ok(kind);
+        }
+        Err(UNREAD.iter().find(|row| row.0 == id).map_or_else(|| format!("number {id}"), |row| row.1.to_owned()))
+    }
+
+    fn row(self) -> &'static (u32, Self, &'static str, usize, usize) {
+        KINDS.iter().find(|row| row.1 == self).expect("every kind has its row")
+    }
+
+    /// Its name in llama.cpp.
+    pub fn name(self) -> &'static str {
+        self.row().2
+    }
+
+    /// Values of a block; 1 for floats.
+    pub fn block_values(self) -> usize {
+        self.row().3
+    }
+
+    /// Bytes of a block.
+    pub fn block_bytes(self) -> usize {
+        self.row().4
+    }
+
+    /// Names of everything that is read.
+    pub(super) fn names() -> String {
+        KINDS.map(|row| row.2).join(", ")
+    }
+
+    /// Makes numbers of whole blocks: `bytes` [n * block_bytes] -> `out` [n * block_values].
+    pub(super) fn dequantize(self, bytes: &[u8], out: &mut [f32]) {
+        debug_assert_eq!(bytes.len() / self.block_bytes() * self.block_values(), out.len());
+        match self {
+            F32 => each::<4>(bytes, out, f32::from_le_bytes),
+            F16 => each::<2>(bytes, out, |b| f16::from_le_bytes(b).to_f32()),
+            Bf16 => each::<2>(bytes, out, |b| bf16::from_le_bytes(b).to_f32()),
+            Q4_0 => blocks::<18, 32>(bytes, out, q4_0),
+            Q4_1 => blocks::<20, 32>(bytes, out, q4_1),
+            Q5_0 => blocks::<22, 32>(bytes, out, q5_0),
+            Q5_1 => blocks::<24, 32>(bytes, out, q5_1),
+            Q8_0 => blocks::<34, 32>(bytes, out, q8_0),
+            Q2_K => blocks::<84, 256>(bytes, out, k_quants::q2_k),
+            Q3_K => blocks::<110, 256>(bytes, out, k_quants::q3_k),
+            Q4_K => blocks::<144, 256>(bytes, out, k_quants::q4_k),
+            Q5_K => blocks::<176, 256>(bytes, out, k_quants::q5_k),
+            Q6_K => blocks::<210, 256>(bytes, out, k_quants::q6_k),
+        }
+    }
+}
+
+impl fmt::Display for TensorKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+fn each<const B: usize>(bytes: &[u8], out: &mut [f32], value: fn([u8; B]) -> f32) {
+    for (bytes, out) in bytes.as_chunks().0.iter().zip(out) {
+        *out = value(*bytes);
+    }
+}
+
+fn blocks<const B: usize, const N: usize>(bytes: &[u8], out: &mut [f32], block: fn(&[u8; B], &mut [f32; N])) {
+    for (bytes, out) in bytes.as_chunks().0.iter().zip(out.as_chunks_mut().0) {
+        block(bytes, out);
+    }
+}
+
+/// The f16 at byte `at` of a block.
+pub(super) fn half_at(block: &[u8], at: usize) -> f32 {
+    f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
+}
+
+/// 32 codes of 4 or 5 bits: value i takes the low half of byte i, value 16 + i its high half, and both their fifth bit from
+/// `fifth`, one bit per value.
+fn codes(nibbles: &[u8], fifth: u32, out: &mut [f32; 32], value: impl Fn(f32) -> f32) {
+    let (low, high) = out.split_at_mut(16);
+    for (i, ((byte, low), high)) in nibbles.iter().zip(low).zip(high).enumerate() {
+        let bit = |i: usize| ((fifth >> i) as u8 & 1) << 4;
+        *low = value(f32::from(byte & 15 | bit(i)));
+        *high = value(f32::from(byte >> 4 | bit(16 + i)));
+    }
+}
+
+fn fifth_bits(block: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes([block[at], block[at + 1], block[at + 2], block[at + 3]])
+}
+
+fn q4_0(block: &[u8; 18], out: &mut [f32; 32]) {
+    let step = half_at(block, 0);
+    codes(&block[2..], 0, out, |q| step * (q - 8.0));
+}
+
+fn q4_1(block: &[u8; 20], out: &mut [f32; 32]) {
+    let (step, min) = (half_at(block, 0), half_at(block, 2));
+    codes(&block[4..], 0, out, |q| step * q + min);
+}
+
+fn q5_0(block: &[u8; 22], out: &mut [f32; 32]) {
+    let step = half_at(block, 0);
+    codes(&block[6..], fifth_bits(block, 2), out, |q| step * (q - 16.0));
+}
+
+fn q5_1(block: &[u8; 24], out: &mut [f32; 32]) {
+    let (step, min) = (half_at(block, 0), half_at(block, 2));
+    codes(&block[8..], fifth_bits(block, 4), out, |q| step * q + min);
+}
+
+fn q8_0(block: &[u8; 34], out: &mut [f32; 32]) {
+    let step = half_at(block, 0);
+    for (out, &byte) in out.iter_mut().zip(&block[2..]) {
+        *out = step * f32::from(byte.cast_signed());
+    }
+}

@@ -1,0 +1,41 @@
+//! GGUF, the file format of llama.cpp: reading it, and turning it into a Hugging Face directory.
+//!
+//! [`Gguf::open`] maps a file, checks everything its header says against the file's size, and gives metadata and tensors;
+//! [`Tensor::dequantize`] makes numbers of blocks. [`convert_to_hf`] rewrites a LLaMA model as f16 safetensors with its
+//! `config.json` and `tokenizer.json`, so that the rest of the workspace knows a single kind of input.
+//!
+//! Not here: writing GGUF. Layouts follow the specification, `docs/gguf.md` of the ggml project, versions 2 and 3,
+//! little-endian.
+//!
+//! ```no_run
+//! use oq_formats::gguf::{Gguf, convert_to_hf};
+//! use std::path::Path;
+//!
+//! let file = Gguf::open(Path::new("model.gguf"))?;
+//! for tensor in file.tensors() {
+//!     println!("{} {} {:?}", tensor.name(), tensor.kind(), tensor.shape());
+//! }
+//! let converted = convert_to_hf(Path::new("model.gguf"), Path::new("model"), &mut |p| {
+//!     println!("{}/{} {}", p.done, p.total, p.tensor);
+//! })?;
+//! println!("{} tensors", converted.tensors);
+//! # Ok::<(), oq_formats::gguf::GgufError>(())
+//! ```
+
+mod bpe;
+mod convert;
+mod cursor;
+mod error;
+mod file;
+mod k_quants;
+mod kind;
+mod llama;
+mod metadata;
+mod sentencepiece;
+mod tokenizer;
+
+pub use convert::{Converted, Progress, convert_to_hf};
+pub use error::GgufError;
+pub use file::{Gguf, Tensor};
+pub use kind::TensorKind;
+pub use metadata::{Array, Metadata, Value};

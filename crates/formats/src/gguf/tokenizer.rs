@@ -1,0 +1,253 @@
+//! The tokenizer of a GGUF file as `tokenizer.json` and `tokenizer_config.json`.
+//!
+//! Two kinds are known: byte-level BPE (`gpt2`) and SentencePiece BPE with byte fallback (`llama`). What they share is here:
+//! the vocabulary, special tokens, and what is put around a text.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value as Json, json};
+
+use super::metadata::required;
+use super::{GgufError, Metadata, bpe, sentencepiece};
+
+const TOKENS: &str = "tokenizer.ggml.tokens";
+const TOKEN_TYPES: &str = "tokenizer.ggml.token_type";
+
+/// How `tokenizer.ggml.token_type` numbers the types of tokens.
+const NORMAL: i64 = 1;
+const UNKNOWN: i64 = 2;
+const CONTROL: i64 = 3;
+const USER_DEFINED: i64 = 4;
+
+/// A tokenizer as the metadata describes it.
+pub(super) struct Tokenizer<'a> {
+    metadata: &'a Metadata,
+    vocabulary: Vocabulary<'a>,
+    model: Model,
+    bos: Option<u64>,
+    eos: Option<u64>,
+    unknown: Option<u64>,
+    padding: Option<u64>,
+    end_of_turn: Option<u64>,
+    add_bos: bool,
+    add_eos: bool,
+}
+
+#[derive(Clone, Copy)]
+enum Model {
+    ByteLevel(bpe::Splitter),
+    SentencePiece,
+}
+
+/// Tokens by id, with their types.
+pub(super) struct Vocabulary<'a> {
+    tokens: &'a [String],
+    types: Option<&'a [i64]>,
+}
+
+/// The parts of a tokenizer.json that differ between the two kinds.
+pub(super) struct Pipeline {
+    pub(super) normalizer: Json,
+    pub(super) pre_tokenizer: Json,
+    pub(super) decoder: Json,
+    pub(super) model: Json,
+}
+
+impl<'a> Vocabulary<'a> {
+    fn read(metadata: &'a Metadata, limit: usize) -> Result<Self, GgufError> {
+        let tokens = required(TOKENS, metadata.texts(TOKENS)?)?;
+        if tokens.len() > limit {
+            let expected = format!("at most {limit}, the rows of the embedding");
+            return Err(GgufError::wrong(TOKENS, format!("{} tokens", tokens.len()), expected));
+        }
+        let types = metadata.integers(TOKEN_TYPES)?;
+        if let Some(types) = types.filter(|types| types.len() != tokens.len()) {
+            let expected = format!("{}, one per token", tokens.len());
+            return Err(GgufError::wrong(TOKEN_TYPES, format!("{} types", types.len()), expected));
+        }
+        let mut ids = BTreeMap::new();
+        for (id, token) in tokens.iter().enumerate() {
+            if let Some(other) = ids.insert(token, id) {
+                let got = format!("\"{}\" as {other} and as {id}", token.escape_debug());
+                return Err(GgufError::wrong(TOKENS, got, "every token once"));
+            }
+        }
+        Ok(Self { tokens, types })
+    }
+
+    /// Number of tokens.
+    pub(super) fn len(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// Token of id `id`, which has to be one.
+    fn text(&self, id: u64) -> &'a str {
+        &self.tokens[id as usize]
+    }
+
+    fn kind(&self, id: usize) -> i64 {
+        self.types.map_or(NORMAL, |types| types[id])
+    }
+
+    /// Tokens that text is made of, with their ids.
+    pub(super) fn normal(&self) -> impl Iterator<Item = (usize, &'a str)> {
+        self.tokens
+            .iter()
+            .enumerate()
+            .filter(|&(id, _)| self.kind(id) == NORMAL)
+            .map(|(id, token)| (id, token.as_str()))
+    }
+
+    /// The `vocab` of tokenizer.json.
+    pub(super) fn json(&self) -> Json {
+        self.tokens.iter().enumerate().map(|(id, token)| (token.clone(), json!(id))).collect::<Map<_, _>>().into()
+    }
+
+    /// The `added_tokens` of tokenizer.json: what is cut out of a text before anything else.
+    fn added(&self) -> Json {
+        let entry = |(id, token): (usize, &String)| {
+            let special = match self.kind(id) {
+                CONTROL | UNKNOWN => true,
+                USER_DEFINED => false,
+                _ => return None,
+            };
+            Some(json!({
+                "id": id, "content": token, "single_word": false, "lstrip": false, "rstrip": false,
+                "normalized": false, "special": special,
+            }))
+        };
+        self.tokens.iter().enumerate().filter_map(entry).collect()
+    }
+}
+
+impl<'a> Tokenizer<'a> {
+    /// Reads the description; `vocab`: rows of the embedding.
+    pub(super) fn read(metadata: &'a Metadata, vocab: usize) -> Result<Self, GgufError> {
+        let vocabulary = Vocabulary::read(metadata, vocab)?;
+        let key = "tokenizer.ggml.model";
+        let model = match required(key, metadata.text(key)?)? {
+            "gpt2" => Model::ByteLevel(bpe::Splitter::read(metadata)?),
+            "llama" => Model::SentencePiece,
+            other => return Err(GgufError::wrong(key, other, "gpt2 (byte-level BPE) or llama (SentencePiece BPE)")),
+        };
+        // What llama.cpp does where the file does not say.
+        let bos_by_default = match model {
+            Model::ByteLevel(splitter) => splitter.adds_bos(),
+            Model::SentencePiece => true,
+        };
+        let id = |name: &str| special_id(metadata, name, &vocabulary);
+        let tokenizer = Self {
+            metadata,
+            model,
+            bos: id("bos")?,
+            eos: id("eos")?,
+            unknown: id("unknown")?,
+            padding: id("padding")?,
+            end_of_turn: id("eot")?,
+            add_bos: metadata.flag("tokenizer.ggml.add_bos_token")?.unwrap_or(bos_by_default),
+            add_eos: metadata.flag("tokenizer.ggml.add_eos_token")?.unwrap_or(false),
+            vocabulary,
+        };
+        required("tokenizer.ggml.bos_token_id", tokenizer.bos.or((!tokenizer.add_bos).then_some(0)))?;
+        required("tokenizer.ggml.eos_token_id", tokenizer.eos.or((!tokenizer.add_eos).then_some(0)))?;
+        metadata.text("tokenizer.chat_template")?;
+        Ok(tokenizer)
+    }
+
+    /// `tokenizer.json`.
+    pub(super) fn json(&self) -> Result<Json, GgufError> {
+        let pipeline = match self.model {
+            Model::ByteLevel(splitter) => bpe::pipeline(self.metadata, &self.vocabulary, splitter)?,
+            Model::SentencePiece => {
+                let unknown = self.unknown.map(|id| self.vocabulary.text(id));
+                sentencepiece::pipeline(self.metadata, &self.vocabulary, unknown)?
+            }
+        };
+        Ok(json!({
+            "version": "1.0",
+            "truncation": null,
+            "padding": null,
+            "added_tokens": self.vocabulary.added(),
+            "normalizer": pipeline.normalizer,
+            "pre_tokenizer": pipeline.pre_tokenizer,
+            "post_processor": self.post_processor(),
+            "decoder": pipeline.decoder,
+            "model": pipeline.model,
+        }))
+    }
+
+    /// What is put around a text: the first and last token, where the model wants them.
+    fn post_processor(&self) -> Json {
+        let first = self.bos.filter(|_| self.add_bos);
+        let last = self.eos.filter(|_| self.add_eos);
+        if first.is_none() && last.is_none() {
+            return Json::Null;
+        }
+        let around = |sequence: &str, type_id: u32| {
+            let special = |id: Option<u64>| {
+                id.map(|id| json!({ "SpecialToken": { "id": self.vocabulary.text(id), "type_id": type_id } }))
+            };
+            let text = Some(json!({ "Sequence": { "id": sequence, "type_id": type_id } }));
+            [special(first), text, special(last)].into_iter().flatten().collect::<Vec<_>>()
+        };
+        let definition = |id: u64| {
+            let text = self.vocabulary.text(id);
+            (text.to_owned(), json!({ "id": text, "ids": [id], "tokens": [text] }))
+        };
+        let pair = [around("A", 0), around("B", 1)].concat();
+        json!({
+            "type": "TemplateProcessing",
+            "single": around("A", 0),
+            "pair": pair,
+            "special_tokens": first.into_iter().chain(last).map(definition).collect::<Map<_, _>>(),
+        })
+    }
+
+    /// `tokenizer_config.json`; `context`: tokens that the model sees at once.
+    pub(super) fn config(&self, context: usize) -> Json {
+        let mut config = Map::new();
+        let mut put = |key: &str, value: Json| config.insert(key.to_owned(), value);
+        put("tokenizer_class", json!("PreTrainedTokenizerFast"));
+        put("model_max_length", json!(context));
+        put("clean_up_tokenization_spaces", json!(false));
+        put("add_bos_token", json!(self.add_bos));
+        put("add_eos_token", json!(self.add_eos));
+        let specials = [("bos", self.bos), ("eos", self.eos), ("unk", self.unknown), ("pad", self.padding)];
+        for (name, id) in specials {
+            if let Some(id) = id {
+                put(&format!("{name}_token"), json!(self.vocabulary.text(id)));
+            }
+        }
+        if let Ok(Some(template)) = self.metadata.text("tokenizer.chat_template") {
+            put("chat_template", json!(template));
+        }
+        config.into()
+    }
+
+    /// `bos_token_id`, `eos_token_id` and `pad_token_id` of config.json, as far as the file knows them.
+    pub(super) fn ids(&self) -> Map<String, Json> {
+        let ids = [("bos_token_id", self.bos), ("eos_token_id", self.eos), ("pad_token_id", self.padding)];
+        ids.into_iter().filter_map(|(key, id)| Some((key.to_owned(), json!(id?)))).collect()
+    }
+
+    /// `generation_config.json`. Chat models end a turn with a token of their own, beside the end of text.
+    pub(super) fn generation_config(&self) -> Json {
+        let mut config = self.ids();
+        if let (Some(eos), Some(end_of_turn)) = (self.eos, self.end_of_turn)
+            && eos != end_of_turn
+        {
+            config.insert("eos_token_id".to_owned(), json!([eos, end_of_turn]));
+        }
+        config.into()
+    }
+}
+
+/// The id under `tokenizer.ggml.NAME_token_id`, checked against the vocabulary.
+fn special_id(metadata: &Metadata, name: &str, vocabulary: &Vocabulary<'_>) -> Result<Option<u64>, GgufError> {
+    let key = format!("tokenizer.ggml.{name}_token_id");
+    let id = metadata.unsigned(&key)?;
+    match id.filter(|&id| id >= vocabulary.len() as u64) {
+        Some(id) => Err(GgufError::wrong(&key, id, format!("an id below {}", vocabulary.len()))),
+        None => Ok(id),
+    }
+}

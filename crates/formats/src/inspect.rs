@@ -1,0 +1,93 @@
+//! What a model directory holds, in numbers.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use oq_quant_core::QuantSpec;
+use serde::Serialize;
+
+use crate::{Checkpoint, FormatError, PackedCheckpoint, quantization_of, read_config};
+
+/// Sizes of a model on disk. Bytes are those of the tensors, without headers.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Summary {
+    /// Files that hold weights.
+    pub shards: usize,
+    /// Tensors in them.
+    pub tensors: usize,
+    /// Weights of the model: elements of dense tensors, and what codes stand for.
+    pub params: u64,
+    /// Weights that are kept as codes.
+    pub quantized_params: u64,
+    /// How they are quantized; none for a full-precision model.
+    pub quantized: Option<QuantSpec>,
+    /// Bytes of all tensors.
+    pub total_bytes: u64,
+    /// Bytes of codes.
+    pub packed_bytes: u64,
+    /// Bytes of scales.
+    pub scale_bytes: u64,
+    /// Bytes of zero points.
+    pub zero_point_bytes: u64,
+    /// Bytes of tensors that are not quantized.
+    pub dense_bytes: u64,
+    /// Bytes of tensors by the type of their elements, such as `F16`.
+    pub bytes_by_dtype: BTreeMap<String, u64>,
+}
+
+impl Summary {
+    /// Bits that a quantized weight takes with its share of scales and zero points; none for a full-precision model.
+    pub fn bits_per_weight(&self) -> Option<f64> {
+        let bytes = self.packed_bytes + self.scale_bytes + self.zero_point_bytes;
+        (self.quantized_params > 0).then(|| bytes as f64 * 8.0 / self.quantized_params as f64)
+    }
+}
+
+/// Sums up a model directory, full precision or packed. Reads headers and `config.json`.
+pub fn inspect(dir: &Path) -> Result<Summary, FormatError> {
+    match quantization_of(&read_config(dir)?)? {
+        None => Ok(sum_up(&Checkpoint::open(dir)?, None, 0)),
+        Some(spec) => {
+            let model = PackedCheckpoint::open(dir)?;
+            let mut params = 0;
+            for name in model.linear_names() {
+                let [rows, cols] = model.linear_shape(name)?;
+                params += (rows * cols) as u64;
+            }
+            Ok(sum_up(model.checkpoint(), Some(spec), params))
+        }
+    }
+}
+
+fn sum_up(checkpoint: &Checkpoint, quantized: Option<QuantSpec>, quantized_params: u64) -> Summary {
+    let mut summary = Summary {
+        shards: checkpoint.shards().len(),
+        tensors: 0,
+        params: quantized_params,
+        quantized_params,
+        quantized,
+        total_bytes: 0,
+        packed_bytes: 0,
+        scale_bytes: 0,
+        zero_point_bytes: 0,
+        dense_bytes: 0,
+        bytes_by_dtype: BTreeMap::new(),
+    };
+    for tensor in checkpoint.tensors() {
+        let bytes = tensor.bytes.len() as u64;
+        summary.tensors += 1;
+        summary.total_bytes += bytes;
+        *summary.bytes_by_dtype.entry(tensor.dtype.to_string()).or_default() += bytes;
+        match tensor.name.rsplit_once('.').map_or("", |(_, part)| part) {
+            "weight_packed" => summary.packed_bytes += bytes,
+            "weight_scale" => summary.scale_bytes += bytes,
+            "weight_zero_point" => summary.zero_point_bytes += bytes,
+            "weight_shape" => {}
+            _ => {
+                summary.dense_bytes += bytes;
+                summary.params += tensor.len() as u64;
+            }
+        }
+    }
+    summary
+}

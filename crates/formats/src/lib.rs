@@ -1,0 +1,61 @@
+//! Checkpoints on disk: Hugging Face directories (safetensors shards) and GGUF files in, packed layouts out.
+//!
+//! - [`Checkpoint`] maps a directory's shards behind one table of names; [`TensorView`] gives values as f32.
+//! - [`PackedWriter`] writes the canonical packed model block by block, [`PackedCheckpoint`] reads it back (layout: [`packed`]).
+//! - [`atomic_write`] and [`atomic_write_with`] are how any file here comes to be: whole or not at all.
+//! - [`inspect`] sums a directory up.
+//!
+//! Files are distrusted: every number of a header is checked against the file before it is used, and a bad file is an error with
+//! the name and the numbers in it, never a panic.
+//!
+//! ```
+//! use oq_formats::{Checkpoint, Dtype, OutTensor, write_shard};
+//!
+//! let dir = tempfile::tempdir()?;
+//! let norm = OutTensor::from_f32("norm.weight", &[3], &[1.0, 0.5, -2.0], Dtype::F16)?;
+//! write_shard(&dir.path().join("model.safetensors"), &[norm])?;
+//!
+//! let checkpoint = Checkpoint::open(dir.path())?;
+//! assert_eq!(checkpoint.tensor("norm.weight")?.shape, [3]);
+//! assert_eq!(checkpoint.values("norm.weight")?, [1.0, 0.5, -2.0]);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod atomic;
+mod checkpoint;
+mod digest;
+mod error;
+pub mod gguf;
+mod header;
+mod inspect;
+mod mmap;
+pub mod packed;
+mod shard;
+mod view;
+
+use std::path::Path;
+
+pub use atomic::{atomic_write, atomic_write_with};
+pub use checkpoint::{Checkpoint, Shard};
+pub use digest::sha256_file;
+pub use error::{FormatError, HeaderFault, PackedFault};
+pub use inspect::{Summary, inspect};
+pub use packed::{PackedCheckpoint, PackedWriter, packed_linear, packed_tensors, quantization_of};
+pub use safetensors::Dtype;
+pub use shard::{OutTensor, write_shard};
+pub use view::{TensorView, first_non_finite};
+
+/// The file that describes a model.
+const CONFIG: &str = "config.json";
+
+/// A model directory's `config.json`.
+///
+/// # Errors
+/// [`FormatError::MissingFile`] when there is none, [`FormatError::Json`] when it is not a JSON object.
+pub fn read_config(dir: &Path) -> Result<serde_json::Value, FormatError> {
+    let path = dir.join(CONFIG);
+    let bytes = std::fs::read(&path).map_err(|source| FormatError::reading(&path, source))?;
+    let not_json = |why| FormatError::Json { path: path.clone(), why };
+    let config: serde_json::Value = serde_json::from_slice(&bytes).map_err(|error| not_json(error.to_string()))?;
+    if config.is_object() { Ok(config) } else { Err(not_json("an object was expected".to_owned())) }
+}

@@ -1,0 +1,154 @@
+//! A [`QuantizedTensor`] as the tensors of a packed linear, and back.
+
+use half::f16;
+use oq_quant_core::{Bits, QuantizedTensor, Symmetry, WeightSpec, pack_row, packed_words, unpack_row};
+use safetensors::Dtype;
+
+use crate::{Checkpoint, FormatError, OutTensor, PackedFault, TensorView};
+
+pub(super) const PACKED: &str = "weight_packed";
+pub(super) const SCALE: &str = "weight_scale";
+pub(super) const ZERO_POINT: &str = "weight_zero_point";
+pub(super) const SHAPE: &str = "weight_shape";
+
+/// The tensors of the linear `name` (as in the checkpoint, without `.weight`): codes, scales, shape and, when its grids are
+/// asymmetric, zero points.
+pub fn packed_tensors(name: &str, tensor: &QuantizedTensor) -> Vec<OutTensor<'static>> {
+    let [rows, cols] = tensor.shape();
+    let (groups, bits) = (tensor.groups(), tensor.spec().bits);
+    let part = |part| format!("{name}.{part}");
+    let mut parts = vec![
+        OutTensor::from_i32(part(PACKED), &[rows, packed_words(cols, bits)], tensor.words()),
+        OutTensor::from_f16(part(SCALE), &[rows, groups], tensor.scales()),
+        OutTensor::from_i64(part(SHAPE), &[2], &[rows as i64, cols as i64]),
+    ];
+    if !tensor.is_symmetric() {
+        let words = pack_columns(tensor.zero_points(), groups, bits);
+        parts.push(OutTensor::from_i32(part(ZERO_POINT), &[packed_words(rows, bits), groups], &words));
+    }
+    parts
+}
+
+/// Reads the linear `name` (as in the checkpoint, without `.weight`) back.
+///
+/// # Errors
+/// [`FormatError::Packed`] when a part is missing or the parts do not agree.
+pub fn packed_linear(checkpoint: &Checkpoint, name: &str, spec: WeightSpec) -> Result<QuantizedTensor, FormatError> {
+    try_read(checkpoint, name, spec).map_err(|fault| FormatError::packed(name, fault))
+}
+
+/// `[out, in]` of the linear `name`.
+pub(super) fn read_shape(checkpoint: &Checkpoint, name: &str) -> Result<[usize; 2], FormatError> {
+    part(checkpoint, name, SHAPE).and_then(shape).map_err(|fault| FormatError::packed(name, fault))
+}
+
+fn part<'a>(checkpoint: &'a Checkpoint, name: &str, part: &'static str) -> Result<TensorView<'a>, PackedFault> {
+    checkpoint.tensor(&format!("{name}.{part}")).map_err(|_| PackedFault::Missing { part })
+}
+
+fn try_read(checkpoint: &Checkpoint, name: &str, spec: WeightSpec) -> Result<QuantizedTensor, PackedFault> {
+    let part = |which| part(checkpoint, name, which);
+    // Sizes first: nothing is allocated by numbers that were not compared with the file.
+    let [rows, cols] = shape(part(SHAPE)?)?;
+    let packed = part(PACKED)?;
+    check_shape(PACKED, packed.shape, &[rows, packed_words(cols, spec.bits)])?;
+    let groups = spec.group.count(cols);
+    let scale = part(SCALE)?;
+    check_shape(SCALE, scale.shape, &[rows, groups])?;
+
+    let zero_points = match spec.symmetry {
+        Symmetry::Symmetric => vec![spec.bits.centre(); rows * groups],
+        Symmetry::Asymmetric => {
+            let zeros = part(ZERO_POINT)?;
+            check_shape(ZERO_POINT, zeros.shape, &[packed_words(rows, spec.bits), groups])?;
+            unpack_columns(&words(ZERO_POINT, zeros)?, rows, groups, spec.bits)
+        }
+    };
+    let (words, scales) = (words(PACKED, packed)?, scales(scale)?);
+    Ok(QuantizedTensor::from_parts(spec, [rows, cols], words, scales, zero_points)?)
+}
+
+/// `[out, in]` from `weight_shape`.
+fn shape(view: TensorView<'_>) -> Result<[usize; 2], PackedFault> {
+    check_shape(SHAPE, view.shape, &[2])?;
+    let numbers: Vec<i64> = match view.dtype {
+        Dtype::I64 => view.bytes.as_chunks().0.iter().map(|bytes| i64::from_le_bytes(*bytes)).collect(),
+        Dtype::I32 => view.bytes.as_chunks().0.iter().map(|bytes| i32::from_le_bytes(*bytes).into()).collect(),
+        got => return Err(PackedFault::PartType { part: SHAPE, got, expected: "I64 or I32" }),
+    };
+    // Far beyond any layer, and far from overflowing when multiplied by the bits of a code.
+    let plausible = 1..=i64::from(i32::MAX);
+    match numbers[..] {
+        [rows, cols] if plausible.contains(&rows) && plausible.contains(&cols) => Ok([rows as usize, cols as usize]),
+        _ => Err(PackedFault::BadShape { rows: numbers[0], cols: numbers[1] }),
+    }
+}
+
+fn check_shape(part: &'static str, got: &[usize], expected: &[usize]) -> Result<(), PackedFault> {
+    if got == expected {
+        return Ok(());
+    }
+    Err(PackedFault::PartShape { part, got: got.to_vec(), expected: expected.to_vec() })
+}
+
+fn words(part: &'static str, view: TensorView<'_>) -> Result<Vec<u32>, PackedFault> {
+    match view.dtype {
+        Dtype::I32 | Dtype::U32 => {
+            Ok(view.bytes.as_chunks().0.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect())
+        }
+        got => Err(PackedFault::PartType { part, got, expected: "I32" }),
+    }
+}
+
+/// Scales as f16; other writers keep them in bf16 or f32, which is read where no digit is lost.
+fn scales(view: TensorView<'_>) -> Result<Vec<f16>, PackedFault> {
+    let values = view.to_f32_vec().map_err(|_| PackedFault::PartType {
+        part: SCALE,
+        got: view.dtype,
+        expected: "F16, BF16 or F32",
+    })?;
+    let exact = |(index, value): (usize, f32)| {
+        let scale = f16::from_f32(value);
+        // A scale that is not a number passes here, and is refused with the tensor.
+        if scale.to_f32() == value || !value.is_finite() {
+            Ok(scale)
+        } else {
+            Err(PackedFault::InexactScale { index, value })
+        }
+    };
+    values.into_iter().enumerate().map(exact).collect()
+}
+
+/// Packs each column of `codes` `[rows, cols]` as a stream; the words are `[packed_words(rows), cols]`.
+fn pack_columns(codes: &[u8], cols: usize, bits: Bits) -> Vec<u32> {
+    let rows = codes.len() / cols;
+    let stream_len = packed_words(rows, bits);
+    let mut words = vec![0; stream_len * cols];
+    let (mut column, mut stream) = (vec![0; rows], vec![0; stream_len]);
+    for col in 0..cols {
+        for (code, row) in column.iter_mut().zip(codes.chunks(cols)) {
+            *code = row[col];
+        }
+        pack_row(&column, bits, &mut stream).expect("zero points of a quantized tensor are codes");
+        for (row, word) in words.chunks_mut(cols).zip(&stream) {
+            row[col] = *word;
+        }
+    }
+    words
+}
+
+/// Inverse of [`pack_columns`].
+fn unpack_columns(words: &[u32], rows: usize, cols: usize, bits: Bits) -> Vec<u8> {
+    let mut codes = vec![0; rows * cols];
+    let (mut column, mut stream) = (vec![0; rows], vec![0; packed_words(rows, bits)]);
+    for col in 0..cols {
+        for (word, row) in stream.iter_mut().zip(words.chunks(cols)) {
+            *word = row[col];
+        }
+        unpack_row(&stream, bits, &mut column).expect("the stream was made as long as the column needs");
+        for (row, code) in codes.chunks_mut(cols).zip(&column) {
+            row[col] = *code;
+        }
+    }
+    codes
+}

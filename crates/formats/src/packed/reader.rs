@@ -1,0 +1,68 @@
+//! Packed directories read back.
+
+use std::path::Path;
+
+use oq_quant_core::{QuantSpec, QuantizedTensor};
+use serde_json::Value;
+
+use super::config::quantization_of;
+use super::layout::{self, PACKED};
+use crate::{Checkpoint, FormatError, read_config};
+
+/// A packed model: its quantized linears, and its other tensors through [`Self::checkpoint`].
+#[derive(Debug)]
+pub struct PackedCheckpoint {
+    checkpoint: Checkpoint,
+    config: Value,
+    spec: QuantSpec,
+}
+
+impl PackedCheckpoint {
+    /// Opens a directory that [`PackedWriter`](super::PackedWriter), or another writer of the same layout, finished.
+    ///
+    /// # Errors
+    /// [`FormatError::NotPacked`] for a full-precision model; otherwise as [`Checkpoint::open`] and [`quantization_of`].
+    pub fn open(dir: &Path) -> Result<Self, FormatError> {
+        let config = read_config(dir)?;
+        let spec = quantization_of(&config)?.ok_or_else(|| FormatError::NotPacked { dir: dir.to_owned() })?;
+        Ok(Self { checkpoint: Checkpoint::open(dir)?, config, spec })
+    }
+
+    /// Reads one quantized linear by its name without `.weight`, such as `model.layers.0.self_attn.q_proj`.
+    ///
+    /// # Errors
+    /// [`FormatError::Packed`] when a part is missing or the parts do not agree.
+    pub fn linear(&self, name: &str) -> Result<QuantizedTensor, FormatError> {
+        layout::packed_linear(&self.checkpoint, name, self.spec.weight)
+    }
+
+    /// `[out_features, in_features]` of one quantized linear, without reading its codes.
+    pub fn linear_shape(&self, name: &str) -> Result<[usize; 2], FormatError> {
+        layout::read_shape(&self.checkpoint, name)
+    }
+
+    /// Whether the linear of that name is quantized.
+    pub fn is_packed(&self, name: &str) -> bool {
+        self.checkpoint.contains(&format!("{name}.{PACKED}"))
+    }
+
+    /// Names of all quantized linears, sorted.
+    pub fn linear_names(&self) -> impl Iterator<Item = &str> {
+        self.checkpoint.names().filter_map(|name| name.strip_suffix(PACKED)?.strip_suffix('.'))
+    }
+
+    /// All tensors.
+    pub fn checkpoint(&self) -> &Checkpoint {
+        &self.checkpoint
+    }
+
+    /// Its `config.json`.
+    pub fn config(&self) -> &Value {
+        &self.config
+    }
+
+    /// How it is quantized.
+    pub fn spec(&self) -> QuantSpec {
+        self.spec
+    }
+}

@@ -1,0 +1,144 @@
+//! Packed directories written block by block.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use oq_quant_core::QuantSpec;
+use serde_json::{Map, Value, json};
+
+use super::config::packed_config;
+use crate::atomic::remove_leftovers;
+use crate::checkpoint::{INDEX, shard_contents};
+use crate::{CONFIG, FormatError, OutTensor, atomic_write, atomic_write_with, write_shard};
+
+/// What a model directory holds beside weights and `config.json`, copied as it is where it is there.
+const SIDE_FILES: [&str; 11] = [
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "generation_config.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "preprocessor_config.json",
+];
+
+/// Writes a packed model shard by shard: one per block as it is finished, one for everything outside the blocks, and at last the
+/// index, the tokenizer's files and `config.json`. A directory without `config.json` is therefore an unfinished one; shards that
+/// are there are whole, so a run that was cut off goes on after its last shard.
+#[derive(Debug)]
+pub struct PackedWriter {
+    dir: PathBuf,
+    source: PathBuf,
+    n_blocks: usize,
+}
+
+impl PackedWriter {
+    /// Makes `dir` where needed, for a model of `n_blocks` blocks that is made from the one in `source`. Shards of an earlier run
+    /// stay; half-written files of a killed one go.
+    ///
+    /// # Errors
+    /// [`FormatError::OutputIsSource`] when both directories are one.
+    pub fn create(dir: &Path, source: &Path, n_blocks: usize) -> Result<Self, FormatError> {
+        let failed = |source| FormatError::writing(dir, None, source);
+        fs::create_dir_all(dir).map_err(failed)?;
+        let is_same = |source: PathBuf| dir.canonicalize().is_ok_and(|dir| dir == source);
+        if source.canonicalize().is_ok_and(is_same) {
+            return Err(FormatError::OutputIsSource { dir: dir.to_owned() });
+        }
+        remove_leftovers(dir)?;
+        Ok(Self { dir: dir.to_owned(), source: source.to_owned(), n_blocks })
+    }
+
+    /// Whether [`Self::finish`] was done, by this run or an earlier one.
+    pub fn is_finished(&self) -> bool {
+        self.dir.join(CONFIG).is_file()
+    }
+
+    /// Where the shard of a block, counted from 0, lies.
+    ///
+    /// # Panics
+    /// When there is no such block.
+    pub fn block_path(&self, block_idx: usize) -> PathBuf {
+        assert!(block_idx < self.n_blocks, "block {block_idx} of {}", self.n_blocks);
+        self.shard_path(block_idx)
+    }
+
+    /// Where the shard of the tensors outside the blocks lies.
+    pub fn rest_path(&self) -> PathBuf {
+        self.shard_path(self.n_blocks)
+    }
+
+    /// Writes the shard of a block: [`packed_tensors`](super::packed_tensors) of its linears, and its other tensors.
+    ///
+    /// # Errors
+    /// As [`write_shard`].
+    pub fn write_block(&self, block_idx: usize, tensors: &[OutTensor<'_>]) -> Result<(), FormatError> {
+        write_shard(&self.block_path(block_idx), tensors)
+    }
+
+    /// Writes the shard of everything outside the blocks: embeddings, last norm, head.
+    pub fn write_rest(&self, tensors: &[OutTensor<'_>]) -> Result<(), FormatError> {
+        write_shard(&self.rest_path(), tensors)
+    }
+
+    /// Finishes the directory: index, tokenizer's files, and `config.json` from the source's `config`.
+    ///
+    /// `ignore` names the linears that are not quantized (`lm_head`, and others outside the blocks), without `.weight`.
+    ///
+    /// # Errors
+    /// [`FormatError::MissingShard`] when a block was not written; [`FormatError::TwiceWritten`] when two shards hold one name.
+    pub fn finish(&self, config: &Value, spec: QuantSpec, ignore: &[&str]) -> Result<(), FormatError> {
+        self.write_index()?;
+        for name in SIDE_FILES {
+            copy_if_there(&self.source.join(name), &self.dir.join(name))?;
+        }
+        write_json(&self.dir.join(CONFIG), &packed_config(config, spec, ignore))
+    }
+
+    fn write_index(&self) -> Result<(), FormatError> {
+        let index = self.dir.join(INDEX);
+        let (mut places, mut total) = (std::collections::BTreeMap::new(), 0);
+        for shard_idx in 0..=self.n_blocks {
+            let path = self.shard_path(shard_idx);
+            let contents = shard_contents(&path).map_err(|error| match error {
+                FormatError::MissingFile { path } => FormatError::MissingShard { path, index: index.clone() },
+                other => other,
+            })?;
+            for (tensor, bytes) in contents {
+                total += bytes;
+                if places.insert(tensor.clone(), self.shard_name(shard_idx)).is_some() {
+                    return Err(FormatError::TwiceWritten { path, tensor });
+                }
+            }
+        }
+        let weight_map: Map<String, Value> = places.into_iter().map(|(tensor, shard)| (tensor, shard.into())).collect();
+        write_json(&index, &json!({"metadata": {"total_size": total}, "weight_map": weight_map}))
+    }
+
+    fn shard_path(&self, shard_idx: usize) -> PathBuf {
+        self.dir.join(self.shard_name(shard_idx))
+    }
+
+    fn shard_name(&self, shard_idx: usize) -> String {
+        format!("model-{:05}-of-{:05}.safetensors", shard_idx + 1, self.n_blocks + 1)
+    }
+}
+
+fn write_json(path: &Path, value: &Value) -> Result<(), FormatError> {
+    let mut text = format!("{value:#}");
+    text.push('\n');
+    atomic_write(path, text.as_bytes())
+}
+
+fn copy_if_there(from: &Path, to: &Path) -> Result<(), FormatError> {
+    match fs::File::open(from) {
+        Ok(mut file) => atomic_write_with(to, |out| io::copy(&mut file, out).map(drop)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(FormatError::reading(from, error)),
+    }
+}

@@ -1,0 +1,125 @@
+//! Writing one safetensors file: the same tensors always give the same bytes.
+
+use std::borrow::Cow;
+use std::io::Write;
+use std::path::Path;
+
+use half::f16;
+use safetensors::Dtype;
+
+use crate::atomic::write_sized;
+use crate::header::{byte_len, encode};
+use crate::view::f32_to_bytes;
+use crate::{FormatError, TensorView};
+
+/// A tensor to be written: its own bytes or another file's.
+#[derive(Clone, Debug, PartialEq)]
+pub struct OutTensor<'a> {
+    name: String,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    bytes: Cow<'a, [u8]>,
+}
+
+impl<'a> OutTensor<'a> {
+    /// A tensor of little-endian `bytes`.
+    ///
+    /// # Errors
+    /// [`FormatError::WrongLength`] when they do not fill the shape.
+    pub fn new(
+        name: impl Into<String>,
+        dtype: Dtype,
+        shape: &[usize],
+        bytes: impl Into<Cow<'a, [u8]>>,
+    ) -> Result<Self, FormatError> {
+        let (tensor, shape, bytes) = (name.into(), shape.to_vec(), bytes.into());
+        let (needed, got) = (byte_len(dtype, &shape).unwrap_or(usize::MAX), bytes.len());
+        if needed != got {
+            return Err(FormatError::WrongLength { tensor, shape, dtype, needed, got });
+        }
+        Ok(Self { name: tensor, dtype, shape, bytes })
+    }
+
+    /// The same tensor as in another checkpoint, byte for byte.
+    pub fn copy_of(view: TensorView<'a>) -> Self {
+        Self {
+            name: view.name.to_owned(),
+            dtype: view.dtype,
+            shape: view.shape.to_vec(),
+            bytes: Cow::Borrowed(view.bytes),
+        }
+    }
+
+    /// Values rounded to `dtype`: F16, BF16 or F32.
+    ///
+    /// # Errors
+    /// [`FormatError::OutOfRange`] for values that `dtype` does not reach.
+    pub fn from_f32(
+        name: impl Into<String>,
+        shape: &[usize],
+        values: &[f32],
+        dtype: Dtype,
+    ) -> Result<Self, FormatError> {
+        let name = name.into();
+        let bytes = f32_to_bytes(&name, values, dtype)?;
+        Self::new(name, dtype, shape, bytes)
+    }
+
+    pub(crate) fn from_f16(name: String, shape: &[usize], values: &[f16]) -> Self {
+        Self::from_elements(name, Dtype::F16, shape, values, |value| value.to_le_bytes())
+    }
+
+    pub(crate) fn from_i32(name: String, shape: &[usize], words: &[u32]) -> Self {
+        Self::from_elements(name, Dtype::I32, shape, words, |word| word.to_le_bytes())
+    }
+
+    pub(crate) fn from_i64(name: String, shape: &[usize], values: &[i64]) -> Self {
+        Self::from_elements(name, Dtype::I64, shape, values, |value| value.to_le_bytes())
+    }
+
+    fn from_elements<T: Copy, const N: usize>(
+        name: String,
+        dtype: Dtype,
+        shape: &[usize],
+        values: &[T],
+        bytes: impl Fn(T) -> [u8; N],
+    ) -> Self {
+        debug_assert_eq!(shape.iter().product::<usize>(), values.len(), "{name}");
+        let bytes: Vec<u8> = values.iter().flat_map(|&value| bytes(value)).collect();
+        Self { name, dtype, shape: shape.to_vec(), bytes: bytes.into() }
+    }
+
+    /// Name in the checkpoint.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Size in the file.
+    pub fn bytes(&self) -> usize {
+        self.bytes.len()
+    }
+}
+
+/// Writes a safetensors file, whole or not at all; the order of `tensors` makes no difference.
+///
+/// # Errors
+/// [`FormatError::NoSpace`] with the size that did not fit; [`FormatError::TwiceWritten`] for a name that comes twice.
+pub fn write_shard(path: &Path, tensors: &[OutTensor<'_>]) -> Result<(), FormatError> {
+    let mut order: Vec<&OutTensor<'_>> = tensors.iter().collect();
+    // Widest elements first keeps every tensor aligned to its elements, since the data starts at a multiple of eight.
+    order.sort_by(|a, b| b.dtype.bitsize().cmp(&a.dtype.bitsize()).then_with(|| a.name.cmp(&b.name)));
+
+    let mut names: Vec<&str> = tensors.iter().map(OutTensor::name).collect();
+    names.sort_unstable();
+    if let Some(pair) = names.windows(2).find(|pair| pair[0] == pair[1]) {
+        return Err(FormatError::TwiceWritten { path: path.to_owned(), tensor: pair[0].to_owned() });
+    }
+
+    let entries = order.iter().map(|t| (t.name.clone(), t.dtype, t.shape.clone(), t.bytes.len()));
+    let header = encode(entries).map_err(|fault| FormatError::Header { path: path.to_owned(), fault })?;
+    let size = header.len() + tensors.iter().map(OutTensor::bytes).sum::<usize>();
+    write_sized(path, Some(size as u64), |out| {
+        out.write_all(&header)?;
+        order.iter().try_for_each(|tensor| out.write_all(&tensor.bytes))
+    })
+}

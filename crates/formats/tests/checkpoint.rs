@@ -1,0 +1,258 @@
+//! Reading safetensors directories: what is right is read, what is wrong is refused with the numbers.
+
+#![allow(clippy::unwrap_used, reason = "a step that fails is the test failing")]
+
+use std::fs;
+use std::path::Path;
+
+use oq_formats::{Checkpoint, Dtype, FormatError, HeaderFault, OutTensor, read_config, write_shard};
+use tempfile::TempDir;
+
+fn file_of(header: &str, data: &[u8]) -> Vec<u8> {
+    [&(header.len() as u64).to_le_bytes(), header.as_bytes(), data].concat()
+}
+
+fn write_tensors(path: &Path, names: &[&str]) {
+    let tensors: Vec<_> =
+        names.iter().map(|name| OutTensor::from_f32(*name, &[2], &[1.0, -2.0], Dtype::F16).unwrap()).collect();
+    write_shard(path, &tensors).unwrap();
+}
+
+fn write_index(dir: &Path, json: &str) {
+    fs::write(dir.join("model.safetensors.index.json"), json).unwrap();
+}
+
+/// Opens a directory whose only file is `bytes`.
+fn open_bytes(bytes: &[u8]) -> Result<Checkpoint, FormatError> {
+    let dir = TempDir::new().unwrap();
+    fs::write(dir.path().join("model.safetensors"), bytes).unwrap();
+    Checkpoint::open(dir.path())
+}
+
+#[test]
+fn reads_what_other_writers_write() {
+    // Unaligned data, metadata, names out of order, an empty tensor and a scalar.
+    let header = r#"{"__metadata__":{"format":"pt"},"b":{"dtype":"F32","shape":[],"data_offsets":[2,6]},"e":{"dtype":"F16","shape":[0,4],"data_offsets":[6,6]},"a":{"dtype":"BF16","shape":[1],"data_offsets":[0,2]}}  "#;
+    let data = [&[0x80, 0x3f][..], &2.5f32.to_le_bytes()].concat();
+    let checkpoint = open_bytes(&file_of(header, &data)).unwrap();
+    assert_eq!(checkpoint.names().collect::<Vec<_>>(), ["a", "b", "e"]);
+    assert_eq!(checkpoint.values("a").unwrap(), [1.0]);
+    assert_eq!(checkpoint.values("b").unwrap(), [2.5]);
+    assert!(checkpoint.tensor("e").unwrap().is_empty());
+    assert!(checkpoint.contains("e") && !checkpoint.contains("__metadata__"));
+    checkpoint.release();
+    assert_eq!(checkpoint.values("b").unwrap(), [2.5], "released pages come back");
+}
+
+/// Memory of this process that is backed by files, in bytes.
+#[cfg(target_os = "linux")]
+fn file_backed_memory() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("RssFile:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn released_pages_no_longer_count_as_memory() {
+    // Far more than the other tests of this program map at the same time.
+    let bytes = 64 << 20;
+    let dir = TempDir::new().unwrap();
+    let tensor = OutTensor::new("w", Dtype::U8, &[bytes], vec![1; bytes]).unwrap();
+    write_shard(&dir.path().join("model.safetensors"), &[tensor]).unwrap();
+    let checkpoint = Checkpoint::open(dir.path()).unwrap();
+    let sum = || checkpoint.tensor("w").unwrap().bytes.iter().map(|&byte| usize::from(byte)).sum::<usize>();
+    assert_eq!(sum(), bytes);
+    let read = file_backed_memory();
+    checkpoint.release();
+    let released = file_backed_memory();
+    assert!(released + (bytes as u64) / 2 < read, "{read} bytes before, {released} after");
+    assert_eq!(sum(), bytes);
+}
+
+#[track_caller]
+fn check_header(header: &str, data_len: usize, part: &str) {
+    let error = open_bytes(&file_of(header, &vec![0; data_len])).expect_err("must be refused");
+    let message = error.to_string();
+    assert!(message.contains(part) && message.contains("model.safetensors"), "{message}");
+    assert!(error.is_corrupt() && !error.is_missing_input(), "{error:?}");
+}
+
+#[test]
+fn refuses_hostile_headers() {
+    let one = |entry: &str| format!(r#"{{"w":{entry}}}"#);
+    check_header("", 0, "header is not valid");
+    check_header("[]", 0, "expected an object");
+    check_header("\u{7f}{}", 0, "header is not valid");
+    check_header(r#"{"w":{"dtype":"F16"}}"#, 0, "`w` is described wrongly: missing field `shape`");
+    check_header(&one(r#"{"dtype":"F17","shape":[1],"data_offsets":[0,2]}"#), 2, "unknown variant `F17`");
+    check_header(&one(r#"{"dtype":"F16","shape":[-1],"data_offsets":[0,2]}"#), 2, "`w` is described wrongly");
+    check_header(&one(r#"{"dtype":"F16","shape":[1.5],"data_offsets":[0,2]}"#), 2, "`w` is described wrongly");
+    check_header(&one(r#"{"dtype":"F16","shape":[1],"data_offsets":[-2,0]}"#), 2, "`w` is described wrongly");
+    check_header(&one(r#"{"dtype":"F16","shape":[1],"data_offsets":[4,2]}"#), 8, "bytes 4..2");
+    check_header(&one(r#"{"dtype":"F16","shape":[1],"data_offsets":[0]}"#), 8, "`w` is described wrongly");
+    check_header(&one(r#"{"dtype":"F16","shape":[4],"data_offsets":[2,10]}"#), 10, "should start at 0");
+    check_header(&one(r#"{"dtype":"F16","shape":[3],"data_offsets":[0,8]}"#), 8, "needs 6 bytes, its offsets span 8");
+    check_header(&one(r#"{"dtype":"F16","shape":[4],"data_offsets":[0,8]}"#), 11, "3 bytes follow");
+    let huge = r#"{"dtype":"F16","shape":[4294967296,4294967296],"data_offsets":[0,8]}"#;
+    check_header(&one(huge), 8, "[4294967296, 4294967296] overflows");
+    let wrapping = r#"{"dtype":"F32","shape":[4611686018427387905],"data_offsets":[0,4]}"#;
+    check_header(&one(wrapping), 4, "overflows");
+    let overlap = r#"{"a":{"dtype":"F16","shape":[2],"data_offsets":[0,4]},"b":{"dtype":"F16","shape":[2],"data_offsets":[2,6]}}"#;
+    check_header(overlap, 6, "`b` lies at bytes 2..6, but should start at 4");
+    let same_place = r#"{"a":{"dtype":"F16","shape":[2],"data_offsets":[0,4]},"b":{"dtype":"F16","shape":[2],"data_offsets":[0,4]}}"#;
+    check_header(same_place, 4, "but should start at 4");
+    let twice = r#"{"a":{"dtype":"F16","shape":[2],"data_offsets":[0,4]},"a":{"dtype":"F16","shape":[2],"data_offsets":[0,4]}}"#;
+    check_header(twice, 4, "`a` stands there twice");
+    check_header(&one(&"[".repeat(100_000)), 0, "header is not valid");
+}
+
+#[test]
+fn refuses_absurd_header_lengths() {
+    for len in [100_000_001, u64::MAX / 2, u64::MAX - 8, u64::MAX] {
+        match open_bytes(&[&len.to_le_bytes()[..], b"{}"].concat()) {
+            Err(FormatError::Header { fault: HeaderFault::TooLong { len: told, .. }, .. }) => assert_eq!(told, len),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_truncated_file_is_told_with_its_sizes() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("model.safetensors");
+    write_tensors(&path, &["a", "b"]);
+    let whole = fs::read(&path).unwrap();
+    // In the length, in the header, in the data; an empty file too.
+    for found in [0, 7, 9, 40, whole.len() - 1] {
+        match open_bytes(&whole[..found]) {
+            Err(FormatError::Truncated { needed, found: told, .. }) => {
+                assert_eq!(told, found as u64);
+                assert!(needed > told && needed <= whole.len() as u64, "{found}: {needed}");
+            }
+            other => panic!("{found}: {other:?}"),
+        }
+    }
+    let message = open_bytes(&whole[..whole.len() - 1]).unwrap_err().to_string();
+    let sizes = format!("truncated: {} bytes needed, {} found", whole.len(), whole.len() - 1);
+    assert!(message.contains(&sizes), "{message}");
+}
+
+#[test]
+fn shards_stand_behind_one_table() {
+    let dir = TempDir::new().unwrap();
+    write_tensors(&dir.path().join("one.safetensors"), &["a", "c"]);
+    write_tensors(&dir.path().join("two.safetensors"), &["b", "unlisted"]);
+    write_index(
+        dir.path(),
+        r#"{"metadata":{},"weight_map":{"c":"one.safetensors","b":"two.safetensors","a":"one.safetensors"}}"#,
+    );
+    let checkpoint = Checkpoint::open(dir.path()).unwrap();
+    assert_eq!(checkpoint.names().collect::<Vec<_>>(), ["a", "b", "c"]);
+    assert_eq!(checkpoint.values("b").unwrap(), [1.0, -2.0]);
+    assert_eq!(checkpoint.shards().len(), 2);
+    let on_disk: u64 = checkpoint.shards().iter().map(|shard| fs::metadata(shard.path()).unwrap().len()).sum();
+    assert_eq!(checkpoint.total_bytes(), on_disk);
+    let error = checkpoint.tensor("unlisted").unwrap_err();
+    assert!(error.is_missing_input() && error.to_string().contains("no tensor `unlisted`"), "{error}");
+}
+
+#[track_caller]
+fn check_index(json: &str, is_missing: bool, part: &str) {
+    let dir = TempDir::new().unwrap();
+    let inner = dir.path().join("model");
+    fs::create_dir(&inner).unwrap();
+    write_tensors(&dir.path().join("outside.safetensors"), &["a"]);
+    write_tensors(&inner.join("one.safetensors"), &["a"]);
+    // An absolute path that exists stands in for `ABSOLUTE`.
+    let absolute = dir.path().join("outside.safetensors");
+    write_index(&inner, &json.replace("ABSOLUTE", absolute.to_str().unwrap()));
+    let error = Checkpoint::open(&inner).expect_err("must be refused");
+    assert_eq!(error.is_missing_input(), is_missing, "{error:?}");
+    assert_eq!(error.is_corrupt(), !is_missing, "{error:?}");
+    let message = error.to_string();
+    assert!(message.contains(part) && message.contains("model.safetensors.index.json"), "{message}");
+}
+
+#[test]
+fn refuses_bad_indices() {
+    check_index(r#"{"weight_map":{"a":"two.safetensors"}}"#, true, "two.safetensors: no such shard");
+    check_index(r#"{"weight_map":{"a":"one.safetensors","b":"one.safetensors"}}"#, false, "places `b` in one");
+    check_index(
+        r#"{"weight_map":{"a":"../outside.safetensors"}}"#,
+        false,
+        "`../outside.safetensors` is not a file name",
+    );
+    check_index(r#"{"weight_map":{"a":"./one.safetensors"}}"#, false, "is not a file name");
+    check_index(r#"{"weight_map":{"a":"ABSOLUTE"}}"#, false, "is not a file name");
+    check_index(r#"{"weight_map":{"a":".."}}"#, false, "is not a file name");
+    check_index(r#"{"weight_map":{"a":""}}"#, false, "is not a file name");
+    check_index(r#"{"weight_map":{"a":"..\\outside.safetensors"}}"#, false, "is not a file name");
+    check_index(r#"{"weight_map":{"a":"one.safetensors","a":"one.safetensors"}}"#, false, "`a` stands there twice");
+    check_index(r#"{"metadata":{}}"#, false, "missing field `weight_map`");
+    check_index(r#"{"weight_map":{"a":7}}"#, false, "expected a string");
+    check_index("not json", false, "expected");
+}
+
+#[test]
+fn an_empty_directory_says_what_was_looked_for() {
+    let dir = TempDir::new().unwrap();
+    let error = Checkpoint::open(dir.path()).unwrap_err();
+    assert!(error.is_missing_input(), "{error:?}");
+    let message = error.to_string();
+    assert!(message.contains("model.safetensors.index.json") && !message.contains("pytorch_model"), "{message}");
+    fs::write(dir.path().join("pytorch_model.bin"), b"PK").unwrap();
+    let message = Checkpoint::open(dir.path()).unwrap_err().to_string();
+    assert!(message.contains("pytorch_model.bin is not read here"), "{message}");
+    assert!(Checkpoint::open(&dir.path().join("absent")).unwrap_err().is_missing_input());
+}
+
+#[test]
+fn a_config_is_an_object() {
+    let dir = TempDir::new().unwrap();
+    assert!(read_config(dir.path()).unwrap_err().is_missing_input());
+    for bad in ["[]", "{", "\u{feff}"] {
+        fs::write(dir.path().join("config.json"), bad).unwrap();
+        assert!(read_config(dir.path()).unwrap_err().is_corrupt(), "{bad}");
+    }
+    fs::write(dir.path().join("config.json"), r#"{"model_type":"llama"}"#).unwrap();
+    assert_eq!(read_config(dir.path()).unwrap()["model_type"], "llama");
+}
+
+#[test]
+fn a_shard_has_the_same_bytes_whatever_the_order() {
+    let dir = TempDir::new().unwrap();
+    let tensor = |name: &str, dtype| OutTensor::from_f32(name, &[3], &[0.5, 1.0, -1.0], dtype).unwrap();
+    let tensors = [tensor("z", Dtype::F32), tensor("m", Dtype::F16), tensor("a", Dtype::F32), tensor("b", Dtype::BF16)];
+    let (one, two) = (dir.path().join("one"), dir.path().join("model.safetensors"));
+    write_shard(&one, &tensors).unwrap();
+    let reversed: Vec<_> = tensors.iter().rev().cloned().collect();
+    write_shard(&two, &reversed).unwrap();
+    assert_eq!(fs::read(&one).unwrap(), fs::read(&two).unwrap());
+
+    let checkpoint = Checkpoint::open(dir.path()).unwrap();
+    assert_eq!(checkpoint.names().collect::<Vec<_>>(), ["a", "b", "m", "z"]);
+    for tensor in checkpoint.tensors() {
+        assert_eq!(tensor.to_f32_vec().unwrap(), [0.5, 1.0, -1.0]);
+        // Maps start at a page, so an aligned place in the file is an aligned address.
+        assert_eq!(tensor.bytes.as_ptr() as usize % tensor.dtype.bitsize().div_ceil(8), 0, "{}", tensor.name);
+    }
+    // Another loader's validation accepts the file.
+    let bytes = fs::read(&two).unwrap();
+    assert_eq!(safetensors::SafeTensors::deserialize(&bytes).unwrap().len(), 4);
+}
+
+#[test]
+fn refuses_to_write_what_does_not_fit_together() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("model.safetensors");
+    let tensor = OutTensor::new("w", Dtype::U8, &[2], vec![1, 2]).unwrap();
+    let message = write_shard(&path, &[tensor.clone(), tensor]).unwrap_err().to_string();
+    assert!(message.contains("two tensors are named `w`"), "{message}");
+    assert!(!path.exists());
+    let message = OutTensor::new("w", Dtype::F16, &[2, 3], vec![0; 11]).unwrap_err().to_string();
+    assert!(message.contains("needs 12 bytes, got 11"), "{message}");
+    assert!(OutTensor::new("w", Dtype::F16, &[usize::MAX, 3], vec![]).is_err());
+    let missing = dir.path().join("absent").join("model.safetensors");
+    assert!(write_shard(&missing, &[]).unwrap_err().to_string().contains("absent"));
+}

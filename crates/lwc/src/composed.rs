@@ -1,0 +1,130 @@
+//! Clipping as libtorch operations: any device, any kind of number.
+//!
+//! Groups are the middle axis: weights are `[out, groups, len]`, everything that a group has one of is `[out, groups, 1]`.
+
+use oq_quant_core::{SCALE_MAX, SCALE_MIN};
+use tch::{Kind, Tensor};
+
+use crate::{Levels, LwcGrads, Shares};
+
+/// Grids of all groups, each part `[out, groups, 1]`.
+struct Grids {
+    /// Maximum, at least 0.
+    max: Tensor,
+    /// Minimum, at most 0.
+    min: Tensor,
+    /// Ends of the clipped range.
+    hi: Tensor,
+    lo: Tensor,
+    scale: Tensor,
+    /// 1 where the scale was not clamped.
+    live: Tensor,
+    /// Codes of the two ends, less the zero point.
+    lowest: Tensor,
+    highest: Tensor,
+}
+
+/// Differentiable in `weight` and `clip` but for the zero point.
+fn grids(levels: Levels, weight: &Tensor, clip: &Shares) -> Grids {
+    let max = weight.amax(-1, true).clamp_min(0.0);
+    let min = weight.amin(-1, true).clamp_max(0.0);
+    let hi = &max * clip.hi.unsqueeze(-1);
+    let lo = &min * clip.lo.unsqueeze(-1);
+    let width = match levels.centre {
+        None => &hi - &lo,
+        Some(_) => hi.maximum(&-&lo),
+    };
+    let free = width / levels.steps;
+    let scale = free.clamp(f64::from(SCALE_MIN), f64::from(SCALE_MAX));
+    let live = free.eq_tensor(&scale);
+    let zero_point = match levels.centre {
+        None => (-&lo / &scale).detach().round().clamp(0.0, levels.max_code),
+        Some(centre) => scale.detach().full_like(centre),
+    };
+    let (lowest, highest) = (0.0 - &zero_point, levels.max_code - &zero_point);
+    Grids { max, min, hi, lo, scale, live, lowest, highest }
+}
+
+/// `[out, in]` -> `[out, groups, len]`.
+fn in_groups(weight: &Tensor, clip: &Shares) -> Tensor {
+    let strengths = clip.hi.size();
+    weight.reshape([strengths[0], strengths[1], -1])
+}
+
+/// `w [out, in]` -> `w' [out, in]`.
+pub fn fake_quantize(levels: Levels, weight: &Tensor, clip: &Shares) -> Tensor {
+    let groups = in_groups(weight, clip);
+    let grids = grids(levels, &groups, clip);
+    let mut codes = (&groups / &grids.scale).round_().clamp_tensor_(Some(&grids.lowest), Some(&grids.highest));
+    codes.g_mul_(&grids.scale).view_as(weight)
+}
+
+/// `w [out, in]` -> `w' [out, in]`, with a gradient through the rounding of codes but not through their clamp.
+pub fn fake_quantize_autograd(levels: Levels, weight: &Tensor, clip: &Shares) -> Tensor {
+    let groups = in_groups(weight, clip);
+    let grids = grids(levels, &groups, clip);
+    let place = &groups / &grids.scale;
+    // The residual is at most a half and exact, so the sum is the rounded number itself.
+    let rounded = &place + (place.round() - &place).detach();
+    let codes = rounded.clamp_tensor(Some(&grids.lowest), Some(&grids.highest));
+    (codes * &grids.scale).view_as(weight)
+}
+
+/// `w [out, in]`, `dL/dw' [out, in]` -> strengths' gradients `[out, groups]`.
+pub fn gradients(levels: Levels, weight: &Tensor, grad: &Tensor, clip: &Shares) -> LwcGrads {
+    let (weight, grad) = (in_groups(weight, clip), in_groups(grad, clip));
+    let grids = grids(levels, &weight, clip);
+    let (residual, _) = residuals(&grids, &weight);
+    strength_gradients(&grids, clip, &end_gradients(levels, &grids, &residual, &grad))
+}
+
+/// As [`gradients`], with `dL/dw [out, in]`.
+pub fn gradients_with_weight(
+    levels: Levels,
+    weight: &Tensor,
+    grad: &Tensor,
+    clip: &Shares,
+) -> (LwcGrads, Tensor) {
+    let (groups, grad) = (in_groups(weight, clip), in_groups(grad, clip));
+    let grids = grids(levels, &groups, clip);
+    let (residual, inside) = residuals(&grids, &groups);
+    let ends = end_gradients(levels, &grids, &residual, &grad);
+    let mut d_weight = grad * inside;
+    for (extreme, share, d_end) in [(&grids.max, &clip.hi, &ends.hi), (&grids.min, &clip.lo, &ends.lo)] {
+        let here = groups.eq_tensor(extreme);
+        // None of them in a group of one sign, whose range was widened to hold 0.
+        let count = here.sum_dim_intlist(-1, true, groups.kind()).clamp_min(1.0);
+        d_weight += here * (d_end * share.unsqueeze(-1) / count);
+    }
+    (strength_gradients(&grids, clip, &ends), d_weight.view_as(weight))
+}
+
+/// `dw'/ds` of each weight, `(q - z) - k w / s`, and `k`: whether its code was not clamped.
+fn residuals(grids: &Grids, weight: &Tensor) -> (Tensor, Tensor) {
+    let place = weight / &grids.scale;
+    let rounded = place.round();
+    let code = rounded.clamp_tensor(Some(&grids.lowest), Some(&grids.highest));
+    let inside = code.eq_tensor(&rounded);
+    ((&code - place).where_self(&inside, &code), inside)
+}
+
+/// `dL/dhi` and `dL/dlo`, each `[out, groups, 1]`.
+fn end_gradients(levels: Levels, grids: &Grids, residual: &Tensor, grad: &Tensor) -> Shares {
+    let d_scale = (grad * residual).sum_dim_intlist(-1, true, None::<Kind>) * &grids.live / levels.steps;
+    match levels.centre {
+        None => Shares { lo: -&d_scale, hi: d_scale },
+        Some(_) => {
+            // 1, 1/2 or 0 as the upper end is the larger one, as large as the lower, or smaller.
+            let hi_part = ((&grids.hi + &grids.lo).sign() + 1.0) / 2.0;
+            let hi = &d_scale * hi_part;
+            Shares { lo: &hi - d_scale, hi }
+        }
+    }
+}
+
+fn strength_gradients(grids: &Grids, clip: &Shares, ends: &Shares) -> LwcGrads {
+    let strength = |d_end: &Tensor, extreme: &Tensor, share: &Tensor| {
+        (d_end * extreme).squeeze_dim(-1) * share * (1.0 - share)
+    };
+    LwcGrads { gamma: strength(&ends.hi, &grids.max, &clip.hi), beta: strength(&ends.lo, &grids.min, &clip.lo) }
+}

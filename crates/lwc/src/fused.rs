@@ -1,0 +1,289 @@
+//! Clipping as loops over slices, on the CPU: one pass over the weights, and one over their gradient in the backward.
+//!
+//! A group is read from memory once and stays in the cache for its second look. The inner loops have no branches and sum in
+//! independent lanes, so that the compiler makes vector instructions of them.
+
+use std::ops::{Add, Div, Mul, Sub};
+
+use oq_quant_core::{SCALE_MAX, SCALE_MIN};
+use rayon::prelude::*;
+
+use crate::Levels;
+
+/// Independent sums, as many as fill the vector registers of common machines.
+const LANES: usize = 16;
+/// Terms that are summed in their own kind before they join an f64.
+const BLOCK: usize = 1024;
+
+/// f32, and f64 for the tests.
+pub trait Real:
+    tch::kind::Element
+    + Copy
+    + Send
+    + Sync
+    + PartialOrd
+    + Add<Output = Self>
+    + Sub<Output = Self>
+    + Mul<Output = Self>
+    + Div<Output = Self>
+{
+    /// 1.5 * 2^(digits - 1): adding it leaves no digits for a fraction, so the sum is rounded, ties to even.
+    const ROUNDER: Self;
+
+    /// The nearest number.
+    fn of(value: f64) -> Self;
+    /// The same number.
+    fn to_f64(self) -> f64;
+    /// NaN stays NaN.
+    fn clamped(self, min: Self, max: Self) -> Self;
+}
+
+macro_rules! real {
+    ($real:ty) => {
+        impl Real for $real {
+            const ROUNDER: Self = 1.5 * (1u64 << (<$real>::MANTISSA_DIGITS - 1)) as $real;
+
+            fn of(value: f64) -> Self {
+                value as $real
+            }
+
+            fn to_f64(self) -> f64 {
+                f64::from(self)
+            }
+
+            // Written so that each comparison is one instruction.
+            #[inline(always)]
+            fn clamped(self, min: Self, max: Self) -> Self {
+                let raised = if self < min { min } else { self };
+                if raised > max { max } else { raised }
+            }
+        }
+    };
+}
+
+real!(f32);
+real!(f64);
+
+/// A weight cut into groups: as rows are whole groups, they simply follow one another.
+pub struct Groups<'a, T> {
+    /// `[out, in]`.
+    pub weight: &'a [T],
+    /// Weights of a group.
+    pub len: usize,
+    pub levels: Levels,
+    /// Share of the maximum, `[out, groups]`.
+    pub clip_hi: &'a [T],
+    /// Share of the minimum, `[out, groups]`.
+    pub clip_lo: &'a [T],
+}
+
+impl<'a, T: Real> Groups<'a, T> {
+    /// Each group with its grid.
+    fn par_iter(&self) -> impl IndexedParallelIterator<Item = (&'a [T], Grid<T>)> {
+        let levels = self.levels;
+        let clips = self.clip_hi.par_iter().zip(self.clip_lo);
+        self.weight.par_chunks(self.len).zip(clips).map(move |(group, (&a, &b))| (group, Grid::new(levels, group, a, b)))
+    }
+}
+
+/// One group's grid.
+struct Grid<T> {
+    /// Maximum, at least 0, and minimum, at most 0.
+    max: T,
+    min: T,
+    /// The shares of them that the grid spans.
+    a: T,
+    b: T,
+    scale: T,
+    /// Codes of the two ends, less the zero point.
+    lowest: T,
+    highest: T,
+    /// Just beyond the ends: far enough to tell what is clamped, near enough to be rounded by [`Real::ROUNDER`].
+    below: T,
+    above: T,
+    /// `ds/dhi` and `-ds/dlo`.
+    hi_slope: T,
+    lo_slope: T,
+}
+
+impl<T: Real> Grid<T> {
+    fn new(levels: Levels, group: &[T], a: T, b: T) -> Self {
+        let (max, min) = extremes(group);
+        let (hi, depth) = (a * max, T::ZERO - b * min);
+        let one = T::of(1.0);
+        let (width, hi_part) = match levels.centre {
+            None => (hi + depth, one),
+            Some(_) if hi > depth => (hi, one),
+            Some(_) if hi == depth => (hi, T::of(0.5)),
+            Some(_) => (depth, T::ZERO),
+        };
+        let (steps, max_code) = (T::of(levels.steps), T::of(levels.max_code));
+        let free = width / steps;
+        let scale = free.clamped(T::of(f64::from(SCALE_MIN)), T::of(f64::from(SCALE_MAX)));
+        let slope = if free == scale { one / steps } else { T::ZERO };
+        let (zero_point, lo_part) = match levels.centre {
+            None => (round((depth / scale).clamped(T::ZERO, max_code)), one),
+            Some(centre) => (T::of(centre), one - hi_part),
+        };
+        let (lowest, highest) = (T::ZERO - zero_point, max_code - zero_point);
+        Self {
+            max,
+            min,
+            a,
+            b,
+            scale,
+            lowest,
+            highest,
+            below: lowest - one,
+            above: highest + one,
+            hi_slope: slope * hi_part,
+            lo_slope: slope * lo_part,
+        }
+    }
+
+    /// `w / s`, the code of `w` less the zero point, and whether that code was not clamped.
+    #[inline(always)]
+    fn encode(&self, weight: T) -> (T, T, bool) {
+        let place = weight / self.scale;
+        let rounded = round(place.clamped(self.below, self.above));
+        let code = rounded.clamped(self.lowest, self.highest);
+        (place, code, code == rounded)
+    }
+
+    /// `dw'/ds` of a weight: `(q - z) - k w / s`.
+    #[inline(always)]
+    fn residual(&self, weight: T) -> T {
+        let (place, code, inside) = self.encode(weight);
+        if inside { code - place } else { code }
+    }
+
+    /// `dL/dhi` and `-dL/dlo` from the sum of `G dw'/ds`.
+    fn end_gradients(&self, sum: f64) -> (T, T) {
+        let sum = T::of(sum);
+        (sum * self.hi_slope, sum * self.lo_slope)
+    }
+
+    /// `dL/dgamma` and `dL/dbeta`.
+    fn strength_gradients(&self, (d_hi, d_depth): (T, T)) -> (T, T) {
+        let one = T::of(1.0);
+        (d_hi * self.max * self.a * (one - self.a), T::ZERO - d_depth * self.min * self.b * (one - self.b))
+    }
+}
+
+/// Writes `w'` `[out, in]`.
+pub fn fake_quantize<T: Real>(groups: &Groups<'_, T>, out: &mut [T]) {
+    groups.par_iter().zip(out.par_chunks_mut(groups.len)).for_each(|((group, grid), out)| {
+        for (out, &w) in out.iter_mut().zip(group) {
+            let (_, code, _) = grid.encode(w);
+            *out = code * grid.scale;
+        }
+    });
+}
+
+/// Writes the strengths' gradients `[out, groups]` from `grad = dL/dw'` `[out, in]`.
+pub fn gradients<T: Real>(groups: &Groups<'_, T>, grad: &[T], gamma: &mut [T], beta: &mut [T]) {
+    let strengths = gamma.par_iter_mut().zip(beta);
+    groups.par_iter().zip(grad.par_chunks(groups.len)).zip(strengths).for_each(
+        |(((group, grid), grad), (gamma, beta))| {
+            let sum = sum_of(group, grad, |w, g| g * grid.residual(w));
+            (*gamma, *beta) = grid.strength_gradients(grid.end_gradients(sum));
+        },
+    );
+}
+
+/// As [`gradients`], and writes `dL/dw` `[out, in]`.
+pub fn gradients_with_weight<T: Real>(
+    groups: &Groups<'_, T>,
+    grad: &[T],
+    gamma: &mut [T],
+    beta: &mut [T],
+    d_weight: &mut [T],
+) {
+    let strengths = gamma.par_iter_mut().zip(beta);
+    groups
+        .par_iter()
+        .zip(grad.par_chunks(groups.len))
+        .zip(strengths)
+        .zip(d_weight.par_chunks_mut(groups.len))
+        .for_each(|((((group, grid), grad), (gamma, beta)), d_weight)| {
+            let sum = sum_of(group, grad, |w, g| g * grid.residual(w));
+            let (d_hi, d_depth) = grid.end_gradients(sum);
+            (*gamma, *beta) = grid.strength_gradients((d_hi, d_depth));
+            // Weights that share an extreme share its gradient.
+            let pull_max = d_hi * grid.a / T::of(count(group, grid.max));
+            let pull_min = d_depth * grid.b / T::of(count(group, grid.min));
+            for ((d_weight, &w), &g) in d_weight.iter_mut().zip(group).zip(grad) {
+                let (_, _, inside) = grid.encode(w);
+                let straight = if inside { g } else { T::ZERO };
+                let max = if w == grid.max { pull_max } else { T::ZERO };
+                let min = if w == grid.min { pull_min } else { T::ZERO };
+                *d_weight = straight + max - min;
+            }
+        });
+}
+
+/// Rounds to nearest, ties to even; `x` is at most a few hundred.
+#[inline(always)]
+fn round<T: Real>(x: T) -> T {
+    (x + T::ROUNDER) - T::ROUNDER
+}
+
+/// Maximum and minimum, widened to hold 0.
+fn extremes<T: Real>(group: &[T]) -> (T, T) {
+    let larger = |a: T, b: T| if b > a { b } else { a };
+    let smaller = |a: T, b: T| if b < a { b } else { a };
+    let mut max = [T::ZERO; LANES];
+    let mut min = [T::ZERO; LANES];
+    let (chunks, rest) = group.as_chunks::<LANES>();
+    for chunk in chunks {
+        for ((max, min), &w) in max.iter_mut().zip(&mut min).zip(chunk) {
+            *max = larger(*max, w);
+            *min = smaller(*min, w);
+        }
+    }
+    for &w in rest {
+        max[0] = larger(max[0], w);
+        min[0] = smaller(min[0], w);
+    }
+    (folded(max, larger), folded(min, smaller))
+}
+
+/// Sum of `term(w, g)`.
+#[inline(always)]
+fn sum_of<T: Real>(group: &[T], grad: &[T], term: impl Fn(T, T) -> T) -> f64 {
+    let mut total = 0.0;
+    for (group, grad) in group.chunks(BLOCK).zip(grad.chunks(BLOCK)) {
+        let mut lanes = [T::ZERO; LANES];
+        let (chunks, rest) = group.as_chunks::<LANES>();
+        let (grad_chunks, grad_rest) = grad.as_chunks::<LANES>();
+        for (chunk, grad) in chunks.iter().zip(grad_chunks) {
+            for ((lane, &w), &g) in lanes.iter_mut().zip(chunk).zip(grad) {
+                *lane = *lane + term(w, g);
+            }
+        }
+        for ((lane, &w), &g) in lanes.iter_mut().zip(rest).zip(grad_rest) {
+            *lane = *lane + term(w, g);
+        }
+        total += folded(lanes, T::add).to_f64();
+    }
+    total
+}
+
+/// The lanes joined into one, half onto half.
+#[inline(always)]
+fn folded<T: Real>(mut lanes: [T; LANES], join: impl Fn(T, T) -> T) -> T {
+    let mut half = LANES / 2;
+    while half > 0 {
+        let (low, high) = lanes.split_at_mut(half);
+        for (low, &high) in low.iter_mut().zip(&*high) {
+            *low = join(*low, high);
+        }
+        half /= 2;
+    }
+    lanes[0]
+}
+
+/// How many weights equal `value`, but at least 1.
+fn count<T: Real>(group: &[T], value: T) -> f64 {
+    (group.iter().filter(|&&w| w == value).count() as f64).max(1.0)
+}

@@ -1,0 +1,268 @@
+//! Learnable weight clipping (OmniQuant, eq. 2) and its closed-form gradient.
+//!
+//! A group of weights is quantized on a grid that spans a learned share of its range: `sigmoid(gamma)` of its maximum,
+//! `sigmoid(beta)` of its minimum. [`Lwc`] holds the strengths of one linear. Learning goes without libtorch's autograd:
+//! [`Lwc::fake_quantize`] makes the weight that the block runs with, the block's backward gives the gradient with respect to
+//! that weight, and [`Lwc::gradients`] turns it into the strengths' gradient.
+//!
+//! With `Q = 2^bits - 1`, `a = sigmoid(gamma)`, `b = sigmoid(beta)`, `M = max(w, 0)` and `m = min(w, 0)` of a group:
+//!
+//! ```text
+//! hi = a M     lo = b m     s = clamp((hi - lo) / Q, SCALE_MIN, SCALE_MAX)     z = round(-lo / s), a code
+//! q  = clamp(round(w / s) + z, 0, Q)                                          w' = (q - z) s
+//! ```
+//!
+//! and, rounding to nearest passing its gradient straight through (`z` and clamps that act pass none), `G = dL/dw'`, `k = 1`
+//! where a code was not clamped and `live = 1` where the scale was not:
+//!
+//! ```text
+//! dL/ds     =  live sum G ((q - z) - k w / s)
+//! dL/dgamma =  dL/ds M a (1 - a) / Q        dL/dbeta = -dL/ds m b (1 - b) / Q
+//! dL/dw     =  G k + dL/ds a / Q [w = M] / #max - dL/ds b / Q [w = m] / #min
+//! ```
+//!
+//! Symmetric grids have `s = clamp(max(hi, -lo) / (2^(bits-1) - 1), ..)` and `z = 2^(bits-1)`: only the larger end has a
+//! gradient, and two equal ends have half of it each.
+//!
+//! During learning the scale is not rounded to f16, and rounding takes ties to even. [`Lwc::quantize`] makes the final codes,
+//! on the grids of [`oq_quant_core`].
+
+mod composed;
+mod fused;
+mod slices;
+
+use oq_quant_core::{Clip, QuantizedTensor, Symmetry, TensorError, WeightSpec};
+use tch::{Device, Kind, Tensor, no_grad};
+
+/// Strength that clipping starts from: sigmoid(4) = 0.982, so that hardly anything is clipped (OmniQuant, section 3.2).
+pub const START: f64 = 4.0;
+
+/// The clipping strengths of one linear, for weights `[out, in]`.
+///
+/// Strengths are plain tensors that need no `requires_grad` and stand on the device of the weights. Weights of another kind
+/// are converted to the kind of the strengths, f32 as they are made.
+#[derive(Debug)]
+pub struct Lwc {
+    /// Strength of the maximum, `[out, groups]`.
+    pub gamma: Tensor,
+    /// Strength of the minimum, `[out, groups]`.
+    pub beta: Tensor,
+    spec: WeightSpec,
+    in_features: usize,
+}
+
+/// Gradients with respect to the strengths.
+#[derive(Debug)]
+pub struct LwcGrads {
+    /// `[out, groups]`.
+    pub gamma: Tensor,
+    /// `[out, groups]`.
+    pub beta: Tensor,
+}
+
+/// Why weights were not clipped or not quantized.
+#[derive(Debug, thiserror::Error)]
+pub enum LwcError {
+    /// Groups must cut a row into equal parts.
+    #[error("group {group} does not divide in_features {in_features}")]
+    GroupDoesNotDivide {
+        /// Channels of a group.
+        group: usize,
+        /// Channels of a row.
+        in_features: usize,
+    },
+    /// The weight is not the one that the strengths were made for.
+    #[error("the clipping is for a weight {expected:?}, got {got:?}")]
+    Shape {
+        /// `[out, in]`.
+        expected: [i64; 2],
+        /// What was given.
+        got: Vec<i64>,
+    },
+    /// The weight or the learned shares cannot be quantized.
+    #[error(transparent)]
+    Quantize(#[from] TensorError),
+}
+
+/// The numbers of a grid.
+#[derive(Clone, Copy, Debug)]
+struct Levels {
+    /// Largest code, `Q`.
+    max_code: f64,
+    /// Steps that a range is cut into.
+    steps: f64,
+    /// Code of zero, where it is the same for all ranges.
+    centre: Option<f64>,
+}
+
+impl Levels {
+    fn new(spec: WeightSpec) -> Self {
+        let (max_code, centre) = (f64::from(spec.bits.max_code()), f64::from(spec.bits.centre()));
+        match spec.symmetry {
+            Symmetry::Asymmetric => Self { max_code, steps: max_code, centre: None },
+            Symmetry::Symmetric => Self { max_code, steps: centre - 1.0, centre: Some(centre) },
+        }
+    }
+}
+
+impl Lwc {
+    /// Strengths of [`START`] for a weight `[out_features, in_features]`; refuses a group that does not divide `in_features`.
+    pub fn new(out_features: usize, in_features: usize, spec: WeightSpec, device: Device) -> Result<Self, LwcError> {
+        if !spec.group.divides(in_features) {
+            return Err(LwcError::GroupDoesNotDivide { group: spec.group.len(in_features), in_features });
+        }
+        let strength =
+            || Tensor::full([out_features as i64, spec.group.count(in_features) as i64], START, (Kind::Float, device));
+        Ok(Self { gamma: strength(), beta: strength(), spec, in_features })
+    }
+
+    /// How the weight is quantized.
+    pub fn spec(&self) -> WeightSpec {
+        self.spec
+    }
+
+    /// The weight that the codes stand for: `[out, in]` -> `[out, in]`, detached from autograd.
+    ///
+    /// # Panics
+    /// When `weight` is not `[out, in]`.
+    pub fn fake_quantize(&self, weight: &Tensor) -> Tensor {
+        let weight = self.prepared(weight);
+        let clip = self.clip();
+        no_grad(|| match self.fused_kind(&weight) {
+            Some(Kind::Double) => self.fake_quantize_fused::<f64>(&weight, &clip),
+            Some(_) => self.fake_quantize_fused::<f32>(&weight, &clip),
+            None => composed::fake_quantize(Levels::new(self.spec), &weight, &clip),
+        })
+    }
+
+    /// Gradients of the strengths from `grad = dL/dw'` `[out, in]`, where `w' = fake_quantize(weight)`.
+    ///
+    /// # Panics
+    /// When `weight` or `grad` is not `[out, in]`.
+    pub fn gradients(&self, weight: &Tensor, grad: &Tensor) -> LwcGrads {
+        let (weight, grad) = (self.prepared(weight), self.prepared(grad));
+        let clip = self.clip();
+        no_grad(|| match self.fused_kind(&weight) {
+            Some(Kind::Double) => self.gradients_fused::<f64>(&weight, &grad, &clip),
+            Some(_) => self.gradients_fused::<f32>(&weight, &grad, &clip),
+            None => composed::gradients(Levels::new(self.spec), &weight, &grad, &clip),
+        })
+    }
+
+    /// [`Self::gradients`] and `dL/dw` `[out, in]`, for weights that are learned or transformed themselves.
+    ///
+    /// # Panics
+    /// When `weight` or `grad` is not `[out, in]`.
+    pub fn gradients_with_weight(&self, weight: &Tensor, grad: &Tensor) -> (LwcGrads, Tensor) {
+        let (weight, grad) = (self.prepared(weight), self.prepared(grad));
+        let clip = self.clip();
+        no_grad(|| match self.fused_kind(&weight) {
+            Some(Kind::Double) => self.gradients_with_weight_fused::<f64>(&weight, &grad, &clip),
+            Some(_) => self.gradients_with_weight_fused::<f32>(&weight, &grad, &clip),
+            None => composed::gradients_with_weight(Levels::new(self.spec), &weight, &grad, &clip),
+        })
+    }
+
+    /// [`Self::fake_quantize`] as its definition, differentiable by autograd: `[out, in]` -> `[out, in]`.
+    ///
+    /// For strengths with `requires_grad`. Slower than [`Self::gradients`], which must equal what this gives.
+    ///
+    /// # Panics
+    /// When `weight` is not `[out, in]`.
+    pub fn fake_quantize_autograd(&self, weight: &Tensor) -> Tensor {
+        self.check_shape(weight).unwrap_or_else(|error| panic!("{error}"));
+        let clip = Shares { hi: self.gamma.sigmoid(), lo: self.beta.sigmoid() };
+        composed::fake_quantize_autograd(Levels::new(self.spec), &weight.to_kind(self.gamma.kind()), &clip)
+    }
+
+    /// Final codes of a weight `[out, in]`, with scales that are f16 numbers; computed on the CPU.
+    ///
+    /// Refuses a weight of another shape, and numbers that are not finite in the weight or the strengths.
+    pub fn quantize(&self, weight: &Tensor) -> Result<QuantizedTensor, LwcError> {
+        self.check_shape(weight)?;
+        let [rows, cols] = self.shape().map(|n| n as usize);
+        let to_cpu = |tensor: &Tensor| tensor.detach().to_device(Device::Cpu).to_kind(Kind::Float).contiguous();
+        let (weight, clip) = (to_cpu(weight), self.clip());
+        let (hi, lo) = (to_cpu(&clip.hi), to_cpu(&clip.lo));
+        let clip = Clip { hi: slices::of(&hi), lo: slices::of(&lo) };
+        Ok(QuantizedTensor::quantize_clipped(slices::of(&weight), rows, cols, self.spec, clip)?)
+    }
+
+    fn fake_quantize_fused<T: fused::Real>(&self, weight: &Tensor, clip: &Shares) -> Tensor {
+        let mut out = weight.empty_like();
+        fused::fake_quantize(&self.groups::<T>(weight, clip), slices::of_mut(&mut out));
+        out
+    }
+
+    fn gradients_fused<T: fused::Real>(&self, weight: &Tensor, grad: &Tensor, clip: &Shares) -> LwcGrads {
+        let (mut gamma, mut beta) = (clip.hi.empty_like(), clip.lo.empty_like());
+        let groups = self.groups::<T>(weight, clip);
+        fused::gradients(&groups, slices::of(grad), slices::of_mut(&mut gamma), slices::of_mut(&mut beta));
+        LwcGrads { gamma, beta }
+    }
+
+    fn gradients_with_weight_fused<T: fused::Real>(
+        &self,
+        weight: &Tensor,
+        grad: &Tensor,
+        clip: &Shares,
+    ) -> (LwcGrads, Tensor) {
+        let (mut gamma, mut beta) = (clip.hi.empty_like(), clip.lo.empty_like());
+        let mut d_weight = weight.empty_like();
+        fused::gradients_with_weight(
+            &self.groups::<T>(weight, clip),
+            slices::of(grad),
+            slices::of_mut(&mut gamma),
+            slices::of_mut(&mut beta),
+            slices::of_mut(&mut d_weight),
+        );
+        (LwcGrads { gamma, beta }, d_weight)
+    }
+
+    fn groups<'a, T: fused::Real>(&self, weight: &'a Tensor, clip: &'a Shares) -> fused::Groups<'a, T> {
+        fused::Groups {
+            weight: slices::of(weight),
+            len: self.spec.group.len(self.in_features),
+            levels: Levels::new(self.spec),
+            clip_hi: slices::of(&clip.hi),
+            clip_lo: slices::of(&clip.lo),
+        }
+    }
+
+    /// Sigmoids of the strengths, contiguous.
+    fn clip(&self) -> Shares {
+        let share = |strength: &Tensor| strength.detach().sigmoid().contiguous();
+        Shares { hi: share(&self.gamma), lo: share(&self.beta) }
+    }
+
+    /// A weight or its gradient, checked, in the kind of the strengths and contiguous.
+    fn prepared(&self, weight: &Tensor) -> Tensor {
+        self.check_shape(weight).unwrap_or_else(|error| panic!("{error}"));
+        weight.detach().to_kind(self.gamma.kind()).contiguous()
+    }
+
+    /// The kind of a weight that the fused loops can read.
+    fn fused_kind(&self, weight: &Tensor) -> Option<Kind> {
+        let kind = weight.kind();
+        (weight.device() == Device::Cpu && matches!(kind, Kind::Float | Kind::Double)).then_some(kind)
+    }
+
+    /// `[out, in]`.
+    fn shape(&self) -> [i64; 2] {
+        [self.gamma.size()[0], self.in_features as i64]
+    }
+
+    fn check_shape(&self, weight: &Tensor) -> Result<(), LwcError> {
+        let (expected, got) = (self.shape(), weight.size());
+        if got == expected { Ok(()) } else { Err(LwcError::Shape { expected, got }) }
+    }
+}
+
+/// Shares of a group's maximum and minimum that its grid spans, each `[out, groups]`.
+struct Shares {
+    hi: Tensor,
+    lo: Tensor,
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,81 @@
+//! Typed access to `config.json`, in the forms that transformers 4 and 5 write.
+
+use serde_json::Value;
+
+use crate::error::ModelError;
+
+/// A view of one JSON object that names the key in every error.
+#[derive(Clone, Copy)]
+pub(crate) struct Config<'a> {
+    json: &'a Value,
+}
+
+impl<'a> Config<'a> {
+    pub(crate) fn new(json: &'a Value) -> Self {
+        Self { json }
+    }
+
+    /// The value of a key; `null` counts as absent.
+    pub(crate) fn get(&self, key: &str) -> Option<&'a Value> {
+        self.json.get(key).filter(|value| !value.is_null())
+    }
+
+    pub(crate) fn object(&self, key: &str) -> Option<Config<'a>> {
+        self.get(key).filter(|value| value.is_object()).map(Config::new)
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.json.as_object().is_none_or(serde_json::Map::is_empty)
+    }
+
+    /// A positive whole number.
+    pub(crate) fn size(&self, key: &str) -> Result<usize, ModelError> {
+        self.size_or_none(key)?.ok_or_else(|| self.wrong(key, "a positive whole number is needed"))
+    }
+
+    pub(crate) fn size_or(&self, key: &str, default: usize) -> Result<usize, ModelError> {
+        Ok(self.size_or_none(key)?.unwrap_or(default))
+    }
+
+    pub(crate) fn size_or_none(&self, key: &str) -> Result<Option<usize>, ModelError> {
+        // Far beyond any model, and small enough that products of two sizes cannot overflow.
+        const MAX: u64 = 1 << 31;
+        let Some(value) = self.get(key) else { return Ok(None) };
+        match value.as_u64() {
+            Some(n) if (1..=MAX).contains(&n) => Ok(Some(n as usize)),
+            _ => Err(self.wrong(key, "a positive whole number is needed")),
+        }
+    }
+
+    /// A positive finite number.
+    pub(crate) fn number_or(&self, key: &str, default: f64) -> Result<f64, ModelError> {
+        Ok(self.number(key)?.unwrap_or(default))
+    }
+
+    pub(crate) fn number(&self, key: &str) -> Result<Option<f64>, ModelError> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        match value.as_f64() {
+            Some(x) if x.is_finite() && x > 0.0 => Ok(Some(x)),
+            _ => Err(self.wrong(key, "a positive number is needed")),
+        }
+    }
+
+    /// A positive finite number; 0 counts as absent.
+    pub(crate) fn number_unless_zero(&self, key: &str) -> Result<Option<f64>, ModelError> {
+        if self.get(key).and_then(Value::as_f64) == Some(0.0) { Ok(None) } else { self.number(key) }
+    }
+
+    pub(crate) fn flag_or(&self, key: &str, default: bool) -> Result<bool, ModelError> {
+        let Some(value) = self.get(key) else { return Ok(default) };
+        value.as_bool().ok_or_else(|| self.wrong(key, "true or false is needed"))
+    }
+
+    pub(crate) fn text(&self, key: &str) -> Option<&'a str> {
+        self.get(key).and_then(Value::as_str)
+    }
+
+    pub(crate) fn wrong(&self, key: &str, expected: impl Into<String>) -> ModelError {
+        let value = self.get(key).map_or_else(|| "missing".to_owned(), Value::to_string);
+        ModelError::ConfigKey { key: key.to_owned(), value, expected: expected.into() }
+    }
+}

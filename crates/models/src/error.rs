@@ -1,0 +1,78 @@
+//! What can be wrong with a model on disk.
+
+use oq_formats::FormatError;
+use oq_quant_core::TensorError;
+
+/// Why a model was not opened or a part of it not loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    /// A key of `config.json` is missing or has a value that no model can have.
+    #[error("config.json: {key} is {value}: {expected}")]
+    ConfigKey {
+        /// The key.
+        key: String,
+        /// Its value, or `missing`.
+        value: String,
+        /// What it must be.
+        expected: String,
+    },
+    /// No family reads this `model_type`.
+    #[error("unknown architecture: model_type `{model_type}` is none of {known}")]
+    UnknownArchitecture {
+        /// What the config says.
+        model_type: String,
+        /// What there is.
+        known: String,
+    },
+    /// A tensor has another shape than the config implies.
+    #[error("{name}: shape {got:?} in the checkpoint, {expected:?} by config.json")]
+    Shape {
+        /// The tensor.
+        name: String,
+        /// By the checkpoint.
+        got: Vec<usize>,
+        /// By the config.
+        expected: Vec<usize>,
+    },
+    /// A tensor is not made of f16, bf16 or f32 numbers.
+    #[error("{name}: numbers of type {dtype}, expected F16, BF16 or F32")]
+    Dtype {
+        /// The tensor.
+        name: String,
+        /// What the checkpoint says.
+        dtype: String,
+    },
+    /// NaN or infinity among the weights.
+    #[error(
+        "{name}: value {index} is {value}; the checkpoint is damaged (or overflowed when it was written): fetch it again"
+    )]
+    NotFinite {
+        /// The tensor.
+        name: String,
+        /// Position in row-major order.
+        index: usize,
+        /// What stands there.
+        value: f32,
+    },
+    /// A linear cannot be quantized as asked.
+    #[error("{linear}: {source}")]
+    Quantize {
+        /// The linear.
+        linear: String,
+        /// Why.
+        source: TensorError,
+    },
+    /// A token id beyond the vocabulary.
+    #[error("token id {id} at position {index}: the vocabulary has {vocab} entries (is this the model's tokenizer?)")]
+    TokenId {
+        /// The id.
+        id: i64,
+        /// Where it stands.
+        index: usize,
+        /// Entries of the vocabulary.
+        vocab: usize,
+    },
+    /// The checkpoint cannot be read.
+    #[error(transparent)]
+    Format(#[from] FormatError),
+}

@@ -1,0 +1,130 @@
+//! What every family says of itself, as data, and the list of families.
+
+use serde_json::Value;
+use tch::Tensor;
+
+use crate::block::BlockOps;
+use crate::config::Config;
+use crate::error::ModelError;
+use crate::llama;
+
+/// A linear of a block, by its name in the checkpoint below the block's prefix: `self_attn.q_proj`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LinearName(pub &'static str);
+
+/// A linear's place and size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Linear {
+    /// Its name.
+    pub name: LinearName,
+    /// Rows of its weight.
+    pub out_features: usize,
+    /// Columns of its weight.
+    pub in_features: usize,
+    /// Whether it has a bias.
+    pub bias: bool,
+}
+
+/// A tensor that is not a linear's, with its shape.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Param {
+    /// Name in the checkpoint (below the block's prefix, for a block's).
+    pub name: &'static str,
+    /// Its shape.
+    pub shape: Vec<usize>,
+}
+
+/// Everything a block is made of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BlockLayout {
+    /// The linears, in the order of the forward.
+    pub linears: Vec<Linear>,
+    /// Norms and the like.
+    pub params: Vec<Param>,
+}
+
+/// Sizes of a decoder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Dims {
+    /// Number of blocks.
+    pub n_layers: usize,
+    /// Width of the hidden state.
+    pub hidden: usize,
+    /// Width inside the MLP.
+    pub intermediate: usize,
+    /// Query heads.
+    pub n_heads: usize,
+    /// Key and value heads.
+    pub n_kv_heads: usize,
+    /// Channels of a head.
+    pub head_dim: usize,
+    /// Entries of the vocabulary.
+    pub vocab: usize,
+    /// Longest context it was trained for.
+    pub max_positions: usize,
+}
+
+/// What depends on the positions only and is shared by all blocks.
+#[derive(Debug)]
+pub struct Context {
+    /// Cosines of the rotary embedding, `[t, head_dim]`.
+    pub cos: Tensor,
+    /// Sines of the rotary embedding, `[t, head_dim]`.
+    pub sin: Tensor,
+}
+
+/// The tensors outside the blocks, as a forward needs them.
+pub trait OuterOps {
+    /// Rows of a table: `ids [b, t]` (i64) -> `[b, t, width]` f32.
+    fn rows(&self, table: &str, ids: &Tensor) -> Result<Tensor, ModelError>;
+    /// A whole tensor, f32.
+    fn param(&self, name: &str) -> Result<Tensor, ModelError>;
+}
+
+/// A family with its config read: sizes, names and forward.
+pub trait Decoder: Send + Sync {
+    /// Its sizes.
+    fn dims(&self) -> Dims;
+    /// What block tensors' names begin with: `model.layers.3.`.
+    fn block_prefix(&self, block_idx: usize) -> String;
+    /// What each block is made of.
+    fn block_layout(&self) -> BlockLayout;
+    /// The tensors outside the blocks: embeddings, last norm, head.
+    fn outer_params(&self) -> Vec<Param>;
+    /// Name of the matrix that makes logits, `[vocab, hidden]`; the embedding's where the two are tied.
+    fn head(&self) -> &'static str;
+    /// What `t` positions from 0 share over all blocks.
+    fn context(&self, t: usize, device: tch::Device) -> Context;
+    /// `ids [b, t]` -> `[b, t, hidden]`.
+    fn embed(&self, outer: &dyn OuterOps, ids: &Tensor) -> Result<Tensor, ModelError>;
+    /// One block: `x [b, t, hidden]` -> `[b, t, hidden]`.
+    fn block(&self, ops: &dyn BlockOps, ctx: &Context, x: &Tensor) -> Tensor;
+    /// What stands between the last block and the head: `[.., hidden]` -> `[.., hidden]`.
+    fn finish(&self, outer: &dyn OuterOps, x: &Tensor) -> Result<Tensor, ModelError>;
+}
+
+/// An entry of [`FAMILIES`].
+pub struct Family {
+    /// Name for people.
+    pub name: &'static str,
+    /// Values of `model_type` it reads.
+    pub model_types: &'static [&'static str],
+    /// Reads a `config.json`.
+    pub read: fn(&Value) -> Result<Box<dyn Decoder>, ModelError>,
+}
+
+/// All families.
+pub static FAMILIES: &[Family] = &[llama::FAMILY];
+
+/// Reads a `config.json` by its `model_type`.
+pub fn decoder_of(json: &Value) -> Result<Box<dyn Decoder>, ModelError> {
+    let config = Config::new(json);
+    let model_type = config.text("model_type").ok_or_else(|| config.wrong("model_type", "a name is needed"))?;
+    match FAMILIES.iter().find(|family| family.model_types.contains(&model_type)) {
+        Some(family) => (family.read)(json),
+        None => {
+            let known: Vec<&str> = FAMILIES.iter().flat_map(|family| family.model_types).copied().collect();
+            Err(ModelError::UnknownArchitecture { model_type: model_type.to_owned(), known: known.join(", ") })
+        }
+    }
+}

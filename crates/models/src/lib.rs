@@ -1,0 +1,21 @@
+//! Decoder families: what a checkpoint holds and one forward for everyone who runs it.
+//!
+//! A family ([`llama`]) is one file: its config, the names of its tensors, its forward over [`BlockOps`]. Who multiplies is
+//! decided outside: [`DenseOps`] runs stored weights; calibration and packed kernels bring their own. [`Model`] joins a family
+//! with a checkpoint on disk and hands out one block at a time.
+
+mod block;
+mod config;
+mod error;
+pub mod family;
+pub mod layers;
+pub mod llama;
+mod model;
+pub mod rope;
+mod tensors;
+
+pub use block::{BlockOps, BlockWeights, DenseOps};
+pub use error::ModelError;
+pub use family::{BlockLayout, Context, Decoder, Dims, FAMILIES, Family, Linear, LinearName, OuterOps, Param};
+pub use model::{Model, Outer};
+pub use tensors::tensor_of;

@@ -1,0 +1,216 @@
+//! A family joined with a checkpoint on disk, handed out one block at a time.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use oq_formats::{Checkpoint, PackedCheckpoint, quantization_of, read_config};
+use oq_quant_core::{QuantSpec, QuantizedTensor, WeightSpec};
+use serde_json::Value;
+use tch::{Device, Tensor};
+
+use crate::block::BlockWeights;
+use crate::error::ModelError;
+use crate::family::{Decoder, Linear, OuterOps, decoder_of};
+use crate::tensors::{rows_of, tensor_of};
+
+/// A model on disk: full precision or packed.
+pub struct Model {
+    dir: PathBuf,
+    config: Value,
+    decoder: Box<dyn Decoder>,
+    weights: Weights,
+    round_to_nearest: Option<WeightSpec>,
+}
+
+enum Weights {
+    Dense(Checkpoint),
+    Packed(PackedCheckpoint),
+}
+
+impl Weights {
+    fn checkpoint(&self) -> &Checkpoint {
+        match self {
+            Self::Dense(checkpoint) => checkpoint,
+            Self::Packed(packed) => packed.checkpoint(),
+        }
+    }
+}
+
+impl Model {
+    /// Opens a Hugging Face directory, packed or not, and checks that every tensor is there with the shape the config implies.
+    pub fn open(dir: &Path) -> Result<Self, ModelError> {
+        let config = read_config(dir)?;
+        let decoder = decoder_of(&config)?;
+        let weights = match quantization_of(&config)? {
+            Some(_) => Weights::Packed(PackedCheckpoint::open(dir)?),
+            None => Weights::Dense(Checkpoint::open(dir)?),
+        };
+        let model = Self { dir: dir.to_owned(), config, decoder, weights, round_to_nearest: None };
+        model.check_tensors()?;
+        Ok(model)
+    }
+
+    /// The same model with its linears rounded to nearest as they are loaded: the baseline of every quantizer.
+    pub fn with_round_to_nearest(self, spec: WeightSpec) -> Result<Self, ModelError> {
+        self.check_groups(spec)?;
+        Ok(Self { round_to_nearest: Some(spec), ..self })
+    }
+
+    /// Refuses a group size that does not cut every linear's rows into equal parts.
+    pub fn check_groups(&self, spec: WeightSpec) -> Result<(), ModelError> {
+        for linear in self.decoder.block_layout().linears {
+            if !spec.group.divides(linear.in_features) {
+                return Err(ModelError::Quantize {
+                    linear: format!("{}{}", self.decoder.block_prefix(0), linear.name.0),
+                    source: oq_quant_core::TensorError::GroupDoesNotDivide {
+                        group: spec.group.len(linear.in_features),
+                        in_features: linear.in_features,
+                    },
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Where it lies.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Its `config.json`.
+    pub fn config(&self) -> &Value {
+        &self.config
+    }
+
+    /// Its family with the config read.
+    pub fn decoder(&self) -> &dyn Decoder {
+        &*self.decoder
+    }
+
+    /// The setting of a packed model.
+    pub fn quantization(&self) -> Option<QuantSpec> {
+        match &self.weights {
+            Weights::Dense(_) => None,
+            Weights::Packed(packed) => Some(packed.spec()),
+        }
+    }
+
+    /// The stored tensors.
+    pub fn checkpoint(&self) -> &Checkpoint {
+        self.weights.checkpoint()
+    }
+
+    /// Loads one block in f32. Its pages of the mapped files are given back to the system.
+    pub fn load_block(&self, block_idx: usize, device: Device) -> Result<BlockWeights, ModelError> {
+        let prefix = self.decoder.block_prefix(block_idx);
+        let layout = self.decoder.block_layout();
+        let mut tensors = BTreeMap::new();
+        for linear in &layout.linears {
+            let name = format!("{prefix}{}", linear.name.0);
+            tensors.insert(format!("{}.weight", linear.name.0), self.load_weight(&name, linear, device)?);
+            if linear.bias {
+                tensors.insert(format!("{}.bias", linear.name.0), self.load(&format!("{name}.bias"), device)?);
+            }
+        }
+        for param in &layout.params {
+            tensors.insert(param.name.to_owned(), self.load(&format!("{prefix}{}", param.name), device)?);
+        }
+        self.checkpoint().release();
+        Ok(BlockWeights::new(tensors))
+    }
+
+    /// The tensors outside the blocks.
+    pub fn outer(&self, device: Device) -> Outer<'_> {
+        Outer { model: self, device }
+    }
+
+    fn load_weight(&self, name: &str, linear: &Linear, device: Device) -> Result<Tensor, ModelError> {
+        let quantize_error = |source| ModelError::Quantize { linear: name.to_owned(), source };
+        let shape = [linear.out_features as i64, linear.in_features as i64];
+        let from = |packed: &QuantizedTensor| Tensor::from_slice(&packed.dequantize()).view(shape).to_device(device);
+        match (&self.weights, self.round_to_nearest) {
+            (Weights::Packed(packed), _) => Ok(from(&packed.linear(name)?)),
+            (Weights::Dense(_), None) => self.load(&format!("{name}.weight"), device),
+            (Weights::Dense(checkpoint), Some(spec)) => {
+                let view = checkpoint.tensor(&format!("{name}.weight"))?;
+                let weight = view.to_f32_vec()?;
+                QuantizedTensor::quantize(&weight, linear.out_features, linear.in_features, spec)
+                    .map(|packed| from(&packed))
+                    .map_err(quantize_error)
+            }
+        }
+    }
+
+    fn load(&self, name: &str, device: Device) -> Result<Tensor, ModelError> {
+        tensor_of(name, &self.checkpoint().tensor(name)?, device)
+    }
+
+    fn check_tensors(&self) -> Result<(), ModelError> {
+        let layout = self.decoder.block_layout();
+        for param in self.decoder.outer_params() {
+            self.check_shape(param.name, &param.shape)?;
+        }
+        for block_idx in 0..self.decoder.dims().n_layers {
+            let prefix = self.decoder.block_prefix(block_idx);
+            for param in &layout.params {
+                self.check_shape(&format!("{prefix}{}", param.name), &param.shape)?;
+            }
+            for linear in &layout.linears {
+                let name = format!("{prefix}{}", linear.name.0);
+                let shape = [linear.out_features, linear.in_features];
+                match &self.weights {
+                    Weights::Dense(_) => self.check_shape(&format!("{name}.weight"), &shape)?,
+                    Weights::Packed(packed) => {
+                        let got = packed.linear_shape(&name)?;
+                        if got != shape {
+                            return Err(ModelError::Shape { name, got: got.to_vec(), expected: shape.to_vec() });
+                        }
+                    }
+                }
+                if linear.bias {
+                    self.check_shape(&format!("{name}.bias"), &shape[..1])?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn check_shape(&self, name: &str, expected: &[usize]) -> Result<(), ModelError> {
+        let view = self.checkpoint().tensor(name)?;
+        if view.shape == expected {
+            return Ok(());
+        }
+        Err(ModelError::Shape { name: name.to_owned(), got: view.shape.to_vec(), expected: expected.to_vec() })
+    }
+}
+
+/// The tensors outside the blocks, read when they are asked for.
+pub struct Outer<'a> {
+    model: &'a Model,
+    device: Device,
+}
+
+impl Outer<'_> {
+    /// The matrix that makes logits, `[vocab, hidden]` f32.
+    pub fn head(&self) -> Result<Tensor, ModelError> {
+        self.param(self.model.decoder.head())
+    }
+}
+
+impl OuterOps for Outer<'_> {
+    fn rows(&self, table: &str, ids: &Tensor) -> Result<Tensor, ModelError> {
+        let mut shape = ids.size();
+        let flat = Vec::<i64>::try_from(ids.view(-1)).expect("token ids are a vector of i64");
+        let view = self.model.checkpoint().tensor(table)?;
+        let rows = rows_of(table, &view, &flat)?;
+        shape.push(rows.size()[1]);
+        self.model.checkpoint().release();
+        Ok(rows.view(&shape[..]).to_device(self.device))
+    }
+
+    fn param(&self, name: &str) -> Result<Tensor, ModelError> {
+        let tensor = self.model.load(name, self.device);
+        self.model.checkpoint().release();
+        tensor
+    }
+}

@@ -1,0 +1,165 @@
+//! MinMax grids (OmniQuant, eq. 2): `q = clamp(round(w / s) + z, 0, Q)`, `w' = (q - z) * s`.
+//!
+//! A grid always holds 0 exactly: the range it is made from is widened to contain 0, so the zero point is a code. Its scale is
+//! an f16 number, because that is what packed files keep: codes computed on the rounded scale make the packed model and the
+//! evaluated one the same numbers.
+//!
+//! Quantizing a dequantized group finds the same grid and returns the same values, for two reasons. An asymmetric scale is
+//! rounded *toward zero*, which lets the codes of the two ends span the whole of `0..=Q`. A symmetric scale is rounded to
+//! nearest, so that the larger end is `2^(bits-1) - 1` steps from zero, never one more: toward zero would fail among the
+//! subnormal f16 numbers, whose steps are coarse.
+
+use half::f16;
+
+use crate::spec::{Bits, Symmetry};
+
+/// Smallest scale: keeps groups of zeros, or nearly so, away from a division by zero (the paper's code clamps alike).
+pub const SCALE_MIN: f32 = 1e-5;
+/// Largest scale; below the largest f16.
+pub const SCALE_MAX: f32 = 1e4;
+
+/// Smallest and largest value of a group, widened to hold 0.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Range {
+    /// At most 0.
+    pub lo: f32,
+    /// At least 0.
+    pub hi: f32,
+}
+
+impl Range {
+    /// Range of `group`; NaN is passed over.
+    pub fn of(group: &[f32]) -> Self {
+        let (lo, hi) = group.iter().fold((0.0f32, 0.0f32), |(lo, hi), &w| (lo.min(w), hi.max(w)));
+        Self { lo, hi }
+    }
+}
+
+/// One group's grid.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Grid {
+    /// Step between codes; an f16 number.
+    pub scale: f16,
+    /// Code of zero.
+    pub zero_point: u8,
+    /// Largest code.
+    pub max_code: u8,
+}
+
+impl Grid {
+    /// The MinMax grid of a range.
+    ///
+    /// Symmetric grids use `2^(bits-1) - 1` steps on either side of the centre code `2^(bits-1)`.
+    pub fn new(range: Range, bits: Bits, symmetry: Symmetry) -> Self {
+        let max_code = bits.max_code();
+        match symmetry {
+            Symmetry::Asymmetric => {
+                let scale = f16_toward_zero(scale(range.hi - range.lo, max_code));
+                // At most Q by construction, but for the rounding of the scale.
+                let zero_point = (-range.lo / scale.to_f32()).round().min(f32::from(max_code)) as u8;
+                Self { scale, zero_point, max_code }
+            }
+            Symmetry::Symmetric => {
+                let centre = bits.centre();
+                let scale = f16::from_f32(scale(range.hi.max(-range.lo), centre - 1));
+                Self { scale, zero_point: centre, max_code }
+            }
+        }
+    }
+
+    /// Nearest code of one weight; ties go away from zero.
+    #[inline]
+    pub fn encode(&self, weight: f32) -> u8 {
+        self.encode_with(weight, self.scale.to_f32())
+    }
+
+    #[inline]
+    fn encode_with(&self, weight: f32, scale: f32) -> u8 {
+        let code = (weight / scale).round() + f32::from(self.zero_point);
+        code.clamp(0.0, f32::from(self.max_code)) as u8
+    }
+
+    /// Value of a code.
+    #[inline]
+    pub fn decode(&self, code: u8) -> f32 {
+        (f32::from(code) - f32::from(self.zero_point)) * self.scale.to_f32()
+    }
+
+    /// Codes of a whole group.
+    pub fn encode_all(&self, group: &[f32], codes: &mut [u8]) {
+        let scale = self.scale.to_f32();
+        for (code, &weight) in codes.iter_mut().zip(group) {
+            *code = self.encode_with(weight, scale);
+        }
+    }
+
+    /// Values of a whole group's codes.
+    pub fn decode_all(&self, codes: &[u8], group: &mut [f32]) {
+        for (weight, &code) in group.iter_mut().zip(codes) {
+            *weight = self.decode(code);
+        }
+    }
+}
+
+/// `width / steps`, kept in `[SCALE_MIN, SCALE_MAX]`.
+fn scale(width: f32, steps: u8) -> f32 {
+    (width / f32::from(steps)).clamp(SCALE_MIN, SCALE_MAX)
+}
+
+/// The f16 number next to `value` on the side of zero; `value` must be positive and below the largest f16.
+pub fn f16_toward_zero(value: f32) -> f16 {
+    let nearest = f16::from_f32(value);
+    if nearest.to_f32() > value { f16::from_bits(nearest.to_bits() - 1) } else { nearest }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(lo: f32, hi: f32, symmetry: Symmetry, scale: f32, zero_point: u8) {
+        let grid = Grid::new(Range { lo, hi }, Bits::new(4).unwrap(), symmetry);
+        assert_eq!(grid, Grid { scale: f16::from_f32(scale), zero_point, max_code: 15 });
+    }
+
+    #[test]
+    fn grids_of_ranges() {
+        check(-0.5, 1.375, Symmetry::Asymmetric, 0.125, 4);
+        check(0.0, 1.875, Symmetry::Asymmetric, 0.125, 0);
+        check(-1.875, 0.0, Symmetry::Asymmetric, 0.125, 15);
+        check(-0.5, 0.875, Symmetry::Symmetric, 0.125, 8);
+        check(-0.875, 0.5, Symmetry::Symmetric, 0.125, 8);
+        // Nothing but zeros: the smallest scale. It is no f16 number: 167 or 168 of the smallest subnormal.
+        check(0.0, 0.0, Symmetry::Asymmetric, 167.0 / 16_777_216.0, 0);
+        check(0.0, 0.0, Symmetry::Symmetric, 168.0 / 16_777_216.0, 8);
+        check(-f32::MAX, f32::MAX, Symmetry::Asymmetric, SCALE_MAX, 15);
+        check(-f32::MAX, f32::MAX, Symmetry::Symmetric, SCALE_MAX, 8);
+    }
+
+    #[test]
+    fn larger_end_of_a_symmetric_grid_stays_within_it() {
+        // 127 * 167.9 of the smallest f16: rounded down to 167 of it, the end would lie 128 steps from zero.
+        let end = 127.0 * 167.9 / 16_777_216.0;
+        let grid = Grid::new(Range { lo: -end, hi: 0.0 }, Bits::new(8).unwrap(), Symmetry::Symmetric);
+        assert_eq!(grid.encode(-end), 1);
+    }
+
+    #[test]
+    fn ranges_hold_zero() {
+        assert_eq!(Range::of(&[1.0, 2.0]), Range { lo: 0.0, hi: 2.0 });
+        assert_eq!(Range::of(&[-1.0, -2.0]), Range { lo: -2.0, hi: 0.0 });
+        assert_eq!(Range::of(&[]), Range { lo: 0.0, hi: 0.0 });
+    }
+
+    #[test]
+    fn codes_stop_at_the_ends() {
+        let grid = Grid::new(Range { lo: -0.5, hi: 1.375 }, Bits::new(4).unwrap(), Symmetry::Asymmetric);
+        let weights = [-9.0, -0.5, -0.07, -0.0625, 0.0, 0.0625, 1.375, 9.0];
+        let mut codes = [0; 8];
+        grid.encode_all(&weights, &mut codes);
+        assert_eq!(codes, [0, 0, 3, 3, 4, 5, 15, 15]);
+        let mut values = [0.0; 8];
+        grid.decode_all(&codes, &mut values);
+        assert_eq!(values, [-0.5, -0.5, -0.125, -0.125, 0.0, 0.125, 1.375, 1.375]);
+    }
+}

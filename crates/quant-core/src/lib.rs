@@ -1,0 +1,25 @@
+//! The quantizer on slices: what a setting means ([`QuantSpec`]), MinMax grids ([`Grid`]), bit-stream packing
+//! ([`pack_row`]) and a packed matrix ([`QuantizedTensor`]).
+//!
+//! No tensors library, no unsafe code, no state: every function takes slices and returns values.
+//!
+//! ```
+//! use oq_quant_core::{QuantSpec, QuantizedTensor};
+//!
+//! let spec: QuantSpec = "w4a16g32".parse()?;
+//! let weight: Vec<f32> = (0..2 * 64).map(|i| (i as f32 * 0.37).sin()).collect(); // [out 2, in 64]
+//! let packed = QuantizedTensor::quantize(&weight, 2, 64, spec.weight)?;
+//! let restored = packed.dequantize();
+//! assert!(weight.iter().zip(&restored).all(|(a, b)| (a - b).abs() < 0.08));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod grid;
+mod pack;
+mod spec;
+mod tensor;
+
+pub use grid::{Grid, Range, SCALE_MAX, SCALE_MIN, f16_toward_zero};
+pub use pack::{PackError, pack_row, packed_words, unpack_row};
+pub use spec::{ActSpec, Bits, GroupSize, QuantSpec, SpecError, Symmetry, WeightSpec};
+pub use tensor::{Clip, QuantizedTensor, TensorError};

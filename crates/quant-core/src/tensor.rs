@@ -1,0 +1,382 @@
+//! A quantized matrix: packed codes with one grid per group.
+
+use half::f16;
+use rayon::prelude::*;
+
+use crate::grid::{Grid, Range};
+use crate::pack::{PackError, pack_row, packed_words, unpack_row};
+use crate::spec::{Symmetry, WeightSpec};
+
+/// Shares of a group's maximum and minimum that its grid spans, both in [0, 1]: what weight clipping learns.
+#[derive(Clone, Copy, Debug)]
+pub struct Clip<'a> {
+    /// Share of the maximum, `[out * groups]`.
+    pub hi: &'a [f32],
+    /// Share of the minimum, `[out * groups]`.
+    pub lo: &'a [f32],
+}
+
+/// Codes and grids of a matrix `[rows, cols]` = `[out_features, in_features]`. Always valid: the parts agree in size, every
+/// scale is a positive number and every zero point is a code, the centre code when the grids are symmetric.
+#[derive(Clone, Debug, PartialEq)]
+pub struct QuantizedTensor {
+    spec: WeightSpec,
+    rows: usize,
+    cols: usize,
+    words: Vec<u32>,
+    scales: Vec<f16>,
+    zero_points: Vec<u8>,
+}
+
+/// Why a matrix was not quantized or not accepted.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum TensorError {
+    /// Groups must cut a row into equal parts.
+    #[error("group {group} does not divide in_features {in_features}")]
+    GroupDoesNotDivide {
+        /// Channels of a group.
+        group: usize,
+        /// Channels of a row.
+        in_features: usize,
+    },
+    /// A part has the wrong length.
+    #[error("{part}: {expected} values expected for [{rows}, {cols}], got {got}")]
+    Length {
+        /// Which part.
+        part: &'static str,
+        /// Output channels.
+        rows: usize,
+        /// Input channels.
+        cols: usize,
+        /// Values there should be.
+        expected: usize,
+        /// Values there are.
+        got: usize,
+    },
+    /// NaN or infinity among the weights.
+    #[error("weight [{row}, {col}] is {value}")]
+    NotFinite {
+        /// Output channel.
+        row: usize,
+        /// Input channel.
+        col: usize,
+        /// What stands there.
+        value: f32,
+    },
+    /// A scale that is not a positive number.
+    #[error("scale {index} is {value}, not a positive number")]
+    BadScale {
+        /// Which group.
+        index: usize,
+        /// What stands there.
+        value: f32,
+    },
+    /// A zero point beyond the codes.
+    #[error("zero point {index} is {value}, beyond the largest code {max_code}")]
+    BadZeroPoint {
+        /// Which group.
+        index: usize,
+        /// What stands there.
+        value: u8,
+        /// Largest code.
+        max_code: u8,
+    },
+    /// A symmetric grid whose zero lies elsewhere.
+    #[error("zero point {index} is {value}, but zero is code {centre} in a symmetric grid")]
+    OffCentre {
+        /// Which group.
+        index: usize,
+        /// What stands there.
+        value: u8,
+        /// Code of zero.
+        centre: u8,
+    },
+    /// A share of the range that is not a share.
+    #[error("{part} {index} is {value}, not between 0 and 1")]
+    BadClip {
+        /// `clip.hi` or `clip.lo`.
+        part: &'static str,
+        /// Which group.
+        index: usize,
+        /// What stands there.
+        value: f32,
+    },
+    /// The bit stream does not fit.
+    #[error(transparent)]
+    Pack(#[from] PackError),
+}
+
+impl QuantizedTensor {
+    /// Rounds to nearest on MinMax grids: `weight` is `[rows, cols]`, row-major.
+    pub fn quantize(weight: &[f32], rows: usize, cols: usize, spec: WeightSpec) -> Result<Self, TensorError> {
+        Self::build(weight, rows, cols, spec, |_, range| range)
+    }
+
+    /// Like [`Self::quantize`], on ranges shrunk by `clip` (OmniQuant, eq. 2).
+    pub fn quantize_clipped(
+        weight: &[f32],
+        rows: usize,
+        cols: usize,
+        spec: WeightSpec,
+        clip: Clip<'_>,
+    ) -> Result<Self, TensorError> {
+        let groups = rows.saturating_mul(check_groups(spec, cols)?);
+        for (part, shares) in [("clip.hi", clip.hi), ("clip.lo", clip.lo)] {
+            check_len(part, [rows, cols], groups, shares.len())?;
+            if let Some(index) = shares.iter().position(|share| !(0.0..=1.0).contains(share)) {
+                return Err(TensorError::BadClip { part, index, value: shares[index] });
+            }
+        }
+        Self::build(weight, rows, cols, spec, |group, range| Range {
+            lo: range.lo * clip.lo[group],
+            hi: range.hi * clip.hi[group],
+        })
+    }
+
+    fn build(
+        weight: &[f32],
+        rows: usize,
+        cols: usize,
+        spec: WeightSpec,
+        clip: impl Fn(usize, Range) -> Range + Sync,
+    ) -> Result<Self, TensorError> {
+        let groups = check_groups(spec, cols)?;
+        check_len("weight", [rows, cols], rows.saturating_mul(cols), weight.len())?;
+        if let Some(at) = weight.par_iter().position_first(|w| !w.is_finite()) {
+            return Err(TensorError::NotFinite { row: at / cols, col: at % cols, value: weight[at] });
+        }
+        let row_words = packed_words(cols, spec.bits);
+        let mut words = vec![0u32; rows * row_words];
+        let mut scales = vec![f16::ZERO; rows * groups];
+        let mut zero_points = vec![0u8; rows * groups];
+        words
+            .par_chunks_mut(row_words)
+            .zip(scales.par_chunks_mut(groups))
+            .zip(zero_points.par_chunks_mut(groups))
+            .zip(weight.par_chunks(cols))
+            .enumerate()
+            .try_for_each_init(
+                || vec![0u8; cols],
+                |codes, (row, (((words, scales), zero_points), weight))| {
+                    let len = cols / groups;
+                    for (i, (codes, weight)) in codes.chunks_mut(len).zip(weight.chunks(len)).enumerate() {
+                        let range = clip(row * groups + i, Range::of(weight));
+                        let grid = Grid::new(range, spec.bits, spec.symmetry);
+                        grid.encode_all(weight, codes);
+                        scales[i] = grid.scale;
+                        zero_points[i] = grid.zero_point;
+                    }
+                    pack_row(codes, spec.bits, words)
+                },
+            )?;
+        Ok(Self { spec, rows, cols, words, scales, zero_points })
+    }
+
+    /// Takes parts read from a file, after checking that they fit together.
+    ///
+    /// `words` is `[rows, packed_words(cols)]`, `scales` and `zero_points` are `[rows, groups]`.
+    pub fn from_parts(
+        spec: WeightSpec,
+        [rows, cols]: [usize; 2],
+        words: Vec<u32>,
+        scales: Vec<f16>,
+        zero_points: Vec<u8>,
+    ) -> Result<Self, TensorError> {
+        let groups = check_groups(spec, cols)?;
+        // Saturating: no length that a slice can have equals the product of a hostile header.
+        check_len("packed codes", [rows, cols], rows.saturating_mul(packed_words(cols, spec.bits)), words.len())?;
+        check_len("scales", [rows, cols], rows.saturating_mul(groups), scales.len())?;
+        check_len("zero points", [rows, cols], rows.saturating_mul(groups), zero_points.len())?;
+        if let Some(index) = scales.iter().position(|s| !s.is_finite() || s.to_f32() <= 0.0) {
+            return Err(TensorError::BadScale { index, value: scales[index].to_f32() });
+        }
+        let max_code = spec.bits.max_code();
+        if let Some(index) = zero_points.iter().position(|&z| z > max_code) {
+            return Err(TensorError::BadZeroPoint { index, value: zero_points[index], max_code });
+        }
+        let centre = spec.bits.centre();
+        if spec.symmetry == Symmetry::Symmetric
+            && let Some(index) = zero_points.iter().position(|&z| z != centre)
+        {
+            return Err(TensorError::OffCentre { index, value: zero_points[index], centre });
+        }
+        Ok(Self { spec, rows, cols, words, scales, zero_points })
+    }
+
+    /// The values the codes stand for, `[rows, cols]`, row-major.
+    pub fn dequantize(&self) -> Vec<f32> {
+        let mut weight = vec![0.0; self.rows * self.cols];
+        self.dequantize_into(&mut weight);
+        weight
+    }
+
+    /// [`Self::dequantize`] into a slice of `rows * cols` values.
+    ///
+    /// # Panics
+    /// When `weight` has another length.
+    pub fn dequantize_into(&self, weight: &mut [f32]) {
+        assert_eq!(weight.len(), self.rows * self.cols, "dequantize_into: length of the slice");
+        let groups = self.groups();
+        let len = self.cols / groups;
+        weight.par_chunks_mut(self.cols).enumerate().for_each_init(
+            || vec![0u8; self.cols],
+            |codes, (row, weight)| {
+                self.row_codes(row, codes);
+                for (i, (codes, weight)) in codes.chunks(len).zip(weight.chunks_mut(len)).enumerate() {
+                    self.grid(row, i).decode_all(codes, weight);
+                }
+            },
+        );
+    }
+
+    /// Codes of one row into a slice of `cols` codes.
+    pub fn row_codes(&self, row: usize, codes: &mut [u8]) {
+        let row_words = packed_words(self.cols, self.spec.bits);
+        unpack_row(&self.words[row * row_words..][..row_words], self.spec.bits, codes)
+            .expect("lengths were checked when the tensor was made");
+    }
+
+    /// Grid of one group of a row.
+    pub fn grid(&self, row: usize, group: usize) -> Grid {
+        let at = row * self.groups() + group;
+        Grid { scale: self.scales[at], zero_point: self.zero_points[at], max_code: self.spec.bits.max_code() }
+    }
+
+    /// How it was quantized.
+    pub fn spec(&self) -> WeightSpec {
+        self.spec
+    }
+
+    /// `[out_features, in_features]`.
+    pub fn shape(&self) -> [usize; 2] {
+        [self.rows, self.cols]
+    }
+
+    /// Groups of a row.
+    pub fn groups(&self) -> usize {
+        self.spec.group.count(self.cols)
+    }
+
+    /// The bit stream, `[rows, packed_words(cols)]`.
+    pub fn words(&self) -> &[u32] {
+        &self.words
+    }
+
+    /// `[rows, groups]`.
+    pub fn scales(&self) -> &[f16] {
+        &self.scales
+    }
+
+    /// `[rows, groups]`; all equal to the centre code when the grids are symmetric.
+    pub fn zero_points(&self) -> &[u8] {
+        &self.zero_points
+    }
+
+    /// Whether zero points need to be kept beside the scales.
+    pub fn is_symmetric(&self) -> bool {
+        self.spec.symmetry == Symmetry::Symmetric
+    }
+}
+
+fn check_len(part: &'static str, [rows, cols]: [usize; 2], expected: usize, got: usize) -> Result<(), TensorError> {
+    if expected == got { Ok(()) } else { Err(TensorError::Length { part, rows, cols, expected, got }) }
+}
+
+fn check_groups(spec: WeightSpec, in_features: usize) -> Result<usize, TensorError> {
+    if spec.group.divides(in_features) {
+        Ok(spec.group.count(in_features))
+    } else {
+        Err(TensorError::GroupDoesNotDivide { group: spec.group.len(in_features), in_features })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spec::QuantSpec;
+
+    fn spec(text: &str) -> WeightSpec {
+        text.parse::<QuantSpec>().unwrap().weight
+    }
+
+    #[track_caller]
+    fn check_refused<T: std::fmt::Debug>(result: Result<T, TensorError>, expected: &str) {
+        assert_eq!(result.expect_err("must be refused").to_string(), expected);
+    }
+
+    #[test]
+    fn refuses_sizes_that_do_not_fit() {
+        let quantize = |text, len, rows, cols| QuantizedTensor::quantize(&vec![0.5; len], rows, cols, spec(text));
+        check_refused(quantize("w4a16g96", 1024, 1, 1024), "group 96 does not divide in_features 1024");
+        check_refused(quantize("w4a16g2", 0, 1, 1), "group 2 does not divide in_features 1");
+        check_refused(quantize("w4a16", 0, 1, 0), "group 0 does not divide in_features 0");
+        check_refused(quantize("w4a16", 7, 2, 4), "weight: 8 values expected for [2, 4], got 7");
+        let huge = format!("weight: {m} values expected for [{m}, 2], got 0", m = usize::MAX);
+        check_refused(quantize("w4a16", 0, usize::MAX, 2), &huge);
+        assert_eq!(quantize("w4a16", 0, 0, 4).unwrap().dequantize(), [0.0; 0]);
+    }
+
+    #[test]
+    fn refuses_numbers_that_are_not_finite() {
+        let mut weight = [0.5; 8];
+        for (bad, name) in [(f32::NAN, "NaN"), (f32::INFINITY, "inf"), (f32::NEG_INFINITY, "-inf")] {
+            weight[6] = bad;
+            let result = QuantizedTensor::quantize(&weight, 2, 4, spec("w4a16"));
+            check_refused(result, &format!("weight [1, 2] is {name}"));
+        }
+    }
+
+    #[test]
+    fn refuses_wrong_clips() {
+        let clipped = |hi: &[f32], lo: &[f32]| {
+            QuantizedTensor::quantize_clipped(&[0.5; 8], 2, 4, spec("w4a16g2"), Clip { hi, lo })
+        };
+        let ones = [1.0; 4];
+        check_refused(clipped(&ones[..3], &ones), "clip.hi: 4 values expected for [2, 4], got 3");
+        check_refused(clipped(&ones, &[]), "clip.lo: 4 values expected for [2, 4], got 0");
+        check_refused(clipped(&[1.0, 1.0, f32::NAN, 1.0], &ones), "clip.hi 2 is NaN, not between 0 and 1");
+        check_refused(clipped(&ones, &[1.0, 1.5, 1.0, 1.0]), "clip.lo 1 is 1.5, not between 0 and 1");
+        check_refused(clipped(&ones, &[1.0, -0.5, 1.0, 1.0]), "clip.lo 1 is -0.5, not between 0 and 1");
+    }
+
+    #[test]
+    fn refuses_parts_that_do_not_fit() {
+        // [2, 8] in groups of 4 at 4 bits: 2 words, 4 scales, 4 zero points.
+        let parts = |text, shape, words, scales: &[f32], zeros: &[u8]| {
+            let scales = scales.iter().map(|&s| f16::from_f32(s)).collect();
+            QuantizedTensor::from_parts(spec(text), shape, vec![0; words], scales, zeros.to_vec())
+        };
+        let (shape, scales, zeros) = ([2, 8], [0.5; 4], [8; 4]);
+        assert!(parts("w4a16g4", shape, 2, &scales, &zeros).is_ok());
+        assert!(parts("w4a16g4sym", shape, 2, &scales, &zeros).is_ok());
+        check_refused(parts("w4a16g3", shape, 2, &scales, &zeros), "group 3 does not divide in_features 8");
+        check_refused(parts("w4a16g4", shape, 3, &scales, &zeros), "packed codes: 2 values expected for [2, 8], got 3");
+        check_refused(parts("w4a16g4", shape, 2, &scales[1..], &zeros), "scales: 4 values expected for [2, 8], got 3");
+        check_refused(
+            parts("w4a16g4", shape, 2, &scales, &zeros[2..]),
+            "zero points: 4 values expected for [2, 8], got 2",
+        );
+        for (bad, name) in [(0.0, "0"), (-0.5, "-0.5"), (f32::NAN, "NaN"), (f32::INFINITY, "inf")] {
+            let result = parts("w4a16g4", shape, 2, &[0.5, bad, 0.5, 0.5], &zeros);
+            check_refused(result, &format!("scale 1 is {name}, not a positive number"));
+        }
+        check_refused(
+            parts("w4a16g4", shape, 2, &scales, &[8, 8, 8, 16]),
+            "zero point 3 is 16, beyond the largest code 15",
+        );
+        check_refused(
+            parts("w4a16g4sym", shape, 2, &scales, &[8, 7, 8, 8]),
+            "zero point 1 is 7, but zero is code 8 in a symmetric grid",
+        );
+        assert!(matches!(
+            parts("w4a16g4", [1 << 63, 16], 0, &[], &[]),
+            Err(TensorError::Length { part: "packed codes", got: 0, .. })
+        ));
+    }
+
+    #[test]
+    #[should_panic(expected = "length of the slice")]
+    fn dequantize_into_needs_the_whole_matrix() {
+        QuantizedTensor::quantize(&[0.5; 8], 2, 4, spec("w4a16")).unwrap().dequantize_into(&mut [0.0; 7]);
+    }
+}

@@ -1,0 +1,345 @@
+//! What must hold for every spec and every weight: properties of packing, grids and specs, and a naive reference.
+
+use half::f16;
+use oq_quant_core::{
+    ActSpec, Bits, Clip, Grid, GroupSize, QuantSpec, QuantizedTensor, Range, SCALE_MAX, SCALE_MIN, Symmetry,
+    WeightSpec, f16_toward_zero, pack_row, packed_words, unpack_row,
+};
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+/// `weight / scale` is rounded to f32 before it is rounded to a code: off by at most 255 * 2^-24 steps of the grid.
+const DIVISION_STEPS: f32 = 2e-5;
+/// A scale rounded to an f16 (toward zero) loses less than this share of itself, where f16 is not subnormal.
+const F16_LOSS: f32 = 1.0 / 1024.0;
+/// Smallest f16 that is not subnormal.
+const F16_NORMAL: f32 = 6.104e-5;
+/// Three roundings to f32 (the width, the quotient, the constant) are each at most 2^-24 off.
+const F32_ROUNDINGS: f64 = 1.0 / (1 << 22) as f64;
+
+#[derive(Clone, Debug)]
+struct Matrix {
+    spec: WeightSpec,
+    rows: usize,
+    cols: usize,
+    weight: Vec<f32>,
+}
+
+impl Matrix {
+    fn quantize(&self) -> QuantizedTensor {
+        QuantizedTensor::quantize(&self.weight, self.rows, self.cols, self.spec).expect("shape and weights are valid")
+    }
+
+    /// Calls `check(weights, codes, grid)` for each group of a quantized matrix.
+    fn for_groups(
+        &self,
+        packed: &QuantizedTensor,
+        mut check: impl FnMut(&[f32], &[u8], Grid) -> Result<(), TestCaseError>,
+    ) -> Result<(), TestCaseError> {
+        let len = self.cols / packed.groups();
+        let mut codes = vec![0; self.cols];
+        for (row, weight) in self.weight.chunks(self.cols).enumerate() {
+            packed.row_codes(row, &mut codes);
+            for (i, (weight, codes)) in weight.chunks(len).zip(codes.chunks(len)).enumerate() {
+                check(weight, codes, packed.grid(row, i))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn bits() -> impl Strategy<Value = Bits> {
+    proptest::sample::select(Bits::ALL.to_vec())
+}
+
+fn symmetry() -> impl Strategy<Value = Symmetry> {
+    prop_oneof![Just(Symmetry::Asymmetric), Just(Symmetry::Symmetric)]
+}
+
+/// Weights of one matrix: of one size or of all sizes, of both signs or of one, and the odd values among them.
+fn weights(len: usize) -> impl Strategy<Value = Vec<f32>> {
+    let special = prop_oneof![
+        Just(0.0f32),
+        Just(-0.0),
+        Just(f32::MIN_POSITIVE),
+        Just(-1e-45),
+        Just(f32::MAX),
+        Just(-f32::MAX),
+        Just(SCALE_MIN),
+        Just(SCALE_MAX),
+    ];
+    let any_size = (-9.0f32..6.0, any::<bool>()).prop_map(|(e, neg)| 10f32.powf(e) * if neg { -1.0 } else { 1.0 });
+    prop_oneof![
+        4 => (-6.0f32..4.0, vec(-1.0f32..1.0, len)).prop_map(|(e, w)| scaled(w, 10f32.powf(e))),
+        1 => (-6.0f32..4.0, vec(0.0f32..1.0, len)).prop_map(|(e, w)| scaled(w, 10f32.powf(e))),
+        1 => (-6.0f32..4.0, vec(-1.0f32..-0.5, len)).prop_map(|(e, w)| scaled(w, 10f32.powf(e))),
+        1 => (-6.0f32..4.0).prop_map(move |e| vec![10f32.powf(e); len]),
+        1 => (-6.0f32..4.0, vec(-8i8..8, len))
+            .prop_map(|(e, w)| scaled(w.into_iter().map(f32::from).collect(), 10f32.powf(e) / 16.0)),
+        1 => Just(vec![0.0; len]),
+        2 => vec(any_size.clone(), len),
+        1 => vec(prop_oneof![3 => any_size, 1 => special], len),
+    ]
+}
+
+fn scaled(mut weight: Vec<f32>, by: f32) -> Vec<f32> {
+    weight.iter_mut().for_each(|w| *w *= by);
+    weight
+}
+
+fn matrix() -> impl Strategy<Value = Matrix> {
+    let group = proptest::sample::select(vec![1usize, 2, 3, 7, 8, 32, 64, 128]);
+    let shape = prop_oneof![
+        (group, 1usize..4).prop_map(|(group, n)| (GroupSize::channels(group).expect("not 0"), group * n)),
+        (1usize..200).prop_map(|cols| (GroupSize::PerChannel, cols)),
+    ];
+    (bits(), symmetry(), shape, 1usize..4).prop_flat_map(|(bits, symmetry, (group, cols), rows)| {
+        let spec = WeightSpec { bits, group, symmetry };
+        weights(rows * cols).prop_map(move |weight| Matrix { spec, rows, cols, weight })
+    })
+}
+
+/// Two weights whose places on their grid lie within a few ulps of half way between codes, where rounding is decided.
+fn halfway_ends() -> impl Strategy<Value = (Bits, Symmetry, [f32; 2])> {
+    // From below SCALE_MIN to above SCALE_MAX, with all the subnormal scales.
+    (bits(), symmetry(), 0x0020u16..0x7100, any::<u8>(), -3i32..4, -3i32..4).prop_map(
+        |(bits, symmetry, scale, split, up, down)| {
+            let scale = f16::from_bits(scale).to_f32();
+            let steps = f32::from(bits.max_code());
+            let below = f32::from(split % bits.max_code()) + 0.5;
+            let ends = [nudged((steps - below) * scale, up), -nudged(below * scale, down)];
+            (bits, symmetry, ends)
+        },
+    )
+}
+
+fn nudged(value: f32, ulps: i32) -> f32 {
+    f32::from_bits(value.to_bits().saturating_add_signed(ulps))
+}
+
+fn quant_spec() -> impl Strategy<Value = QuantSpec> {
+    let group = prop_oneof![
+        Just(GroupSize::PerChannel),
+        (1usize..=usize::MAX).prop_map(|n| GroupSize::channels(n).expect("not 0")),
+        (1usize..1024).prop_map(|n| GroupSize::channels(n).expect("not 0")),
+    ];
+    let act = prop_oneof![Just(ActSpec::Float), bits().prop_map(ActSpec::PerToken)];
+    (bits(), group, symmetry(), act)
+        .prop_map(|(bits, group, symmetry, act)| QuantSpec { weight: WeightSpec { bits, group, symmetry }, act })
+}
+
+/// Largest f16 not above `value`, found among all of them.
+fn reference_toward_zero(value: f64) -> f64 {
+    let above = (0..0x7c00).collect::<Vec<u16>>().partition_point(|&b| f16::from_bits(b).to_f64() <= value);
+    f16::from_bits(above as u16 - 1).to_f64()
+}
+
+/// The f16 nearest to `value`, as the nearer of its two neighbours; ties go up.
+fn reference_nearest(value: f64) -> f64 {
+    let below = reference_toward_zero(value);
+    let above = f16::from_bits(f16::from_f64(below).to_bits() + 1).to_f64();
+    if value - below < above - value { below } else { above }
+}
+
+/// Eq. 2 in f64, one group at a time: what a group's scale, zero point and codes must be. Each is an interval as wide as
+/// f32's own rounding of the number that is then rounded.
+fn check_reference(spec: WeightSpec, weight: &[f32], codes: &[u8], grid: Grid) -> Result<(), TestCaseError> {
+    let max_code = f64::from(2u32.pow(spec.bits.get()) - 1);
+    let half = f64::from(2u32.pow(spec.bits.get() - 1));
+    let hi = weight.iter().copied().map(f64::from).fold(0.0, f64::max);
+    let lo = weight.iter().copied().map(f64::from).fold(0.0, f64::min);
+    let step = match spec.symmetry {
+        Symmetry::Asymmetric => (hi - lo) / max_code,
+        Symmetry::Symmetric => hi.max(-lo) / (half - 1.0),
+    };
+    let round_scale: fn(f64) -> f64 = match spec.symmetry {
+        Symmetry::Asymmetric => reference_toward_zero,
+        Symmetry::Symmetric => reference_nearest,
+    };
+    let step = step.clamp(f64::from(SCALE_MIN), f64::from(SCALE_MAX));
+    let scale = grid.scale.to_f64();
+    let scales = round_scale(step * (1.0 - F32_ROUNDINGS))..=round_scale(step * (1.0 + F32_ROUNDINGS));
+    prop_assert!(scales.contains(&scale), "scale {scale}, expected {scales:?}");
+
+    let rounded = |x: f64| (x - x.abs() * F32_ROUNDINGS).round()..=(x + x.abs() * F32_ROUNDINGS).round();
+    let zero_point = f64::from(grid.zero_point);
+    match spec.symmetry {
+        Symmetry::Symmetric => prop_assert_eq!(zero_point, half),
+        Symmetry::Asymmetric => {
+            let zero_points = rounded(-lo / scale);
+            let (least, most) = (zero_points.start().min(max_code), zero_points.end().min(max_code));
+            prop_assert!((least..=most).contains(&zero_point), "zero point {zero_point}, expected {least} to {most}");
+        }
+    }
+    for (&w, &code) in weight.iter().zip(codes) {
+        let places = rounded(f64::from(w) / scale);
+        let least = (places.start() + zero_point).clamp(0.0, max_code);
+        let most = (places.end() + zero_point).clamp(0.0, max_code);
+        prop_assert!((least..=most).contains(&f64::from(code)), "{w} has code {code}, expected {least} to {most}");
+    }
+    Ok(())
+}
+
+fn check_idempotent(matrix: &Matrix) -> Result<(), TestCaseError> {
+    let once = matrix.quantize();
+    let twice = Matrix { weight: once.dequantize(), ..matrix.clone() }.quantize();
+    prop_assert_eq!(once, twice);
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 1000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn unpacking_undoes_packing((bits, codes) in bits().prop_flat_map(|b| (Just(b), vec(0..=b.max_code(), 0..300)))) {
+        let mut words = vec![u32::MAX; packed_words(codes.len(), bits)];
+        pack_row(&codes, bits, &mut words).unwrap();
+        let mut read = vec![u8::MAX; codes.len()];
+        unpack_row(&words, bits, &mut read).unwrap();
+        prop_assert_eq!(read, codes);
+    }
+
+    #[test]
+    fn packing_is_the_bit_stream((bits, codes) in bits().prop_flat_map(|b| (Just(b), vec(0..=b.max_code(), 0..300)))) {
+        let mut words = vec![u32::MAX; packed_words(codes.len(), bits)];
+        pack_row(&codes, bits, &mut words).unwrap();
+        let bit = |at: usize| words[at / 32] >> (at % 32) & 1;
+        let width = bits.get() as usize;
+        for (i, &code) in codes.iter().enumerate() {
+            let read: u32 = (0..width).map(|k| bit(i * width + k) << k).sum();
+            prop_assert_eq!(read, u32::from(code));
+        }
+        prop_assert!((codes.len() * width..words.len() * 32).all(|at| bit(at) == 0), "padding is zeros");
+    }
+
+    #[test]
+    fn scale_toward_zero_is_the_nearest_below(value in prop_oneof![1e-6f32..1e-3, 1e-3f32..65000.0]) {
+        prop_assert_eq!(f16_toward_zero(value).to_f64(), reference_toward_zero(f64::from(value)));
+    }
+
+    #[test]
+    fn agrees_with_the_reference(matrix in matrix()) {
+        let packed = matrix.quantize();
+        matrix.for_groups(&packed, |weight, codes, grid| check_reference(matrix.spec, weight, codes, grid))?;
+    }
+
+    #[test]
+    fn codes_and_zero_points_are_codes(matrix in matrix()) {
+        let packed = matrix.quantize();
+        let max_code = matrix.spec.bits.max_code();
+        matrix.for_groups(&packed, |_, codes, grid| {
+            prop_assert!(codes.iter().all(|&code| code <= max_code));
+            prop_assert!(grid.zero_point <= max_code);
+            prop_assert!(grid.scale.is_finite() && grid.scale.to_f32() > 0.0);
+            prop_assert_eq!(grid.max_code, max_code);
+            Ok(())
+        })?;
+    }
+
+    #[test]
+    fn zero_is_exact(matrix in matrix()) {
+        let packed = matrix.quantize();
+        matrix.for_groups(&packed, |_, _, grid| {
+            for zero in [0.0, -0.0] {
+                prop_assert_eq!(grid.decode(grid.encode(zero)).to_bits(), 0.0f32.to_bits());
+            }
+            Ok(())
+        })?;
+    }
+
+    #[test]
+    fn error_is_at_most_half_a_step(matrix in matrix()) {
+        let packed = matrix.quantize();
+        matrix.for_groups(&packed, |weight, codes, grid| {
+            let scale = grid.scale.to_f32();
+            let half_step = (0.5 + DIVISION_STEPS) * scale;
+            let (least, most) = (grid.decode(0), grid.decode(grid.max_code));
+            for (&w, &code) in weight.iter().zip(codes) {
+                let value = grid.decode(code);
+                if (least..=most).contains(&w) {
+                    prop_assert!((w - value).abs() <= half_step, "{w} became {value}, scale {scale}");
+                } else {
+                    // Beyond the grid: the nearer end.
+                    prop_assert_eq!(value, w.clamp(least, most));
+                    // The grid was made to hold all weights, but for the rounding of its scale to f16 and of its zero point.
+                    if (F16_NORMAL..SCALE_MAX).contains(&scale) {
+                        let rounding = f32::from(grid.max_code) * scale * F16_LOSS;
+                        prop_assert!((w - value).abs() <= half_step + rounding, "{w} became {value}, scale {scale}");
+                    }
+                }
+            }
+            Ok(())
+        })?;
+    }
+
+    #[test]
+    fn quantizing_twice_changes_nothing(matrix in matrix()) {
+        check_idempotent(&matrix)?;
+    }
+
+    #[test]
+    fn quantizing_twice_changes_nothing_halfway_between_codes((bits, symmetry, ends) in halfway_ends()) {
+        let spec = WeightSpec { bits, group: GroupSize::PerChannel, symmetry };
+        check_idempotent(&Matrix { spec, rows: 1, cols: 2, weight: ends.to_vec() })?;
+    }
+
+    #[test]
+    fn quantizing_a_clipped_asymmetric_tensor_changes_nothing(matrix in matrix(), hi in 0.3f32..1.0, lo in 0.3f32..1.0) {
+        // Clipped symmetric grids are left out: a clipped weight may take code 0, one step further than a grid of its own.
+        let spec = WeightSpec { symmetry: Symmetry::Asymmetric, ..matrix.spec };
+        let groups = matrix.rows * spec.group.count(matrix.cols);
+        let clip = Clip { hi: &vec![hi; groups], lo: &vec![lo; groups] };
+        let once = QuantizedTensor::quantize_clipped(&matrix.weight, matrix.rows, matrix.cols, spec, clip).unwrap();
+        let twice = QuantizedTensor::quantize(&once.dequantize(), matrix.rows, matrix.cols, spec).unwrap();
+        prop_assert_eq!(once, twice);
+    }
+
+    #[test]
+    fn clipping_by_one_is_not_clipping(matrix in matrix()) {
+        let ones = vec![1.0; matrix.rows * matrix.spec.group.count(matrix.cols)];
+        let clip = Clip { hi: &ones, lo: &ones };
+        let clipped = QuantizedTensor::quantize_clipped(&matrix.weight, matrix.rows, matrix.cols, matrix.spec, clip);
+        prop_assert_eq!(clipped.unwrap(), matrix.quantize());
+    }
+
+    #[test]
+    fn clipping_is_a_smaller_range(matrix in matrix(), hi in 0.0f32..=1.0, lo in 0.0f32..=1.0) {
+        let Matrix { spec, rows, cols, .. } = matrix;
+        let groups = rows * spec.group.count(cols);
+        let clip = Clip { hi: &vec![hi; groups], lo: &vec![lo; groups] };
+        let clipped = QuantizedTensor::quantize_clipped(&matrix.weight, rows, cols, spec, clip).unwrap();
+        matrix.for_groups(&clipped, |weight, codes, grid| {
+            let range = Range::of(weight);
+            let clipped = Grid::new(Range { lo: lo * range.lo, hi: hi * range.hi }, spec.bits, spec.symmetry);
+            prop_assert_eq!(grid, clipped);
+            prop_assert!(weight.iter().zip(codes).all(|(&w, &code)| code == grid.encode(w)));
+            Ok(())
+        })?;
+    }
+
+    #[test]
+    fn parts_make_the_same_tensor(matrix in matrix()) {
+        let packed = matrix.quantize();
+        let parts = (packed.words().to_vec(), packed.scales().to_vec(), packed.zero_points().to_vec());
+        let again = QuantizedTensor::from_parts(packed.spec(), packed.shape(), parts.0, parts.1, parts.2).unwrap();
+        prop_assert_eq!(again.dequantize(), packed.dequantize());
+        prop_assert_eq!(again, packed);
+    }
+
+    #[test]
+    fn specs_are_read_as_they_are_written(spec in quant_spec()) {
+        let text = spec.to_string();
+        prop_assert_eq!(text.parse::<QuantSpec>().unwrap(), spec);
+        prop_assert_eq!(text.to_uppercase().parse::<QuantSpec>().unwrap(), spec);
+        let json = serde_json::to_string(&spec).unwrap();
+        prop_assert_eq!(&json, &format!("\"{text}\""));
+        prop_assert_eq!(serde_json::from_str::<QuantSpec>(&json).unwrap(), spec);
+    }
+
+    #[test]
+    fn any_text_is_read_or_refused(text in "[wag0-9sym]{0,12}") {
+        if let Ok(spec) = text.parse::<QuantSpec>() {
+            prop_assert_eq!(spec.to_string().parse::<QuantSpec>().unwrap(), spec);
+        }
+    }
+}

@@ -1,0 +1,27 @@
+//! What a run obeys and what it leaves behind: [`Recipe`]s in TOML, the models known by name, and run records.
+//!
+//! A recipe is resolved once, from the scheme's defaults, the model's, a file and the command line, and is complete
+//! from there on: nothing downstream fills in a setting.
+//!
+//! ```
+//! use oq_recipe::{Overrides, Recipe, find, recipe_for};
+//!
+//! let scheme = "w3a16g128".parse()?;
+//! let overrides = Overrides { samples: Some(64), ..Overrides::default() };
+//! let recipe = Recipe::resolve(scheme, find("llama2-7b"), recipe_for("llama2-7b", scheme), &overrides)?;
+//! assert_eq!((recipe.learn.epochs, recipe.calibration.samples), (20, 64));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod error;
+mod model;
+mod parse;
+mod patch;
+mod recipe;
+mod record;
+
+pub use error::RecipeError;
+pub use model::{EvalDefaults, Family, ModelEntry, Shape, Source, find, names, recipe_for, schemes_of};
+pub use patch::{CalibrationPatch, LearnPatch, Overrides, RecipeFile};
+pub use recipe::{Calibration, Learn, Loss, Method, Recipe};
+pub use record::{BlockRecord, Event, RunRecord};

@@ -1,0 +1,185 @@
+//! The models known by name: every folder of `configs/`, embedded in the library.
+
+use std::fmt;
+use std::path::Path;
+use std::sync::LazyLock;
+
+use oq_quant_core::QuantSpec;
+use serde::{Deserialize, Serialize};
+
+use crate::parse::parse;
+use crate::{CalibrationPatch, LearnPatch, RecipeFile};
+
+/// What `configs/<name>/model.toml` says.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelEntry {
+    /// The folder's name, such as `llama2-7b`.
+    #[serde(skip)]
+    pub name: String,
+    /// The architecture.
+    pub family: Family,
+    /// Whether it was tuned to follow instructions.
+    #[serde(default)]
+    pub chat: bool,
+    /// Where the weights are.
+    pub source: Source,
+    /// Its sizes, known before anything is downloaded.
+    pub shape: Option<Shape>,
+    /// Defaults of its recipes.
+    #[serde(default)]
+    pub calibration: CalibrationPatch,
+    /// Defaults of its recipes.
+    #[serde(default)]
+    pub learn: LearnPatch,
+    /// Defaults of its evaluation.
+    #[serde(default)]
+    pub eval: EvalDefaults,
+}
+
+/// An architecture.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Family {
+    /// LLaMA and what shares its structure, such as SmolLM2.
+    Llama,
+    /// OPT.
+    Opt,
+    /// Falcon.
+    Falcon,
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Llama => "llama",
+            Self::Opt => "opt",
+            Self::Falcon => "falcon",
+        })
+    }
+}
+
+/// Where a model's weights are.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase", deny_unknown_fields)]
+pub enum Source {
+    /// A repository of the Hugging Face hub.
+    Hub {
+        /// `owner/name`.
+        repo: String,
+        /// A branch, tag or commit; none means the main branch.
+        revision: Option<String>,
+    },
+    /// One file inside a Python wheel.
+    Wheel {
+        /// The package that carries it.
+        package: String,
+        /// The package's version.
+        version: String,
+        /// The file's path in the wheel.
+        file: String,
+        /// Of the file, not of the wheel: 64 hexadecimal digits.
+        sha256: String,
+        /// Size of the file.
+        bytes: u64,
+    },
+    /// A folder of the repository.
+    Path {
+        /// Relative to the repository's root.
+        path: String,
+    },
+}
+
+/// A model's sizes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Shape {
+    /// Width of a hidden state.
+    pub hidden: usize,
+    /// Width inside the MLP.
+    pub intermediate: usize,
+    /// Blocks.
+    pub layers: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads; divides `heads`.
+    pub kv_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Rows of the embedding.
+    pub vocab: usize,
+    /// Longest sequence that it was made for, in tokens.
+    pub max_positions: usize,
+    /// Whether the head shares the embedding's weights.
+    pub tied: bool,
+    /// Width of the embedding where that is not `hidden` (OPT-350M).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub embedding: Option<usize>,
+}
+
+/// What perplexity is measured on, unless the command line says otherwise.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EvalDefaults {
+    /// A dataset's name or a text file.
+    pub data: Option<String>,
+    /// Tokens in a window.
+    pub seqlen: Option<usize>,
+}
+
+/// The model of that name or hub id; ids are compared without case, as the hub does.
+pub fn find(name: &str) -> Option<&'static ModelEntry> {
+    registered(name).map(|model| &model.entry)
+}
+
+/// The names of all models, in order of the alphabet.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    MODELS.iter().map(|model| model.entry.name.as_str())
+}
+
+/// The recipe that `configs/` holds for a model (see [`find`]) and a scheme.
+pub fn recipe_for(name: &str, scheme: QuantSpec) -> Option<&'static RecipeFile> {
+    registered(name)?.recipes.iter().find(|recipe| recipe.scheme == scheme)
+}
+
+/// The schemes that `configs/` has recipes of, for a model (see [`find`]); none for an unknown one.
+pub fn schemes_of(name: &str) -> impl Iterator<Item = QuantSpec> {
+    registered(name).into_iter().flat_map(|model| model.recipes.iter().map(|recipe| recipe.scheme))
+}
+
+/// A folder of `configs/`, as text.
+struct Embedded {
+    name: &'static str,
+    /// `model.toml`
+    model: &'static str,
+    /// File name and text of the others.
+    recipes: &'static [(&'static str, &'static str)],
+}
+
+/// A folder of `configs/`, parsed.
+struct Registered {
+    entry: ModelEntry,
+    recipes: Vec<RecipeFile>,
+}
+
+static EMBEDDED: &[Embedded] = include!(concat!(env!("OUT_DIR"), "/configs.rs"));
+
+static MODELS: LazyLock<Vec<Registered>> = LazyLock::new(|| EMBEDDED.iter().map(register).collect());
+
+fn register(folder: &Embedded) -> Registered {
+    let at = |file: &str| Path::new("configs").join(folder.name).join(file);
+    let mut entry: ModelEntry =
+        parse(folder.model, &at("model.toml")).unwrap_or_else(|error| panic!("embedded file is wrong: {error}"));
+    entry.name = folder.name.to_owned();
+    let recipes = folder.recipes.iter().map(|(file, text)| {
+        RecipeFile::parse(text, &at(file)).unwrap_or_else(|error| panic!("embedded file is wrong: {error}"))
+    });
+    Registered { entry, recipes: recipes.collect() }
+}
+
+fn registered(name: &str) -> Option<&'static Registered> {
+    MODELS.iter().find(|Registered { entry, .. }| {
+        let by_id = matches!(&entry.source, Source::Hub { repo, .. } if repo.eq_ignore_ascii_case(name));
+        entry.name == name || by_id
+    })
+}

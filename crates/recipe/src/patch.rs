@@ -1,0 +1,114 @@
+//! Settings that may be absent: recipe files, a model's defaults and the command line, each laid over what is beneath.
+
+use std::path::Path;
+
+use oq_quant_core::QuantSpec;
+use serde::Deserialize;
+
+use crate::parse::parse;
+use crate::{Calibration, Learn, Loss, Method, Recipe, RecipeError};
+
+/// A recipe as a file writes it: everything but the scheme may be left out.
+///
+/// A [`Recipe`] that was written by [`Recipe::to_toml`] is such a file too.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RecipeFile {
+    /// The scheme that the file is for.
+    pub scheme: QuantSpec,
+    /// How codes are found.
+    pub method: Option<Method>,
+    /// `[calibration]`
+    #[serde(default)]
+    pub calibration: CalibrationPatch,
+    /// `[learn]`
+    #[serde(default)]
+    pub learn: LearnPatch,
+}
+
+impl RecipeFile {
+    /// Parses the text of a recipe file; `file` is what errors call it.
+    pub fn parse(text: &str, file: &Path) -> Result<Self, RecipeError> {
+        parse(text, file)
+    }
+
+    /// Reads and parses a recipe file.
+    pub fn read(file: &Path) -> Result<Self, RecipeError> {
+        let text =
+            std::fs::read_to_string(file).map_err(|source| RecipeError::Read { file: file.to_owned(), source })?;
+        Self::parse(&text, file)
+    }
+}
+
+/// [`Calibration`], key by key.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "every field is explained in Calibration")]
+pub struct CalibrationPatch {
+    pub data: Option<String>,
+    pub samples: Option<usize>,
+    pub seqlen: Option<usize>,
+    pub seed: Option<u64>,
+    pub batch: Option<usize>,
+}
+
+/// [`Learn`], key by key.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "every field is explained in Learn")]
+pub struct LearnPatch {
+    pub epochs: Option<usize>,
+    pub lwc_lr: Option<f64>,
+    pub aug_loss: Option<bool>,
+    pub loss: Option<Loss>,
+}
+
+/// What the command line sets; it has the last word.
+#[derive(Clone, Debug, Default, PartialEq)]
+#[expect(missing_docs, reason = "every field is explained in Recipe, Calibration and Learn")]
+pub struct Overrides {
+    pub method: Option<Method>,
+    pub data: Option<String>,
+    pub samples: Option<usize>,
+    pub seqlen: Option<usize>,
+    pub epochs: Option<usize>,
+    pub seed: Option<u64>,
+    pub lwc_lr: Option<f64>,
+    pub batch: Option<usize>,
+    pub aug_loss: Option<bool>,
+}
+
+impl Recipe {
+    /// Lays a patch over the recipe.
+    pub(crate) fn apply(&mut self, method: Option<Method>, calibration: &CalibrationPatch, learn: &LearnPatch) {
+        fn set<T: Clone>(value: &mut T, patch: &Option<T>) {
+            if let Some(patch) = patch {
+                value.clone_from(patch);
+            }
+        }
+        set(&mut self.method, &method);
+
+        let Calibration { data, samples, seqlen, seed, batch } = &mut self.calibration;
+        set(data, &calibration.data);
+        set(samples, &calibration.samples);
+        set(seqlen, &calibration.seqlen);
+        set(seed, &calibration.seed);
+        set(batch, &calibration.batch);
+
+        let Learn { epochs, lwc_lr, aug_loss, loss } = &mut self.learn;
+        set(epochs, &learn.epochs);
+        set(lwc_lr, &learn.lwc_lr);
+        set(aug_loss, &learn.aug_loss);
+        set(loss, &learn.loss);
+    }
+}
+
+impl Overrides {
+    /// Lays the command line over a recipe.
+    pub(crate) fn apply_to(&self, recipe: &mut Recipe) {
+        let Self { method, data, samples, seqlen, epochs, seed, lwc_lr, batch, aug_loss } = self.clone();
+        let calibration = CalibrationPatch { data, samples, seqlen, seed, batch };
+        let learn = LearnPatch { epochs, lwc_lr, aug_loss, loss: None };
+        recipe.apply(method, &calibration, &learn);
+    }
+}

@@ -1,0 +1,152 @@
+//! What a run leaves behind: `run.json` when it ends, and a line of `events.jsonl` for each thing that happens.
+//!
+//! Clocks and probes are the caller's; this module only gives their readings a form.
+
+use serde::{Deserialize, Serialize};
+
+use crate::Recipe;
+
+/// `run.json`: what was run, on what, and how it went.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RunRecord {
+    /// Version of this program.
+    pub version: String,
+    /// The model as it was asked for.
+    pub model: String,
+    /// The recipe as it was resolved, its seed included.
+    pub recipe: Recipe,
+    /// Such as `cpu` or `cuda:0`.
+    pub device: String,
+    /// What matrix products were computed in, such as `bf16`.
+    pub compute: String,
+    /// CPU threads.
+    pub threads: usize,
+    /// Version of libtorch.
+    pub libtorch: String,
+    /// Version of the `tch` crate.
+    pub tch: String,
+    /// Finished blocks, in order.
+    pub blocks: Vec<BlockRecord>,
+    /// Duration of the whole run.
+    pub wall_secs: f64,
+    /// Most memory that was resident at once.
+    pub peak_bytes: u64,
+    /// Seconds since 1970.
+    pub started_unix: u64,
+    /// Seconds since 1970.
+    pub finished_unix: u64,
+}
+
+/// How one block went.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BlockRecord {
+    /// Counted from 0.
+    pub index: usize,
+    /// Mean loss of each epoch; empty where nothing is learned.
+    pub losses: Vec<f64>,
+    /// Mean squared error of the block's output with the codes it got, against the full-precision model's; none where
+    /// nothing is learned.
+    pub final_loss: Option<f64>,
+    /// Duration of the block.
+    pub wall_secs: f64,
+    /// Times that it was rolled back because of a loss that was not finite.
+    pub retries: usize,
+}
+
+/// One line of `events.jsonl`; the key `event` says which.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+#[expect(missing_docs, reason = "fields mean what they mean in RunRecord and BlockRecord")]
+pub enum Event {
+    /// The recipe is resolved and the model is open.
+    RunStarted { model: String, recipe: Recipe, blocks: usize, started_unix: u64 },
+    /// A block's weights are loaded.
+    BlockStarted { block: usize },
+    /// All segments were seen once more; `secs_left` is for the whole run, once it can be told.
+    Epoch { block: usize, epoch: usize, loss: f64, lr: f64, secs_left: Option<f64> },
+    /// A block is written.
+    BlockFinished(BlockRecord),
+    /// The loss was not finite: the block starts again with the learning rate `lr`.
+    Retry { block: usize, epoch: usize, batch: usize, lr: f64 },
+    /// All blocks are written.
+    RunFinished { wall_secs: f64, peak_bytes: u64, finished_unix: u64 },
+}
+
+impl RunRecord {
+    /// The text of `run.json`, which ends in a newline.
+    pub fn to_json(&self) -> String {
+        serde_json::to_string_pretty(self).expect("keys are strings and no value refuses to be written") + "\n"
+    }
+}
+
+impl Event {
+    /// A line of `events.jsonl`, newline included.
+    pub fn to_line(&self) -> String {
+        serde_json::to_string(self).expect("keys are strings and no value refuses to be written") + "\n"
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Overrides;
+
+    fn recipe() -> Recipe {
+        Recipe::resolve("w3a16g64".parse().unwrap(), None, None, &Overrides::default()).unwrap()
+    }
+
+    fn block() -> BlockRecord {
+        BlockRecord { index: 1, losses: vec![0.25, 0.125], final_loss: Some(0.5), wall_secs: 1.5, retries: 1 }
+    }
+
+    #[test]
+    fn run_round_trip() {
+        let record = RunRecord {
+            version: "0.1.0".to_owned(),
+            model: "tiny-llama".to_owned(),
+            recipe: recipe(),
+            device: "cpu".to_owned(),
+            compute: "bf16".to_owned(),
+            threads: 2,
+            libtorch: "2.13.0".to_owned(),
+            tch: "0.26.0".to_owned(),
+            blocks: vec![block()],
+            wall_secs: 12.5,
+            peak_bytes: 1 << 33,
+            started_unix: 1_700_000_000,
+            finished_unix: 1_700_000_012,
+        };
+        let text = record.to_json();
+        assert!(text.contains("\"scheme\": \"w3a16g64\"") && text.ends_with("}\n"), "{text}");
+        assert_eq!(serde_json::from_str::<RunRecord>(&text).unwrap(), record);
+    }
+
+    #[test]
+    fn event_lines() {
+        #[track_caller]
+        fn check(event: &Event, expected: &str) {
+            assert_eq!(event.to_line(), format!("{expected}\n"));
+            assert_eq!(&serde_json::from_str::<Event>(expected).unwrap(), event);
+        }
+        check(&Event::BlockStarted { block: 1 }, r#"{"event":"block_started","block":1}"#);
+        check(
+            &Event::Epoch { block: 1, epoch: 0, loss: 0.25, lr: 0.01, secs_left: None },
+            r#"{"event":"epoch","block":1,"epoch":0,"loss":0.25,"lr":0.01,"secs_left":null}"#,
+        );
+        check(
+            &Event::BlockFinished(block()),
+            r#"{"event":"block_finished","index":1,"losses":[0.25,0.125],"final_loss":0.5,"wall_secs":1.5,"retries":1}"#,
+        );
+        check(
+            &Event::Retry { block: 1, epoch: 2, batch: 3, lr: 0.005 },
+            r#"{"event":"retry","block":1,"epoch":2,"batch":3,"lr":0.005}"#,
+        );
+        check(
+            &Event::RunFinished { wall_secs: 2.5, peak_bytes: 4096, finished_unix: 1_700_000_012 },
+            r#"{"event":"run_finished","wall_secs":2.5,"peak_bytes":4096,"finished_unix":1700000012}"#,
+        );
+        let started = Event::RunStarted { model: "opt-125m".to_owned(), recipe: recipe(), blocks: 12, started_unix: 1 };
+        assert_eq!(serde_json::from_str::<Event>(&started.to_line()).unwrap(), started);
+        assert_eq!(started.to_line().matches('\n').count(), 1);
+    }
+}

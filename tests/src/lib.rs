@@ -1,0 +1,1 @@
+//! End-to-end, golden, family and layering tests.

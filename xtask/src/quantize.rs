@@ -1,0 +1,167 @@
+//! `cargo xtask quantize`: libtorch, build, checkpoint, then `omniquant plan` and `omniquant quantize --report`.
+
+use std::path::Path;
+
+use anyhow::Result;
+
+use crate::{fetch, libtorch, locate, process};
+
+const DEFAULT_MODEL: &str = "tiny-llama";
+
+/// The whole run. `args` is `[MODEL] [options for omniquant quantize]`.
+pub fn run(args: &[String]) -> Result<()> {
+    let request = Request::new(args);
+    libtorch::ensure_ready()?;
+    process::run(
+        locate::cargo().args(["build", "--release", "--package", "oq-cli"]).current_dir(locate::repository()),
+    )?;
+    fetch::if_wheel(&request.model)?;
+    omniquant(&request.plan())?;
+    omniquant(&request.quantize())
+}
+
+/// Runs the binary from the repository's root, where the paths of `configs/` start.
+fn omniquant(args: &[String]) -> Result<()> {
+    let mut cargo = locate::cargo();
+    cargo.args(["run", "--quiet", "--release", "--package", "oq-cli", "--bin", "omniquant", "--"]).args(args);
+    process::run(cargo.current_dir(locate::repository()))
+}
+
+/// What is asked for.
+#[derive(Debug, PartialEq, Eq)]
+struct Request {
+    model: String,
+    /// The scheme, unless a recipe says it.
+    scheme: Option<String>,
+    recipe: Option<String>,
+    out: String,
+    /// The words after MODEL that are not named above.
+    rest: Vec<String>,
+}
+
+impl Request {
+    fn new(args: &[String]) -> Self {
+        let (model, options) = match args.split_first() {
+            Some((first, rest)) if !first.starts_with('-') => (first.as_str(), rest),
+            _ => (DEFAULT_MODEL, args),
+        };
+        let mut rest = options.to_vec();
+        let recipe = take_value(&mut rest, "--recipe");
+        let scheme = take_value(&mut rest, "--scheme");
+        let scheme = scheme.or_else(|| recipe.is_none().then(|| default_scheme(model)));
+        let setting = scheme.as_deref().or(recipe.as_deref().map(stem)).unwrap_or_default();
+        let out = take_value(&mut rest, "--out").unwrap_or_else(|| format!("out/{}-{setting}", stem(model)));
+        for flag in ["--report", "--resume"] {
+            if !rest.iter().any(|word| word == flag) {
+                rest.insert(0, flag.to_owned());
+            }
+        }
+        Self { model: model.to_owned(), scheme, recipe, out, rest }
+    }
+
+    fn plan(&self) -> Vec<String> {
+        let mut words = vec!["plan".to_owned(), self.model.clone()];
+        for (name, value) in [("--scheme", &self.scheme), ("--recipe", &self.recipe)] {
+            words.extend(value.iter().flat_map(|value| [name.to_owned(), value.clone()]));
+        }
+        words
+    }
+
+    fn quantize(&self) -> Vec<String> {
+        let mut words = self.plan();
+        words[0] = "quantize".to_owned();
+        words.extend(["--out".to_owned(), self.out.clone()]);
+        words.extend_from_slice(&self.rest);
+        words
+    }
+}
+
+/// The scheme to run where none is asked for: on the small models one whose result differs clearly from
+/// round-to-nearest; else 4 bits in groups of 128, or what `configs/` has where that isn't among it.
+fn default_scheme(model: &str) -> String {
+    if model == "smollm2-135m" {
+        return "w3a16g64".to_owned();
+    }
+    if model.starts_with("tiny-") {
+        return "w2a16g64".to_owned();
+    }
+    let usual = "w4a16g128".to_owned();
+    let known: Vec<String> = oq_recipe::schemes_of(model).map(|scheme| scheme.to_string()).collect();
+    if known.contains(&usual) { usual } else { known.into_iter().next().unwrap_or(usual) }
+}
+
+/// The last part of a hub id or a path, without `.toml`.
+fn stem(name: &str) -> &str {
+    let last = Path::new(name).file_name().and_then(|last| last.to_str()).unwrap_or("model");
+    last.strip_suffix(".toml").unwrap_or(last)
+}
+
+/// Removes `--name VALUE` or `--name=VALUE` and returns the value.
+fn take_value(words: &mut Vec<String>, name: &str) -> Option<String> {
+    let at = words
+        .iter()
+        .position(|word| word.strip_prefix(name).is_some_and(|end| end.is_empty() || end.starts_with('=')))?;
+    if let Some((_, value)) = words[at].split_once('=') {
+        let value = value.to_owned();
+        words.remove(at);
+        return Some(value);
+    }
+    // Without a value the word stays, and omniquant says what it lacks.
+    (at + 1 < words.len()).then(|| words.drain(at..=at + 1).next_back().expect("two words are drained"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(line: &str, plan: &str, quantize: &str) {
+        let args: Vec<String> = line.split_whitespace().map(String::from).collect();
+        let request = Request::new(&args);
+        assert_eq!(request.plan().join(" "), plan);
+        assert_eq!(request.quantize().join(" "), quantize);
+    }
+
+    #[test]
+    fn words_become_two_commands() {
+        check(
+            "",
+            "plan tiny-llama --scheme w2a16g64",
+            "quantize tiny-llama --scheme w2a16g64 --out out/tiny-llama-w2a16g64 --resume --report",
+        );
+        check(
+            "smollm2-135m --epochs 3",
+            "plan smollm2-135m --scheme w3a16g64",
+            "quantize smollm2-135m --scheme w3a16g64 --out out/smollm2-135m-w3a16g64 --resume --report --epochs 3",
+        );
+        check(
+            "facebook/opt-125m --out=/d/o --scheme=w4a4 --resume",
+            "plan facebook/opt-125m --scheme w4a4",
+            "quantize facebook/opt-125m --scheme w4a4 --out /d/o --report --resume",
+        );
+        check(
+            "--seed 3 --scheme w3a16g64",
+            "plan tiny-llama --scheme w3a16g64",
+            "quantize tiny-llama --scheme w3a16g64 --out out/tiny-llama-w3a16g64 --resume --report --seed 3",
+        );
+        check(
+            "falcon-7b",
+            "plan falcon-7b --scheme w3a16g64",
+            "quantize falcon-7b --scheme w3a16g64 --out out/falcon-7b-w3a16g64 --resume --report",
+        );
+        check(
+            "models/a/ --recipe my/w3a16.toml",
+            "plan models/a/ --recipe my/w3a16.toml",
+            "quantize models/a/ --recipe my/w3a16.toml --out out/a-w3a16 --resume --report",
+        );
+    }
+
+    #[test]
+    fn an_option_without_its_value_is_left_to_the_binary() {
+        check(
+            "llama2-7b --scheme",
+            "plan llama2-7b --scheme w4a16g128",
+            "quantize llama2-7b --scheme w4a16g128 --out out/llama2-7b-w4a16g128 --resume --report --scheme",
+        );
+    }
+}
