@@ -50,7 +50,8 @@ impl<'a> Student<'a> {
             .iter()
             .map(|(&name, clip)| (name, clip.fake_quantize(self.weights.weight(name)).set_requires_grad(true)))
             .collect();
-        let loss = loss(&StudentOps { weights: self.weights, leaves: &leaves });
+        // Runs record no graph otherwise.
+        let loss = tch::with_grad(|| loss(&StudentOps { weights: self.weights, leaves: &leaves }));
         let value = loss.double_value(&[]);
         if !value.is_finite() {
             return f64::NAN;

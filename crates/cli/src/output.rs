@@ -52,13 +52,6 @@ impl Output {
         }
     }
 
-    /// A line about what happens now, on stderr.
-    pub fn say(&self, line: impl AsRef<str>) {
-        if !self.quiet {
-            eprintln!("{}", line.as_ref());
-        }
-    }
-
     /// The error that ends the command.
     pub fn error(&self, error: &anyhow::Error) {
         // Libraries' messages hold their causes already; a cause is told only if the line above does not say it.

@@ -9,7 +9,7 @@ use safetensors::Dtype;
 
 use crate::atomic::write_sized;
 use crate::header::{byte_len, encode};
-use crate::view::f32_to_bytes;
+use crate::view::{f32_to_bytes, to_bytes};
 use crate::{FormatError, TensorView};
 
 /// A tensor to be written: its own bytes or another file's.
@@ -66,26 +66,19 @@ impl<'a> OutTensor<'a> {
     }
 
     pub(crate) fn from_f16(name: String, shape: &[usize], values: &[f16]) -> Self {
-        Self::from_elements(name, Dtype::F16, shape, values, |value| value.to_le_bytes())
+        Self::from_elements(name, Dtype::F16, shape, to_bytes(values, f16::to_le_bytes))
     }
 
     pub(crate) fn from_i32(name: String, shape: &[usize], words: &[u32]) -> Self {
-        Self::from_elements(name, Dtype::I32, shape, words, |word| word.to_le_bytes())
+        Self::from_elements(name, Dtype::I32, shape, to_bytes(words, u32::to_le_bytes))
     }
 
     pub(crate) fn from_i64(name: String, shape: &[usize], values: &[i64]) -> Self {
-        Self::from_elements(name, Dtype::I64, shape, values, |value| value.to_le_bytes())
+        Self::from_elements(name, Dtype::I64, shape, to_bytes(values, i64::to_le_bytes))
     }
 
-    fn from_elements<T: Copy, const N: usize>(
-        name: String,
-        dtype: Dtype,
-        shape: &[usize],
-        values: &[T],
-        bytes: impl Fn(T) -> [u8; N],
-    ) -> Self {
-        debug_assert_eq!(shape.iter().product::<usize>(), values.len(), "{name}");
-        let bytes: Vec<u8> = values.iter().flat_map(|&value| bytes(value)).collect();
+    fn from_elements(name: String, dtype: Dtype, shape: &[usize], bytes: Vec<u8>) -> Self {
+        debug_assert_eq!(byte_len(dtype, shape), Some(bytes.len()), "{name}");
         Self { name, dtype, shape: shape.to_vec(), bytes: bytes.into() }
     }
 

@@ -77,9 +77,15 @@ impl TensorView<'_> {
 
 /// Place of the first NaN or infinity.
 pub fn first_non_finite(values: &[f32]) -> Option<usize> {
-    values.par_chunks(CHUNK).enumerate().find_map_first(|(chunk, values)| {
-        values.iter().position(|value| !value.is_finite()).map(|at| chunk * CHUNK + at)
-    })
+    first_where(values, |value| !value.is_finite())
+}
+
+/// Place of the first value that is `wanted`. In chunks, because rayon's `position_first` compares notes after every value.
+fn first_where(values: &[f32], wanted: impl Fn(f32) -> bool + Sync) -> Option<usize> {
+    values
+        .par_chunks(CHUNK)
+        .enumerate()
+        .find_map_first(|(chunk, values)| values.iter().position(|&value| wanted(value)).map(|at| chunk * CHUNK + at))
 }
 
 /// Values as f16 or bf16 or f32 bytes, rounded to nearest even.
@@ -88,27 +94,36 @@ pub fn first_non_finite(values: &[f32]) -> Option<usize> {
 /// [`FormatError::OutOfRange`] for a value that is not finite, or not in `dtype`; [`FormatError::NotFloat`] for a `dtype` that
 /// is none of the three.
 pub(crate) fn f32_to_bytes(tensor: &str, values: &[f32], dtype: Dtype) -> Result<Vec<u8>, FormatError> {
-    let out_of_range =
-        |index: usize| FormatError::OutOfRange { tensor: tensor.to_owned(), index, value: values[index], dtype };
-    let check = |fits: &(dyn Fn(f32) -> bool + Sync)| match values.par_iter().position_first(|&value| !fits(value)) {
+    let check = |unfit: Option<usize>| match unfit {
         None => Ok(()),
-        Some(index) => Err(out_of_range(index)),
+        Some(index) => Err(FormatError::OutOfRange { tensor: tensor.to_owned(), index, value: values[index], dtype }),
     };
     match dtype {
         Dtype::F32 => {
-            check(&f32::is_finite)?;
-            Ok(values.iter().flat_map(|value| value.to_le_bytes()).collect())
+            check(first_non_finite(values))?;
+            Ok(to_bytes(values, f32::to_le_bytes))
         }
         Dtype::F16 => {
-            check(&|value| f16::from_f32(value).is_finite())?;
-            Ok(values.iter().flat_map(|&value| f16::from_f32(value).to_le_bytes()).collect())
+            check(first_where(values, |value| !f16::from_f32(value).is_finite()))?;
+            Ok(to_bytes(values, |value| f16::from_f32(value).to_le_bytes()))
         }
         Dtype::BF16 => {
-            check(&|value| bf16::from_f32(value).is_finite())?;
-            Ok(values.iter().flat_map(|&value| bf16::from_f32(value).to_le_bytes()).collect())
+            check(first_where(values, |value| !bf16::from_f32(value).is_finite()))?;
+            Ok(to_bytes(values, |value| bf16::from_f32(value).to_le_bytes()))
         }
         dtype => Err(FormatError::NotFloat { tensor: tensor.to_owned(), dtype }),
     }
+}
+
+/// The bytes of every value, one after the other.
+pub(crate) fn to_bytes<T: Copy + Sync, const N: usize>(values: &[T], bytes: impl Fn(T) -> [u8; N] + Sync) -> Vec<u8> {
+    let mut out = vec![0; values.len() * N];
+    out.par_chunks_mut(CHUNK * N).zip(values.par_chunks(CHUNK)).for_each(|(out, values)| {
+        for (out, &value) in out.as_chunks_mut().0.iter_mut().zip(values) {
+            *out = bytes(value);
+        }
+    });
+    out
 }
 
 /// Runs `batch` over equal stretches of at most [`BATCH`] elements of `N` bytes each.

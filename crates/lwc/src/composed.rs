@@ -79,12 +79,7 @@ pub fn gradients(levels: Levels, weight: &Tensor, grad: &Tensor, clip: &Shares) 
 }
 
 /// As [`gradients`], with `dL/dw [out, in]`.
-pub fn gradients_with_weight(
-    levels: Levels,
-    weight: &Tensor,
-    grad: &Tensor,
-    clip: &Shares,
-) -> (LwcGrads, Tensor) {
+pub fn gradients_with_weight(levels: Levels, weight: &Tensor, grad: &Tensor, clip: &Shares) -> (LwcGrads, Tensor) {
     let (groups, grad) = (in_groups(weight, clip), in_groups(grad, clip));
     let grids = grids(levels, &groups, clip);
     let (residual, inside) = residuals(&grids, &groups);
@@ -123,8 +118,7 @@ fn end_gradients(levels: Levels, grids: &Grids, residual: &Tensor, grad: &Tensor
 }
 
 fn strength_gradients(grids: &Grids, clip: &Shares, ends: &Shares) -> LwcGrads {
-    let strength = |d_end: &Tensor, extreme: &Tensor, share: &Tensor| {
-        (d_end * extreme).squeeze_dim(-1) * share * (1.0 - share)
-    };
+    let strength =
+        |d_end: &Tensor, extreme: &Tensor, share: &Tensor| (d_end * extreme).squeeze_dim(-1) * share * (1.0 - share);
     LwcGrads { gamma: strength(&ends.hi, &grids.max, &clip.hi), beta: strength(&ends.lo, &grids.min, &clip.lo) }
 }

@@ -82,7 +82,10 @@ impl<'a, T: Real> Groups<'a, T> {
     fn par_iter(&self) -> impl IndexedParallelIterator<Item = (&'a [T], Grid<T>)> {
         let levels = self.levels;
         let clips = self.clip_hi.par_iter().zip(self.clip_lo);
-        self.weight.par_chunks(self.len).zip(clips).map(move |(group, (&a, &b))| (group, Grid::new(levels, group, a, b)))
+        self.weight
+            .par_chunks(self.len)
+            .zip(clips)
+            .map(move |(group, (&a, &b))| (group, Grid::new(levels, group, a, b)))
     }
 }
 
@@ -154,7 +157,7 @@ impl<T: Real> Grid<T> {
     #[inline(always)]
     fn residual(&self, weight: T) -> T {
         let (place, code, inside) = self.encode(weight);
-        if inside { code - place } else { code }
+        code - if inside { place } else { T::ZERO }
     }
 
     /// `dL/dhi` and `-dL/dlo` from the sum of `G dw'/ds`.

@@ -1,1 +1,124 @@
+//! The fused loops against the composed operations, on the same grids.
 
+use oq_quant_core::{Bits, GroupSize, Symmetry, WeightSpec};
+use tch::{Device, Kind, Tensor};
+
+use crate::{Levels, Lwc, composed};
+
+/// Sums of some hundred f32 terms in another order, as a share of their sizes.
+const ORDER_OF_SUM_F32: f64 = 1e-5;
+/// The same in f64.
+const ORDER_OF_SUM_F64: f64 = 1e-13;
+
+const OUT: i64 = 12;
+
+/// Rows of all sorts: both signs, positive, negative, constant, zeros, and sizes that clamp the scale from below and above.
+fn rows(in_features: i64, kind: Kind) -> Tensor {
+    let weight = Tensor::randn([OUT, in_features], (kind, Device::Cpu));
+    let row = |i| weight.get(i);
+    let _ = row(1).abs_();
+    let _ = row(2).abs_().neg_();
+    let _ = row(3).fill_(0.25);
+    let _ = row(4).fill_(-0.25);
+    let _ = row(5).zero_();
+    let _ = row(6).g_mul_scalar_(1e-6);
+    let _ = row(7).g_mul_scalar_(1e7);
+    // Multiples of a step, so that maxima and minima occur more than once and symmetric ends are equal.
+    let _ = row(8).clamp_(-1.0, 1.0).g_mul_scalar_(2.0).round_();
+    let _ = row(9).relu_();
+    let _ = row(10).slice(0, 0, 1, 1).g_mul_scalar_(100.0);
+    weight
+}
+
+fn lwc(spec: WeightSpec, in_features: i64, kind: Kind) -> Lwc {
+    let mut lwc = Lwc::new(OUT as usize, in_features as usize, spec, Device::Cpu).unwrap();
+    let moved = |strength: &Tensor| (strength.randn_like() * 2.0 + strength).to_kind(kind);
+    (lwc.gamma, lwc.beta) = (moved(&lwc.gamma), moved(&lwc.beta));
+    // Equal shares of equal ends.
+    lwc.beta.get(8).copy_(&lwc.gamma.get(8));
+    lwc
+}
+
+/// Largest difference, as a share of `size`.
+fn difference(actual: &Tensor, expected: &Tensor, size: &Tensor) -> f64 {
+    ((actual - expected).abs() / size.clamp_min(1e-30)).max().double_value(&[])
+}
+
+/// What the terms of the sum behind `dL/dgamma` come to where each weight is off by a whole step: the sum itself may cancel.
+fn strength_size(levels: Levels, weight: &Tensor, grad: &Tensor, share: &Tensor) -> Tensor {
+    let groups = |t: &Tensor| t.abs().reshape([OUT, share.size()[1], -1]);
+    let sum = groups(grad).sum_dim_intlist(-1, false, weight.kind());
+    sum * groups(weight).amax(-1, false) * share * (1.0 - share) / levels.steps
+}
+
+#[track_caller]
+fn check(spec: WeightSpec, in_features: i64, kind: Kind, tolerance: f64) {
+    let lwc = lwc(spec, in_features, kind);
+    let (weight, grad) = (rows(in_features, kind), Tensor::randn([OUT, in_features], (kind, Device::Cpu)));
+    let (levels, clip) = (Levels::new(spec), lwc.clip());
+
+    // The same operations on the same numbers, element by element: equal to the last bit.
+    assert_eq!(lwc.fake_quantize(&weight), composed::fake_quantize(levels, &weight, &clip), "{spec:?} {kind:?}");
+
+    let fused = lwc.gradients(&weight, &grad);
+    let (with_weight, d_weight) = lwc.gradients_with_weight(&weight, &grad);
+    assert_eq!((&fused.gamma, &fused.beta), (&with_weight.gamma, &with_weight.beta));
+
+    let composed = composed::gradients(levels, &weight, &grad, &clip);
+    let (composed_with_weight, composed_d_weight) = composed::gradients_with_weight(levels, &weight, &grad, &clip);
+    assert_eq!((&composed.gamma, &composed.beta), (&composed_with_weight.gamma, &composed_with_weight.beta));
+
+    let size = |share| strength_size(levels, &weight, &grad, share);
+    let d_weight_size = composed_d_weight.abs().amax(-1, true);
+    for (name, fused, composed, size) in [
+        ("gamma", &fused.gamma, &composed.gamma, size(&clip.hi)),
+        ("beta", &fused.beta, &composed.beta, size(&clip.lo)),
+        ("weight", &d_weight, &composed_d_weight, d_weight_size),
+    ] {
+        let error = difference(fused, composed, &size);
+        assert!(error <= tolerance, "{name} of {spec:?} {kind:?}: {error}");
+    }
+}
+
+#[test]
+fn fused_is_composed() {
+    tch::manual_seed(1);
+    for bits in Bits::ALL {
+        for symmetry in [Symmetry::Asymmetric, Symmetry::Symmetric] {
+            // Whole lanes, part of them, and more than a block of the sum.
+            for (group, in_features) in [(Some(64), 192), (Some(20), 60), (Some(3), 12), (None, 50), (None, 2100)] {
+                let group = group.map_or(GroupSize::PerChannel, |n| GroupSize::channels(n).unwrap());
+                let spec = WeightSpec { bits, group, symmetry };
+                check(spec, in_features, Kind::Float, ORDER_OF_SUM_F32);
+                check(spec, in_features, Kind::Double, ORDER_OF_SUM_F64);
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_not_a_number_is_not_hidden() {
+    let spec = WeightSpec {
+        bits: Bits::new(4).unwrap(),
+        group: GroupSize::channels(32).unwrap(),
+        symmetry: Symmetry::Asymmetric,
+    };
+    let lwc = Lwc::new(2, 64, spec, Device::Cpu).unwrap();
+    let (weight, grad) =
+        (Tensor::randn([2, 64], (Kind::Float, Device::Cpu)), Tensor::ones([2, 64], (Kind::Float, Device::Cpu)));
+    let groups = |t: &Tensor| Vec::<Vec<bool>>::try_from(t.isnan()).unwrap();
+    let second_group = vec![vec![false, true], vec![false, false]];
+
+    let _ = grad.get(0).get(40).fill_(f64::NAN);
+    let grads = lwc.gradients(&weight, &grad);
+    assert_eq!(groups(&grads.gamma), second_group);
+    assert_eq!(groups(&grads.beta), second_group);
+
+    let _ = lwc.gamma.get(0).get(1).fill_(f64::NAN);
+    let whole = |t: Tensor| groups(&t.reshape([2, 2, 32]).sum_dim_intlist(-1, false, Kind::Float));
+    assert_eq!(whole(lwc.fake_quantize(&weight)), second_group);
+    assert_eq!(groups(&lwc.gradients(&weight, &grad.nan_to_num(0.0, 0.0, 0.0)).beta), second_group);
+
+    let _ = weight.get(1).get(0).fill_(f64::NAN);
+    assert!(lwc.fake_quantize(&weight).get(1).get(0).double_value(&[]).is_nan());
+}

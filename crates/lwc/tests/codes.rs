@@ -1,0 +1,189 @@
+//! Final codes against what learning saw, and what is refused.
+
+use oq_lwc::{Lwc, LwcError, START};
+use oq_quant_core::{Bits, GroupSize, QuantSpec, SCALE_MAX, Symmetry, TensorError, WeightSpec};
+use proptest::collection::vec;
+use proptest::prelude::*;
+use tch::{Device, Kind, Tensor};
+
+/// An f16 is within this share of what was rounded to it, above [`F16_NORMAL`].
+const F16_ROUNDING: f32 = 1.0 / 1024.0;
+/// Smallest f16 that is not subnormal, and the distance of those below it.
+const F16_NORMAL: f32 = 6.104e-5;
+const F16_SMALLEST: f32 = 5.97e-8;
+/// f32's rounding of a place on the grid, in steps: at most 255 * 2^-24 each for division and product.
+const F32_STEPS: f32 = 5e-5;
+
+fn spec(text: &str) -> WeightSpec {
+    text.parse::<QuantSpec>().expect("a valid setting").weight
+}
+
+fn tensor(values: &[f32], rows: usize) -> Tensor {
+    Tensor::from_slice(values).reshape([rows as i64, -1])
+}
+
+fn values(tensor: &Tensor) -> Vec<f32> {
+    Vec::try_from(tensor.reshape([-1])).expect("f32 values")
+}
+
+#[derive(Clone, Debug)]
+struct Matrix {
+    spec: WeightSpec,
+    rows: usize,
+    cols: usize,
+    weight: Vec<f32>,
+    gamma: Vec<f32>,
+    beta: Vec<f32>,
+}
+
+impl Matrix {
+    fn lwc(&self) -> Lwc {
+        let mut lwc = Lwc::new(self.rows, self.cols, self.spec, Device::Cpu).expect("the group divides");
+        (lwc.gamma, lwc.beta) = (tensor(&self.gamma, self.rows), tensor(&self.beta, self.rows));
+        lwc
+    }
+}
+
+fn weight_spec() -> impl Strategy<Value = (WeightSpec, usize)> {
+    let group = proptest::sample::select(vec![Some(8usize), Some(20), Some(64), None]);
+    let bits = proptest::sample::select(Bits::ALL.to_vec());
+    (bits, group, 1usize..4, any::<bool>()).prop_map(|(bits, group, n, symmetric)| {
+        let symmetry = if symmetric { Symmetry::Symmetric } else { Symmetry::Asymmetric };
+        match group {
+            Some(len) => (WeightSpec { bits, group: GroupSize::channels(len).expect("not 0"), symmetry }, n * len),
+            None => (WeightSpec { bits, group: GroupSize::PerChannel, symmetry }, n * 33),
+        }
+    })
+}
+
+fn matrix() -> impl Strategy<Value = Matrix> {
+    (weight_spec(), 1usize..4, -5.0f32..3.0).prop_flat_map(|((spec, cols), rows, exponent)| {
+        let groups = rows * spec.group.count(cols);
+        (vec(-1.0f32..1.0, rows * cols), vec(-2.0f32..8.0, groups), vec(-2.0f32..8.0, groups)).prop_map(
+            move |(mut weight, gamma, beta)| {
+                weight.iter_mut().for_each(|w| *w *= 10f32.powf(exponent));
+                Matrix { spec, rows, cols, weight, gamma, beta }
+            },
+        )
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Learning saw a scale that was not yet an f16 number: the ends of the grid move by that rounding, and a code or the
+    /// zero point that was near half a step moves by one step.
+    #[test]
+    fn codes_are_what_learning_saw(matrix in matrix()) {
+        let lwc = matrix.lwc();
+        let weight = tensor(&matrix.weight, matrix.rows);
+        let learned = values(&lwc.fake_quantize(&weight));
+        let packed = lwc.quantize(&weight).unwrap();
+        let (final_values, len) = (packed.dequantize(), matrix.cols / packed.groups());
+        let max_code = f32::from(matrix.spec.bits.max_code());
+        for (i, (learned, last)) in learned.chunks(len).zip(final_values.chunks(len)).enumerate() {
+            let scale = packed.scales()[i].to_f32();
+            let rounding = if scale < F16_NORMAL { F16_SMALLEST } else { scale * F16_ROUNDING };
+            let bound = (1.0 + F32_STEPS) * (scale + rounding) + max_code * rounding;
+            for (a, b) in learned.iter().zip(last) {
+                prop_assert!((a - b).abs() <= bound, "{a} in learning, {b} packed, scale {scale}");
+            }
+        }
+    }
+
+    /// Where the learned scale is an f16 number, nothing moves but for ties, which random weights do not meet.
+    #[test]
+    fn codes_are_what_learning_saw_to_the_bit((spec, cols) in weight_spec(), scale in 0x0400u16..0x7000, seed in vec(0.0f32..1.0, 3 * 64)) {
+        let scale = half_to_f32(scale);
+        prop_assume!(scale < SCALE_MAX);
+        let len = spec.group.len(cols);
+        let (max_code, centre) = (f32::from(spec.bits.max_code()), f32::from(spec.bits.centre()));
+        let (least, steps) = match spec.symmetry {
+            Symmetry::Asymmetric => (-(seed[0] * max_code).round(), max_code),
+            Symmetry::Symmetric => (1.0 - centre, 2.0 * (centre - 1.0)),
+        };
+        let mut weight: Vec<f32> = (0..cols).map(|i| (least + seed[i % seed.len()] * steps) * scale).collect();
+        for group in weight.chunks_mut(len) {
+            (group[0], group[1]) = (least * scale, (least + steps) * scale);
+        }
+        // sigmoid(40) is 1 in f32.
+        let groups = vec![40.0; cols / len];
+        let lwc = Matrix { spec, rows: 1, cols, weight: vec![], gamma: groups.clone(), beta: groups }.lwc();
+        let weight = tensor(&weight, 1);
+        let packed = lwc.quantize(&weight).unwrap();
+        prop_assert!(packed.scales().iter().all(|s| s.to_f32() == scale));
+        prop_assert_eq!(packed.dequantize(), values(&lwc.fake_quantize(&weight)));
+    }
+
+    /// Clipping can only bring the ends of the grid nearer to zero.
+    #[test]
+    fn values_stay_within_the_clipped_range(matrix in matrix()) {
+        let lwc = matrix.lwc();
+        let quantized = values(&lwc.fake_quantize(&tensor(&matrix.weight, matrix.rows)));
+        let largest = matrix.weight.iter().fold(0.0f32, |m, w| m.max(w.abs()));
+        // Half a step of the zero point at either end; two-bit symmetric grids reach two steps below zero.
+        prop_assert!(quantized.iter().all(|w| w.abs() <= 2.1 * largest.max(2e-5 * 255.0)));
+    }
+}
+
+/// The value of a positive f16 that is not subnormal.
+fn half_to_f32(bits: u16) -> f32 {
+    let (exponent, fraction) = (i32::from(bits >> 10) - 15, f32::from(bits & 0x3ff));
+    (1.0 + fraction / 1024.0) * 2f32.powi(exponent)
+}
+
+#[test]
+fn clipping_starts_near_the_whole_range() {
+    let lwc = Lwc::new(2, 64, spec("w8a16g32"), Device::Cpu).unwrap();
+    assert_eq!(lwc.gamma.size(), [2, 2]);
+    assert_eq!(values(&lwc.gamma), [START as f32; 4]);
+    assert_eq!(values(&lwc.beta), [START as f32; 4]);
+    assert!(!lwc.gamma.requires_grad());
+    // The largest weight is clipped to 0.982 of itself, within half a step of 1.964 / 255.
+    let weight: Vec<f32> = (0..64).map(|i| (i % 32) as f32 / 15.5 - 1.0).collect();
+    let quantized = values(&lwc.fake_quantize(&tensor(&weight.repeat(2), 2)));
+    assert!((quantized[31] - 0.982).abs() < 0.004, "{}", quantized[31]);
+    assert!((quantized[0] + 0.982).abs() < 0.004, "{}", quantized[0]);
+}
+
+#[test]
+fn results_are_detached_and_of_the_strengths_kind() {
+    let lwc = Lwc::new(4, 32, spec("w4a16g16"), Device::Cpu).unwrap();
+    let weight = Tensor::randn([32, 4], (Kind::BFloat16, Device::Cpu)).set_requires_grad(true).transpose(0, 1);
+    let grad = Tensor::randn([4, 32], (Kind::Float, Device::Cpu));
+    let quantized = lwc.fake_quantize(&weight);
+    assert_eq!((quantized.kind(), quantized.requires_grad()), (Kind::Float, false));
+    assert_eq!(quantized, lwc.fake_quantize(&weight.detach().to_kind(Kind::Float).contiguous()));
+    let (grads, d_weight) = lwc.gradients_with_weight(&weight, &grad);
+    assert_eq!((grads.gamma.size(), grads.beta.size(), d_weight.size()), (vec![4, 2], vec![4, 2], vec![4, 32]));
+    assert!(!grads.gamma.requires_grad() && !grads.beta.requires_grad() && !d_weight.requires_grad());
+    let packed = lwc.quantize(&weight).unwrap();
+    assert_eq!((packed.shape(), packed.spec()), ([4, 32], lwc.spec()));
+}
+
+#[test]
+fn refuses_what_does_not_fit() {
+    let error = Lwc::new(4, 1000, spec("w4a16g96"), Device::Cpu).unwrap_err();
+    assert!(matches!(error, LwcError::GroupDoesNotDivide { group: 96, in_features: 1000 }));
+    assert_eq!(error.to_string(), "group 96 does not divide in_features 1000");
+
+    let mut lwc = Lwc::new(4, 32, spec("w4a16"), Device::Cpu).unwrap();
+    let weight = Tensor::ones([4, 32], (Kind::Float, Device::Cpu));
+    let error = lwc.quantize(&weight.reshape([32, 4])).unwrap_err();
+    assert_eq!(error.to_string(), "the clipping is for a weight [4, 32], got [32, 4]");
+
+    let _ = weight.get(2).get(5).fill_(f64::INFINITY);
+    let error = lwc.quantize(&weight).unwrap_err();
+    assert!(matches!(error, LwcError::Quantize(TensorError::NotFinite { row: 2, col: 5, .. })));
+
+    lwc.gamma = lwc.gamma.full_like(f64::NAN);
+    let error = lwc.quantize(&weight.ones_like()).unwrap_err();
+    assert!(matches!(error, LwcError::Quantize(TensorError::BadClip { part: "clip.hi", index: 0, .. })));
+}
+
+#[test]
+#[should_panic(expected = "the clipping is for a weight [4, 32], got [4, 31]")]
+fn panics_on_a_weight_of_another_shape() {
+    let lwc = Lwc::new(4, 32, spec("w4a16"), Device::Cpu).unwrap();
+    lwc.fake_quantize(&Tensor::ones([4, 31], (Kind::Float, Device::Cpu)));
+}

@@ -1,0 +1,241 @@
+//! The closed-form gradient, in f64: against autograd of the definition, and against finite differences of what the
+//! straight-through estimator differentiates.
+
+use oq_lwc::{Lwc, LwcGrads};
+use oq_quant_core::{Bits, GroupSize, SCALE_MAX, SCALE_MIN, Symmetry, WeightSpec};
+use tch::{Device, Kind, Tensor};
+
+/// Roundings of f64 in a sum of at most some hundred terms, as a share of what the terms come to.
+const ROUNDINGS: f64 = 1e-12;
+/// Central differences with [`STEP`]: its square for the third derivative, f64's rounding over it for the difference.
+const DIFFERENCES: f64 = 1e-7;
+const STEP: f64 = 1e-5;
+
+const F64: (Kind, Device) = (Kind::Double, Device::Cpu);
+
+/// A weight, its gradient and clipping in f64.
+struct Case {
+    lwc: Lwc,
+    weight: Tensor,
+    grad: Tensor,
+}
+
+impl Case {
+    /// `weight [out, in]` with strengths spread about their start, so that codes of both ends are clamped.
+    fn new(spec: WeightSpec, weight: Tensor) -> Self {
+        let [out, cols] = weight.size()[..] else { unreachable!("weights are matrices") };
+        let mut lwc = Lwc::new(out as usize, cols as usize, spec, Device::Cpu).expect("the group divides");
+        let spread = |strength: &Tensor| strength.randn_like().to_kind(Kind::Double) * 1.5 + 2.0;
+        (lwc.gamma, lwc.beta) = (spread(&lwc.gamma), spread(&lwc.beta));
+        let grad = Tensor::randn([out, cols], F64);
+        Self { lwc, weight, grad }
+    }
+
+    /// By autograd of the definition, with respect to gamma, beta and the weight.
+    fn autograd(&self) -> (LwcGrads, Tensor) {
+        let leaf = |tensor: &Tensor| tensor.detach().copy().set_requires_grad(true);
+        let spec = self.lwc.spec();
+        let (out, cols) = self.weight.size2().expect("weights are matrices");
+        let mut lwc = Lwc::new(out as usize, cols as usize, spec, Device::Cpu).expect("the group divides");
+        (lwc.gamma, lwc.beta) = (leaf(&self.lwc.gamma), leaf(&self.lwc.beta));
+        let weight = leaf(&self.weight);
+        let loss = (lwc.fake_quantize_autograd(&weight) * &self.grad).sum(Kind::Double);
+        let mut grads = Tensor::run_backward(&[loss], &[&lwc.gamma, &lwc.beta, &weight], false, false).into_iter();
+        let mut next = || grads.next().expect("one gradient for each input");
+        (LwcGrads { gamma: next(), beta: next() }, next())
+    }
+
+    /// What the terms behind each group's gradient come to, were each weight off by all its codes: `[out, groups]`.
+    fn sizes(&self) -> Tensor {
+        let strengths = self.lwc.gamma.size();
+        let groups = |t: &Tensor| t.abs().reshape([strengths[0], strengths[1], -1]);
+        groups(&self.grad).sum_dim_intlist(-1, false, Kind::Double) * groups(&self.weight).amax(-1, false)
+    }
+}
+
+#[track_caller]
+fn check_close(name: &str, actual: &Tensor, expected: &Tensor, size: &Tensor, tolerance: f64) {
+    let error = ((actual - expected).abs() / size.clamp_min(1e-30)).max().double_value(&[]);
+    assert!(error <= tolerance, "{name}: off by {error} of its size");
+}
+
+#[track_caller]
+fn check_autograd(case: &Case) {
+    let name = |part: &str| format!("{part} of {:?}", case.lwc.spec());
+    assert_eq!(case.lwc.fake_quantize(&case.weight), case.lwc.fake_quantize_autograd(&case.weight), "{}", name("w'"));
+    let (expected, expected_weight) = case.autograd();
+    let (grads, d_weight) = case.lwc.gradients_with_weight(&case.weight, &case.grad);
+    let sizes = case.sizes();
+    check_close(&name("gamma"), &grads.gamma, &expected.gamma, &sizes, ROUNDINGS);
+    check_close(&name("beta"), &grads.beta, &expected.beta, &sizes, ROUNDINGS);
+    let row_sizes = expected_weight.abs().amax(-1, true);
+    check_close(&name("weight"), &d_weight, &expected_weight, &row_sizes, ROUNDINGS);
+    let alone = case.lwc.gradients(&case.weight, &case.grad);
+    assert_eq!((alone.gamma, alone.beta), (grads.gamma, grads.beta));
+}
+
+/// All bits and symmetries, in groups of 32, of 5 and of a whole row.
+fn for_specs(mut check: impl FnMut(WeightSpec, i64)) {
+    for bits in Bits::ALL {
+        for symmetry in [Symmetry::Asymmetric, Symmetry::Symmetric] {
+            for (group, cols) in [(Some(32), 96), (Some(5), 20), (None, 120)] {
+                let group = group.map_or(GroupSize::PerChannel, |n| GroupSize::channels(n).expect("not 0"));
+                check(WeightSpec { bits, group, symmetry }, cols);
+            }
+        }
+    }
+}
+
+#[test]
+fn closed_form_is_autograd() {
+    tch::manual_seed(2);
+    for_specs(|spec, cols| check_autograd(&Case::new(spec, Tensor::randn([8, cols], F64))));
+}
+
+#[test]
+fn closed_form_is_autograd_in_groups_of_one_sign() {
+    tch::manual_seed(3);
+    for_specs(|spec, cols| {
+        let weight = Tensor::randn([8, cols], F64).abs();
+        check_autograd(&Case::new(spec, -&weight));
+        // With a zero among them: the extreme that the range is widened to.
+        let _ = weight.slice(1, 0, cols, 3).zero_();
+        check_autograd(&Case::new(spec, -&weight));
+        check_autograd(&Case::new(spec, weight));
+    });
+}
+
+#[test]
+fn closed_form_is_autograd_in_constant_and_zero_groups() {
+    tch::manual_seed(4);
+    for_specs(|spec, cols| {
+        for value in [0.75, -0.75, 0.0] {
+            check_autograd(&Case::new(spec, Tensor::full([2, cols], value, F64)));
+        }
+    });
+}
+
+#[test]
+fn closed_form_is_autograd_where_extremes_are_shared() {
+    tch::manual_seed(5);
+    for_specs(|spec, cols| {
+        // Maximum and minimum are 1 and -1, several times each; with equal shares the ends of a symmetric grid are tied.
+        let weight = Tensor::randn([8, cols], F64).clamp(-1.0, 1.0);
+        let mut case = Case::new(spec, weight);
+        check_autograd(&case);
+        case.lwc.beta = case.lwc.gamma.copy();
+        check_autograd(&case);
+    });
+}
+
+#[test]
+fn closed_form_is_autograd_where_the_scale_is_clamped() {
+    tch::manual_seed(6);
+    for_specs(|spec, cols| {
+        let weight = Tensor::randn([8, cols], F64);
+        let (small, large) = (&weight * 1e-7, &weight * 1e8);
+        let zeros = |case: &Case| {
+            let grads = case.lwc.gradients(&case.weight, &case.grad);
+            (grads.gamma.abs() + grads.beta.abs()).max().double_value(&[]) == 0.0
+        };
+        for weight in [small, large] {
+            let case = Case::new(spec, weight);
+            check_autograd(&case);
+            assert!(zeros(&case), "a clamped scale has no gradient");
+        }
+    });
+}
+
+/// One group as the straight-through estimator sees it at a point: the residual of each rounding, which codes are clamped and
+/// whether the scale is, all held fixed while the strengths and weights move.
+struct Surrogate {
+    symmetric: bool,
+    steps: f64,
+    /// The scale, where it was clamped.
+    clamped_scale: Option<f64>,
+    /// `round(x) - x` where a code was not clamped, else the clamped code less the zero point.
+    codes: Vec<Result<f64, f64>>,
+}
+
+fn sigmoid(x: f64) -> f64 {
+    1.0 / (1.0 + (-x).exp())
+}
+
+impl Surrogate {
+    fn at(spec: WeightSpec, weight: &[f64], gamma: f64, beta: f64) -> Self {
+        let symmetric = spec.symmetry == Symmetry::Symmetric;
+        let (max_code, centre) = (f64::from(spec.bits.max_code()), f64::from(spec.bits.centre()));
+        let steps = if symmetric { centre - 1.0 } else { max_code };
+        let mut surrogate = Self { symmetric, steps, clamped_scale: None, codes: Vec::new() };
+        let free = surrogate.scale(weight, gamma, beta);
+        let scale = free.clamp(f64::from(SCALE_MIN), f64::from(SCALE_MAX));
+        surrogate.clamped_scale = (scale != free).then_some(scale);
+        let lo = sigmoid(beta) * weight.iter().copied().fold(0.0, f64::min);
+        let zero = if symmetric { centre } else { (-lo / scale).round_ties_even().min(max_code) };
+        let code = |w: &f64| {
+            let rounded = (w / scale).round_ties_even();
+            let code = (rounded + zero).clamp(0.0, max_code);
+            if code == rounded + zero { Ok(rounded - w / scale) } else { Err(code - zero) }
+        };
+        surrogate.codes = weight.iter().map(code).collect();
+        surrogate
+    }
+
+    fn scale(&self, weight: &[f64], gamma: f64, beta: f64) -> f64 {
+        let hi = sigmoid(gamma) * weight.iter().copied().fold(0.0, f64::max);
+        let lo = sigmoid(beta) * weight.iter().copied().fold(0.0, f64::min);
+        self.clamped_scale.unwrap_or(if self.symmetric { hi.max(-lo) } else { hi - lo } / self.steps)
+    }
+
+    fn loss(&self, weight: &[f64], grad: &[f64], gamma: f64, beta: f64) -> f64 {
+        let scale = self.scale(weight, gamma, beta);
+        let value = |(w, code): (&f64, &Result<f64, f64>)| match code {
+            Ok(residual) => (w / scale + residual) * scale,
+            Err(code) => code * scale,
+        };
+        weight.iter().zip(&self.codes).map(value).zip(grad).map(|(value, g)| value * g).sum()
+    }
+}
+
+fn slope(at: f64, loss: impl Fn(f64) -> f64, step: f64) -> f64 {
+    (loss(at + step) - loss(at - step)) / (2.0 * step)
+}
+
+fn check_differences(spec: WeightSpec, case: &Case) {
+    let values = |t: &Tensor| Vec::<f64>::try_from(t.reshape([-1])).expect("f64 values");
+    let (grads, d_weight) = case.lwc.gradients_with_weight(&case.weight, &case.grad);
+    let (weight, grad, d_weight) = (values(&case.weight), values(&case.grad), values(&d_weight));
+    let (gamma, beta) = (values(&case.lwc.gamma), values(&case.lwc.beta));
+    let (d_gamma, d_beta) = (values(&grads.gamma), values(&grads.beta));
+    let len = weight.len() / gamma.len();
+    for (i, (weight, grad)) in weight.chunks(len).zip(grad.chunks(len)).enumerate() {
+        let (gamma, beta) = (gamma[i], beta[i]);
+        let surrogate = Surrogate::at(spec, weight, gamma, beta);
+        let largest = weight.iter().fold(0.0, |m: f64, w| m.max(w.abs()));
+        let size = grad.iter().map(|g| g.abs()).sum::<f64>();
+        let close = |actual: f64, expected: f64, size: f64| {
+            assert!((actual - expected).abs() <= DIFFERENCES * size, "{spec:?}: {actual}, by differences {expected}");
+        };
+        close(d_gamma[i], slope(gamma, |gamma| surrogate.loss(weight, grad, gamma, beta), STEP), size * largest);
+        close(d_beta[i], slope(beta, |beta| surrogate.loss(weight, grad, gamma, beta), STEP), size * largest);
+        for j in 0..len {
+            let moved = |w| {
+                let mut weight = weight.to_vec();
+                weight[j] = w;
+                surrogate.loss(&weight, grad, gamma, beta)
+            };
+            close(d_weight[i * len + j], slope(weight[j], moved, STEP * largest), size);
+        }
+    }
+}
+
+#[test]
+fn closed_form_is_the_slope_of_the_straight_through_surrogate() {
+    tch::manual_seed(7);
+    for_specs(|spec, cols| {
+        let weight = Tensor::randn([4, cols], F64);
+        for weight in [weight.abs() + 0.1, -weight.abs() - 0.1, &weight * 1e-8, &weight * 1e9, weight] {
+            check_differences(spec, &Case::new(spec, weight));
+        }
+    });
+}
