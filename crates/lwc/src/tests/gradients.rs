@@ -1,17 +1,17 @@
 //! The closed-form gradient, in f64: against autograd of the definition, and against finite differences of what the
 //! straight-through estimator differentiates.
 
-use oq_lwc::{Lwc, LwcGrads};
 use oq_quant_core::{Bits, GroupSize, SCALE_MAX, SCALE_MIN, Symmetry, WeightSpec};
 use tch::{Device, Kind, Tensor};
+
+use super::noise;
+use crate::{Lwc, LwcGrads};
 
 /// Roundings of f64 in a sum of at most some hundred terms, as a share of what the terms come to.
 const ROUNDINGS: f64 = 1e-12;
 /// Central differences with [`STEP`]: its square for the third derivative, f64's rounding over it for the difference.
 const DIFFERENCES: f64 = 1e-7;
 const STEP: f64 = 1e-5;
-
-const F64: (Kind, Device) = (Kind::Double, Device::Cpu);
 
 /// A weight, its gradient and clipping in f64.
 struct Case {
@@ -25,9 +25,9 @@ impl Case {
     fn new(spec: WeightSpec, weight: Tensor) -> Self {
         let [out, cols] = weight.size()[..] else { unreachable!("weights are matrices") };
         let mut lwc = Lwc::new(out as usize, cols as usize, spec, Device::Cpu).expect("the group divides");
-        let spread = |strength: &Tensor| strength.randn_like().to_kind(Kind::Double) * 1.5 + 2.0;
-        (lwc.gamma, lwc.beta) = (spread(&lwc.gamma), spread(&lwc.beta));
-        let grad = Tensor::randn([out, cols], F64);
+        let spread = |seed| noise(seed, [out, lwc.gamma.size()[1]], Kind::Double) * 1.5 + 2.0;
+        (lwc.gamma, lwc.beta) = (spread(11), spread(12));
+        let grad = noise(13, [out, cols], Kind::Double);
         Self { lwc, weight, grad }
     }
 
@@ -88,15 +88,13 @@ fn for_specs(mut check: impl FnMut(WeightSpec, i64)) {
 
 #[test]
 fn closed_form_is_autograd() {
-    tch::manual_seed(2);
-    for_specs(|spec, cols| check_autograd(&Case::new(spec, Tensor::randn([8, cols], F64))));
+    for_specs(|spec, cols| check_autograd(&Case::new(spec, noise(14, [8, cols], Kind::Double))));
 }
 
 #[test]
 fn closed_form_is_autograd_in_groups_of_one_sign() {
-    tch::manual_seed(3);
     for_specs(|spec, cols| {
-        let weight = Tensor::randn([8, cols], F64).abs();
+        let weight = noise(14, [8, cols], Kind::Double).abs();
         check_autograd(&Case::new(spec, -&weight));
         // With a zero among them: the extreme that the range is widened to.
         let _ = weight.slice(1, 0, cols, 3).zero_();
@@ -107,20 +105,18 @@ fn closed_form_is_autograd_in_groups_of_one_sign() {
 
 #[test]
 fn closed_form_is_autograd_in_constant_and_zero_groups() {
-    tch::manual_seed(4);
     for_specs(|spec, cols| {
         for value in [0.75, -0.75, 0.0] {
-            check_autograd(&Case::new(spec, Tensor::full([2, cols], value, F64)));
+            check_autograd(&Case::new(spec, Tensor::full([2, cols], value, (Kind::Double, Device::Cpu))));
         }
     });
 }
 
 #[test]
 fn closed_form_is_autograd_where_extremes_are_shared() {
-    tch::manual_seed(5);
     for_specs(|spec, cols| {
         // Maximum and minimum are 1 and -1, several times each; with equal shares the ends of a symmetric grid are tied.
-        let weight = Tensor::randn([8, cols], F64).clamp(-1.0, 1.0);
+        let weight = noise(14, [8, cols], Kind::Double).clamp(-1.0, 1.0);
         let mut case = Case::new(spec, weight);
         check_autograd(&case);
         case.lwc.beta = case.lwc.gamma.copy();
@@ -130,9 +126,8 @@ fn closed_form_is_autograd_where_extremes_are_shared() {
 
 #[test]
 fn closed_form_is_autograd_where_the_scale_is_clamped() {
-    tch::manual_seed(6);
     for_specs(|spec, cols| {
-        let weight = Tensor::randn([8, cols], F64);
+        let weight = noise(14, [8, cols], Kind::Double);
         let (small, large) = (&weight * 1e-7, &weight * 1e8);
         let zeros = |case: &Case| {
             let grads = case.lwc.gradients(&case.weight, &case.grad);
@@ -231,9 +226,8 @@ fn check_differences(spec: WeightSpec, case: &Case) {
 
 #[test]
 fn closed_form_is_the_slope_of_the_straight_through_surrogate() {
-    tch::manual_seed(7);
     for_specs(|spec, cols| {
-        let weight = Tensor::randn([4, cols], F64);
+        let weight = noise(14, [4, cols], Kind::Double);
         for weight in [weight.abs() + 0.1, -weight.abs() - 0.1, &weight * 1e-8, &weight * 1e9, weight] {
             check_differences(spec, &Case::new(spec, weight));
         }
