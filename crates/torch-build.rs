@@ -8,6 +8,10 @@ fn main() {
     // The link named by .cargo/config.toml is resolved, so that a moved clone still runs.
     let lib = std::fs::canonicalize(&lib).unwrap_or_else(|_| lib.into());
     println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display());
-    // libtorch_cuda registers itself when loaded and exports nothing that we name: without this it is dropped.
-    println!("cargo:rustc-link-arg=-Wl,--no-as-needed");
+    // libtorch_cuda registers itself when it is loaded and exports nothing that we name. The linker would drop it: rustc puts
+    // these words after the libraries, so that it has to be named again.
+    let cuda = lib.join("libtorch_cuda.so");
+    if cuda.exists() {
+        println!("cargo:rustc-link-arg=-Wl,--no-as-needed,{},--as-needed", cuda.display());
+    }
 }

@@ -8,6 +8,22 @@ use crate::{fetch, libtorch, locate, process};
 
 const DEFAULT_MODEL: &str = "tiny-llama";
 
+/// Options that `omniquant plan` takes too, so that it plans the run that follows. The first three have defaults here.
+const PLANNED: [&str; 12] = [
+    "--scheme",
+    "--recipe",
+    "--out",
+    "--method",
+    "--calib",
+    "--samples",
+    "--seqlen",
+    "--epochs",
+    "--seed",
+    "--lwc-lr",
+    "--batch",
+    "--aug-loss",
+];
+
 /// The whole run. `args` is `[MODEL] [options for omniquant quantize]`.
 pub fn run(args: &[String]) -> Result<()> {
     let request = Request::new(args);
@@ -27,15 +43,13 @@ fn omniquant(args: &[String]) -> Result<()> {
     process::run(cargo.current_dir(locate::repository()))
 }
 
-/// What is asked for.
+/// What is asked for, as words for the binary.
 #[derive(Debug, PartialEq, Eq)]
 struct Request {
     model: String,
-    /// The scheme, unless a recipe says it.
-    scheme: Option<String>,
-    recipe: Option<String>,
-    out: String,
-    /// The words after MODEL that are not named above.
+    /// For `plan` and for `quantize`.
+    planned: Vec<String>,
+    /// For `quantize` alone.
     rest: Vec<String>,
 }
 
@@ -46,33 +60,30 @@ impl Request {
             _ => (DEFAULT_MODEL, args),
         };
         let mut rest = options.to_vec();
-        let recipe = take_value(&mut rest, "--recipe");
-        let scheme = take_value(&mut rest, "--scheme");
-        let scheme = scheme.or_else(|| recipe.is_none().then(|| default_scheme(model)));
+        let given = PLANNED.map(|name| take_value(&mut rest, name));
+        let [mut scheme, recipe, mut out, ..] = given.clone();
+        if scheme.is_none() && recipe.is_none() {
+            scheme = Some(default_scheme(model));
+        }
         let setting = scheme.as_deref().or(recipe.as_deref().map(stem)).unwrap_or_default();
-        let out = take_value(&mut rest, "--out").unwrap_or_else(|| format!("out/{}-{setting}", stem(model)));
+        out = out.or_else(|| Some(format!("out/{}-{setting}", stem(model))));
+
+        let values = [scheme, recipe, out].into_iter().chain(given.into_iter().skip(3));
+        let pairs = PLANNED.iter().zip(values).filter_map(|(name, value)| Some([(*name).to_owned(), value?]));
         for flag in ["--report", "--resume"] {
             if !rest.iter().any(|word| word == flag) {
                 rest.insert(0, flag.to_owned());
             }
         }
-        Self { model: model.to_owned(), scheme, recipe, out, rest }
+        Self { model: model.to_owned(), planned: pairs.flatten().collect(), rest }
     }
 
     fn plan(&self) -> Vec<String> {
-        let mut words = vec!["plan".to_owned(), self.model.clone()];
-        for (name, value) in [("--scheme", &self.scheme), ("--recipe", &self.recipe)] {
-            words.extend(value.iter().flat_map(|value| [name.to_owned(), value.clone()]));
-        }
-        words
+        [&["plan".to_owned(), self.model.clone()], self.planned.as_slice()].concat()
     }
 
     fn quantize(&self) -> Vec<String> {
-        let mut words = self.plan();
-        words[0] = "quantize".to_owned();
-        words.extend(["--out".to_owned(), self.out.clone()]);
-        words.extend_from_slice(&self.rest);
-        words
+        [&["quantize".to_owned(), self.model.clone()], self.planned.as_slice(), &self.rest].concat()
     }
 }
 
@@ -126,32 +137,32 @@ mod tests {
     fn words_become_two_commands() {
         check(
             "",
-            "plan tiny-llama --scheme w2a16g64",
+            "plan tiny-llama --scheme w2a16g64 --out out/tiny-llama-w2a16g64",
             "quantize tiny-llama --scheme w2a16g64 --out out/tiny-llama-w2a16g64 --resume --report",
         );
         check(
-            "smollm2-135m --epochs 3",
-            "plan smollm2-135m --scheme w3a16g64",
-            "quantize smollm2-135m --scheme w3a16g64 --out out/smollm2-135m-w3a16g64 --resume --report --epochs 3",
+            "smollm2-135m --epochs 3 --windows 4",
+            "plan smollm2-135m --scheme w3a16g64 --out out/smollm2-135m-w3a16g64 --epochs 3",
+            "quantize smollm2-135m --scheme w3a16g64 --out out/smollm2-135m-w3a16g64 --epochs 3 --resume --report --windows 4",
         );
         check(
             "facebook/opt-125m --out=/d/o --scheme=w4a4 --resume",
-            "plan facebook/opt-125m --scheme w4a4",
+            "plan facebook/opt-125m --scheme w4a4 --out /d/o",
             "quantize facebook/opt-125m --scheme w4a4 --out /d/o --report --resume",
         );
         check(
             "--seed 3 --scheme w3a16g64",
-            "plan tiny-llama --scheme w3a16g64",
-            "quantize tiny-llama --scheme w3a16g64 --out out/tiny-llama-w3a16g64 --resume --report --seed 3",
+            "plan tiny-llama --scheme w3a16g64 --out out/tiny-llama-w3a16g64 --seed 3",
+            "quantize tiny-llama --scheme w3a16g64 --out out/tiny-llama-w3a16g64 --seed 3 --resume --report",
         );
         check(
             "falcon-7b",
-            "plan falcon-7b --scheme w3a16g64",
+            "plan falcon-7b --scheme w3a16g64 --out out/falcon-7b-w3a16g64",
             "quantize falcon-7b --scheme w3a16g64 --out out/falcon-7b-w3a16g64 --resume --report",
         );
         check(
             "models/a/ --recipe my/w3a16.toml",
-            "plan models/a/ --recipe my/w3a16.toml",
+            "plan models/a/ --recipe my/w3a16.toml --out out/a-w3a16",
             "quantize models/a/ --recipe my/w3a16.toml --out out/a-w3a16 --resume --report",
         );
     }
@@ -160,7 +171,7 @@ mod tests {
     fn an_option_without_its_value_is_left_to_the_binary() {
         check(
             "llama2-7b --scheme",
-            "plan llama2-7b --scheme w4a16g128",
+            "plan llama2-7b --scheme w4a16g128 --out out/llama2-7b-w4a16g128",
             "quantize llama2-7b --scheme w4a16g128 --out out/llama2-7b-w4a16g128 --resume --report --scheme",
         );
     }

@@ -2,19 +2,17 @@
 //!
 //! A grid always holds 0 exactly: the range it is made from is widened to contain 0, so the zero point is a code. Its scale is
 //! an f16 number, because that is what packed files keep: codes computed on the rounded scale make the packed model and the
-//! evaluated one the same numbers.
-//!
-//! Quantizing a dequantized group finds the same grid and returns the same values, for two reasons. An asymmetric scale is
-//! rounded *toward zero*, which lets the codes of the two ends span the whole of `0..=Q`. A symmetric scale is rounded to
-//! nearest, so that the larger end is `2^(bits-1) - 1` steps from zero, never one more: toward zero would fail among the
-//! subnormal f16 numbers, whose steps are coarse.
+//! evaluated one the same numbers. Of the two f16 numbers around the exact scale a grid takes the nearest with which the codes of
+//! the range's ends span the whole of `0..=Q`; the one below always does. With that, quantizing a dequantized group finds the
+//! same grid and returns the same values.
 
 use half::f16;
 
 use crate::spec::{Bits, Symmetry};
 
-/// Smallest scale: keeps groups of zeros, or nearly so, away from a division by zero (the paper's code clamps alike).
-pub const SCALE_MIN: f32 = 1e-5;
+/// Smallest scale, the f16 number nearest to 1e-5: keeps groups of zeros, or nearly so, away from a division by zero (the paper's
+/// code clamps alike).
+pub const SCALE_MIN: f32 = 168.0 / (1 << 24) as f32;
 /// Largest scale; below the largest f16.
 pub const SCALE_MAX: f32 = 1e4;
 
@@ -54,17 +52,26 @@ impl Grid {
         let max_code = bits.max_code();
         match symmetry {
             Symmetry::Asymmetric => {
-                let scale = f16_toward_zero(scale(range.hi - range.lo, max_code));
-                // At most Q by construction, but for the rounding of the scale.
-                let zero_point = (-range.lo / scale.to_f32()).round().min(f32::from(max_code)) as u8;
-                Self { scale, zero_point, max_code }
+                let scale = scale(range.hi - range.lo, max_code);
+                let nearest = Self::asymmetric(range, f16::from_f32(scale), max_code);
+                if nearest.encode(range.hi) == max_code {
+                    return nearest;
+                }
+                Self::asymmetric(range, f16_toward_zero(scale), max_code)
             }
             Symmetry::Symmetric => {
                 let centre = bits.centre();
+                // At most 127 steps: rounding the scale cannot move the end by half a step.
                 let scale = f16::from_f32(scale(range.hi.max(-range.lo), centre - 1));
                 Self { scale, zero_point: centre, max_code }
             }
         }
+    }
+
+    fn asymmetric(range: Range, scale: f16, max_code: u8) -> Self {
+        // At most Q by construction, but for the rounding of the scale.
+        let zero_point = (-range.lo / scale.to_f32()).round().min(f32::from(max_code)) as u8;
+        Self { scale, zero_point, max_code }
     }
 
     /// Nearest code of one weight; ties go away from zero.

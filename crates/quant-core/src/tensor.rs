@@ -142,8 +142,11 @@ impl QuantizedTensor {
     ) -> Result<Self, TensorError> {
         let groups = check_groups(spec, cols)?;
         check_len("weight", [rows, cols], rows.saturating_mul(cols), weight.len())?;
-        if let Some(at) = weight.par_iter().position_first(|w| !w.is_finite()) {
-            return Err(TensorError::NotFinite { row: at / cols, col: at % cols, value: weight[at] });
+        let row_of_bad = weight.par_chunks(cols).position_first(|row| !row.iter().all(|w| w.is_finite()));
+        if let Some(row) = row_of_bad {
+            let weight = &weight[row * cols..][..cols];
+            let col = weight.iter().position(|w| !w.is_finite()).expect("the row has one");
+            return Err(TensorError::NotFinite { row, col, value: weight[col] });
         }
         let row_words = packed_words(cols, spec.bits);
         let mut words = vec![0u32; rows * row_words];
