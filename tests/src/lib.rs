@@ -1,1 +1,59 @@
-//! End-to-end, golden, family and layering tests.
+//! What the end-to-end tests share: where fixtures lie and how the program is run.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::OnceLock;
+
+use serde_json::Value;
+
+/// The repository's root.
+pub fn repository() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("this package lies in the repository")
+}
+
+/// A file or folder of `tests/fixtures`.
+pub fn fixture(name: &str) -> PathBuf {
+    repository().join("tests/fixtures").join(name)
+}
+
+/// The `omniquant` program, built if it is not, with nothing of the caller's environment that changes what it does.
+pub fn omniquant() -> Command {
+    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+    let mut command = Command::new(PROGRAM.get_or_init(build));
+    for name in ["OMNIQUANT_DATA", "RUST_LOG", "NO_COLOR", "HF_TOKEN", "HF_HOME", "HF_ENDPOINT", "HF_HUB_OFFLINE"] {
+        command.env_remove(name);
+    }
+    command.current_dir(repository());
+    command
+}
+
+/// Builds the program in the profile that the tests were built in, and finds it by what cargo says of it.
+fn build() -> PathBuf {
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.args(["build", "--package", "oq-cli", "--message-format", "json"]).current_dir(repository());
+    if !cfg!(debug_assertions) {
+        cargo.arg("--release");
+    }
+    let output = cargo.output().expect("cargo runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let messages = String::from_utf8(output.stdout).expect("cargo writes JSON");
+    let built = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let executable = built.filter_map(|message| message["executable"].as_str().map(PathBuf::from)).next_back();
+    executable.expect("oq-cli has one program")
+}
+
+/// Runs a command to its end; it must exit with `code`. Returns what it printed.
+#[track_caller]
+pub fn run(command: &mut Command, code: i32) -> Output {
+    let output = command.output().expect("the program starts");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{command:?}\n{stderr}");
+    output
+}
+
+/// Runs a command that prints one JSON object.
+#[track_caller]
+pub fn run_json(command: &mut Command) -> Value {
+    let output = run(command, 0);
+    serde_json::from_slice(&output.stdout).expect("stdout is one JSON object")
+}

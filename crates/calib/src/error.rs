@@ -45,14 +45,6 @@ pub enum CalibError {
         /// Which batch, from 0.
         batch: usize,
     },
-    /// The model is packed already.
-    #[error("{} is quantized already ({spec}); quantize its full-precision original", dir.display())]
-    AlreadyQuantized {
-        /// The model.
-        dir: PathBuf,
-        /// Its setting.
-        spec: String,
-    },
     /// Learning without text.
     #[error("no calibration segments: the method learns from text")]
     NoSegments,

@@ -63,10 +63,7 @@ pub fn quantize(
     options: &Options,
     on: &mut dyn FnMut(Notice) -> ControlFlow<()>,
 ) -> Result<Outcome, CalibError> {
-    if let Some(spec) = model.quantization() {
-        return Err(CalibError::AlreadyQuantized { dir: model.dir().to_owned(), spec: spec.to_string() });
-    }
-    model.check_groups(recipe.scheme.weight)?;
+    model.check_quantizable(recipe.scheme.weight)?;
     if recipe.method == Method::Omniquant && segments.is_empty() {
         return Err(CalibError::NoSegments);
     }

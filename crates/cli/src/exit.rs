@@ -54,7 +54,7 @@ fn known_code(error: &(dyn std::error::Error + 'static)) -> Option<u8> {
         return Some(match error {
             CalibError::Stopped { .. } => STOPPED,
             CalibError::Diverged { .. } | CalibError::Overflow { .. } | CalibError::Linear { .. } => NUMERIC,
-            CalibError::AlreadyQuantized { .. } | CalibError::NoSegments => USAGE,
+            CalibError::NoSegments => USAGE,
             CalibError::Model(error) => model_code(error),
             CalibError::Format(error) => format_code(error),
             CalibError::Journal(JournalError::Io { source, .. }) => io_code(source),
@@ -96,7 +96,7 @@ fn known_code(error: &(dyn std::error::Error + 'static)) -> Option<u8> {
 
 fn model_code(error: &ModelError) -> u8 {
     match error {
-        ModelError::UnknownArchitecture { .. } | ModelError::TokenId { .. } => USAGE,
+        ModelError::UnknownArchitecture { .. } | ModelError::TokenId { .. } | ModelError::AlreadyQuantized { .. } => USAGE,
         ModelError::Quantize { source: oq_quant_core::TensorError::GroupDoesNotDivide { .. }, .. } => USAGE,
         ModelError::NotFinite { .. } | ModelError::Quantize { .. } => NUMERIC,
         ModelError::ConfigKey { .. } | ModelError::Shape { .. } | ModelError::Dtype { .. } => INPUT,

@@ -59,6 +59,10 @@ impl Named {
             None if Hub::is_repo_id(&self.name) && self.name.contains('/') && !path.starts_with(".") => {
                 fetch(&self.name, None, out)
             }
+            None if path.is_file() => {
+                let mend = format!("for a GGUF file, run `omniquant convert {} --out DIR` and give DIR", self.name);
+                Err(CliError::Usage(format!("{}: a file, not a model directory; {mend}", self.name)).into())
+            }
             None => {
                 let known = oq_recipe::names().collect::<Vec<_>>().join(", ");
                 let what = "neither a directory, a hub id (owner/name) nor a name in configs/";

@@ -1,7 +1,9 @@
 //! What can be wrong with a model on disk.
 
+use std::path::PathBuf;
+
 use oq_formats::FormatError;
-use oq_quant_core::TensorError;
+use oq_quant_core::{QuantSpec, TensorError};
 
 /// Why a model was not opened or a part of it not loaded.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +55,14 @@ pub enum ModelError {
         index: usize,
         /// What stands there.
         value: f32,
+    },
+    /// The model is packed already.
+    #[error("{} is quantized already ({spec}): give its full-precision original", dir.display())]
+    AlreadyQuantized {
+        /// The model.
+        dir: PathBuf,
+        /// Its setting.
+        spec: QuantSpec,
     },
     /// A linear cannot be quantized as asked.
     #[error("{linear}: {source}")]

@@ -52,12 +52,15 @@ impl Model {
 
     /// The same model with its linears rounded to nearest as they are loaded: the baseline of every quantizer.
     pub fn with_round_to_nearest(self, spec: WeightSpec) -> Result<Self, ModelError> {
-        self.check_groups(spec)?;
+        self.check_quantizable(spec)?;
         Ok(Self { round_to_nearest: Some(spec), ..self })
     }
 
-    /// Refuses a group size that does not cut every linear's rows into equal parts.
-    pub fn check_groups(&self, spec: WeightSpec) -> Result<(), ModelError> {
+    /// Refuses a model that is packed already, and a group size that does not cut every linear's rows into equal parts.
+    pub fn check_quantizable(&self, spec: WeightSpec) -> Result<(), ModelError> {
+        if let Some(spec) = self.quantization() {
+            return Err(ModelError::AlreadyQuantized { dir: self.dir.clone(), spec });
+        }
         for linear in self.decoder.block_layout().linears {
             if !spec.group.divides(linear.in_features) {
                 return Err(ModelError::Quantize {

@@ -136,9 +136,9 @@ mod tests {
         check(-1.875, 0.0, Symmetry::Asymmetric, 0.125, 15);
         check(-0.5, 0.875, Symmetry::Symmetric, 0.125, 8);
         check(-0.875, 0.5, Symmetry::Symmetric, 0.125, 8);
-        // Nothing but zeros: the smallest scale. It is no f16 number: 167 or 168 of the smallest subnormal.
-        check(0.0, 0.0, Symmetry::Asymmetric, 167.0 / 16_777_216.0, 0);
-        check(0.0, 0.0, Symmetry::Symmetric, 168.0 / 16_777_216.0, 8);
+        // Nothing but zeros: the smallest scale.
+        check(0.0, 0.0, Symmetry::Asymmetric, SCALE_MIN, 0);
+        check(0.0, 0.0, Symmetry::Symmetric, SCALE_MIN, 8);
         check(-f32::MAX, f32::MAX, Symmetry::Asymmetric, SCALE_MAX, 15);
         check(-f32::MAX, f32::MAX, Symmetry::Symmetric, SCALE_MAX, 8);
     }
@@ -149,6 +149,19 @@ mod tests {
         let end = 127.0 * 167.9 / 16_777_216.0;
         let grid = Grid::new(Range { lo: -end, hi: 0.0 }, Bits::new(8).unwrap(), Symmetry::Symmetric);
         assert_eq!(grid.encode(-end), 1);
+    }
+
+    #[test]
+    fn asymmetric_scales_are_nearest_where_the_codes_of_the_ends_allow() {
+        // Steps between f16 numbers about 1: 1/1024. Three quarters of one lie nearer to the number above.
+        let (below, above) = (f16::from_f32(1.0), f16::from_f32(1.0 + 1.0 / 1024.0));
+        let exact: f32 = 1.0 + 0.75 / 1024.0;
+        let scale = |lo, hi| {
+            Grid::new(Range { lo: lo * exact, hi: hi * exact }, Bits::new(4).unwrap(), Symmetry::Asymmetric).scale
+        };
+        assert_eq!(scale(-5.0, 10.0), above);
+        // Ends half way between codes: on the larger scale both would be rounded inwards, and a code would be lost.
+        assert_eq!(scale(-5.5, 9.5), below);
     }
 
     #[test]

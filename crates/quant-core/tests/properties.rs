@@ -10,7 +10,7 @@ use proptest::prelude::*;
 
 /// `weight / scale` is rounded to f32 before it is rounded to a code: off by at most 255 * 2^-24 steps of the grid.
 const DIVISION_STEPS: f32 = 2e-5;
-/// A scale rounded to an f16 (toward zero) loses less than this share of itself, where f16 is not subnormal.
+/// A scale rounded to one of the f16 numbers beside it loses less than this share of itself, where f16 is not subnormal.
 const F16_LOSS: f32 = 1.0 / 1024.0;
 /// Smallest f16 that is not subnormal.
 const F16_NORMAL: f32 = 6.104e-5;
@@ -152,14 +152,21 @@ fn check_reference(spec: WeightSpec, weight: &[f32], codes: &[u8], grid: Grid) -
         Symmetry::Asymmetric => (hi - lo) / max_code,
         Symmetry::Symmetric => hi.max(-lo) / (half - 1.0),
     };
-    let round_scale: fn(f64) -> f64 = match spec.symmetry {
-        Symmetry::Asymmetric => reference_toward_zero,
-        Symmetry::Symmetric => reference_nearest,
-    };
     let step = step.clamp(f64::from(SCALE_MIN), f64::from(SCALE_MAX));
+    let (least_step, most_step) = (step * (1.0 - F32_ROUNDINGS), step * (1.0 + F32_ROUNDINGS));
     let scale = grid.scale.to_f64();
-    let scales = round_scale(step * (1.0 - F32_ROUNDINGS))..=round_scale(step * (1.0 + F32_ROUNDINGS));
-    prop_assert!(scales.contains(&scale), "scale {scale}, expected {scales:?}");
+    let nearest = reference_nearest(least_step)..=reference_nearest(most_step);
+    match spec.symmetry {
+        Symmetry::Symmetric => prop_assert!(nearest.contains(&scale), "scale {scale}, expected {nearest:?}"),
+        Symmetry::Asymmetric => {
+            let scales = reference_toward_zero(least_step)..=*nearest.end();
+            prop_assert!(scales.contains(&scale), "scale {scale}, expected {scales:?}");
+            // The nearest, unless the codes of the two ends would then not span all codes.
+            let inwards = |end: f64| (end / nearest.start() * (1.0 - F32_ROUNDINGS)).round();
+            let spans = inwards(hi) + inwards(-lo).min(max_code) >= max_code;
+            prop_assert!(scale >= *nearest.start() || !spans, "scale {scale}, expected {nearest:?}");
+        }
+    }
 
     let rounded = |x: f64| (x - x.abs() * F32_ROUNDINGS).round()..=(x + x.abs() * F32_ROUNDINGS).round();
     let zero_point = f64::from(grid.zero_point);

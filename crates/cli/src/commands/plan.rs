@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::Result;
 use oq_calib::Plan;
 use oq_formats::{quantization_of, read_config};
-use oq_models::Decoder;
+use oq_models::{Decoder, ModelError};
 use oq_models::family::decoder_of;
 use oq_recipe::{Method, Recipe, Shape, Source};
 use serde_json::{Value, json};
@@ -43,7 +43,7 @@ fn decoder(named: &Named, out: &Output) -> Result<Box<dyn Decoder>> {
         _ => read_config(&named.directory(out)?)?,
     };
     if let Some(spec) = quantization_of(&config)? {
-        return Err(CliError::Usage(format!("{} is quantized already ({spec})", named.name)).into());
+        return Err(ModelError::AlreadyQuantized { dir: named.name.clone().into(), spec }.into());
     }
     Ok(decoder_of(&config)?)
 }

@@ -33,7 +33,7 @@ pub fn run(args: &QuantizeArgs, out: &Output) -> Result<()> {
     let model = Model::open(&named.directory(out)?)?;
     let default_out = || PathBuf::from(format!("{}-{}", named.stem(), recipe.scheme));
     let dir = args.out.clone().unwrap_or_else(default_out);
-    model.check_groups(recipe.scheme.weight)?;
+    model.check_quantizable(recipe.scheme.weight)?;
     refuse(&Plan::new(model.decoder(), &recipe, machine::machine(&dir)))?;
 
     let segments = match recipe.method {

@@ -1,0 +1,55 @@
+//! The same results on a CUDA device as on the CPU.
+
+use std::ops::ControlFlow;
+
+use oq_calib::{Options, quantize};
+use oq_models::Model;
+use oq_recipe::{Overrides, Recipe};
+use oq_tests::fixture;
+use tch::{Cuda, Device, Kind, Tensor};
+
+/// f32 sums in another order, through four blocks, relative to the largest logit.
+const LOGITS: f64 = 1e-4;
+/// Two descents that differ in the last bits of every step: their losses, relative.
+const LOSS: f64 = 0.02;
+
+fn skipped() -> bool {
+    let absent = !Cuda::is_available();
+    if absent {
+        println!("skipped: no CUDA");
+    }
+    absent
+}
+
+#[test]
+fn logits_equal_the_cpus() {
+    if skipped() {
+        return;
+    }
+    let model = Model::open(&fixture("tiny-llama")).unwrap();
+    let ids = Tensor::arange(128, (Kind::Int64, Device::Cpu)).view([2, 64]);
+    let cpu = oq_eval::logits(&model, &ids, Device::Cpu).unwrap();
+    let cuda = oq_eval::logits(&model, &ids, Device::Cuda(0)).unwrap();
+    let error = ((&cpu - cuda).abs().max() / cpu.abs().max()).double_value(&[]);
+    assert!(error < LOGITS, "{error}");
+}
+
+#[test]
+fn blocks_learn_alike() {
+    if skipped() {
+        return;
+    }
+    let model = Model::open(&fixture("tiny-llama")).unwrap();
+    let overrides = Overrides { samples: Some(4), seqlen: Some(64), epochs: Some(4), ..Overrides::default() };
+    let recipe = Recipe::resolve("w3a16g64".parse().unwrap(), None, None, &overrides).unwrap();
+    let segments: Vec<Vec<u32>> = (0..4).map(|i| (0..64).map(|t| (t * 7 + i * 131) % 1024).collect()).collect();
+    let losses = |device| {
+        let out = tempfile::tempdir().unwrap();
+        let options = Options { device, out: out.path().join("out"), resume: false };
+        let outcome = quantize(&model, &recipe, &segments, &options, &mut |_| ControlFlow::Continue(())).unwrap();
+        outcome.blocks.iter().map(|block| block.final_loss.unwrap()).collect::<Vec<_>>()
+    };
+    for (cpu, cuda) in losses(Device::Cpu).into_iter().zip(losses(Device::Cuda(0))) {
+        assert!((cpu - cuda).abs() <= LOSS * cpu, "{cpu} {cuda}");
+    }
+}
