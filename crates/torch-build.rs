@@ -2,6 +2,8 @@
 //!
 //! torch-sys hands the library's folder to packages that depend on it directly (`links = "tch"`).
 
+#![allow(clippy::print_stdout, reason = "printing is how a build script speaks to cargo")]
+
 fn main() {
     println!("cargo:rerun-if-env-changed=LIBTORCH");
     let Ok(lib) = std::env::var("DEP_TCH_LIBTORCH_LIB") else { return };

@@ -5,6 +5,7 @@ use std::process::{Command, Output};
 use std::sync::OnceLock;
 
 use serde_json::Value;
+use tempfile::TempDir;
 
 /// The repository's root.
 pub fn repository() -> &'static Path {
@@ -14,6 +15,38 @@ pub fn repository() -> &'static Path {
 /// A file or folder of `tests/fixtures`.
 pub fn fixture(name: &str) -> PathBuf {
     repository().join("tests/fixtures").join(name)
+}
+
+/// A copy of a fixture's folder that may be changed.
+pub fn copied(name: &str) -> TempDir {
+    let copy = tempfile::tempdir().expect("temporary folders can be made");
+    for entry in std::fs::read_dir(fixture(name)).expect("the fixture is there") {
+        let path = entry.expect("the fixture is listed").path();
+        let bytes = std::fs::read(&path).expect("fixtures are plain files");
+        // Not copied as a file: that would copy a read-only mode too.
+        std::fs::write(copy.path().join(path.file_name().expect("entries have names")), bytes)
+            .expect("it can be written");
+    }
+    copy
+}
+
+/// Token ids of `tests/fixtures/TEXT`, without its final newline, by tiny-llama's tokenizer.
+pub fn tokens(text: &str) -> Vec<u32> {
+    let text = std::fs::read_to_string(fixture(text)).expect("the text is in the repository");
+    let tokenizer = Tokenizer::open(&fixture("tiny-llama")).expect("tiny-llama has a tokenizer");
+    tokenizer.encode(text.trim_end_matches('\n'), AddSpecial::Yes).expect("its own text can be tokenized")
+}
+
+/// The largest difference over the largest magnitude expected.
+#[track_caller]
+pub fn relative_error(got: &[f32], expected: &[f32]) -> f64 {
+    assert_eq!(got.len(), expected.len());
+    let largest = |values: &mut dyn Iterator<Item = f32>| {
+        // `f32::max` passes over NaN.
+        values.map(|x| if x.is_nan() { f32::INFINITY } else { x.abs() }).fold(0.0, f32::max)
+    };
+    let difference = largest(&mut got.iter().zip(expected).map(|(a, b)| a - b));
+    f64::from(difference) / f64::from(largest(&mut expected.iter().copied()))
 }
 
 /// The `omniquant` program, built if it is not, with nothing of the caller's environment that changes what it does.
@@ -48,6 +81,7 @@ pub fn run(command: &mut Command, code: i32) -> Output {
     let output = command.output().expect("the program starts");
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(code), "{command:?}\n{stderr}");
+    assert!(!stderr.contains("panicked"), "{command:?}\n{stderr}");
     output
 }
 

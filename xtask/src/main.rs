@@ -60,7 +60,7 @@ where it was when the same command is given again.
 Examples:
   cargo xtask quantize
   cargo xtask quantize smollm2-135m --epochs 5
-  cargo xtask quantize facebook/opt-125m --scheme w3a16g64 --out /data/opt-125m"
+  cargo xtask quantize meta-llama/Llama-2-7b-hf --scheme w3a16g128 --out /data/llama2-7b-w3"
     )]
     Quantize(PassedOn),
 
@@ -92,7 +92,7 @@ What follows goes to `cargo bench`.
 
 Examples:
   cargo xtask bench
-  cargo xtask bench -- lwc")]
+  cargo xtask bench -- q_proj")]
     Bench(PassedOn),
 
     /// Everything that CI checks: formatting, clippy, tests, docs.

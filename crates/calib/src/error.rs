@@ -38,7 +38,9 @@ pub enum CalibError {
         lr: f64,
     },
     /// The full-precision model itself overflows.
-    #[error("block {block}: the full-precision output of batch {batch} is not finite; the checkpoint's numbers overflow in f32")]
+    #[error(
+        "block {block}: the full-precision output of batch {batch} is not finite; the checkpoint's numbers overflow in f32"
+    )]
     Overflow {
         /// Which block.
         block: usize,

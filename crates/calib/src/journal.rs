@@ -3,12 +3,14 @@
 //! The first line names everything that decides the result. A line is appended and synced after the block's shard is in place;
 //! a torn last line counts as not written.
 
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use oq_recipe::BlockRecord;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 /// Name of the journal in the output directory.
 pub const JOURNAL: &str = "journal.jsonl";
@@ -18,7 +20,7 @@ pub const JOURNAL: &str = "journal.jsonl";
 pub(crate) struct Identity {
     /// Version of this program.
     pub(crate) version: String,
-    /// The recipe as resolved, as TOML.
+    /// The recipe as resolved, as JSON.
     pub(crate) recipe: String,
     /// sha256 of `config.json` and of the shards' names, sizes and headers.
     pub(crate) model: String,
@@ -27,17 +29,37 @@ pub(crate) struct Identity {
 }
 
 impl Identity {
-    /// Which parts differ from another run's.
-    fn differences(&self, other: &Self) -> String {
+    /// Which parts differ from those that are asked for now; of the recipe, which settings.
+    fn differences(&self, asked: &Self) -> String {
         let parts = [
-            ("program version", self.version != other.version),
-            ("recipe", self.recipe != other.recipe),
-            ("model", self.model != other.model),
-            ("calibration tokens", self.calibration != other.calibration),
+            ("program version", self.version != asked.version),
+            ("model", self.model != asked.model),
+            ("calibration tokens", self.calibration != asked.calibration),
         ];
-        let names: Vec<&str> = parts.iter().filter(|(_, differs)| *differs).map(|(name, _)| *name).collect();
-        names.join(", ")
+        let names = parts.iter().filter(|(_, differs)| *differs).map(|(name, _)| (*name).to_owned());
+        let (there, asked) = (settings(&self.recipe), settings(&asked.recipe));
+        let changed = there.iter().filter(|(key, value)| asked.get(*key) != Some(*value)).map(|(key, value)| {
+            let asked = asked.get(key).map_or("not set", String::as_str);
+            format!("{key} ({value}, asked for: {asked})")
+        });
+        changed.chain(names).collect::<Vec<_>>().join(", ")
     }
+}
+
+/// The settings of a recipe by their keys, such as `learn.epochs`.
+fn settings(recipe: &str) -> BTreeMap<String, String> {
+    fn flatten(prefix: &str, value: &Value, into: &mut BTreeMap<String, String>) {
+        match value {
+            Value::Object(fields) => fields.iter().for_each(|(key, value)| {
+                let dot = if prefix.is_empty() { "" } else { "." };
+                flatten(&format!("{prefix}{dot}{key}"), value, into);
+            }),
+            value => drop(into.insert(prefix.to_owned(), value.to_string())),
+        }
+    }
+    let mut settings = BTreeMap::new();
+    flatten("", &serde_json::from_str(recipe).unwrap_or_default(), &mut settings);
+    settings
 }
 
 /// A finished block.
@@ -80,6 +102,14 @@ pub enum JournalError {
         /// What differs.
         differences: String,
     },
+    /// The directory cannot be made, or nothing can be written there.
+    #[error("{}: cannot be written: {source}; choose another --out", dir.display())]
+    Unwritable {
+        /// The directory.
+        dir: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
     /// Input or output failed.
     #[error("{}: {source}", path.display())]
     Io {
@@ -102,7 +132,8 @@ impl Journal {
     pub(crate) fn open(dir: &Path, identity: &Identity, resume: bool) -> Result<Self, JournalError> {
         let path = dir.join(JOURNAL);
         let io = |source| JournalError::Io { path: path.clone(), source };
-        std::fs::create_dir_all(dir).map_err(|source| JournalError::Io { path: dir.to_owned(), source })?;
+        let unwritable = |source| JournalError::Unwritable { dir: dir.to_owned(), source };
+        std::fs::create_dir_all(dir).map_err(unwritable)?;
         let text = match std::fs::read_to_string(&path) {
             Ok(text) => text,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
@@ -114,7 +145,9 @@ impl Journal {
             if holds_files(dir).map_err(io)? {
                 return Err(JournalError::Foreign { dir: dir.to_owned() });
             }
-            let mut journal = Self { file: File::create(&path).map_err(io)?, path, finished: Vec::new() };
+            let file = OpenOptions::new().create(true).append(true).open(&path).map_err(unwritable)?;
+            file.set_len(0).map_err(io)?;
+            let mut journal = Self { file, path, finished: Vec::new() };
             journal.append(identity)?;
             return Ok(journal);
         };
@@ -145,11 +178,13 @@ impl Journal {
     }
 
     /// Forgets the blocks from `block` on: their shards are not what the journal says.
-    pub(crate) fn truncate(&mut self, block: usize, identity: &Identity) -> Result<(), JournalError> {
-        let kept: Vec<Finished> = self.finished.drain(..).take(block).collect();
-        self.file = File::create(&self.path).map_err(|source| self.io(source))?;
-        self.append(identity)?;
-        kept.into_iter().try_for_each(|finished| self.finish(finished))
+    pub(crate) fn truncate(&mut self, block: usize) -> Result<(), JournalError> {
+        let text = std::fs::read_to_string(&self.path).map_err(|source| self.io(source))?;
+        // In one step: a run that is killed here still finds the lines before.
+        let kept: usize = text.split_inclusive('\n').take(1 + block).map(str::len).sum();
+        self.file.set_len(kept as u64).and_then(|()| self.file.sync_data()).map_err(|source| self.io(source))?;
+        self.finished.truncate(block);
+        Ok(())
     }
 
     /// Records a block.
@@ -229,7 +264,10 @@ mod tests {
     fn refuses_what_is_not_its_run() {
         let dir = tempfile::tempdir().unwrap();
         drop(Journal::open(dir.path(), &identity("a"), false).unwrap());
-        assert!(matches!(Journal::open(dir.path(), &identity("a"), false), Err(JournalError::Occupied { blocks: 0, .. })));
+        assert!(matches!(
+            Journal::open(dir.path(), &identity("a"), false),
+            Err(JournalError::Occupied { blocks: 0, .. })
+        ));
         match Journal::open(dir.path(), &identity("b"), true) {
             Err(JournalError::Different { differences, .. }) => assert_eq!(differences, "recipe"),
             other => panic!("{:?}", other.map(|j| j.finished)),
@@ -245,7 +283,7 @@ mod tests {
         let id = identity("r");
         let mut journal = Journal::open(dir.path(), &id, false).unwrap();
         (0..3).for_each(|i| journal.finish(block(i)).unwrap());
-        journal.truncate(1, &id).unwrap();
+        journal.truncate(1).unwrap();
         journal.finish(block(1)).unwrap();
         drop(journal);
         assert_eq!(Journal::open(dir.path(), &id, true).unwrap().finished(), [block(0), block(1)]);

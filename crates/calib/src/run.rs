@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use oq_formats::{Checkpoint, OutTensor, PackedWriter, packed_linear, packed_tensors, sha256_file};
@@ -67,22 +67,24 @@ pub fn quantize(
     if recipe.method == Method::Omniquant && segments.is_empty() {
         return Err(CalibError::NoSegments);
     }
+    check_outer(model)?;
     let n_blocks = model.decoder().dims().n_layers;
     let identity = identity_of(model, recipe, segments);
     let mut journal = Journal::open(&options.out, &identity, options.resume)?;
     let writer = PackedWriter::create(&options.out, model.dir(), n_blocks)?;
     if let Some(bad) = journal.finished().iter().position(|block| !is_intact(&writer, block)) {
         tracing::warn!(block = bad, "a finished shard is not what the journal says: its block is made again");
-        journal.truncate(bad, &identity)?;
+        journal.truncate(bad)?;
     }
     let resumed_blocks = journal.finished().len();
-    let was_complete = resumed_blocks == n_blocks && writer.is_finished();
+    let was_complete = resumed_blocks == n_blocks && writer.is_finished() && is_rest_intact(model, &options.out);
     let blocks = |journal: &Journal| journal.finished().iter().map(|block| block.record.clone()).collect();
     if was_complete {
         return Ok(Outcome { blocks: blocks(&journal), resumed_blocks, was_complete });
     }
     let mut run = Run { model, recipe, options, writer, on, n_blocks, started: Instant::now(), resumed_blocks };
     match recipe.method {
+        _ if resumed_blocks == n_blocks => {}
         Method::Omniquant => run.learn_all(&mut journal, segments)?,
         Method::Rtn => run.round_all(&mut journal)?,
     }
@@ -209,7 +211,8 @@ impl Run<'_> {
             let weights = self.model.load_block(block_idx, Device::Cpu)?;
             let mut codes = BTreeMap::new();
             for linear in decoder.block_layout().linears {
-                let weight = Vec::<f32>::try_from(weights.weight(linear.name).view(-1)).expect("blocks are loaded in f32");
+                let weight =
+                    Vec::<f32>::try_from(weights.weight(linear.name).view(-1)).expect("blocks are loaded in f32");
                 let spec = self.recipe.scheme.weight;
                 let packed = QuantizedTensor::quantize(&weight, linear.out_features, linear.in_features, spec);
                 codes.insert(linear.name, packed.map_err(|e| self.linear_error(block_idx, linear.name, e))?);
@@ -372,6 +375,28 @@ fn ids_of(segments: &[Vec<u32>]) -> Tensor {
 
 fn is_intact(writer: &PackedWriter, block: &Finished) -> bool {
     sha256_file(&writer.block_path(block.record.index)).is_ok_and(|sha256| sha256 == block.sha256)
+}
+
+/// Whether a finished directory has its index, and what lies outside the blocks as it is in the model.
+fn is_rest_intact(model: &Model, out: &Path) -> bool {
+    let Ok(written) = Checkpoint::open(out) else { return false };
+    let original = model.checkpoint();
+    model.decoder().outer_params().iter().all(|param| {
+        let tensors = (original.tensor(param.name), written.tensor(param.name));
+        let is_same = matches!(tensors, (Ok(tensor), Ok(copy)) if tensor == copy);
+        original.release();
+        written.release();
+        is_same
+    })
+}
+
+/// Refuses NaN and infinity outside the blocks, which are copied without being computed with.
+fn check_outer(model: &Model) -> Result<(), CalibError> {
+    for param in model.decoder().outer_params() {
+        model.checkpoint().tensor(param.name)?.check_finite()?;
+        model.checkpoint().release();
+    }
+    Ok(())
 }
 
 /// What decides the bytes of the result.

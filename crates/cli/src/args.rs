@@ -11,12 +11,15 @@ use oq_recipe::{Method, Overrides};
 /// MODEL is a directory with a Hugging Face checkpoint (full precision or packed), a name from configs/ such as llama2-7b
 /// or tiny-llama, or a hub id such as meta-llama/Llama-2-7b-hf.
 #[derive(Debug, Parser)]
-#[command(version, after_help = "Examples:
+#[command(
+    version,
+    after_help = "Examples:
   omniquant plan llama2-7b --scheme w4a16g128
   omniquant quantize llama2-7b --scheme w4a16g128 --out llama2-7b-w4
   omniquant eval llama2-7b-w4
 
-Exit codes: 2 recipe or usage, 3 missing or broken input, 4 does not fit, 5 numeric failure, 130 stopped; 1 anything else.")]
+Exit codes: 2 recipe or usage, 3 missing or broken input, 4 does not fit, 5 numeric failure, 130 stopped; 1 anything else."
+)]
 pub struct Cli {
     #[command(flatten)]
     pub global: Global,

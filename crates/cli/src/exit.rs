@@ -58,6 +58,7 @@ fn known_code(error: &(dyn std::error::Error + 'static)) -> Option<u8> {
             CalibError::Model(error) => model_code(error),
             CalibError::Format(error) => format_code(error),
             CalibError::Journal(JournalError::Io { source, .. }) => io_code(source),
+            CalibError::Journal(JournalError::Unwritable { source, .. }) if io_code(source) == DOES_NOT_FIT => DOES_NOT_FIT,
             CalibError::Journal(_) => USAGE,
         });
     }
@@ -96,7 +97,9 @@ fn known_code(error: &(dyn std::error::Error + 'static)) -> Option<u8> {
 
 fn model_code(error: &ModelError) -> u8 {
     match error {
-        ModelError::UnknownArchitecture { .. } | ModelError::TokenId { .. } | ModelError::AlreadyQuantized { .. } => USAGE,
+        ModelError::UnknownArchitecture { .. } | ModelError::TokenId { .. } | ModelError::AlreadyQuantized { .. } => {
+            USAGE
+        }
         ModelError::Quantize { source: oq_quant_core::TensorError::GroupDoesNotDivide { .. }, .. } => USAGE,
         ModelError::NotFinite { .. } | ModelError::Quantize { .. } => NUMERIC,
         ModelError::ConfigKey { .. } | ModelError::Shape { .. } | ModelError::Dtype { .. } => INPUT,

@@ -65,6 +65,25 @@ impl TensorView<'_> {
         Ok(values)
     }
 
+    /// Refuses NaN and infinities, without holding the values.
+    ///
+    /// # Errors
+    /// [`FormatError::NotFinite`], and as [`Self::to_f32_vec`].
+    pub fn check_finite(&self) -> Result<(), FormatError> {
+        // Enough to share among threads; 64 MiB as f32.
+        const PIECE: usize = 1 << 24;
+        let width = self.dtype.bitsize() / 8;
+        for (piece, bytes) in self.bytes.chunks((PIECE * width).max(1)).enumerate() {
+            let shape = [bytes.len() / width.max(1)];
+            let values = TensorView { shape: &shape, bytes, ..*self }.to_f32_vec()?;
+            if let Some(at) = first_non_finite(&values) {
+                let (tensor, index) = (self.name.to_owned(), piece * PIECE + at);
+                return Err(FormatError::NotFinite { tensor, index, value: values[at] });
+            }
+        }
+        Ok(())
+    }
+
     /// [`Self::to_f32_vec`], refusing NaN and infinities.
     pub fn to_finite_f32_vec(&self) -> Result<Vec<f32>, FormatError> {
         let values = self.to_f32_vec()?;

@@ -115,10 +115,8 @@ impl Decoder for Llama {
 
     fn outer_params(&self) -> Vec<Param> {
         let Dims { vocab, hidden, .. } = self.dims;
-        let mut params = vec![
-            Param { name: EMBED, shape: vec![vocab, hidden] },
-            Param { name: LAST_NORM, shape: vec![hidden] },
-        ];
+        let mut params =
+            vec![Param { name: EMBED, shape: vec![vocab, hidden] }, Param { name: LAST_NORM, shape: vec![hidden] }];
         if !self.tied {
             params.push(Param { name: LM_HEAD, shape: vec![vocab, hidden] });
         }

@@ -159,7 +159,8 @@ impl Rope {
             }
             Scaling::Yarn { factor, beta_fast, beta_slow, original_max_positions, attention_factor, truncate } => {
                 // The channel that makes `turns` turns within the original context.
-                let channel = |turns: f64| d * (original_max_positions / (turns * 2.0 * PI)).ln() / (2.0 * self.theta.ln());
+                let channel =
+                    |turns: f64| d * (original_max_positions / (turns * 2.0 * PI)).ln() / (2.0 * self.theta.ln());
                 let (mut low, mut high) = (channel(beta_fast), channel(beta_slow));
                 if truncate {
                     (low, high) = (low.floor(), high.ceil());

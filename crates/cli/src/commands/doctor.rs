@@ -48,7 +48,9 @@ fn text(report: &Value) -> String {
         writeln!(text, "{name:<16}{shown}").expect("a string takes all");
     }
     if report["cuda_devices"] == 0 {
-        text.push_str("no CUDA device: blocks are computed on the CPU (`cargo xtask setup --cuda` brings the CUDA library)\n");
+        text.push_str(
+            "no CUDA device: blocks are computed on the CPU (`cargo xtask setup --cuda` brings the CUDA library)\n",
+        );
     }
     if report["data"].is_null() {
         text.push_str("OMNIQUANT_DATA is not set: datasets come from the hub, or from a file by --data and --calib\n");

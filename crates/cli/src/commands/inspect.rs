@@ -21,8 +21,14 @@ pub fn run(args: &InspectArgs, out: &Output) -> Result<()> {
         let mut text = String::new();
         let mut line = |name: &str, value: String| writeln!(text, "{name:<16}{value}").expect("a string takes all");
         line("directory", dir.display().to_string());
-        line("architecture", format!("{model_type}, {} blocks, hidden {}, MLP {}", dims.n_layers, dims.hidden, dims.intermediate));
-        line("attention", format!("{} query heads on {} key/value heads of {}", dims.n_heads, dims.n_kv_heads, dims.head_dim));
+        line(
+            "architecture",
+            format!("{model_type}, {} blocks, hidden {}, MLP {}", dims.n_layers, dims.hidden, dims.intermediate),
+        );
+        line(
+            "attention",
+            format!("{} query heads on {} key/value heads of {}", dims.n_heads, dims.n_kv_heads, dims.head_dim),
+        );
         line("vocabulary", format!("{}, context {}", dims.vocab, dims.max_positions));
         line("parameters", format!("{:.3} million in {} tensors", summary.params as f64 / 1e6, summary.tensors));
         line("on disk", format!("{} in {} shards", bytes(summary.total_bytes), summary.shards));

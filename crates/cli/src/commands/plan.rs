@@ -6,8 +6,8 @@ use std::path::Path;
 use anyhow::Result;
 use oq_calib::Plan;
 use oq_formats::{quantization_of, read_config};
-use oq_models::{Decoder, ModelError};
 use oq_models::family::decoder_of;
+use oq_models::{Decoder, ModelError};
 use oq_recipe::{Method, Recipe, Shape, Source};
 use serde_json::{Value, json};
 

@@ -34,7 +34,12 @@ pub fn run(args: &QuantizeArgs, out: &Output) -> Result<()> {
     let default_out = || PathBuf::from(format!("{}-{}", named.stem(), recipe.scheme));
     let dir = args.out.clone().unwrap_or_else(default_out);
     model.check_quantizable(recipe.scheme.weight)?;
-    refuse(&Plan::new(model.decoder(), &recipe, machine::machine(&dir)))?;
+    let mut machine = machine::machine(&dir);
+    if args.resume {
+        // What an earlier run wrote there needs no room again.
+        machine.disk_bytes = machine.disk_bytes.map(|free| free + shard_bytes(&dir));
+    }
+    refuse(&Plan::new(model.decoder(), &recipe, machine))?;
 
     let segments = match recipe.method {
         Method::Rtn => Vec::new(),
@@ -66,6 +71,13 @@ pub fn run(args: &QuantizeArgs, out: &Output) -> Result<()> {
         }
         text
     })
+}
+
+/// Bytes of the shards in `dir`; none where there is no such directory.
+fn shard_bytes(dir: &Path) -> u64 {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let shards = entries.filter(|entry| entry.path().extension().is_some_and(|kind| kind == "safetensors"));
+    shards.filter_map(|shard| shard.metadata().ok()).map(|about| about.len()).sum()
 }
 
 struct Job<'a> {
@@ -117,6 +129,10 @@ impl Job<'_> {
         }
         let outcome = result?;
         drop(bar);
+        // With every block finished before, there was nothing to tell of.
+        if !outcome.was_complete && let Some(first) = begun {
+            events.write(&first)?;
+        }
         self.record(outcome, started, started_unix, &mut events)
     }
 
@@ -136,7 +152,8 @@ impl Job<'_> {
             started_unix,
             finished_unix: unix_now(),
         };
-        if !outcome.was_complete {
+        // A run that was killed after its last file and before its record has it written now.
+        if !outcome.was_complete || !self.dir.join("run.json").is_file() {
             events.write(&Event::RunFinished {
                 wall_secs: record.wall_secs,
                 peak_bytes: record.peak_bytes,
@@ -159,9 +176,7 @@ impl Job<'_> {
         let rounded = measure("round to nearest".to_owned(), &rounded)?;
         match self.recipe.method {
             Method::Rtn => Ok(vec![full, rounded]),
-            Method::Omniquant => {
-                Ok(vec![full, rounded, measure("OmniQuant".to_owned(), &Model::open(self.dir)?)?])
-            }
+            Method::Omniquant => Ok(vec![full, rounded, measure("OmniQuant".to_owned(), &Model::open(self.dir)?)?]),
         }
     }
 }
@@ -195,11 +210,15 @@ struct Events {
 
 impl Events {
     fn write(&mut self, event: &Event) -> Result<()> {
-        let context = || format!("cannot write {}", self.path.display());
+        let context = || format!("cannot write {}; finished blocks are kept: go on with --resume", self.path.display());
         let file = match &mut self.file {
             Some(file) => file,
             None => {
                 let file = OpenOptions::new().create(true).append(true).open(&self.path).with_context(context)?;
+                // A full disk or a kill may have left half a line.
+                let written = std::fs::read(&self.path).with_context(context)?;
+                let whole_lines = written.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
+                file.set_len(whole_lines as u64).with_context(context)?;
                 self.file.insert(file)
             }
         };

@@ -1,0 +1,172 @@
+//! Forward and perplexity against what Hugging Face transformers answers; the scripts that made the answers lie beside them.
+
+use std::path::Path;
+
+use oq_data::{AddSpecial, Hub, Split, Tokenizer, load_text};
+use oq_eval::{logits, perplexity};
+use oq_formats::{Checkpoint, Dtype, OutTensor, write_shard};
+use oq_models::{DenseOps, Model};
+use oq_quant_core::QuantSpec;
+use oq_tests::{fixture, omniquant, relative_error, run_json, tokens};
+use serde_json::{Value, json};
+use tch::{Device, Tensor};
+
+/// f32 answers lie within 3e-6 of f64 ones; undoing what a variant is about moves its logits by 6e-4 or more.
+const TOLERANCE: f64 = 1e-4;
+/// Angles of up to 48 radians in f32 are off by 48 * 2^-24 = 3e-6.
+const ANGLE_TOLERANCE: f64 = 1e-5;
+/// A perplexity averages thousands of tokens: far less than this comes from rounding.
+const PERPLEXITY_TOLERANCE: f64 = 1e-3;
+/// The table of rounded models has two decimals and was made with scales in f32, ours are f16.
+const ROUNDED_TOLERANCE: f64 = 1e-2;
+
+fn golden_ids(golden: &Checkpoint) -> Tensor {
+    let view = golden.tensor("input_ids").unwrap();
+    assert_eq!(view.dtype, Dtype::I64);
+    let ids: Vec<i64> = view.bytes.as_chunks().0.iter().map(|bytes| i64::from_le_bytes(*bytes)).collect();
+    Tensor::from_slice(&ids).view([view.shape[0] as i64, view.shape[1] as i64])
+}
+
+fn values(tensor: &Tensor) -> Vec<f32> {
+    Vec::try_from(tensor.contiguous().view(-1)).unwrap()
+}
+
+#[track_caller]
+fn check_close(what: &str, got: &[f32], expected: &[f32], tolerance: f64) {
+    let error = relative_error(got, expected);
+    assert!(error <= tolerance, "{what}: relative error {error:.1e}");
+}
+
+#[track_caller]
+fn check(folder: &str, golden: &str) {
+    let dir = fixture(folder);
+    let golden = Checkpoint::open_file(&dir.join(golden)).unwrap();
+    let model = Model::open(&dir).unwrap();
+    let ids = golden_ids(&golden);
+    let name = |part: &str| format!("{folder}: {part}");
+
+    let _no_grad = tch::no_grad_guard();
+    let got = logits(&model, &ids, Device::Cpu).unwrap();
+    check_close(&name("logits"), &values(&got), &golden.values("logits").unwrap(), TOLERANCE);
+
+    let decoder = model.decoder();
+    let outer = model.outer(Device::Cpu);
+    let t = ids.size()[1] as usize;
+    let ctx = decoder.context(t, Device::Cpu);
+    let mut x = decoder.embed(&outer, &ids).unwrap();
+    let n_layers = decoder.dims().n_layers;
+    for block_idx in 0..n_layers {
+        let hidden = format!("hidden.{block_idx}");
+        check_close(&name(&hidden), &values(&x), &golden.values(&hidden).unwrap(), TOLERANCE);
+        let weights = model.load_block(block_idx, Device::Cpu).unwrap();
+        x = decoder.block(&DenseOps(&weights), &ctx, &x);
+    }
+    let last = decoder.finish(&outer, &x).unwrap();
+    let hidden = format!("hidden.{n_layers}");
+    check_close(&name(&hidden), &values(&last), &golden.values(&hidden).unwrap(), TOLERANCE);
+
+    if golden.contains("rope.inv_freq") {
+        let frequencies = golden.values("rope.inv_freq").unwrap();
+        let factor = golden.values("rope.attention_scaling").unwrap()[0];
+        let table = |f: fn(f32) -> f32| -> Vec<f32> {
+            // Each position's row has every pair twice.
+            let row = |p: usize| frequencies.repeat(2).into_iter().map(move |w| factor * f(p as f32 * w));
+            (0..t).flat_map(row).collect()
+        };
+        check_close(&name("cosines"), &values(&ctx.cos), &table(f32::cos), ANGLE_TOLERANCE);
+        check_close(&name("sines"), &values(&ctx.sin), &table(f32::sin), ANGLE_TOLERANCE);
+    }
+}
+
+#[test]
+fn models_answer_as_transformers() {
+    for folder in ["tiny-llama", "llama-mha", "llama-gqa-tied"] {
+        check(folder, "golden.safetensors");
+    }
+}
+
+#[test]
+fn variants_answer_as_transformers() {
+    let manifest = std::fs::read(fixture("llama-variants/manifest.json")).unwrap();
+    let manifest: Value = serde_json::from_slice(&manifest).unwrap();
+    let variants = manifest["variants"].as_array().unwrap();
+    assert!(variants.len() >= 20, "the manifest lists {}", variants.len());
+    for variant in variants {
+        let name = variant["name"].as_str().unwrap();
+        for golden in variant["goldens"].as_array().unwrap() {
+            check(&format!("llama-variants/{name}"), golden.as_str().unwrap());
+        }
+    }
+}
+
+#[track_caller]
+fn check_perplexity(model: &Model, expected: f64, tolerance: f64) {
+    let result = perplexity(model, &tokens("eval.txt"), 256, None, Device::Cpu, &mut |_| {}).unwrap();
+    assert_eq!(result.window_nll.len(), 39);
+    let got = result.value();
+    assert!((got / expected - 1.0).abs() <= tolerance, "perplexity {got}, expected {expected}");
+}
+
+#[test]
+fn perplexity_is_that_of_transformers() {
+    let golden: Value =
+        serde_json::from_slice(&std::fs::read(fixture("tiny-llama/golden.json")).unwrap()).unwrap();
+    let model = Model::open(&fixture("tiny-llama")).unwrap();
+    check_perplexity(&model, golden["perplexity"].as_f64().unwrap(), PERPLEXITY_TOLERANCE);
+}
+
+#[test]
+fn rounding_to_nearest_costs_what_it_costs_elsewhere() {
+    // From a quantizer of a few lines of PyTorch, run on the same weights and text.
+    for (scheme, expected) in [("w4a16g64", 19.50), ("w3a16g64", 20.95), ("w2a16g64", 35.24), ("w2a16", 44.13)] {
+        let spec: QuantSpec = scheme.parse().unwrap();
+        let model = Model::open(&fixture("tiny-llama")).unwrap().with_round_to_nearest(spec.weight).unwrap();
+        check_perplexity(&model, expected, ROUNDED_TOLERANCE);
+    }
+}
+
+/// Runs `omniquant logits` on ids of that type; returns the values it wrote.
+fn logits_by_command(folder: &str, ids: OutTensor<'_>, shape: [usize; 3]) -> Vec<f32> {
+    let dir = tempfile::tempdir().unwrap();
+    let (input, output) = (dir.path().join("ids.safetensors"), dir.path().join("logits.safetensors"));
+    write_shard(&input, &[ids]).unwrap();
+    let said = run_json(
+        omniquant().arg("logits").arg(fixture(folder)).arg("--ids").arg(&input).arg("--out").arg(&output).arg("--json"),
+    );
+    assert_eq!(said, json!({"out": output, "shape": shape}));
+    let written = Checkpoint::open_file(&output).unwrap();
+    let view = written.tensor("logits").unwrap();
+    assert_eq!((view.dtype, view.shape), (Dtype::F32, &shape[..]));
+    written.values("logits").unwrap()
+}
+
+#[test]
+fn the_logits_command_answers_as_transformers() {
+    const FOLDER: &str = "llama-gqa-tied";
+    let golden = Checkpoint::open_file(&fixture(FOLDER).join("golden.safetensors")).unwrap();
+    let (ids, expected) = (golden.tensor("input_ids").unwrap(), golden.tensor("logits").unwrap());
+    let shape: [usize; 3] = expected.shape.try_into().unwrap();
+    let wide = logits_by_command(FOLDER, OutTensor::copy_of(ids), shape);
+    check_close("logits", &wide, &golden.values("logits").unwrap(), TOLERANCE);
+
+    // Little-endian ids of a small vocabulary: the lower half of each.
+    let narrow: Vec<u8> = ids.bytes.chunks(8).flat_map(|bytes| bytes[..4].to_vec()).collect();
+    let narrow = OutTensor::new("input_ids", Dtype::I32, ids.shape, narrow).unwrap();
+    assert_eq!(logits_by_command(FOLDER, narrow, shape), wide);
+}
+
+/// SmolLM2-135M-Instruct on WikiText-2 in windows of 2048; full precision, as transformers measures it.
+#[test]
+fn a_real_model_has_its_perplexity() {
+    let (Some(dir), Some(data)) = (std::env::var_os("OMNIQUANT_SMOLLM2"), std::env::var_os("OMNIQUANT_DATA")) else {
+        println!("skipped: OMNIQUANT_SMOLLM2 (a directory) or OMNIQUANT_DATA is not set");
+        return;
+    };
+    let model = Model::open(Path::new(&dir)).unwrap();
+    let text = load_text("wikitext2", Split::Test, Some(Path::new(&data)), &Hub::from_env().unwrap()).unwrap();
+    let ids = Tokenizer::open(model.dir()).unwrap().encode(&text.text, AddSpecial::Yes).unwrap();
+    assert_eq!(ids.len(), 304_978);
+    let first = perplexity(&model, &ids, 2048, Some(1), Device::Cpu, &mut |_| {}).unwrap().value();
+    // The reference was measured to two decimals.
+    assert!((first / 15.15 - 1.0).abs() <= 5e-3, "perplexity of the first window: {first}");
+}

@@ -1,0 +1,159 @@
+//! Who may depend on whom, who may link libtorch, and the house rules that no compiler holds.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use oq_tests::repository;
+use serde_json::Value;
+
+/// Each package of `crates/` and the packages of this workspace that it may depend on.
+const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
+    ("oq-quant-core", &[]),
+    ("oq-recipe", &["oq-quant-core"]),
+    ("oq-formats", &["oq-quant-core"]),
+    ("oq-data", &[]),
+    ("oq-lwc", &["oq-quant-core"]),
+    ("oq-models", &["oq-quant-core", "oq-formats"]),
+    ("oq-calib", &["oq-quant-core", "oq-recipe", "oq-formats", "oq-lwc", "oq-models"]),
+    ("oq-eval", &["oq-quant-core", "oq-data", "oq-models"]),
+    (
+        "oq-cli",
+        &[
+            "oq-quant-core",
+            "oq-recipe",
+            "oq-formats",
+            "oq-data",
+            "oq-lwc",
+            "oq-models",
+            "oq-calib",
+            "oq-eval",
+        ],
+    ),
+    ("xtask", &["oq-recipe"]),
+];
+
+/// Packages that build, and run their own tests, where there is no libtorch.
+const WITHOUT_LIBTORCH: &[&str] = &["oq-quant-core", "oq-recipe", "oq-formats", "oq-data", "xtask"];
+
+/// Files that may hold unsafe code.
+const UNSAFE: &[&str] = &["crates/formats/src/mmap.rs", "crates/lwc/src/slices.rs"];
+
+const MAX_LINES: usize = 800;
+
+fn cargo(args: &[&str]) -> String {
+    let output = Command::new(env!("CARGO")).args(args).arg("--offline").current_dir(repository()).output();
+    let output = output.expect("cargo runs");
+    assert!(output.status.success(), "cargo {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("cargo writes UTF-8")
+}
+
+/// The workspace's packages as cargo knows them, by name.
+fn packages() -> BTreeMap<String, Value> {
+    let metadata = cargo(&["metadata", "--format-version", "1", "--no-deps"]);
+    let metadata: Value = serde_json::from_str(&metadata).expect("metadata is JSON");
+    let packages = metadata["packages"].as_array().expect("a workspace has packages");
+    packages.iter().map(|package| (text(&package["name"]).to_owned(), package.clone())).collect()
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().expect("a text")
+}
+
+/// Where a package lies below the repository.
+fn folder(package: &Value) -> PathBuf {
+    let manifest = Path::new(text(&package["manifest_path"]));
+    let folder = manifest.parent().expect("a manifest lies in a folder");
+    folder.strip_prefix(repository()).expect("packages lie in the repository").to_owned()
+}
+
+#[test]
+fn packages_depend_downwards_only() {
+    let packages = packages();
+    let table: BTreeMap<&str, &[&str]> = MAY_DEPEND_ON.iter().copied().collect();
+    for (name, package) in &packages {
+        // Tests and benches stand above everything.
+        if ["oq-tests", "oq-benches"].contains(&name.as_str()) {
+            continue;
+        }
+        let allowed = table.get(name.as_str()).unwrap_or_else(|| panic!("{name} has no row in the table"));
+        let dependencies = package["dependencies"].as_array().expect("a list");
+        // `kind` is null for normal dependencies.
+        let normal = dependencies.iter().filter(|d| d["kind"].is_null()).map(|d| text(&d["name"]));
+        for dependency in normal.filter(|dependency| packages.contains_key(*dependency)) {
+            assert!(allowed.contains(&dependency), "{name} may not depend on {dependency}");
+        }
+    }
+    for name in table.keys() {
+        assert!(packages.contains_key(*name), "{name} is in the table and not in the workspace");
+    }
+}
+
+#[test]
+fn what_needs_no_libtorch_does_not_link_it() {
+    // Everything that depends on it, at whatever distance, in tests too.
+    let edges = ["tree", "--workspace", "--invert", "torch-sys", "--edges", "normal,build,dev"];
+    let tree = cargo(&[&edges[..], &["--prefix", "none", "--format", "{p}"]].concat());
+    let linking: BTreeSet<&str> = tree.lines().filter_map(|line| line.split_whitespace().next()).collect();
+    assert!(linking.contains("tch") && linking.contains("oq-cli"), "{tree}");
+    for name in WITHOUT_LIBTORCH {
+        assert!(!linking.contains(name), "{name} depends on libtorch");
+    }
+}
+
+#[test]
+fn a_package_is_named_after_its_folder() {
+    for (name, package) in packages() {
+        let folder = folder(&package);
+        let last = folder.file_name().expect("no package lies at the root").to_string_lossy();
+        let expected = if last == "xtask" { last.into_owned() } else { format!("oq-{last}") };
+        assert_eq!(name, expected, "in {}", folder.display());
+    }
+}
+
+#[test]
+fn every_package_takes_the_lints_of_the_workspace() {
+    for (name, package) in packages() {
+        let manifest = std::fs::read_to_string(repository().join(folder(&package)).join("Cargo.toml")).unwrap();
+        assert!(manifest.contains("[lints]\nworkspace = true\n"), "{name} has lints of its own");
+    }
+}
+
+/// Every Rust file of the repository with its text.
+fn sources() -> Vec<(String, String)> {
+    let mut sources = Vec::new();
+    let mut folders: Vec<PathBuf> =
+        ["crates", "xtask", "tests", "benches"].iter().map(|name| repository().join(name)).collect();
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let name = path.strip_prefix(repository()).expect("it was found there").to_string_lossy().into_owned();
+                sources.push((name, std::fs::read_to_string(&path).unwrap()));
+            }
+        }
+    }
+    sources.sort();
+    sources
+}
+
+#[test]
+fn unsafe_code_is_where_it_is_known() {
+    // Put together here, lest this file be found.
+    let lint = concat!("unsafe", "_code");
+    let found: Vec<String> =
+        sources().into_iter().filter(|(_, text)| text.contains(lint)).map(|(name, _)| name).collect();
+    assert_eq!(found, UNSAFE, "files that name the lint");
+    let root = std::fs::read_to_string(repository().join("Cargo.toml")).unwrap();
+    assert!(root.contains(&format!("{lint} = \"deny\"")), "the lint makes this list complete");
+}
+
+#[test]
+fn no_source_file_is_too_long() {
+    for (name, text) in sources() {
+        let lines = text.lines().count();
+        assert!(lines <= MAX_LINES, "{name}: {lines} lines, {MAX_LINES} at most");
+    }
+}
