@@ -109,8 +109,7 @@ fn check_perplexity(model: &Model, expected: f64, tolerance: f64) {
 
 #[test]
 fn perplexity_is_that_of_transformers() {
-    let golden: Value =
-        serde_json::from_slice(&std::fs::read(fixture("tiny-llama/golden.json")).unwrap()).unwrap();
+    let golden: Value = serde_json::from_slice(&std::fs::read(fixture("tiny-llama/golden.json")).unwrap()).unwrap();
     let model = Model::open(&fixture("tiny-llama")).unwrap();
     check_perplexity(&model, golden["perplexity"].as_f64().unwrap(), PERPLEXITY_TOLERANCE);
 }

@@ -17,19 +17,7 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("oq-models", &["oq-quant-core", "oq-formats"]),
     ("oq-calib", &["oq-quant-core", "oq-recipe", "oq-formats", "oq-lwc", "oq-models"]),
     ("oq-eval", &["oq-quant-core", "oq-data", "oq-models"]),
-    (
-        "oq-cli",
-        &[
-            "oq-quant-core",
-            "oq-recipe",
-            "oq-formats",
-            "oq-data",
-            "oq-lwc",
-            "oq-models",
-            "oq-calib",
-            "oq-eval",
-        ],
-    ),
+    ("oq-cli", &["oq-quant-core", "oq-recipe", "oq-formats", "oq-data", "oq-lwc", "oq-models", "oq-calib", "oq-eval"]),
     ("xtask", &["oq-recipe"]),
 ];
 

@@ -58,7 +58,9 @@ fn known_code(error: &(dyn std::error::Error + 'static)) -> Option<u8> {
             CalibError::Model(error) => model_code(error),
             CalibError::Format(error) => format_code(error),
             CalibError::Journal(JournalError::Io { source, .. }) => io_code(source),
-            CalibError::Journal(JournalError::Unwritable { source, .. }) if io_code(source) == DOES_NOT_FIT => DOES_NOT_FIT,
+            CalibError::Journal(JournalError::Unwritable { source, .. }) if io_code(source) == DOES_NOT_FIT => {
+                DOES_NOT_FIT
+            }
             CalibError::Journal(_) => USAGE,
         });
     }

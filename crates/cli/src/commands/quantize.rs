@@ -60,14 +60,18 @@ pub fn run(args: &QuantizeArgs, out: &Output) -> Result<()> {
         "run": record, "report": report});
     out.result(&value, || {
         let mut text = format!(
-            "{}: {} in {}, peak memory {}\n",
+            "{}: {}, {:.3} bits per weight; took {}, peak memory {}\n",
             dir.display(),
             bytes(summary.total_bytes),
+            summary.bits_per_weight().unwrap_or_default(),
             seconds(record.wall_secs),
             bytes(record.peak_bytes)
         );
-        for row in &report {
-            writeln!(text, "  {:<18}{:>10.4}   {}", row.name, row.perplexity, row.subject).expect("a string takes all");
+        for (i, row) in report.iter().enumerate() {
+            if i == 0 {
+                writeln!(text, "\nperplexity on {}", row.subject).expect("a string takes all");
+            }
+            writeln!(text, "  {:<18}{:>10.4}", row.name, row.perplexity).expect("a string takes all");
         }
         text
     })
@@ -130,7 +134,9 @@ impl Job<'_> {
         let outcome = result?;
         drop(bar);
         // With every block finished before, there was nothing to tell of.
-        if !outcome.was_complete && let Some(first) = begun {
+        if !outcome.was_complete
+            && let Some(first) = begun
+        {
             events.write(&first)?;
         }
         self.record(outcome, started, started_unix, &mut events)
