@@ -29,20 +29,25 @@ pub(crate) struct Identity {
 }
 
 impl Identity {
-    /// Which parts differ from those that are asked for now; of the recipe, which settings.
+    /// Which parts differ from those that are asked for now, and which settings of the recipe.
     fn differences(&self, asked: &Self) -> String {
         let parts = [
             ("program version", self.version != asked.version),
+            ("recipe", self.recipe != asked.recipe),
             ("model", self.model != asked.model),
             ("calibration tokens", self.calibration != asked.calibration),
         ];
-        let names = parts.iter().filter(|(_, differs)| *differs).map(|(name, _)| (*name).to_owned());
-        let (there, asked) = (settings(&self.recipe), settings(&asked.recipe));
-        let changed = there.iter().filter(|(key, value)| asked.get(*key) != Some(*value)).map(|(key, value)| {
-            let asked = asked.get(key).map_or("not set", String::as_str);
-            format!("{key} ({value}, asked for: {asked})")
+        let names: Vec<&str> = parts.iter().filter(|(_, differs)| *differs).map(|(name, _)| *name).collect();
+        let asked = settings(&asked.recipe);
+        let changed = settings(&self.recipe).into_iter().filter_map(|(key, there)| {
+            let asked = asked.get(&key).filter(|asked| **asked != there)?;
+            Some(format!("{key} is {there} there and {asked} here"))
         });
-        changed.chain(names).collect::<Vec<_>>().join(", ")
+        let changed: Vec<String> = changed.collect();
+        match changed.is_empty() {
+            true => names.join(", "),
+            false => format!("{} ({})", names.join(", "), changed.join(", ")),
+        }
     }
 }
 
@@ -263,13 +268,13 @@ mod tests {
     #[test]
     fn refuses_what_is_not_its_run() {
         let dir = tempfile::tempdir().unwrap();
-        drop(Journal::open(dir.path(), &identity("a"), false).unwrap());
-        assert!(matches!(
-            Journal::open(dir.path(), &identity("a"), false),
-            Err(JournalError::Occupied { blocks: 0, .. })
-        ));
-        match Journal::open(dir.path(), &identity("b"), true) {
-            Err(JournalError::Different { differences, .. }) => assert_eq!(differences, "recipe"),
+        let (ours, other) = (identity(r#"{"learn":{"epochs":20}}"#), identity(r#"{"learn":{"epochs":5}}"#));
+        drop(Journal::open(dir.path(), &ours, false).unwrap());
+        assert!(matches!(Journal::open(dir.path(), &ours, false), Err(JournalError::Occupied { blocks: 0, .. })));
+        match Journal::open(dir.path(), &other, true) {
+            Err(JournalError::Different { differences, .. }) => {
+                assert_eq!(differences, "recipe (learn.epochs is 20 there and 5 here)");
+            }
             other => panic!("{:?}", other.map(|j| j.finished)),
         }
         let dir = tempfile::tempdir().unwrap();

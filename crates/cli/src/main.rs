@@ -15,6 +15,7 @@ use crate::args::{Cli, Command};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    machine::settle_waiting();
     output::init_logs(&cli.global);
     if let Some(threads) = cli.global.threads {
         machine::set_threads(threads);

@@ -1,6 +1,6 @@
 //! `omniquant convert`: a GGUF file becomes a Hugging Face directory.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use oq_formats::gguf::convert_to_hf;
 use serde_json::json;
 
@@ -12,7 +12,8 @@ pub fn run(args: &ConvertArgs, out: &Output) -> Result<()> {
     let converted = convert_to_hf(&args.gguf, &args.out, &mut |progress| {
         bar.set(progress.done, progress.total);
         bar.message(progress.tensor.to_owned());
-    })?;
+    })
+    .with_context(|| format!("{}: not converted", args.gguf.display()))?;
     drop(bar);
     let result = json!({"dir": converted.dir, "tensors": converted.tensors, "values": converted.values, "weight_bytes": converted.weight_bytes});
     out.result(&result, || {

@@ -106,12 +106,14 @@ impl Job<'_> {
         let stop = stop_on_ctrl_c()?;
         let started = Instant::now();
         let started_unix = unix_now();
+        let n_blocks = self.model.decoder().dims().n_layers;
         let bar = out.bar(&format!("{} {}", self.named.stem(), self.recipe.scheme));
+        let mut show = Show { bar, n_blocks, secs_left: None };
         let mut events = Events { path: self.dir.join("events.jsonl"), file: None };
         let begun = Event::RunStarted {
             model: self.named.name.clone(),
             recipe: self.recipe.clone(),
-            blocks: self.model.decoder().dims().n_layers,
+            blocks: n_blocks,
             started_unix,
         };
         let mut begun = Some(begun);
@@ -121,7 +123,7 @@ impl Job<'_> {
             // The first notice comes when the directory is known to be this run's.
             let first = begun.take();
             let written = first.iter().chain(event_of(&notice)).try_for_each(|event| events.write(event));
-            show(&bar, &notice);
+            show.on(&notice);
             if let Err(error) = written {
                 failed = Some(error);
                 return ControlFlow::Break(());
@@ -132,7 +134,7 @@ impl Job<'_> {
             return Err(error);
         }
         let outcome = result?;
-        drop(bar);
+        drop(show);
         // With every block finished before, there was nothing to tell of.
         if !outcome.was_complete
             && let Some(first) = begun
@@ -194,17 +196,29 @@ fn event_of(notice: &Notice) -> Option<&Event> {
     }
 }
 
-fn show(bar: &Bar, notice: &Notice) {
-    match notice {
-        Notice::Progress { done, total } => bar.set(*done, *total),
-        Notice::Event(Event::Epoch { block, epoch, loss, .. }) => {
-            bar.message(format!("block {block} epoch {epoch} loss {loss:.3e}"));
+/// The run as people see it.
+struct Show {
+    bar: Bar,
+    n_blocks: usize,
+    secs_left: Option<f64>,
+}
+
+impl Show {
+    fn on(&mut self, notice: &Notice) {
+        match notice {
+            Notice::Progress { done, total } => self.bar.set(*done, *total),
+            Notice::Event(Event::Epoch { block, epoch, loss, secs_left, .. }) => {
+                self.secs_left = *secs_left;
+                self.bar.message(format!("block {block} epoch {epoch} loss {loss:.3e}"));
+            }
+            Notice::Event(Event::BlockFinished(block)) => self.bar.line(|| {
+                let loss = block.final_loss.map_or(String::new(), |loss| format!(", loss {loss:.3e}"));
+                let left = self.secs_left.map_or(String::new(), |secs| format!(", {} left", seconds(secs)));
+                let (done, took) = (block.index + 1, block.wall_secs);
+                format!("block {done} of {} finished in {took:.1} s{loss}{left}", self.n_blocks)
+            }),
+            Notice::Event(_) => {}
         }
-        Notice::Event(Event::BlockFinished(block)) => bar.line(|| {
-            let loss = block.final_loss.map_or(String::new(), |loss| format!(", loss {loss:.3e}"));
-            format!("block {} finished in {:.1} s{loss}", block.index, block.wall_secs)
-        }),
-        Notice::Event(_) => {}
     }
 }
 

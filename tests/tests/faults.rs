@@ -1,0 +1,491 @@
+//! What is refused, with which exit code and in which words; and that nothing half-written stays behind.
+
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test fails by panicking and says what it skipped")]
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use oq_formats::{Checkpoint, Dtype, OutTensor, write_shard};
+use oq_tests::{copied, fixture, omniquant, run};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+const USAGE: i32 = 2;
+const INPUT: i32 = 3;
+const DOES_NOT_FIT: i32 = 4;
+const NUMERIC: i32 = 5;
+
+const TINY: &str = "tests/fixtures/tiny-llama";
+const CALIB: &str = "tests/fixtures/calib.txt";
+
+/// A command that must fail with `code` and say all of `parts`.
+#[track_caller]
+fn check(command: &mut Command, code: i32, parts: &[&str]) {
+    let output = run(command, code);
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    for part in parts {
+        assert!(stderr.contains(part), "no {part:?} in\n{stderr}");
+    }
+    assert!(stderr.contains("error: ") && output.stdout.is_empty(), "{stderr}");
+}
+
+/// A small run; later arguments win over these.
+fn quantize(model: impl AsRef<Path>, out: &Path) -> Command {
+    let mut command = omniquant();
+    command.arg("quantize").arg(model.as_ref()).args(["--samples", "2", "--seqlen", "32", "--epochs", "1"]);
+    command.arg("--out").arg(out);
+    command
+}
+
+/// [`check`] of a run with the usual scheme and text, which must leave nothing half-written.
+#[track_caller]
+fn check_quantize(model: impl AsRef<Path>, code: i32, parts: &[&str]) {
+    check_quantize_with(model, &["--scheme", "w4a16g64", "--calib", CALIB], code, parts);
+}
+
+#[track_caller]
+fn check_quantize_with(model: impl AsRef<Path>, args: &[&str], code: i32, parts: &[&str]) {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    check(quantize(model, &out).args(args), code, parts);
+    let left = names(&out);
+    let unfinished = left.iter().all(|name| name != "config.json" && !name.starts_with('.'));
+    assert!(unfinished, "left behind: {left:?}");
+}
+
+/// Names of what a directory holds; none where there is no such directory.
+fn names(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    let mut names: Vec<String> = entries.map(|entry| entry.file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+/// tiny-llama with other text in one of its files.
+fn with_file(name: &str, text: impl AsRef<[u8]>) -> TempDir {
+    let model = copied("tiny-llama");
+    fs::write(model.path().join(name), text).unwrap();
+    model
+}
+
+/// tiny-llama with one key of its config changed; null takes it away.
+fn with_config(key: &str, value: Value) -> TempDir {
+    let config = fs::read(fixture("tiny-llama").join("config.json")).unwrap();
+    let mut config: Value = serde_json::from_slice(&config).unwrap();
+    match value {
+        Value::Null => drop(config.as_object_mut().unwrap().remove(key)),
+        value => config[key] = value,
+    }
+    with_file("config.json", config.to_string())
+}
+
+/// tiny-llama with one tensor written otherwise: `dtype` and bytes of the same number of elements.
+fn with_tensor(name: &str, dtype: Dtype, bytes: impl Fn(&[u8]) -> Vec<u8>) -> TempDir {
+    let model = copied("tiny-llama");
+    let checkpoint = Checkpoint::open(model.path()).unwrap();
+    let tensors = checkpoint.tensors().map(|view| match view.name == name {
+        true => OutTensor::new(name, dtype, view.shape, bytes(view.bytes)).unwrap(),
+        false => OutTensor::copy_of(view),
+    });
+    write_shard(&model.path().join("model.safetensors"), &tensors.collect::<Vec<_>>()).unwrap();
+    model
+}
+
+/// The `index`-th of f16 values replaced.
+fn poison(index: usize, value: f32) -> impl Fn(&[u8]) -> Vec<u8> {
+    move |bytes| {
+        let mut bytes = bytes.to_vec();
+        bytes[2 * index..2 * index + 2].copy_from_slice(&half::f16::from_f32(value).to_le_bytes());
+        bytes
+    }
+}
+
+#[test]
+fn shards_that_are_missing_or_short() {
+    let model = copied("llama-variants/sharded");
+    fs::remove_file(model.path().join("model-00002-of-00004.safetensors")).unwrap();
+    let index = model.path().join("model.safetensors.index.json");
+    let parts = ["model-00002-of-00004.safetensors: no such shard", &index.to_string_lossy(), "download"];
+    check_quantize(model.path(), INPUT, &parts);
+
+    let weights = fs::read(fixture("tiny-llama").join("model.safetensors")).unwrap();
+    let (needed, found) = (weights.len(), weights.len() - 1000);
+    let parts = [&format!("model.safetensors: truncated: {needed} bytes needed, {found} found"), "again"];
+    check_quantize(with_file("model.safetensors", &weights[..found]).path(), INPUT, &parts);
+    check_quantize(with_file("model.safetensors", b"").path(), INPUT, &["truncated: 8 bytes needed, 0 found"]);
+
+    let model = copied("tiny-llama");
+    fs::remove_file(model.path().join("model.safetensors")).unwrap();
+    check_quantize(model.path(), INPUT, &["no weights"]);
+    fs::write(model.path().join("pytorch_model.bin"), b"").unwrap();
+    check_quantize(model.path(), INPUT, &["no weights", "pytorch_model.bin", "convert"]);
+}
+
+#[track_caller]
+fn check_header(header: &str, data: usize, part: &str) {
+    let mut file = (header.len() as u64).to_le_bytes().to_vec();
+    file.extend(header.as_bytes());
+    file.resize(file.len() + data, 0);
+    check_quantize(with_file("model.safetensors", file).path(), INPUT, &["model.safetensors: ", part]);
+}
+
+#[test]
+fn hostile_headers() {
+    check_quantize(with_file("model.safetensors", [0xff; 64]).path(), INPUT, &["18446744073709551615 bytes"]);
+    check_header("{", 0, "header is not valid");
+    check_header("[1, 2]", 0, "header is not valid");
+    check_header(r#"{"a":{"dtype":"F16","shape":[4],"data_offsets":[8,0]}}"#, 8, "`a`");
+    check_header(r#"{"a":{"dtype":"F16","shape":[4],"data_offsets":[0,18446744073709551615]}}"#, 8, "`a`");
+    check_header(r#"{"a":{"dtype":"F16","shape":[4294967296,4294967296,4],"data_offsets":[0,8]}}"#, 8, "overflows");
+    check_header(r#"{"a":{"dtype":"F16","shape":[8],"data_offsets":[0,8]}}"#, 8, "needs 16 bytes, its offsets span 8");
+    check_header(r#"{"a":{"dtype":"F16","shape":[4],"data_offsets":[0,8]}}"#, 9, "1 bytes follow");
+    check_header(r#"{"a":{"dtype":"F16","shape":[0],"data_offsets":[0,0]},"a":{"dtype":"F16","shape":[0],"data_offsets":[0,0]}}"#, 0, "twice");
+    let nested = format!(r#"{{"a":{}{}}}"#, "[".repeat(100_000), "]".repeat(100_000));
+    check_header(&nested, 0, "model.safetensors");
+
+    let model = copied("llama-variants/sharded");
+    fs::write(model.path().join("model.safetensors.index.json"), r#"{"weight_map": {"a": "../../secret"}}"#).unwrap();
+    check_quantize(model.path(), INPUT, &["`../../secret` is not a file name"]);
+    fs::write(model.path().join("model.safetensors.index.json"), "{}").unwrap();
+    check_quantize(model.path(), INPUT, &["model.safetensors.index.json", "weight_map"]);
+}
+
+#[test]
+fn numbers_that_are_none() {
+    let down = "model.layers.2.mlp.down_proj.weight";
+    check_quantize(with_tensor(down, Dtype::F16, poison(5, f32::NAN)).path(), NUMERIC, &[down, "value 5 is NaN"]);
+    let norm = "model.layers.0.input_layernorm.weight";
+    check_quantize(with_tensor(norm, Dtype::F16, poison(0, f32::INFINITY)).path(), NUMERIC, &[norm, "value 0 is inf"]);
+    // What is only copied is looked at too.
+    let head = with_tensor("lm_head.weight", Dtype::F16, poison(7, f32::NAN));
+    check_quantize(head.path(), NUMERIC, &["lm_head.weight", "value 7 is NaN"]);
+
+    let up = "model.layers.3.mlp.up_proj.weight";
+    let broken = with_tensor(up, Dtype::F16, poison(1, f32::NAN));
+    let args = ["--scheme", "w4a16g64", "--method", "rtn"];
+    check_quantize_with(broken.path(), &args, NUMERIC, &[up, "value 1 is NaN"]);
+    let mut eval = omniquant();
+    eval.arg("eval").arg(broken.path()).args(["--data", CALIB, "--seqlen", "32", "--windows", "1"]);
+    check(&mut eval, NUMERIC, &[up, "value 1 is NaN"]);
+
+    // Finite numbers whose products are not.
+    let huge = |bytes: &[u8]| 1e30f32.to_le_bytes().repeat(bytes.len() / 2);
+    let overflowing = with_tensor("model.layers.1.mlp.down_proj.weight", Dtype::F32, huge);
+    check_quantize(overflowing.path(), NUMERIC, &["block 1", "not finite"]);
+
+    let integers = with_tensor(down, Dtype::I16, <[u8]>::to_vec);
+    check_quantize(integers.path(), INPUT, &[down, "I16", "F16, BF16"]);
+}
+
+#[test]
+fn configs_that_no_model_has() {
+    let config = |key, value, parts: &[&str]| check_quantize(with_config(key, value).path(), INPUT, parts);
+    check_quantize(with_file("config.json", "{\"model_type\": \"llama\",").path(), INPUT, &["config.json", "line 1"]);
+    check_quantize(with_file("config.json", "[]").path(), INPUT, &["config.json: an object was expected"]);
+    check_quantize(with_file("config.json", b"\xff\xfe").path(), INPUT, &["config.json"]);
+    config("hidden_size", Value::Null, &["config.json: hidden_size is missing: a positive whole number is needed"]);
+    config("num_hidden_layers", json!(-4), &["config.json: num_hidden_layers is -4: a positive whole number"]);
+    config("num_attention_heads", json!(0), &["num_attention_heads is 0"]);
+    config("vocab_size", json!(1e30), &["vocab_size is 1e+30"]);
+    config("intermediate_size", json!("384"), &["intermediate_size is \"384\""]);
+    config("num_key_value_heads", json!(3), &["num_key_value_heads is 3", "must divide num_attention_heads = 4"]);
+    config("rms_norm_eps", json!(-1.0), &["rms_norm_eps is -1.0"]);
+    config("hidden_act", json!("mish"), &["hidden_act is \"mish\"", "silu"]);
+    config("rope_parameters", json!({"rope_type": "spiral", "rope_theta": 1e4}), &["spiral"]);
+    config("model_type", Value::Null, &["model_type is missing"]);
+    config("quantization_config", json!({"quant_method": "gptq"}), &["`gptq` is not read", "compressed-tensors"]);
+
+    config(
+        "intermediate_size",
+        json!(256),
+        &["model.layers.0.mlp.gate_proj.weight: shape [384, 128] in the checkpoint, [256, 128] by config.json"],
+    );
+    config("num_hidden_layers", json!(2_147_483_648_u32), &["no tensor `model.layers.4."]);
+
+    check_quantize(
+        with_config("model_type", json!("gpt_neox")).path(),
+        USAGE,
+        &["unknown architecture: model_type `gpt_neox` is none of", "llama"],
+    );
+    check_quantize(tempfile::tempdir().unwrap().path(), INPUT, &["config.json: no such file"]);
+    check_quantize("no-such-model", INPUT, &["no-such-model: neither a directory, a hub id", "tiny-llama"]);
+}
+
+#[test]
+fn schemes_that_do_not_fit_the_model() {
+    let scheme = |scheme, parts: &[&str]| check_quantize_with(TINY, &["--scheme", scheme, "--calib", CALIB], USAGE, parts);
+    scheme("w4a16g96", &["model.layers.0.self_attn.q_proj: group 96 does not divide in_features 128"]);
+    scheme("w4a4", &["w4a4: activation quantization is not supported: use a16"]);
+    scheme("int4", &["`int4` is not a setting", "w4a16g128"]);
+    scheme("w1a16", &["1 bits: a grid has 2 to 8 bits"]);
+    scheme("w4a16g0", &["group size 0"]);
+}
+
+#[test]
+fn quantized_models_are_not_quantized_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let packed = dir.path().join("packed");
+    run(quantize(TINY, &packed).args(["--scheme", "w4a16g64", "--method", "rtn"]), 0);
+    check_quantize(&packed, USAGE, &[&packed.to_string_lossy(), "is quantized already (w4a16g64)", "full-precision original"]);
+    check(omniquant().arg("eval").arg(&packed).args(["--rtn", "w3a16g64"]), USAGE, &["is quantized already"]);
+    check(omniquant().arg("plan").arg(&packed).args(["--scheme", "w3a16g64"]), USAGE, &["is quantized already"]);
+
+    // A packed model with a part gone says which.
+    fs::write(packed.join("model-00002-of-00005.safetensors"), b"").unwrap();
+    check(omniquant().arg("inspect").arg(&packed), INPUT, &["model-00002-of-00005.safetensors: truncated"]);
+}
+
+#[test]
+fn recipes_that_are_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let recipe = |name: &str, text: &str, code, parts: &[&str]| {
+        let file = dir.path().join(name);
+        fs::write(&file, text).unwrap();
+        check_quantize_with(TINY, &["--recipe", &file.to_string_lossy(), "--calib", CALIB], code, parts);
+    };
+    recipe(
+        "key.toml",
+        "scheme = \"w4a16g64\"\n[learn]\nepoch = 20\n",
+        USAGE,
+        &["key.toml:3:1: unknown key `epoch`; allowed here: epochs, lwc_lr, aug_loss, loss; did you mean `epochs`?"],
+    );
+    recipe("type.toml", "scheme = \"w4a16g64\"\nlearn.epochs = \"2\"\n", USAGE, &["type.toml:2:16", "a whole number"]);
+    recipe("torn.toml", "scheme = \"w4a16g64\"\n[learn\n", USAGE, &["torn.toml:2:"]);
+    recipe("none.toml", "", USAGE, &["missing key `scheme`"]);
+    let absent = dir.path().join("absent.toml");
+    check_quantize_with(TINY, &["--recipe", &absent.to_string_lossy()], INPUT, &["absent.toml", "cannot be read"]);
+
+    let with = |args: &[&str], parts: &[&str]| {
+        check_quantize_with(TINY, &[&["--scheme", "w4a16g64", "--calib", CALIB], args].concat(), USAGE, parts);
+    };
+    with(&["--recipe", "configs/tiny-llama/w2a16g64.toml"], &["w2a16g64", "w4a16g64"]);
+    with(&["--batch", "3"], &["calibration.batch = 3", "calibration.samples, which is 2"]);
+    with(&["--lwc-lr=-1"], &["learn.lwc_lr = -1: must be positive"]);
+    with(&["--lwc-lr=nan"], &["learn.lwc_lr = NaN"]);
+    with(&["--device", "cuda:77"], &["--device cuda:77: libtorch sees", "cargo xtask setup --cuda"]);
+    with(&["--device", "abacus"], &["abacus", "expected auto, cpu"]);
+    check_quantize_with(TINY, &["--calib", CALIB], USAGE, &["--scheme"]);
+}
+
+#[test]
+fn texts_that_do_not_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = |name: &str, text: &[u8], code, parts: &[&str]| {
+        let file = dir.path().join(name);
+        fs::write(&file, text).unwrap();
+        check_quantize_with(TINY, &["--scheme", "w4a16g64", "--calib", &file.to_string_lossy()], code, parts);
+        let mut eval = omniquant();
+        eval.args(["eval", TINY, "--seqlen", "32", "--data"]).arg(&file);
+        check(&mut eval, code, parts);
+    };
+    text("short.txt", b"Once upon a time", USAGE, &["the text has 4 tokens", "32", "--seqlen"]);
+    text("empty.txt", b"", USAGE, &["the text has ", "--seqlen"]);
+    text("latin1.txt", b"caf\xe9", INPUT, &["latin1.txt: not UTF-8 at byte 3"]);
+
+    let calib = |data, parts: &[&str]| check_quantize_with(TINY, &["--scheme", "w4a16g64", "--calib", data], INPUT, parts);
+    calib("novel.txt", &["novel.txt: no such file, and not a dataset", "wikitext2"]);
+    calib("wikitext2:best", &["wikitext2:best", "wikitext2:valid"]);
+    let mut absent = quantize(TINY, &dir.path().join("out"));
+    absent.args(["--scheme", "w4a16g64", "--calib", "wikitext2"]).env("HF_HUB_OFFLINE", "1").env("HF_HOME", dir.path());
+    check(&mut absent, INPUT, &["wikitext2:train is not here", "OMNIQUANT_DATA", "HF_HUB_OFFLINE"]);
+    assert!(!dir.path().join("out").exists());
+}
+
+#[test]
+fn tokenizers_that_do_not_fit() {
+    let model = copied("tiny-llama");
+    fs::remove_file(model.path().join("tokenizer.json")).unwrap();
+    check_quantize(model.path(), INPUT, &[&model.path().to_string_lossy(), "no tokenizer here", "tokenizer.json"]);
+    for garbage in ["{\"model\": 3}", "garbage", ""] {
+        check_quantize(with_file("tokenizer.json", garbage).path(), INPUT, &["tokenizer.json: not readable as a tokenizer"]);
+    }
+    check_quantize(with_file("tokenizer_config.json", "{").path(), INPUT, &["tokenizer_config.json: not valid JSON"]);
+
+    // 320 embeddings, and a tokenizer of 1024 tokens.
+    let model = copied("llama-mha");
+    fs::copy(fixture("tiny-llama").join("tokenizer.json"), model.path().join("tokenizer.json")).unwrap();
+    let args = ["--scheme", "w4a16g32", "--calib", CALIB];
+    check_quantize_with(model.path(), &args, USAGE, &["token id ", "the vocabulary has 320 entries", "tokenizer"]);
+}
+
+/// Long for three attempts at a closed port, short for somebody who waits.
+const HUB_LIMIT: Duration = Duration::from_secs(20);
+
+#[test]
+fn a_hub_out_of_reach() {
+    let home = tempfile::tempdir().unwrap();
+    let out = home.path().join("out");
+    let mut command = quantize("llama2-70b", &out);
+    command.args(["--scheme", "w4a16g128"]).env("HF_HOME", home.path()).env_remove("HF_HUB_CACHE");
+    // Nobody listens on port 9, and nobody is asked to.
+    for proxy in ["http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"] {
+        command.env_remove(proxy);
+    }
+    command.env("HF_ENDPOINT", "http://127.0.0.1:9");
+    let started = Instant::now();
+    let parts = ["llama2-70b", "http://127.0.0.1:9", "meta-llama/Llama-2-70b-hf", "HF_HUB_OFFLINE=1", "HF_ENDPOINT"];
+    check(&mut command, INPUT, &parts);
+    assert!(started.elapsed() < HUB_LIMIT, "took {:?}", started.elapsed());
+    check(command.env("HF_HUB_OFFLINE", "1"), INPUT, &["HF_HUB_OFFLINE is set", "meta-llama/Llama-2-70b-hf"]);
+    assert!(!out.exists());
+}
+
+#[test]
+fn a_wheel_that_was_not_fetched() {
+    let cache = tempfile::tempdir().unwrap();
+    let mut command = quantize("smollm2-135m", &cache.path().join("out"));
+    command.args(["--scheme", "w4a16g64"]).env("XDG_CACHE_HOME", cache.path());
+    check(&mut command, INPUT, &["smollm2-135m", "is not there: run `cargo xtask fetch smollm2-135m`"]);
+    assert!(names(cache.path()).is_empty());
+}
+
+#[test]
+fn ids_that_are_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let logits = dir.path().join("logits.safetensors");
+    let check_ids = |name: &str, dtype, shape: &[usize], bytes: Vec<u8>, code, parts: &[&str]| {
+        let ids = dir.path().join("ids.safetensors");
+        write_shard(&ids, &[OutTensor::new(name, dtype, shape, bytes).unwrap()]).unwrap();
+        check(omniquant().args(["logits", TINY, "--ids"]).arg(&ids).arg("--out").arg(&logits), code, parts);
+        assert_eq!(names(dir.path()), ["ids.safetensors"]);
+    };
+    let ids = |ids: &[i64]| ids.iter().flat_map(|id| id.to_le_bytes()).collect::<Vec<u8>>();
+    check_ids("tokens", Dtype::I64, &[1, 2], ids(&[1, 2]), INPUT, &["no tensor `input_ids`"]);
+    check_ids("input_ids", Dtype::F32, &[1, 2], vec![0; 8], USAGE, &["input_ids is F32, expected I64 or I32"]);
+    check_ids("input_ids", Dtype::I64, &[2], ids(&[1, 2]), USAGE, &["shape [2], expected [batch, tokens]"]);
+    check_ids("input_ids", Dtype::I64, &[0, 2], ids(&[]), USAGE, &["input_ids is empty"]);
+    check_ids("input_ids", Dtype::I64, &[1, 2], ids(&[1, 1024]), USAGE, &["token id 1024 at position 1", "1024 entries"]);
+    check_ids("input_ids", Dtype::I64, &[1, 2], ids(&[-1, 2]), USAGE, &["token id -1 at position 0"]);
+
+    let ids = dir.path().join("ids.safetensors");
+    fs::write(&ids, "no tensors").unwrap();
+    let mut command = omniquant();
+    command.args(["logits", TINY, "--ids"]).arg(&ids).arg("--out").arg(&logits);
+    check(&mut command, INPUT, &["ids.safetensors: "]);
+    fs::remove_file(&ids).unwrap();
+    check(&mut command, INPUT, &["ids.safetensors: no such file"]);
+}
+
+#[test]
+fn gguf_files_that_are_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let (gguf, out) = (dir.path().join("a.gguf"), dir.path().join("out"));
+    let mut convert = omniquant();
+    convert.arg("convert").arg(&gguf).arg("--out").arg(&out);
+    check(&mut convert, INPUT, &["a.gguf"]);
+    fs::write(&gguf, "GGUF").unwrap();
+    check(&mut convert, INPUT, &["a.gguf"]);
+    fs::write(&gguf, [&b"GGUF\x03\0\0\0"[..], &[0xff; 64]].concat()).unwrap();
+    check(&mut convert, INPUT, &["a.gguf"]);
+    assert!(!out.join("config.json").exists());
+}
+
+#[test]
+fn output_directories_that_do_not_do() {
+    let args = ["--scheme", "w4a16g64", "--calib", CALIB];
+    let model = copied("tiny-llama");
+    let before = names(model.path());
+    check(quantize(model.path(), model.path()).args(args), USAGE, &["is not empty", "choose another --out"]);
+    check(quantize(model.path(), model.path()).args(args).arg("--resume"), USAGE, &["choose another --out"]);
+    assert_eq!(names(model.path()), before);
+
+    let file = model.path().join("config.json");
+    for out in [file.clone(), file.join("below")] {
+        let parts = [&*out.to_string_lossy(), "cannot be written", "choose another --out"];
+        check(quantize(TINY, &out).args(args), USAGE, &parts);
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn an_output_directory_that_is_read_only() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o555)).unwrap();
+    if fs::write(dir.path().join("probe"), "").is_ok() {
+        println!("skipped: this user may write anywhere");
+        return;
+    }
+    for out in [dir.path().to_owned(), dir.path().join("below")] {
+        let mut command = quantize(TINY, &out);
+        command.args(["--scheme", "w4a16g64", "--calib", CALIB]);
+        check(&mut command, USAGE, &["cannot be written", "Permission denied", "choose another --out"]);
+    }
+}
+
+#[test]
+fn a_run_larger_than_the_memory() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = omniquant();
+    command.args(["quantize", TINY, "--scheme", "w4a16g64", "--calib", CALIB, "--samples", "1000000000"]);
+    command.arg("--out").arg(dir.path().join("out"));
+    check(&mut command, DOES_NOT_FIT, &["this run does not fit", "of memory", "fewer --samples"]);
+    assert!(names(dir.path()).is_empty());
+}
+
+/// In a mount namespace of its own: a run on a small disk, the disk grows, the run goes on. `$1`: where the disk is mounted,
+/// `$2`: its size, `$3`: where answers go; the rest is the command.
+const SMALL_DISK: &str = r#"
+disk=$1 answers=$3
+mount -t tmpfs -o "size=$2" tmpfs "$disk" || exit 77
+shift 3
+"$@" --out "$disk/out" 2>"$answers/full"
+echo $? >"$answers/full-code"
+ls -A "$disk/out" >"$answers/left"
+mount -o remount,size=64m "$disk" || exit 77
+"$@" --out "$disk/out" --resume 2>"$answers/resumed"
+echo $? >"$answers/resumed-code"
+cp -r "$disk/out" "$answers/out"
+"#;
+
+/// What the shell answers where it may not mount.
+const MAY_NOT_MOUNT: i32 = 77;
+
+#[track_caller]
+fn check_small_disk(size: &str, expected: &TempDir) {
+    let (disk, answers) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let run = quantize(TINY, Path::new("unused"));
+    let args: Vec<_> = run.get_args().take_while(|arg| *arg != "--out").collect();
+    let mut shell = Command::new("unshare");
+    shell.args(["--map-root-user", "--mount", "sh", "-c", SMALL_DISK, "sh"]).arg(disk.path()).arg(size).arg(answers.path());
+    shell.arg(run.get_program()).args(args).args(["--scheme", "w4a16g64", "--calib", CALIB]);
+    shell.current_dir(run.get_current_dir().unwrap());
+    let mounted = shell.output().map(|output| output.status.code());
+    let answer = |name: &str| fs::read_to_string(answers.path().join(name)).unwrap_or_default();
+    if !matches!(mounted, Ok(Some(0))) && answer("full-code").is_empty() {
+        let why = if matches!(mounted, Ok(Some(MAY_NOT_MOUNT))) { "mount" } else { "unshare" };
+        println!("skipped: this user may not {why}");
+        return;
+    }
+    let (full, left) = (answer("full"), answer("left"));
+    assert_eq!(answer("full-code").trim(), DOES_NOT_FIT.to_string(), "{size}: {full}");
+    assert!(full.to_lowercase().contains("no space left") && !full.contains("panicked"), "{size}: {full}");
+    assert!(!left.contains("config.json") && !left.contains(".omniquant"), "{size}: {left}");
+    let resumed = answer("resumed");
+    assert_eq!(answer("resumed-code").trim(), "0", "{size}: {resumed}");
+    let out = answers.path().join("out");
+    assert_eq!(names(&out), names(expected.path()), "{size}");
+    for name in names(&out) {
+        let read = |dir: &Path| fs::read(dir.join(&name)).unwrap();
+        match name.as_str() {
+            "run.json" | "journal.jsonl" => {}
+            "events.jsonl" => {
+                let events = String::from_utf8(read(&out)).unwrap();
+                events.lines().for_each(|line| drop(serde_json::from_str::<Value>(line).expect("a line of JSON")));
+            }
+            _ => assert!(read(&out) == read(expected.path()), "{size}: {name} differs"),
+        }
+    }
+}
+
+#[test]
+fn a_full_disk() {
+    let expected = tempfile::tempdir().unwrap();
+    run(quantize(TINY, expected.path()).args(["--scheme", "w4a16g64", "--calib", CALIB]), 0);
+    // Room for the journal alone, for a block or two, and for all blocks but not the head.
+    for size in ["4k", "300k", "700k"] {
+        check_small_disk(size, &expected);
+    }
+}

@@ -1,0 +1,301 @@
+//! A run that is killed, stopped or finds its files damaged ends in the same bytes as one that was left alone.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::OnceLock;
+use std::thread::{scope, sleep};
+use std::time::{Duration, Instant};
+
+use oq_tests::{copied, omniquant, run};
+use serde_json::Value;
+
+/// Runs that are killed; the first kills are spread evenly over the time that a run takes.
+const ROUNDS: u64 = 20;
+/// Far above the seconds that a run takes on an idle machine: whoever waits longer waits for ever.
+const LIMIT: Duration = Duration::from_secs(120);
+/// What a run says of itself, with times in it: not part of the model.
+const RECORDS: [&str; 4] = ["events.jsonl", "journal.jsonl", "recipe.toml", "run.json"];
+
+type Files = BTreeMap<String, Vec<u8>>;
+
+/// Four blocks that learn for about half a second each.
+fn quantize(out: &Path) -> Command {
+    let mut command = omniquant();
+    command.args(["quantize", "tests/fixtures/tiny-llama", "--scheme", "w3a16g64", "--calib"]);
+    command.args(["tests/fixtures/calib.txt", "--samples", "4", "--seqlen", "64", "--epochs", "25"]);
+    command.args(["--threads", "1", "--quiet", "--out"]).arg(out);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    command
+}
+
+fn resume(out: &Path) -> Command {
+    let mut command = quantize(out);
+    command.arg("--resume");
+    command
+}
+
+/// A run that nothing happened to.
+struct Whole {
+    files: Files,
+    time: Duration,
+}
+
+fn whole() -> &'static Whole {
+    static WHOLE: OnceLock<Whole> = OnceLock::new();
+    WHOLE.get_or_init(|| {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("out");
+        let mut command = quantize(&out);
+        let started = Instant::now();
+        run(&mut command, 0);
+        let whole = Whole { time: started.elapsed(), files: files(&out) };
+        assert!(RECORDS.iter().all(|name| whole.files.contains_key(*name)), "{:?}", whole.files.keys());
+        whole
+    })
+}
+
+fn files(dir: &Path) -> Files {
+    let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap());
+    entries.map(|entry| (entry.file_name().into_string().unwrap(), fs::read(entry.path()).unwrap())).collect()
+}
+
+/// A directory where the run that nothing happened to has just ended.
+fn finished(dir: &Path) {
+    for (name, bytes) in &whole().files {
+        fs::write(dir.join(name), bytes).unwrap();
+    }
+}
+
+/// Same files, same bytes, nothing left over; the records are there and whole.
+#[track_caller]
+fn check_whole(what: &str, out: &Path) {
+    let (got, expected) = (files(out), &whole().files);
+    assert!(got.keys().eq(expected.keys()), "{what}: {:?}", got.keys());
+    for (name, bytes) in got {
+        if !RECORDS.contains(&name.as_str()) {
+            assert!(bytes == expected[&name], "{what}: {name} differs");
+        } else if name.ends_with(".jsonl") {
+            let lines = String::from_utf8(bytes).unwrap();
+            lines.lines().for_each(|line| drop(serde_json::from_str::<Value>(line).expect("a line of JSON")));
+        }
+    }
+}
+
+/// Waits for the end of a process, or until `until` says so.
+fn wait(child: &mut Child, mut until: impl FnMut() -> bool) -> Option<ExitStatus> {
+    let started = Instant::now();
+    while !until() {
+        if let Some(status) = child.try_wait().unwrap() {
+            return Some(status);
+        }
+        assert!(started.elapsed() < LIMIT, "a run does not end");
+        sleep(Duration::from_millis(1));
+    }
+    None
+}
+
+/// SplitMix64, so that a failure comes again.
+struct Random(u64);
+
+impl Random {
+    /// Uniform in `0..1`.
+    fn unit(&mut self) -> f64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
+    }
+}
+
+fn finished_blocks(out: &Path) -> usize {
+    fs::read_to_string(out.join("journal.jsonl")).map_or(0, |journal| journal.lines().count().saturating_sub(1))
+}
+
+fn has_temporary_file(out: &Path) -> bool {
+    let entries = fs::read_dir(out).into_iter().flatten().flatten();
+    entries.map(|entry| entry.file_name()).any(|name| name.to_string_lossy().starts_with('.'))
+}
+
+/// Kills runs into one directory until one ends by itself. Returns how many blocks were finished at each kill.
+fn killed_round(round: u64) -> Vec<usize> {
+    let random = &mut Random(round);
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    // From before the program is loaded to after its last file.
+    let mut delay = whole().time.mul_f64(1.1 * (round as f64 + random.unit()) / ROUNDS as f64);
+    let mut kills = Vec::new();
+    loop {
+        let mut child = resume(&out).spawn().unwrap();
+        let started = Instant::now();
+        // Every fourth kill waits for a file that is being written.
+        let in_a_file = round % 4 == 3 && kills.is_empty();
+        let due = || started.elapsed() >= delay && (!in_a_file || has_temporary_file(&out));
+        let ended = wait(&mut child, due);
+        child.kill().unwrap();
+        let output = child.wait_with_output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() || output.status.code().is_none(), "round {round}: {stderr}");
+        if ended.is_some() || output.status.success() {
+            check_whole(&format!("round {round}, killed after {kills:?} blocks"), &out);
+            return kills;
+        }
+        kills.push(finished_blocks(&out));
+        // One more kill for a third of the runs, and the rest in peace.
+        delay = if random.unit() < 1.0 / 3.0 { whole().time.mul_f64(random.unit()) } else { LIMIT };
+    }
+}
+
+#[test]
+fn killed_runs_end_in_the_same_bytes() {
+    whole();
+    let rounds = |half: u64| move || (0..ROUNDS).filter(|i| i % 2 == half).map(killed_round).collect::<Vec<_>>();
+    let kills = scope(|threads| {
+        let halves = [0, 1].map(|half| threads.spawn(rounds(half)));
+        halves.map(|half| half.join().expect("a round failed")).concat().concat()
+    });
+    let stages: BTreeSet<usize> = kills.iter().copied().collect();
+    // Nothing finished, something finished, and most of it.
+    assert!(stages.len() >= 3, "kills met only runs with {stages:?} finished blocks");
+}
+
+#[track_caller]
+fn check_stopped_by(signal: &str) {
+    whole();
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    let mut child = resume(&out).spawn().unwrap();
+    assert_eq!(wait(&mut child, || finished_blocks(&out) == 1), None, "ended before its second block");
+    run(Command::new("kill").args(["-s", signal, &child.id().to_string()]), 0);
+    wait(&mut child, || false);
+    let output = child.wait_with_output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(130), "{stderr}");
+    assert!(stderr.contains("blocks are finished in") && stderr.contains(&*out.to_string_lossy()), "{stderr}");
+    assert!(stderr.contains("go on with --resume") && !stderr.contains("panicked"), "{stderr}");
+    assert!(!out.join("config.json").exists() && !has_temporary_file(&out));
+    run(&mut resume(&out), 0);
+    check_whole(signal, &out);
+}
+
+#[test]
+fn ctrl_c_stops_and_says_how_to_go_on() {
+    check_stopped_by("INT");
+}
+
+#[test]
+fn sigterm_stops_and_says_how_to_go_on() {
+    check_stopped_by("TERM");
+}
+
+#[test]
+fn a_finished_run_is_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path();
+    finished(out);
+    let written = |name: &String| fs::metadata(out.join(name)).unwrap().modified().unwrap();
+    let before: Vec<_> = whole().files.keys().map(written).collect();
+    let started = Instant::now();
+    run(&mut resume(out), 0);
+    assert!(started.elapsed() < whole().time, "took {:?}, all blocks take {:?}", started.elapsed(), whole().time);
+    assert!(files(out) == whole().files);
+    assert!(before == whole().files.keys().map(written).collect::<Vec<_>>(), "files were written again");
+}
+
+/// Damages a finished run, which `--resume` must mend.
+#[track_caller]
+fn check_mended(what: &str, damage: impl FnOnce(&Path)) -> String {
+    let dir = tempfile::tempdir().unwrap();
+    finished(dir.path());
+    damage(dir.path());
+    let output = run(&mut resume(dir.path()), 0);
+    check_whole(what, dir.path());
+    String::from_utf8(output.stderr).unwrap()
+}
+
+/// Changes the last byte of a file: the header of a shard still holds.
+fn change(path: &Path) {
+    let mut bytes = fs::read(path).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn damaged_files_are_made_again() {
+    check_mended("a changed shard", |out| change(&out.join("model-00003-of-00005.safetensors")));
+    check_mended("a vanished shard", |out| fs::remove_file(out.join("model-00004-of-00005.safetensors")).unwrap());
+    check_mended("a short shard", |out| fs::write(out.join("model-00004-of-00005.safetensors"), b"").unwrap());
+    check_mended("a changed head", |out| change(&out.join("model-00005-of-00005.safetensors")));
+    check_mended("a vanished head", |out| fs::remove_file(out.join("model-00005-of-00005.safetensors")).unwrap());
+    check_mended("a vanished index", |out| fs::remove_file(out.join("model.safetensors.index.json")).unwrap());
+    check_mended("a vanished config", |out| fs::remove_file(out.join("config.json")).unwrap());
+    check_mended("a vanished record", |out| fs::remove_file(out.join("run.json")).unwrap());
+}
+
+#[test]
+fn what_a_kill_leaves_is_cleared_away() {
+    check_mended("a temporary file", |out| fs::write(out.join(".omniquant-partial-abc"), b"half").unwrap());
+    check_mended("half a line", |out| {
+        fs::remove_file(out.join("config.json")).unwrap();
+        for name in ["journal.jsonl", "events.jsonl"] {
+            let mut text = fs::read(out.join(name)).unwrap();
+            text.truncate(text.len() - 10);
+            fs::write(out.join(name), text).unwrap();
+        }
+    });
+    let stderr = check_mended("a shard without its line", |out| {
+        let journal = fs::read_to_string(out.join("journal.jsonl")).unwrap();
+        let lines: Vec<&str> = journal.split_inclusive('\n').take(4).collect();
+        fs::write(out.join("journal.jsonl"), lines.concat()).unwrap();
+    });
+    assert!(stderr.is_empty(), "{stderr}");
+}
+
+/// A run that must not touch what is in `out`.
+#[track_caller]
+fn check_refused(command: &mut Command, out: &Path, parts: &[&str]) {
+    let before = files(out);
+    let output = run(command, 2);
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    for part in parts {
+        assert!(stderr.contains(part), "no {part:?} in {stderr}");
+    }
+    assert!(files(out) == before, "files were changed");
+}
+
+#[test]
+fn another_run_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path();
+    finished(out);
+    check_refused(&mut quantize(out), out, &["holds a run with 4 finished blocks", "--resume", "--out"]);
+    check_refused(
+        resume(out).args(["--seed", "3"]),
+        out,
+        &["another recipe, calibration tokens", "calibration.seed is 2 there and 3 here", "--out"],
+    );
+    check_refused(resume(out).args(["--lwc-lr", "0.5"]), out, &["another recipe", "learn.lwc_lr is 0.01 there and 0.5 here"]);
+    check_refused(resume(out).args(["--method", "rtn"]), out, &[r#"method is "omniquant" there and "rtn" here"#]);
+
+    let model = copied("tiny-llama");
+    let config = fs::read_to_string(model.path().join("config.json")).unwrap();
+    fs::write(model.path().join("config.json"), config.replace("1e-06", "1e-05")).unwrap();
+    let mut command = resume(out);
+    let args: Vec<_> = command.get_args().map(ToOwned::to_owned).collect();
+    command = omniquant();
+    command.args(args.iter().map(|arg| if arg == "tests/fixtures/tiny-llama" { model.path().as_os_str() } else { arg }));
+    check_refused(&mut command, out, &["holds a run with another model:"]);
+}
+
+#[test]
+fn a_foreign_directory_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("thesis.tex"), "all of it").unwrap();
+    for mut command in [quantize(dir.path()), resume(dir.path())] {
+        check_refused(&mut command, dir.path(), &["not empty and holds no run of this program", "choose another --out"]);
+    }
+}
