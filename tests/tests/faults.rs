@@ -141,7 +141,11 @@ fn hostile_headers() {
     check_header(r#"{"a":{"dtype":"F16","shape":[4294967296,4294967296,4],"data_offsets":[0,8]}}"#, 8, "overflows");
     check_header(r#"{"a":{"dtype":"F16","shape":[8],"data_offsets":[0,8]}}"#, 8, "needs 16 bytes, its offsets span 8");
     check_header(r#"{"a":{"dtype":"F16","shape":[4],"data_offsets":[0,8]}}"#, 9, "1 bytes follow");
-    check_header(r#"{"a":{"dtype":"F16","shape":[0],"data_offsets":[0,0]},"a":{"dtype":"F16","shape":[0],"data_offsets":[0,0]}}"#, 0, "twice");
+    check_header(
+        r#"{"a":{"dtype":"F16","shape":[0],"data_offsets":[0,0]},"a":{"dtype":"F16","shape":[0],"data_offsets":[0,0]}}"#,
+        0,
+        "twice",
+    );
     let nested = format!(r#"{{"a":{}{}}}"#, "[".repeat(100_000), "]".repeat(100_000));
     check_header(&nested, 0, "model.safetensors");
 
@@ -215,7 +219,8 @@ fn configs_that_no_model_has() {
 
 #[test]
 fn schemes_that_do_not_fit_the_model() {
-    let scheme = |scheme, parts: &[&str]| check_quantize_with(TINY, &["--scheme", scheme, "--calib", CALIB], USAGE, parts);
+    let scheme =
+        |scheme, parts: &[&str]| check_quantize_with(TINY, &["--scheme", scheme, "--calib", CALIB], USAGE, parts);
     scheme("w4a16g96", &["model.layers.0.self_attn.q_proj: group 96 does not divide in_features 128"]);
     scheme("w4a4", &["w4a4: activation quantization is not supported: use a16"]);
     scheme("int4", &["`int4` is not a setting", "w4a16g128"]);
@@ -228,7 +233,11 @@ fn quantized_models_are_not_quantized_again() {
     let dir = tempfile::tempdir().unwrap();
     let packed = dir.path().join("packed");
     run(quantize(TINY, &packed).args(["--scheme", "w4a16g64", "--method", "rtn"]), 0);
-    check_quantize(&packed, USAGE, &[&packed.to_string_lossy(), "is quantized already (w4a16g64)", "full-precision original"]);
+    check_quantize(
+        &packed,
+        USAGE,
+        &[&packed.to_string_lossy(), "is quantized already (w4a16g64)", "full-precision original"],
+    );
     check(omniquant().arg("eval").arg(&packed).args(["--rtn", "w3a16g64"]), USAGE, &["is quantized already"]);
     check(omniquant().arg("plan").arg(&packed).args(["--scheme", "w3a16g64"]), USAGE, &["is quantized already"]);
 
@@ -284,7 +293,8 @@ fn texts_that_do_not_do() {
     text("empty.txt", b"", USAGE, &["the text has ", "--seqlen"]);
     text("latin1.txt", b"caf\xe9", INPUT, &["latin1.txt: not UTF-8 at byte 3"]);
 
-    let calib = |data, parts: &[&str]| check_quantize_with(TINY, &["--scheme", "w4a16g64", "--calib", data], INPUT, parts);
+    let calib =
+        |data, parts: &[&str]| check_quantize_with(TINY, &["--scheme", "w4a16g64", "--calib", data], INPUT, parts);
     calib("novel.txt", &["novel.txt: no such file, and not a dataset", "wikitext2"]);
     calib("wikitext2:best", &["wikitext2:best", "wikitext2:valid"]);
     let mut absent = quantize(TINY, &dir.path().join("out"));
@@ -299,7 +309,11 @@ fn tokenizers_that_do_not_fit() {
     fs::remove_file(model.path().join("tokenizer.json")).unwrap();
     check_quantize(model.path(), INPUT, &[&model.path().to_string_lossy(), "no tokenizer here", "tokenizer.json"]);
     for garbage in ["{\"model\": 3}", "garbage", ""] {
-        check_quantize(with_file("tokenizer.json", garbage).path(), INPUT, &["tokenizer.json: not readable as a tokenizer"]);
+        check_quantize(
+            with_file("tokenizer.json", garbage).path(),
+            INPUT,
+            &["tokenizer.json: not readable as a tokenizer"],
+        );
     }
     check_quantize(with_file("tokenizer_config.json", "{").path(), INPUT, &["tokenizer_config.json: not valid JSON"]);
 
@@ -356,7 +370,14 @@ fn ids_that_are_none() {
     check_ids("input_ids", Dtype::F32, &[1, 2], vec![0; 8], USAGE, &["input_ids is F32, expected I64 or I32"]);
     check_ids("input_ids", Dtype::I64, &[2], ids(&[1, 2]), USAGE, &["shape [2], expected [batch, tokens]"]);
     check_ids("input_ids", Dtype::I64, &[0, 2], ids(&[]), USAGE, &["input_ids is empty"]);
-    check_ids("input_ids", Dtype::I64, &[1, 2], ids(&[1, 1024]), USAGE, &["token id 1024 at position 1", "1024 entries"]);
+    check_ids(
+        "input_ids",
+        Dtype::I64,
+        &[1, 2],
+        ids(&[1, 1024]),
+        USAGE,
+        &["token id 1024 at position 1", "1024 entries"],
+    );
     check_ids("input_ids", Dtype::I64, &[1, 2], ids(&[-1, 2]), USAGE, &["token id -1 at position 0"]);
 
     let ids = dir.path().join("ids.safetensors");
@@ -449,7 +470,11 @@ fn check_small_disk(size: &str, expected: &TempDir) {
     let run = quantize(TINY, Path::new("unused"));
     let args: Vec<_> = run.get_args().take_while(|arg| *arg != "--out").collect();
     let mut shell = Command::new("unshare");
-    shell.args(["--map-root-user", "--mount", "sh", "-c", SMALL_DISK, "sh"]).arg(disk.path()).arg(size).arg(answers.path());
+    shell
+        .args(["--map-root-user", "--mount", "sh", "-c", SMALL_DISK, "sh"])
+        .arg(disk.path())
+        .arg(size)
+        .arg(answers.path());
     shell.arg(run.get_program()).args(args).args(["--scheme", "w4a16g64", "--calib", CALIB]);
     shell.current_dir(run.get_current_dir().unwrap());
     let mounted = shell.output().map(|output| output.status.code());

@@ -1,5 +1,7 @@
 //! Forward and perplexity against what Hugging Face transformers answers; the scripts that made the answers lie beside them.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::path::Path;
 
 use oq_data::{AddSpecial, Hub, Split, Tokenizer, load_text};

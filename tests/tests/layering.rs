@@ -1,5 +1,7 @@
 //! Who may depend on whom, who may link libtorch, and the house rules that no compiler holds.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -128,7 +130,7 @@ fn sources() -> Vec<(String, String)> {
 }
 
 #[test]
-fn unsafe_code_is_where_it_is_known() {
+fn unsafe_lines_are_where_they_are_known() {
     // Put together here, lest this file be found.
     let lint = concat!("unsafe", "_code");
     let found: Vec<String> =

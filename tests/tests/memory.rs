@@ -75,7 +75,16 @@ fn model(n_layers: usize) -> TempDir {
 }
 
 const RECIPE: [&str; 10] = [
-    "--scheme", "w4a16g64", "--calib", "tests/fixtures/calib.txt", "--samples", "4", "--seqlen", "128", "--epochs", "1",
+    "--scheme",
+    "w4a16g64",
+    "--calib",
+    "tests/fixtures/calib.txt",
+    "--samples",
+    "4",
+    "--seqlen",
+    "128",
+    "--epochs",
+    "1",
 ];
 
 /// Peak memory of a run and what was planned for it, in bytes.
@@ -88,7 +97,15 @@ fn quantize(model: &Path) -> (u64, u64) {
 
 fn eval(model: &Path) -> u64 {
     let mut command = omniquant();
-    command.arg("eval").arg(model).args(["--data", "tests/fixtures/eval.txt", "--seqlen", "128", "--windows", "8", "--json"]);
+    command.arg("eval").arg(model).args([
+        "--data",
+        "tests/fixtures/eval.txt",
+        "--seqlen",
+        "128",
+        "--windows",
+        "8",
+        "--json",
+    ]);
     bytes(&run_json(&mut command)["peak_bytes"])
 }
 

@@ -278,7 +278,11 @@ fn another_run_is_refused() {
         out,
         &["another recipe, calibration tokens", "calibration.seed is 2 there and 3 here", "--out"],
     );
-    check_refused(resume(out).args(["--lwc-lr", "0.5"]), out, &["another recipe", "learn.lwc_lr is 0.01 there and 0.5 here"]);
+    check_refused(
+        resume(out).args(["--lwc-lr", "0.5"]),
+        out,
+        &["another recipe", "learn.lwc_lr is 0.01 there and 0.5 here"],
+    );
     check_refused(resume(out).args(["--method", "rtn"]), out, &[r#"method is "omniquant" there and "rtn" here"#]);
 
     let model = copied("tiny-llama");
@@ -287,7 +291,8 @@ fn another_run_is_refused() {
     let mut command = resume(out);
     let args: Vec<_> = command.get_args().map(ToOwned::to_owned).collect();
     command = omniquant();
-    command.args(args.iter().map(|arg| if arg == "tests/fixtures/tiny-llama" { model.path().as_os_str() } else { arg }));
+    command
+        .args(args.iter().map(|arg| if arg == "tests/fixtures/tiny-llama" { model.path().as_os_str() } else { arg }));
     check_refused(&mut command, out, &["holds a run with another model:"]);
 }
 
@@ -296,6 +301,10 @@ fn a_foreign_directory_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("thesis.tex"), "all of it").unwrap();
     for mut command in [quantize(dir.path()), resume(dir.path())] {
-        check_refused(&mut command, dir.path(), &["not empty and holds no run of this program", "choose another --out"]);
+        check_refused(
+            &mut command,
+            dir.path(),
+            &["not empty and holds no run of this program", "choose another --out"],
+        );
     }
 }

@@ -50,10 +50,16 @@ pub fn provided(link: &Path, var: impl Fn(&str) -> Option<OsString>) -> Option<P
     (!same_path(&folder, link)).then_some(Provided::Folder(folder))
 }
 
-/// A cargo as the user would call it. The LIBTORCH that our own cargo gave us is taken away, because torch-sys
-/// is rebuilt whenever that variable changes, and plain `cargo build` starts without it.
+/// A cargo as the user would call it. What our own cargo told us is taken away: LIBTORCH, because torch-sys is rebuilt
+/// whenever that variable changes, and the variables about this package, because ring is.
 pub fn cargo() -> Command {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    for (name, _) in std::env::vars_os() {
+        let own = ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_CRATE_"];
+        if own.iter().any(|own| name.to_string_lossy().starts_with(own)) {
+            cargo.env_remove(name);
+        }
+    }
     if !matches!(provided(&libtorch_link(), process_env), Some(Provided::Folder(_))) {
         cargo.env_remove("LIBTORCH");
     }

@@ -173,7 +173,9 @@ impl Journal {
             return Err(JournalError::Different { dir: dir.to_owned(), differences: header.differences(identity) });
         }
         let file = OpenOptions::new().append(true).open(&path).map_err(io)?;
-        file.set_len(kept as u64).map_err(io)?;
+        if kept < text.len() {
+            file.set_len(kept as u64).map_err(io)?;
+        }
         Ok(Self { path, file, finished })
     }
 

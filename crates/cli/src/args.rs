@@ -12,6 +12,7 @@ use oq_recipe::{Method, Overrides};
 /// or tiny-llama, or a hub id such as meta-llama/Llama-2-7b-hf.
 #[derive(Debug, Parser)]
 #[command(
+    name = "omniquant",
     version,
     after_help = "Examples:
   omniquant plan llama2-7b --scheme w4a16g128
@@ -27,23 +28,26 @@ pub struct Cli {
     pub command: Command,
 }
 
+/// Heading of what every command takes.
+const EVERYWHERE: &str = "Options of every command";
+
 /// Options of every command.
 #[derive(Clone, Debug, Args)]
 pub struct Global {
     /// Print one JSON object to stdout; progress and logs go to stderr
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = EVERYWHERE)]
     pub json: bool,
     /// Only errors on stderr, no progress
-    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    #[arg(short, long, global = true, help_heading = EVERYWHERE, conflicts_with = "verbose")]
     pub quiet: bool,
     /// More on stderr; twice for everything
-    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    #[arg(short, long, global = true, help_heading = EVERYWHERE, action = clap::ArgAction::Count)]
     pub verbose: u8,
     /// Form of the log lines on stderr
-    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text)]
+    #[arg(long, global = true, help_heading = EVERYWHERE, value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
     /// CPU threads [default: the machine's cores]
-    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, global = true, help_heading = EVERYWHERE, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub threads: Option<u16>,
 }
 

@@ -29,7 +29,7 @@ fn main() -> ExitCode {
         Command::Logits(args) => commands::logits::run(args, &out),
         Command::Convert(args) => commands::convert::run(args, &out),
         Command::Doctor => commands::doctor::run(&out),
-        Command::Completions { shell } => commands::completions(*shell),
+        Command::Completions { shell } => commands::completions(*shell, &out),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

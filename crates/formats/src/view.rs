@@ -207,9 +207,11 @@ mod tests {
         values[2 * CHUNK] = f32::NAN;
         let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
         let view = TensorView { name: "w", dtype: Dtype::F32, shape: &[3, CHUNK], bytes: &bytes };
-        match view.to_finite_f32_vec() {
-            Err(FormatError::NotFinite { index, .. }) => assert_eq!(index, CHUNK + 7),
-            other => panic!("{other:?}"),
+        for outcome in [view.to_finite_f32_vec().map(drop), view.check_finite()] {
+            match outcome {
+                Err(FormatError::NotFinite { index, .. }) => assert_eq!(index, CHUNK + 7),
+                other => panic!("{other:?}"),
+            }
         }
     }
 

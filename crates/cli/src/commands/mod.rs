@@ -9,9 +9,14 @@ pub mod plan;
 pub mod quantize;
 
 use clap::CommandFactory;
+use serde_json::json;
+
+use crate::output::Output;
 
 /// Prints a completion script.
-pub fn completions(shell: clap_complete::Shell) -> anyhow::Result<()> {
-    clap_complete::generate(shell, &mut crate::args::Cli::command(), "omniquant", &mut std::io::stdout());
-    Ok(())
+pub fn completions(shell: clap_complete::Shell, out: &Output) -> anyhow::Result<()> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut crate::args::Cli::command(), "omniquant", &mut script);
+    let script = String::from_utf8(script)?;
+    out.result(&json!({"shell": shell.to_string(), "script": script}), || script.clone())
 }

@@ -1,0 +1,229 @@
+//! What people and scripts see of the command: helps, texts, JSON, and the records of a run.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::path::Path;
+
+use oq_formats::{Checkpoint, OutTensor, write_shard};
+use oq_recipe::{Event, Method, Recipe, RunRecord};
+use oq_tests::{fixture, omniquant, repository, run};
+use serde_json::Value;
+
+/// Perplexities come from the golden file and a table with two decimals, made with scales in f32.
+const PERPLEXITY_TOLERANCE: f64 = 1e-2;
+
+fn printed(args: &[&str]) -> String {
+    String::from_utf8(run(omniquant().args(args), 0).stdout).unwrap()
+}
+
+/// Runs a command with `--json -q`: one object on stdout, nothing on stderr.
+#[track_caller]
+fn json(args: &[&str]) -> Value {
+    let output = run(omniquant().args(args).args(["--json", "-q"]), 0);
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "", "{args:?}");
+    let value: Value = serde_json::from_slice(&output.stdout).expect("stdout is one JSON value");
+    assert!(value.is_object(), "{args:?}: {value}");
+    value
+}
+
+#[track_caller]
+fn check_keys(value: &Value, expected: &str) {
+    let keys: Vec<&str> = value.as_object().unwrap().keys().map(String::as_str).collect();
+    assert_eq!(keys.join(" "), expected);
+}
+
+#[track_caller]
+fn check_perplexity(value: &Value, expected: f64) {
+    let got = value.as_f64().unwrap();
+    assert!((got / expected - 1.0).abs() < PERPLEXITY_TOLERANCE, "perplexity {got}, expected {expected}");
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("temporary folders have plain names")
+}
+
+/// tiny-llama rounded to nearest into a new folder.
+fn rounded(scheme: &str) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("packed");
+    run(
+        omniquant().args(["quantize", "tiny-llama", "--scheme", scheme, "--method", "rtn", "-q", "--out", text(&out)]),
+        0,
+    );
+    dir
+}
+
+#[test]
+fn helps() {
+    let commands = ["", "quantize", "eval", "plan", "inspect", "logits", "convert", "doctor", "completions"];
+    for command in commands {
+        let words = command.split_whitespace().chain(["--help"]);
+        // Where there is no terminal, lines are as wide as this variable says.
+        let output = run(omniquant().args(words).env("COLUMNS", "80"), 0);
+        let help = String::from_utf8(output.stdout).unwrap();
+        let lines: Vec<&str> = help.lines().map(str::trim_end).collect();
+        assert!(lines.iter().all(|line| line.len() <= 80), "{help}");
+        let name = if command.is_empty() { "omniquant" } else { command };
+        insta::assert_snapshot!(format!("help-{name}"), lines.join("\n"));
+    }
+    let version = printed(&["--version"]);
+    assert_eq!(version, concat!("omniquant ", env!("CARGO_PKG_VERSION"), "\n"));
+}
+
+#[test]
+fn plan_of_a_model_that_is_here() {
+    let plan = json(&["plan", "tiny-llama", "--scheme", "w2a16g64"]);
+    check_keys(&plan, "model recipe plan peak_bytes machine fits");
+    assert_eq!((&plan["model"], &plan["recipe"]["scheme"]), (&"tiny-llama".into(), &"w2a16g64".into()));
+    let plan = &plan["plan"];
+    check_keys(
+        plan,
+        "n_layers linears learned_per_block steps_per_block calibration_tokens memory output_bytes problems",
+    );
+    // Two strengths for each group: q and o 2 * 128 groups, k and v 2 * 64, gate and up 2 * 384, down 6 * 128.
+    assert_eq!(plan["learned_per_block"], 2 * (2 * 256 + 2 * 128 + 2 * 768 + 768));
+    // 32 segments, 40 epochs.
+    assert_eq!(plan["steps_per_block"], 32 * 40);
+    assert_eq!(plan["calibration_tokens"], 32 * 256);
+}
+
+#[test]
+fn plan_of_a_model_that_is_nowhere() {
+    let empty = tempfile::tempdir().unwrap();
+    let mut command = omniquant();
+    command.args(["plan", "llama2-70b", "--scheme", "w4a16g128", "--json", "-q"]);
+    // Nothing in any cache, and nowhere to ask.
+    command.env("HF_HUB_OFFLINE", "1").env("HOME", empty.path()).env("HF_HOME", empty.path());
+    command.env("XDG_CACHE_HOME", empty.path());
+    let output = command.output().unwrap();
+    let plan: Value = serde_json::from_slice(&output.stdout).expect("stdout is one JSON object");
+    // 4: does not fit, which is this machine's affair.
+    let fits = plan["fits"].as_bool().unwrap();
+    assert_eq!(output.status.code(), Some(if fits { 0 } else { 4 }), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(plan["plan"]["n_layers"], 80);
+    // 68.5e9 weights at 4.16 bits, half a billion more at 16.
+    let bytes = plan["plan"]["output_bytes"].as_f64().unwrap();
+    assert!((35e9..38e9).contains(&bytes), "{bytes}");
+    assert!(std::fs::read_dir(empty.path()).unwrap().next().is_none(), "something was fetched");
+}
+
+#[test]
+fn inspection_of_a_model_before_and_after() {
+    insta::assert_snapshot!("inspect-full", printed(&["inspect", "tiny-llama"]));
+    let full = json(&["inspect", "tiny-llama"]);
+    check_keys(&full, "dir model_type dims summary");
+    assert_eq!(full["summary"]["quantized"], Value::Null);
+
+    let dir = rounded("w3a16g64");
+    let packed = dir.path().join("packed");
+    let shown = printed(&["inspect", text(&packed)]).replace(text(&packed), "[packed]");
+    insta::assert_snapshot!("inspect-packed", shown);
+    let packed = json(&["inspect", text(&packed)]);
+    assert_eq!(packed["summary"]["quantized"], "w3a16g64");
+    assert_eq!(packed["summary"]["params"], full["summary"]["params"]);
+    assert_eq!(packed["dims"], full["dims"]);
+}
+
+#[test]
+fn evaluation() {
+    let full = json(&["eval", "tiny-llama"]);
+    check_keys(
+        &full,
+        "model rtn quantized data seqlen windows tokens perplexity running_perplexity device wall_secs peak_bytes",
+    );
+    check_perplexity(&full["perplexity"], 18.26);
+    assert_eq!((&full["seqlen"], &full["windows"]), (&256.into(), &39.into()));
+    assert_eq!(full["running_perplexity"][38], full["perplexity"]);
+    let said = printed(&["eval", "tiny-llama"]);
+    assert!(said.starts_with("perplexity 18.25") && said.contains("39 windows of 256"), "{said}");
+
+    // The same twice: rounded as it is loaded, and rounded on disk.
+    let loaded = json(&["eval", "tiny-llama", "--rtn", "w3a16g64", "--windows", "8"]);
+    let dir = rounded("w3a16g64");
+    let packed = dir.path().join("packed");
+    let data = text(&fixture("eval.txt")).to_owned();
+    let stored = json(&["eval", text(&packed), "--data", &data, "--seqlen", "256", "--windows", "8"]);
+    assert_eq!((&loaded["rtn"], &loaded["quantized"]), (&"w3a16g64".into(), &Value::Null));
+    assert_eq!((&stored["rtn"], &stored["quantized"]), (&Value::Null, &"w3a16g64".into()));
+    assert_eq!(loaded["running_perplexity"], stored["running_perplexity"]);
+}
+
+#[test]
+fn a_run_leaves_records() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("packed");
+    let quantize = ["quantize", "tiny-llama", "--scheme", "w2a16g64", "--samples", "2", "--epochs", "1"];
+    let size = ["--seqlen", "64", "--report", "--out", text(&out)];
+    let said = json(&[&quantize[..], &size].concat());
+    check_keys(&said, "out bytes bits_per_weight run report");
+    assert_eq!(said["out"], text(&out));
+    // 2 bits, and 16 + 2 for each group of 64.
+    assert_eq!(said["bits_per_weight"], 2.0 + 18.0 / 64.0);
+
+    let report = said["report"].as_array().unwrap();
+    let names: Vec<&str> = report.iter().map(|row| row["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["full precision", "round to nearest", "OmniQuant"]);
+    check_perplexity(&report[0]["perplexity"], 18.26);
+    check_perplexity(&report[1]["perplexity"], 35.24);
+    assert!(report[2]["perplexity"].as_f64().is_some_and(|x| x < 60.0), "{report:?}");
+
+    let record: RunRecord = serde_json::from_slice(&std::fs::read(out.join("run.json")).unwrap()).unwrap();
+    assert_eq!(record, serde_json::from_value(said["run"].clone()).unwrap());
+    assert_eq!((record.model.as_str(), record.blocks.len()), ("tiny-llama", 4));
+    assert!(record.blocks.iter().all(|block| block.losses.len() == 1 && block.final_loss.is_some()));
+    let toml = std::fs::read_to_string(out.join("recipe.toml")).unwrap();
+    let recipe = Recipe::parse(&toml, Path::new("recipe.toml")).unwrap();
+    assert_eq!(recipe, record.recipe);
+    assert_eq!((recipe.method, recipe.calibration.samples), (Method::Omniquant, 2));
+
+    let lines = std::fs::read_to_string(out.join("events.jsonl")).unwrap();
+    let events: Vec<Event> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let [Event::RunStarted { blocks: 4, .. }, blocks @ .., Event::RunFinished { .. }] = &events[..] else {
+        panic!("{lines}");
+    };
+    for (index, of_block) in blocks.chunks(3).enumerate() {
+        let [Event::BlockStarted { block }, Event::Epoch { epoch: 0, .. }, Event::BlockFinished(finished)] = of_block
+        else {
+            panic!("{of_block:?}");
+        };
+        assert_eq!((*block, finished), (index, &record.blocks[index]));
+    }
+}
+
+#[test]
+fn the_other_commands_print_json() {
+    let doctor = json(&["doctor"]);
+    assert_eq!((&doctor["omniquant"], &doctor["libtorch"]), (&env!("CARGO_PKG_VERSION").into(), &"2.13.0".into()));
+    assert!(doctor["threads"].as_u64().unwrap() >= 1 && doctor["memory_bytes"].as_u64().unwrap() > 0, "{doctor}");
+
+    let script = printed(&["completions", "bash"]);
+    assert!(script.contains("_omniquant()") && script.contains("--scheme"), "{script}");
+    let completions = json(&["completions", "bash"]);
+    assert_eq!(completions["script"], script);
+
+    let dir = tempfile::tempdir().unwrap();
+    let gguf = repository().join("crates/formats/tests/fixtures/gguf/llama3.gguf");
+    let converted = dir.path().join("converted");
+    let said = json(&["convert", text(&gguf), "--out", text(&converted)]);
+    check_keys(&said, "dir tensors values weight_bytes");
+    assert_eq!(json(&["inspect", text(&converted)])["summary"]["tensors"], said["tensors"]);
+
+    let golden = Checkpoint::open_file(&fixture("llama-mha/golden.safetensors")).unwrap();
+    let (ids, logits) = (dir.path().join("ids.safetensors"), dir.path().join("logits.safetensors"));
+    write_shard(&ids, &[OutTensor::copy_of(golden.tensor("input_ids").unwrap())]).unwrap();
+    let said = json(&["logits", text(&fixture("llama-mha")), "--ids", text(&ids), "--out", text(&logits)]);
+    check_keys(&said, "out shape");
+    assert!(logits.is_file());
+}
+
+#[test]
+fn progress_and_results_do_not_mix() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("packed");
+    let mut command = omniquant();
+    command.args(["quantize", "tiny-llama", "--scheme", "w4a16g64", "--method", "rtn", "--json", "--out", text(&out)]);
+    let output = run(&mut command, 0);
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(stderr.lines().filter(|line| line.starts_with("block ")).count(), 4, "{stderr}");
+    assert!(serde_json::from_slice::<Value>(&output.stdout).unwrap().is_object());
+}
