@@ -11,10 +11,11 @@ use crate::args::{Global, LogFormat};
 
 /// Log lines on stderr, at the level that -q and -v ask for, or as `RUST_LOG` says.
 pub fn init_logs(global: &Global) {
-    let level = match (global.quiet, global.verbose) {
-        (true, _) => "error",
-        (_, 0) => "warn",
-        (_, 1) => "info",
+    let level = match (global.quiet, global.verbose, global.log_format) {
+        (true, ..) => "error",
+        (_, 0, LogFormat::Text) => "warn",
+        // What the text form tells in lines of its own are log lines here.
+        (_, 0 | 1, _) => "info",
         _ => "trace",
     };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
@@ -33,12 +34,13 @@ pub fn init_logs(global: &Global) {
 pub struct Output {
     json: bool,
     quiet: bool,
+    log_format: LogFormat,
 }
 
 impl Output {
     /// As the command line asks.
     pub fn new(global: &Global) -> Self {
-        Self { json: global.json, quiet: global.quiet }
+        Self { json: global.json, quiet: global.quiet, log_format: global.log_format }
     }
 
     /// The result of a command: `value` with --json, else `text`.
@@ -61,27 +63,32 @@ impl Output {
                 text = format!("{text}\n  because: {cause}");
             }
         }
-        eprintln!("error: {text}");
+        match self.log_format {
+            LogFormat::Json => tracing::error!("{text}"),
+            LogFormat::Text => eprintln!("error: {text}"),
+        }
     }
 
     /// A bar on a terminal; elsewhere a line now and then.
     pub fn bar(&self, what: &str) -> Bar {
         let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-        if self.quiet || !std::io::stderr().is_terminal() {
+        let on_terminal = std::io::stderr().is_terminal() && matches!(self.log_format, LogFormat::Text);
+        if self.quiet || !on_terminal {
             bar.set_draw_target(ProgressDrawTarget::hidden());
         }
         let style = ProgressStyle::with_template("{prefix} {wide_bar} {percent:>3}%  {msg}  {elapsed} < {eta}");
         bar.set_style(style.expect("the template is correct").progress_chars("=> "));
         bar.set_prefix(what.to_owned());
         bar.enable_steady_tick(Duration::from_millis(500));
-        Bar { bar, lines: !self.quiet && !std::io::stderr().is_terminal() }
+        let lines = !self.quiet && !on_terminal;
+        Bar { bar, lines: lines.then_some(self.log_format) }
     }
 }
 
 /// Progress of something long.
 pub struct Bar {
     bar: ProgressBar,
-    lines: bool,
+    lines: Option<LogFormat>,
 }
 
 impl Bar {
@@ -98,8 +105,10 @@ impl Bar {
 
     /// Something worth a line of its own where there is no bar.
     pub fn line(&self, line: impl FnOnce() -> String) {
-        if self.lines {
-            eprintln!("{}", line());
+        match self.lines {
+            None => {}
+            Some(LogFormat::Json) => tracing::info!("{}", line()),
+            Some(LogFormat::Text) => eprintln!("{}", line()),
         }
     }
 }
