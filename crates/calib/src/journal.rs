@@ -4,7 +4,7 @@
 //! a torn last line counts as not written.
 
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -107,6 +107,12 @@ pub enum JournalError {
         /// What differs.
         differences: String,
     },
+    /// Another process is at it.
+    #[error("{}: another run is writing there: wait for its end, or choose another --out", dir.display())]
+    Busy {
+        /// The directory.
+        dir: PathBuf,
+    },
     /// The directory cannot be made, or nothing can be written there.
     #[error("{}: cannot be written: {source}; choose another --out", dir.display())]
     Unwritable {
@@ -133,29 +139,27 @@ pub(crate) struct Journal {
 }
 
 impl Journal {
-    /// Starts a journal in an empty or absent directory, or opens the one that is there when `resume` is set.
+    /// Starts a journal in a directory where no block is finished yet, or opens the one that is there when `resume` is set. It is
+    /// this process's alone until it is dropped.
     pub(crate) fn open(dir: &Path, identity: &Identity, resume: bool) -> Result<Self, JournalError> {
         let path = dir.join(JOURNAL);
         let io = |source| JournalError::Io { path: path.clone(), source };
         let unwritable = |source| JournalError::Unwritable { dir: dir.to_owned(), source };
         std::fs::create_dir_all(dir).map_err(unwritable)?;
-        let text = match std::fs::read_to_string(&path) {
-            Ok(text) => text,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
-            Err(e) => return Err(io(e)),
-        };
+        let holds_files = holds_files(dir).map_err(io)?;
+        if holds_files && !path.exists() {
+            return Err(JournalError::Foreign { dir: dir.to_owned() });
+        }
+        let file = OpenOptions::new().create(true).append(true).open(&path).map_err(unwritable)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(JournalError::Busy { dir: dir.to_owned() }),
+            // Some network file systems have no locks; a run is not refused for that.
+            Err(TryLockError::Error(error)) => tracing::debug!(%error, "the journal cannot be locked"),
+        }
+        let text = std::fs::read_to_string(&path).map_err(io)?;
         let mut lines = text.split_inclusive('\n').filter(|line| line.ends_with('\n'));
         let header: Option<Identity> = lines.next().and_then(|line| serde_json::from_str(line).ok());
-        let Some(header) = header else {
-            if holds_files(dir).map_err(io)? {
-                return Err(JournalError::Foreign { dir: dir.to_owned() });
-            }
-            let file = OpenOptions::new().create(true).append(true).open(&path).map_err(unwritable)?;
-            file.set_len(0).map_err(io)?;
-            let mut journal = Self { file, path, finished: Vec::new() };
-            journal.append(identity)?;
-            return Ok(journal);
-        };
         // Blocks count from 0 without a gap; whatever follows a line that does not fit is learned again.
         let mut finished = Vec::new();
         let mut kept = text.find('\n').map_or(0, |end| end + 1);
@@ -166,13 +170,22 @@ impl Journal {
             }
             kept += line.len();
         }
-        if !resume {
+        // A run that finished nothing is no reason to refuse another one.
+        let Some(header) = header.filter(|header| header == identity || holds_files) else {
+            if holds_files {
+                return Err(JournalError::Foreign { dir: dir.to_owned() });
+            }
+            file.set_len(0).map_err(io)?;
+            let mut journal = Self { file, path, finished: Vec::new() };
+            journal.append(identity)?;
+            return Ok(journal);
+        };
+        if !resume && !finished.is_empty() {
             return Err(JournalError::Occupied { dir: dir.to_owned(), blocks: finished.len() });
         }
         if header != *identity {
             return Err(JournalError::Different { dir: dir.to_owned(), differences: header.differences(identity) });
         }
-        let file = OpenOptions::new().append(true).open(&path).map_err(io)?;
         if kept < text.len() {
             file.set_len(kept as u64).map_err(io)?;
         }
@@ -271,8 +284,14 @@ mod tests {
     fn refuses_what_is_not_its_run() {
         let dir = tempfile::tempdir().unwrap();
         let (ours, other) = (identity(r#"{"learn":{"epochs":20}}"#), identity(r#"{"learn":{"epochs":5}}"#));
-        drop(Journal::open(dir.path(), &ours, false).unwrap());
-        assert!(matches!(Journal::open(dir.path(), &ours, false), Err(JournalError::Occupied { blocks: 0, .. })));
+        // Nothing is finished: another run may begin.
+        drop(Journal::open(dir.path(), &other, false).unwrap());
+        let mut journal = Journal::open(dir.path(), &ours, false).unwrap();
+        assert!(matches!(Journal::open(dir.path(), &ours, true), Err(JournalError::Busy { .. })));
+        std::fs::write(dir.path().join("0.safetensors"), "").unwrap();
+        journal.finish(block(0)).unwrap();
+        drop(journal);
+        assert!(matches!(Journal::open(dir.path(), &ours, false), Err(JournalError::Occupied { blocks: 1, .. })));
         match Journal::open(dir.path(), &other, true) {
             Err(JournalError::Different { differences, .. }) => {
                 assert_eq!(differences, "recipe (learn.epochs is 20 there and 5 here)");

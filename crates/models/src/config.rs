@@ -39,7 +39,7 @@ impl<'a> Config<'a> {
 
     pub(crate) fn size_or_none(&self, key: &str) -> Result<Option<usize>, ModelError> {
         // Far beyond any model, and small enough that products of two sizes cannot overflow.
-        const MAX: u64 = 1 << 31;
+        const MAX: u64 = 1 << 24;
         let Some(value) = self.get(key) else { return Ok(None) };
         match value.as_u64() {
             Some(n) if (1..=MAX).contains(&n) => Ok(Some(n as usize)),
