@@ -75,8 +75,9 @@ fn check(folder: &str, golden: &str) {
             let row = |p: usize| frequencies.repeat(2).into_iter().map(move |w| factor * f(p as f32 * w));
             (0..t).flat_map(row).collect()
         };
-        check_close(&name("cosines"), &values(&ctx.cos), &table(f32::cos), ANGLE_TOLERANCE);
-        check_close(&name("sines"), &values(&ctx.sin), &table(f32::sin), ANGLE_TOLERANCE);
+        let rotary = ctx.rotary.as_ref().unwrap();
+        check_close(&name("cosines"), &values(&rotary.cos), &table(f32::cos), ANGLE_TOLERANCE);
+        check_close(&name("sines"), &values(&rotary.sin), &table(f32::sin), ANGLE_TOLERANCE);
     }
 }
 

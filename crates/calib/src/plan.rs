@@ -96,6 +96,7 @@ impl Plan {
             weights += (rows * cols) as u64;
             let zero_bytes = (packed_words(rows, spec.bits) * spec.group.count(cols)) as u64 * 4;
             packed_bytes += (rows * packed_words(cols, spec.bits)) as u64 * 4 + n_groups as u64 * F16 + zero_bytes;
+            packed_bytes += if linear.bias { rows as u64 * F16 } else { 0 };
             linears.push(LinearPlan { name: linear.name.0, out_features: rows, in_features: cols, n_groups });
         }
         let params: u64 = layout.params.iter().map(|p| p.shape.iter().product::<usize>() as u64).sum();

@@ -269,14 +269,18 @@ impl Run<'_> {
     /// Writes what lies outside the blocks, the index and the config.
     fn finish(&self) -> Result<(), CalibError> {
         let checkpoint = self.model.checkpoint();
+        let params = self.model.decoder().outer_params();
         let mut tensors = Vec::new();
-        for param in self.model.decoder().outer_params() {
+        for param in &params {
             tensors.push(OutTensor::copy_of(checkpoint.tensor(param.name)?));
         }
         self.writer.write_rest(&tensors)?;
         checkpoint.release();
-        let head = self.model.decoder().head().trim_end_matches(".weight");
-        Ok(self.writer.finish(self.model.config(), self.recipe.scheme, &["lm_head", head])?)
+        // Embeddings, projections, head: a head that shares the embedding's weights has no tensor of its own.
+        let matrices = params.iter().filter(|param| param.shape.len() == 2);
+        let mut ignore = vec!["lm_head"];
+        ignore.extend(matrices.map(|param| param.name.trim_end_matches(".weight")).filter(|name| *name != "lm_head"));
+        Ok(self.writer.finish(self.model.config(), self.recipe.scheme, &ignore)?)
     }
 
     fn on_beat(&mut self, block: usize, batches: usize, beat: Beat) -> ControlFlow<()> {

@@ -99,9 +99,10 @@ fn known_code(error: &(dyn std::error::Error + 'static)) -> Option<u8> {
 
 fn model_code(error: &ModelError) -> u8 {
     match error {
-        ModelError::UnknownArchitecture { .. } | ModelError::TokenId { .. } | ModelError::AlreadyQuantized { .. } => {
-            USAGE
-        }
+        ModelError::UnknownArchitecture { .. }
+        | ModelError::TokenId { .. }
+        | ModelError::TooLong { .. }
+        | ModelError::AlreadyQuantized { .. } => USAGE,
         ModelError::Quantize { source: oq_quant_core::TensorError::GroupDoesNotDivide { .. }, .. } => USAGE,
         ModelError::NotFinite { .. } | ModelError::Quantize { .. } => NUMERIC,
         ModelError::ConfigKey { .. } | ModelError::Shape { .. } | ModelError::Dtype { .. } => INPUT,

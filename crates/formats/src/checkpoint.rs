@@ -123,6 +123,12 @@ impl Checkpoint {
         self.tensor(name)?.to_finite_f32_vec()
     }
 
+    /// The same tensors by other names; `rename` must not give one name twice.
+    pub fn rename(self, rename: impl Fn(String) -> String) -> Self {
+        let tensors = self.tensors.into_iter().map(|(name, tensor)| (rename(name), tensor)).collect();
+        Self { tensors, ..self }
+    }
+
     /// Whether there is a tensor of that name.
     pub fn contains(&self, name: &str) -> bool {
         self.tensors.contains_key(name)

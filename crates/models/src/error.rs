@@ -82,6 +82,14 @@ pub enum ModelError {
         /// Entries of the vocabulary.
         vocab: usize,
     },
+    /// A sequence beyond the last learned position.
+    #[error("a sequence of {tokens} tokens: the model has learned {positions} positions (take a smaller --seqlen)")]
+    TooLong {
+        /// Tokens of the sequence.
+        tokens: usize,
+        /// Positions there are.
+        positions: usize,
+    },
     /// The checkpoint cannot be read.
     #[error(transparent)]
     Format(#[from] FormatError),

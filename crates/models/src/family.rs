@@ -6,7 +6,8 @@ use tch::Tensor;
 use crate::block::BlockOps;
 use crate::config::Config;
 use crate::error::ModelError;
-use crate::llama;
+use crate::rope::Rotary;
+use crate::{llama, opt};
 
 /// A linear of a block, by its name in the checkpoint below the block's prefix: `self_attn.q_proj`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -65,17 +66,24 @@ pub struct Dims {
 }
 
 /// What depends on the positions only and is shared by all blocks.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Context {
-    /// Cosines of the rotary embedding, `[t, head_dim]`.
-    pub cos: Tensor,
-    /// Sines of the rotary embedding, `[t, head_dim]`.
-    pub sin: Tensor,
+    /// Rotary embedding of queries and keys, where the family has one.
+    pub rotary: Option<Rotary>,
+    /// Added to scaled attention scores in place of the plain causal mask, `[n_heads or 1, t, t]`.
+    pub mask: Option<Tensor>,
+}
+
+impl Context {
+    /// Queries or keys `[b, heads, t, d]` turned by their positions, or as they are where nothing turns.
+    pub fn turn(&self, x: &Tensor) -> Tensor {
+        self.rotary.as_ref().map_or_else(|| x.shallow_clone(), |rotary| rotary.turn(x))
+    }
 }
 
 /// The tensors outside the blocks, as a forward needs them.
 pub trait OuterOps {
-    /// Rows of a table: `ids [b, t]` (i64) -> `[b, t, width]` f32.
+    /// Rows of a table: `ids [..]` (i64) -> `[.., width]` f32.
     fn rows(&self, table: &str, ids: &Tensor) -> Result<Tensor, ModelError>;
     /// A whole tensor, f32.
     fn param(&self, name: &str) -> Result<Tensor, ModelError>;
@@ -89,9 +97,9 @@ pub trait Decoder: Send + Sync {
     fn block_prefix(&self, block_idx: usize) -> String;
     /// What each block is made of.
     fn block_layout(&self) -> BlockLayout;
-    /// The tensors outside the blocks: embeddings, last norm, head.
+    /// The tensors outside the blocks: embedding first, then last norm, head.
     fn outer_params(&self) -> Vec<Param>;
-    /// Name of the matrix that makes logits, `[vocab, hidden]`; the embedding's where the two are tied.
+    /// Name of the matrix that makes logits, `[vocab, width]`; the embedding's where the two are tied.
     fn head(&self) -> &'static str;
     /// What `t` positions from 0 share over all blocks.
     fn context(&self, t: usize, device: tch::Device) -> Context;
@@ -99,7 +107,7 @@ pub trait Decoder: Send + Sync {
     fn embed(&self, outer: &dyn OuterOps, ids: &Tensor) -> Result<Tensor, ModelError>;
     /// One block: `x [b, t, hidden]` -> `[b, t, hidden]`.
     fn block(&self, ops: &dyn BlockOps, ctx: &Context, x: &Tensor) -> Tensor;
-    /// What stands between the last block and the head: `[.., hidden]` -> `[.., hidden]`.
+    /// What stands between the last block and the head: `[.., hidden]` -> `[.., width of the head]`.
     fn finish(&self, outer: &dyn OuterOps, x: &Tensor) -> Result<Tensor, ModelError>;
 }
 
@@ -114,7 +122,7 @@ pub struct Family {
 }
 
 /// All families.
-pub static FAMILIES: &[Family] = &[llama::FAMILY];
+pub static FAMILIES: &[Family] = &[llama::FAMILY, opt::FAMILY];
 
 /// Reads a `config.json` by its `model_type`.
 pub fn decoder_of(json: &Value) -> Result<Box<dyn Decoder>, ModelError> {

@@ -1,6 +1,9 @@
-//! The pieces that families share: norms, activations, causal attention.
+//! The pieces that families share: norms, activations, attention.
 
 use tch::{Kind, Tensor};
+
+use crate::config::Config;
+use crate::error::ModelError;
 
 /// Root-mean-square norm over the last dimension, `x / sqrt(mean(x²) + eps) * weight`, in f32.
 ///
@@ -9,20 +12,32 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Tensor {
     x.rms_norm([weight.size()[0]], Some(weight), eps)
 }
 
+/// Layer norm over the last dimension, `(x - mean(x)) / sqrt(var(x) + eps) * weight + bias`, in f32.
+///
+/// `x [.., n]`, `weight`, `bias` `[n]` -> `[.., n]`.
+pub fn layer_norm(x: &Tensor, weight: Option<&Tensor>, bias: Option<&Tensor>, eps: f64) -> Tensor {
+    let width = *x.size().last().expect("hidden states have a last dimension");
+    x.layer_norm([width], weight, bias, eps, false)
+}
+
 /// Cuts heads out of a projection: `[b, t, n_heads * head_dim]` -> `[b, n_heads, t, head_dim]`.
 pub fn split_heads(x: &Tensor, head_dim: usize) -> Tensor {
     let (b, t, width) = x.size3().expect("a projection is [b, t, width]");
     x.view([b, t, width / head_dim as i64, head_dim as i64]).transpose(1, 2)
 }
 
-/// Causal attention over whole sequences; query head `i` reads key/value head `i / (n_heads / n_kv_heads)`.
+/// Attention over whole sequences; query head `i` reads key/value head `i / (n_heads / n_kv_heads)`.
 ///
-/// `q [b, n_heads, t, d]`, `k`, `v` `[b, n_kv_heads, t, d]` -> `[b, t, n_heads * d]`.
-pub fn causal_attention(q: &Tensor, k: &Tensor, v: &Tensor) -> Tensor {
+/// Scores are multiplied by `d^-0.5`. Each position sees itself and those before, or what `mask` says, which is added to scores.
+///
+/// `q [b, n_heads, t, d]`, `k`, `v` `[b, n_kv_heads, t, d]`, `mask [n_heads or 1, t, t]` -> `[b, t, n_heads * d]`.
+pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>) -> Tensor {
     let (b, n_heads, t, d) = q.size4().expect("queries are [b, n_heads, t, d]");
     let share = n_heads / k.size()[1];
     let (k, v) = (repeat_heads(k, share), repeat_heads(v, share));
-    let mixed = Tensor::scaled_dot_product_attention(q, &k, &v, None::<&Tensor>, 0.0, true, None, false);
+    let mask = mask.map(|mask| mask.unsqueeze(0));
+    let is_causal = mask.is_none();
+    let mixed = Tensor::scaled_dot_product_attention(q, &k, &v, mask, 0.0, is_causal, None, false);
     mixed.transpose(1, 2).reshape([b, t, n_heads * d])
 }
 
@@ -49,14 +64,15 @@ pub enum Activation {
 }
 
 impl Activation {
-    /// By the name that `config.json` uses.
-    pub fn from_name(name: &str) -> Option<Self> {
-        match name {
-            "silu" | "swish" => Some(Self::Silu),
-            "gelu" => Some(Self::Gelu),
-            "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" => Some(Self::GeluTanh),
-            "relu" => Some(Self::Relu),
-            _ => None,
+    /// By the name that `config.json` gives.
+    pub(crate) fn read(config: &Config<'_>, key: &str, default: Self) -> Result<Self, ModelError> {
+        match config.text(key) {
+            None => Ok(default),
+            Some("silu" | "swish") => Ok(Self::Silu),
+            Some("gelu") => Ok(Self::Gelu),
+            Some("gelu_new" | "gelu_pytorch_tanh" | "gelu_fast") => Ok(Self::GeluTanh),
+            Some("relu") => Ok(Self::Relu),
+            Some(_) => Err(config.wrong(key, "must be silu, gelu, gelu_new, gelu_pytorch_tanh or relu")),
         }
     }
 

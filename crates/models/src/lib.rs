@@ -1,6 +1,6 @@
 //! Decoder families: what a checkpoint holds and one forward for everyone who runs it.
 //!
-//! A family ([`llama`]) is one file: its config, the names of its tensors, its forward over [`BlockOps`]. Who multiplies is
+//! A family ([`llama`], [`opt`]) is one file: its config, the names of its tensors, its forward over [`BlockOps`]. Who multiplies is
 //! decided outside: [`DenseOps`] runs stored weights; calibration and packed kernels bring their own. [`Model`] joins a family
 //! with a checkpoint on disk and hands out one block at a time.
 
@@ -11,6 +11,7 @@ pub mod family;
 pub mod layers;
 pub mod llama;
 mod model;
+pub mod opt;
 pub mod rope;
 mod tensors;
 

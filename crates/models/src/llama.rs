@@ -10,7 +10,7 @@ use crate::block::BlockOps;
 use crate::config::Config;
 use crate::error::ModelError;
 use crate::family::{BlockLayout, Context, Decoder, Dims, Family, Linear, LinearName, OuterOps, Param};
-use crate::layers::{Activation, causal_attention, rms_norm, split_heads};
+use crate::layers::{Activation, attention, rms_norm, split_heads};
 use crate::rope::{self, Rope};
 
 /// The entry in [`crate::FAMILIES`].
@@ -58,11 +58,7 @@ fn read(json: &Value) -> Result<Llama, ModelError> {
     if !head_dim.is_multiple_of(2) {
         return Err(config.wrong("head_dim", "must be even for a rotary embedding"));
     }
-    let activation = match config.text("hidden_act") {
-        None => Activation::Silu,
-        Some(name) => Activation::from_name(name)
-            .ok_or_else(|| config.wrong("hidden_act", "must be silu, gelu, gelu_new, gelu_pytorch_tanh or relu"))?,
-    };
+    let activation = Activation::read(&config, "hidden_act", Activation::Silu)?;
     let max_positions = config.size_or("max_position_embeddings", 2048)?;
     Ok(Llama {
         dims: Dims {
@@ -128,8 +124,7 @@ impl Decoder for Llama {
     }
 
     fn context(&self, t: usize, device: Device) -> Context {
-        let (cos, sin) = self.rope.tables(t, device);
-        Context { cos, sin }
+        Context { rotary: Some(self.rope.tables(t, device)), mask: None }
     }
 
     fn embed(&self, outer: &dyn OuterOps, ids: &Tensor) -> Result<Tensor, ModelError> {
@@ -139,10 +134,10 @@ impl Decoder for Llama {
     fn block(&self, ops: &dyn BlockOps, ctx: &Context, x: &Tensor) -> Tensor {
         let head_dim = self.dims.head_dim;
         let h = rms_norm(x, &ops.param(INPUT_NORM), self.rms_norm_eps);
-        let q = rope::rotate(&split_heads(&ops.linear(Q, &h), head_dim), &ctx.cos, &ctx.sin); // [b, n_heads, t, d]
-        let k = rope::rotate(&split_heads(&ops.linear(K, &h), head_dim), &ctx.cos, &ctx.sin); // [b, n_kv_heads, t, d]
+        let q = ctx.turn(&split_heads(&ops.linear(Q, &h), head_dim)); // [b, n_heads, t, d]
+        let k = ctx.turn(&split_heads(&ops.linear(K, &h), head_dim)); // [b, n_kv_heads, t, d]
         let v = split_heads(&ops.linear(V, &h), head_dim); // [b, n_kv_heads, t, d]
-        let x = x + ops.linear(O, &causal_attention(&q, &k, &v));
+        let x = x + ops.linear(O, &attention(&q, &k, &v, ctx.mask.as_ref()));
 
         let h = rms_norm(&x, &ops.param(POST_ATTENTION_NORM), self.rms_norm_eps);
         let gated = self.activation.apply(&ops.linear(GATE, &h)) * ops.linear(UP, &h); // [b, t, intermediate]

@@ -43,7 +43,7 @@ impl Model {
         let decoder = decoder_of(&config)?;
         let weights = match quantization_of(&config)? {
             Some(_) => Weights::Packed(PackedCheckpoint::open(dir)?),
-            None => Weights::Dense(Checkpoint::open(dir)?),
+            None => Weights::Dense(under_head(Checkpoint::open(dir)?, &*decoder)),
         };
         let model = Self { dir: dir.to_owned(), config, decoder, weights, round_to_nearest: None };
         model.check_tensors()?;
@@ -184,6 +184,21 @@ impl Model {
             return Ok(());
         }
         Err(ModelError::Shape { name: name.to_owned(), got: view.shape.to_vec(), expected: expected.to_vec() })
+    }
+}
+
+/// The checkpoint with the names of a model that has a head.
+///
+/// Some are published as the model without it, whose names lack their first part: `decoder.layers.0.` for
+/// `model.decoder.layers.0.`.
+fn under_head(checkpoint: Checkpoint, decoder: &dyn Decoder) -> Checkpoint {
+    let embedding = decoder.outer_params()[0].name;
+    match embedding.split_once('.') {
+        Some((first, rest)) if !checkpoint.contains(embedding) && checkpoint.contains(rest) => {
+            let is_head = |name: &str| name.starts_with("lm_head.");
+            checkpoint.rename(|name| if is_head(&name) { name } else { format!("{first}.{name}") })
+        }
+        _ => checkpoint,
     }
 }
 

@@ -78,7 +78,7 @@ pub(crate) fn read(config: &Config<'_>, head_dim: usize, max_positions: usize) -
     };
     let theta = either("rope_theta", 10_000.0)?;
     if either("partial_rotary_factor", 1.0)? != 1.0 {
-        return Err(config.wrong("partial_rotary_factor", "LLaMA turns whole heads: must be 1"));
+        return Err(config.wrong("partial_rotary_factor", "must be 1: heads are turned as a whole"));
     }
     // The key outside the section wins over the one within.
     let original = match config.size_or_none("original_max_position_embeddings")? {
@@ -178,21 +178,32 @@ impl Rope {
         }
     }
 
-    /// Cosines and sines of positions `0..t`, each `[t, dim]` f32: pair `i` fills channels `i` and `i + dim/2`.
-    pub fn tables(&self, t: usize, device: Device) -> (Tensor, Tensor) {
+    /// The turns of positions `0..t`.
+    pub fn tables(&self, t: usize, device: Device) -> Rotary {
         let (frequencies, factor) = self.frequencies(t);
         let frequencies: Vec<f32> = frequencies.iter().map(|&f| f as f32).collect();
         // In f32, as models are trained.
         let positions = Tensor::arange(t as i64, (Kind::Float, device));
         let angles = positions.outer(&Tensor::from_slice(&frequencies).to_device(device)); // [t, dim/2]
         let angles = Tensor::cat(&[&angles, &angles], 1);
-        (angles.cos() * factor, angles.sin() * factor)
+        Rotary { cos: angles.cos() * factor, sin: angles.sin() * factor }
     }
 }
 
-/// Turns every channel pair by its position: `x [b, heads, t, dim]`, `cos`, `sin` `[t, dim]` -> like `x`.
-pub fn rotate(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Tensor {
-    let half = x.size()[3] / 2;
-    let (first, second) = (x.narrow(3, 0, half), x.narrow(3, half, half));
-    x * cos + Tensor::cat(&[-second, first], 3) * sin
+/// Turns of a sequence's positions, each `[t, dim]` f32: pair `i` fills channels `i` and `i + dim/2`.
+#[derive(Debug)]
+pub struct Rotary {
+    /// Cosines.
+    pub cos: Tensor,
+    /// Sines.
+    pub sin: Tensor,
+}
+
+impl Rotary {
+    /// Turns every channel pair by its position: `x [b, heads, t, dim]` -> like `x`.
+    pub fn turn(&self, x: &Tensor) -> Tensor {
+        let half = x.size()[3] / 2;
+        let (first, second) = (x.narrow(3, 0, half), x.narrow(3, half, half));
+        x * &self.cos + Tensor::cat(&[-second, first], 3) * &self.sin
+    }
 }

@@ -48,7 +48,7 @@ fn decoder(named: &Named, out: &Output) -> Result<Box<dyn Decoder>> {
     Ok(decoder_of(&config)?)
 }
 
-/// A `config.json` with what a plan needs.
+/// A `config.json` with what a plan needs, in the words of every family.
 fn config_of(model_type: &str, shape: &Shape) -> Value {
     json!({
         "model_type": model_type,
@@ -61,6 +61,15 @@ fn config_of(model_type: &str, shape: &Shape) -> Value {
         "vocab_size": shape.vocab,
         "max_position_embeddings": shape.max_positions,
         "tie_word_embeddings": shape.tied,
+        // OPT: the one with a narrower embedding has its norms at the ends of blocks.
+        "ffn_dim": shape.intermediate,
+        "word_embed_proj_dim": shape.embedding,
+        "do_layer_norm_before": shape.embedding.is_none(),
+        // Falcon: one key/value head, or groups of heads with one each.
+        "ffn_hidden_size": shape.intermediate,
+        "num_kv_heads": shape.kv_heads,
+        "multi_query": shape.kv_heads == 1,
+        "new_decoder_architecture": shape.kv_heads > 1 && shape.kv_heads < shape.heads,
     })
 }
 
@@ -79,7 +88,7 @@ pub fn text(model: &str, recipe: &Recipe, plan: &Plan) -> String {
     }
     for linear in &plan.linears {
         let shape = format!("[{}, {}]", linear.out_features, linear.in_features);
-        line("  linear", format!("{:<24}{shape:<16}{} grids", linear.name, linear.n_groups));
+        line("  linear", format!("{:<31} {shape:<16}{} grids", linear.name, linear.n_groups));
     }
     line("learned", format!("{} numbers per block", plan.learned_per_block));
     let memory = &plan.memory;

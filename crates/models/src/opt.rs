@@ -1,0 +1,182 @@
+//! OPT, 125M to 66B (Zhang et al. 2022, arXiv 2205.01068).
+//!
+//! The names and shapes are those of Hugging Face's `modeling_opt.py`. LayerNorm before each half of a block (after it, in 350M), learned
+//! positions, biases, plain attention and MLP. 350M embeds tokens in fewer channels than its blocks have.
+
+use serde_json::Value;
+use tch::{Device, Kind, Tensor};
+
+use crate::block::BlockOps;
+use crate::config::Config;
+use crate::error::ModelError;
+use crate::family::{BlockLayout, Context, Decoder, Dims, Family, Linear, LinearName, OuterOps, Param};
+use crate::layers::{Activation, attention, layer_norm, split_heads};
+
+/// The entry in [`crate::FAMILIES`].
+pub const FAMILY: Family = Family { name: "OPT", model_types: &["opt"], read: |json| Ok(Box::new(read(json)?)) };
+
+const Q: LinearName = LinearName("self_attn.q_proj");
+const K: LinearName = LinearName("self_attn.k_proj");
+const V: LinearName = LinearName("self_attn.v_proj");
+const OUT: LinearName = LinearName("self_attn.out_proj");
+const FC1: LinearName = LinearName("fc1");
+const FC2: LinearName = LinearName("fc2");
+const ATTENTION_NORM: Norm = ["self_attn_layer_norm.weight", "self_attn_layer_norm.bias"];
+const MLP_NORM: Norm = ["final_layer_norm.weight", "final_layer_norm.bias"];
+const EMBED: &str = "model.decoder.embed_tokens.weight";
+const POSITIONS: &str = "model.decoder.embed_positions.weight";
+const PROJECT_IN: &str = "model.decoder.project_in.weight";
+const PROJECT_OUT: &str = "model.decoder.project_out.weight";
+const LAST_NORM: Norm = ["model.decoder.final_layer_norm.weight", "model.decoder.final_layer_norm.bias"];
+const LM_HEAD: &str = "lm_head.weight";
+
+/// The table of positions begins with this many rows that no position uses.
+const POSITION_OFFSET: usize = 2;
+/// Not in the config: LayerNorm's default.
+const NORM_EPS: f64 = 1e-5;
+
+/// Names of a norm's weight and bias.
+type Norm = [&'static str; 2];
+
+struct Opt {
+    dims: Dims,
+    /// Channels of the embedding, and of the head.
+    embedding: usize,
+    activation: Activation,
+    bias: bool,
+    norm_has_params: bool,
+    norm_first: bool,
+    last_norm: bool,
+    tied: bool,
+}
+
+fn read(json: &Value) -> Result<Opt, ModelError> {
+    let config = Config::new(json);
+    let hidden = config.size("hidden_size")?;
+    let n_heads = config.size("num_attention_heads")?;
+    if !hidden.is_multiple_of(n_heads) {
+        return Err(config.wrong("num_attention_heads", format!("must divide hidden_size = {hidden}")));
+    }
+    let norm_first = config.flag_or("do_layer_norm_before", true)?;
+    Ok(Opt {
+        dims: Dims {
+            n_layers: config.size("num_hidden_layers")?,
+            hidden,
+            intermediate: config.size("ffn_dim")?,
+            n_heads,
+            n_kv_heads: n_heads,
+            head_dim: hidden / n_heads,
+            vocab: config.size("vocab_size")?,
+            max_positions: config.size_or("max_position_embeddings", 2048)?,
+        },
+        embedding: config.size_or("word_embed_proj_dim", hidden)?,
+        activation: Activation::read(&config, "activation_function", Activation::Relu)?,
+        bias: config.flag_or("enable_bias", true)?,
+        norm_has_params: config.flag_or("layer_norm_elementwise_affine", true)?,
+        norm_first,
+        last_norm: norm_first && !config.flag_or("_remove_final_layer_norm", false)?,
+        tied: config.flag_or("tie_word_embeddings", true)?,
+    })
+}
+
+impl Opt {
+    fn norm_params(&self, norm: Norm) -> Vec<Param> {
+        let names = if self.norm_has_params { &norm[..] } else { &[] };
+        names.iter().map(|name| Param { name, shape: vec![self.dims.hidden] }).collect()
+    }
+
+    fn norm(&self, ops: &dyn BlockOps, norm: Norm, x: &Tensor) -> Tensor {
+        let [weight, bias] = norm.map(|name| self.norm_has_params.then(|| ops.param(name)));
+        layer_norm(x, weight.as_ref(), bias.as_ref(), NORM_EPS)
+    }
+
+    /// A half of a block: `x` and what `f` makes of it, with the norm before or after.
+    fn residual(&self, ops: &dyn BlockOps, norm: Norm, x: &Tensor, f: impl FnOnce(&Tensor) -> Tensor) -> Tensor {
+        if self.norm_first { x + f(&self.norm(ops, norm, x)) } else { self.norm(ops, norm, &(x + f(x))) }
+    }
+}
+
+impl Decoder for Opt {
+    fn dims(&self) -> Dims {
+        self.dims
+    }
+
+    fn block_prefix(&self, block_idx: usize) -> String {
+        format!("model.decoder.layers.{block_idx}.")
+    }
+
+    fn block_layout(&self) -> BlockLayout {
+        let Dims { hidden, intermediate, .. } = self.dims;
+        let linear = |name, out_features, in_features| Linear { name, out_features, in_features, bias: self.bias };
+        BlockLayout {
+            linears: vec![
+                linear(Q, hidden, hidden),
+                linear(K, hidden, hidden),
+                linear(V, hidden, hidden),
+                linear(OUT, hidden, hidden),
+                linear(FC1, intermediate, hidden),
+                linear(FC2, hidden, intermediate),
+            ],
+            params: [self.norm_params(ATTENTION_NORM), self.norm_params(MLP_NORM)].concat(),
+        }
+    }
+
+    fn outer_params(&self) -> Vec<Param> {
+        let Dims { vocab, hidden, max_positions, .. } = self.dims;
+        let param = |name, rows, cols| Param { name, shape: vec![rows, cols] };
+        let mut params =
+            vec![param(EMBED, vocab, self.embedding), param(POSITIONS, max_positions + POSITION_OFFSET, hidden)];
+        if self.embedding != hidden {
+            params.extend([param(PROJECT_IN, hidden, self.embedding), param(PROJECT_OUT, self.embedding, hidden)]);
+        }
+        if self.last_norm {
+            params.extend(self.norm_params(LAST_NORM));
+        }
+        if !self.tied {
+            params.push(param(LM_HEAD, vocab, self.embedding));
+        }
+        params
+    }
+
+    fn head(&self) -> &'static str {
+        if self.tied { EMBED } else { LM_HEAD }
+    }
+
+    fn context(&self, _t: usize, _device: Device) -> Context {
+        Context::default()
+    }
+
+    fn embed(&self, outer: &dyn OuterOps, ids: &Tensor) -> Result<Tensor, ModelError> {
+        let (tokens, positions) = (ids.size()[1] as usize, self.dims.max_positions);
+        if tokens > positions {
+            return Err(ModelError::TooLong { tokens, positions });
+        }
+        let mut x = outer.rows(EMBED, ids)?; // [b, t, embedding]
+        if self.embedding != self.dims.hidden {
+            x = x.linear(&outer.param(PROJECT_IN)?, None::<&Tensor>);
+        }
+        let rows = Tensor::arange(tokens as i64, (Kind::Int64, Device::Cpu)) + POSITION_OFFSET as i64;
+        Ok(x + outer.rows(POSITIONS, &rows)?) // [b, t, hidden] + [t, hidden]
+    }
+
+    fn block(&self, ops: &dyn BlockOps, ctx: &Context, x: &Tensor) -> Tensor {
+        let heads = |name, h: &Tensor| split_heads(&ops.linear(name, h), self.dims.head_dim); // [b, n_heads, t, d]
+        let x = self.residual(ops, ATTENTION_NORM, x, |h| {
+            ops.linear(OUT, &attention(&heads(Q, h), &heads(K, h), &heads(V, h), ctx.mask.as_ref()))
+        });
+        self.residual(ops, MLP_NORM, &x, |h| ops.linear(FC2, &self.activation.apply(&ops.linear(FC1, h))))
+    }
+
+    fn finish(&self, outer: &dyn OuterOps, x: &Tensor) -> Result<Tensor, ModelError> {
+        let mut x = x.shallow_clone();
+        if self.last_norm {
+            let param = |name| self.norm_has_params.then(|| outer.param(name)).transpose();
+            let (weight, bias) = (param(LAST_NORM[0])?, param(LAST_NORM[1])?);
+            x = layer_norm(&x, weight.as_ref(), bias.as_ref(), NORM_EPS);
+        }
+        if self.embedding != self.dims.hidden {
+            x = x.linear(&outer.param(PROJECT_OUT)?, None::<&Tensor>);
+        }
+        Ok(x)
+    }
+}
