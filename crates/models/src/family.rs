@@ -7,7 +7,7 @@ use crate::block::BlockOps;
 use crate::config::Config;
 use crate::error::ModelError;
 use crate::rope::Rotary;
-use crate::{llama, opt};
+use crate::{falcon, llama, opt};
 
 /// A linear of a block, by its name in the checkpoint below the block's prefix: `self_attn.q_proj`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -122,7 +122,7 @@ pub struct Family {
 }
 
 /// All families.
-pub static FAMILIES: &[Family] = &[llama::FAMILY, opt::FAMILY];
+pub static FAMILIES: &[Family] = &[llama::FAMILY, opt::FAMILY, falcon::FAMILY];
 
 /// Reads a `config.json` by its `model_type`.
 pub fn decoder_of(json: &Value) -> Result<Box<dyn Decoder>, ModelError> {

@@ -1,15 +1,17 @@
 //! Decoder families: what a checkpoint holds and one forward for everyone who runs it.
 //!
-//! A family ([`llama`], [`opt`]) is one file: its config, the names of its tensors, its forward over [`BlockOps`]. Who multiplies is
+//! A family ([`llama`], [`opt`], [`falcon`]) is one file: its config, the names of its tensors, its forward over [`BlockOps`]. Who multiplies is
 //! decided outside: [`DenseOps`] runs stored weights; calibration and packed kernels bring their own. [`Model`] joins a family
 //! with a checkpoint on disk and hands out one block at a time.
 
 mod block;
 mod config;
 mod error;
+pub mod falcon;
 pub mod family;
 pub mod layers;
 pub mod llama;
+mod mask;
 mod model;
 pub mod opt;
 pub mod rope;

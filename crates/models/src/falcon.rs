@@ -1,0 +1,234 @@
+//! Falcon: 7B, 11B, 40B, 180B and the RW models (Almazrouei et al. 2023, arXiv 2311.16867).
+//!
+//! The names and shapes are those of Hugging Face's `modeling_falcon.py`. Queries, keys and values come out of one linear, attention and MLP
+//! read the same hidden state side by side (one after the other in RW), positions turn whole heads (in RW they are biases: ALiBi).
+
+use serde_json::Value;
+use tch::{Device, Tensor};
+
+use crate::block::BlockOps;
+use crate::config::Config;
+use crate::error::ModelError;
+use crate::family::{BlockLayout, Context, Decoder, Dims, Family, Linear, LinearName, OuterOps, Param};
+use crate::layers::{Activation, attention, layer_norm};
+use crate::mask;
+use crate::rope::{self, Rope};
+
+/// The entry in [`crate::FAMILIES`].
+pub const FAMILY: Family = Family { name: "Falcon", model_types: &["falcon"], read: |json| Ok(Box::new(read(json)?)) };
+
+const QKV: LinearName = LinearName("self_attention.query_key_value");
+const DENSE: LinearName = LinearName("self_attention.dense");
+const UP: LinearName = LinearName("mlp.dense_h_to_4h");
+const DOWN: LinearName = LinearName("mlp.dense_4h_to_h");
+const INPUT_NORM: Norm = ["input_layernorm.weight", "input_layernorm.bias"];
+const POST_ATTENTION_NORM: Norm = ["post_attention_layernorm.weight", "post_attention_layernorm.bias"];
+const ATTENTION_NORM: Norm = ["ln_attn.weight", "ln_attn.bias"];
+const MLP_NORM: Norm = ["ln_mlp.weight", "ln_mlp.bias"];
+const EMBED: &str = "transformer.word_embeddings.weight";
+const LAST_NORM: Norm = ["transformer.ln_f.weight", "transformer.ln_f.bias"];
+const LM_HEAD: &str = "lm_head.weight";
+
+/// Names of a norm's weight and bias.
+type Norm = [&'static str; 2];
+
+/// How attention and MLP stand to each other.
+#[derive(Clone, Copy)]
+enum Arrangement {
+    /// One norm feeds both (7B, 11B).
+    Parallel,
+    /// Each has a norm of its own (40B, 180B).
+    ParallelTwoNorms,
+    /// The MLP reads what attention has written (RW).
+    Sequential,
+}
+
+impl Arrangement {
+    fn norms(self) -> &'static [Norm] {
+        match self {
+            Self::Parallel => &[INPUT_NORM],
+            Self::ParallelTwoNorms => &[ATTENTION_NORM, MLP_NORM],
+            Self::Sequential => &[INPUT_NORM, POST_ATTENTION_NORM],
+        }
+    }
+}
+
+/// How a token's position is told.
+enum Positions {
+    Rotary(Rope),
+    Alibi,
+}
+
+struct Falcon {
+    dims: Dims,
+    norm_eps: f64,
+    activation: Activation,
+    arrangement: Arrangement,
+    positions: Positions,
+    bias: bool,
+    tied: bool,
+}
+
+fn read(json: &Value) -> Result<Falcon, ModelError> {
+    let config = Config::new(json);
+    let hidden = config.size("hidden_size")?;
+    let n_heads = config.size("num_attention_heads")?;
+    if !hidden.is_multiple_of(n_heads) {
+        return Err(config.wrong("num_attention_heads", format!("must divide hidden_size = {hidden}")));
+    }
+    // The "new" architecture is that of 40B.
+    let is_new = config.flag_or("new_decoder_architecture", false)?;
+    let n_kv_heads = match (is_new, config.flag_or("multi_query", true)?) {
+        (true, _) => config.size_or("num_kv_heads", n_heads)?,
+        (false, true) => 1,
+        (false, false) => n_heads,
+    };
+    if !n_heads.is_multiple_of(n_kv_heads) {
+        return Err(config.wrong("num_kv_heads", format!("must divide num_attention_heads = {n_heads}")));
+    }
+    let arrangement =
+        match (is_new, config.flag_or("parallel_attn", true)?, config.size_or_none("num_ln_in_parallel_attn")?) {
+            (true, true, None | Some(2)) => Arrangement::ParallelTwoNorms,
+            (true, true, Some(1)) | (false, true, None | Some(1)) => Arrangement::Parallel,
+            (false, false, _) => Arrangement::Sequential,
+            (true, false, _) => return Err(config.wrong("parallel_attn", "must be true with new_decoder_architecture")),
+            (true, ..) => return Err(config.wrong("num_ln_in_parallel_attn", "must be 1 or 2")),
+            (false, ..) => {
+                return Err(config.wrong("num_ln_in_parallel_attn", "must be 1 without new_decoder_architecture"));
+            }
+        };
+    let head_dim = hidden / n_heads;
+    let max_positions = config.size_or("max_position_embeddings", 2048)?;
+    let positions = match config.flag_or("alibi", false)? {
+        true => Positions::Alibi,
+        false if head_dim.is_multiple_of(2) => Positions::Rotary(rope::read(&config, head_dim, max_positions)?),
+        false => {
+            let expected =
+                format!("hidden_size / num_attention_heads = {head_dim} must be even for a rotary embedding");
+            return Err(config.wrong("num_attention_heads", expected));
+        }
+    };
+    Ok(Falcon {
+        dims: Dims {
+            n_layers: config.size("num_hidden_layers")?,
+            hidden,
+            intermediate: config.size_or("ffn_hidden_size", 4 * hidden)?,
+            n_heads,
+            n_kv_heads,
+            head_dim,
+            vocab: config.size("vocab_size")?,
+            max_positions,
+        },
+        norm_eps: config.number_or("layer_norm_epsilon", 1e-5)?,
+        activation: Activation::read(&config, "activation", Activation::Gelu)?,
+        arrangement,
+        positions,
+        bias: config.flag_or("bias", false)?,
+        tied: config.flag_or("tie_word_embeddings", true)?,
+    })
+}
+
+impl Falcon {
+    fn norm_params(&self, norm: Norm) -> [Param; 2] {
+        norm.map(|name| Param { name, shape: vec![self.dims.hidden] })
+    }
+
+    fn norm(&self, ops: &dyn BlockOps, norm: Norm, x: &Tensor) -> Tensor {
+        let [weight, bias] = norm.map(|name| ops.param(name));
+        layer_norm(x, Some(&weight), Some(&bias), self.norm_eps)
+    }
+
+    /// `h [b, t, hidden]` -> `[b, t, hidden]`.
+    fn attention(&self, ops: &dyn BlockOps, ctx: &Context, h: &Tensor) -> Tensor {
+        let (b, t, _) = h.size3().expect("hidden states are [b, t, hidden]");
+        let [n_heads, groups, d] = [self.dims.n_heads, self.dims.n_kv_heads, self.dims.head_dim].map(|n| n as i64);
+        let share = n_heads / groups;
+        // Per key/value head: the query heads that read it, then itself twice.
+        let fused = ops.linear(QKV, h).view([b, t, groups, share + 2, d]);
+        let heads = |from, n| fused.narrow(3, from, n).reshape([b, t, groups * n, d]).transpose(1, 2);
+        let q = ctx.turn(&heads(0, share)); // [b, n_heads, t, d]
+        let k = ctx.turn(&heads(share, 1)); // [b, n_kv_heads, t, d]
+        let v = heads(share + 1, 1); // [b, n_kv_heads, t, d]
+        ops.linear(DENSE, &attention(&q, &k, &v, ctx.mask.as_ref()))
+    }
+
+    /// `h [b, t, hidden]` -> `[b, t, hidden]`.
+    fn mlp(&self, ops: &dyn BlockOps, h: &Tensor) -> Tensor {
+        ops.linear(DOWN, &self.activation.apply(&ops.linear(UP, h)))
+    }
+}
+
+impl Decoder for Falcon {
+    fn dims(&self) -> Dims {
+        self.dims
+    }
+
+    fn block_prefix(&self, block_idx: usize) -> String {
+        format!("transformer.h.{block_idx}.")
+    }
+
+    fn block_layout(&self) -> BlockLayout {
+        let Dims { hidden, intermediate, n_heads, n_kv_heads, head_dim, .. } = self.dims;
+        let linear = |name, out_features, in_features| Linear { name, out_features, in_features, bias: self.bias };
+        BlockLayout {
+            linears: vec![
+                linear(QKV, (n_heads + 2 * n_kv_heads) * head_dim, hidden),
+                linear(DENSE, hidden, hidden),
+                linear(UP, intermediate, hidden),
+                linear(DOWN, hidden, intermediate),
+            ],
+            params: self.arrangement.norms().iter().flat_map(|&norm| self.norm_params(norm)).collect(),
+        }
+    }
+
+    fn outer_params(&self) -> Vec<Param> {
+        let Dims { vocab, hidden, .. } = self.dims;
+        let mut params = vec![Param { name: EMBED, shape: vec![vocab, hidden] }];
+        params.extend(self.norm_params(LAST_NORM));
+        if !self.tied {
+            params.push(Param { name: LM_HEAD, shape: vec![vocab, hidden] });
+        }
+        params
+    }
+
+    fn head(&self) -> &'static str {
+        if self.tied { EMBED } else { LM_HEAD }
+    }
+
+    fn context(&self, t: usize, device: Device) -> Context {
+        let Dims { n_heads, head_dim, .. } = self.dims;
+        match &self.positions {
+            Positions::Rotary(rope) => Context { rotary: Some(rope.tables(t, device)), mask: None },
+            Positions::Alibi => {
+                let scale = (head_dim as f64).powf(-0.5);
+                Context { rotary: None, mask: Some(mask::alibi(n_heads, scale, t, device)) }
+            }
+        }
+    }
+
+    fn embed(&self, outer: &dyn OuterOps, ids: &Tensor) -> Result<Tensor, ModelError> {
+        outer.rows(EMBED, ids)
+    }
+
+    fn block(&self, ops: &dyn BlockOps, ctx: &Context, x: &Tensor) -> Tensor {
+        match self.arrangement {
+            Arrangement::Parallel => {
+                let h = self.norm(ops, INPUT_NORM, x);
+                x + self.attention(ops, ctx, &h) + self.mlp(ops, &h)
+            }
+            Arrangement::ParallelTwoNorms => {
+                let mixed = self.attention(ops, ctx, &self.norm(ops, ATTENTION_NORM, x));
+                x + mixed + self.mlp(ops, &self.norm(ops, MLP_NORM, x))
+            }
+            Arrangement::Sequential => {
+                let x = x + self.attention(ops, ctx, &self.norm(ops, INPUT_NORM, x));
+                &x + self.mlp(ops, &self.norm(ops, POST_ATTENTION_NORM, &x))
+            }
+        }
+    }
+
+    fn finish(&self, outer: &dyn OuterOps, x: &Tensor) -> Result<Tensor, ModelError> {
+        let [weight, bias] = LAST_NORM;
+        Ok(layer_norm(x, Some(&outer.param(weight)?), Some(&outer.param(bias)?), self.norm_eps))
+    }
+}
