@@ -1,0 +1,269 @@
+//! OPT and Falcon: forward and perplexity against what Hugging Face transformers answers, and runs that quantize them.
+
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use oq_calib::{Options, quantize};
+use oq_eval::{logits, perplexity};
+use oq_formats::{Checkpoint, read_config};
+use oq_models::{DenseOps, Model, ModelError};
+use oq_quant_core::QuantSpec;
+use oq_recipe::{Method, Overrides, Recipe};
+use oq_tests::{copied, fixture, omniquant, relative_error, tokens};
+use serde_json::{Value, json};
+use tch::{Device, Tensor};
+
+/// f32 answers lie within 3e-6 of f64 ones; undoing what a variant is about moves its logits by 1e-3 or more.
+const TOLERANCE: f64 = 1e-4;
+/// A perplexity averages thousands of tokens: far less than this comes from rounding.
+const PERPLEXITY_TOLERANCE: f64 = 1e-3;
+/// The table of rounded models has two decimals and was made with scales in f32, ours are f16.
+const ROUNDED_TOLERANCE: f64 = 1e-2;
+
+const TINY: [&str; 2] = ["tiny-opt", "tiny-falcon"];
+
+fn spec(scheme: &str) -> QuantSpec {
+    scheme.parse().unwrap()
+}
+
+#[track_caller]
+fn check_close(what: &str, got: &Tensor, golden: &Checkpoint, name: &str) {
+    let got: Vec<f32> = Vec::try_from(got.contiguous().view(-1)).unwrap();
+    let error = relative_error(&got, &golden.values(name).unwrap());
+    assert!(error <= TOLERANCE, "{what}: {name}: relative error {error:.1e}");
+}
+
+/// Hidden states after each block and logits of a folder of fixtures.
+#[track_caller]
+fn check(folder: &str) {
+    let golden = Checkpoint::open_file(&fixture(folder).join("golden.safetensors")).unwrap();
+    let model = Model::open(&fixture(folder)).unwrap();
+    let view = golden.tensor("input_ids").unwrap();
+    let ids: Vec<i64> = view.bytes.as_chunks().0.iter().map(|bytes| i64::from_le_bytes(*bytes)).collect();
+    let ids = Tensor::from_slice(&ids).view([view.shape[0] as i64, view.shape[1] as i64]);
+
+    let _no_grad = tch::no_grad_guard();
+    check_close(folder, &logits(&model, &ids, Device::Cpu).unwrap(), &golden, "logits");
+
+    let (decoder, outer) = (model.decoder(), model.outer(Device::Cpu));
+    let ctx = decoder.context(view.shape[1], Device::Cpu);
+    let mut x = decoder.embed(&outer, &ids).unwrap();
+    let n_layers = decoder.dims().n_layers;
+    for block_idx in 0..n_layers {
+        check_close(folder, &x, &golden, &format!("hidden.{block_idx}"));
+        let weights = model.load_block(block_idx, Device::Cpu).unwrap();
+        x = decoder.block(&DenseOps(&weights), &ctx, &x);
+    }
+    check_close(folder, &decoder.finish(&outer, &x).unwrap(), &golden, &format!("hidden.{n_layers}"));
+}
+
+#[test]
+fn models_answer_as_transformers() {
+    for folder in TINY.into_iter().chain(["opt-prenorm", "opt-postnorm-proj", "falcon-7b-like", "falcon-40b-like"]) {
+        check(folder);
+    }
+}
+
+#[test]
+fn variants_answer_as_transformers() {
+    let manifest = std::fs::read(fixture("opt-falcon-variants/manifest.json")).unwrap();
+    let manifest: Value = serde_json::from_slice(&manifest).unwrap();
+    let variants = manifest["variants"].as_array().unwrap();
+    assert!(variants.len() >= 14, "the manifest lists {}", variants.len());
+    for variant in variants {
+        check(&format!("opt-falcon-variants/{}", variant["name"].as_str().unwrap()));
+    }
+}
+
+fn measure(model: &Model) -> f64 {
+    let result = perplexity(model, &tokens("eval.txt"), 256, None, Device::Cpu, &mut |_| {}).unwrap();
+    assert_eq!(result.window_nll.len(), 39);
+    result.value()
+}
+
+#[track_caller]
+fn check_perplexity(what: &str, got: f64, expected: f64, tolerance: f64) {
+    assert!((got / expected - 1.0).abs() <= tolerance, "{what}: perplexity {got}, expected {expected}");
+}
+
+#[test]
+fn perplexity_is_that_of_transformers() {
+    for folder in TINY {
+        let golden: Value =
+            serde_json::from_slice(&std::fs::read(fixture(folder).join("golden.json")).unwrap()).unwrap();
+        let got = measure(&Model::open(&fixture(folder)).unwrap());
+        check_perplexity(folder, got, golden["perplexity"].as_f64().unwrap(), PERPLEXITY_TOLERANCE);
+    }
+}
+
+#[test]
+fn rounding_to_nearest_costs_what_it_costs_elsewhere() {
+    // From a quantizer of a few lines of PyTorch, run on the same weights and text.
+    let table = [
+        ("tiny-opt", [("w4a16g64", 29.53), ("w3a16g64", 30.74), ("w2a16g64", 37.77), ("w2a16", 40.83)]),
+        ("tiny-falcon", [("w4a16g64", 21.63), ("w3a16g64", 22.41), ("w2a16g64", 27.32), ("w2a16", 29.27)]),
+    ];
+    for (folder, rows) in table {
+        for (scheme, expected) in rows {
+            let model = Model::open(&fixture(folder)).unwrap().with_round_to_nearest(spec(scheme).weight).unwrap();
+            check_perplexity(&format!("{folder} {scheme}"), measure(&model), expected, ROUNDED_TOLERANCE);
+        }
+    }
+}
+
+/// A packed model in `out`, made from the folder `dir` on a few segments of the calibration text.
+fn quantized(dir: &Path, scheme: &str, method: Method, out: &Path) -> Model {
+    const SEQLEN: usize = 256;
+    let overrides = Overrides { method: Some(method), epochs: Some(10), ..Overrides::default() };
+    let recipe = Recipe::resolve(spec(scheme), None, None, &overrides).unwrap();
+    let ids = tokens("calib.txt");
+    let segments: Vec<Vec<u32>> = ids.chunks_exact(SEQLEN).take(16).map(<[u32]>::to_vec).collect();
+    let options = Options { device: Device::Cpu, out: out.to_owned(), resume: false };
+    let model = Model::open(dir).unwrap();
+    quantize(&model, &recipe, &segments, &options, &mut |_| ControlFlow::Continue(())).unwrap();
+    Model::open(out).unwrap()
+}
+
+#[test]
+fn learned_clipping_beats_rounding_to_nearest() {
+    const SCHEME: &str = "w2a16g64";
+    for folder in TINY {
+        let out = tempfile::tempdir().unwrap();
+        let rounded = measure(&quantized(&fixture(folder), SCHEME, Method::Rtn, &out.path().join("rtn")));
+        let in_memory = Model::open(&fixture(folder)).unwrap().with_round_to_nearest(spec(SCHEME).weight).unwrap();
+        assert_eq!(rounded, measure(&in_memory), "{folder}");
+
+        let learned = quantized(&fixture(folder), SCHEME, Method::Omniquant, &out.path().join("learned"));
+        assert_eq!(learned.quantization(), Some(spec(SCHEME)));
+        let learned = measure(&learned);
+        assert!(learned < 0.97 * rounded, "{folder}: {learned} learned, {rounded} rounded");
+    }
+}
+
+#[test]
+fn every_variant_is_packed_and_read_back() {
+    for folder in ["opt-350m-like", "opt-no-affine", "opt-published", "falcon-rw-like", "falcon-180b-like"] {
+        let dir = fixture(&format!("opt-falcon-variants/{folder}"));
+        let out = tempfile::tempdir().unwrap();
+        let packed = quantized(&dir, "w4a16g16", Method::Rtn, out.path());
+        let rounded = Model::open(&dir).unwrap().with_round_to_nearest(spec("w4a16g16").weight).unwrap();
+        let ids = Tensor::from_slice(&[1i64, 5, 9, 60]).view([1, 4]);
+        let answers = [packed, rounded].map(|model| logits(&model, &ids, Device::Cpu).unwrap());
+        assert_eq!(answers[0], answers[1], "{folder}");
+    }
+}
+
+#[test]
+fn matrices_outside_the_blocks_are_declared_to_loaders() {
+    let out = tempfile::tempdir().unwrap();
+    quantized(&fixture("opt-falcon-variants/opt-350m-like"), "w4a16", Method::Rtn, out.path());
+    let config = read_config(out.path()).unwrap();
+    let names =
+        ["embed_tokens", "embed_positions", "project_in", "project_out"].map(|name| format!("model.decoder.{name}"));
+    let ignore: Vec<&str> = std::iter::once("lm_head").chain(names.iter().map(String::as_str)).collect();
+    assert_eq!(config["quantization_config"]["ignore"], json!(ignore));
+    let packed = Checkpoint::open(out.path()).unwrap();
+    assert!(
+        packed.contains("model.decoder.layers.0.fc1.bias")
+            && packed.contains("model.decoder.layers.1.fc2.weight_packed")
+    );
+}
+
+/// Changes one key of a variant's config and opens it.
+#[track_caller]
+fn check_refused(folder: &str, key: &str, value: Value, part: &str) {
+    let dir = copied(&format!("opt-falcon-variants/{folder}"));
+    let mut config = read_config(dir.path()).unwrap();
+    config[key] = value;
+    std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+    let message = Model::open(dir.path()).err().expect("it is refused").to_string();
+    assert!(message.contains(part), "{message}");
+}
+
+#[test]
+fn configs_that_cannot_be_are_refused() {
+    check_refused(
+        "opt-gelu",
+        "num_attention_heads",
+        json!(5),
+        "num_attention_heads is 5: must divide hidden_size = 32",
+    );
+    check_refused("opt-gelu", "activation_function", json!("selu"), "activation_function is \"selu\"");
+    check_refused(
+        "opt-gelu",
+        "word_embed_proj_dim",
+        json!(16),
+        "embed_tokens.weight: shape [64, 32] in the checkpoint",
+    );
+    check_refused(
+        "falcon-11b-like",
+        "num_kv_heads",
+        json!(3),
+        "num_kv_heads is 3: must divide num_attention_heads = 4",
+    );
+    check_refused(
+        "falcon-11b-like",
+        "num_ln_in_parallel_attn",
+        json!(3),
+        "num_ln_in_parallel_attn is 3: must be 1 or 2",
+    );
+    check_refused("falcon-11b-like", "parallel_attn", json!(false), "parallel_attn is false");
+    check_refused("falcon-11b-like", "num_ln_in_parallel_attn", json!(2), "no tensor `transformer.h.0.ln_attn.weight`");
+}
+
+#[test]
+fn a_sequence_beyond_the_learned_positions_is_refused() {
+    let model = Model::open(&fixture("opt-falcon-variants/opt-gelu")).unwrap();
+    let ids = Tensor::zeros([1, 65], (tch::Kind::Int64, Device::Cpu));
+    let error = logits(&model, &ids, Device::Cpu).unwrap_err();
+    assert!(matches!(error, ModelError::TooLong { tokens: 65, positions: 64 }), "{error}");
+}
+
+/// What `omniquant plan` says of a model that nothing is downloaded of: shapes of its linears.
+#[track_caller]
+fn check_plan(model: &str, scheme: &str, expected: &[(&str, usize, usize)]) {
+    let output = omniquant().args(["plan", model, "--scheme", scheme, "--json"]).output().unwrap();
+    // Exit code 4 where this machine is too small: the plan is told all the same.
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(matches!(output.status.code(), Some(0 | 4)), "{model}: {stderr}");
+    let plan: Value = serde_json::from_slice(&output.stdout).expect("stdout is one JSON object");
+    let linears: Vec<(&str, usize, usize)> = plan["plan"]["linears"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|l| {
+            let size = |key: &str| l[key].as_u64().unwrap() as usize;
+            (l["name"].as_str().unwrap(), size("out_features"), size("in_features"))
+        })
+        .collect();
+    assert_eq!(linears, expected, "{model}");
+}
+
+#[test]
+fn plans_know_the_shapes_of_published_models() {
+    let opt = |hidden: usize| {
+        let attention = ["q_proj", "k_proj", "v_proj", "out_proj"].map(|name| format!("self_attn.{name}"));
+        let mut linears: Vec<(String, usize, usize)> = attention.map(|name| (name, hidden, hidden)).into();
+        linears.extend([("fc1".to_owned(), 4 * hidden, hidden), ("fc2".to_owned(), hidden, 4 * hidden)]);
+        linears
+    };
+    for (model, hidden) in [("opt-125m", 768), ("opt-350m", 1024), ("opt-66b", 9216)] {
+        let linears = opt(hidden);
+        let linears: Vec<(&str, usize, usize)> = linears.iter().map(|(name, o, i)| (name.as_str(), *o, *i)).collect();
+        check_plan(model, "w3a16g128", &linears);
+    }
+    // Rows of the fused linear: query heads, key heads and value heads, each of 64 channels.
+    let heads = [("falcon-7b", 4544, 71 + 2), ("falcon-40b", 8192, 128 + 2 * 8), ("falcon-180b", 14848, 232 + 2 * 8)];
+    for (model, hidden, heads) in heads {
+        check_plan(
+            model,
+            "w3a16g64",
+            &[
+                ("self_attention.query_key_value", heads * 64, hidden),
+                ("self_attention.dense", hidden, hidden),
+                ("mlp.dense_h_to_4h", 4 * hidden, hidden),
+                ("mlp.dense_4h_to_h", hidden, 4 * hidden),
+            ],
+        );
+    }
+}
