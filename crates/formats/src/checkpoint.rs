@@ -1,4 +1,4 @@
-//! A checkpoint directory: memory-mapped safetensors shards behind one table of names.
+//! A checkpoint directory: memory-mapped shards behind one table of names.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -9,14 +9,15 @@ use serde::Deserialize;
 
 use crate::header::{self, Entry, UniqueMap};
 use crate::mmap::MappedFile;
-use crate::{FormatError, TensorView};
+use crate::{FormatError, TensorView, pickle};
 
 /// The one shard of a small model.
 pub(crate) const SINGLE: &str = "model.safetensors";
 /// Which tensor lies in which shard.
 pub(crate) const INDEX: &str = "model.safetensors.index.json";
-/// Weights in PyTorch's format, whole and sharded.
-const PICKLES: [&str; 2] = ["pytorch_model.bin", "pytorch_model.bin.index.json"];
+/// The same two in PyTorch's own format, as older models are published.
+const PICKLED_SINGLE: &str = "pytorch_model.bin";
+const PICKLED_INDEX: &str = "pytorch_model.bin.index.json";
 
 /// The tensors of a model directory. Opening reads headers only; data is paged in as it is used.
 ///
@@ -49,29 +50,27 @@ struct Index {
 }
 
 impl Checkpoint {
-    /// Opens `model.safetensors.index.json` and the shards that it names, else `model.safetensors`.
+    /// Opens `model.safetensors.index.json` and the shards that it names, else `model.safetensors`, else the same of
+    /// `pytorch_model.bin`.
     ///
     /// # Errors
     /// When files are missing, truncated or contradict themselves; nothing of the data is read.
     pub fn open(dir: &Path) -> Result<Self, FormatError> {
-        let index = dir.join(INDEX);
-        match std::fs::read(&index) {
-            Ok(json) => Self::open_sharded(dir, &index, &json),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Self::open_single(dir),
-            Err(error) => Err(FormatError::reading(&index, error)),
+        for (index, single) in [(INDEX, SINGLE), (PICKLED_INDEX, PICKLED_SINGLE)] {
+            let (index, single) = (dir.join(index), dir.join(single));
+            match std::fs::read(&index) {
+                Ok(json) => return Self::open_sharded(dir, &index, &json),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(FormatError::reading(&index, error)),
+            }
+            if single.exists() {
+                return Self::open_file(&single);
+            }
         }
+        Err(FormatError::NoWeights { dir: dir.to_owned() })
     }
 
-    fn open_single(dir: &Path) -> Result<Self, FormatError> {
-        let path = dir.join(SINGLE);
-        if !path.exists() {
-            let has_pickle = PICKLES.iter().any(|name| dir.join(name).exists());
-            return Err(FormatError::NoWeights { dir: dir.to_owned(), has_pickle });
-        }
-        Self::open_file(&path)
-    }
-
-    /// Opens one safetensors file, whatever its name.
+    /// Opens one file: PyTorch's own format where its name ends in `.bin`, else safetensors.
     ///
     /// # Errors
     /// As [`Self::open`].
@@ -187,7 +186,9 @@ impl Shard {
 
     fn open(path: PathBuf) -> Result<(Self, Vec<Entry>), FormatError> {
         let map = MappedFile::open(&path).map_err(|source| FormatError::reading(&path, source))?;
-        let entries = header::parse(&path, map.bytes())?;
+        let is_pickled = path.extension().is_some_and(|extension| extension == "bin");
+        let parse = if is_pickled { pickle::parse } else { header::parse };
+        let entries = parse(&path, map.bytes())?;
         Ok((Self { path, map }, entries))
     }
 

@@ -6,20 +6,19 @@ use std::path::{Path, PathBuf};
 use oq_quant_core::TensorError;
 use safetensors::Dtype;
 
+use crate::pickle::PickleFault;
+
 /// Why a checkpoint was not read or not written.
 #[derive(Debug, thiserror::Error)]
 pub enum FormatError {
     /// The directory holds no weights that can be read.
     #[error(
-        "{}: no weights: neither model.safetensors.index.json nor model.safetensors is there{}",
-        dir.display(),
-        if *has_pickle { " (pytorch_model.bin is not read here: convert it to safetensors first)" } else { "" }
+        "{}: no weights: neither model.safetensors nor pytorch_model.bin is there, nor an index of shards of either",
+        dir.display()
     )]
     NoWeights {
         /// Where was looked.
         dir: PathBuf,
-        /// Whether PyTorch's own format was there instead.
-        has_pickle: bool,
     },
     /// A file that has to be there is not.
     #[error("{}: no such file", path.display())]
@@ -65,6 +64,15 @@ pub enum FormatError {
         /// What is wrong.
         #[source]
         fault: HeaderFault,
+    },
+    /// A file of PyTorch's own format is not what is read of it.
+    #[error("{}: {fault}", path.display())]
+    Pickle {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        #[source]
+        fault: PickleFault,
     },
     /// The index points out of its directory.
     #[error("{}: shard `{shard}` is not a file name: shards lie beside their index", index.display())]
@@ -339,6 +347,7 @@ impl FormatError {
             self,
             Self::Truncated { .. }
                 | Self::Header { .. }
+                | Self::Pickle { .. }
                 | Self::ShardOutside { .. }
                 | Self::NotInShard { .. }
                 | Self::Json { .. }

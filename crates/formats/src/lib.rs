@@ -1,4 +1,4 @@
-//! Checkpoints on disk: Hugging Face directories (safetensors shards) and GGUF files in, packed layouts out.
+//! Checkpoints on disk: Hugging Face directories (safetensors, else `pytorch_model.bin`) and GGUF files in, packed layouts out.
 //!
 //! - [`Checkpoint`] maps a directory's shards behind one table of names; [`TensorView`] gives values as f32.
 //! - [`PackedWriter`] writes the canonical packed model block by block, [`PackedCheckpoint`] reads it back (layout: [`packed`]).
@@ -30,6 +30,7 @@ mod header;
 mod inspect;
 mod mmap;
 pub mod packed;
+mod pickle;
 mod shard;
 mod view;
 
@@ -41,6 +42,7 @@ pub use digest::sha256_file;
 pub use error::{FormatError, HeaderFault, PackedFault};
 pub use inspect::{Summary, inspect};
 pub use packed::{PackedCheckpoint, PackedWriter, packed_linear, packed_tensors, quantization_of};
+pub use pickle::PickleFault;
 pub use safetensors::Dtype;
 pub use shard::{OutTensor, write_shard};
 pub use view::{TensorView, first_non_finite};

@@ -1,0 +1,364 @@
+//! The pickle machine, as far as a state dict of tensors needs it.
+//!
+//! Of the instructions (documented in Python's `pickletools`) those are known that `torch.save` writes; of the objects that a pickle
+//! can ask for, those in [`Global::known`]. Composite values live in tables and are passed by index: memory is a small multiple of the
+//! pickle's length, whatever it says, and nothing recurses.
+
+use std::collections::BTreeMap;
+
+use safetensors::Dtype;
+
+use super::PickleFault;
+
+/// Weights have two; without a limit one tuple could be made the shape of a million tensors.
+const MAX_DIMS: usize = 8;
+
+/// A tensor as the pickle describes it.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct PickledTensor<'a> {
+    /// Name of its storage.
+    pub(super) key: &'a str,
+    pub(super) dtype: Dtype,
+    /// First element in the storage.
+    pub(super) offset: usize,
+    pub(super) shape: Vec<usize>,
+    /// Elements from one index to the next, by dimension.
+    pub(super) strides: Vec<usize>,
+}
+
+/// The tensors of the state dict that `pickle` holds, by name.
+pub(super) fn state_dict(pickle: &[u8]) -> Result<BTreeMap<&str, PickledTensor<'_>>, PickleFault> {
+    let mut machine = Machine { pickle, ..Machine::default() };
+    let Value::Dict(top) = machine.run()? else { return Err(machine.malformed("a dictionary")) };
+    let mut tensors = BTreeMap::new();
+    for (key, value) in &machine.dicts[top] {
+        match (*key, *value) {
+            (Value::Text(name), Value::Tensor(tensor)) => tensors.insert(name, machine.tensors[tensor].clone()),
+            (Value::Text(name), _) => return Err(PickleFault::NotATensor { key: name.to_owned() }),
+            _ => return Err(machine.malformed("a name for every tensor")),
+        };
+    }
+    Ok(tensors)
+}
+
+/// A value on the stack; what is composite is an index into a table of the machine.
+#[derive(Clone, Copy, Debug)]
+enum Value<'a> {
+    /// What no tensor is made of: None, flags, floats, lists.
+    Other,
+    Int(i64),
+    Text(&'a str),
+    Global(Global),
+    Storage {
+        key: &'a str,
+        dtype: Dtype,
+    },
+    Tensor(usize),
+    Tuple(usize),
+    Dict(usize),
+}
+
+/// The objects that a state dict asks for.
+#[derive(Clone, Copy, Debug)]
+enum Global {
+    OrderedDict,
+    RebuildTensor,
+    RebuildParameter,
+    Storage(Dtype),
+}
+
+impl Global {
+    fn known(module: &str, name: &str) -> Option<Self> {
+        Some(match (module, name) {
+            ("collections", "OrderedDict") => Self::OrderedDict,
+            ("torch._utils", "_rebuild_tensor_v2") => Self::RebuildTensor,
+            ("torch._utils", "_rebuild_parameter") => Self::RebuildParameter,
+            ("torch", storage) => Self::Storage(match storage.strip_suffix("Storage")? {
+                "Float" => Dtype::F32,
+                "Half" => Dtype::F16,
+                "BFloat16" => Dtype::BF16,
+                "Double" => Dtype::F64,
+                "Long" => Dtype::I64,
+                "Int" => Dtype::I32,
+                "Short" => Dtype::I16,
+                "Char" => Dtype::I8,
+                "Byte" => Dtype::U8,
+                "Bool" => Dtype::BOOL,
+                _ => return None,
+            }),
+            _ => return None,
+        })
+    }
+}
+
+#[derive(Default)]
+struct Machine<'a> {
+    pickle: &'a [u8],
+    at: usize,
+    stack: Vec<Value<'a>>,
+    /// Heights of the stack.
+    marks: Vec<usize>,
+    memo: BTreeMap<u32, Value<'a>>,
+    tuples: Vec<Vec<Value<'a>>>,
+    dicts: Vec<Vec<(Value<'a>, Value<'a>)>>,
+    tensors: Vec<PickledTensor<'a>>,
+}
+
+impl<'a> Machine<'a> {
+    /// Runs to the end; returns what the pickle holds.
+    fn run(&mut self) -> Result<Value<'a>, PickleFault> {
+        loop {
+            let at = self.at;
+            let [opcode] = *self.array()?;
+            match opcode {
+                // PROTO: what is written in a protocol that is not known has instructions that are not.
+                0x80 => {
+                    let [_] = *self.array()?;
+                }
+                // FRAME
+                0x95 => {
+                    let [_, _, _, _, _, _, _, _] = *self.array()?;
+                }
+                b'.' => return self.pop(),
+                b'(' => self.marks.push(self.stack.len()),
+                // NONE, NEWTRUE, NEWFALSE, EMPTY_LIST
+                b'N' | 0x88 | 0x89 | b']' => self.stack.push(Value::Other),
+                // BINFLOAT
+                b'G' => {
+                    let [_, _, _, _, _, _, _, _] = *self.array()?;
+                    self.stack.push(Value::Other);
+                }
+                b'K' => {
+                    let [n] = *self.array()?;
+                    self.stack.push(Value::Int(n.into()));
+                }
+                b'M' => {
+                    let n = u16::from_le_bytes(*self.array()?);
+                    self.stack.push(Value::Int(n.into()));
+                }
+                b'J' => {
+                    let n = i32::from_le_bytes(*self.array()?);
+                    self.stack.push(Value::Int(n.into()));
+                }
+                // LONG1
+                0x8a => {
+                    let [len] = *self.array()?;
+                    let digits = self.take(len.into())?;
+                    let n = little_endian(digits).ok_or_else(|| self.malformed("a number of 64 bits at most"))?;
+                    self.stack.push(Value::Int(n));
+                }
+                // SHORT_BINUNICODE, BINUNICODE
+                0x8c => {
+                    let [len] = *self.array()?;
+                    self.text(len.into())?;
+                }
+                b'X' => {
+                    let len = u32::from_le_bytes(*self.array()?);
+                    self.text(len as usize)?;
+                }
+                // GLOBAL, STACK_GLOBAL
+                b'c' => {
+                    let (module, name) = (self.line()?, self.line()?);
+                    self.global(module, name)?;
+                }
+                0x93 => match (self.pop()?, self.pop()?) {
+                    (Value::Text(name), Value::Text(module)) => self.global(module, name)?,
+                    _ => return Err(self.malformed("the name of an object")),
+                },
+                // BINPUT, LONG_BINPUT, MEMOIZE
+                b'q' => {
+                    let [index] = *self.array()?;
+                    self.remember(index.into())?;
+                }
+                b'r' => {
+                    let index = u32::from_le_bytes(*self.array()?);
+                    self.remember(index)?;
+                }
+                0x94 => self.remember(self.memo.len() as u32)?,
+                // BINGET, LONG_BINGET
+                b'h' => {
+                    let [index] = *self.array()?;
+                    self.recall(index.into())?;
+                }
+                b'j' => {
+                    let index = u32::from_le_bytes(*self.array()?);
+                    self.recall(index)?;
+                }
+                b')' => self.tuple(self.stack.len())?,
+                0x85..=0x87 => {
+                    let len = usize::from(opcode - 0x84);
+                    let from = self.stack.len().checked_sub(len).ok_or_else(|| self.malformed("a value"))?;
+                    self.tuple(from)?;
+                }
+                b't' => {
+                    let from = self.mark()?;
+                    self.tuple(from)?;
+                }
+                b'}' => self.dict(),
+                // APPEND, APPENDS
+                b'a' => drop(self.pop()?),
+                b'e' => {
+                    let from = self.mark()?;
+                    self.stack.truncate(from);
+                }
+                // SETITEM, SETITEMS
+                b's' => {
+                    let from = self.stack.len().checked_sub(2).ok_or_else(|| self.malformed("a key and a value"))?;
+                    self.set_items(from)?;
+                }
+                b'u' => {
+                    let from = self.mark()?;
+                    self.set_items(from)?;
+                }
+                // BUILD: attributes beside the tensors, such as versions of modules.
+                b'b' => drop(self.pop()?),
+                b'Q' => self.storage()?,
+                b'R' => self.reduce()?,
+                _ => return Err(PickleFault::Opcode { opcode, at }),
+            }
+        }
+    }
+
+    fn malformed(&self, expected: &'static str) -> PickleFault {
+        PickleFault::Malformed { at: self.at, expected }
+    }
+
+    fn take(&mut self, len: usize) -> Result<&'a [u8], PickleFault> {
+        let end = self.at.checked_add(len);
+        let bytes = end.and_then(|end| self.pickle.get(self.at..end)).ok_or_else(|| self.malformed("more"))?;
+        self.at += len;
+        Ok(bytes)
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<&'a [u8; N], PickleFault> {
+        Ok(self.take(N)?.first_chunk().expect("it has this length"))
+    }
+
+    fn line(&mut self) -> Result<&'a str, PickleFault> {
+        let rest = &self.pickle[self.at..];
+        let len = rest.iter().position(|&byte| byte == b'\n').ok_or_else(|| self.malformed("the end of a line"))?;
+        let line = std::str::from_utf8(self.take(len)?).map_err(|_| self.malformed("UTF-8"))?;
+        self.at += 1;
+        Ok(line)
+    }
+
+    fn text(&mut self, len: usize) -> Result<(), PickleFault> {
+        let text = std::str::from_utf8(self.take(len)?).map_err(|_| self.malformed("UTF-8"))?;
+        self.stack.push(Value::Text(text));
+        Ok(())
+    }
+
+    fn global(&mut self, module: &str, name: &str) -> Result<(), PickleFault> {
+        let unknown = || PickleFault::Global { module: module.to_owned(), name: name.to_owned() };
+        self.stack.push(Value::Global(Global::known(module, name).ok_or_else(unknown)?));
+        Ok(())
+    }
+
+    fn pop(&mut self) -> Result<Value<'a>, PickleFault> {
+        self.stack.pop().ok_or_else(|| self.malformed("a value"))
+    }
+
+    /// Height of the stack at the last mark, which goes.
+    fn mark(&mut self) -> Result<usize, PickleFault> {
+        match self.marks.pop() {
+            Some(height) if height <= self.stack.len() => Ok(height),
+            _ => Err(self.malformed("a mark")),
+        }
+    }
+
+    fn remember(&mut self, index: u32) -> Result<(), PickleFault> {
+        let top = *self.stack.last().ok_or_else(|| self.malformed("a value"))?;
+        self.memo.insert(index, top);
+        Ok(())
+    }
+
+    fn recall(&mut self, index: u32) -> Result<(), PickleFault> {
+        let value = *self.memo.get(&index).ok_or_else(|| self.malformed("a value that was remembered"))?;
+        self.stack.push(value);
+        Ok(())
+    }
+
+    fn tuple(&mut self, from: usize) -> Result<(), PickleFault> {
+        self.tuples.push(self.stack.split_off(from));
+        self.stack.push(Value::Tuple(self.tuples.len() - 1));
+        Ok(())
+    }
+
+    fn dict(&mut self) {
+        self.dicts.push(Vec::new());
+        self.stack.push(Value::Dict(self.dicts.len() - 1));
+    }
+
+    /// Moves keys and values from the stack into the dictionary below them.
+    fn set_items(&mut self, from: usize) -> Result<(), PickleFault> {
+        let items = self.stack.split_off(from);
+        let (pairs, rest) = items.as_chunks::<2>();
+        match self.stack.last() {
+            Some(Value::Dict(dict)) if rest.is_empty() => {
+                self.dicts[*dict].extend(pairs.iter().map(|&[key, value]| (key, value)));
+                Ok(())
+            }
+            _ => Err(self.malformed("a dictionary below keys and values")),
+        }
+    }
+
+    /// `("storage", type, key, device, elements)` from the stack.
+    fn storage(&mut self) -> Result<(), PickleFault> {
+        match self.pop_tuple()?[..] {
+            [Value::Text("storage"), Value::Global(Global::Storage(dtype)), Value::Text(key), ..] => {
+                self.stack.push(Value::Storage { key, dtype });
+                Ok(())
+            }
+            _ => Err(self.malformed("a storage")),
+        }
+    }
+
+    /// Calls an object: the few that are known.
+    fn reduce(&mut self) -> Result<(), PickleFault> {
+        // The rest (hooks, whether gradients are wanted) decides nothing.
+        let args: Vec<Value<'a>> = self.pop_tuple()?.iter().take(4).copied().collect();
+        match (self.pop()?, &args[..]) {
+            (Value::Global(Global::OrderedDict), []) => self.dict(),
+            (Value::Global(Global::RebuildParameter), [tensor @ Value::Tensor(_), ..]) => self.stack.push(*tensor),
+            (
+                Value::Global(Global::RebuildTensor),
+                [Value::Storage { key, dtype }, Value::Int(offset), Value::Tuple(shape), Value::Tuple(strides)],
+            ) => {
+                let size = |n: i64| usize::try_from(n).map_err(|_| self.malformed("a size, 0 or more"));
+                let sizes = |tuple: usize| {
+                    if self.tuples[tuple].len() > MAX_DIMS {
+                        return Err(self.malformed("at most eight dimensions"));
+                    }
+                    let numbers = self.tuples[tuple].iter().map(|value| match value {
+                        Value::Int(n) => size(*n),
+                        _ => Err(self.malformed("a size")),
+                    });
+                    numbers.collect::<Result<Vec<_>, _>>()
+                };
+                let (offset, shape, strides) = (size(*offset)?, sizes(*shape)?, sizes(*strides)?);
+                if shape.len() != strides.len() {
+                    return Err(self.malformed("a stride for every dimension"));
+                }
+                self.tensors.push(PickledTensor { key, dtype: *dtype, offset, shape, strides });
+                self.stack.push(Value::Tensor(self.tensors.len() - 1));
+            }
+            _ => return Err(self.malformed("the arguments of a tensor or of a dictionary")),
+        }
+        Ok(())
+    }
+
+    fn pop_tuple(&mut self) -> Result<&[Value<'a>], PickleFault> {
+        match self.pop()? {
+            Value::Tuple(tuple) => Ok(&self.tuples[tuple]),
+            _ => Err(self.malformed("a tuple")),
+        }
+    }
+}
+
+/// A number in two's complement of at most eight bytes.
+fn little_endian(digits: &[u8]) -> Option<i64> {
+    let sign = if digits.last().is_some_and(|last| last & 0x80 != 0) { 0xff } else { 0 };
+    let mut bytes = [sign; 8];
+    bytes.get_mut(..digits.len())?.copy_from_slice(digits);
+    Some(i64::from_le_bytes(bytes))
+}
