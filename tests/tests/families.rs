@@ -1,4 +1,6 @@
-//! OPT and Falcon: forward and perplexity against what Hugging Face transformers answers, and runs that quantize them.
+//! OPT, Falcon and what is like LLaMA: forward and perplexity against what Hugging Face transformers answers, and runs that quantize them.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -64,15 +66,21 @@ fn models_answer_as_transformers() {
     }
 }
 
-#[test]
-fn variants_answer_as_transformers() {
-    let manifest = std::fs::read(fixture("opt-falcon-variants/manifest.json")).unwrap();
+#[track_caller]
+fn check_variants(folder: &str, at_least: usize) {
+    let manifest = std::fs::read(fixture(folder).join("manifest.json")).unwrap();
     let manifest: Value = serde_json::from_slice(&manifest).unwrap();
     let variants = manifest["variants"].as_array().unwrap();
-    assert!(variants.len() >= 14, "the manifest lists {}", variants.len());
+    assert!(variants.len() >= at_least, "the manifest lists {}", variants.len());
     for variant in variants {
-        check(&format!("opt-falcon-variants/{}", variant["name"].as_str().unwrap()));
+        check(&format!("{folder}/{}", variant["name"].as_str().unwrap()));
     }
+}
+
+#[test]
+fn variants_answer_as_transformers() {
+    check_variants("opt-falcon-variants", 14);
+    check_variants("llama-like-variants", 4);
 }
 
 fn measure(model: &Model) -> f64 {

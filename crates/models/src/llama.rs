@@ -1,7 +1,9 @@
-//! LLaMA, LLaMA-2, LLaMA-3 and what shares their architecture.
+//! LLaMA, LLaMA-2, LLaMA-3 and what shares their architecture, Mistral and Qwen 2 and 3 among it.
 //!
 //! Touvron et al. 2023 (arXiv 2302.13971, 2307.09288); the names and shapes are those of Hugging Face's
 //! `modeling_llama.py`. Pre-norm blocks with RMSNorm, rotary embedding on whole heads, grouped-query attention, gated MLP.
+//! Mistral's attention sees a window of positions; Qwen 2 has biases on queries, keys and values; Qwen 3 norms each head's
+//! queries and keys.
 
 use serde_json::Value;
 use tch::{Device, Tensor};
@@ -11,10 +13,15 @@ use crate::config::Config;
 use crate::error::ModelError;
 use crate::family::{BlockLayout, Context, Decoder, Dims, Family, Linear, LinearName, OuterOps, Param};
 use crate::layers::{Activation, attention, rms_norm, split_heads};
+use crate::mask;
 use crate::rope::{self, Rope};
 
 /// The entry in [`crate::FAMILIES`].
-pub const FAMILY: Family = Family { name: "LLaMA", model_types: &["llama"], read: |json| Ok(Box::new(read(json)?)) };
+pub const FAMILY: Family = Family {
+    name: "LLaMA",
+    model_types: &["llama", "mistral", "qwen2", "qwen3"],
+    read: |json| Ok(Box::new(read(json)?)),
+};
 
 const Q: LinearName = LinearName("self_attn.q_proj");
 const K: LinearName = LinearName("self_attn.k_proj");
@@ -25,6 +32,8 @@ const UP: LinearName = LinearName("mlp.up_proj");
 const DOWN: LinearName = LinearName("mlp.down_proj");
 const INPUT_NORM: &str = "input_layernorm.weight";
 const POST_ATTENTION_NORM: &str = "post_attention_layernorm.weight";
+const Q_NORM: &str = "self_attn.q_norm.weight";
+const K_NORM: &str = "self_attn.k_norm.weight";
 const EMBED: &str = "model.embed_tokens.weight";
 const LAST_NORM: &str = "model.norm.weight";
 const LM_HEAD: &str = "lm_head.weight";
@@ -33,8 +42,12 @@ struct Llama {
     dims: Dims,
     rms_norm_eps: f64,
     activation: Activation,
-    attention_bias: bool,
+    qkv_bias: bool,
+    out_bias: bool,
     mlp_bias: bool,
+    head_norms: bool,
+    /// Positions that each one sees, itself among them; all before it where there is none.
+    window: Option<usize>,
     tied: bool,
     rope: Rope,
 }
@@ -47,8 +60,10 @@ fn read(json: &Value) -> Result<Llama, ModelError> {
     if !n_heads.is_multiple_of(n_kv_heads) {
         return Err(config.wrong("num_key_value_heads", format!("must divide num_attention_heads = {n_heads}")));
     }
+    let model_type = config.text("model_type").unwrap_or("llama");
     let head_dim = match config.size_or_none("head_dim")? {
         Some(head_dim) => head_dim,
+        None if model_type == "qwen3" => 128,
         None if hidden.is_multiple_of(n_heads) => hidden / n_heads,
         None => {
             let expected = format!("must divide hidden_size = {hidden} when there is no head_dim");
@@ -58,6 +73,19 @@ fn read(json: &Value) -> Result<Llama, ModelError> {
     if !head_dim.is_multiple_of(2) {
         return Err(config.wrong("head_dim", "must be even for a rotary embedding"));
     }
+    let (qkv_bias, out_bias) = match (model_type, config.flag_or("attention_bias", false)?) {
+        ("qwen2", _) => (true, false),
+        ("mistral", _) => (false, false),
+        (_, bias) => (bias, bias),
+    };
+    let window = match model_type {
+        "mistral" => config.size_or_none("sliding_window")?,
+        // Not all blocks would have the window, in Qwen's case.
+        _ if config.flag_or("use_sliding_window", false)? => {
+            return Err(config.wrong("use_sliding_window", "must be false: windows of some blocks are not read"));
+        }
+        _ => None,
+    };
     let activation = Activation::read(&config, "hidden_act", Activation::Silu)?;
     let max_positions = config.size_or("max_position_embeddings", 2048)?;
     Ok(Llama {
@@ -73,7 +101,10 @@ fn read(json: &Value) -> Result<Llama, ModelError> {
         },
         rms_norm_eps: config.number_or("rms_norm_eps", 1e-6)?,
         activation,
-        attention_bias: config.flag_or("attention_bias", false)?,
+        qkv_bias,
+        out_bias,
+        head_norms: model_type == "qwen3",
+        window,
         mlp_bias: config.flag_or("mlp_bias", false)?,
         tied: config.flag_or("tie_word_embeddings", false)?,
         rope: rope::read(&config, head_dim, max_positions)?,
@@ -91,21 +122,23 @@ impl Decoder for Llama {
 
     fn block_layout(&self) -> BlockLayout {
         let Dims { hidden, intermediate, n_heads, n_kv_heads, head_dim, .. } = self.dims;
-        let attention =
-            |name, out_features, in_features| Linear { name, out_features, in_features, bias: self.attention_bias };
-        let mlp = |name, out_features, in_features| Linear { name, out_features, in_features, bias: self.mlp_bias };
-        let norm = |name| Param { name, shape: vec![hidden] };
+        let linear = |name, out_features, in_features, bias| Linear { name, out_features, in_features, bias };
+        let norm = |name, width| Param { name, shape: vec![width] };
+        let mut params = vec![norm(INPUT_NORM, hidden), norm(POST_ATTENTION_NORM, hidden)];
+        if self.head_norms {
+            params.extend([norm(Q_NORM, head_dim), norm(K_NORM, head_dim)]);
+        }
         BlockLayout {
             linears: vec![
-                attention(Q, n_heads * head_dim, hidden),
-                attention(K, n_kv_heads * head_dim, hidden),
-                attention(V, n_kv_heads * head_dim, hidden),
-                attention(O, hidden, n_heads * head_dim),
-                mlp(GATE, intermediate, hidden),
-                mlp(UP, intermediate, hidden),
-                mlp(DOWN, hidden, intermediate),
+                linear(Q, n_heads * head_dim, hidden, self.qkv_bias),
+                linear(K, n_kv_heads * head_dim, hidden, self.qkv_bias),
+                linear(V, n_kv_heads * head_dim, hidden, self.qkv_bias),
+                linear(O, hidden, n_heads * head_dim, self.out_bias),
+                linear(GATE, intermediate, hidden, self.mlp_bias),
+                linear(UP, intermediate, hidden, self.mlp_bias),
+                linear(DOWN, hidden, intermediate, self.mlp_bias),
             ],
-            params: vec![norm(INPUT_NORM), norm(POST_ATTENTION_NORM)],
+            params,
         }
     }
 
@@ -124,7 +157,9 @@ impl Decoder for Llama {
     }
 
     fn context(&self, t: usize, device: Device) -> Context {
-        Context { rotary: Some(self.rope.tables(t, device)), mask: None }
+        let window = self.window.filter(|&window| window < t);
+        let mask = window.map(|window| mask::window(window, t, device));
+        Context { rotary: Some(self.rope.tables(t, device)), mask }
     }
 
     fn embed(&self, outer: &dyn OuterOps, ids: &Tensor) -> Result<Tensor, ModelError> {
@@ -134,8 +169,12 @@ impl Decoder for Llama {
     fn block(&self, ops: &dyn BlockOps, ctx: &Context, x: &Tensor) -> Tensor {
         let head_dim = self.dims.head_dim;
         let h = rms_norm(x, &ops.param(INPUT_NORM), self.rms_norm_eps);
-        let q = ctx.turn(&split_heads(&ops.linear(Q, &h), head_dim)); // [b, n_heads, t, d]
-        let k = ctx.turn(&split_heads(&ops.linear(K, &h), head_dim)); // [b, n_kv_heads, t, d]
+        let heads = |linear, norm| {
+            let x = split_heads(&ops.linear(linear, &h), head_dim);
+            ctx.turn(&if self.head_norms { rms_norm(&x, &ops.param(norm), self.rms_norm_eps) } else { x })
+        };
+        let q = heads(Q, Q_NORM); // [b, n_heads, t, d]
+        let k = heads(K, K_NORM); // [b, n_kv_heads, t, d]
         let v = split_heads(&ops.linear(V, &h), head_dim); // [b, n_kv_heads, t, d]
         let x = x + ops.linear(O, &attention(&q, &k, &v, ctx.mask.as_ref()));
 

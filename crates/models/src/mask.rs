@@ -14,6 +14,13 @@ pub(crate) fn alibi(n_heads: usize, scale: f64, t: usize, device: Device) -> Ten
     bias + causal(t, device)
 }
 
+/// Each position sees `window` positions, itself and those right before: `[1, t, t]`.
+pub(crate) fn window(window: usize, t: usize, device: Device) -> Tensor {
+    let shape = [t as i64, t as i64];
+    let too_early = Tensor::full(shape, f64::NEG_INFINITY, (Kind::Float, device)).tril(-(window as i64));
+    (causal(t, device) + too_early).unsqueeze(0)
+}
+
 /// Each position sees itself and those before: `[t, t]`.
 fn causal(t: usize, device: Device) -> Tensor {
     let t = t as i64;
@@ -37,6 +44,13 @@ mod tests {
         assert_eq!(slopes(8), [0.5, 0.25, 0.125, 0.0625, 0.03125, 0.015625, 0.0078125, 0.00390625]);
         assert_eq!(slopes(3), [0.0625, 0.00390625, 0.25]);
         assert_eq!(slopes(1), [0.00390625]);
+    }
+
+    #[test]
+    fn a_window_ends_at_its_position() {
+        const NO: f32 = f32::NEG_INFINITY;
+        let row: Vec<f32> = Vec::try_from(window(2, 4, Device::Cpu).get(0).get(2)).unwrap();
+        assert_eq!(row, [NO, 0.0, 0.0, NO]);
     }
 
     #[test]
