@@ -206,7 +206,8 @@ fn configs_that_no_model_has() {
         json!(256),
         &["model.layers.0.mlp.gate_proj.weight: shape [384, 128] in the checkpoint, [256, 128] by config.json"],
     );
-    config("num_hidden_layers", json!(2_147_483_648_u32), &["no tensor `model.layers.4."]);
+    config("num_hidden_layers", json!(1_000_000), &["no tensor `model.layers.4."]);
+    config("num_hidden_layers", json!(2_147_483_648_u32), &["num_hidden_layers is 2147483648: no model has more than"]);
 
     check_quantize(
         with_config("model_type", json!("gpt_neox")).path(),

@@ -43,6 +43,7 @@ impl<'a> Config<'a> {
         let Some(value) = self.get(key) else { return Ok(None) };
         match value.as_u64() {
             Some(n) if (1..=MAX).contains(&n) => Ok(Some(n as usize)),
+            Some(n) if n > MAX => Err(self.wrong(key, format!("no model has more than {MAX}"))),
             _ => Err(self.wrong(key, "a positive whole number is needed")),
         }
     }
