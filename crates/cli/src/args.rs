@@ -108,7 +108,7 @@ impl std::str::FromStr for DeviceArg {
 /// Which recipe to follow.
 #[derive(Clone, Debug, Args)]
 pub struct RecipeArgs {
-    /// Bits and groups, w<bits>a16[g<group>][sym], such as w4a16g128 [default: the recipe file's]
+    /// Bits and groups: w4a16g128, w3a16 (per channel), w4a16g64sym (symmetric) [default: the recipe file's]
     #[arg(long, value_name = "S", required_unless_present = "recipe")]
     pub scheme: Option<QuantSpec>,
     /// A recipe file; without one, configs/MODEL/SCHEME.toml, else the paper's settings for the scheme
