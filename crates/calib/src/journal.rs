@@ -15,7 +15,8 @@ use serde_json::Value;
 /// Name of the journal in the output directory.
 pub const JOURNAL: &str = "journal.jsonl";
 
-/// Everything that decides a run's bytes: two runs with equal identities end in equal files.
+/// Everything that decides a run's bytes on one machine with one number of threads: there, two runs with equal identities end in
+/// equal files.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Identity {
     /// Version of this program.

@@ -104,8 +104,8 @@ fn model_code(error: &ModelError) -> u8 {
         | ModelError::TooLong { .. }
         | ModelError::AlreadyQuantized { .. } => USAGE,
         ModelError::Quantize { source: oq_quant_core::TensorError::GroupDoesNotDivide { .. }, .. } => USAGE,
-        ModelError::NotFinite { .. } | ModelError::Quantize { .. } => NUMERIC,
-        ModelError::ConfigKey { .. } | ModelError::Shape { .. } | ModelError::Dtype { .. } => INPUT,
+        ModelError::Quantize { .. } => NUMERIC,
+        ModelError::ConfigKey { .. } | ModelError::Shape { .. } => INPUT,
         ModelError::Format(error) => format_code(error),
     }
 }

@@ -109,7 +109,9 @@ pub enum FormatError {
         dtype: Dtype,
     },
     /// NaN or infinity among the weights.
-    #[error("`{tensor}`: value {index} is {value}: the checkpoint is damaged")]
+    #[error(
+        "`{tensor}`: value {index} is {value}: the checkpoint is damaged, or overflowed when it was written; fetch it again"
+    )]
     NotFinite {
         /// Name of the tensor.
         tensor: String,

@@ -65,23 +65,21 @@ impl TensorView<'_> {
         Ok(values)
     }
 
-    /// Refuses NaN and infinities, without holding the values.
+    /// Refuses NaN and infinities, in one pass over the bytes.
     ///
     /// # Errors
-    /// [`FormatError::NotFinite`], and as [`Self::to_f32_vec`].
+    /// [`FormatError::NotFinite`], and [`FormatError::NotFloat`] for other types than F16, BF16 and F32.
     pub fn check_finite(&self) -> Result<(), FormatError> {
-        // Enough to share among threads; 64 MiB as f32.
-        const PIECE: usize = 1 << 24;
-        let width = self.dtype.bitsize() / 8;
-        for (piece, bytes) in self.bytes.chunks((PIECE * width).max(1)).enumerate() {
-            let shape = [bytes.len() / width.max(1)];
-            let values = TensorView { shape: &shape, bytes, ..*self }.to_f32_vec()?;
-            if let Some(at) = first_non_finite(&values) {
-                let (tensor, index) = (self.name.to_owned(), piece * PIECE + at);
-                return Err(FormatError::NotFinite { tensor, index, value: values[at] });
-            }
+        let bad = match self.dtype {
+            Dtype::F32 => first_element(self.bytes, |bytes| not_finite(f32::from_le_bytes(bytes))),
+            Dtype::F16 => first_element(self.bytes, |bytes| not_finite(f16::from_le_bytes(bytes).to_f32())),
+            Dtype::BF16 => first_element(self.bytes, |bytes| not_finite(bf16::from_le_bytes(bytes).to_f32())),
+            dtype => return Err(FormatError::NotFloat { tensor: self.name.to_owned(), dtype }),
+        };
+        match bad {
+            None => Ok(()),
+            Some((index, value)) => Err(FormatError::NotFinite { tensor: self.name.to_owned(), index, value }),
         }
-        Ok(())
     }
 
     /// [`Self::to_f32_vec`], refusing NaN and infinities.
@@ -92,6 +90,19 @@ impl TensorView<'_> {
             Some(index) => Err(FormatError::NotFinite { tensor: self.name.to_owned(), index, value: values[index] }),
         }
     }
+}
+
+/// NaN and infinities, and nothing of other values.
+fn not_finite(value: f32) -> Option<f32> {
+    (!value.is_finite()).then_some(value)
+}
+
+/// The first element of `N` bytes that `wanted` makes something of, with its place.
+fn first_element<const N: usize>(bytes: &[u8], wanted: impl Fn([u8; N]) -> Option<f32> + Sync) -> Option<(usize, f32)> {
+    bytes.par_chunks(CHUNK * N).enumerate().find_map_first(|(chunk, bytes)| {
+        let mut elements = bytes.as_chunks::<N>().0.iter().enumerate();
+        elements.find_map(|(at, bytes)| Some((chunk * CHUNK + at, wanted(*bytes)?)))
+    })
 }
 
 /// Place of the first NaN or infinity.

@@ -36,26 +36,6 @@ pub enum ModelError {
         /// By the config.
         expected: Vec<usize>,
     },
-    /// A tensor is not made of f16, bf16 or f32 numbers.
-    #[error("{name}: numbers of type {dtype}, expected F16, BF16 or F32")]
-    Dtype {
-        /// The tensor.
-        name: String,
-        /// What the checkpoint says.
-        dtype: String,
-    },
-    /// NaN or infinity among the weights.
-    #[error(
-        "{name}: value {index} is {value}; the checkpoint is damaged (or overflowed when it was written): fetch it again"
-    )]
-    NotFinite {
-        /// The tensor.
-        name: String,
-        /// Position in row-major order.
-        index: usize,
-        /// What stands there.
-        value: f32,
-    },
     /// The model is packed already.
     #[error("{} is quantized already ({spec}): give its full-precision original", dir.display())]
     AlreadyQuantized {

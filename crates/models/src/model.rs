@@ -145,7 +145,7 @@ impl Model {
     }
 
     fn load(&self, name: &str, device: Device) -> Result<Tensor, ModelError> {
-        tensor_of(name, &self.checkpoint().tensor(name)?, device)
+        tensor_of(&self.checkpoint().tensor(name)?, device)
     }
 
     fn check_tensors(&self) -> Result<(), ModelError> {
@@ -220,7 +220,7 @@ impl OuterOps for Outer<'_> {
         let mut shape = ids.size();
         let flat = Vec::<i64>::try_from(ids.view(-1)).expect("token ids are a vector of i64");
         let view = self.model.checkpoint().tensor(table)?;
-        let rows = rows_of(table, &view, &flat)?;
+        let rows = rows_of(&view, &flat)?;
         shape.push(rows.size()[1]);
         self.model.checkpoint().release();
         Ok(rows.view(&shape[..]).to_device(self.device))
