@@ -68,16 +68,9 @@ fn build() -> PathBuf {
     if !cfg!(debug_assertions) {
         cargo.arg("--release");
     }
-    // What cargo tells a test of its package; ring's build script, for one, takes it for a change and builds all anew.
-    for (name, _) in std::env::vars_os() {
-        let of_package = ["CARGO_PKG_", "CARGO_MANIFEST_", "OUT_DIR"];
-        if of_package.iter().any(|prefix| name.to_string_lossy().starts_with(prefix)) {
-            cargo.env_remove(name);
-        }
-    }
     // What our own cargo told us of this package is taken away: ring is rebuilt whenever these variables change.
     for (name, _) in std::env::vars_os() {
-        let own = ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_CRATE_"];
+        let own = ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_CRATE_", "OUT_DIR"];
         if own.iter().any(|own| name.to_string_lossy().starts_with(own)) {
             cargo.env_remove(name);
         }

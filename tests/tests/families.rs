@@ -54,7 +54,7 @@ fn check(folder: &str) {
     for block_idx in 0..n_layers {
         check_close(folder, &x, &golden, &format!("hidden.{block_idx}"));
         let weights = model.load_block(block_idx, Device::Cpu).unwrap();
-        x = decoder.block(&DenseOps(&weights), &ctx, &x);
+        x = decoder.block(&DenseOps::new(&weights), &ctx, &x);
     }
     check_close(folder, &decoder.finish(&outer, &x).unwrap(), &golden, &format!("hidden.{n_layers}"));
 }
@@ -113,7 +113,7 @@ fn rounding_to_nearest_costs_what_it_costs_elsewhere() {
     ];
     for (folder, rows) in table {
         for (scheme, expected) in rows {
-            let model = Model::open(&fixture(folder)).unwrap().with_round_to_nearest(spec(scheme).weight).unwrap();
+            let model = Model::open(&fixture(folder)).unwrap().with_round_to_nearest(spec(scheme)).unwrap();
             check_perplexity(&format!("{folder} {scheme}"), measure(&model), expected, ROUNDED_TOLERANCE);
         }
     }
@@ -138,7 +138,7 @@ fn learned_clipping_beats_rounding_to_nearest() {
     for folder in TINY {
         let out = tempfile::tempdir().unwrap();
         let rounded = measure(&quantized(&fixture(folder), SCHEME, Method::Rtn, &out.path().join("rtn")));
-        let in_memory = Model::open(&fixture(folder)).unwrap().with_round_to_nearest(spec(SCHEME).weight).unwrap();
+        let in_memory = Model::open(&fixture(folder)).unwrap().with_round_to_nearest(spec(SCHEME)).unwrap();
         assert_eq!(rounded, measure(&in_memory), "{folder}");
 
         let learned = quantized(&fixture(folder), SCHEME, Method::Omniquant, &out.path().join("learned"));
@@ -154,7 +154,7 @@ fn every_variant_is_packed_and_read_back() {
         let dir = fixture(&format!("opt-falcon-variants/{folder}"));
         let out = tempfile::tempdir().unwrap();
         let packed = quantized(&dir, "w4a16g16", Method::Rtn, out.path());
-        let rounded = Model::open(&dir).unwrap().with_round_to_nearest(spec("w4a16g16").weight).unwrap();
+        let rounded = Model::open(&dir).unwrap().with_round_to_nearest(spec("w4a16g16")).unwrap();
         let ids = Tensor::from_slice(&[1i64, 5, 9, 60]).view([1, 4]);
         let answers = [packed, rounded].map(|model| logits(&model, &ids, Device::Cpu).unwrap());
         assert_eq!(answers[0], answers[1], "{folder}");

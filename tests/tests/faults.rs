@@ -223,7 +223,7 @@ fn schemes_that_do_not_fit_the_model() {
     let scheme =
         |scheme, parts: &[&str]| check_quantize_with(TINY, &["--scheme", scheme, "--calib", CALIB], USAGE, parts);
     scheme("w4a16g96", &["model.layers.0.self_attn.q_proj: group 96 does not divide in_features 128"]);
-    scheme("w4a4", &["w4a4: activation quantization is not supported: use a16"]);
+    scheme("w4a9", &["9 bits: a grid has 2 to 8 bits (16 for activations means not quantized)"]);
     scheme("int4", &["`int4` is not a setting", "w4a16g128"]);
     scheme("w1a16", &["1 bits: a grid has 2 to 8 bits"]);
     scheme("w4a16g0", &["group size 0"]);

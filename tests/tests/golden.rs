@@ -61,7 +61,7 @@ fn check(folder: &str, golden: &str) {
         let hidden = format!("hidden.{block_idx}");
         check_close(&name(&hidden), &values(&x), &golden.values(&hidden).unwrap(), TOLERANCE);
         let weights = model.load_block(block_idx, Device::Cpu).unwrap();
-        x = decoder.block(&DenseOps(&weights), &ctx, &x);
+        x = decoder.block(&DenseOps::new(&weights), &ctx, &x);
     }
     let last = decoder.finish(&outer, &x).unwrap();
     let hidden = format!("hidden.{n_layers}");
@@ -122,7 +122,7 @@ fn rounding_to_nearest_costs_what_it_costs_elsewhere() {
     // From a quantizer of a few lines of PyTorch, run on the same weights and text.
     for (scheme, expected) in [("w4a16g64", 19.50), ("w3a16g64", 20.95), ("w2a16g64", 35.24), ("w2a16", 44.13)] {
         let spec: QuantSpec = scheme.parse().unwrap();
-        let model = Model::open(&fixture("tiny-llama")).unwrap().with_round_to_nearest(spec.weight).unwrap();
+        let model = Model::open(&fixture("tiny-llama")).unwrap().with_round_to_nearest(spec).unwrap();
         check_perplexity(&model, expected, ROUNDED_TOLERANCE);
     }
 }

@@ -16,8 +16,10 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("oq-formats", &["oq-quant-core"]),
     ("oq-data", &[]),
     ("oq-lwc", &["oq-quant-core"]),
-    ("oq-models", &["oq-quant-core", "oq-formats"]),
-    ("oq-calib", &["oq-quant-core", "oq-recipe", "oq-formats", "oq-lwc", "oq-models"]),
+    ("oq-let", &["oq-quant-core"]),
+    // Of oq-let only its words for sites.
+    ("oq-models", &["oq-quant-core", "oq-formats", "oq-let"]),
+    ("oq-calib", &["oq-quant-core", "oq-recipe", "oq-formats", "oq-lwc", "oq-let", "oq-models"]),
     ("oq-eval", &["oq-quant-core", "oq-data", "oq-models"]),
     ("oq-cli", &["oq-quant-core", "oq-recipe", "oq-formats", "oq-data", "oq-lwc", "oq-models", "oq-calib", "oq-eval"]),
     ("xtask", &["oq-recipe"]),

@@ -178,7 +178,7 @@ fn check(scheme: &str) {
     const HEADERS: f64 = 0.03;
     let source = fixture("tiny-llama");
     let spec: QuantSpec = scheme.parse().unwrap();
-    let in_memory = Model::open(&source).unwrap().with_round_to_nearest(spec.weight).unwrap();
+    let in_memory = Model::open(&source).unwrap().with_round_to_nearest(spec).unwrap();
     let mut answers = BTreeMap::new();
     for method in [Method::Rtn, Method::Omniquant] {
         let recipe = recipe(scheme, method, QUICK);
@@ -235,7 +235,7 @@ fn a_run_repeated_gives_the_same_bytes() {
 fn rounded_losses(source: &Path, spec: QuantSpec, segments: &[Vec<u32>]) -> Vec<f64> {
     let _no_grad = tch::no_grad_guard();
     let full = Model::open(source).unwrap();
-    let rounded = Model::open(source).unwrap().with_round_to_nearest(spec.weight).unwrap();
+    let rounded = Model::open(source).unwrap().with_round_to_nearest(spec).unwrap();
     let decoder = full.decoder();
     let ctx = decoder.context(segments[0].len(), Device::Cpu);
     let ids = |s: &Vec<u32>| Tensor::from_slice(&s.iter().map(|&id| i64::from(id)).collect::<Vec<_>>()).unsqueeze(0);
@@ -247,8 +247,8 @@ fn rounded_losses(source: &Path, spec: QuantSpec, segments: &[Vec<u32>]) -> Vec<
         let nearest = rounded.load_block(block_idx, Device::Cpu).unwrap();
         let mut sum = 0.0;
         for (x, y) in &mut states {
-            *x = decoder.block(&DenseOps(&weights), &ctx, x);
-            *y = decoder.block(&DenseOps(&nearest), &ctx, y);
+            *x = decoder.block(&DenseOps::new(&weights), &ctx, x);
+            *y = decoder.block(&DenseOps::new(&nearest), &ctx, y);
             sum += (&*x - &*y).square().mean(Kind::Double).double_value(&[]);
         }
         losses.push(sum / segments.len() as f64);

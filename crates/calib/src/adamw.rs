@@ -8,18 +8,24 @@ const BETA1: f64 = 0.9;
 const BETA2: f64 = 0.999;
 const EPS: f64 = 1e-8;
 
-/// First and second moments of a list of parameters that share a learning rate.
+/// First and second moments of a list of parameters.
 pub struct AdamW {
-    lr: f64,
     step: i32,
-    moments: Vec<(Tensor, Tensor)>,
+    moments: Vec<Moments>,
+}
+
+struct Moments {
+    lr: f64,
+    first: Tensor,
+    second: Tensor,
 }
 
 impl AdamW {
-    /// Moments of zero for parameters like `params`.
-    pub fn new<'a>(params: impl IntoIterator<Item = &'a Tensor>, lr: f64) -> Self {
-        let moments = params.into_iter().map(|p| (p.zeros_like(), p.zeros_like())).collect();
-        Self { lr, step: 0, moments }
+    /// Moments of zero for parameters like these, each with its learning rate.
+    pub fn new<'a>(params: impl IntoIterator<Item = (&'a Tensor, f64)>) -> Self {
+        let moments =
+            |(param, lr): (&Tensor, f64)| Moments { lr, first: param.zeros_like(), second: param.zeros_like() };
+        Self { step: 0, moments: params.into_iter().map(moments).collect() }
     }
 
     /// Moves each parameter by its gradient, in place; both in the order given to [`Self::new`].
@@ -27,10 +33,10 @@ impl AdamW {
         self.step += 1;
         let correction1 = 1.0 - BETA1.powi(self.step);
         let correction2 = 1.0 - BETA2.powi(self.step);
-        for ((param, grad), (m, v)) in params.into_iter().zip(&mut self.moments) {
+        for ((param, grad), Moments { lr, first: m, second: v }) in params.into_iter().zip(&mut self.moments) {
             let _ = m.g_mul_scalar_(BETA1).g_add_(&(&grad * (1.0 - BETA1)));
             let _ = v.g_mul_scalar_(BETA2).g_add_(&(grad.square() * (1.0 - BETA2)));
-            let update = &*m / ((&*v / correction2).sqrt() + EPS) * (self.lr / correction1);
+            let update = &*m / ((&*v / correction2).sqrt() + EPS) * (*lr / correction1);
             let _ = param.g_sub_(&update);
         }
     }
@@ -53,7 +59,7 @@ mod tests {
         let mut theirs = nn::AdamW { wd: 0.0, ..Default::default() }.build(&store, 1e-2).expect("AdamW is built in");
 
         let mut param = Tensor::ones([4], (Kind::Float, Device::Cpu));
-        let mut ours = AdamW::new([&param], 1e-2);
+        let mut ours = AdamW::new([(&param, 1e-2)]);
         for _ in 0..50 {
             theirs.backward_step(&(&reference - &target).square().sum(Kind::Float));
             let grad = (&param - &target) * 2.0;

@@ -6,6 +6,7 @@ use oq_formats::FormatError;
 use oq_models::ModelError;
 
 use crate::journal::JournalError;
+use crate::sites::SiteError;
 
 /// Why a run ended before its model was written. Finished blocks stay, for `--resume`.
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +59,9 @@ pub enum CalibError {
         /// Why.
         reason: String,
     },
+    /// The model has not what the recipe transforms.
+    #[error(transparent)]
+    Site(#[from] SiteError),
     /// The model cannot be read.
     #[error(transparent)]
     Model(#[from] ModelError),

@@ -1,16 +1,15 @@
-//! Learning one block (OmniQuant, eq. 1): clipping that minimizes the distance between the full-precision block's output and
-//! the fake-quantized block's.
+//! Learning one block (OmniQuant, eq. 1): clipping and transformation that minimize the distance between the full-precision
+//! block's output and the fake-quantized block's.
 
-use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
+use oq_let::{Transform, Values};
 use oq_lwc::LwcError;
 use oq_models::{BlockOps, BlockWeights, Context, Decoder, LinearName};
-use oq_quant_core::{QuantizedTensor, WeightSpec};
-use oq_recipe::Learn;
+use oq_recipe::Recipe;
 use tch::{Device, Kind, Tensor};
 
-use crate::student::Student;
+use crate::student::{Merged, Rates, Student};
 
 /// A block is tried this often, at half the learning rate each time, before it is given up.
 const ATTEMPTS: u32 = 5;
@@ -21,20 +20,16 @@ pub(crate) struct Task<'a> {
     pub(crate) ctx: &'a Context,
     pub(crate) weights: &'a BlockWeights,
     pub(crate) linears: &'a [LinearName],
-    pub(crate) spec: WeightSpec,
-    pub(crate) learn: &'a Learn,
+    pub(crate) transform: &'a Transform,
+    /// Where scales and shifts start.
+    pub(crate) start: &'a Values,
+    pub(crate) recipe: &'a Recipe,
     pub(crate) device: Device,
     /// What the quantized blocks before give: `[b, t, hidden]` per batch.
     pub(crate) inputs: &'a [Tensor],
     /// What the block gives in full precision, by reference input: the full-precision blocks before, and with the second loss
     /// also the quantized ones.
     pub(crate) targets: Vec<&'a [Tensor]>,
-}
-
-/// What a block learned.
-pub(crate) struct Learned {
-    pub(crate) codes: BTreeMap<LinearName, QuantizedTensor>,
-    pub(crate) descent: Descent,
 }
 
 /// How learning went.
@@ -72,20 +67,23 @@ pub(crate) enum LearnError {
 pub(crate) fn learn_block(
     task: &Task<'_>,
     watch: &mut dyn FnMut(Beat) -> ControlFlow<()>,
-) -> Result<Learned, LearnError> {
+) -> Result<(Merged, Descent), LearnError> {
+    let Recipe { scheme, learn, transform, .. } = task.recipe;
     let start = |lr| {
-        let student = Student::new(task.weights, task.linears.iter().copied(), task.spec, task.device);
+        let start = task.start.copy();
+        let student = Student::new(task.weights, task.linears, *scheme, task.transform, start, task.device);
         let student = student.map_err(|source| LearnError::Linear { linear: task.linears[0], source })?;
-        let optimizer = student.optimizer(lr);
+        // Halved together.
+        let optimizer = student.optimizer(Rates { clip: lr, transform: transform.lr * lr / learn.lwc_lr });
         Ok((student, optimizer))
     };
     let step = |(student, optimizer): &mut (Student<'_>, _), batch: usize| {
         student.step(optimizer, |ops| task.loss(ops, batch))
     };
-    let plan = Plan { epochs: task.learn.epochs, batches: task.inputs.len(), lr: task.learn.lwc_lr };
+    let plan = Plan { epochs: learn.epochs, batches: task.inputs.len(), lr: learn.lwc_lr };
     let ((student, _), descent) = descend(plan, start, step, watch)?;
-    let codes = student.quantize().map_err(|(linear, source)| LearnError::Linear { linear, source })?;
-    Ok(Learned { codes, descent })
+    let merged = student.merge().map_err(|(linear, source)| LearnError::Linear { linear, source })?;
+    Ok((merged, descent))
 }
 
 impl Task<'_> {

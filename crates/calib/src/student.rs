@@ -1,100 +1,203 @@
-//! The block that learns: its linears fake-quantized by clipping parameters.
+//! The block that learns: its channels rescaled by an equivalent transformation, its linears fake-quantized by clipping.
 //!
-//! The quantizer is cut out of autograd. Each step computes `w'` without a graph, makes it a leaf, lets libtorch differentiate
-//! the block down to `dL/dw'`, and takes the parameters' gradients from the closed form in `oq-lwc`: two passes over the
-//! weights where autograd through the definition makes twelve or more.
+//! The quantizer is cut out of autograd. Each step has two graphs. The first goes from scales and shifts to the transformed tensors.
+//! There it is cut: weights are fake-quantized without a graph, and they and the other transformed tensors become leaves of the
+//! second, which is the block. libtorch differentiates the block down to these leaves; the closed form in `oq-lwc` takes the
+//! gradients of quantized weights to clipping strengths and to transformed weights; libtorch takes those through the first graph.
 
 use std::collections::BTreeMap;
 
+use oq_let::{Transform, Values};
 use oq_lwc::{Lwc, LwcError};
-use oq_models::{BlockOps, BlockWeights, LinearName};
-use oq_quant_core::{QuantizedTensor, WeightSpec};
-use tch::{Device, Tensor};
+use oq_models::{ActPoint, BlockOps, BlockWeights, LinearName, quantize_act};
+use oq_quant_core::{ActSpec, QuantSpec, QuantizedTensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::adamw::AdamW;
 
-/// What a block learns: clipping of each of its linears.
+/// What a block learns: clipping of each of its linears, scales and shifts of its sites.
 pub(crate) struct Student<'a> {
     weights: &'a BlockWeights,
+    transform: &'a Transform,
+    act: ActSpec,
     clips: BTreeMap<LinearName, Lwc>,
+    values: Values,
+}
+
+/// Learning rates by what is learned.
+#[derive(Clone, Copy)]
+pub(crate) struct Rates {
+    pub(crate) clip: f64,
+    pub(crate) transform: f64,
+}
+
+/// A block as it will be stored.
+pub(crate) struct Merged {
+    /// Codes of every linear.
+    pub(crate) codes: BTreeMap<LinearName, QuantizedTensor>,
+    /// Norms and biases that the transformation changed, by name, f32.
+    pub(crate) params: BTreeMap<String, Tensor>,
+}
+
+impl Merged {
+    /// Puts the values of the codes, and what else changed, in the place of a block's tensors.
+    pub(crate) fn put_into(&self, weights: &mut BlockWeights) {
+        for (&name, packed) in &self.codes {
+            let weight = dequantized(packed, weights.weight(name));
+            weights.set(weight_name(name), weight);
+        }
+        for (name, tensor) in &self.params {
+            weights.set(name.clone(), tensor.shallow_clone());
+        }
+    }
+}
+
+/// The values of codes, in the shape and on the device of the weight that they stand for.
+pub(crate) fn dequantized(packed: &QuantizedTensor, like: &Tensor) -> Tensor {
+    Tensor::from_slice(&packed.dequantize()).view_as(like).to_device(like.device())
 }
 
 impl<'a> Student<'a> {
-    /// Clipping at its start for every linear named.
+    /// Clipping at its start for every linear named, and the transformation at the values given.
     pub(crate) fn new(
         weights: &'a BlockWeights,
-        linears: impl IntoIterator<Item = LinearName>,
-        spec: WeightSpec,
+        linears: &[LinearName],
+        spec: QuantSpec,
+        transform: &'a Transform,
+        values: Values,
         device: Device,
     ) -> Result<Self, LwcError> {
         let clips = linears
-            .into_iter()
-            .map(|name| {
+            .iter()
+            .map(|&name| {
                 let (out_features, in_features) = weights.weight(name).size2().expect("a weight is [out, in]");
-                Ok((name, Lwc::new(out_features as usize, in_features as usize, spec, device)?))
+                Ok((name, Lwc::new(out_features as usize, in_features as usize, spec.weight, device)?))
             })
             .collect::<Result<_, LwcError>>()?;
-        Ok(Self { weights, clips })
+        Ok(Self { weights, transform, act: spec.act, clips, values })
     }
 
     /// An optimizer of all parameters.
-    pub(crate) fn optimizer(&self, lr: f64) -> AdamW {
-        AdamW::new(self.clips.values().flat_map(|clip| [&clip.gamma, &clip.beta]), lr)
+    pub(crate) fn optimizer(&self, rates: Rates) -> AdamW {
+        let strengths = self.clips.values().flat_map(|clip| [&clip.gamma, &clip.beta]);
+        let strengths = strengths.map(|strength| (strength, rates.clip));
+        AdamW::new(strengths.chain(self.values.tensors().map(|value| (value, rates.transform))))
     }
 
     /// One step down `loss`, a function of the block's operations. Returns the loss before the step; when it or a gradient
     /// is not finite, NaN, and nothing has moved.
     pub(crate) fn step(&mut self, optimizer: &mut AdamW, loss: impl FnOnce(&dyn BlockOps) -> Tensor) -> f64 {
-        let leaves: BTreeMap<LinearName, Tensor> = self
-            .clips
-            .iter()
-            .map(|(&name, clip)| (name, clip.fake_quantize(self.weights.weight(name)).set_requires_grad(true)))
-            .collect();
+        let values = self.values.leaves();
         // Runs record no graph otherwise.
-        let loss = tch::with_grad(|| loss(&StudentOps { weights: self.weights, leaves: &leaves }));
+        let moved = tch::with_grad(|| self.transform.apply(&values, |name| self.weights.find(name)));
+        let leaves = self.cut(&moved);
+        let loss = tch::with_grad(|| loss(&StudentOps { weights: self.weights, leaves: &leaves, act: self.act }));
         let value = loss.double_value(&[]);
         if !value.is_finite() {
             return f64::NAN;
         }
         let inputs: Vec<&Tensor> = leaves.values().collect();
-        let weight_grads = Tensor::run_backward(&[&loss], &inputs, false, false);
+        let mut grads: BTreeMap<&str, Tensor> =
+            leaves.keys().map(String::as_str).zip(Tensor::run_backward(&[&loss], &inputs, false, false)).collect();
         drop(loss);
-        let mut grads = Vec::with_capacity(2 * weight_grads.len());
-        for ((name, clip), grad) in self.clips.iter().zip(&weight_grads) {
-            let clip_grads = clip.gradients(self.weights.weight(*name), grad);
-            grads.extend([clip_grads.gamma, clip_grads.beta]);
+
+        let mut of_params = Vec::new();
+        for (&name, clip) in &self.clips {
+            let name = weight_name(name);
+            let grad = grads.get_mut(name.as_str()).expect("each weight was a leaf");
+            let of_clip = match moved.get(&name) {
+                Some(weight) => {
+                    let (of_clip, of_weight) = clip.gradients_with_weight(weight, grad);
+                    *grad = of_weight;
+                    of_clip
+                }
+                None => clip.gradients(self.weights.get(&name), grad),
+            };
+            of_params.extend([of_clip.gamma, of_clip.beta]);
         }
-        if grads.iter().any(|grad| !grad.sum(tch::Kind::Float).double_value(&[]).is_finite()) {
+        if !moved.is_empty() {
+            // The function of the transformed tensors that has these gradients.
+            let linear = tch::with_grad(|| {
+                moved.iter().map(|(name, tensor)| (tensor * &grads[name.as_str()]).sum(Kind::Float)).sum::<Tensor>()
+            });
+            of_params.extend(Tensor::run_backward(&[linear], &values.tensors().collect::<Vec<_>>(), false, false));
+        }
+        let sum: Tensor = of_params.iter().map(|grad| grad.sum(Kind::Float)).sum();
+        if !sum.double_value(&[]).is_finite() {
             return f64::NAN;
         }
-        let params = self.clips.values_mut().flat_map(|clip| [&mut clip.gamma, &mut clip.beta]);
-        optimizer.step(params.zip(grads));
+        let strengths = self.clips.values_mut().flat_map(|clip| [&mut clip.gamma, &mut clip.beta]);
+        optimizer.step(strengths.chain(self.values.tensors_mut()).zip(of_params));
+        self.values.keep_off_zero();
         value
     }
 
-    /// Final codes of every linear.
-    pub(crate) fn quantize(&self) -> Result<BTreeMap<LinearName, QuantizedTensor>, (LinearName, LwcError)> {
-        self.clips
-            .iter()
-            .map(|(&name, clip)| {
-                clip.quantize(self.weights.weight(name)).map(|packed| (name, packed)).map_err(|e| (name, e))
-            })
-            .collect()
+    /// The leaves of the block's graph: quantized weights of all linears, and whatever else the transformation changed.
+    fn cut(&self, moved: &BTreeMap<String, Tensor>) -> BTreeMap<String, Tensor> {
+        let leaf = |tensor: Tensor| tensor.detach().set_requires_grad(true);
+        let mut leaves: BTreeMap<String, Tensor> =
+            moved.iter().map(|(name, tensor)| (name.clone(), leaf(tensor.shallow_clone()))).collect();
+        for (&name, clip) in &self.clips {
+            let name = weight_name(name);
+            let weight = moved.get(&name).unwrap_or_else(|| self.weights.get(&name));
+            leaves.insert(name, leaf(clip.fake_quantize(weight)));
+        }
+        leaves
     }
+
+    /// The block with what was learned in it.
+    pub(crate) fn merge(&self) -> Result<Merged, (LinearName, LwcError)> {
+        merge(self.weights, self.transform, &self.values, self.clips.keys().copied(), |name, weight| {
+            self.clips[&name].quantize(weight)
+        })
+    }
+}
+
+/// Applies a transformation, and makes the codes of what it gives.
+pub(crate) fn merge<E>(
+    weights: &BlockWeights,
+    transform: &Transform,
+    values: &Values,
+    linears: impl IntoIterator<Item = LinearName>,
+    quantize: impl Fn(LinearName, &Tensor) -> Result<QuantizedTensor, E>,
+) -> Result<Merged, (LinearName, E)> {
+    let mut params = tch::no_grad(|| transform.apply(values, |name| weights.find(name)));
+    let mut codes = BTreeMap::new();
+    for name in linears {
+        let moved = params.remove(&weight_name(name));
+        let packed = quantize(name, moved.as_ref().unwrap_or_else(|| weights.weight(name)));
+        codes.insert(name, packed.map_err(|error| (name, error))?);
+    }
+    Ok(Merged { codes, params })
+}
+
+fn weight_name(linear: LinearName) -> String {
+    format!("{}.weight", linear.0)
 }
 
 /// Multiplies with the leaves.
 struct StudentOps<'a> {
     weights: &'a BlockWeights,
-    leaves: &'a BTreeMap<LinearName, Tensor>,
+    leaves: &'a BTreeMap<String, Tensor>,
+    act: ActSpec,
+}
+
+impl StudentOps<'_> {
+    fn find(&self, name: &str) -> Option<&Tensor> {
+        self.leaves.get(name).or_else(|| self.weights.find(name))
+    }
 }
 
 impl BlockOps for StudentOps<'_> {
     fn linear(&self, name: LinearName, x: &Tensor) -> Tensor {
-        x.linear(&self.leaves[&name], self.weights.bias(name))
+        x.linear(&self.leaves[&weight_name(name)], self.find(&format!("{}.bias", name.0)))
+    }
+
+    fn act(&self, _point: ActPoint, x: Tensor) -> Tensor {
+        quantize_act(self.act, x)
     }
 
     fn param(&self, name: &str) -> Tensor {
-        self.weights.get(name).shallow_clone()
+        self.find(name).unwrap_or_else(|| self.weights.get(name)).shallow_clone()
     }
 }

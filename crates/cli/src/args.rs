@@ -3,10 +3,11 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use oq_quant_core::QuantSpec;
+use oq_quant_core::{QuantSpec, SiteKind};
 use oq_recipe::{Method, Overrides};
 
-/// Quantizes large language models to 2-8 bits by learned weight clipping (OmniQuant), and measures what it cost.
+/// Quantizes large language models to 2-8 bits by learned clipping and equivalent transformation (OmniQuant), and measures
+/// what it cost.
 ///
 /// MODEL is a directory with a Hugging Face checkpoint (full precision or packed), a name from configs/ such as llama2-7b
 /// or tiny-llama, or a hub id such as meta-llama/Llama-2-7b-hf.
@@ -108,13 +109,15 @@ impl std::str::FromStr for DeviceArg {
 /// Which recipe to follow.
 #[derive(Clone, Debug, Args)]
 pub struct RecipeArgs {
-    /// Bits and groups: w4a16g128, w3a16 (per channel), w4a16g64sym (symmetric) [default: the recipe file's]
+    /// Bits of weights and activations, groups: w4a16g128, w3a16 (per channel), w4a16g64sym (symmetric), w4a4 and w6a6
+    /// (activations too) [default: the recipe file's]
     #[arg(long, value_name = "S", required_unless_present = "recipe")]
     pub scheme: Option<QuantSpec>,
     /// A recipe file; without one, configs/MODEL/SCHEME.toml, else the paper's settings for the scheme
     #[arg(long, value_name = "FILE")]
     pub recipe: Option<PathBuf>,
-    /// omniquant (learned clipping) or rtn (round to nearest)
+    /// omniquant (learned clipping and transformation), smoothquant (a transformation that is not learned) or rtn (round to
+    /// nearest)
     #[arg(long, value_name = "M")]
     pub method: Option<Method>,
     /// Calibration text: wikitext2, wikitext2:valid, or a file
@@ -141,6 +144,24 @@ pub struct RecipeArgs {
     /// Add the error on the quantized model's own input to the loss: true or false
     #[arg(long, value_name = "BOOL")]
     pub aug_loss: Option<bool>,
+    /// Transform channels equivalently before rounding, at the sites of the paper where the recipe has none
+    #[arg(long = "let", conflicts_with = "no_let")]
+    pub use_let: bool,
+    /// Transform nothing
+    #[arg(long)]
+    pub no_let: bool,
+    /// Where to transform: a list of norm, vo, qk, updown, such as norm,vo
+    #[arg(long, value_name = "LIST", value_delimiter = ',', conflicts_with = "no_let")]
+    pub let_sites: Option<Vec<SiteKind>>,
+    /// Also shift channels, where linears have biases (OPT): true or false
+    #[arg(long, value_name = "BOOL")]
+    pub let_shift: Option<bool>,
+    /// Learning rate of the scales and shifts of channels
+    #[arg(long, value_name = "X")]
+    pub let_lr: Option<f64>,
+    /// Where scales start: 0 evens out the weights, 1 the activations
+    #[arg(long, value_name = "X")]
+    pub let_alpha: Option<f64>,
 }
 
 impl RecipeArgs {
@@ -155,6 +176,11 @@ impl RecipeArgs {
             lwc_lr: self.lwc_lr,
             batch: self.batch,
             aug_loss: self.aug_loss,
+            transform: if self.no_let { Some(false) } else { self.use_let.then_some(true) },
+            sites: self.let_sites.clone(),
+            shift: self.let_shift,
+            let_lr: self.let_lr,
+            alpha: self.let_alpha,
         }
     }
 }
@@ -176,6 +202,7 @@ pub struct EvalDataArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   omniquant quantize tiny-llama --scheme w2a16g64 --report
+  omniquant quantize tiny-opt --scheme w4a4 --report
   omniquant quantize ./my-llama --scheme w3a16g128 --calib notes.txt --samples 32 --out my-llama-w3
   omniquant quantize llama2-7b --scheme w4a16g128 --out llama2-7b-w4 --resume
 

@@ -54,7 +54,7 @@ fn known_code(error: &(dyn std::error::Error + 'static)) -> Option<u8> {
         return Some(match error {
             CalibError::Stopped { .. } => STOPPED,
             CalibError::Diverged { .. } | CalibError::Overflow { .. } | CalibError::Linear { .. } => NUMERIC,
-            CalibError::NoSegments => USAGE,
+            CalibError::NoSegments | CalibError::Site(_) => USAGE,
             CalibError::Model(error) => model_code(error),
             CalibError::Format(error) => format_code(error),
             CalibError::Journal(JournalError::Io { source, .. }) => io_code(source),

@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 use oq_data::{Hub, HubEvent};
 use oq_formats::gguf::convert_to_hf;
 use oq_recipe::{ModelEntry, Recipe, RecipeFile, Source, find, recipe_for};
+use serde_json::Value;
 
 use crate::args::RecipeArgs;
 use crate::exit::CliError;
@@ -36,13 +37,16 @@ impl Named {
         last.map_or_else(|| "model".to_owned(), |last| last.to_string_lossy().into_owned())
     }
 
-    /// The recipe that this model is quantized by.
-    pub fn recipe(&self, args: &RecipeArgs) -> Result<Recipe> {
+    /// The recipe that this model is quantized by. A model that configs/ does not name is of the family that its `config.json` says;
+    /// where that is not known yet, of LLaMA's.
+    pub fn recipe(&self, args: &RecipeArgs, config: Option<&Value>) -> Result<Recipe> {
         let file = args.recipe.as_deref().map(RecipeFile::read).transpose()?;
         let scheme = args.scheme.or(file.as_ref().map(|file| file.scheme));
         let scheme = scheme.ok_or_else(|| CliError::Usage("--scheme is missing".to_owned()))?;
         let embedded = self.entry.and_then(|entry| recipe_for(&entry.name, scheme));
-        Ok(Recipe::resolve(scheme, self.entry, file.as_ref().or(embedded), &args.overrides())?)
+        let unnamed = config.map(|config| ModelEntry::of_directory(Path::new(&self.name), config));
+        let entry = self.entry.or(unnamed.as_ref());
+        Ok(Recipe::resolve(scheme, entry, file.as_ref().or(embedded), &args.overrides())?)
     }
 
     /// The directory, fetched or converted where needed.

@@ -1,6 +1,6 @@
 //! The forward through all blocks, block by block over many sequences.
 
-use oq_models::{DenseOps, Model, ModelError};
+use oq_models::{Model, ModelError};
 use tch::{Device, Tensor};
 
 /// How far a measurement is.
@@ -41,7 +41,7 @@ pub(crate) fn run_blocks(
     for block_idx in 0..decoder.dims().n_layers {
         let weights = model.load_block(block_idx, device)?;
         for x in states.iter_mut() {
-            *x = decoder.block(&DenseOps(&weights), &ctx, x);
+            *x = decoder.block(&model.ops(&weights), &ctx, x);
         }
         after_block();
     }

@@ -3,13 +3,15 @@
 //! The names and shapes are those of Hugging Face's `modeling_falcon.py`. Queries, keys and values come out of one linear, attention and MLP
 //! read the same hidden state side by side (one after the other in RW), positions turn whole heads (in RW they are biases: ALiBi).
 
+use oq_let::{Action, Port, Site};
+use oq_quant_core::SiteKind;
 use serde_json::Value;
 use tch::{Device, Tensor};
 
-use crate::block::BlockOps;
+use crate::block::{ActPoint, BlockOps};
 use crate::config::Config;
 use crate::error::ModelError;
-use crate::family::{BlockLayout, Context, Decoder, Dims, Family, Linear, LinearName, OuterOps, Param};
+use crate::family::{BlockLayout, Context, Decoder, Dims, Family, Linear, LinearName, OuterOps, Param, module};
 use crate::layers::{Activation, attention, layer_norm};
 use crate::mask;
 use crate::rope::{self, Rope};
@@ -41,16 +43,6 @@ enum Arrangement {
     ParallelTwoNorms,
     /// The MLP reads what attention has written (RW).
     Sequential,
-}
-
-impl Arrangement {
-    fn norms(self) -> &'static [Norm] {
-        match self {
-            Self::Parallel => &[INPUT_NORM],
-            Self::ParallelTwoNorms => &[ATTENTION_NORM, MLP_NORM],
-            Self::Sequential => &[INPUT_NORM, POST_ATTENTION_NORM],
-        }
-    }
 }
 
 /// How a token's position is told.
@@ -138,7 +130,25 @@ impl Falcon {
         layer_norm(x, Some(&weight), Some(&bias), self.norm_eps)
     }
 
-    /// `h [b, t, hidden]` -> `[b, t, hidden]`.
+    /// Norms and the linears that read them.
+    fn norm_readers(&self) -> &'static [(Norm, &'static [LinearName])] {
+        match self.arrangement {
+            Arrangement::Parallel => &[(INPUT_NORM, &[QKV, UP])],
+            Arrangement::ParallelTwoNorms => &[(ATTENTION_NORM, &[QKV]), (MLP_NORM, &[UP])],
+            Arrangement::Sequential => &[(INPUT_NORM, &[QKV]), (POST_ATTENTION_NORM, &[UP])],
+        }
+    }
+
+    /// Rows of the fused linear with their key/value head and channel: `slots` of the heads that belong to one.
+    fn fused_rows(&self, slots: std::ops::Range<usize>) -> impl Iterator<Item = (usize, usize, usize)> {
+        let Dims { n_heads, n_kv_heads, head_dim: d, .. } = self.dims;
+        let heads = n_heads / n_kv_heads + 2;
+        (0..n_kv_heads).flat_map(move |group| {
+            slots.clone().flat_map(move |slot| (0..d).map(move |c| ((group * heads + slot) * d + c, group, c)))
+        })
+    }
+
+    /// `h [b, t, hidden]`, as linears see it -> `[b, t, hidden]`.
     fn attention(&self, ops: &dyn BlockOps, ctx: &Context, h: &Tensor) -> Tensor {
         let (b, t, _) = h.size3().expect("hidden states are [b, t, hidden]");
         let [n_heads, groups, d] = [self.dims.n_heads, self.dims.n_kv_heads, self.dims.head_dim].map(|n| n as i64);
@@ -146,15 +156,15 @@ impl Falcon {
         // Per key/value head: the query heads that read it, then itself twice.
         let fused = ops.linear(QKV, h).view([b, t, groups, share + 2, d]);
         let heads = |from, n| fused.narrow(3, from, n).reshape([b, t, groups * n, d]).transpose(1, 2);
-        let q = ctx.turn(&heads(0, share)); // [b, n_heads, t, d]
-        let k = ctx.turn(&heads(share, 1)); // [b, n_kv_heads, t, d]
-        let v = heads(share + 1, 1); // [b, n_kv_heads, t, d]
-        ops.linear(DENSE, &attention(&q, &k, &v, ctx.mask.as_ref()))
+        let q = ops.act(ActPoint::Heads, ctx.turn(&heads(0, share))); // [b, n_heads, t, d]
+        let k = ops.act(ActPoint::Heads, ctx.turn(&heads(share, 1))); // [b, n_kv_heads, t, d]
+        let v = ops.act(ActPoint::Heads, heads(share + 1, 1)); // [b, n_kv_heads, t, d]
+        ops.linear(DENSE, &ops.act(ActPoint::LinearInput, attention(&q, &k, &v, ctx.mask.as_ref())))
     }
 
-    /// `h [b, t, hidden]` -> `[b, t, hidden]`.
+    /// `h [b, t, hidden]`, as linears see it -> `[b, t, hidden]`.
     fn mlp(&self, ops: &dyn BlockOps, h: &Tensor) -> Tensor {
-        ops.linear(DOWN, &self.activation.apply(&ops.linear(UP, h)))
+        ops.linear(DOWN, &ops.act(ActPoint::LinearInput, self.activation.apply(&ops.linear(UP, h))))
     }
 }
 
@@ -177,7 +187,42 @@ impl Decoder for Falcon {
                 linear(UP, intermediate, hidden),
                 linear(DOWN, hidden, intermediate),
             ],
-            params: self.arrangement.norms().iter().flat_map(|&norm| self.norm_params(norm)).collect(),
+            params: self.norm_readers().iter().flat_map(|&(norm, _)| self.norm_params(norm)).collect(),
+        }
+    }
+
+    fn sites(&self, kind: SiteKind) -> Result<Vec<Site>, &'static str> {
+        let Dims { hidden, intermediate, n_heads, n_kv_heads, head_dim: d, .. } = self.dims;
+        let share = n_heads / n_kv_heads;
+        let (queries, keys, values) = (0..share, share..share + 1, share + 1..share + 2);
+        match kind {
+            SiteKind::Norm => {
+                let site = |(norm, readers): &(Norm, &[LinearName])| {
+                    Site::free(kind, hidden, module(norm[0]), readers.iter().map(|reader| reader.0), self.bias)
+                };
+                Ok(self.norm_readers().iter().map(site).collect())
+            }
+            SiteKind::Vo => {
+                let values = self.fused_rows(values).map(|(row, group, c)| (row, group * d + c));
+                let values = Port::some(QKV.0, Action::DivideOutput, values);
+                let dense = Port::tied(DENSE.0, Action::MultiplyInput, hidden, |c| c / d / share * d + c % d);
+                Ok(vec![Site { kind, n_scales: n_kv_heads * d, ports: vec![values, dense], can_shift: self.bias }])
+            }
+            SiteKind::Qk => {
+                // Two channels turn together, where positions are told by turning.
+                let free = if matches!(self.positions, Positions::Rotary(_)) { d / 2 } else { d };
+                let port = |slots, action| {
+                    let pairs = self.fused_rows(slots).map(|(row, group, c)| (row, group * free + c % free));
+                    Port::some(QKV.0, action, pairs)
+                };
+                let ports = vec![port(queries, Action::DivideOutput), port(keys, Action::MultiplyOutput)];
+                Ok(vec![Site { kind, n_scales: n_kv_heads * free, ports, can_shift: false }])
+            }
+            // relu(x / s) = relu(x) / s for every positive s.
+            SiteKind::Updown if self.activation == Activation::Relu => {
+                Ok(vec![Site::free(kind, intermediate, UP.0, [DOWN.0], false)])
+            }
+            SiteKind::Updown => Err("its activation is not ReLU, and does not let factors through"),
         }
     }
 
@@ -211,18 +256,19 @@ impl Decoder for Falcon {
     }
 
     fn block(&self, ops: &dyn BlockOps, ctx: &Context, x: &Tensor) -> Tensor {
+        let input = |norm, x: &Tensor| ops.act(ActPoint::LinearInput, self.norm(ops, norm, x));
         match self.arrangement {
             Arrangement::Parallel => {
-                let h = self.norm(ops, INPUT_NORM, x);
+                let h = input(INPUT_NORM, x);
                 x + self.attention(ops, ctx, &h) + self.mlp(ops, &h)
             }
             Arrangement::ParallelTwoNorms => {
-                let mixed = self.attention(ops, ctx, &self.norm(ops, ATTENTION_NORM, x));
-                x + mixed + self.mlp(ops, &self.norm(ops, MLP_NORM, x))
+                let mixed = self.attention(ops, ctx, &input(ATTENTION_NORM, x));
+                x + mixed + self.mlp(ops, &input(MLP_NORM, x))
             }
             Arrangement::Sequential => {
-                let x = x + self.attention(ops, ctx, &self.norm(ops, INPUT_NORM, x));
-                &x + self.mlp(ops, &self.norm(ops, POST_ATTENTION_NORM, &x))
+                let x = x + self.attention(ops, ctx, &input(INPUT_NORM, x));
+                &x + self.mlp(ops, &input(POST_ATTENTION_NORM, &x))
             }
         }
     }

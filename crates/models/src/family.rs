@@ -1,5 +1,7 @@
 //! What every family says of itself, as data, and the list of families.
 
+use oq_let::Site;
+use oq_quant_core::SiteKind;
 use serde_json::Value;
 use tch::Tensor;
 
@@ -42,6 +44,11 @@ pub struct BlockLayout {
     pub linears: Vec<Linear>,
     /// Norms and the like.
     pub params: Vec<Param>,
+}
+
+/// The module that a weight belongs to: `input_layernorm` of `input_layernorm.weight`.
+pub(crate) fn module(weight: &'static str) -> &'static str {
+    weight.strip_suffix(".weight").unwrap_or(weight)
 }
 
 /// Sizes of a decoder.
@@ -97,6 +104,8 @@ pub trait Decoder: Send + Sync {
     fn block_prefix(&self, block_idx: usize) -> String;
     /// What each block is made of.
     fn block_layout(&self) -> BlockLayout;
+    /// Where channels of a block may be rescaled, with their ties, or why there is no such place.
+    fn sites(&self, kind: SiteKind) -> Result<Vec<Site>, &'static str>;
     /// The tensors outside the blocks: embedding first, then last norm, head.
     fn outer_params(&self) -> Vec<Param>;
     /// Name of the matrix that makes logits, `[vocab, width]`; the embedding's where the two are tied.

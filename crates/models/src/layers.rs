@@ -35,7 +35,7 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>) -> T
     let (b, n_heads, t, d) = q.size4().expect("queries are [b, n_heads, t, d]");
     let share = n_heads / k.size()[1];
     let (k, v) = (repeat_heads(k, share), repeat_heads(v, share));
-    let mask = mask.map(|mask| mask.unsqueeze(0));
+    let mask = mask.map(|mask| mask.unsqueeze(0).to_kind(q.kind()));
     let is_causal = mask.is_none();
     let mixed = Tensor::scaled_dot_product_attention(q, &k, &v, mask, 0.0, is_causal, None, false);
     mixed.transpose(1, 2).reshape([b, t, n_heads * d])

@@ -4,6 +4,7 @@
 //! decided outside: [`DenseOps`] runs stored weights; calibration and packed kernels bring their own. [`Model`] joins a family
 //! with a checkpoint on disk and hands out one block at a time.
 
+mod act;
 mod block;
 mod config;
 mod error;
@@ -17,7 +18,8 @@ pub mod opt;
 pub mod rope;
 mod tensors;
 
-pub use block::{BlockOps, BlockWeights, DenseOps};
+pub use act::{fake_quantize_tokens, quantize_act};
+pub use block::{ActPoint, BlockOps, BlockWeights, DenseOps};
 pub use error::ModelError;
 pub use family::{BlockLayout, Context, Decoder, Dims, FAMILIES, Family, Linear, LinearName, OuterOps, Param};
 pub use model::{Model, Outer};

@@ -5,13 +5,15 @@
 //! Mistral's attention sees a window of positions; Qwen 2 has biases on queries, keys and values; Qwen 3 norms each head's
 //! queries and keys.
 
+use oq_let::{Action, Port, Site};
+use oq_quant_core::SiteKind;
 use serde_json::Value;
 use tch::{Device, Tensor};
 
-use crate::block::BlockOps;
+use crate::block::{ActPoint, BlockOps};
 use crate::config::Config;
 use crate::error::ModelError;
-use crate::family::{BlockLayout, Context, Decoder, Dims, Family, Linear, LinearName, OuterOps, Param};
+use crate::family::{BlockLayout, Context, Decoder, Dims, Family, Linear, LinearName, OuterOps, Param, module};
 use crate::layers::{Activation, attention, rms_norm, split_heads};
 use crate::mask;
 use crate::rope::{self, Rope};
@@ -111,6 +113,26 @@ fn read(json: &Value) -> Result<Llama, ModelError> {
     })
 }
 
+impl Llama {
+    /// Queries over keys: one scale for the two channels that turn together, in all heads that read one key head.
+    fn query_key(&self) -> Site {
+        let Dims { n_heads, n_kv_heads, head_dim: d, .. } = self.dims;
+        let share = n_heads / n_kv_heads;
+        let pair = |channel: usize| channel % (d / 2);
+        let scale = |kv_head: usize, channel: usize| kv_head * (d / 2) + pair(channel);
+        let (n_scales, ports) = if self.head_norms {
+            // Heads share the weights of their norms.
+            let port = |module, action| Port::tied(module, action, d, pair);
+            (d / 2, vec![port(module(Q_NORM), Action::DivideOutput), port(module(K_NORM), Action::MultiplyOutput)])
+        } else {
+            let queries = Port::tied(Q.0, Action::DivideOutput, n_heads * d, |c| scale(c / d / share, c));
+            let keys = Port::tied(K.0, Action::MultiplyOutput, n_kv_heads * d, |c| scale(c / d, c));
+            (n_kv_heads * d / 2, vec![queries, keys])
+        };
+        Site { kind: SiteKind::Qk, n_scales, ports, can_shift: false }
+    }
+}
+
 impl Decoder for Llama {
     fn dims(&self) -> Dims {
         self.dims
@@ -142,6 +164,26 @@ impl Decoder for Llama {
         }
     }
 
+    fn sites(&self, kind: SiteKind) -> Result<Vec<Site>, &'static str> {
+        let Dims { hidden, intermediate, n_heads, n_kv_heads, head_dim: d, .. } = self.dims;
+        Ok(match kind {
+            SiteKind::Norm => vec![
+                Site::free(kind, hidden, module(INPUT_NORM), [Q.0, K.0, V.0], false),
+                Site::free(kind, hidden, module(POST_ATTENTION_NORM), [GATE.0, UP.0], false),
+            ],
+            SiteKind::Vo => {
+                let share = n_heads / n_kv_heads;
+                let values = Port::free(V.0, Action::DivideOutput, n_kv_heads * d);
+                let out = Port::tied(O.0, Action::MultiplyInput, n_heads * d, |c| c / d / share * d + c % d);
+                let can_shift = self.qkv_bias && self.out_bias;
+                vec![Site { kind, n_scales: n_kv_heads * d, ports: vec![values, out], can_shift }]
+            }
+            SiteKind::Qk => vec![self.query_key()],
+            // The gate multiplies element by element.
+            SiteKind::Updown => vec![Site::free(kind, intermediate, UP.0, [DOWN.0], false)],
+        })
+    }
+
     fn outer_params(&self) -> Vec<Param> {
         let Dims { vocab, hidden, .. } = self.dims;
         let mut params =
@@ -168,19 +210,21 @@ impl Decoder for Llama {
 
     fn block(&self, ops: &dyn BlockOps, ctx: &Context, x: &Tensor) -> Tensor {
         let head_dim = self.dims.head_dim;
-        let h = rms_norm(x, &ops.param(INPUT_NORM), self.rms_norm_eps);
+        let h = ops.act(ActPoint::LinearInput, rms_norm(x, &ops.param(INPUT_NORM), self.rms_norm_eps));
         let heads = |linear, norm| {
             let x = split_heads(&ops.linear(linear, &h), head_dim);
-            ctx.turn(&if self.head_norms { rms_norm(&x, &ops.param(norm), self.rms_norm_eps) } else { x })
+            let x = if self.head_norms { rms_norm(&x, &ops.param(norm), self.rms_norm_eps) } else { x };
+            ops.act(ActPoint::Heads, ctx.turn(&x))
         };
         let q = heads(Q, Q_NORM); // [b, n_heads, t, d]
         let k = heads(K, K_NORM); // [b, n_kv_heads, t, d]
-        let v = split_heads(&ops.linear(V, &h), head_dim); // [b, n_kv_heads, t, d]
-        let x = x + ops.linear(O, &attention(&q, &k, &v, ctx.mask.as_ref()));
+        let v = ops.act(ActPoint::Heads, split_heads(&ops.linear(V, &h), head_dim)); // [b, n_kv_heads, t, d]
+        let mixed = ops.act(ActPoint::LinearInput, attention(&q, &k, &v, ctx.mask.as_ref()));
+        let x = x + ops.linear(O, &mixed);
 
-        let h = rms_norm(&x, &ops.param(POST_ATTENTION_NORM), self.rms_norm_eps);
+        let h = ops.act(ActPoint::LinearInput, rms_norm(&x, &ops.param(POST_ATTENTION_NORM), self.rms_norm_eps));
         let gated = self.activation.apply(&ops.linear(GATE, &h)) * ops.linear(UP, &h); // [b, t, intermediate]
-        x + ops.linear(DOWN, &gated)
+        x + ops.linear(DOWN, &ops.act(ActPoint::LinearInput, gated))
     }
 
     fn finish(&self, outer: &dyn OuterOps, x: &Tensor) -> Result<Tensor, ModelError> {

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use oq_formats::{Checkpoint, PackedCheckpoint, quantization_of, read_config};
-use oq_quant_core::{QuantSpec, QuantizedTensor, WeightSpec};
+use oq_quant_core::{ActSpec, QuantSpec, QuantizedTensor, WeightSpec};
 use serde_json::Value;
 use tch::{Device, Tensor};
 
-use crate::block::BlockWeights;
+use crate::block::{BlockWeights, DenseOps};
 use crate::error::ModelError;
 use crate::family::{Decoder, Linear, OuterOps, decoder_of};
 use crate::tensors::{rows_of, tensor_of};
@@ -19,7 +19,7 @@ pub struct Model {
     config: Value,
     decoder: Box<dyn Decoder>,
     weights: Weights,
-    round_to_nearest: Option<WeightSpec>,
+    round_to_nearest: Option<QuantSpec>,
 }
 
 enum Weights {
@@ -50,9 +50,10 @@ impl Model {
         Ok(model)
     }
 
-    /// The same model with its linears rounded to nearest as they are loaded: the baseline of every quantizer.
-    pub fn with_round_to_nearest(self, spec: WeightSpec) -> Result<Self, ModelError> {
-        self.check_quantizable(spec)?;
+    /// The same model with its linears rounded to nearest as they are loaded, and activations as the setting says: the baseline of
+    /// every quantizer.
+    pub fn with_round_to_nearest(self, spec: QuantSpec) -> Result<Self, ModelError> {
+        self.check_quantizable(spec.weight)?;
         Ok(Self { round_to_nearest: Some(spec), ..self })
     }
 
@@ -98,6 +99,16 @@ impl Model {
         }
     }
 
+    /// How activations are seen by its linears and its attention.
+    pub fn act(&self) -> ActSpec {
+        self.quantization().or(self.round_to_nearest).map_or(ActSpec::Float, |spec| spec.act)
+    }
+
+    /// The operations of a block that [`Self::load_block`] gave.
+    pub fn ops<'a>(&self, weights: &'a BlockWeights) -> DenseOps<'a> {
+        DenseOps::with_act(weights, self.act())
+    }
+
     /// The stored tensors.
     pub fn checkpoint(&self) -> &Checkpoint {
         self.weights.checkpoint()
@@ -137,7 +148,7 @@ impl Model {
             (Weights::Dense(checkpoint), Some(spec)) => {
                 let view = checkpoint.tensor(&format!("{name}.weight"))?;
                 let weight = view.to_f32_vec()?;
-                QuantizedTensor::quantize(&weight, linear.out_features, linear.in_features, spec)
+                QuantizedTensor::quantize(&weight, linear.out_features, linear.in_features, spec.weight)
                     .map(|packed| from(&packed))
                     .map_err(quantize_error)
             }

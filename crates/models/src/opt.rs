@@ -3,13 +3,15 @@
 //! The names and shapes are those of Hugging Face's `modeling_opt.py`. LayerNorm before each half of a block (after it, in 350M), learned
 //! positions, biases, plain attention and MLP. 350M embeds tokens in fewer channels than its blocks have.
 
+use oq_let::{Action, Port, Site};
+use oq_quant_core::SiteKind;
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 
-use crate::block::BlockOps;
+use crate::block::{ActPoint, BlockOps};
 use crate::config::Config;
 use crate::error::ModelError;
-use crate::family::{BlockLayout, Context, Decoder, Dims, Family, Linear, LinearName, OuterOps, Param};
+use crate::family::{BlockLayout, Context, Decoder, Dims, Family, Linear, LinearName, OuterOps, Param, module};
 use crate::layers::{Activation, attention, layer_norm, split_heads};
 
 /// The entry in [`crate::FAMILIES`].
@@ -91,8 +93,8 @@ impl Opt {
     }
 
     /// A half of a block: `x` and what `f` makes of it, with the norm before or after.
-    fn residual(&self, ops: &dyn BlockOps, norm: Norm, x: &Tensor, f: impl FnOnce(&Tensor) -> Tensor) -> Tensor {
-        if self.norm_first { x + f(&self.norm(ops, norm, x)) } else { self.norm(ops, norm, &(x + f(x))) }
+    fn residual(&self, ops: &dyn BlockOps, norm: Norm, x: &Tensor, f: impl FnOnce(Tensor) -> Tensor) -> Tensor {
+        if self.norm_first { x + f(self.norm(ops, norm, x)) } else { self.norm(ops, norm, &(x + f(x.shallow_clone()))) }
     }
 }
 
@@ -118,6 +120,31 @@ impl Decoder for Opt {
                 linear(FC2, hidden, intermediate),
             ],
             params: [self.norm_params(ATTENTION_NORM), self.norm_params(MLP_NORM)].concat(),
+        }
+    }
+
+    fn sites(&self, kind: SiteKind) -> Result<Vec<Site>, &'static str> {
+        let Dims { hidden, intermediate, .. } = self.dims;
+        match kind {
+            SiteKind::Norm if !self.norm_first => {
+                Err("its norms stand at the ends of its blocks' halves, where the residual reads them too")
+            }
+            SiteKind::Norm if !self.norm_has_params => Err("its norms have no weights"),
+            SiteKind::Norm => Ok(vec![
+                Site::free(kind, hidden, module(ATTENTION_NORM[0]), [Q.0, K.0, V.0], self.bias),
+                Site::free(kind, hidden, module(MLP_NORM[0]), [FC1.0], self.bias),
+            ]),
+            SiteKind::Vo => Ok(vec![Site::free(kind, hidden, V.0, [OUT.0], self.bias)]),
+            SiteKind::Qk => {
+                let queries = Port::free(Q.0, Action::DivideOutput, hidden);
+                let keys = Port::free(K.0, Action::MultiplyOutput, hidden);
+                Ok(vec![Site { kind, n_scales: hidden, ports: vec![queries, keys], can_shift: false }])
+            }
+            // relu(x / s) = relu(x) / s for every positive s.
+            SiteKind::Updown if self.activation == Activation::Relu => {
+                Ok(vec![Site::free(kind, intermediate, FC1.0, [FC2.0], false)])
+            }
+            SiteKind::Updown => Err("its activation is not ReLU, and does not let factors through"),
         }
     }
 
@@ -160,11 +187,16 @@ impl Decoder for Opt {
     }
 
     fn block(&self, ops: &dyn BlockOps, ctx: &Context, x: &Tensor) -> Tensor {
-        let heads = |name, h: &Tensor| split_heads(&ops.linear(name, h), self.dims.head_dim); // [b, n_heads, t, d]
+        let input = |x: Tensor| ops.act(ActPoint::LinearInput, x);
         let x = self.residual(ops, ATTENTION_NORM, x, |h| {
-            ops.linear(OUT, &attention(&heads(Q, h), &heads(K, h), &heads(V, h), ctx.mask.as_ref()))
+            let h = input(h);
+            // [b, n_heads, t, d]
+            let heads = |name| ops.act(ActPoint::Heads, split_heads(&ops.linear(name, &h), self.dims.head_dim));
+            ops.linear(OUT, &input(attention(&heads(Q), &heads(K), &heads(V), ctx.mask.as_ref())))
         });
-        self.residual(ops, MLP_NORM, &x, |h| ops.linear(FC2, &self.activation.apply(&ops.linear(FC1, h))))
+        self.residual(ops, MLP_NORM, &x, |h| {
+            ops.linear(FC2, &input(self.activation.apply(&ops.linear(FC1, &input(h)))))
+        })
     }
 
     fn finish(&self, outer: &dyn OuterOps, x: &Tensor) -> Result<Tensor, ModelError> {

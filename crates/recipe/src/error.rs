@@ -49,10 +49,4 @@ pub enum RecipeError {
         /// The scheme of the run.
         asked: QuantSpec,
     },
-    /// A scheme with fewer than 16 activation bits.
-    #[error("{scheme}: activation quantization is not supported: use a16")]
-    Activations {
-        /// The scheme that was asked for.
-        scheme: QuantSpec,
-    },
 }

@@ -10,6 +10,7 @@
 //! let overrides = Overrides { samples: Some(64), ..Overrides::default() };
 //! let recipe = Recipe::resolve(scheme, find("llama2-7b"), recipe_for("llama2-7b", scheme), &overrides)?;
 //! assert_eq!((recipe.learn.epochs, recipe.calibration.samples), (20, 64));
+//! assert!(recipe.transform.sites.is_empty(), "the paper transforms LLaMA only where activations are quantized too");
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
@@ -17,11 +18,12 @@ mod error;
 mod model;
 mod parse;
 mod patch;
+mod published;
 mod recipe;
 mod record;
 
 pub use error::RecipeError;
 pub use model::{EvalDefaults, Family, ModelEntry, Shape, Source, find, names, recipe_for, schemes_of};
-pub use patch::{CalibrationPatch, LearnPatch, Overrides, RecipeFile};
-pub use recipe::{Calibration, Learn, Loss, Method, Recipe};
+pub use patch::{CalibrationPatch, LearnPatch, Overrides, RecipeFile, TransformPatch};
+pub use recipe::{Calibration, Learn, Loss, Method, Recipe, Transform};
 pub use record::{BlockRecord, Event, RunRecord};

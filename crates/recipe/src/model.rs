@@ -8,7 +8,7 @@ use oq_quant_core::QuantSpec;
 use serde::{Deserialize, Serialize};
 
 use crate::parse::parse;
-use crate::{CalibrationPatch, LearnPatch, RecipeFile};
+use crate::{CalibrationPatch, LearnPatch, RecipeFile, TransformPatch};
 
 /// What `configs/<name>/model.toml` says.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -22,6 +22,10 @@ pub struct ModelEntry {
     /// Whether it was tuned to follow instructions.
     #[serde(default)]
     pub chat: bool,
+    /// Whether a block's norms come after its residual sums (OPT-350M): then they have no linears of their own to be
+    /// transformed with.
+    #[serde(default)]
+    pub post_norm: bool,
     /// Where the weights are.
     pub source: Source,
     /// Its sizes, known before anything is downloaded.
@@ -32,9 +36,36 @@ pub struct ModelEntry {
     /// Defaults of its recipes.
     #[serde(default)]
     pub learn: LearnPatch,
+    /// Defaults of its recipes.
+    #[serde(default, rename = "let")]
+    pub transform: TransformPatch,
     /// Defaults of its evaluation.
     #[serde(default)]
     pub eval: EvalDefaults,
+}
+
+impl ModelEntry {
+    /// An entry for a directory that `configs/` does not name, with what its `config.json` tells about recipes. What is
+    /// neither OPT nor Falcon is taken for LLaMA.
+    pub fn of_directory(dir: &Path, config: &serde_json::Value) -> Self {
+        let family = match config["model_type"].as_str() {
+            Some("opt") => Family::Opt,
+            Some("falcon") => Family::Falcon,
+            _ => Family::Llama,
+        };
+        Self {
+            name: dir.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+            family,
+            chat: false,
+            post_norm: family == Family::Opt && config["do_layer_norm_before"] == false,
+            source: Source::Path { path: dir.to_string_lossy().into_owned() },
+            shape: None,
+            calibration: CalibrationPatch::default(),
+            learn: LearnPatch::default(),
+            transform: TransformPatch::default(),
+            eval: EvalDefaults::default(),
+        }
+    }
 }
 
 /// An architecture.
@@ -182,4 +213,27 @@ fn registered(name: &str) -> Option<&'static Registered> {
         let by_id = matches!(&entry.source, Source::Hub { repo, .. } if repo.eq_ignore_ascii_case(name));
         entry.name == name || by_id
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    #[test]
+    fn a_directory_is_known_by_its_config() {
+        #[track_caller]
+        fn check(config: &Value, family: Family, post_norm: bool) {
+            let entry = ModelEntry::of_directory(Path::new("models/mine"), config);
+            assert_eq!((entry.name.as_str(), entry.family, entry.post_norm), ("mine", family, post_norm));
+        }
+        check(&json!({"model_type": "opt"}), Family::Opt, false);
+        check(&json!({"model_type": "opt", "do_layer_norm_before": true}), Family::Opt, false);
+        check(&json!({"model_type": "opt", "do_layer_norm_before": false}), Family::Opt, true);
+        check(&json!({"model_type": "falcon"}), Family::Falcon, false);
+        check(&json!({"model_type": "qwen3"}), Family::Llama, false);
+        check(&json!({"model_type": 3}), Family::Llama, false);
+        check(&json!({}), Family::Llama, false);
+    }
 }

@@ -50,6 +50,7 @@ fn explain(message: &str) -> String {
     match message.split_once(", expected ") {
         Some((had, "usize" | "u64")) => format!("{had}, expected a whole number, 0 or more"),
         Some((had, "f64")) => format!("{had}, expected a number"),
+        Some((had, "a sequence")) => format!("{had}, expected a list such as [\"norm\", \"vo\"]"),
         Some((had, "a boolean")) => format!("{had}, expected true or false"),
         Some((had, wanted)) if wanted.starts_with("struct ") => format!("{had}, expected a table"),
         _ if message == "wanted string or table" => "expected a name in quotes".to_owned(),
@@ -111,7 +112,7 @@ mod tests {
     fn unknown_key_far_from_any() {
         check(
             "scheme = \"w4a16\"\nturbo = true\n",
-            "my.toml:2:1: unknown key `turbo`; allowed here: scheme, method, calibration, learn\n  \
+            "my.toml:2:1: unknown key `turbo`; allowed here: scheme, method, calibration, learn, let\n  \
              |\n2 | turbo = true\n  | ^^^^^",
         );
     }
@@ -120,8 +121,17 @@ mod tests {
     fn unknown_method() {
         check(
             "scheme = \"w4a16\"\nmethod = \"omniqant\"\n",
-            "my.toml:2:10: unknown value `omniqant`; allowed here: omniquant, rtn; did you mean `omniquant`?\n  \
+            "my.toml:2:10: unknown value `omniqant`; allowed here: omniquant, smoothquant, rtn; did you mean `omniquant`?\n  \
              |\n2 | method = \"omniqant\"\n  |          ^^^^^^^^^^",
+        );
+    }
+
+    #[test]
+    fn unknown_site() {
+        check(
+            "scheme = \"w4a4\"\nlet.sites = [\"norm\", \"kq\"]\n",
+            "my.toml:2:22: unknown value `kq`; allowed here: norm, vo, qk, updown\n  \
+             |\n2 | let.sites = [\"norm\", \"kq\"]\n  |                      ^^^^",
         );
     }
 
@@ -154,6 +164,11 @@ mod tests {
         check(
             "scheme = \"w4a16\"\nmethod = 3",
             "my.toml:2:10: expected a name in quotes\n  |\n2 | method = 3\n  |          ^",
+        );
+        check(
+            "scheme = \"w4a16\"\nlet.sites = \"vo\"",
+            "my.toml:2:13: invalid type: string \"vo\", expected a list such as [\"norm\", \"vo\"]\n  \
+             |\n2 | let.sites = \"vo\"\n  |             ^^^^",
         );
         check(
             "scheme = \"w4a16\"\nlearn = 3",

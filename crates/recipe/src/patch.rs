@@ -2,11 +2,11 @@
 
 use std::path::Path;
 
-use oq_quant_core::QuantSpec;
+use oq_quant_core::{QuantSpec, SiteKind};
 use serde::Deserialize;
 
 use crate::parse::parse;
-use crate::{Calibration, Learn, Loss, Method, Recipe, RecipeError};
+use crate::{Calibration, Learn, Loss, Method, Recipe, RecipeError, Transform};
 
 /// A recipe as a file writes it: everything but the scheme may be left out.
 ///
@@ -24,6 +24,9 @@ pub struct RecipeFile {
     /// `[learn]`
     #[serde(default)]
     pub learn: LearnPatch,
+    /// `[let]`
+    #[serde(default, rename = "let")]
+    pub transform: TransformPatch,
 }
 
 impl RecipeFile {
@@ -63,9 +66,20 @@ pub struct LearnPatch {
     pub loss: Option<Loss>,
 }
 
+/// [`Transform`], key by key.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "every field is explained in Transform")]
+pub struct TransformPatch {
+    pub sites: Option<Vec<SiteKind>>,
+    pub shift: Option<bool>,
+    pub lr: Option<f64>,
+    pub alpha: Option<f64>,
+}
+
 /// What the command line sets; it has the last word.
 #[derive(Clone, Debug, Default, PartialEq)]
-#[expect(missing_docs, reason = "every field is explained in Recipe, Calibration and Learn")]
+#[expect(missing_docs, reason = "every other field is explained in Recipe and its sections")]
 pub struct Overrides {
     pub method: Option<Method>,
     pub data: Option<String>,
@@ -76,11 +90,24 @@ pub struct Overrides {
     pub lwc_lr: Option<f64>,
     pub batch: Option<usize>,
     pub aug_loss: Option<bool>,
+    /// Asks for the equivalent transformation, or for none; `sites` overrules it.
+    pub transform: Option<bool>,
+    pub sites: Option<Vec<SiteKind>>,
+    pub shift: Option<bool>,
+    /// [`Transform::lr`]
+    pub let_lr: Option<f64>,
+    pub alpha: Option<f64>,
 }
 
 impl Recipe {
     /// Lays a patch over the recipe.
-    pub(crate) fn apply(&mut self, method: Option<Method>, calibration: &CalibrationPatch, learn: &LearnPatch) {
+    pub(crate) fn apply(
+        &mut self,
+        method: Option<Method>,
+        calibration: &CalibrationPatch,
+        learn: &LearnPatch,
+        transform: &TransformPatch,
+    ) {
         fn set<T: Clone>(value: &mut T, patch: &Option<T>) {
             if let Some(patch) = patch {
                 value.clone_from(patch);
@@ -100,15 +127,23 @@ impl Recipe {
         set(lwc_lr, &learn.lwc_lr);
         set(aug_loss, &learn.aug_loss);
         set(loss, &learn.loss);
+
+        let Transform { sites, shift, lr, alpha } = &mut self.transform;
+        set(sites, &transform.sites);
+        set(shift, &transform.shift);
+        set(lr, &transform.lr);
+        set(alpha, &transform.alpha);
     }
 }
 
 impl Overrides {
-    /// Lays the command line over a recipe.
+    /// Lays the command line over a recipe, but for [`Overrides::transform`].
     pub(crate) fn apply_to(&self, recipe: &mut Recipe) {
-        let Self { method, data, samples, seqlen, epochs, seed, lwc_lr, batch, aug_loss } = self.clone();
+        let Self { method, data, samples, seqlen, epochs, seed, lwc_lr, batch, aug_loss, .. } = self.clone();
+        let Self { sites, shift, let_lr, alpha, .. } = self.clone();
         let calibration = CalibrationPatch { data, samples, seqlen, seed, batch };
         let learn = LearnPatch { epochs, lwc_lr, aug_loss, loss: None };
-        recipe.apply(method, &calibration, &learn);
+        let transform = TransformPatch { sites, shift, lr: let_lr, alpha };
+        recipe.apply(method, &calibration, &learn, &transform);
     }
 }

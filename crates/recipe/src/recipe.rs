@@ -4,10 +4,11 @@ use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
 
-use oq_quant_core::{ActSpec, QuantSpec};
+use oq_quant_core::{QuantSpec, SiteKind};
 use serde::{Deserialize, Serialize};
 
 use crate::parse::parse;
+use crate::published::{default_sites, published};
 use crate::{Family, ModelEntry, Overrides, RecipeError, RecipeFile};
 
 /// Everything that decides what calibration computes.
@@ -18,19 +19,25 @@ pub struct Recipe {
     pub scheme: QuantSpec,
     /// How codes are found.
     pub method: Method,
-    /// The text that blocks are run on.
+    /// The text that blocks are run on; `rtn` reads none of it.
     pub calibration: Calibration,
-    /// How clipping is learned; `rtn` reads none of it.
+    /// How clipping is learned; `rtn` and `smoothquant` read none of it.
     pub learn: Learn,
+    /// `[let]`: the learnable equivalent transformation; `rtn` reads none of it.
+    #[serde(rename = "let")]
+    pub transform: Transform,
 }
 
 /// How codes are found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Method {
-    /// Clipping learned block by block (OmniQuant, arXiv 2308.13137).
+    /// Clipping and an equivalent transformation, learned block by block (OmniQuant, arXiv 2308.13137).
     Omniquant,
-    /// Round to nearest between minimum and maximum: nothing is learned.
+    /// The transformation as learning would start with it, then round to nearest (SmoothQuant, arXiv 2211.10438):
+    /// nothing is learned.
+    Smoothquant,
+    /// Round to nearest between minimum and maximum: nothing is learned or transformed.
     Rtn,
 }
 
@@ -64,6 +71,20 @@ pub struct Learn {
     pub loss: Loss,
 }
 
+/// Where and how channels are rescaled (OmniQuant, section 3.3).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Transform {
+    /// Where; none means no transformation. No kind stands here twice.
+    pub sites: Vec<SiteKind>,
+    /// Also shifts channels, which takes linears with biases.
+    pub shift: bool,
+    /// AdamW's learning rate for scales and shifts; positive.
+    pub lr: f64,
+    /// Weight of activations against weights where scales start: `s = max|X|^alpha / max|W|^(1 - alpha)`; 0 to 1.
+    pub alpha: f64,
+}
+
 /// What is minimized.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -73,9 +94,20 @@ pub enum Loss {
 }
 
 impl Method {
+    /// Whether blocks are run on text.
+    pub const fn reads_text(self) -> bool {
+        !matches!(self, Self::Rtn)
+    }
+
+    /// Whether anything is learned.
+    pub const fn learns(self) -> bool {
+        matches!(self, Self::Omniquant)
+    }
+
     const fn name(self) -> &'static str {
         match self {
             Self::Omniquant => "omniquant",
+            Self::Smoothquant => "smoothquant",
             Self::Rtn => "rtn",
         }
     }
@@ -91,33 +123,48 @@ impl FromStr for Method {
     type Err = RecipeError;
 
     fn from_str(text: &str) -> Result<Self, RecipeError> {
-        let all = [Self::Omniquant, Self::Rtn];
+        let all = [Self::Omniquant, Self::Smoothquant, Self::Rtn];
         all.into_iter()
             .find(|method| method.name() == text)
-            .ok_or_else(|| refused("method", format!("\"{text}\""), "omniquant or rtn"))
+            .ok_or_else(|| refused("method", format!("\"{text}\""), "omniquant, smoothquant or rtn"))
     }
 }
 
 impl Recipe {
     /// Settles every setting: the paper's for this scheme and family, under the model's own defaults, under a recipe
     /// file, under the command line. Without a model the family is taken to be LLaMA.
+    ///
+    /// A transformation that is asked for, by the command line or by `smoothquant`, gets the paper's sites where none
+    /// are given.
     pub fn resolve(
         scheme: QuantSpec,
         model: Option<&ModelEntry>,
         file: Option<&RecipeFile>,
         overrides: &Overrides,
     ) -> Result<Self, RecipeError> {
-        let mut recipe = published(scheme, model.map_or(Family::Llama, |m| m.family), model.is_some_and(|m| m.chat));
+        let (family, chat, post_norm) =
+            model.map_or((Family::Llama, false, false), |m| (m.family, m.chat, m.post_norm));
+        let mut recipe = published(scheme, family, chat, post_norm);
         if let Some(model) = model {
-            recipe.apply(None, &model.calibration, &model.learn);
+            recipe.apply(None, &model.calibration, &model.learn, &model.transform);
         }
         if let Some(file) = file {
             if file.scheme != scheme {
                 return Err(RecipeError::OtherScheme { in_file: file.scheme, asked: scheme });
             }
-            recipe.apply(file.method, &file.calibration, &file.learn);
+            recipe.apply(file.method, &file.calibration, &file.learn, &file.transform);
         }
         overrides.apply_to(&mut recipe);
+        if overrides.sites.is_none() {
+            let wanted = overrides.transform.or((recipe.method == Method::Smoothquant).then_some(true));
+            match wanted {
+                Some(false) => recipe.transform.sites.clear(),
+                Some(true) if recipe.transform.sites.is_empty() => {
+                    recipe.transform.sites = default_sites(scheme, post_norm);
+                }
+                _ => {}
+            }
+        }
         recipe.validate()?;
         Ok(recipe)
     }
@@ -136,11 +183,9 @@ impl Recipe {
     }
 
     fn validate(&self) -> Result<(), RecipeError> {
-        if self.scheme.act != ActSpec::Float {
-            return Err(RecipeError::Activations { scheme: self.scheme });
-        }
         let Calibration { data, samples, seqlen, seed, batch } = &self.calibration;
         let Learn { epochs, lwc_lr, aug_loss: _, loss: Loss::Mse } = &self.learn;
+        let Transform { sites, shift: _, lr, alpha } = &self.transform;
         if data.trim().is_empty() {
             return Err(refused(
                 "calibration.data",
@@ -166,36 +211,32 @@ impl Recipe {
         if !(lwc_lr.is_finite() && *lwc_lr > 0.0) {
             return Err(refused("learn.lwc_lr", lwc_lr, "positive and finite, such as 1e-2"));
         }
+        if sites.iter().enumerate().any(|(i, site)| sites[..i].contains(site)) {
+            return Err(refused("let.sites", list(sites), "without repetition"));
+        }
+        if sites.is_empty() && self.method == Method::Smoothquant {
+            let kinds = SiteKind::ALL.map(SiteKind::name).join(", ");
+            let allowed = format!("one or more of {kinds} for smoothquant (to round only, use method = \"rtn\")");
+            return Err(refused("let.sites", list(sites), allowed));
+        }
+        if !(lr.is_finite() && *lr > 0.0) {
+            return Err(refused("let.lr", lr, "positive and finite, such as 5e-3"));
+        }
+        if !(0.0..=1.0).contains(alpha) {
+            return Err(refused("let.alpha", alpha, "0 to 1"));
+        }
         Ok(())
     }
 }
 
-fn refused(key: &'static str, value: impl ToString, allowed: impl Into<String>) -> RecipeError {
-    RecipeError::Value { key, value: value.to_string(), allowed: allowed.into() }
+/// Sites as a recipe file writes them.
+fn list(sites: &[SiteKind]) -> String {
+    let quoted: Vec<String> = sites.iter().map(|site| format!("\"{site}\"")).collect();
+    format!("[{}]", quoted.join(", "))
 }
 
-/// The settings of OmniQuant's experiments with weight-only schemes, without its equivalent transformation.
-///
-/// Widths that the paper does not have take the settings of W4.
-fn published(scheme: QuantSpec, family: Family, chat: bool) -> Recipe {
-    let bits = scheme.weight.bits.get();
-    let (epochs, aug_loss) = match (family, bits) {
-        (Family::Llama, 2) => (40, true),
-        (Family::Llama, 3) => (20, chat),
-        (Family::Llama, _) => (20, false),
-        (Family::Opt, 2) => (40, false),
-        (Family::Opt, _) => (20, false),
-        // The paper has Falcon at 3 bits only; 2 bits take LLaMA's.
-        (Family::Falcon, 2) => (40, true),
-        (Family::Falcon, _) => (10, true),
-    };
-    Recipe {
-        scheme,
-        method: Method::Omniquant,
-        calibration: Calibration { data: "wikitext2".to_owned(), samples: 128, seqlen: 2048, seed: 2, batch: 1 },
-        // 1e-2: the paper's text swaps this rate with the one of its transformation; its code has it so.
-        learn: Learn { epochs, lwc_lr: 1e-2, aug_loss, loss: Loss::Mse },
-    }
+fn refused(key: &'static str, value: impl ToString, allowed: impl Into<String>) -> RecipeError {
+    RecipeError::Value { key, value: value.to_string(), allowed: allowed.into() }
 }
 
 #[cfg(test)]
@@ -229,6 +270,7 @@ mod tests {
             method: Method::Rtn,
             calibration: Calibration { data: "my text.txt".to_owned(), samples: 6, seqlen: 12, seed: 7, batch: 3 },
             learn: Learn { epochs: 11, lwc_lr: 0.25, aug_loss: true, loss: Loss::Mse },
+            transform: Transform { sites: vec![SiteKind::Updown, SiteKind::Qk], shift: true, lr: 0.125, alpha: 0.0 },
         };
         let typed = Overrides {
             method: Some(Method::Rtn),
@@ -240,35 +282,17 @@ mod tests {
             lwc_lr: Some(0.25),
             batch: Some(3),
             aug_loss: Some(true),
+            transform: None,
+            sites: Some(vec![SiteKind::Updown, SiteKind::Qk]),
+            shift: Some(true),
+            let_lr: Some(0.125),
+            alpha: Some(0.0),
         };
         assert_eq!(Recipe::resolve(scheme, None, None, &typed).unwrap(), expected);
 
         let text = expected.to_toml().unwrap();
         let file = RecipeFile::parse(&text, Path::new("recipe.toml")).unwrap();
         assert_eq!(Recipe::resolve(scheme, find("opt-125m"), Some(&file), &Overrides::default()).unwrap(), expected);
-    }
-
-    #[test]
-    fn defaults_of_the_paper() {
-        #[track_caller]
-        fn check(model: &str, scheme: &str, epochs: usize, aug_loss: bool, samples: usize) {
-            let recipe = resolve(scheme, Some(model), "", Overrides::default()).unwrap();
-            assert_eq!(recipe.learn, Learn { epochs, lwc_lr: 1e-2, aug_loss, loss: Loss::Mse });
-            let data = "wikitext2".to_owned();
-            assert_eq!(recipe.calibration, Calibration { data, samples, seqlen: 2048, seed: 2, batch: 1 });
-            assert_eq!(recipe.method, Method::Omniquant);
-        }
-        check("llama-7b", "w4a16g128", 20, false, 128);
-        check("llama-7b", "w3a16", 20, false, 128);
-        check("llama2-13b", "w2a16g64", 40, true, 128);
-        check("llama2-70b", "w4a16g128", 20, false, 128);
-        check("llama2-70b", "w2a16", 40, true, 128);
-        check("llama2-7b-chat", "w3a16g128", 20, true, 128);
-        check("llama2-7b-chat", "w4a16g128", 20, false, 128);
-        check("opt-6.7b", "w2a16g128", 40, false, 128);
-        check("opt-6.7b", "w3a16g128", 20, false, 128);
-        check("falcon-7b", "w3a16g64", 10, true, 128);
-        check("falcon-180b", "w3a16g512", 40, true, 32);
     }
 
     #[test]
@@ -293,13 +317,52 @@ mod tests {
         for lr in [0.0, -0.01, f64::NAN, f64::INFINITY] {
             let message = format!("learn.lwc_lr = {lr}: must be positive and finite, such as 1e-2");
             check(Overrides { lwc_lr: Some(lr), ..none() }, &message);
+            let message = format!("let.lr = {lr}: must be positive and finite, such as 5e-3");
+            check(Overrides { let_lr: Some(lr), ..none() }, &message);
         }
+        for alpha in [-0.5, 1.5, f64::NAN, f64::INFINITY] {
+            check(Overrides { alpha: Some(alpha), ..none() }, &format!("let.alpha = {alpha}: must be 0 to 1"));
+        }
+        let twice = vec![SiteKind::Vo, SiteKind::Norm, SiteKind::Vo];
+        let message = "let.sites = [\"vo\", \"norm\", \"vo\"]: must be without repetition";
+        check(Overrides { sites: Some(twice), ..none() }, message);
+        let empty = "let.sites = []: must be one or more of norm, vo, qk, updown for smoothquant (to round only, use \
+                     method = \"rtn\")";
+        let smoothquant = Some(Method::Smoothquant);
+        check(Overrides { method: smoothquant, transform: Some(false), ..none() }, empty);
+        check(Overrides { method: smoothquant, sites: Some(vec![]), ..none() }, empty);
     }
 
     #[test]
-    fn refuses_quantized_activations() {
-        let error = resolve("w4a4", Some("llama-7b"), "", Overrides::default()).expect_err("must be refused");
-        assert_eq!(error.to_string(), "w4a4: activation quantization is not supported: use a16");
+    fn sites_follow_what_is_asked_for() {
+        #[track_caller]
+        fn check(scheme: &str, model: Option<&str>, file: &str, overrides: Overrides, expected: &[SiteKind]) {
+            let recipe = resolve(scheme, model, file, overrides).unwrap();
+            assert_eq!(recipe.transform.sites, expected);
+        }
+        use SiteKind::{Norm, Qk, Updown, Vo};
+        let none = Overrides::default;
+        let on = || Overrides { transform: Some(true), ..none() };
+        let off = || Overrides { transform: Some(false), ..none() };
+        let method = |method| Overrides { method: Some(method), ..none() };
+        let smoothquant = || method(Method::Smoothquant);
+
+        check("w4a16", None, "", none(), &[]);
+        check("w4a16", None, "", on(), &[Norm, Vo]);
+        check("w4a16", None, "", smoothquant(), &[Norm, Vo]);
+        check("w4a16", None, "method = \"smoothquant\"", none(), &[Norm, Vo]);
+        check("w4a16", Some("opt-350m"), "let.sites = []", on(), &[Vo]);
+        check("w4a4", None, "", off(), &[]);
+        check("w4a4", None, "let.sites = []", none(), &[]);
+        check("w4a4", None, "let.sites = []", on(), &[Norm, Vo, Qk]);
+        check("w4a4", None, "let.sites = []", smoothquant(), &[Norm, Vo, Qk]);
+        check("w4a4", None, "let.sites = [\"updown\"]", on(), &[Updown]);
+        check("w4a4", None, "let.sites = [\"updown\"]", smoothquant(), &[Updown]);
+        check("w4a4", None, "let.sites = [\"updown\"]", off(), &[]);
+        let typed = Overrides { sites: Some(vec![Qk]), ..on() };
+        check("w4a4", None, "let.sites = [\"updown\"]", typed, &[Qk]);
+        // Kept as resolved, though nothing reads them.
+        check("w4a4", None, "", method(Method::Rtn), &[Norm, Vo, Qk]);
     }
 
     #[test]
@@ -313,11 +376,11 @@ mod tests {
 
     #[test]
     fn methods_have_names() {
-        for method in [Method::Omniquant, Method::Rtn] {
+        for method in [Method::Omniquant, Method::Smoothquant, Method::Rtn] {
             assert_eq!(method.to_string().parse::<Method>().unwrap(), method);
         }
         let error = "gptq".parse::<Method>().expect_err("must be refused");
-        assert_eq!(error.to_string(), "method = \"gptq\": must be omniquant or rtn");
+        assert_eq!(error.to_string(), "method = \"gptq\": must be omniquant, smoothquant or rtn");
     }
 
     #[test]
@@ -335,6 +398,13 @@ mod tests {
         let incomplete = text.replace("batch = 1\n", "");
         let error = Recipe::parse(&incomplete, Path::new("recipe.toml")).expect_err("must be refused").to_string();
         assert!(error.contains("missing key `batch`"), "{error}");
+        for (line, key) in [("sites = []\n", "sites"), ("shift = false\n", "shift"), ("alpha = 0.5\n", "alpha")] {
+            let error = Recipe::parse(&text.replace(line, ""), Path::new("recipe.toml")).expect_err("must be refused");
+            assert!(error.to_string().contains(&format!("missing key `{key}`")), "{error}");
+        }
+        let without = &text[..text.find("[let]").unwrap()];
+        let error = Recipe::parse(without, Path::new("recipe.toml")).expect_err("must be refused").to_string();
+        assert!(error.contains("missing key `let`"), "{error}");
         let hostile = text.replace("samples = 128", "samples = 0");
         assert!(matches!(Recipe::parse(&hostile, Path::new("recipe.toml")), Err(RecipeError::Value { .. })));
     }

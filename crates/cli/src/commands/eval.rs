@@ -24,7 +24,7 @@ pub fn run(args: &EvalArgs, out: &Output) -> Result<()> {
     let dir = named.directory(out)?;
     let mut model = Model::open(&dir)?;
     if let Some(spec) = args.rtn {
-        model = model.with_round_to_nearest(spec.weight)?;
+        model = model.with_round_to_nearest(spec)?;
     }
     let subject = Subject::new(named.entry, &args.data, args.seqlen);
     let started = std::time::Instant::now();

@@ -18,7 +18,7 @@ pub fn run(args: &LogitsArgs, out: &Output) -> Result<()> {
     let dir = Named::new(&args.model).directory(out)?;
     let mut model = Model::open(&dir)?;
     if let Some(spec) = args.rtn {
-        model = model.with_round_to_nearest(spec.weight)?;
+        model = model.with_round_to_nearest(spec)?;
     }
     let logits = oq_eval::logits(&model, &ids, device)?;
     let shape: Vec<usize> = logits.size().iter().map(|&n| n as usize).collect();

@@ -6,9 +6,10 @@ use std::path::Path;
 use anyhow::Result;
 use oq_calib::Plan;
 use oq_formats::{quantization_of, read_config};
+use oq_models::ModelError;
 use oq_models::family::decoder_of;
-use oq_models::{Decoder, ModelError};
-use oq_recipe::{Method, Recipe, Shape, Source};
+use oq_quant_core::ActSpec;
+use oq_recipe::{ModelEntry, Recipe, Shape, Source};
 use serde_json::{Value, json};
 
 use crate::args::PlanArgs;
@@ -19,8 +20,11 @@ use crate::resolve::Named;
 
 pub fn run(args: &PlanArgs, out: &Output) -> Result<()> {
     let named = Named::new(&args.model);
-    let recipe = named.recipe(&args.recipe)?;
-    let decoder = decoder(&named, out)?;
+    // A mistake is told before anything is fetched.
+    named.recipe(&args.recipe, None)?;
+    let config = config(&named, out)?;
+    let recipe = named.recipe(&args.recipe, Some(&config))?;
+    let decoder = decoder_of(&config)?;
     let machine = machine::machine(args.out.as_deref().unwrap_or(Path::new(".")));
     let plan = Plan::new(&*decoder, &recipe, machine);
     let value = json!({"model": named.name, "recipe": recipe, "plan": plan, "peak_bytes": plan.memory.peak_bytes(),
@@ -34,24 +38,23 @@ pub fn refuse(plan: &Plan) -> Result<()> {
     if plan.problems.is_empty() { Ok(()) } else { Err(CliError::DoesNotFit(plan.problems.join("\n  ")).into()) }
 }
 
-/// The model's structure: from configs/ where that knows it, so that nothing is downloaded for a plan.
-fn decoder(named: &Named, out: &Output) -> Result<Box<dyn Decoder>> {
-    let config = match named.entry {
-        Some(entry) if !matches!(entry.source, Source::Path { .. }) && entry.shape.is_some() => {
-            entry.shape.as_ref().map(|shape| config_of(&entry.family.to_string(), shape)).unwrap_or_default()
-        }
-        _ => read_config(&named.directory(out)?)?,
+/// The model's `config.json`: from configs/ where that knows enough, so that nothing is downloaded for a plan.
+fn config(named: &Named, out: &Output) -> Result<Value> {
+    let known = named.entry.filter(|entry| !matches!(entry.source, Source::Path { .. }));
+    let config = match known.and_then(|entry| Some(config_of(entry, entry.shape.as_ref()?))) {
+        Some(config) => config,
+        None => read_config(&named.directory(out)?)?,
     };
     if let Some(spec) = quantization_of(&config)? {
         return Err(ModelError::AlreadyQuantized { dir: named.name.clone().into(), spec }.into());
     }
-    Ok(decoder_of(&config)?)
+    Ok(config)
 }
 
 /// A `config.json` with what a plan needs, in the words of every family.
-fn config_of(model_type: &str, shape: &Shape) -> Value {
+fn config_of(entry: &ModelEntry, shape: &Shape) -> Value {
     json!({
-        "model_type": model_type,
+        "model_type": entry.family.to_string(),
         "hidden_size": shape.hidden,
         "intermediate_size": shape.intermediate,
         "num_hidden_layers": shape.layers,
@@ -61,10 +64,10 @@ fn config_of(model_type: &str, shape: &Shape) -> Value {
         "vocab_size": shape.vocab,
         "max_position_embeddings": shape.max_positions,
         "tie_word_embeddings": shape.tied,
-        // OPT: the one with a narrower embedding has its norms at the ends of blocks.
+        // OPT.
         "ffn_dim": shape.intermediate,
         "word_embed_proj_dim": shape.embedding,
-        "do_layer_norm_before": shape.embedding.is_none(),
+        "do_layer_norm_before": !entry.post_norm,
         // Falcon: one key/value head, or groups of heads with one each.
         "ffn_hidden_size": shape.intermediate,
         "num_kv_heads": shape.kv_heads,
@@ -79,16 +82,29 @@ pub fn text(model: &str, recipe: &Recipe, plan: &Plan) -> String {
     let mut line = |name: &str, value: String| writeln!(text, "{name:<16}{value}").expect("a string takes all");
     line("model", format!("{model}, {} blocks", plan.n_layers));
     line("setting", format!("{} by {}", recipe.scheme, recipe.method));
-    if recipe.method == Method::Omniquant {
+    if let ActSpec::PerToken(bits) = recipe.scheme.act {
+        line("activations", format!("{} bits per token: inputs of linears, queries, keys, values", bits.get()));
+    }
+    if recipe.method.reads_text() {
         let c = &recipe.calibration;
         line("calibration", format!("{} segments of {} tokens of {}, seed {}", c.samples, c.seqlen, c.data, c.seed));
+    }
+    if recipe.method.learns() {
         let loss = if recipe.learn.aug_loss { "both targets" } else { "one target" };
-        let (epochs, lr) = (recipe.learn.epochs, recipe.learn.lwc_lr);
-        line("learning", format!("{epochs} epochs, {} steps per block, AdamW at {lr:e}, {loss}", plan.steps_per_block));
+        let (epochs, steps, lr) = (recipe.learn.epochs, plan.steps_per_block, recipe.learn.lwc_lr);
+        let scales =
+            if plan.sites.is_empty() { String::new() } else { format!(", {:e} for scales", recipe.transform.lr) };
+        line("learning", format!("{epochs} epochs, {steps} steps per block, AdamW at {lr:e}{scales}, {loss}"));
     }
     for linear in &plan.linears {
         let shape = format!("[{}, {}]", linear.out_features, linear.in_features);
         line("  linear", format!("{:<31} {shape:<16}{} grids", linear.name, linear.n_groups));
+    }
+    for site in &plan.sites {
+        let readers = if site.readers.is_empty() { String::new() } else { format!(" -> {}", site.readers.join(", ")) };
+        let shifts = if site.n_shifts > 0 { format!(" and {} shifts", site.n_shifts) } else { String::new() };
+        let between = format!("{}{readers}", site.writers.join(" : "));
+        line("  site", format!("{:<7}{between}: {} scales{shifts}", site.kind.name(), site.n_scales));
     }
     line("learned", format!("{} numbers per block", plan.learned_per_block));
     let memory = &plan.memory;

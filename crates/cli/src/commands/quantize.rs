@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
-use oq_calib::{Notice, Options, Outcome, Plan, quantize};
+use oq_calib::{Notice, Options, Outcome, Plan, check, quantize};
 use oq_data::{Split, segments};
 use oq_formats::atomic_write;
 use oq_models::Model;
@@ -29,11 +29,13 @@ use crate::resolve::Named;
 pub fn run(args: &QuantizeArgs, out: &Output) -> Result<()> {
     let device = machine::device(args.device)?;
     let named = Named::new(&args.model);
-    let recipe = named.recipe(&args.recipe)?;
+    // A mistake is told before anything is fetched.
+    named.recipe(&args.recipe, None)?;
     let model = Model::open(&named.directory(out)?)?;
+    let recipe = named.recipe(&args.recipe, Some(model.config()))?;
     let default_out = || PathBuf::from(format!("{}-{}", named.stem(), recipe.scheme));
     let dir = args.out.clone().unwrap_or_else(default_out);
-    model.check_quantizable(recipe.scheme.weight)?;
+    check(&model, &recipe)?;
     let mut machine = machine::machine(&dir);
     if args.resume {
         // What an earlier run wrote there needs no room again.
@@ -41,13 +43,12 @@ pub fn run(args: &QuantizeArgs, out: &Output) -> Result<()> {
     }
     refuse(&Plan::new(model.decoder(), &recipe, machine))?;
 
-    let segments = match recipe.method {
-        Method::Rtn => Vec::new(),
-        Method::Omniquant => {
-            let c = &recipe.calibration;
-            let ids = tokens(model.dir(), &c.data, Split::Train, args.eval.data_dir.as_deref())?;
-            segments(&ids, c.samples, c.seqlen, c.seed)?
-        }
+    let segments = if recipe.method.reads_text() {
+        let c = &recipe.calibration;
+        let ids = tokens(model.dir(), &c.data, Split::Train, args.eval.data_dir.as_deref())?;
+        segments(&ids, c.samples, c.seqlen, c.seed)?
+    } else {
+        Vec::new()
     };
     let job = Job { named: &named, recipe: &recipe, model: &model, dir: &dir, device };
     let record = job.run(&segments, args.resume, out)?;
@@ -180,12 +181,14 @@ impl Job<'_> {
             Ok(Row { name, perplexity: result.value(), subject: subject.describe(&result) })
         };
         let full = measure("full precision".to_owned(), self.model)?;
-        let rounded = Model::open(self.model.dir())?.with_round_to_nearest(self.recipe.scheme.weight)?;
+        let rounded = Model::open(self.model.dir())?.with_round_to_nearest(self.recipe.scheme)?;
         let rounded = measure("round to nearest".to_owned(), &rounded)?;
-        match self.recipe.method {
-            Method::Rtn => Ok(vec![full, rounded]),
-            Method::Omniquant => Ok(vec![full, rounded, measure("OmniQuant".to_owned(), &Model::open(self.dir)?)?]),
-        }
+        let name = match self.recipe.method {
+            Method::Rtn => return Ok(vec![full, rounded]),
+            Method::Smoothquant => "SmoothQuant",
+            Method::Omniquant => "OmniQuant",
+        };
+        Ok(vec![full, rounded, measure(name.to_owned(), &Model::open(self.dir)?)?])
     }
 }
 

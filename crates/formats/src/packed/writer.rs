@@ -54,6 +54,11 @@ impl PackedWriter {
         Ok(Self { dir: dir.to_owned(), source: source.to_owned(), n_blocks })
     }
 
+    /// The directory.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// Whether [`Self::finish`] was done, by this run or an earlier one.
     pub fn is_finished(&self) -> bool {
         self.dir.join(CONFIG).is_file()

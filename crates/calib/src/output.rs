@@ -1,0 +1,113 @@
+//! The packed directory that a run fills, block by block.
+
+use std::path::Path;
+
+use oq_formats::{Checkpoint, Dtype, FormatError, OutTensor, PackedWriter, packed_linear, packed_tensors, sha256_file};
+use oq_models::{BlockWeights, Model, ModelError, tensor_of};
+use oq_quant_core::QuantSpec;
+
+use crate::journal::Finished;
+use crate::student::{Merged, dequantized};
+
+/// A packed model on its way to disk.
+pub(crate) struct Output<'a> {
+    writer: PackedWriter,
+    model: &'a Model,
+    spec: QuantSpec,
+}
+
+impl<'a> Output<'a> {
+    /// Makes the directory, or takes up the one that is there.
+    pub(crate) fn create(dir: &Path, model: &'a Model, spec: QuantSpec) -> Result<Self, FormatError> {
+        let writer = PackedWriter::create(dir, model.dir(), model.decoder().dims().n_layers)?;
+        Ok(Self { writer, model, spec })
+    }
+
+    /// Writes a block's shard: packed linears; norms and biases as they were merged, or as they are in the checkpoint. Returns its name
+    /// and hash.
+    pub(crate) fn write_block(&self, block_idx: usize, merged: &Merged) -> Result<(String, String), FormatError> {
+        let checkpoint = self.model.checkpoint();
+        let prefix = self.model.decoder().block_prefix(block_idx);
+        let mut tensors = Vec::new();
+        for (name, packed) in &merged.codes {
+            tensors.extend(packed_tensors(&format!("{prefix}{}", name.0), packed));
+        }
+        for name in self.params() {
+            let full_name = format!("{prefix}{name}");
+            tensors.push(match merged.params.get(&name) {
+                None => OutTensor::copy_of(checkpoint.tensor(&full_name)?),
+                Some(tensor) => {
+                    let values = Vec::<f32>::try_from(tensor).expect("merged tensors are f32 vectors");
+                    // Not narrowed: with scales in them they reach further than those they come from.
+                    OutTensor::from_f32(full_name, &[values.len()], &values, Dtype::F32)?
+                }
+            });
+        }
+        self.writer.write_block(block_idx, &tensors)?;
+        let path = self.writer.block_path(block_idx);
+        let shard = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        Ok((shard, sha256_file(&path)?))
+    }
+
+    /// Puts what a block's shard holds in the place of the original tensors.
+    pub(crate) fn read_block(&self, block_idx: usize, weights: &mut BlockWeights) -> Result<(), ModelError> {
+        let shard = Checkpoint::open_file(&self.writer.block_path(block_idx))?;
+        let decoder = self.model.decoder();
+        let prefix = decoder.block_prefix(block_idx);
+        for linear in decoder.block_layout().linears {
+            let packed = packed_linear(&shard, &format!("{prefix}{}", linear.name.0), self.spec.weight)?;
+            let weight = dequantized(&packed, weights.weight(linear.name));
+            weights.set(format!("{}.weight", linear.name.0), weight);
+        }
+        for name in self.params() {
+            let device = weights.get(&name).device();
+            weights.set(name.clone(), tensor_of(&shard.tensor(&format!("{prefix}{name}"))?, device)?);
+        }
+        Ok(())
+    }
+
+    /// Names of a block's tensors that are not packed.
+    fn params(&self) -> impl Iterator<Item = String> {
+        let layout = self.model.decoder().block_layout();
+        let biases = layout.linears.into_iter().filter(|linear| linear.bias).map(|l| format!("{}.bias", l.name.0));
+        layout.params.into_iter().map(|param| param.name.to_owned()).chain(biases)
+    }
+
+    /// Whether a block's shard is the one that was written.
+    pub(crate) fn is_intact(&self, block: &Finished) -> bool {
+        sha256_file(&self.writer.block_path(block.record.index)).is_ok_and(|sha256| sha256 == block.sha256)
+    }
+
+    /// Whether the directory has its index and config, and what lies outside the blocks as it is in the model.
+    pub(crate) fn is_complete(&self) -> bool {
+        if !self.writer.is_finished() {
+            return false;
+        }
+        let Ok(written) = Checkpoint::open(self.writer.dir()) else { return false };
+        let original = self.model.checkpoint();
+        self.model.decoder().outer_params().iter().all(|param| {
+            let tensors = (original.tensor(param.name), written.tensor(param.name));
+            let is_same = matches!(tensors, (Ok(tensor), Ok(copy)) if tensor == copy);
+            original.release();
+            written.release();
+            is_same
+        })
+    }
+
+    /// Writes what lies outside the blocks, the index and the config.
+    pub(crate) fn finish(&self) -> Result<(), FormatError> {
+        let checkpoint = self.model.checkpoint();
+        let params = self.model.decoder().outer_params();
+        let mut tensors = Vec::new();
+        for param in &params {
+            tensors.push(OutTensor::copy_of(checkpoint.tensor(param.name)?));
+        }
+        self.writer.write_rest(&tensors)?;
+        checkpoint.release();
+        // Embeddings, projections, head: a head that shares the embedding's weights has no tensor of its own.
+        let matrices = params.iter().filter(|param| param.shape.len() == 2);
+        let mut ignore = vec!["lm_head"];
+        ignore.extend(matrices.map(|param| param.name.trim_end_matches(".weight")).filter(|name| *name != "lm_head"));
+        self.writer.finish(self.model.config(), self.spec, &ignore)
+    }
+}

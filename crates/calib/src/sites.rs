@@ -1,0 +1,104 @@
+//! Which sites of a model a recipe transforms, and what their inputs hold.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+
+use oq_let::{InputStats, Site, Source};
+use oq_models::{ActPoint, BlockOps, BlockWeights, Decoder, DenseOps, LinearName};
+use oq_quant_core::SiteKind;
+use oq_recipe::Recipe;
+use tch::Tensor;
+
+/// Why a model cannot be transformed as a recipe asks.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SiteError {
+    /// The model has no such place.
+    #[error("let.sites: this model has no {kind} site: {reason}; leave it out: --let-sites {others}")]
+    Missing {
+        /// What was asked for.
+        kind: SiteKind,
+        /// Why it is not there.
+        reason: &'static str,
+        /// The other sites that were asked for and are there, or `--no-let`.
+        others: String,
+    },
+    /// Nothing can take a shift up.
+    #[error(
+        "let.shift: no site of this model can be shifted, its linears or norms have no biases; say --let-shift false"
+    )]
+    Shift,
+}
+
+/// The sites that `recipe` transforms; none for methods that transform nothing.
+pub(crate) fn sites_of(decoder: &dyn Decoder, recipe: &Recipe) -> Result<Vec<Site>, SiteError> {
+    let transform = &recipe.transform;
+    if !recipe.method.reads_text() {
+        return Ok(Vec::new());
+    }
+    let mut sites = Vec::new();
+    for &kind in &transform.sites {
+        let found = decoder.sites(kind).map_err(|reason| {
+            let others = transform.sites.iter().filter(|&&kind| decoder.sites(kind).is_ok());
+            let others: Vec<&str> = others.map(|kind| kind.name()).collect();
+            SiteError::Missing { kind, reason, others: others.join(",") }
+        });
+        sites.extend(found?);
+    }
+    if transform.shift && !sites.is_empty() && !sites.iter().any(|site| site.can_shift) {
+        return Err(SiteError::Shift);
+    }
+    Ok(sites)
+}
+
+/// Multiplies with a block's weights and keeps statistics of what the readers of sites are given.
+pub(crate) struct StatsOps<'a> {
+    weights: &'a BlockWeights,
+    stats: RefCell<BTreeMap<&'static str, InputStats>>,
+}
+
+impl<'a> StatsOps<'a> {
+    /// Watches the first reader of each site: the others are given the same.
+    pub(crate) fn new(weights: &'a BlockWeights, sites: &[Site]) -> Self {
+        let readers = sites.iter().filter_map(|site| site.readers().next());
+        let stats = readers.map(|reader| (reader.module, InputStats::default())).collect();
+        Self { weights, stats: RefCell::new(stats) }
+    }
+
+    /// What was seen, for the start of scales and shifts.
+    pub(crate) fn finish(self) -> Seen<'a> {
+        Seen { weights: self.weights, stats: self.stats.into_inner() }
+    }
+}
+
+impl BlockOps for StatsOps<'_> {
+    fn linear(&self, name: LinearName, x: &Tensor) -> Tensor {
+        if let Some(stats) = self.stats.borrow_mut().get_mut(name.0) {
+            stats.add(x);
+        }
+        DenseOps::new(self.weights).linear(name, x)
+    }
+
+    fn act(&self, _point: ActPoint, x: Tensor) -> Tensor {
+        x
+    }
+
+    fn param(&self, name: &str) -> Tensor {
+        DenseOps::new(self.weights).param(name)
+    }
+}
+
+/// A block's weights and what their inputs held.
+pub(crate) struct Seen<'a> {
+    weights: &'a BlockWeights,
+    stats: BTreeMap<&'static str, InputStats>,
+}
+
+impl Source for Seen<'_> {
+    fn weight(&self, module: &str) -> &Tensor {
+        self.weights.get(&format!("{module}.weight"))
+    }
+
+    fn inputs(&self, module: &str) -> Option<&InputStats> {
+        self.stats.get(module)
+    }
+}

@@ -1,0 +1,183 @@
+//! Transformed blocks compute what the original ones do: every site of every family and variant, with random scales and shifts.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use oq_let::{Action, Site, Transform, Values};
+use oq_models::{ActPoint, BlockOps, BlockWeights, DenseOps, LinearName, Model};
+use oq_quant_core::SiteKind;
+use oq_tests::fixture;
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
+use tch::{Device, Kind, Tensor};
+
+/// Largest difference over the largest number: f64 has sixteen digits, of which scales up to 20 and shifts up to 5 cost three or four.
+const TOLERANCE: f64 = 1e-9;
+/// Undoing a tie changes every output by far more.
+const BROKEN: f64 = 1e-3;
+const TOKENS: i64 = 12;
+
+/// Every checkpoint of the fixtures.
+fn checkpoints() -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut folders = vec![fixture("")];
+    while let Some(folder) = folders.pop() {
+        if folder.join("config.json").is_file() {
+            found.push(folder.clone());
+        }
+        folders.extend(std::fs::read_dir(&folder).unwrap().map(|e| e.unwrap().path()).filter(|path| path.is_dir()));
+    }
+    found.sort();
+    found
+}
+
+fn f64_block(model: &Model) -> BlockWeights {
+    let weights = model.load_block(1, Device::Cpu).unwrap();
+    BlockWeights::new(weights.tensors().iter().map(|(name, t)| (name.clone(), t.to_kind(Kind::Double))).collect())
+}
+
+/// Scales from 1/20 to 20 and shifts from -5 to 5.
+fn random_values(sites: &[Site], seed: i64) -> Values {
+    tch::manual_seed(seed);
+    let mut values = Values::identity(sites, true, Kind::Double, Device::Cpu);
+    for scale in &mut values.scales {
+        *scale = ((Tensor::rand_like(scale) * 2.0 - 1.0) * 20f64.ln()).exp();
+    }
+    for shift in values.shifts.iter_mut().flatten() {
+        *shift = Tensor::rand_like(shift) * 10.0 - 5.0;
+    }
+    values
+}
+
+/// Looks transformed tensors up beside the block's own, as learning does.
+struct Unmerged<'a> {
+    weights: &'a BlockWeights,
+    moved: BTreeMap<String, Tensor>,
+}
+
+impl Unmerged<'_> {
+    fn find(&self, name: &str) -> Option<&Tensor> {
+        self.moved.get(name).or_else(|| self.weights.find(name))
+    }
+}
+
+impl BlockOps for Unmerged<'_> {
+    fn linear(&self, name: LinearName, x: &Tensor) -> Tensor {
+        x.linear(self.find(&format!("{}.weight", name.0)).unwrap(), self.find(&format!("{}.bias", name.0)))
+    }
+
+    fn act(&self, _point: ActPoint, x: Tensor) -> Tensor {
+        x
+    }
+
+    fn param(&self, name: &str) -> Tensor {
+        self.find(name).unwrap().shallow_clone()
+    }
+}
+
+/// How far two ways to run a block are from the original, relative to its largest output: with transformed tensors, and with them merged.
+fn errors(model: &Model, weights: &BlockWeights, sites: &[Site], seed: i64) -> [f64; 2] {
+    let decoder = model.decoder();
+    let values = random_values(sites, seed);
+    let x = Tensor::randn([2, TOKENS, decoder.dims().hidden as i64], (Kind::Double, Device::Cpu));
+    let ctx = decoder.context(TOKENS as usize, Device::Cpu);
+    let original = decoder.block(&DenseOps::new(weights), &ctx, &x);
+
+    let moved = Transform::new(sites.to_vec(), Device::Cpu).apply(&values, |name| weights.find(name));
+    let mut merged = BlockWeights::new(weights.tensors().iter().map(|(n, t)| (n.clone(), t.shallow_clone())).collect());
+    moved.iter().for_each(|(name, tensor)| merged.set(name.clone(), tensor.shallow_clone()));
+    let unmerged = decoder.block(&Unmerged { weights, moved }, &ctx, &x);
+    let merged = decoder.block(&DenseOps::new(&merged), &ctx, &x);
+    let largest = |x: &Tensor| x.abs().max().double_value(&[]);
+    [unmerged, merged].map(|y| largest(&(y - &original)) / largest(&original))
+}
+
+/// Tries a checkpoint's sites of one kind; says how many shift.
+#[track_caller]
+fn check(dir: &Path, model: &Model, weights: &BlockWeights, sites: &[Site]) -> usize {
+    let mut runner = TestRunner::new_with_rng(
+        Config { cases: 4, failure_persistence: None, ..Config::default() },
+        proptest::test_runner::TestRng::deterministic_rng(proptest::test_runner::RngAlgorithm::ChaCha),
+    );
+    let result = runner.run(&(0i64..1 << 40), |seed| {
+        for error in errors(model, weights, sites, seed) {
+            prop_assert!(error <= TOLERANCE, "{}: {:?}: relative error {error:.1e}", dir.display(), sites[0].kind);
+        }
+        Ok(())
+    });
+    result.unwrap();
+    sites.iter().filter(|site| site.can_shift).count()
+}
+
+#[test]
+fn every_site_of_every_model_is_an_equivalence() {
+    let mut seen: BTreeMap<SiteKind, usize> = BTreeMap::new();
+    let mut shifting = 0;
+    let checkpoints = checkpoints();
+    for dir in &checkpoints {
+        let model = Model::open(dir).unwrap();
+        let weights = f64_block(&model);
+        let mut all = Vec::new();
+        for kind in SiteKind::ALL {
+            if let Ok(sites) = model.decoder().sites(kind) {
+                shifting += check(dir, &model, &weights, &sites);
+                *seen.entry(kind).or_default() += 1;
+                all.extend(sites);
+            }
+        }
+        check(dir, &model, &weights, &all);
+    }
+    // Three OPT-like checkpoints have their norms at other places or without weights, and only a gate or ReLU lets factors through.
+    assert_eq!((seen[&SiteKind::Vo], seen[&SiteKind::Qk]), (checkpoints.len(), checkpoints.len()));
+    assert!(seen[&SiteKind::Norm] >= checkpoints.len() - 4, "{seen:?} of {}", checkpoints.len());
+    assert!(seen[&SiteKind::Updown] >= 30 && shifting >= 20, "{seen:?}, {shifting} shift");
+}
+
+/// Gives each channel of a site a scale of its own where some were tied.
+fn untied(site: &Site) -> Site {
+    let mut site = site.clone();
+    let widest = site.ports.iter().map(|port| port.channels.len()).max().unwrap();
+    site.n_scales = widest;
+    for port in &mut site.ports {
+        port.scales = (0..port.channels.len() as i64).collect();
+    }
+    site
+}
+
+#[test]
+fn ties_are_needed() {
+    let cases = [
+        ("tiny-llama", SiteKind::Qk),
+        ("tiny-llama", SiteKind::Vo),
+        ("tiny-falcon", SiteKind::Qk),
+        ("falcon-40b-like", SiteKind::Vo),
+    ];
+    for (folder, kind) in cases {
+        let model = Model::open(&fixture(folder)).unwrap();
+        let weights = f64_block(&model);
+        let sites: Vec<Site> = model.decoder().sites(kind).unwrap().iter().map(untied).collect();
+        let [error, _] = errors(&model, &weights, &sites, 1);
+        assert!(error > BROKEN, "{folder} {kind}: {error:.1e}");
+    }
+    // Without rotation nothing ties queries to each other.
+    let model = Model::open(&fixture("tiny-opt")).unwrap();
+    let sites = model.decoder().sites(SiteKind::Qk).unwrap();
+    assert_eq!(sites[0].n_scales, model.decoder().dims().hidden);
+    assert!(sites[0].ports.iter().any(|port| port.action == Action::MultiplyOutput));
+}
+
+#[test]
+fn places_that_a_model_has_not_are_explained() {
+    let cases = [
+        ("opt-postnorm-proj", SiteKind::Norm, "the residual reads them too"),
+        ("opt-falcon-variants/opt-no-affine", SiteKind::Norm, "no weights"),
+        ("opt-falcon-variants/opt-gelu", SiteKind::Updown, "not ReLU"),
+        ("tiny-falcon", SiteKind::Updown, "not ReLU"),
+    ];
+    for (folder, kind, part) in cases {
+        let reason = Model::open(&fixture(folder)).unwrap().decoder().sites(kind).unwrap_err();
+        assert!(reason.contains(part), "{folder}: {reason}");
+    }
+}

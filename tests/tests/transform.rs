@@ -1,0 +1,248 @@
+//! Equivalent transformation and quantized activations, end to end: what they cost, that what is stored is what was measured, and that a
+//! stopped run ends in the same bytes.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use oq_calib::{CalibError, Notice, Options, Outcome, quantize};
+use oq_data::segments;
+use oq_eval::perplexity;
+use oq_formats::{Checkpoint, Dtype};
+use oq_models::layers::token_nll;
+use oq_models::{ActPoint, BlockOps, DenseOps, LinearName, Model};
+use oq_quant_core::{QuantSpec, SiteKind};
+use oq_recipe::{Method, Overrides, Recipe, find, recipe_for};
+use oq_tests::{fixture, tokens};
+use tch::{Device, Kind, Tensor};
+
+const TINY: [&str; 3] = ["tiny-llama", "tiny-opt", "tiny-falcon"];
+
+/// The recipe of configs/ for a tiny model, on fewer segments and epochs than it asks for.
+fn recipe(model: &str, scheme: &str, overrides: Overrides) -> Recipe {
+    let scheme: QuantSpec = scheme.parse().unwrap();
+    Recipe::resolve(scheme, find(model), recipe_for(model, scheme), &overrides).unwrap()
+}
+
+fn short() -> Overrides {
+    Overrides { samples: Some(16), epochs: Some(10), ..Overrides::default() }
+}
+
+fn calibration(recipe: &Recipe) -> Vec<Vec<u32>> {
+    let c = &recipe.calibration;
+    segments(&tokens("calib.txt"), c.samples, c.seqlen, c.seed).unwrap()
+}
+
+fn quantized(model: &str, recipe: &Recipe, out: &Path) -> Outcome {
+    let options = Options { device: Device::Cpu, out: out.to_owned(), resume: false };
+    let model = Model::open(&fixture(model)).unwrap();
+    quantize(&model, recipe, &calibration(recipe), &options, &mut |_| ControlFlow::Continue(())).unwrap()
+}
+
+fn measure(model: &Model) -> f64 {
+    perplexity(model, &tokens("eval.txt"), 256, None, Device::Cpu, &mut |_| {}).unwrap().value()
+}
+
+/// Quantizes by a recipe and measures what was written.
+fn cost(model: &str, recipe: &Recipe) -> f64 {
+    let out = tempfile::tempdir().unwrap();
+    quantized(model, recipe, out.path());
+    let packed = Model::open(out.path()).unwrap();
+    assert_eq!(packed.quantization(), Some(recipe.scheme));
+    measure(&packed)
+}
+
+/// Leaves queries, keys and values as they are.
+struct InputsOnly<'a>(DenseOps<'a>);
+
+impl BlockOps for InputsOnly<'_> {
+    fn linear(&self, name: LinearName, x: &Tensor) -> Tensor {
+        self.0.linear(name, x)
+    }
+
+    fn act(&self, point: ActPoint, x: Tensor) -> Tensor {
+        if point == ActPoint::LinearInput { self.0.act(point, x) } else { x }
+    }
+
+    fn param(&self, name: &str) -> Tensor {
+        self.0.param(name)
+    }
+}
+
+/// Perplexity with linears' weights and inputs rounded to nearest, and nothing else.
+fn inputs_only(model: &Model) -> f64 {
+    const SEQLEN: usize = 256;
+    let _no_grad = tch::no_grad_guard();
+    let (decoder, outer) = (model.decoder(), model.outer(Device::Cpu));
+    let ids: Vec<i64> = tokens("eval.txt").iter().map(|&id| i64::from(id)).collect();
+    let windows: Vec<Tensor> = ids.chunks_exact(SEQLEN).map(|w| Tensor::from_slice(w).unsqueeze(0)).collect();
+    let ctx = decoder.context(SEQLEN, Device::Cpu);
+    let mut states: Vec<Tensor> = windows.iter().map(|ids| decoder.embed(&outer, ids).unwrap()).collect();
+    for block_idx in 0..decoder.dims().n_layers {
+        let weights = model.load_block(block_idx, Device::Cpu).unwrap();
+        for x in &mut states {
+            *x = decoder.block(&InputsOnly(model.ops(&weights)), &ctx, x);
+        }
+    }
+    let head = outer.head().unwrap();
+    let nll = windows.iter().zip(&states).map(|(ids, x)| {
+        let x = decoder.finish(&outer, x).unwrap().squeeze_dim(0);
+        let logits = x.linear(&head, None::<&Tensor>).narrow(0, 0, SEQLEN as i64 - 1);
+        token_nll(&logits, &ids.squeeze_dim(0).narrow(0, 1, SEQLEN as i64 - 1)).mean(Kind::Double).double_value(&[])
+    });
+    (nll.sum::<f64>() / windows.len() as f64).exp()
+}
+
+#[test]
+fn rounding_activations_costs_what_it_costs_elsewhere() {
+    // From a quantizer of a few lines of PyTorch with scales in f32, run on the same weights and text; the table has two decimals.
+    const TOLERANCE: f64 = 1e-2;
+    let table = [("tiny-llama", 68.08, 19.19), ("tiny-opt", 65.04, 29.44), ("tiny-falcon", 38.94, 21.62)];
+    for (folder, w4a4, w6a6) in table {
+        for (scheme, expected) in [("w4a4", w4a4), ("w6a6", w6a6)] {
+            let spec: QuantSpec = scheme.parse().unwrap();
+            let model = Model::open(&fixture(folder)).unwrap().with_round_to_nearest(spec).unwrap();
+            let got = inputs_only(&model);
+            assert!((got / expected - 1.0).abs() <= TOLERANCE, "{folder} {scheme}: {got}, expected {expected}");
+        }
+    }
+}
+
+#[test]
+fn learning_beats_the_start_and_the_start_rounding_to_nearest() {
+    for model in TINY {
+        let with = |method| cost(model, &recipe(model, "w4a4", Overrides { method: Some(method), ..short() }));
+        let costs = [Method::Omniquant, Method::Smoothquant, Method::Rtn].map(with);
+        assert!(costs[0] < costs[1] && costs[1] < costs[2], "{model}: {costs:?}");
+    }
+}
+
+#[test]
+fn six_bits_cost_little() {
+    for model in TINY {
+        let full = measure(&Model::open(&fixture(model)).unwrap());
+        let got = cost(model, &recipe(model, "w6a6", short()));
+        assert!(got <= 1.03 * full, "{model}: {got}, full precision {full}");
+    }
+}
+
+#[test]
+fn transformation_helps_weights_alone() {
+    let with = |transform| cost("tiny-opt", &recipe("tiny-opt", "w3a16g64", Overrides { transform, ..short() }));
+    let (transformed, clipped) = (with(None), with(Some(false)));
+    assert!(transformed < clipped, "{transformed} with the transformation, {clipped} without");
+}
+
+#[test]
+fn the_packed_model_is_the_one_that_was_measured() {
+    // Sums of the same squares in the same order, but for the batches' mean.
+    const TOLERANCE: f64 = 1e-6;
+    for (model, sites) in
+        [("tiny-llama", SiteKind::ALL.to_vec()), ("tiny-opt", SiteKind::ALL.to_vec()), ("tiny-falcon", Vec::new())]
+    {
+        let overrides = Overrides {
+            samples: Some(4),
+            seqlen: Some(64),
+            epochs: Some(2),
+            sites: (!sites.is_empty()).then_some(sites),
+            ..Overrides::default()
+        };
+        let recipe = recipe(model, "w4a6g32", overrides);
+        let out = tempfile::tempdir().unwrap();
+        let outcome = quantized(model, &recipe, out.path());
+
+        let _no_grad = tch::no_grad_guard();
+        let (full, packed) = (Model::open(&fixture(model)).unwrap(), Model::open(out.path()).unwrap());
+        assert_eq!(packed.act(), recipe.scheme.act);
+        let decoder = full.decoder();
+        let ctx = decoder.context(64, Device::Cpu);
+        let ids: Vec<Tensor> = calibration(&recipe)
+            .iter()
+            .map(|ids| Tensor::from_slice(&ids.iter().map(|&id| i64::from(id)).collect::<Vec<_>>()).unsqueeze(0))
+            .collect();
+        let embed = |ids: &Tensor| decoder.embed(&full.outer(Device::Cpu), ids).unwrap();
+        let mut states: Vec<[Tensor; 2]> = ids.iter().map(|ids| [embed(ids), embed(ids)]).collect();
+        for (block_idx, block) in outcome.blocks.iter().enumerate() {
+            let weights = full.load_block(block_idx, Device::Cpu).unwrap();
+            let stored = packed.load_block(block_idx, Device::Cpu).unwrap();
+            let mut sum = 0.0;
+            for [x, y] in &mut states {
+                *x = decoder.block(&DenseOps::new(&weights), &ctx, x);
+                *y = decoder.block(&packed.ops(&stored), &ctx, y);
+                sum += (&*x - &*y).square().mean(Kind::Double).double_value(&[]);
+            }
+            let (got, recorded) = (sum / states.len() as f64, block.final_loss.unwrap());
+            assert!(
+                (got / recorded - 1.0).abs() <= TOLERANCE,
+                "{model}: block {block_idx}: {got}, {recorded} recorded"
+            );
+        }
+        // What took scales up is stored in f32; nothing of the transformation remains beside it.
+        let (before, after) = (full.checkpoint(), packed.checkpoint());
+        for view in after.tensors().filter(|view| before.contains(view.name)) {
+            let source = before.tensor(view.name).unwrap();
+            let is_moved = view.dtype == Dtype::F32;
+            assert!(is_moved || view == source, "{}", view.name);
+        }
+        assert!(after.tensors().any(|view| view.dtype == Dtype::F32), "{model}: something was merged");
+    }
+}
+
+fn files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
+    let shards = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    let shards = shards.filter(|path| path.extension().is_some_and(|kind| kind == "safetensors" || kind == "json"));
+    shards
+        .map(|path| (path.file_name().unwrap().to_string_lossy().into_owned(), std::fs::read(&path).unwrap()))
+        .collect()
+}
+
+#[test]
+fn a_stopped_run_ends_in_the_same_bytes() {
+    for method in [Method::Omniquant, Method::Smoothquant] {
+        let overrides = Overrides {
+            method: Some(method),
+            samples: Some(4),
+            seqlen: Some(64),
+            epochs: Some(2),
+            ..Overrides::default()
+        };
+        let recipe = recipe("tiny-opt", "w4a4", overrides);
+        let (whole, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        quantized("tiny-opt", &recipe, whole.path());
+
+        let model = Model::open(&fixture("tiny-opt")).unwrap();
+        let run = |resume, stop_after: usize| {
+            let options = Options { device: Device::Cpu, out: parts.path().to_owned(), resume };
+            let mut finished = 0;
+            quantize(&model, &recipe, &calibration(&recipe), &options, &mut |notice| {
+                finished += usize::from(matches!(notice, Notice::Event(oq_recipe::Event::BlockFinished(_))));
+                if finished == stop_after { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            })
+        };
+        assert!(matches!(run(false, 2), Err(CalibError::Stopped { block: 2, n_blocks: 4, .. })));
+        let outcome = run(true, usize::MAX).unwrap();
+        assert_eq!((outcome.resumed_blocks, outcome.blocks.len()), (2, 4));
+        assert_eq!(files(whole.path()), files(parts.path()), "{method}");
+    }
+}
+
+#[test]
+fn a_checkpoint_that_was_transformed_by_nothing_is_its_source() {
+    // Scales of 1 and no shifts: smoothing where nothing reads an input.
+    let overrides = Overrides {
+        method: Some(Method::Smoothquant),
+        sites: Some(vec![SiteKind::Qk]),
+        samples: Some(2),
+        ..Overrides::default()
+    };
+    let rtn = Overrides { method: Some(Method::Rtn), ..Overrides::default() };
+    let (smooth, plain) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    quantized("tiny-llama", &recipe("tiny-llama", "w4a8", overrides), smooth.path());
+    quantized("tiny-llama", &recipe("tiny-llama", "w4a8", rtn), plain.path());
+    let (smooth, plain) = (Checkpoint::open(smooth.path()).unwrap(), Checkpoint::open(plain.path()).unwrap());
+    for view in plain.tensors() {
+        assert_eq!(smooth.tensor(view.name).unwrap(), view);
+    }
+}
