@@ -78,13 +78,48 @@ fn plan_of_a_model_that_is_here() {
     let plan = &plan["plan"];
     check_keys(
         plan,
-        "n_layers linears learned_per_block steps_per_block calibration_tokens memory output_bytes problems",
+        "n_layers linears sites learned_per_block steps_per_block calibration_tokens memory output_bytes problems",
     );
     // Two strengths for each group: q and o 2 * 128 groups, k and v 2 * 64, gate and up 2 * 384, down 6 * 128.
     assert_eq!(plan["learned_per_block"], 2 * (2 * 256 + 2 * 128 + 2 * 768 + 768));
     // 32 segments, 40 epochs.
     assert_eq!(plan["steps_per_block"], 32 * 40);
     assert_eq!(plan["calibration_tokens"], 32 * 256);
+}
+
+/// What a plan says of the sites: kind, scales, shifts.
+#[track_caller]
+fn check_sites(model: &str, scheme: &str, expected: &[(&str, u64, u64)]) {
+    let output = omniquant().args(["plan", model, "--scheme", scheme, "--json", "-q"]).output().unwrap();
+    // 4: does not fit, which is this machine's affair.
+    assert!(matches!(output.status.code(), Some(0 | 4)), "{}", String::from_utf8_lossy(&output.stderr));
+    let plan: Value = serde_json::from_slice(&output.stdout).expect("stdout is one JSON object");
+    let plan = &plan["plan"];
+    let sites = plan["sites"].as_array().unwrap();
+    let number = |site: &Value, key: &str| site[key].as_u64().unwrap();
+    let got: Vec<(&str, u64, u64)> = sites
+        .iter()
+        .map(|site| (site["kind"].as_str().unwrap(), number(site, "n_scales"), number(site, "n_shifts")))
+        .collect();
+    assert_eq!(got, expected, "{model} {scheme}");
+    let strengths: u64 = plan["linears"].as_array().unwrap().iter().map(|l| 2 * number(l, "n_groups")).sum();
+    let of_sites: u64 = expected.iter().map(|(_, scales, shifts)| scales + shifts).sum();
+    assert_eq!(plan["learned_per_block"], strengths + of_sites, "{model} {scheme}");
+}
+
+#[test]
+fn plans_say_what_is_learned_where() {
+    check_sites("opt-125m", "w4a4", &[("norm", 768, 768), ("norm", 768, 768), ("vo", 768, 768), ("qk", 768, 0)]);
+    check_sites("opt-1.3b", "w3a16g128", &[("norm", 2048, 0), ("norm", 2048, 0), ("vo", 2048, 0)]);
+    // One norm; one key/value head of 64 channels, of which two turn together.
+    check_sites("falcon-7b", "w4a4", &[("norm", 4544, 0), ("vo", 64, 0), ("qk", 32, 0)]);
+    // Eight key/value heads of 128.
+    check_sites("llama2-70b", "w4a4", &[("norm", 8192, 0), ("norm", 8192, 0), ("vo", 1024, 0), ("qk", 512, 0)]);
+    check_sites("llama2-70b", "w4a16g128", &[]);
+    let text = String::from_utf8(omniquant().args(["plan", "falcon-7b", "--scheme", "w4a4"]).output().unwrap().stdout);
+    let shown = text.unwrap();
+    let sites: Vec<&str> = shown.lines().filter(|line| line.starts_with("  site")).collect();
+    insta::assert_snapshot!("plan-sites", sites.join("\n"));
 }
 
 #[test]

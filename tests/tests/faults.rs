@@ -230,6 +230,27 @@ fn schemes_that_do_not_fit_the_model() {
 }
 
 #[test]
+fn transformations_that_do_not_fit_the_model() {
+    let check = |model: &str, args: &[&str], parts: &[&str]| {
+        let scheme = ["--scheme", "w4a4", "--calib", CALIB];
+        check_quantize_with(fixture(model), &[&scheme[..], args].concat(), USAGE, parts);
+    };
+    check(
+        "opt-postnorm-proj",
+        &["--let-sites", "norm,vo,qk"],
+        &["no norm site", "the residual reads them too", "--let-sites vo,qk"],
+    );
+    check("tiny-falcon", &["--let-sites", "updown"], &["no updown site", "not ReLU", "--no-let"]);
+    check("tiny-llama", &["--let-shift", "true"], &["let.shift", "no biases", "--let-shift false"]);
+    check("opt-falcon-variants/opt-no-bias", &[], &["let.shift", "--let-shift false"]);
+    check("opt-falcon-variants/opt-no-affine", &[], &["no norm site", "no weights", "--let-sites vo,qk"]);
+    check("tiny-llama", &["--let-sites", "norm,norm"], &["let.sites", "without repetition"]);
+    check("tiny-llama", &["--let-sites", "mlp"], &["`mlp` is not a site", "norm, vo, qk and updown"]);
+    check("tiny-llama", &["--let-alpha", "1.5"], &["let.alpha = 1.5", "0 to 1"]);
+    check("tiny-llama", &["--method", "smoothquant", "--no-let"], &["let.sites", "method = \"rtn\""]);
+}
+
+#[test]
 fn quantized_models_are_not_quantized_again() {
     let dir = tempfile::tempdir().unwrap();
     let packed = dir.path().join("packed");

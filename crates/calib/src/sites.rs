@@ -13,14 +13,14 @@ use tch::Tensor;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SiteError {
     /// The model has no such place.
-    #[error("let.sites: this model has no {kind} site: {reason}; leave it out: --let-sites {others}")]
+    #[error("let.sites: this model has no {kind} site: {reason}; leave it out: {mend}")]
     Missing {
         /// What was asked for.
         kind: SiteKind,
         /// Why it is not there.
         reason: &'static str,
-        /// The other sites that were asked for and are there, or `--no-let`.
-        others: String,
+        /// An option that does: the other sites that were asked for and are there.
+        mend: String,
     },
     /// Nothing can take a shift up.
     #[error(
@@ -40,7 +40,9 @@ pub(crate) fn sites_of(decoder: &dyn Decoder, recipe: &Recipe) -> Result<Vec<Sit
         let found = decoder.sites(kind).map_err(|reason| {
             let others = transform.sites.iter().filter(|&&kind| decoder.sites(kind).is_ok());
             let others: Vec<&str> = others.map(|kind| kind.name()).collect();
-            SiteError::Missing { kind, reason, others: others.join(",") }
+            let mend =
+                if others.is_empty() { "--no-let".to_owned() } else { format!("--let-sites {}", others.join(",")) };
+            SiteError::Missing { kind, reason, mend }
         });
         sites.extend(found?);
     }
