@@ -5,7 +5,7 @@
 use std::ops::ControlFlow;
 
 use oq_calib::{Options, quantize};
-use oq_models::Model;
+use oq_models::{Compute, Model};
 use oq_recipe::{Overrides, Recipe};
 use oq_tests::fixture;
 use tch::{Cuda, Device, Kind, Tensor};
@@ -47,7 +47,7 @@ fn blocks_learn_alike() {
     let segments: Vec<Vec<u32>> = (0..4).map(|i| (0..64).map(|t| (t * 7 + i * 131) % 1024).collect()).collect();
     let losses = |device| {
         let out = tempfile::tempdir().unwrap();
-        let options = Options { device, out: out.path().join("out"), resume: false };
+        let options = Options { device, compute: Compute::F32, out: out.path().join("out"), resume: false };
         let outcome = quantize(&model, &recipe, &segments, &options, &mut |_| ControlFlow::Continue(())).unwrap();
         outcome.blocks.iter().map(|block| block.final_loss.unwrap()).collect::<Vec<_>>()
     };

@@ -8,7 +8,7 @@ use std::path::Path;
 use oq_calib::{Options, quantize};
 use oq_eval::{logits, perplexity};
 use oq_formats::{Checkpoint, read_config};
-use oq_models::{DenseOps, Model, ModelError};
+use oq_models::{Compute, DenseOps, Model, ModelError};
 use oq_quant_core::QuantSpec;
 use oq_recipe::{Method, Overrides, Recipe};
 use oq_tests::{copied, fixture, omniquant, relative_error, tokens};
@@ -126,7 +126,7 @@ fn quantized(dir: &Path, scheme: &str, method: Method, out: &Path) -> Model {
     let recipe = Recipe::resolve(spec(scheme), None, None, &overrides).unwrap();
     let ids = tokens("calib.txt");
     let segments: Vec<Vec<u32>> = ids.chunks_exact(SEQLEN).take(16).map(<[u32]>::to_vec).collect();
-    let options = Options { device: Device::Cpu, out: out.to_owned(), resume: false };
+    let options = Options { device: Device::Cpu, compute: Compute::F32, out: out.to_owned(), resume: false };
     let model = Model::open(dir).unwrap();
     quantize(&model, &recipe, &segments, &options, &mut |_| ControlFlow::Continue(())).unwrap();
     Model::open(out).unwrap()

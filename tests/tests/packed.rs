@@ -11,7 +11,7 @@ use oq_calib::{JOURNAL, Options, Outcome, quantize};
 use oq_data::segments;
 use oq_eval::{logits, perplexity};
 use oq_formats::{Checkpoint, Dtype, OutTensor, TensorView, write_shard};
-use oq_models::{DenseOps, Model};
+use oq_models::{Compute, DenseOps, Model};
 use oq_quant_core::{QuantSpec, Symmetry};
 use oq_recipe::{Method, Overrides, Recipe};
 use oq_tests::{fixture, relative_error, tokens};
@@ -54,7 +54,7 @@ fn noise(recipe: &Recipe, vocab: usize) -> Vec<Vec<u32>> {
 
 fn quantized(source: &Path, recipe: &Recipe, segments: &[Vec<u32>]) -> (TempDir, Outcome) {
     let out = tempfile::tempdir().unwrap();
-    let options = Options { device: Device::Cpu, out: out.path().to_owned(), resume: false };
+    let options = Options { device: Device::Cpu, compute: Compute::F32, out: out.path().to_owned(), resume: false };
     let model = Model::open(source).unwrap();
     let outcome = quantize(&model, recipe, segments, &options, &mut |_| ControlFlow::Continue(())).unwrap();
     assert_eq!(outcome.blocks.len(), model.decoder().dims().n_layers);

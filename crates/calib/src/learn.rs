@@ -7,9 +7,9 @@ use oq_let::{Transform, Values};
 use oq_lwc::LwcError;
 use oq_models::{BlockOps, BlockWeights, Context, Decoder, LinearName};
 use oq_recipe::Recipe;
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
-use crate::student::{Merged, Rates, Student};
+use crate::student::{Merged, Place, Rates, Student};
 
 /// A block is tried this often, at half the learning rate each time, before it is given up.
 const ATTEMPTS: u32 = 5;
@@ -24,7 +24,7 @@ pub(crate) struct Task<'a> {
     /// Where scales and shifts start.
     pub(crate) start: &'a Values,
     pub(crate) recipe: &'a Recipe,
-    pub(crate) device: Device,
+    pub(crate) place: Place,
     /// What the quantized blocks before give: `[b, t, hidden]` per batch.
     pub(crate) inputs: &'a [Tensor],
     /// What the block gives in full precision, by reference input: the full-precision blocks before, and with the second loss
@@ -71,7 +71,7 @@ pub(crate) fn learn_block(
     let Recipe { scheme, learn, transform, .. } = task.recipe;
     let start = |lr| {
         let start = task.start.copy();
-        let student = Student::new(task.weights, task.linears, *scheme, task.transform, start, task.device);
+        let student = Student::new(task.weights, task.linears, *scheme, task.transform, start, task.place);
         let student = student.map_err(|source| LearnError::Linear { linear: task.linears[0], source })?;
         // Halved together.
         let optimizer = student.optimizer(Rates { clip: lr, transform: transform.lr * lr / learn.lwc_lr });

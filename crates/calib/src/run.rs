@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use oq_let::{Transform, Values};
-use oq_models::{BlockOps, Context, Decoder, DenseOps, LinearName, Model};
+use oq_models::{BlockOps, BlockWeights, Compute, Context, Decoder, DenseOps, LinearName, Model};
 use oq_quant_core::{QuantizedTensor, TensorError, WeightSpec};
 use oq_recipe::{BlockRecord, Event, Recipe, Transform as Transformation};
 use sha2::{Digest, Sha256};
@@ -15,14 +15,16 @@ use crate::error::CalibError;
 use crate::journal::{Finished, Identity, Journal};
 use crate::learn::{Beat, Descent, LearnError, Task, learn_block, squared_error};
 use crate::output::Output;
-use crate::sites::{StatsOps, sites_of};
-use crate::student::merge;
+use crate::sites::{Seen, StatsOps, sites_of};
+use crate::student::{Place, merge};
 
 /// Where and how a run computes.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Where blocks are learned.
     pub device: Device,
+    /// What their products are computed in.
+    pub compute: Compute,
     /// Directory of the packed model.
     pub out: PathBuf,
     /// Go on with the run that is there.
@@ -79,7 +81,7 @@ pub fn quantize(
     }
     check_outer(model)?;
     let n_blocks = model.decoder().dims().n_layers;
-    let identity = identity_of(model, recipe, segments);
+    let identity = identity_of(model, recipe, segments, options.compute);
     let mut journal = Journal::open(&options.out, &identity, options.resume)?;
     let output = Output::create(&options.out, model, recipe.scheme)?;
     if let Some(bad) = journal.finished().iter().position(|block| !output.is_intact(block)) {
@@ -157,6 +159,21 @@ impl Run<'_> {
         Ok(states)
     }
 
+    /// A block's weights as products need them.
+    fn cast(&self, weights: &BlockWeights) -> BlockWeights {
+        weights.cast(&self.model.decoder().block_layout().linears, self.options.compute)
+    }
+
+    /// The full-precision block.
+    fn full<'a>(&self, cast: &'a BlockWeights) -> DenseOps<'a> {
+        DenseOps::new(cast).with_compute(self.options.compute)
+    }
+
+    /// The quantized block.
+    fn quantized<'a>(&self, cast: &'a BlockWeights) -> DenseOps<'a> {
+        self.full(cast).with_act(self.recipe.scheme.act)
+    }
+
     /// Takes the states through a block that an earlier run finished.
     fn replay_block(&mut self, block_idx: usize, ctx: &Context, states: &mut States) -> Result<(), CalibError> {
         if !self.recipe.method.reads_text() {
@@ -164,11 +181,11 @@ impl Run<'_> {
         }
         let decoder = self.model.decoder();
         let mut weights = self.model.load_block(block_idx, self.options.device)?;
-        forward_all(decoder, &DenseOps::new(&weights), ctx, &mut states.full);
+        let cast = self.cast(&weights);
+        forward_all(decoder, &self.full(&cast), ctx, &mut states.full);
         if self.recipe.method.learns() {
             self.output.read_block(block_idx, &mut weights)?;
-            let ops = DenseOps::with_act(&weights, self.recipe.scheme.act);
-            forward_all(decoder, &ops, ctx, &mut states.quantized);
+            forward_all(decoder, &self.quantized(&self.cast(&weights)), ctx, &mut states.quantized);
         }
         Ok(())
     }
@@ -180,14 +197,17 @@ impl Run<'_> {
         let mut weights = self.model.load_block(block_idx, self.options.device)?;
         // With the second loss: what the full-precision block makes of the quantized blocks' output.
         let mut second = if self.recipe.learn.aug_loss { copies(&states.quantized) } else { Vec::new() };
-        forward_all(decoder, &DenseOps::new(&weights), ctx, &mut second);
-        let watched = StatsOps::new(&weights, self.transform.sites());
+        let cast = self.cast(&weights);
+        forward_all(decoder, &self.full(&cast), ctx, &mut second);
+        let watched = StatsOps::new(self.full(&cast), self.transform.sites());
         forward_all(decoder, &watched, ctx, &mut states.full);
+        let seen = Seen { weights: &weights, stats: watched.finish() };
+        drop(cast);
         if let Some(batch) = states.full.iter().position(|x| !is_finite(x)) {
             return Err(CalibError::Overflow { block: block_idx, batch });
         }
         let Transformation { shift, alpha, .. } = self.recipe.transform;
-        let start = Values::smooth(self.transform.sites(), shift, alpha, &watched.finish(), self.options.device);
+        let start = Values::smooth(self.transform.sites(), shift, alpha, &seen, self.options.device);
 
         let linears: Vec<LinearName> = decoder.block_layout().linears.iter().map(|linear| linear.name).collect();
         let (merged, descent) = if self.recipe.method.learns() {
@@ -203,7 +223,7 @@ impl Run<'_> {
                 transform: self.transform,
                 start: &start,
                 recipe: self.recipe,
-                device: self.options.device,
+                place: Place { device: self.options.device, compute: self.options.compute },
                 inputs: &states.quantized,
                 targets,
             };
@@ -217,8 +237,7 @@ impl Run<'_> {
         let mut final_loss = None;
         if self.recipe.method.learns() {
             merged.put_into(&mut weights);
-            let ops = DenseOps::with_act(&weights, self.recipe.scheme.act);
-            forward_all(decoder, &ops, ctx, &mut states.quantized);
+            forward_all(decoder, &self.quantized(&self.cast(&weights)), ctx, &mut states.quantized);
             let losses = states.quantized.iter().zip(&states.full).map(|(a, b)| squared_error(a, b).double_value(&[]));
             final_loss = Some(losses.sum::<f64>() / states.full.len() as f64);
         }
@@ -340,7 +359,7 @@ fn check_outer(model: &Model) -> Result<(), CalibError> {
 }
 
 /// What decides the bytes of the result.
-fn identity_of(model: &Model, recipe: &Recipe, segments: &[Vec<u32>]) -> Identity {
+fn identity_of(model: &Model, recipe: &Recipe, segments: &[Vec<u32>], compute: Compute) -> Identity {
     let mut of_model = Sha256::new();
     of_model.update(model.config().to_string());
     for tensor in model.checkpoint().tensors() {
@@ -358,6 +377,7 @@ fn identity_of(model: &Model, recipe: &Recipe, segments: &[Vec<u32>]) -> Identit
         recipe: serde_json::to_string(recipe).expect("a recipe is plain data"),
         model: hex(&of_model.finalize()),
         calibration: hex(&of_ids.finalize()),
+        compute: compute.name().to_owned(),
     }
 }
 

@@ -52,23 +52,23 @@ pub(crate) fn sites_of(decoder: &dyn Decoder, recipe: &Recipe) -> Result<Vec<Sit
     Ok(sites)
 }
 
-/// Multiplies with a block's weights and keeps statistics of what the readers of sites are given.
+/// Runs a block and keeps statistics of what the readers of sites are given.
 pub(crate) struct StatsOps<'a> {
-    weights: &'a BlockWeights,
+    ops: DenseOps<'a>,
     stats: RefCell<BTreeMap<&'static str, InputStats>>,
 }
 
 impl<'a> StatsOps<'a> {
     /// Watches the first reader of each site: the others are given the same.
-    pub(crate) fn new(weights: &'a BlockWeights, sites: &[Site]) -> Self {
+    pub(crate) fn new(ops: DenseOps<'a>, sites: &[Site]) -> Self {
         let readers = sites.iter().filter_map(|site| site.readers().next());
         let stats = readers.map(|reader| (reader.module, InputStats::default())).collect();
-        Self { weights, stats: RefCell::new(stats) }
+        Self { ops, stats: RefCell::new(stats) }
     }
 
-    /// What was seen, for the start of scales and shifts.
-    pub(crate) fn finish(self) -> Seen<'a> {
-        Seen { weights: self.weights, stats: self.stats.into_inner() }
+    /// What was seen, by module.
+    pub(crate) fn finish(self) -> BTreeMap<&'static str, InputStats> {
+        self.stats.into_inner()
     }
 }
 
@@ -77,22 +77,22 @@ impl BlockOps for StatsOps<'_> {
         if let Some(stats) = self.stats.borrow_mut().get_mut(name.0) {
             stats.add(x);
         }
-        DenseOps::new(self.weights).linear(name, x)
+        self.ops.linear(name, x)
     }
 
-    fn act(&self, _point: ActPoint, x: Tensor) -> Tensor {
-        x
+    fn act(&self, point: ActPoint, x: Tensor) -> Tensor {
+        self.ops.act(point, x)
     }
 
     fn param(&self, name: &str) -> Tensor {
-        DenseOps::new(self.weights).param(name)
+        self.ops.param(name)
     }
 }
 
 /// A block's weights and what their inputs held.
 pub(crate) struct Seen<'a> {
-    weights: &'a BlockWeights,
-    stats: BTreeMap<&'static str, InputStats>,
+    pub(crate) weights: &'a BlockWeights,
+    pub(crate) stats: BTreeMap<&'static str, InputStats>,
 }
 
 impl Source for Seen<'_> {

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use oq_let::{Transform, Values};
 use oq_lwc::{Lwc, LwcError};
-use oq_models::{ActPoint, BlockOps, BlockWeights, LinearName, quantize_act};
+use oq_models::{ActPoint, BlockOps, BlockWeights, Compute, LinearName, multiply, quantize_act};
 use oq_quant_core::{ActSpec, QuantSpec, QuantizedTensor};
 use tch::{Device, Kind, Tensor};
 
@@ -20,8 +20,16 @@ pub(crate) struct Student<'a> {
     weights: &'a BlockWeights,
     transform: &'a Transform,
     act: ActSpec,
+    compute: Compute,
     clips: BTreeMap<LinearName, Lwc>,
     values: Values,
+}
+
+/// Where and in what a block is computed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place {
+    pub(crate) device: Device,
+    pub(crate) compute: Compute,
 }
 
 /// Learning rates by what is learned.
@@ -65,16 +73,16 @@ impl<'a> Student<'a> {
         spec: QuantSpec,
         transform: &'a Transform,
         values: Values,
-        device: Device,
+        place: Place,
     ) -> Result<Self, LwcError> {
         let clips = linears
             .iter()
             .map(|&name| {
                 let (out_features, in_features) = weights.weight(name).size2().expect("a weight is [out, in]");
-                Ok((name, Lwc::new(out_features as usize, in_features as usize, spec.weight, device)?))
+                Ok((name, Lwc::new(out_features as usize, in_features as usize, spec.weight, place.device)?))
             })
             .collect::<Result<_, LwcError>>()?;
-        Ok(Self { weights, transform, act: spec.act, clips, values })
+        Ok(Self { weights, transform, act: spec.act, compute: place.compute, clips, values })
     }
 
     /// An optimizer of all parameters.
@@ -91,7 +99,8 @@ impl<'a> Student<'a> {
         // Runs record no graph otherwise.
         let moved = tch::with_grad(|| self.transform.apply(&values, |name| self.weights.find(name)));
         let leaves = self.cut(&moved);
-        let loss = tch::with_grad(|| loss(&StudentOps { weights: self.weights, leaves: &leaves, act: self.act }));
+        let ops = StudentOps { weights: self.weights, leaves: &leaves, act: self.act, compute: self.compute };
+        let loss = tch::with_grad(|| loss(&ops));
         let value = loss.double_value(&[]);
         if !value.is_finite() {
             return f64::NAN;
@@ -140,7 +149,7 @@ impl<'a> Student<'a> {
         for (&name, clip) in &self.clips {
             let name = weight_name(name);
             let weight = moved.get(&name).unwrap_or_else(|| self.weights.get(&name));
-            leaves.insert(name, leaf(clip.fake_quantize(weight)));
+            leaves.insert(name, leaf(self.compute.cast(clip.fake_quantize(weight))));
         }
         leaves
     }
@@ -180,6 +189,7 @@ struct StudentOps<'a> {
     weights: &'a BlockWeights,
     leaves: &'a BTreeMap<String, Tensor>,
     act: ActSpec,
+    compute: Compute,
 }
 
 impl StudentOps<'_> {
@@ -190,11 +200,11 @@ impl StudentOps<'_> {
 
 impl BlockOps for StudentOps<'_> {
     fn linear(&self, name: LinearName, x: &Tensor) -> Tensor {
-        x.linear(&self.leaves[&weight_name(name)], self.find(&format!("{}.bias", name.0)))
+        multiply(x, &self.leaves[&weight_name(name)], self.find(&format!("{}.bias", name.0)))
     }
 
     fn act(&self, _point: ActPoint, x: Tensor) -> Tensor {
-        quantize_act(self.act, x)
+        self.compute.cast(quantize_act(self.act, x))
     }
 
     fn param(&self, name: &str) -> Tensor {

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use oq_formats::Dtype;
 use oq_quant_core::{QuantSpec, SiteKind};
 use oq_recipe::{Method, Overrides};
 
@@ -72,6 +73,10 @@ pub enum Command {
     Logits(LogitsArgs),
     /// Turn a GGUF file into a Hugging Face directory
     Convert(ConvertArgs),
+    /// Write a model of random weights, to measure memory and speed on
+    // For who works on this program: `cargo xtask synth`.
+    #[command(hide = true)]
+    Synth(SynthArgs),
     /// Say what this machine has: libtorch, devices, memory, data
     Doctor,
     /// Print a completion script, to be sourced by the shell
@@ -104,6 +109,15 @@ impl std::str::FromStr for DeviceArg {
                 .ok_or_else(|| "expected auto, cpu, cuda or cuda:N".to_owned()),
         }
     }
+}
+
+/// What products are computed in while blocks are learned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ComputeArg {
+    /// bf16 where the device multiplies it fast, else f32
+    Auto,
+    F32,
+    Bf16,
 }
 
 /// Which recipe to follow.
@@ -226,6 +240,9 @@ pub struct QuantizeArgs {
     /// auto, cpu or cuda:N
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     pub device: DeviceArg,
+    /// Kind of the products' inputs while blocks are learned; norms, sums and what is learned are f32 either way
+    #[arg(long, value_name = "KIND", value_enum, default_value_t = ComputeArg::Auto)]
+    pub compute: ComputeArg,
 }
 
 #[derive(Debug, Args)]
@@ -300,4 +317,54 @@ pub struct ConvertArgs {
     /// The directory to write
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  omniquant synth llama2-70b --layers 1
+  omniquant synth opt-1.3b --out /data/opt-1.3b-random --seed 3 --dtype bf16
+
+The directory holds a checkpoint as the hub has them, with a tokenizer of bytes.")]
+pub struct SynthArgs {
+    /// Name in configs/, whose shape it has
+    pub model: String,
+    /// Blocks [default: the model's]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub layers: Option<u32>,
+    /// The directory to write, absent or empty [default: out/synth-MODEL, with -Nl for N layers]
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Same seed, same bytes
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+    /// Type of the weights
+    #[arg(long, value_name = "TYPE", value_enum, default_value_t = FloatType::F16)]
+    pub dtype: FloatType,
+}
+
+/// How weights are stored.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum FloatType {
+    F16,
+    Bf16,
+    F32,
+}
+
+impl FloatType {
+    pub fn dtype(self) -> Dtype {
+        match self {
+            Self::F16 => Dtype::F16,
+            Self::Bf16 => Dtype::BF16,
+            Self::F32 => Dtype::F32,
+        }
+    }
+
+    /// As `config.json` has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F16 => "float16",
+            Self::Bf16 => "bfloat16",
+            Self::F32 => "float32",
+        }
+    }
 }

@@ -3,10 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use oq_calib::Machine;
+use oq_models::Compute;
 use sysinfo::{Disks, System};
 use tch::{Cuda, Device};
 
-use crate::args::DeviceArg;
+use crate::args::{ComputeArg, DeviceArg};
 use crate::exit::CliError;
 
 /// The device asked for, or the best there is.
@@ -21,6 +22,24 @@ pub fn device(wanted: DeviceArg) -> Result<Device, CliError> {
             "--device cuda:{index}: libtorch sees {count} CUDA devices (`cargo xtask setup --cuda` brings the CUDA library)"
         ))),
     }
+}
+
+/// What products are computed in on a device: where `auto` is asked for, bf16 if it is the faster one there.
+pub fn compute(wanted: ComputeArg, device: Device) -> Compute {
+    match (wanted, device) {
+        (ComputeArg::F32, _) => Compute::F32,
+        (ComputeArg::Bf16, _) | (ComputeArg::Auto, Device::Cuda(_)) => Compute::Bf16,
+        (ComputeArg::Auto, _) if multiplies_bf16() => Compute::Bf16,
+        (ComputeArg::Auto, _) => Compute::F32,
+    }
+}
+
+/// Whether the processor has instructions for products of bf16, with which libtorch is two to three times as fast as in f32.
+fn multiplies_bf16() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return std::arch::is_x86_feature_detected!("avx512bf16");
+    #[cfg(not(target_arch = "x86_64"))]
+    false
 }
 
 /// The name that `--device` takes.

@@ -28,6 +28,7 @@ fn main() -> ExitCode {
         Command::Inspect(args) => commands::inspect::run(args, &out),
         Command::Logits(args) => commands::logits::run(args, &out),
         Command::Convert(args) => commands::convert::run(args, &out),
+        Command::Synth(args) => commands::synth::run(args, &out),
         Command::Doctor => commands::doctor::run(&out),
         Command::Completions { shell } => commands::completions(*shell, &out),
     };

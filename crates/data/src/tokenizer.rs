@@ -1,6 +1,7 @@
 //! A model's tokenizer, from `tokenizer.json` or from the older `vocab.json` + `merges.txt`.
 
 use std::collections::BTreeSet;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -27,6 +28,7 @@ pub struct Tokenizer {
     bos: Option<u32>,
     eos: Vec<u32>,
     fix_bos: Option<FixBos>,
+    id_bound: u32,
 }
 
 /// What `add_bos_token` of tokenizer_config.json asks beyond what tokenizer.json does.
@@ -73,7 +75,9 @@ impl Tokenizer {
         };
         let eos: BTreeSet<u32> = id_of("eos_token").into_iter().chain(generation_ends).collect();
 
-        let mut tokenizer = Self { inner, path, bos, eos: eos.into_iter().collect(), fix_bos: None };
+        let largest_id = inner.get_vocab(true).into_values().max();
+        let id_bound = largest_id.map_or(0, |id| id.saturating_add(1));
+        let mut tokenizer = Self { inner, path, bos, eos: eos.into_iter().collect(), fix_bos: None, id_bound };
         tokenizer.fix_bos = tokenizer.fix_for(config["add_bos_token"].as_bool())?;
         Ok(tokenizer)
     }
@@ -81,8 +85,14 @@ impl Tokenizer {
     /// The ids of `text`, tokenized at once, `[t]`.
     pub fn encode(&self, text: &str, with_special: AddSpecial) -> Result<Vec<u32>, DataError> {
         let with_special = with_special == AddSpecial::Yes;
-        let encoding = self.inner.encode_fast(text, with_special).map_err(|e| self.refused("encode the text", e))?;
+        let encoding = guarded(|| self.inner.encode_fast(text, with_special));
+        let encoding = encoding.map_err(|e| self.refused("encode the text", e))?;
         let ids = encoding.get_ids();
+        // A post-processor writes whatever ids its file gives it.
+        if let Some(id) = ids.iter().find(|&&id| id >= self.id_bound) {
+            let reason = format!("id {id} is not of the vocabulary, whose ids are below {}", self.id_bound);
+            return Err(self.refused("encode the text", reason.into()));
+        }
         Ok(match self.fix_bos {
             Some(FixBos::Prepend(bos)) if with_special => std::iter::once(bos).chain(ids.iter().copied()).collect(),
             Some(FixBos::Drop(bos)) if with_special && ids.first() == Some(&bos) => ids[1..].to_vec(),
@@ -92,7 +102,7 @@ impl Tokenizer {
 
     /// The text of `ids`; special tokens (BOS, EOS, padding) are left out.
     pub fn decode(&self, ids: &[u32]) -> Result<String, DataError> {
-        self.inner.decode(ids, true).map_err(|e| self.refused("decode the ids", e))
+        guarded(|| self.inner.decode(ids, true)).map_err(|e| self.refused("decode the ids", e))
     }
 
     /// The token that begins a text, where the tokenizer names one.
@@ -107,8 +117,7 @@ impl Tokenizer {
 
     /// One more than the largest id that [`encode`](Self::encode) can give: a model needs at least so many embeddings.
     pub fn id_bound(&self) -> u32 {
-        let largest = self.inner.get_vocab(true).into_values().max();
-        largest.map_or(0, |id| id + 1)
+        self.id_bound
     }
 
     fn fix_for(&self, add_bos: Option<bool>) -> Result<Option<FixBos>, DataError> {
@@ -130,11 +139,23 @@ impl Tokenizer {
 
 fn from_tokenizer_json(path: &Path) -> Result<tokenizers::Tokenizer, DataError> {
     let bad = |e: tokenizers::Error| DataError::corrupt(path, format!("not readable as a tokenizer: {e}"));
-    let mut tokenizer = tokenizers::Tokenizer::from_bytes(read_text(path)?).map_err(bad)?;
+    let text = read_text(path)?;
+    let mut tokenizer = guarded(|| tokenizers::Tokenizer::from_bytes(text)).map_err(bad)?;
     // Published files may carry the truncation of somebody's training run.
     tokenizer.with_truncation(None).map_err(bad)?;
     tokenizer.with_padding(None);
     Ok(tokenizer)
+}
+
+/// Lets the library beneath do its work. It trusts its files: merges shorter than their prefix, or pieces of no length, make it panic.
+/// Here that is an error like any other that a file causes.
+fn guarded<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> tokenizers::Result<T> {
+    // What a panic leaves half done is a tokenizer that is dropped, or the cache of one that is only read.
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<&str>().copied();
+        let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+        Err(format!("its settings contradict each other ({})", text.unwrap_or("no reason given")).into())
+    })
 }
 
 fn from_vocab_and_merges(

@@ -158,3 +158,43 @@ fn what_is_missing_or_broken_is_named() {
     let vocab = ("vocab.json", r#"{"a": 0, "ab": 1}"#);
     check_refused(&[vocab, merges], ErrorKind::Corrupt, "merges.txt: does not fit vocab.json");
 }
+
+/// A tokenizer.json with the model and the pre-tokenizer of that JSON.
+fn tokenizer_json(model: &str, pre_tokenizer: &str) -> String {
+    format!(r#"{{"version": "1.0", "added_tokens": [], "pre_tokenizer": {pre_tokenizer}, "model": {model}}}"#)
+}
+
+#[test]
+fn a_file_that_the_library_panics_at_is_refused() {
+    // The merge's second token is shorter than the prefix that it should begin with.
+    let model = r#"{"type": "BPE", "continuing_subword_prefix": "@@", "vocab": {"a": 0, "b": 1}, "merges": ["a b"]}"#;
+    let json = tokenizer_json(model, "null");
+    check_refused(&[("tokenizer.json", &json)], ErrorKind::Corrupt, "tokenizer.json: not readable as a tokenizer");
+
+    // A text can be read only in pieces of some length.
+    let model = r#"{"type": "WordLevel", "unk_token": "a", "vocab": {"a": 0}}"#;
+    let json = tokenizer_json(model, r#"{"type": "FixedLength", "length": 0}"#);
+    let dir = folder(&[], &[("tokenizer.json", &json)]);
+    let err = Tokenizer::open(dir.path()).unwrap().encode("ab", AddSpecial::No).unwrap_err();
+    assert!(matches!(err, DataError::Tokenize { action: "encode the text", .. }), "{err}");
+    assert!(err.to_string().contains("its settings contradict each other"), "{err}");
+}
+
+#[test]
+fn ids_outside_the_vocabulary_are_refused() {
+    let json = std::fs::read_to_string(fixture("tiny-llama/tokenizer.json")).unwrap();
+    let mut json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    json["post_processor"] = serde_json::json!({"type": "BertProcessing", "sep": ["</s>", 2], "cls": ["<s>", 1024]});
+    let dir = folder(&[], &[("tokenizer.json", &json.to_string())]);
+    let tokenizer = Tokenizer::open(dir.path()).unwrap();
+    assert!(tokenizer.encode("one", AddSpecial::No).is_ok());
+    let err = tokenizer.encode("one", AddSpecial::Yes).unwrap_err().to_string();
+    assert!(err.contains("id 1024 is not of the vocabulary, whose ids are below 1024"), "{err}");
+}
+
+#[test]
+fn the_largest_id_of_all_has_a_bound() {
+    let json = tokenizer_json(r#"{"type": "WordLevel", "unk_token": "a", "vocab": {"a": 4294967295}}"#, "null");
+    let dir = folder(&[], &[("tokenizer.json", &json)]);
+    assert_eq!(Tokenizer::open(dir.path()).unwrap().id_bound(), u32::MAX);
+}

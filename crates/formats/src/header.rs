@@ -59,12 +59,13 @@ pub(crate) fn parse(path: &Path, file: &[u8]) -> Result<Vec<Entry>, FormatError>
     for (name, info) in &infos {
         expected = check_entry(name, info, expected).map_err(bad)?;
     }
-    let (needed, found) = (data_at as u64 + expected as u64, file.len() as u64);
-    if found < needed {
-        return Err(truncated(needed));
+    // Ends are added to `data_at` only once they are known to lie in the file: a header can name any.
+    let found = file.len() - data_at;
+    if found < expected {
+        return Err(truncated((data_at as u64).saturating_add(expected as u64)));
     }
-    if found > needed {
-        return Err(bad(HeaderFault::Trailing { extra: found - needed }));
+    if found > expected {
+        return Err(bad(HeaderFault::Trailing { extra: (found - expected) as u64 }));
     }
     let entry = |(name, info): (String, TensorInfo)| {
         let (start, end) = info.data_offsets;

@@ -108,6 +108,24 @@ fn refuses_hostile_headers() {
 }
 
 #[test]
+fn a_header_that_ends_beyond_64_bits_is_truncated() {
+    // Eight tensors of the most bytes whose bits can be counted, and one up to the last byte that an offset can name: with the
+    // header before them, they end beyond it.
+    let most = (1u64 << 61) - 1;
+    let mut start = 0;
+    let entries = (1..=8).map(|i| i * most).chain([u64::MAX]).map(|end| {
+        let entry = format!(r#""{start}":{{"dtype":"U8","shape":[{}],"data_offsets":[{start},{end}]}}"#, end - start);
+        start = end;
+        entry
+    });
+    let header = format!("{{{}}}", entries.collect::<Vec<_>>().join(","));
+    match open_bytes(&file_of(&header, &[])) {
+        Err(FormatError::Truncated { needed: u64::MAX, .. }) => {}
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
 fn refuses_absurd_header_lengths() {
     for len in [100_000_001, u64::MAX / 2, u64::MAX - 8, u64::MAX] {
         match open_bytes(&[&len.to_le_bytes()[..], b"{}"].concat()) {

@@ -257,6 +257,20 @@ fn a_summary_adds_up() {
 }
 
 #[test]
+fn a_summary_counts_no_weights_but_those_that_codes_stand_for() {
+    // Five matrices of 2^62 weights each, as their shapes say: more than 64 bits count. Their codes are one word.
+    let shape: Vec<u8> = [i64::from(i32::MAX); 2].iter().flat_map(|size| size.to_le_bytes()).collect();
+    let parts = (0..5).flat_map(|i| {
+        let part =
+            |part, dtype, shape: &[usize], bytes| OutTensor::new(format!("{i}.weight_{part}"), dtype, shape, bytes);
+        [part("shape", Dtype::I64, &[2], shape.clone()), part("packed", Dtype::I32, &[1, 1], vec![0; 4])]
+    });
+    let dir = packed_dir(spec("w4a16"), &parts.collect::<Result<Vec<_>, _>>().unwrap());
+    let message = inspect(dir.path()).unwrap_err().to_string();
+    assert!(message.contains("0: weight_packed is [1, 1], expected [2147483647, 268435456]"), "{message}");
+}
+
+#[test]
 fn an_unfinished_directory_is_not_a_model_and_can_be_finished() {
     let source = source_model();
     let (out, whole) = (TempDir::new().unwrap(), TempDir::new().unwrap());

@@ -29,7 +29,7 @@ impl InputStats {
     /// Takes samples in: `x [b, t, n]`, each of the `b` one sample.
     pub fn add(&mut self, x: &Tensor) {
         let x = x.detach();
-        let (low, high) = (x.amin([1], false), x.amax([1], false)); // [b, n]
+        let [low, high] = [x.amin([1], false), x.amax([1], false)].map(|end| end.to_kind(Kind::Float)); // [b, n]
         let middles = ((&low + &high) * 0.5).sum_dim_intlist([0].as_slice(), false, None::<Kind>);
         let (min, max, samples) = (low.amin([0], false), high.amax([0], false), x.size()[0]);
         self.state = Some(match self.state.take() {

@@ -1,7 +1,7 @@
 //! Quantized activations: asymmetric grids made anew for each token (OmniQuant, section 4.1).
 
 use oq_quant_core::{ActSpec, Bits, SCALE_MAX, SCALE_MIN};
-use tch::Tensor;
+use tch::{Kind, Tensor, no_grad, with_grad};
 
 /// An activation as a product sees it under a setting: like `x`.
 pub fn quantize_act(spec: ActSpec, x: Tensor) -> Tensor {
@@ -12,29 +12,45 @@ pub fn quantize_act(spec: ActSpec, x: Tensor) -> Tensor {
 }
 
 /// The values that codes of each token stand for: `x [.., n]` -> `[.., n]`, each row of `n` on a grid of its own that spans from its
-/// minimum to its maximum, 0 included.
+/// minimum to its maximum, 0 included. What is narrower than f32 is widened first.
 ///
 /// ```text
-/// s = clamp((max - min) / Q, ..)     z = round(-min / s)     q = clamp(round(x / s) + z, 0, Q)     x' = (q - z) s
+/// s = clamp((max - min) / Q, ..)     z = round(-min / s)     l = clamp(round(x / s), -z, Q - z)     x' = l s
 /// ```
 ///
-/// Differentiable: rounding of `x / s` passes gradients straight through, and they reach the extremes of a row through `s`.
+/// Differentiable: rounding of `x / s` passes gradients straight through, and they reach a row's extremes (of equal ones, the first)
+/// through `s`. To autograd `x'` is the linear function `k x + r s` of `x` and `s`, with `k = 1` where a level was not clamped and
+/// `r = l - k x / s`: the same value and the same gradients, out of few operations.
 pub fn fake_quantize_tokens(x: &Tensor, bits: Bits) -> Tensor {
-    let n = *x.size().last().expect("tokens are vectors");
-    let max_code = i64::from(bits.max_code());
-    let rows = x.reshape([-1, n]); // [tokens, n]
-    let high = rows.amax([1], false).clamp_min(0.0);
-    let low = rows.amin([1], false).clamp_max(0.0);
-    let scale = ((high - &low) / max_code as f64).clamp(f64::from(SCALE_MIN), f64::from(SCALE_MAX)); // [tokens]
-    let zero_point = (-low.detach() / scale.detach()).round();
-    // libtorch's own kernel for grids that are learned; the factor multiplies gradients of scales.
-    rows.internal_fake_quantize_learnable_per_channel_affine(&scale, &zero_point, 0, 0, max_code, 1.0).view_as(x)
+    let x = if x.kind() == Kind::Double { x.shallow_clone() } else { x.to_kind(Kind::Float) };
+    let max_code = f64::from(bits.max_code());
+    let learns = x.requires_grad();
+    let (high, low) = if learns {
+        // Their gradients are single numbers put in place; those of `amax` are masks over all of `x`, which takes twice as long.
+        (x.max_dim(-1, true).0, x.min_dim(-1, true).0)
+    } else {
+        (x.amax([-1], true), x.amin([-1], true))
+    };
+    let (high, low) = (high.clamp_min(0.0), low.clamp_max(0.0)); // [.., 1]
+    let scale = ((high - &low) / max_code).clamp(f64::from(SCALE_MIN), f64::from(SCALE_MAX));
+    no_grad(|| {
+        let zero_point = (-&low / &scale).round();
+        let steps = &x / &scale;
+        let rounded = steps.round();
+        let level = rounded.maximum(&-&zero_point).minimum(&(max_code - zero_point));
+        if !learns {
+            return level * &scale;
+        }
+        let kept = rounded.eq_tensor(&level).to_kind(x.kind());
+        let rest = level - steps * &kept;
+        with_grad(|| (&x * kept).addcmul(&rest, &scale))
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tch::{Device, Kind};
+    use tch::Device;
 
     /// The same, out of single operations.
     fn by_definition(x: &Tensor, bits: Bits) -> Tensor {

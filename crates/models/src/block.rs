@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use oq_quant_core::ActSpec;
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use crate::act::quantize_act;
-use crate::family::LinearName;
+use crate::family::{Linear, LinearName};
 
 /// Where activations may be quantized.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,9 +67,46 @@ impl BlockWeights {
         self.tensors.insert(name, tensor);
     }
 
+    /// The same block with its linears' weights as products need them; norms and biases stay f32.
+    pub fn cast(&self, linears: &[Linear], compute: Compute) -> Self {
+        let mut cast = Self::new(self.tensors.iter().map(|(name, t)| (name.clone(), t.shallow_clone())).collect());
+        for linear in linears {
+            cast.set(format!("{}.weight", linear.name.0), compute.cast(self.weight(linear.name).shallow_clone()));
+        }
+        cast
+    }
+
     /// All tensors by their names.
     pub fn tensors(&self) -> &BTreeMap<String, Tensor> {
         &self.tensors
+    }
+}
+
+/// What products are computed in. Norms, rotations, residual sums, softmax and losses are f32 either way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Compute {
+    /// Inputs, weights and outputs in f32.
+    #[default]
+    F32,
+    /// Inputs, weights and outputs in bf16, summed in f32.
+    Bf16,
+}
+
+impl Compute {
+    /// A tensor on its way into a product.
+    pub fn cast(self, x: Tensor) -> Tensor {
+        match self {
+            Self::F32 => x,
+            Self::Bf16 => x.to_kind(Kind::BFloat16),
+        }
+    }
+
+    /// As records and the command line write it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+        }
     }
 }
 
@@ -77,30 +114,41 @@ impl BlockWeights {
 pub struct DenseOps<'a> {
     weights: &'a BlockWeights,
     act: ActSpec,
+    compute: Compute,
 }
 
 impl<'a> DenseOps<'a> {
-    /// Activations stay in floating point.
+    /// Activations stay in floating point, products are computed in the weights' own kind.
     pub fn new(weights: &'a BlockWeights) -> Self {
-        Self::with_act(weights, ActSpec::Float)
+        Self { weights, act: ActSpec::Float, compute: Compute::F32 }
     }
 
     /// Activations go through `act` on their way into every product.
-    pub fn with_act(weights: &'a BlockWeights, act: ActSpec) -> Self {
-        Self { weights, act }
+    pub fn with_act(self, act: ActSpec) -> Self {
+        Self { act, ..self }
+    }
+
+    /// Products are computed so; linears' weights are in that kind already ([`BlockWeights::cast`]).
+    pub fn with_compute(self, compute: Compute) -> Self {
+        Self { compute, ..self }
     }
 }
 
 impl BlockOps for DenseOps<'_> {
     fn linear(&self, name: LinearName, x: &Tensor) -> Tensor {
-        x.linear(self.weights.weight(name), self.weights.bias(name))
+        multiply(x, self.weights.weight(name), self.weights.bias(name))
     }
 
     fn act(&self, _point: ActPoint, x: Tensor) -> Tensor {
-        quantize_act(self.act, x)
+        self.compute.cast(quantize_act(self.act, x))
     }
 
     fn param(&self, name: &str) -> Tensor {
         self.weights.get(name).shallow_clone()
     }
+}
+
+/// `x Wᵀ + b` in the kind of `x` and `W`, whatever the kind of `b`.
+pub fn multiply(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
+    x.linear(weight, bias.map(|bias| bias.to_kind(weight.kind())))
 }

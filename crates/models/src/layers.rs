@@ -5,11 +5,11 @@ use tch::{Kind, Tensor};
 use crate::config::Config;
 use crate::error::ModelError;
 
-/// Root-mean-square norm over the last dimension, `x / sqrt(mean(x²) + eps) * weight`, in f32.
+/// Root-mean-square norm over the last dimension, `x / sqrt(mean(x²) + eps) * weight`, in the kind of `weight`.
 ///
 /// `x [.., n]`, `weight [n]` -> `[.., n]`.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Tensor {
-    x.rms_norm([weight.size()[0]], Some(weight), eps)
+    x.to_kind(weight.kind()).rms_norm([weight.size()[0]], Some(weight), eps)
 }
 
 /// Layer norm over the last dimension, `(x - mean(x)) / sqrt(var(x) + eps) * weight + bias`, in f32.

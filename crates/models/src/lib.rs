@@ -19,7 +19,7 @@ pub mod rope;
 mod tensors;
 
 pub use act::{fake_quantize_tokens, quantize_act};
-pub use block::{ActPoint, BlockOps, BlockWeights, DenseOps};
+pub use block::{ActPoint, BlockOps, BlockWeights, Compute, DenseOps, multiply};
 pub use error::ModelError;
 pub use family::{BlockLayout, Context, Decoder, Dims, FAMILIES, Family, Linear, LinearName, OuterOps, Param};
 pub use model::{Model, Outer};

@@ -106,7 +106,7 @@ impl Model {
 
     /// The operations of a block that [`Self::load_block`] gave.
     pub fn ops<'a>(&self, weights: &'a BlockWeights) -> DenseOps<'a> {
-        DenseOps::with_act(weights, self.act())
+        DenseOps::new(weights).with_act(self.act())
     }
 
     /// The stored tensors.

@@ -193,14 +193,21 @@ impl Recipe {
                 "a dataset such as wikitext2, or a text file",
             ));
         }
+        let integers = [
+            ("calibration.samples", *samples as u64),
+            ("calibration.seqlen", *seqlen as u64),
+            ("calibration.seed", *seed),
+            ("learn.epochs", *epochs as u64),
+        ];
+        // The largest integer of TOML, in which recipes are kept.
+        if let Some((key, value)) = integers.into_iter().find(|(_, value)| i64::try_from(*value).is_err()) {
+            return Err(refused(key, value, format!("{} (2^63 - 1) or less", i64::MAX)));
+        }
         if *samples == 0 {
             return Err(refused("calibration.samples", samples, "1 or more"));
         }
         if *seqlen < 2 {
             return Err(refused("calibration.seqlen", seqlen, "2 or more"));
-        }
-        if i64::try_from(*seed).is_err() {
-            return Err(refused("calibration.seed", seed, format!("{} (2^63 - 1) or less", i64::MAX)));
         }
         if !(1..=*samples).contains(batch) {
             return Err(refused("calibration.batch", batch, format!("1 to calibration.samples, which is {samples}")));
@@ -307,8 +314,11 @@ mod tests {
         check(Overrides { data: Some(" ".to_owned()), ..none() }, data);
         check(Overrides { samples: Some(0), ..none() }, "calibration.samples = 0: must be 1 or more");
         check(Overrides { seqlen: Some(1), ..none() }, "calibration.seqlen = 1: must be 2 or more");
-        let seed = "calibration.seed = 9223372036854775808: must be 9223372036854775807 (2^63 - 1) or less";
-        check(Overrides { seed: Some(1 << 63), ..none() }, seed);
+        let too_large = |key| format!("{key} = 9223372036854775808: must be 9223372036854775807 (2^63 - 1) or less");
+        check(Overrides { seed: Some(1 << 63), ..none() }, &too_large("calibration.seed"));
+        check(Overrides { samples: Some(1 << 63), ..none() }, &too_large("calibration.samples"));
+        check(Overrides { seqlen: Some(1 << 63), ..none() }, &too_large("calibration.seqlen"));
+        check(Overrides { epochs: Some(1 << 63), ..none() }, &too_large("learn.epochs"));
         let batch = |given| format!("calibration.batch = {given}: must be 1 to calibration.samples, which is 128");
         check(Overrides { batch: Some(0), ..none() }, &batch(0));
         check(Overrides { batch: Some(129), ..none() }, &batch(129));

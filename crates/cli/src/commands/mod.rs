@@ -7,6 +7,7 @@ pub mod inspect;
 pub mod logits;
 pub mod plan;
 pub mod quantize;
+pub mod synth;
 
 use clap::CommandFactory;
 use serde_json::json;

@@ -51,8 +51,8 @@ fn config(named: &Named, out: &Output) -> Result<Value> {
     Ok(config)
 }
 
-/// A `config.json` with what a plan needs, in the words of every family.
-fn config_of(entry: &ModelEntry, shape: &Shape) -> Value {
+/// A `config.json` of that shape, in the words of every family.
+pub fn config_of(entry: &ModelEntry, shape: &Shape) -> Value {
     json!({
         "model_type": entry.family.to_string(),
         "hidden_size": shape.hidden,

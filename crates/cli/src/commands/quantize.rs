@@ -13,7 +13,7 @@ use anyhow::{Context, Result};
 use oq_calib::{Notice, Options, Outcome, Plan, check, quantize};
 use oq_data::{Split, segments};
 use oq_formats::atomic_write;
-use oq_models::Model;
+use oq_models::{Compute, Model};
 use oq_recipe::{Event, Method, Recipe, RunRecord};
 use serde_json::json;
 use tch::Device;
@@ -50,7 +50,8 @@ pub fn run(args: &QuantizeArgs, out: &Output) -> Result<()> {
     } else {
         Vec::new()
     };
-    let job = Job { named: &named, recipe: &recipe, model: &model, dir: &dir, device };
+    let compute = machine::compute(args.compute, device);
+    let job = Job { named: &named, recipe: &recipe, model: &model, dir: &dir, device, compute };
     let record = job.run(&segments, args.resume, out)?;
     let summary = oq_formats::inspect(&dir)?;
     let mut report = Vec::new();
@@ -91,6 +92,7 @@ struct Job<'a> {
     model: &'a Model,
     dir: &'a Path,
     device: Device,
+    compute: Compute,
 }
 
 /// A line of the report.
@@ -119,7 +121,7 @@ impl Job<'_> {
         };
         let mut begun = Some(begun);
         let mut failed = None;
-        let options = Options { device: self.device, out: self.dir.to_owned(), resume };
+        let options = Options { device: self.device, compute: self.compute, out: self.dir.to_owned(), resume };
         let result = quantize(self.model, self.recipe, segments, &options, &mut |notice| {
             // The first notice comes when the directory is known to be this run's.
             let first = begun.take();
@@ -151,7 +153,7 @@ impl Job<'_> {
             model: self.named.name.clone(),
             recipe: self.recipe.clone(),
             device: machine::device_name(self.device),
-            compute: "f32".to_owned(),
+            compute: self.compute.name().to_owned(),
             threads: tch::get_num_threads() as usize,
             libtorch: crate::commands::doctor::LIBTORCH.to_owned(),
             tch: "0.26".to_owned(),

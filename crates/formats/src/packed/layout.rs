@@ -37,9 +37,9 @@ pub fn packed_linear(checkpoint: &Checkpoint, name: &str, spec: WeightSpec) -> R
     try_read(checkpoint, name, spec).map_err(|fault| FormatError::packed(name, fault))
 }
 
-/// `[out, in]` of the linear `name`.
-pub(super) fn read_shape(checkpoint: &Checkpoint, name: &str) -> Result<[usize; 2], FormatError> {
-    part(checkpoint, name, SHAPE).and_then(shape).map_err(|fault| FormatError::packed(name, fault))
+/// `[out, in]` of the linear `name`, which its codes fill.
+pub(super) fn read_shape(checkpoint: &Checkpoint, name: &str, spec: WeightSpec) -> Result<[usize; 2], FormatError> {
+    checked_shape(checkpoint, name, spec).map(|(shape, _)| shape).map_err(|fault| FormatError::packed(name, fault))
 }
 
 fn part<'a>(checkpoint: &'a Checkpoint, name: &str, part: &'static str) -> Result<TensorView<'a>, PackedFault> {
@@ -48,10 +48,7 @@ fn part<'a>(checkpoint: &'a Checkpoint, name: &str, part: &'static str) -> Resul
 
 fn try_read(checkpoint: &Checkpoint, name: &str, spec: WeightSpec) -> Result<QuantizedTensor, PackedFault> {
     let part = |which| part(checkpoint, name, which);
-    // Sizes first: nothing is allocated by numbers that were not compared with the file.
-    let [rows, cols] = shape(part(SHAPE)?)?;
-    let packed = part(PACKED)?;
-    check_shape(PACKED, packed.shape, &[rows, packed_words(cols, spec.bits)])?;
+    let ([rows, cols], packed) = checked_shape(checkpoint, name, spec)?;
     let groups = spec.group.count(cols);
     let scale = part(SCALE)?;
     check_shape(SCALE, scale.shape, &[rows, groups])?;
@@ -66,6 +63,19 @@ fn try_read(checkpoint: &Checkpoint, name: &str, spec: WeightSpec) -> Result<Qua
     };
     let (words, scales) = (words(PACKED, packed)?, scales(scale)?);
     Ok(QuantizedTensor::from_parts(spec, [rows, cols], words, scales, zero_points)?)
+}
+
+/// `[out, in]` from `weight_shape`, and the codes of that shape: nothing is allocated or counted by numbers that were not compared
+/// with the file.
+fn checked_shape<'a>(
+    checkpoint: &'a Checkpoint,
+    name: &str,
+    spec: WeightSpec,
+) -> Result<([usize; 2], TensorView<'a>), PackedFault> {
+    let [rows, cols] = shape(part(checkpoint, name, SHAPE)?)?;
+    let packed = part(checkpoint, name, PACKED)?;
+    check_shape(PACKED, packed.shape, &[rows, packed_words(cols, spec.bits)])?;
+    Ok(([rows, cols], packed))
 }
 
 /// `[out, in]` from `weight_shape`.

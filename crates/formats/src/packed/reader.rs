@@ -37,8 +37,11 @@ impl PackedCheckpoint {
     }
 
     /// `[out_features, in_features]` of one quantized linear, without reading its codes.
+    ///
+    /// # Errors
+    /// [`FormatError::Packed`] when the shape or the codes are missing, or do not agree.
     pub fn linear_shape(&self, name: &str) -> Result<[usize; 2], FormatError> {
-        layout::read_shape(&self.checkpoint, name)
+        layout::read_shape(&self.checkpoint, name, self.spec.weight)
     }
 
     /// Whether the linear of that name is quantized.
