@@ -9,7 +9,7 @@ use crate::{fetch, program};
 const DEFAULT_MODEL: &str = "tiny-llama";
 
 /// Options that `omniquant plan` takes too, so that it plans the run that follows. The first three have defaults here.
-const PLANNED: [&str; 12] = [
+const PLANNED: [&str; 16] = [
     "--scheme",
     "--recipe",
     "--out",
@@ -22,7 +22,13 @@ const PLANNED: [&str; 12] = [
     "--lwc-lr",
     "--batch",
     "--aug-loss",
+    "--let-sites",
+    "--let-shift",
+    "--let-lr",
+    "--let-alpha",
 ];
+/// Those of them that take no value.
+const PLANNED_FLAGS: [&str; 2] = ["--let", "--no-let"];
 
 /// The whole run. `args` is `[MODEL] [options for omniquant quantize]`.
 pub fn run(args: &[String]) -> Result<()> {
@@ -60,12 +66,15 @@ impl Request {
 
         let values = [scheme, recipe, out].into_iter().chain(given.into_iter().skip(3));
         let pairs = PLANNED.iter().zip(values).filter_map(|(name, value)| Some([(*name).to_owned(), value?]));
+        let flags = PLANNED_FLAGS.iter().filter(|flag| rest.iter().any(|word| word == *flag));
+        let planned: Vec<String> = pairs.flatten().chain(flags.map(|flag| (*flag).to_owned())).collect();
+        rest.retain(|word| !PLANNED_FLAGS.contains(&word.as_str()));
         for flag in ["--report", "--resume"] {
             if !rest.iter().any(|word| word == flag) {
                 rest.insert(0, flag.to_owned());
             }
         }
-        Self { model: model.to_owned(), planned: pairs.flatten().collect(), rest }
+        Self { model: model.to_owned(), planned, rest }
     }
 
     fn plan(&self) -> Vec<String> {
@@ -139,6 +148,11 @@ mod tests {
             "facebook/opt-125m --out=/d/o --scheme=w4a4 --resume",
             "plan facebook/opt-125m --scheme w4a4 --out /d/o",
             "quantize facebook/opt-125m --scheme w4a4 --out /d/o --report --resume",
+        );
+        check(
+            "tiny-opt --no-let --scheme w4a4 --let-lr 1e-3",
+            "plan tiny-opt --scheme w4a4 --out out/tiny-opt-w4a4 --let-lr 1e-3 --no-let",
+            "quantize tiny-opt --scheme w4a4 --out out/tiny-opt-w4a4 --let-lr 1e-3 --no-let --resume --report",
         );
         check(
             "--seed 3 --scheme w3a16g64",

@@ -16,6 +16,7 @@
 
 mod dataset;
 mod error;
+mod guard;
 mod hub;
 mod parquet_text;
 mod sample;

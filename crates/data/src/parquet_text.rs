@@ -8,9 +8,16 @@ use parquet::record::Field;
 use parquet::schema::types::Type;
 
 use crate::error::DataError;
+use crate::guard::guarded;
 
 /// The strings of column `text`, in order; a null is an empty string.
 pub(crate) fn read_rows(path: &Path) -> Result<Vec<String>, DataError> {
+    // The library panics at places before the file's start, among others.
+    guarded(|| try_read_rows(path))
+        .unwrap_or_else(|panic| Err(DataError::corrupt(path, format!("not readable as parquet: {panic}"))))
+}
+
+fn try_read_rows(path: &Path) -> Result<Vec<String>, DataError> {
     let bad = |e: parquet::errors::ParquetError| DataError::corrupt(path, format!("not readable as parquet: {e}"));
     let file = File::open(path).map_err(|e| DataError::io(path, "read", e))?;
     let reader = SerializedFileReader::new(file).map_err(bad)?;

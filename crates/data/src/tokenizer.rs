@@ -1,7 +1,6 @@
 //! A model's tokenizer, from `tokenizer.json` or from the older `vocab.json` + `merges.txt`.
 
 use std::collections::BTreeSet;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -10,6 +9,7 @@ use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{AddedToken, Model};
 
 use crate::error::{DataError, read_json, read_text};
+use crate::guard;
 
 /// Whether the tokens that a tokenizer puts around a text (BOS for most families) are wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -147,15 +147,10 @@ fn from_tokenizer_json(path: &Path) -> Result<tokenizers::Tokenizer, DataError> 
     Ok(tokenizer)
 }
 
-/// Lets the library beneath do its work. It trusts its files: merges shorter than their prefix, or pieces of no length, make it panic.
-/// Here that is an error like any other that a file causes.
+/// Lets the library beneath do its work, and turns its panics into its errors: merges shorter than their prefix, or pieces of no
+/// length, make it panic. What that leaves half done is a tokenizer that is dropped, or the cache of one that is only read.
 fn guarded<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> tokenizers::Result<T> {
-    // What a panic leaves half done is a tokenizer that is dropped, or the cache of one that is only read.
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
-        let text = panic.downcast_ref::<&str>().copied();
-        let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-        Err(format!("its settings contradict each other ({})", text.unwrap_or("no reason given")).into())
-    })
+    guard::guarded(work).unwrap_or_else(|panic| Err(format!("its settings contradict each other ({panic})").into()))
 }
 
 fn from_vocab_and_merges(

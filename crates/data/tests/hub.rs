@@ -296,6 +296,25 @@ fn wikitext2_comes_from_the_hub_where_no_file_is() {
 }
 
 #[test]
+fn a_flipped_byte_of_a_parquet_file_never_panics() {
+    let cache = tempfile::tempdir().unwrap();
+    let folder = cache.path().join("datasets--Salesforce--wikitext/snapshots/main/wikitext-2-raw-v1");
+    std::fs::create_dir_all(&folder).unwrap();
+    let file = folder.join("test-00000-of-00001.parquet");
+    let hub = Hub { endpoint: "http://127.0.0.1:9".into(), cache: cache.path().into(), token: None, offline: true };
+    let whole = parquet("text", &["", " = Title = \n", "", " A line . \n", " The last . \n"]);
+    for at in 0..whole.len() {
+        // The lowest bit is the sign of a number.
+        let mut bytes = whole.clone();
+        bytes[at] ^= 1;
+        std::fs::write(&file, bytes).unwrap();
+        if let Err(error) = load_text("wikitext2", Split::Test, None, &hub) {
+            assert_eq!(error.kind(), ErrorKind::Corrupt, "byte {at}: {error}");
+        }
+    }
+}
+
+#[test]
 fn a_parquet_file_without_text_is_corrupt() {
     let name = "wikitext-2-raw-v1/test-00000-of-00001.parquet";
     for (bytes, said) in [(parquet("rows", &["a"]), "no column"), (b"PAR1 but not".to_vec(), "not readable as parquet")]

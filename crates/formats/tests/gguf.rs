@@ -416,6 +416,37 @@ fn hostile_headers_are_told_what_is_wrong() {
 }
 
 #[test]
+fn a_vocabulary_with_absurdly_many_merges_is_refused() {
+    let (u32_id, f32_id, text_id, array_id) = (4, 6, 8, 9);
+    const VOCAB: usize = 1000;
+    let number = |made: Maker, key: &str, n| made.text(format!("llama.{key}").as_bytes()).u32(u32_id).u32(n);
+    let made = Maker::new(3, 11, 11).text(b"general.architecture").u32(text_id).text(b"llama");
+    let numbers = [
+        ("embedding_length", 2),
+        ("feed_forward_length", 2),
+        ("block_count", 1),
+        ("attention.head_count", 1),
+        ("context_length", 8),
+    ];
+    let made = numbers.into_iter().fold(made, |made, (key, n)| number(made, key, n));
+    let made = made.text(b"llama.attention.layer_norm_rms_epsilon").u32(f32_id).u32(1e-5f32.to_bits());
+    let made = made.text(b"tokenizer.ggml.bos_token_id").u32(u32_id).u32(0);
+    let made = made.text(b"tokenizer.ggml.model").u32(text_id).text(b"llama");
+    // `a`, `aa`, `aaa`, ..: half a million merges of a thousand letters.
+    let made = made.text(b"tokenizer.ggml.tokens").u32(array_id).u32(text_id).u64(VOCAB as u64);
+    let made = (1..=VOCAB).fold(made, |made, len| made.text(&vec![b'a'; len]));
+    let made = made.text(b"tokenizer.ggml.scores").u32(array_id).u32(f32_id).u64(VOCAB as u64);
+    let made = (0..VOCAB).fold(made, |made, _| made.u32(0));
+    let made = made.tensor("token_embd.weight", &[2, VOCAB as u64], 0, 0).tensor("output_norm.weight", &[2], 0, 0);
+    let norms = ["attn_norm", "ffn_norm"];
+    let linears = ["attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"];
+    let made = norms.iter().fold(made, |made, name| made.tensor(&format!("blk.0.{name}.weight"), &[2], 0, 0));
+    let made = linears.iter().fold(made, |made, name| made.tensor(&format!("blk.0.{name}.weight"), &[2, 2], 0, 0));
+    let message = refusal(made.data(8 * VOCAB).0);
+    assert!(message.contains("made of others in too many ways, expected at most 16 for each of 1000"), "{message}");
+}
+
+#[test]
 fn a_missing_file_is_told_by_its_path() {
     let error = Gguf::open(Path::new("no/such.gguf")).unwrap_err().to_string();
     assert!(error.starts_with("no/such.gguf: "), "{error}");

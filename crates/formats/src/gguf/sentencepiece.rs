@@ -5,13 +5,16 @@ use std::collections::HashSet;
 use serde_json::{Value as Json, json};
 
 use super::metadata::required;
-use super::tokenizer::{Pipeline, Vocabulary};
+use super::tokenizer::{Pipeline, TOKENS, Vocabulary};
 use super::{GgufError, Metadata};
 
 const SCORES: &str = "tokenizer.ggml.scores";
 /// Longest token that is joined from others, in bytes. SentencePiece stops at 16 characters unless told otherwise; a damaged file
 /// could take quadratic time.
 const LONGEST: usize = 1024;
+/// Most merges for each token, on average. A vocabulary that was trained has two; one that was made for it, of `a`, `aa`, `aaa` and so on,
+/// could take memory with the cube of its length.
+const MOST_MERGES: usize = 16;
 /// What SentencePiece writes for a space.
 const SPACE: &str = "\u{2581}";
 
@@ -49,7 +52,7 @@ pub(super) fn pipeline(
             "byte_fallback": true,
             "ignore_merges": false,
             "vocab": vocabulary.json(),
-            "merges": merges(vocabulary, scores),
+            "merges": merges(vocabulary, scores)?,
         }),
     })
 }
@@ -57,7 +60,7 @@ pub(super) fn pipeline(
 /// SentencePiece joins the two neighbours whose union has the best score; merges say the same as an ordered list of pairs. Every
 /// way of cutting a token into two tokens is a merge, ordered by the token's score; cuts of one token, the longest left part
 /// first, as transformers does.
-fn merges(vocabulary: &Vocabulary<'_>, scores: &[f64]) -> Vec<String> {
+fn merges(vocabulary: &Vocabulary<'_>, scores: &[f64]) -> Result<Vec<String>, GgufError> {
     let known: HashSet<&str> = vocabulary.normal().map(|(_, token)| token).collect();
     let mut pairs: Vec<(f64, &str, &str)> = Vec::new();
     for (id, token) in vocabulary.normal().filter(|(_, token)| token.len() <= LONGEST) {
@@ -67,10 +70,14 @@ fn merges(vocabulary: &Vocabulary<'_>, scores: &[f64]) -> Vec<String> {
                 pairs.push((scores[id], left, right));
             }
         }
+        if pairs.len() > MOST_MERGES * vocabulary.len() {
+            let expected = format!("at most {MOST_MERGES} for each of {} tokens", vocabulary.len());
+            return Err(GgufError::wrong(TOKENS, "tokens that are made of others in too many ways", expected));
+        }
     }
     // Stable: equal scores and lengths keep the order of ids.
     pairs.sort_by(|a, b| b.0.total_cmp(&a.0).then_with(|| chars(b.1).cmp(&chars(a.1))));
-    pairs.into_iter().map(|(_, left, right)| format!("{left} {right}")).collect()
+    Ok(pairs.into_iter().map(|(_, left, right)| format!("{left} {right}")).collect())
 }
 
 fn chars(text: &str) -> usize {

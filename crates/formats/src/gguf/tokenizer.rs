@@ -10,7 +10,7 @@ use serde_json::{Map, Value as Json, json};
 use super::metadata::required;
 use super::{GgufError, Metadata, bpe, sentencepiece};
 
-const TOKENS: &str = "tokenizer.ggml.tokens";
+pub(super) const TOKENS: &str = "tokenizer.ggml.tokens";
 const TOKEN_TYPES: &str = "tokenizer.ggml.token_type";
 
 /// How `tokenizer.ggml.token_type` numbers the types of tokens.

@@ -1,0 +1,11 @@
+//! Around libraries that trust their files more than we do: where they panic, that is an error like any other that a file causes.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+/// What `work` gives, or the words that it panicked with. What it leaves half done must not matter.
+pub(crate) fn guarded<T>(work: impl FnOnce() -> T) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(work)).map_err(|panic| {
+        let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+        text.or_else(|| panic.downcast_ref().cloned()).unwrap_or_else(|| "no reason given".to_owned())
+    })
+}

@@ -1,0 +1,212 @@
+"""Writes the seeds of the fuzz targets: small files that their readers accept, and some that they refuse late.
+
+    python3 fuzz/make_seeds.py
+
+Needs the standard library alone; what is written is the same each time.
+"""
+
+import json
+import struct
+import zipfile
+from pathlib import Path
+
+FUZZ = Path(__file__).parent
+ROOT = FUZZ.parent
+FIXTURES = ROOT / "tests/fixtures"
+PICKLES = ROOT / "crates/formats/tests/fixtures/pickle"
+
+
+def save(target, name, content):
+    path = FUZZ / "seeds" / target / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def safetensors(tensors, **header):
+    """tensors: name -> (dtype, shape, bytes)."""
+    data = b""
+    for name, (dtype, shape, content) in tensors.items():
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [len(data), len(data) + len(content)]}
+        data += content
+    text = json.dumps(header, separators=(",", ":")).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+def write_safetensors():
+    floats = struct.pack("<4f", 1.0, -2.5, 0.0, 3e38)
+    halves = struct.pack("<3e", 0.5, float("inf"), -1.0)
+    save("safetensors", "types", safetensors({
+        "a": ("F32", [2, 2], floats), "b": ("F16", [3], halves), "c": ("BF16", [1, 1, 2], b"\x80\x3f\0\0"),
+        "d": ("I64", [], bytes(8)), "e": ("BOOL", [0, 7], b""), "f": ("F4", [2], b"\x12"),
+    }))
+    save("safetensors", "empty", safetensors({}))
+    save("safetensors", "metadata", safetensors({"w": ("U8", [5], b"12345")}, __metadata__={"format": "pt"}))
+    save("safetensors", "state", (PICKLES / "state.safetensors").read_bytes())
+
+
+def write_pickles():
+    for name in ["state", "module", "nested", "protocol-4", "list", "code"]:
+        path = PICKLES / f"{name}.bin"
+        save("pickle", name, path.read_bytes())
+        with zipfile.ZipFile(path) as archive:
+            pickle = next(entry for entry in archive.namelist() if entry.endswith("data.pkl"))
+            save("state_dict", name, archive.read(pickle))
+
+
+def write_configs():
+    for model in ["tiny-llama", "tiny-opt", "tiny-falcon"]:
+        save("config", model, (FIXTURES / model / "config.json").read_bytes())
+    weights = {"num_bits": 4, "type": "int", "symmetric": False, "strategy": "group", "group_size": 64}
+    act = {"num_bits": 8, "type": "int", "symmetric": False, "strategy": "token", "dynamic": True}
+    group = {"targets": ["Linear"], "weights": weights, "input_activations": act, "format": "pack-quantized"}
+    save("config", "packed", json.dumps({"model_type": "llama", "quantization_config": {
+        "quant_method": "compressed-tensors", "format": "pack-quantized", "ignore": ["lm_head"],
+        "config_groups": {"group_0": group}}}))
+    save("config", "index", json.dumps({"metadata": {"total_size": 8}, "weight_map": {"w": "a.safetensors"}}))
+    save("config", "index-outside", json.dumps({"weight_map": {"w": "../a.safetensors", "v": "b.bin"}}))
+
+
+def tokenizer(model, normalizer=None, pre=None, post=None, decoder=None, added=()):
+    return json.dumps({
+        "version": "1.0", "truncation": {"max_length": 3, "strategy": "LongestFirst", "stride": 0, "direction": "Right"},
+        "padding": None, "added_tokens": [
+            {"id": id, "content": text, "single_word": False, "lstrip": False, "rstrip": True, "normalized": False, "special": True}
+            for id, text in added],
+        "normalizer": normalizer, "pre_tokenizer": pre, "post_processor": post, "decoder": decoder, "model": model})
+
+
+def write_tokenizers():
+    words = lambda *tokens: {token: id for id, token in enumerate(tokens)}
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    bpe = {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None, "end_of_word_suffix": None,
+           "fuse_unk": False, "byte_fallback": False, "ignore_merges": False}
+    template = {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+                "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+                "special_tokens": {"<s>": {"id": "<s>", "ids": [0], "tokens": ["<s>"]}}}
+    save("tokenizer", "bytes", tokenizer(
+        bpe | {"vocab": words("<s>", "T", "h", "e", "Th", "The", "\u0120", "1"), "merges": ["T h", "Th e"]},
+        None, {"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": True}, byte_level]}, template, byte_level, [(0, "<s>")]))
+    save("tokenizer", "fallback", tokenizer(
+        bpe | {"vocab": words("<unk>", "<0x0A>", "\u2581", "f", "o", "x", "fo", "fox"), "merges": [["f", "o"], ["fo", "x"]],
+               "unk_token": "<unk>", "fuse_unk": True, "byte_fallback": True},
+        {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "\u2581"}, {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}]},
+        None, None, {"type": "Sequence", "decoders": [{"type": "Replace", "pattern": {"String": "\u2581"}, "content": " "}, {"type": "ByteFallback"},
+                                                      {"type": "Fuse"}, {"type": "Strip", "content": " ", "start": 1, "stop": 0}]}, [(0, "<unk>")]))
+    save("tokenizer", "pieces", tokenizer(
+        {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##", "max_input_chars_per_word": 20,
+         "vocab": words("[UNK]", "fox", "##es", "the", "1", "##2", "[SEP]", "[CLS]")},
+        {"type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True, "strip_accents": None, "lowercase": True},
+        {"type": "BertPreTokenizer"}, {"type": "BertProcessing", "sep": ["[SEP]", 6], "cls": ["[CLS]", 7]},
+        {"type": "WordPiece", "prefix": "##", "cleanup": True}))
+    save("tokenizer", "unigram", tokenizer(
+        {"type": "Unigram", "unk_id": 0, "byte_fallback": False, "vocab": [["<unk>", 0.0], ["\u2581fox", -1.5], ["es", -2.0], ["\u2581", -3.0], ["T", -4.0]]},
+        {"type": "Sequence", "normalizers": [{"type": "NFKC"}, {"type": "Strip", "strip_left": True, "strip_right": True}, {"type": "Lowercase"}]},
+        {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "always", "split": True}, None,
+        {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "always", "split": True}))
+    save("tokenizer", "words", tokenizer(
+        {"type": "WordLevel", "unk_token": "?", "vocab": words("?", "the", "foxes", "12")}, {"type": "NFD"},
+        {"type": "Sequence", "pretokenizers": [
+            {"type": "Split", "pattern": {"Regex": "\\p{N}{1,3}|\\s+(?!\\S)"}, "behavior": "Isolated", "invert": False},
+            {"type": "Whitespace"}, {"type": "Punctuation", "behavior": "MergedWithPrevious"}, {"type": "CharDelimiterSplit", "delimiter": "x"}]}))
+
+
+def write_vocabularies():
+    vocab = json.dumps({token: id for id, token in enumerate(["<s>", "l", "o", "w", "lo", "low", "e", "r", "\u0120"])})
+    config = json.dumps({"bos_token": {"content": "<s>", "lstrip": True}, "eos_token": "</s>", "add_bos_token": True, "add_prefix_space": True})
+    save("vocabulary", "low", f"{vocab}\0#version: 0.2\nl o\nlo w\n\0{config}")
+    save("vocabulary", "none", "{}\0\0{}")
+
+
+def write_recipes():
+    save("recipe", "least", 'scheme = "w4a16g128"\n')
+    save("recipe", "sections", (
+        'scheme = "w4a4"\nmethod = "omniquant"\n[calibration]\ndata = "wikitext2"\nsamples = 128\nseqlen = 2048\nseed = 2\nbatch = 1\n'
+        '[learn]\nepochs = 20\nlwc_lr = 1e-2\naug_loss = true\nloss = "mse"\n'
+        '[let]\nsites = ["norm", "vo", "qk"]\nshift = false\nlr = 5e-3\nalpha = 0.5\n'))
+    save("recipe", "bounds", 'scheme = "w8a8"\ncalibration.seed = 9223372036854775807\nlearn.lwc_lr = 1e-300\nlet.alpha = -0.0\n')
+    save("recipe", "unknown", 'scheme = "w3a16"\r\n\t[learn]\r\n\tepoch = 1 # "`"\r\n')
+
+
+def write_packed():
+    specs = [(4, 8, True), (3, None, True), (2, 4, False), (8, None, True), (4, 32, True), (5, None, False)]
+    words = lambda codes, bits: (codes * bits + 31) // 32
+    rows, cols = 3, 32
+    for choice, (bits, group, zeros) in enumerate(specs):
+        groups = cols // (group or cols)
+        tensors = {
+            "l.weight_shape": ("I64", [2], struct.pack("<2q", rows, cols)),
+            "l.weight_packed": ("I32", [rows, words(cols, bits)], bytes(range(4 * rows * words(cols, bits)))),
+            "l.weight_scale": ("F16", [rows, groups], struct.pack("<e", 0.25) * (rows * groups)),
+        }
+        if zeros:
+            tensors["l.weight_zero_point"] = ("I32", [words(rows, bits), groups], b"\x01\0\0\0" * (words(rows, bits) * groups))
+        save("packed", f"{choice}", bytes([choice]) + safetensors(tensors | {"norm.weight": ("BF16", [2], b"\x80\x3f\x80\x3f")}))
+
+
+U32, F32, BOOL, STRING, ARRAY, I32, U64 = 4, 6, 7, 8, 9, 5, 10
+
+
+def text(value):
+    return struct.pack("<Q", len(value.encode())) + value.encode()
+
+
+def encoded(kind, value):
+    if kind == STRING:
+        return text(value)
+    if kind == ARRAY:
+        inner, items = value
+        return struct.pack("<IQ", inner, len(items)) + b"".join(encoded(inner, item) for item in items)
+    return struct.pack({U32: "<I", F32: "<f", BOOL: "<?", I32: "<i", U64: "<Q"}[kind], value)
+
+
+def gguf(metadata, tensors, alignment=32):
+    """metadata: key -> (kind, value); tensors: name -> (type, shape outermost first, bytes)."""
+    head, data = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(metadata)), b""
+    for key, (kind, value) in metadata.items():
+        head += text(key) + struct.pack("<I", kind) + encoded(kind, value)
+    for name, (kind, shape, content) in tensors.items():
+        head += text(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape[::-1], kind, len(data))
+        data += content + bytes(-len(content) % alignment)
+    return head + bytes(-len(head) % alignment) + data
+
+
+def llama(hidden, kind, content, tokenizer, extra=None):
+    """A model of one block and six tokens; `content` makes the bytes of a matrix of a type from its number of values."""
+    prefix = {"llama.embedding_length": hidden, "llama.feed_forward_length": hidden, "llama.block_count": 1, "llama.attention.head_count": 2,
+              "llama.attention.head_count_kv": 1, "llama.context_length": 16}
+    metadata = {"general.architecture": (STRING, "llama")} | {key: (U32, n) for key, n in prefix.items()}
+    metadata |= {"llama.attention.layer_norm_rms_epsilon": (F32, 1e-5), "llama.rope.freq_base": (F32, 1e4)} | tokenizer | (extra or {})
+    matrix = lambda rows: (kind, [rows, hidden], content(rows * hidden))
+    norm = (0, [hidden], struct.pack("<f", 1.5) * hidden)
+    block = {"attn_norm": norm, "ffn_norm": norm, "attn_q": matrix(hidden), "attn_k": matrix(hidden // 2), "attn_v": matrix(hidden // 2)}
+    block |= {name: matrix(hidden) for name in ["attn_output", "ffn_gate", "ffn_up", "ffn_down"]}
+    tensors = {"token_embd.weight": matrix(6), "output_norm.weight": norm}
+    return gguf(metadata, tensors | {f"blk.0.{name}.weight": tensor for name, tensor in block.items()})
+
+
+def write_ggufs():
+    tokens = ["<s>", "</s>", "a", "b", "ab", "\u2581"]
+    common = {"tokenizer.ggml.tokens": (ARRAY, (STRING, tokens)), "tokenizer.ggml.token_type": (ARRAY, (I32, [3, 3, 1, 1, 1, 1])),
+              "tokenizer.ggml.bos_token_id": (U32, 0), "tokenizer.ggml.eos_token_id": (U32, 1)}
+    pieces = {"tokenizer.ggml.model": (STRING, "llama"), "tokenizer.ggml.scores": (ARRAY, (F32, [0, 0, -3, -4, -1, -2])), "tokenizer.ggml.add_bos_token": (BOOL, True)}
+    merges = {"tokenizer.ggml.model": (STRING, "gpt2"), "tokenizer.ggml.pre": (STRING, "llama-bpe"), "tokenizer.ggml.merges": (ARRAY, (STRING, ["a b"]))}
+    scaling = {"llama.rope.scaling.type": (STRING, "linear"), "llama.rope.scaling.factor": (F32, 2.0), "general.alignment": (U32, 32)}
+    save("gguf", "pieces", llama(4, 0, lambda n: struct.pack("<f", 0.5) * n, common | pieces, scaling))
+    save("gguf", "merges", llama(4, 1, lambda n: struct.pack("<e", 0.5) * n, common | merges))
+    sizes = {2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34), 10: (256, 84), 11: (256, 110), 12: (256, 144), 13: (256, 176),
+             14: (256, 210), 30: (1, 2)}
+    blocks = {f"t{kind}": (kind, [1, values], bytes(range(1, 1 + size))) for kind, (values, size) in sizes.items()}
+    nested = {"array": (ARRAY, (ARRAY, [(U32, [1, 2]), (U32, [])])), "long": (U64, 1 << 40), "flags": (ARRAY, (BOOL, [True, False]))}
+    save("gguf", "kinds", gguf(nested, blocks))
+    save("gguf", "empty", gguf({}, {}))
+
+
+def write_specs():
+    for spec in ["w3a16g64", "W4A4", "w2a16g128sym", "w8a8", "w4a16g18446744073709551615"]:
+        save("spec", spec.lower()[:8], spec)
+
+
+if __name__ == "__main__":
+    for write in [write_safetensors, write_pickles, write_configs, write_tokenizers, write_vocabularies, write_recipes, write_packed,
+                  write_ggufs, write_specs]:
+        write()
