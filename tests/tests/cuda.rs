@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 
 use oq_calib::{Options, quantize};
 use oq_models::{Compute, Model};
-use oq_recipe::{Overrides, Recipe};
+use oq_recipe::{Overrides, Recipe, find};
 use oq_tests::fixture;
 use tch::{Cuda, Device, Kind, Tensor};
 
@@ -36,22 +36,32 @@ fn logits_equal_the_cpus() {
     assert!(error < LOGITS, "{error}");
 }
 
+/// Final losses of a short run by the recipe of configs/.
+fn losses(model: &str, scheme: &str, device: Device, compute: Compute) -> Vec<f64> {
+    let overrides = Overrides { samples: Some(4), seqlen: Some(64), epochs: Some(4), ..Overrides::default() };
+    let recipe = Recipe::resolve(scheme.parse().unwrap(), find(model), None, &overrides).unwrap();
+    let segments: Vec<Vec<u32>> = (0..4).map(|i| (0..64).map(|t| (t * 7 + i * 131) % 1024).collect()).collect();
+    let out = tempfile::tempdir().unwrap();
+    let options = Options { device, compute, out: out.path().join("out"), resume: false };
+    let model = Model::open(&fixture(model)).unwrap();
+    let outcome = quantize(&model, &recipe, &segments, &options, &mut |_| ControlFlow::Continue(())).unwrap();
+    outcome.blocks.iter().map(|block| block.final_loss.unwrap()).collect()
+}
+
 #[test]
 fn blocks_learn_alike() {
     if skipped() {
         return;
     }
-    let model = Model::open(&fixture("tiny-llama")).unwrap();
-    let overrides = Overrides { samples: Some(4), seqlen: Some(64), epochs: Some(4), ..Overrides::default() };
-    let recipe = Recipe::resolve("w3a16g64".parse().unwrap(), None, None, &overrides).unwrap();
-    let segments: Vec<Vec<u32>> = (0..4).map(|i| (0..64).map(|t| (t * 7 + i * 131) % 1024).collect()).collect();
-    let losses = |device| {
-        let out = tempfile::tempdir().unwrap();
-        let options = Options { device, compute: Compute::F32, out: out.path().join("out"), resume: false };
-        let outcome = quantize(&model, &recipe, &segments, &options, &mut |_| ControlFlow::Continue(())).unwrap();
-        outcome.blocks.iter().map(|block| block.final_loss.unwrap()).collect::<Vec<_>>()
-    };
-    for (cpu, cuda) in losses(Device::Cpu).into_iter().zip(losses(Device::Cuda(0))) {
-        assert!((cpu - cuda).abs() <= LOSS * cpu, "{cpu} {cuda}");
+    // Clipping alone, and with scales, shifts and quantized activations.
+    for (model, scheme) in [("tiny-llama", "w3a16g64"), ("tiny-opt", "w4a8"), ("tiny-falcon", "w4a8")] {
+        let cpu = losses(model, scheme, Device::Cpu, Compute::F32);
+        let cuda = losses(model, scheme, Device::Cuda(0), Compute::F32);
+        for (cpu, cuda) in cpu.into_iter().zip(cuda) {
+            assert!((cpu - cuda).abs() <= LOSS * cpu, "{model} {scheme}: {cpu} {cuda}");
+        }
+        for loss in losses(model, scheme, Device::Cuda(0), Compute::Bf16) {
+            assert!(loss.is_finite(), "{model} {scheme} in bf16: {loss}");
+        }
     }
 }

@@ -27,7 +27,7 @@ fn recipe(model: &str, scheme: &str, overrides: Overrides) -> Recipe {
 }
 
 fn short() -> Overrides {
-    Overrides { samples: Some(16), epochs: Some(10), ..Overrides::default() }
+    Overrides { samples: Some(16), epochs: Some(10), batch: Some(1), ..Overrides::default() }
 }
 
 fn calibration(recipe: &Recipe) -> Vec<Vec<u32>> {

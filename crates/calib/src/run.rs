@@ -1,10 +1,11 @@
 //! A run over all blocks.
 
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use oq_let::{Transform, Values};
+use oq_let::{InputStats, Transform, Values};
 use oq_models::{BlockOps, BlockWeights, Compute, Context, Decoder, DenseOps, LinearName, Model};
 use oq_quant_core::{QuantizedTensor, TensorError, WeightSpec};
 use oq_recipe::{BlockRecord, Event, Recipe, Transform as Transformation};
@@ -112,6 +113,15 @@ struct States {
     quantized: Vec<Tensor>,
 }
 
+/// What a pass in full precision gives beside the states.
+#[derive(Default)]
+struct Passed {
+    /// With the second loss: what the full-precision block makes of the quantized blocks' output.
+    second: Vec<Tensor>,
+    /// What the readers of sites were given.
+    stats: BTreeMap<&'static str, InputStats>,
+}
+
 struct Run<'a> {
     model: &'a Model,
     recipe: &'a Recipe,
@@ -190,22 +200,30 @@ impl Run<'_> {
         Ok(())
     }
 
+    /// Takes the states through the block in full precision, for its targets and the statistics of its inputs.
+    fn pass_in_full(&self, weights: &BlockWeights, ctx: &Context, states: &mut States) -> Passed {
+        if states.full.is_empty() {
+            return Passed::default();
+        }
+        let decoder = self.model.decoder();
+        let cast = self.cast(weights);
+        let mut second = if self.recipe.learn.aug_loss { copies(&states.quantized) } else { Vec::new() };
+        forward_all(decoder, &self.full(&cast), ctx, &mut second);
+        let watched = StatsOps::new(self.full(&cast), self.transform.sites());
+        forward_all(decoder, &watched, ctx, &mut states.full);
+        Passed { second, stats: watched.finish() }
+    }
+
     fn one_block(&mut self, block_idx: usize, ctx: &Context, states: &mut States) -> Result<Finished, CalibError> {
         let started = Instant::now();
         self.tell(Event::BlockStarted { block: block_idx }, block_idx)?;
         let decoder = self.model.decoder();
         let mut weights = self.model.load_block(block_idx, self.options.device)?;
-        // With the second loss: what the full-precision block makes of the quantized blocks' output.
-        let mut second = if self.recipe.learn.aug_loss { copies(&states.quantized) } else { Vec::new() };
-        let cast = self.cast(&weights);
-        forward_all(decoder, &self.full(&cast), ctx, &mut second);
-        let watched = StatsOps::new(self.full(&cast), self.transform.sites());
-        forward_all(decoder, &watched, ctx, &mut states.full);
-        let seen = Seen { weights: &weights, stats: watched.finish() };
-        drop(cast);
+        let Passed { second, stats } = self.pass_in_full(&weights, ctx, states);
         if let Some(batch) = states.full.iter().position(|x| !is_finite(x)) {
             return Err(CalibError::Overflow { block: block_idx, batch });
         }
+        let seen = Seen { weights: &weights, stats };
         let Transformation { shift, alpha, .. } = self.recipe.transform;
         let start = Values::smooth(self.transform.sites(), shift, alpha, &seen, self.options.device);
 

@@ -62,7 +62,7 @@ fn every_recipe_resolves_and_fits() {
     }
 }
 
-/// The table in the code and the files say the same, but for what the paper sets for single models.
+/// The table in the code and the files say the same, but for what the paper, or we, set for single models.
 #[test]
 fn published_recipes_are_the_defaults() {
     let none = Overrides::default();
@@ -77,6 +77,8 @@ fn published_recipes_are_the_defaults() {
                     expected.transform.lr = 1e-3;
                     expected.transform.alpha = 0.75;
                 }
+                // Segments of 256 tokens are few for a step.
+                ("tiny-falcon", "w4a4") => expected.calibration.batch = 4,
                 _ => {}
             }
             let recipe = Recipe::resolve(scheme, Some(model), recipe_for(&model.name, scheme), &none).unwrap();
