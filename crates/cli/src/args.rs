@@ -111,10 +111,9 @@ impl std::str::FromStr for DeviceArg {
     }
 }
 
-/// What products are computed in while blocks are learned.
+/// What products are computed in while blocks are learned; by itself bf16 where the device multiplies it fast, else f32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum ComputeArg {
-    /// bf16 where the device multiplies it fast, else f32
     Auto,
     F32,
     Bf16,
@@ -240,7 +239,7 @@ pub struct QuantizeArgs {
     /// auto, cpu or cuda:N
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     pub device: DeviceArg,
-    /// Kind of the products' inputs while blocks are learned; norms, sums and what is learned are f32 either way
+    /// Products of learning in bf16 or f32; auto takes bf16 where the device multiplies it fast
     #[arg(long, value_name = "KIND", value_enum, default_value_t = ComputeArg::Auto)]
     pub compute: ComputeArg,
 }
