@@ -1,5 +1,6 @@
-//! A learning step of one block, as users' runs make it, in f32 and bf16, against the plain definition of the method: f32, autograd through the
-//! quantizer, attention out of single operations. The machine's own limit is measured in the same run: its fastest matrix product.
+//! A learning step of one block, as users' runs make it, in bf16 and f32, against the plain definition of the method: f32, autograd through the
+//! quantizer, norms and attention out of single operations, batch 1. The machine's own limit, its fastest matrix product, is measured
+//! between the steps.
 //!
 //!     cargo xtask synth llama2-7b --layers 1 --out out/step
 //!     OMNIQUANT_STEP_MODEL=$PWD/out/step cargo xtask bench --bench step
@@ -8,18 +9,21 @@
 
 #![allow(missing_docs, clippy::print_stdout, reason = "a bench is a program that prints")]
 
-use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::process::Command;
 use std::time::Instant;
 
 use oq_calib::{Notice, Options, quantize};
-use oq_lwc::Lwc;
-use oq_models::layers::{rms_norm, split_heads};
-use oq_models::{Compute, Model};
+use oq_models::{Compute, Mixed, Model, runtime};
 use oq_quant_core::QuantSpec;
 use oq_recipe::{Overrides, Recipe};
 use tch::{Device, Kind, Tensor};
+
+mod plain;
+
+/// Set for the process that measures the plain definition.
+const PLAIN: &str = "OMNIQUANT_STEP_PLAIN";
 
 fn main() {
     let Some(dir) = std::env::var_os("OMNIQUANT_STEP_MODEL") else {
@@ -31,23 +35,35 @@ fn main() {
     let [scheme, tokens, steps] = words[..] else { panic!("OMNIQUANT_STEP: `<scheme> <tokens> <steps>`") };
     let scheme: QuantSpec = scheme.parse().expect("a scheme");
     let (tokens, steps) = (tokens.parse().expect("a number of tokens"), steps.parse().expect("a number of steps"));
-
     let model = Model::open(Path::new(&dir)).expect("a model directory");
-    let forward = forward_flops(&model, tokens);
-    println!("{}: hidden {}, {tokens} tokens, {scheme}", model.dir().display(), model.decoder().dims().hidden);
-    let [f32_peak, bf16_peak] = [Kind::Float, Kind::BFloat16].map(peak_gflops);
-    println!("matrix products: f32 {f32_peak:.0} GFLOP/s, bf16 {bf16_peak:.0} GFLOP/s");
-    // Backward through inputs and weights: twice the forward.
-    let report = |what: &str, secs: f64| {
-        let gflops = 3.0 * forward / secs / 1e9;
-        println!(
-            "{what:<24}{secs:>8.3} s {gflops:>8.1} GFLOP/s {:>6.1} % of the bf16 peak",
-            100.0 * gflops / bf16_peak
-        );
+    let of_peak = |what: &str, secs: f64, peak: f64| {
+        // Backward through inputs and weights: twice the forward.
+        let gflops = 3.0 * forward_flops(&model, tokens) / secs / 1e9;
+        println!("{what:<24}{secs:>8.3} s {gflops:>8.1} GFLOP/s {:>6.1} % of the bf16 peak", 100.0 * gflops / peak);
     };
-    report("step, bf16", step_secs(&model, scheme, tokens, steps, Compute::Bf16));
-    report("step, f32", step_secs(&model, scheme, tokens, steps, Compute::F32));
-    report("plain definition", plain_secs(&model, scheme, tokens, steps));
+    if let Ok(peak) = std::env::var(PLAIN) {
+        of_peak(
+            "plain definition, f32",
+            plain::step_secs(&model, scheme, tokens, steps),
+            peak.parse().expect("GFLOP/s"),
+        );
+        return;
+    }
+    runtime::settle().expect("the bench starts itself again, with the settings of the program");
+
+    println!("{}: hidden {}, {tokens} tokens, {scheme}", model.dir().display(), model.decoder().dims().hidden);
+    let mut peaks = [Vec::new(), Vec::new()];
+    let bf16 = step_secs(&model, scheme, tokens, steps, Compute::Bf16, &mut peaks);
+    let f32 = step_secs(&model, scheme, tokens, steps, Compute::F32, &mut peaks);
+    let [f32_peak, bf16_peak] = peaks.map(median);
+    println!("matrix products: f32 {f32_peak:.0} GFLOP/s, bf16 {bf16_peak:.0} GFLOP/s");
+    of_peak("step, bf16", bf16, bf16_peak);
+    of_peak("step, f32", f32, bf16_peak);
+    parts(&model, tokens, bf16);
+    // In the environment that a program has which does not know of ours.
+    let mut plain = Command::new(std::env::current_exe().expect("this program"));
+    plain.env_remove("GLIBC_TUNABLES").env(PLAIN, bf16_peak.to_string());
+    assert!(plain.status().expect("it starts").success(), "the plain definition failed");
 }
 
 /// Products of a block's linears and of causal attention.
@@ -64,87 +80,86 @@ fn median(mut secs: Vec<f64>) -> f64 {
     secs[secs.len() / 2]
 }
 
-/// The fastest of a few square products.
+/// The fastest of a few square products, GFLOP/s.
 fn peak_gflops(kind: Kind) -> f64 {
-    const N: i64 = 3072;
+    const N: i64 = 2048;
     let a = Tensor::randn([N, N], (Kind::Float, Device::Cpu)).to_kind(kind);
-    let secs = (0..6).map(|_| {
-        let started = Instant::now();
-        let _ = std::hint::black_box(a.matmul(&a));
-        started.elapsed().as_secs_f64()
-    });
-    let fastest = secs.fold(f64::INFINITY, f64::min);
-    2.0 * (N as f64).powi(3) / fastest / 1e9
+    let secs = (0..3).map(|_| secs_of(|| a.matmul(&a)));
+    2.0 * (N as f64).powi(3) / secs.fold(f64::INFINITY, f64::min) / 1e9
 }
 
-/// Median time between the steps of a run, the first one left out.
-fn step_secs(model: &Model, scheme: QuantSpec, tokens: usize, steps: usize, compute: Compute) -> f64 {
+fn secs_of<T>(work: impl FnOnce() -> T) -> f64 {
+    let started = Instant::now();
+    std::hint::black_box(work());
+    started.elapsed().as_secs_f64()
+}
+
+/// Median time of the steps of a run, the first one left out; after each one the peaks of f32 and bf16 are measured.
+fn step_secs(
+    model: &Model,
+    scheme: QuantSpec,
+    tokens: usize,
+    steps: usize,
+    compute: Compute,
+    peaks: &mut [Vec<f64>; 2],
+) -> f64 {
     let overrides =
         Overrides { samples: Some(1), seqlen: Some(tokens), epochs: Some(steps + 1), ..Overrides::default() };
     let recipe = Recipe::resolve(scheme, None, None, &overrides).expect("a recipe");
     let out = std::env::temp_dir().join(format!("omniquant-step-{}", std::process::id()));
     let options = Options { device: Device::Cpu, compute, out: out.clone(), resume: false };
-    let mut ends = Vec::new();
-    let result = quantize(model, &recipe, &[ids(tokens)], &options, &mut |notice| {
+    let ids = (0..tokens as u32).map(|i| i * 7 % 200).collect();
+    let (mut secs, mut last) = (Vec::new(), None::<Instant>);
+    let result = quantize(model, &recipe, &[ids], &options, &mut |notice| {
         if matches!(notice, Notice::Progress { .. }) {
-            ends.push(Instant::now());
+            secs.extend(last.map(|last| last.elapsed().as_secs_f64()));
+            peaks[0].push(peak_gflops(Kind::Float));
+            peaks[1].push(peak_gflops(Kind::BFloat16));
+            last = Some(Instant::now());
         }
-        if ends.len() > steps { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        if secs.len() >= steps { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
-    assert!(result.is_err() || ends.len() > steps, "the run was stopped after its steps");
+    assert!(result.is_err() || secs.len() >= steps, "the run was stopped after its steps");
     std::fs::remove_dir_all(&out).expect("the run wrote there");
-    median(ends.windows(2).map(|pair| (pair[1] - pair[0]).as_secs_f64()).collect())
+    median(secs)
 }
 
-fn ids(tokens: usize) -> Vec<u32> {
-    (0..tokens as u32).map(|i| i * 7 % 200).collect()
-}
-
-/// The same step written down from the paper, for LLaMA's block.
-fn plain_secs(model: &Model, scheme: QuantSpec, tokens: usize, steps: usize) -> f64 {
+/// Where a step in bf16 goes: its products and its attention measured one by one, and the rest.
+fn parts(model: &Model, tokens: usize, step: f64) {
     let decoder = model.decoder();
-    let (dims, ctx) = (decoder.dims(), decoder.context(tokens, Device::Cpu));
-    let weights = model.load_block(0, Device::Cpu).expect("a block");
-    let mut clips = BTreeMap::new();
+    let (dims, t) = (decoder.dims(), tokens as i64);
+    let random =
+        |rows: i64, columns: i64| Tensor::randn([rows, columns], (Kind::Float, Device::Cpu)).to_kind(Kind::BFloat16);
+    let of_best = |work: &dyn Fn() -> Tensor| (0..3).map(|_| secs_of(work)).fold(f64::INFINITY, f64::min);
+    let [mut forward, mut to_input, mut to_weight] = [0.0; 3];
     for linear in decoder.block_layout().linears {
-        let mut clip =
-            Lwc::new(linear.out_features, linear.in_features, scheme.weight, Device::Cpu).expect("groups divide");
-        clip.gamma = clip.gamma.set_requires_grad(true);
-        clip.beta = clip.beta.set_requires_grad(true);
-        clips.insert(linear.name.0, clip);
+        let (rows, columns) = (linear.out_features as i64, linear.in_features as i64);
+        let (x, w, g) = (random(t, columns), random(rows, columns), random(t, rows));
+        forward += of_best(&|| x.linear(&w, None::<&Tensor>));
+        to_weight += of_best(&|| g.transpose(0, 1).matmul(&x));
+        // What the first linears read does not learn.
+        if !["q_proj", "k_proj", "v_proj"].iter().any(|first| linear.name.0.ends_with(first)) {
+            to_input += of_best(&|| g.matmul(&w));
+        }
     }
-    let x = Tensor::randn([1, tokens as i64, dims.hidden as i64], (Kind::Float, Device::Cpu));
-    let target = x.randn_like();
-    let linear = |name: &str, x: &Tensor| {
-        x.linear(&clips[name].fake_quantize_autograd(weights.get(&format!("{name}.weight"))), None::<&Tensor>)
+    let heads = |n: usize| {
+        let by_tokens = random(t, (n * dims.head_dim) as i64).view([1, t, n as i64, dims.head_dim as i64]);
+        by_tokens.transpose(1, 2)
     };
-    let step = || {
-        let h = rms_norm(&x, weights.get("input_layernorm.weight"), 1e-5);
-        let heads = |name: &str| split_heads(&linear(name, &h), dims.head_dim);
-        let (q, k, v) =
-            (ctx.turn(&heads("self_attn.q_proj")), ctx.turn(&heads("self_attn.k_proj")), heads("self_attn.v_proj"));
-        let y = &x + linear("self_attn.o_proj", &attention(&q, &k, &v));
-        let h = rms_norm(&y, weights.get("post_attention_layernorm.weight"), 1e-5);
-        let gated = linear("mlp.gate_proj", &h).silu() * linear("mlp.up_proj", &h);
-        let y = y + linear("mlp.down_proj", &gated);
-        let params: Vec<&Tensor> = clips.values().flat_map(|clip| [&clip.gamma, &clip.beta]).collect();
-        std::hint::black_box(Tensor::run_backward(&[(y - &target).square().mean(Kind::Float)], &params, false, false));
-    };
-    step();
-    let secs = (0..steps).map(|_| {
-        let started = Instant::now();
-        step();
-        started.elapsed().as_secs_f64()
-    });
-    median(secs.collect())
-}
-
-/// Attention out of products and a softmax: `q`, `k`, `v` `[1, heads, t, d]` -> `[1, t, heads * d]`.
-fn attention(q: &Tensor, k: &Tensor, v: &Tensor) -> Tensor {
-    let (_, heads, t, d) = q.size4().expect("heads");
-    let share = heads / k.size()[1];
-    let (k, v) = (k.repeat_interleave_self_int(share, 1, None), v.repeat_interleave_self_int(share, 1, None));
-    let mask = Tensor::full([t, t], f64::NEG_INFINITY, (Kind::Float, Device::Cpu)).triu(1);
-    let scores = q.matmul(&k.transpose(2, 3)) * (d as f64).powf(-0.5) + mask;
-    scores.softmax(-1, Kind::Float).matmul(&v).transpose(1, 2).reshape([1, t, heads * d])
+    let (q, kv, grad) = (heads(dims.n_heads), heads(dims.n_kv_heads), random(t, (dims.n_heads * dims.head_dim) as i64));
+    let mix = || Mixed::new(&q, &kv, &kv, None).expect("our own attention, where bf16 is fast");
+    let attention = of_best(&|| mix().out);
+    let mixed = mix();
+    let attention_back = of_best(&|| mixed.grads(&grad)[0].shallow_clone());
+    let parts = [
+        ("  linears, forward", forward),
+        ("  linears, to inputs", to_input),
+        ("  linears, to weights", to_weight),
+        ("  attention, forward", attention),
+        ("  attention, backward", attention_back),
+    ];
+    let rest = step - parts.iter().map(|(_, secs)| secs).sum::<f64>();
+    for (name, secs) in parts.into_iter().chain([("  the rest", rest)]) {
+        println!("{name:<24}{secs:>8.3} s {:>27.1} % of the step", 100.0 * secs / step);
+    }
 }

@@ -15,10 +15,13 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("oq-recipe", &["oq-quant-core"]),
     ("oq-formats", &["oq-quant-core"]),
     ("oq-data", &[]),
-    ("oq-lwc", &["oq-quant-core"]),
+    ("oq-kernels", &["oq-quant-core"]),
+    ("oq-slices", &[]),
+    ("oq-attention", &[]),
+    ("oq-lwc", &["oq-quant-core", "oq-slices"]),
     ("oq-let", &["oq-quant-core"]),
     // Of oq-let only its words for sites.
-    ("oq-models", &["oq-quant-core", "oq-formats", "oq-let"]),
+    ("oq-models", &["oq-quant-core", "oq-formats", "oq-let", "oq-slices", "oq-attention"]),
     ("oq-calib", &["oq-quant-core", "oq-recipe", "oq-formats", "oq-lwc", "oq-let", "oq-models"]),
     ("oq-eval", &["oq-quant-core", "oq-data", "oq-models"]),
     ("oq-cli", &["oq-quant-core", "oq-recipe", "oq-formats", "oq-data", "oq-lwc", "oq-models", "oq-calib", "oq-eval"]),
@@ -26,10 +29,16 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
 ];
 
 /// Packages that build, and run their own tests, where there is no libtorch.
-const WITHOUT_LIBTORCH: &[&str] = &["oq-quant-core", "oq-recipe", "oq-formats", "oq-data", "xtask"];
+const WITHOUT_LIBTORCH: &[&str] =
+    &["oq-quant-core", "oq-recipe", "oq-formats", "oq-data", "oq-attention", "oq-kernels", "xtask"];
 
 /// Files that may hold unsafe code.
-const UNSAFE: &[&str] = &["crates/formats/src/mmap.rs", "crates/lwc/src/slices.rs"];
+const UNSAFE: &[&str] = &[
+    "crates/attention/src/isa/avx512_bf16.rs",
+    "crates/formats/src/mmap.rs",
+    "crates/kernels/src/x86_64/mod.rs",
+    "crates/slices/src/lib.rs",
+];
 
 const MAX_LINES: usize = 800;
 

@@ -1,6 +1,7 @@
 //! Learning one block (OmniQuant, eq. 1): clipping and transformation that minimize the distance between the full-precision
 //! block's output and the fake-quantized block's.
 
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
 use oq_let::{Transform, Values};
@@ -23,6 +24,8 @@ pub(crate) struct Task<'a> {
     pub(crate) transform: &'a Transform,
     /// Where scales and shifts start.
     pub(crate) start: &'a Values,
+    /// Mean squares of the inputs of linears, where clipping starts from a search.
+    pub(crate) importance: &'a BTreeMap<&'static str, Tensor>,
     pub(crate) recipe: &'a Recipe,
     pub(crate) place: Place,
     /// What the quantized blocks before give: `[b, t, hidden]` per batch.
@@ -71,7 +74,8 @@ pub(crate) fn learn_block(
     let Recipe { scheme, learn, transform, .. } = task.recipe;
     let start = |lr| {
         let start = task.start.copy();
-        let student = Student::new(task.weights, task.linears, *scheme, task.transform, start, task.place);
+        let start = (task.transform, start);
+        let student = Student::new(task.weights, task.linears, *scheme, start, task.importance, task.place);
         let student = student.map_err(|source| LearnError::Linear { linear: task.linears[0], source })?;
         // Halved together.
         let optimizer = student.optimizer(Rates { clip: lr, transform: transform.lr * lr / learn.lwc_lr });

@@ -8,7 +8,7 @@ use std::time::Instant;
 use oq_let::{InputStats, Transform, Values};
 use oq_models::{BlockOps, BlockWeights, Compute, Context, Decoder, DenseOps, LinearName, Model};
 use oq_quant_core::{QuantizedTensor, TensorError, WeightSpec};
-use oq_recipe::{BlockRecord, Event, Recipe, Transform as Transformation};
+use oq_recipe::{BlockRecord, Event, Recipe, Start, Transform as Transformation};
 use sha2::{Digest, Sha256};
 use tch::{Device, Tensor};
 
@@ -201,7 +201,13 @@ impl Run<'_> {
     }
 
     /// Takes the states through the block in full precision, for its targets and the statistics of its inputs.
-    fn pass_in_full(&self, weights: &BlockWeights, ctx: &Context, states: &mut States) -> Passed {
+    fn pass_in_full(
+        &self,
+        weights: &BlockWeights,
+        linears: &[LinearName],
+        ctx: &Context,
+        states: &mut States,
+    ) -> Passed {
         if states.full.is_empty() {
             return Passed::default();
         }
@@ -209,7 +215,11 @@ impl Run<'_> {
         let cast = self.cast(weights);
         let mut second = if self.recipe.learn.aug_loss { copies(&states.quantized) } else { Vec::new() };
         forward_all(decoder, &self.full(&cast), ctx, &mut second);
-        let watched = StatsOps::new(self.full(&cast), self.transform.sites());
+        let linears = match self.recipe.learn.start {
+            Start::Search if self.recipe.method.learns() => linears,
+            _ => &[],
+        };
+        let watched = StatsOps::new(self.full(&cast), self.transform.sites(), linears);
         forward_all(decoder, &watched, ctx, &mut states.full);
         Passed { second, stats: watched.finish() }
     }
@@ -219,7 +229,9 @@ impl Run<'_> {
         self.tell(Event::BlockStarted { block: block_idx }, block_idx)?;
         let decoder = self.model.decoder();
         let mut weights = self.model.load_block(block_idx, self.options.device)?;
-        let Passed { second, stats } = self.pass_in_full(&weights, ctx, states);
+        let linears: Vec<LinearName> = decoder.block_layout().linears.iter().map(|linear| linear.name).collect();
+        let Passed { second, stats } = self.pass_in_full(&weights, &linears, ctx, states);
+        let importance = linears.iter().filter_map(|name| Some((name.0, stats.get(name.0)?.mean_squares()?))).collect();
         if let Some(batch) = states.full.iter().position(|x| !is_finite(x)) {
             return Err(CalibError::Overflow { block: block_idx, batch });
         }
@@ -227,7 +239,6 @@ impl Run<'_> {
         let Transformation { shift, alpha, .. } = self.recipe.transform;
         let start = Values::smooth(self.transform.sites(), shift, alpha, &seen, self.options.device);
 
-        let linears: Vec<LinearName> = decoder.block_layout().linears.iter().map(|linear| linear.name).collect();
         let (merged, descent) = if self.recipe.method.learns() {
             let mut targets = vec![&states.full[..]];
             if self.recipe.learn.aug_loss {
@@ -240,6 +251,7 @@ impl Run<'_> {
                 linears: &linears,
                 transform: self.transform,
                 start: &start,
+                importance: &importance,
                 recipe: self.recipe,
                 place: Place { device: self.options.device, compute: self.options.compute },
                 inputs: &states.quantized,

@@ -59,10 +59,11 @@ pub(crate) struct StatsOps<'a> {
 }
 
 impl<'a> StatsOps<'a> {
-    /// Watches the first reader of each site: the others are given the same.
-    pub(crate) fn new(ops: DenseOps<'a>, sites: &[Site]) -> Self {
-        let readers = sites.iter().filter_map(|site| site.readers().next());
-        let stats = readers.map(|reader| (reader.module, InputStats::default())).collect();
+    /// Watches the first reader of each site, as the others are given the same, and `linears`.
+    pub(crate) fn new(ops: DenseOps<'a>, sites: &[Site], linears: &[LinearName]) -> Self {
+        let readers = sites.iter().filter_map(|site| site.readers().next()).map(|reader| reader.module);
+        let watched = readers.chain(linears.iter().map(|linear| linear.0));
+        let stats = watched.map(|module| (module, InputStats::default())).collect();
         Self { ops, stats: RefCell::new(stats) }
     }
 

@@ -4,12 +4,16 @@
 //! There it is cut: weights are fake-quantized without a graph, and they and the other transformed tensors become leaves of the
 //! second, which is the block. libtorch differentiates the block down to these leaves; the closed form in `oq-lwc` takes the
 //! gradients of quantized weights to clipping strengths and to transformed weights; libtorch takes those through the first graph.
+//!
+//! Where attention is our own ([`Mixed`]), the block's graph is cut there once more: from the loss down to what attention gave, and
+//! from queries, keys and values down to the leaves.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 
-use oq_let::{Transform, Values};
+use oq_let::{Action, Transform, Values};
 use oq_lwc::{Lwc, LwcError};
-use oq_models::{ActPoint, BlockOps, BlockWeights, Compute, LinearName, multiply, quantize_act};
+use oq_models::{ActPoint, BlockOps, BlockWeights, Compute, LinearName, Mixed, attention, multiply, quantize_act};
 use oq_quant_core::{ActSpec, QuantSpec, QuantizedTensor};
 use tch::{Device, Kind, Tensor};
 
@@ -66,20 +70,30 @@ pub(crate) fn dequantized(packed: &QuantizedTensor, like: &Tensor) -> Tensor {
 }
 
 impl<'a> Student<'a> {
-    /// Clipping at its start for every linear named, and the transformation at the values given.
+    /// Clipping at its start for every linear named, and the transformation at the values given. `importance`: mean squares of the
+    /// inputs of linears, `[in]`, where clipping starts from a search.
     pub(crate) fn new(
         weights: &'a BlockWeights,
         linears: &[LinearName],
         spec: QuantSpec,
-        transform: &'a Transform,
-        values: Values,
+        (transform, values): (&'a Transform, Values),
+        importance: &BTreeMap<&'static str, Tensor>,
         place: Place,
     ) -> Result<Self, LwcError> {
+        // Its inputs are not those that were seen.
+        let rescaled = |name: LinearName| {
+            let mut ports = transform.sites().iter().flat_map(|site| &site.ports);
+            ports.any(|port| port.module == name.0 && port.action == Action::MultiplyInput)
+        };
         let clips = linears
             .iter()
             .map(|&name| {
                 let (out_features, in_features) = weights.weight(name).size2().expect("a weight is [out, in]");
-                Ok((name, Lwc::new(out_features as usize, in_features as usize, spec.weight, place.device)?))
+                let mut clip = Lwc::new(out_features as usize, in_features as usize, spec.weight, place.device)?;
+                if let Some(importance) = importance.get(name.0).filter(|_| !rescaled(name)) {
+                    clip.start_from_search(weights.weight(name), importance);
+                }
+                Ok((name, clip))
             })
             .collect::<Result<_, LwcError>>()?;
         Ok(Self { weights, transform, act: spec.act, compute: place.compute, clips, values })
@@ -99,16 +113,22 @@ impl<'a> Student<'a> {
         // Runs record no graph otherwise.
         let moved = tch::with_grad(|| self.transform.apply(&values, |name| self.weights.find(name)));
         let leaves = self.cut(&moved);
-        let ops = StudentOps { weights: self.weights, leaves: &leaves, act: self.act, compute: self.compute };
+        let ops = StudentOps {
+            weights: self.weights,
+            leaves: &leaves,
+            act: self.act,
+            compute: self.compute,
+            mixed: RefCell::new(None),
+        };
         let loss = tch::with_grad(|| loss(&ops));
         let value = loss.double_value(&[]);
         if !value.is_finite() {
             return f64::NAN;
         }
-        let inputs: Vec<&Tensor> = leaves.values().collect();
-        let mut grads: BTreeMap<&str, Tensor> =
-            leaves.keys().map(String::as_str).zip(Tensor::run_backward(&[&loss], &inputs, false, false)).collect();
-        drop(loss);
+        let mixed = ops.mixed.into_inner();
+        // Only norms that learn stand above both parts of a block that attention has cut.
+        let grads = backward(loss, &leaves, mixed, !moved.is_empty());
+        let mut grads: BTreeMap<&str, Tensor> = leaves.keys().map(String::as_str).zip(grads).collect();
 
         let mut of_params = Vec::new();
         for (&name, clip) in &self.clips {
@@ -149,7 +169,7 @@ impl<'a> Student<'a> {
         for (&name, clip) in &self.clips {
             let name = weight_name(name);
             let weight = moved.get(&name).unwrap_or_else(|| self.weights.get(&name));
-            leaves.insert(name, leaf(self.compute.cast(clip.fake_quantize(weight))));
+            leaves.insert(name, leaf(clip.fake_quantize_as(self.compute.kind(), weight)));
         }
         leaves
     }
@@ -184,12 +204,47 @@ fn weight_name(linear: LinearName) -> String {
     format!("{}.weight", linear.0)
 }
 
+/// Gradients of a loss with respect to the leaves, in their order. `shared`: whether what is before attention may also be read after.
+fn backward(loss: Tensor, leaves: &BTreeMap<String, Tensor>, mixed: Option<CutAttention>, shared: bool) -> Vec<Tensor> {
+    let mut inputs: Vec<&Tensor> = leaves.values().collect();
+    let Some(mixed) = mixed else {
+        return Tensor::run_backward(&[loss], &inputs, false, false);
+    };
+    inputs.push(&mixed.leaf);
+    let mut after = Tensor::run_backward(&[&loss], &inputs, shared, false);
+    drop(loss);
+    let of_heads = mixed.mixed.grads(&after.pop().expect("one for each input"));
+    // The function of queries, keys and values that has these gradients.
+    let linear: Tensor =
+        tch::with_grad(|| mixed.heads.iter().zip(&of_heads).map(|(x, grad)| (x * grad).sum(Kind::Float)).sum());
+    inputs.pop();
+    let before = Tensor::run_backward(&[linear], &inputs, false, false);
+    // A leaf that one of the graphs does not reach has no gradient there.
+    let sum = |(after, before): (Tensor, Tensor)| match (after.defined(), before.defined()) {
+        (true, true) => after + before,
+        (true, false) => after,
+        (false, _) => before,
+    };
+    after.into_iter().zip(before).map(sum).collect()
+}
+
+/// Attention that stands outside of autograd.
+struct CutAttention {
+    /// Queries, keys and values, with their graph.
+    heads: [Tensor; 3],
+    mixed: Mixed,
+    /// What it gave, where the graph goes on.
+    leaf: Tensor,
+}
+
 /// Multiplies with the leaves.
 struct StudentOps<'a> {
     weights: &'a BlockWeights,
     leaves: &'a BTreeMap<String, Tensor>,
     act: ActSpec,
     compute: Compute,
+    /// The block's attention, where it is our own.
+    mixed: RefCell<Option<CutAttention>>,
 }
 
 impl StudentOps<'_> {
@@ -205,6 +260,18 @@ impl BlockOps for StudentOps<'_> {
 
     fn act(&self, _point: ActPoint, x: Tensor) -> Tensor {
         self.compute.cast(quantize_act(self.act, x))
+    }
+
+    fn attention(&self, q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>) -> Tensor {
+        let heads = [q, k, v];
+        let learns = heads.iter().all(|x| x.requires_grad());
+        let Some(mixed) = learns.then(|| tch::no_grad(|| Mixed::new(q, k, v, mask))).flatten() else {
+            return attention(q, k, v, mask);
+        };
+        let leaf = mixed.out.set_requires_grad(true);
+        let cut = CutAttention { heads: heads.map(Tensor::shallow_clone), leaf: leaf.shallow_clone(), mixed };
+        *self.mixed.borrow_mut() = Some(cut);
+        leaf
     }
 
     fn param(&self, name: &str) -> Tensor {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use oq_formats::Dtype;
 use oq_quant_core::{QuantSpec, SiteKind};
-use oq_recipe::{Method, Overrides};
+use oq_recipe::{Method, Overrides, Start};
 
 /// Quantizes large language models to 2-8 bits by learned clipping and equivalent transformation (OmniQuant), and measures
 /// what it cost.
@@ -157,6 +157,9 @@ pub struct RecipeArgs {
     /// Add the error on the quantized model's own input to the loss: true or false
     #[arg(long, value_name = "BOOL")]
     pub aug_loss: Option<bool>,
+    /// Where clipping starts: search (least error of weights, by their inputs) or whole (98 % of the range, as published)
+    #[arg(long, value_name = "START")]
+    pub clip_start: Option<Start>,
     /// Transform channels equivalently before rounding, at the sites of the paper where the recipe has none
     #[arg(long = "let", conflicts_with = "no_let")]
     pub use_let: bool,
@@ -189,6 +192,7 @@ impl RecipeArgs {
             lwc_lr: self.lwc_lr,
             batch: self.batch,
             aug_loss: self.aug_loss,
+            start: self.clip_start,
             transform: if self.no_let { Some(false) } else { self.use_let.then_some(true) },
             sites: self.let_sites.clone(),
             shift: self.let_shift,

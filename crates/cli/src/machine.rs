@@ -50,25 +50,6 @@ pub fn device_name(device: Device) -> String {
     }
 }
 
-/// Makes libtorch's threads sleep soon when they wait for each other, instead of looping for about a millisecond.
-///
-/// On a machine that does anything else besides, the loops take the cores from the threads that are waited for: measured with two
-/// threads on two busy cores, a forward pass takes ten times as long. The library under libtorch reads its setting when it is
-/// loaded, which is before `main`: so the program starts itself again, once, under the same process id.
-pub fn settle_waiting() {
-    const SETTINGS: [&str; 2] = ["GOMP_SPINCOUNT", "OMP_WAIT_POLICY"];
-    #[cfg(unix)]
-    if SETTINGS.iter().all(|name| std::env::var_os(name).is_none())
-        && let Ok(program) = std::env::current_exe()
-    {
-        use std::os::unix::process::CommandExt;
-        let mut again = std::process::Command::new(program);
-        // The number that the library itself takes when it knows of more threads than cores.
-        let error = again.args(std::env::args_os().skip(1)).env(SETTINGS[0], "1000").exec();
-        tracing::debug!(%error, "the program could not start itself again");
-    }
-}
-
 /// Threads of libtorch and of our own loops.
 pub fn set_threads(threads: u16) {
     tch::set_num_threads(i32::from(threads));

@@ -15,8 +15,11 @@ use crate::args::{Cli, Command};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    machine::settle_waiting();
+    let settled = oq_models::runtime::settle();
     output::init_logs(&cli.global);
+    if let Err(error) = settled {
+        tracing::debug!(%error, "the program could not start itself again");
+    }
     if let Some(threads) = cli.global.threads {
         machine::set_threads(threads);
     }

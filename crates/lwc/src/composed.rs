@@ -122,3 +122,27 @@ fn strength_gradients(grids: &Grids, clip: &Shares, ends: &Shares) -> LwcGrads {
         |d_end: &Tensor, extreme: &Tensor, share: &Tensor| (d_end * extreme).squeeze_dim(-1) * share * (1.0 - share);
     LwcGrads { gamma: strength(&ends.hi, &grids.max, &clip.hi), beta: strength(&ends.lo, &grids.min, &clip.lo) }
 }
+
+/// The shares, out of `choices`, with the least `sum importance (w - w')²` of each group: both ends alike first, then each end for
+/// itself. `w [out, in]`, `importance [in]`; the shares before, `[out, groups]`, say how groups lie.
+pub fn search(levels: Levels, weight: &Tensor, importance: &Tensor, choices: &[f64], shape: &Shares) -> Shares {
+    let error = |clip: &Shares| {
+        let off = (fake_quantize(levels, weight, clip) - weight).square() * importance;
+        in_groups(&off, clip).sum_dim_intlist(-1, false, None::<Kind>)
+    };
+    let least = |start: &Tensor, of: &dyn Fn(&Tensor) -> Shares| {
+        let mut best = (start.shallow_clone(), error(&of(start)));
+        for &share in choices {
+            let share = start.full_like(share);
+            let error = error(&of(&share));
+            let better = error.lt_tensor(&best.1);
+            best = (share.where_self(&better, &best.0), error.minimum(&best.1));
+        }
+        best.0
+    };
+    let copy = Tensor::shallow_clone;
+    let both = least(&shape.hi.full_like(choices[0]), &|share| Shares { hi: copy(share), lo: copy(share) });
+    let hi = least(&both, &|share| Shares { hi: copy(share), lo: copy(&both) });
+    let lo = least(&both, &|share| Shares { hi: copy(&hi), lo: copy(share) });
+    Shares { hi, lo }
+}

@@ -5,7 +5,9 @@
 
 use std::ops::{Add, Div, Mul, Sub};
 
+use half::bf16;
 use oq_quant_core::{SCALE_MAX, SCALE_MIN};
+use oq_slices::Number;
 use rayon::prelude::*;
 
 use crate::Levels;
@@ -17,16 +19,10 @@ const BLOCK: usize = 1024;
 
 /// f32, and f64 for the tests.
 pub trait Real:
-    tch::kind::Element
-    + Copy
-    + Send
-    + Sync
-    + PartialOrd
-    + Add<Output = Self>
-    + Sub<Output = Self>
-    + Mul<Output = Self>
-    + Div<Output = Self>
+    Number + Send + Sync + PartialOrd + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Self> + Div<Output = Self>
 {
+    /// 0.
+    const ZERO: Self;
     /// 1.5 * 2^(digits - 1): adding it leaves no digits for a fraction, so the sum is rounded, ties to even.
     const ROUNDER: Self;
 
@@ -41,6 +37,7 @@ pub trait Real:
 macro_rules! real {
     ($real:ty) => {
         impl Real for $real {
+            const ZERO: Self = 0.0;
             const ROUNDER: Self = 1.5 * (1u64 << (<$real>::MANTISSA_DIGITS - 1)) as $real;
 
             fn of(value: f64) -> Self {
@@ -63,6 +60,38 @@ macro_rules! real {
 
 real!(f32);
 real!(f64);
+
+/// How quantized weights and their gradients are stored: as they are computed, or in bf16.
+pub trait Stored<T>: Number + Send + Sync {
+    /// The nearest; ties to even.
+    fn from_real(value: T) -> Self;
+    /// The same number.
+    fn to_real(self) -> T;
+}
+
+impl<T: Real> Stored<T> for T {
+    fn from_real(value: T) -> Self {
+        value
+    }
+
+    fn to_real(self) -> T {
+        self
+    }
+}
+
+impl Stored<f32> for bf16 {
+    // Without a case for NaN, which weights are checked for, so that it is vector instructions.
+    #[inline(always)]
+    fn from_real(value: f32) -> Self {
+        let bits = value.to_bits();
+        Self::from_bits((bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16) as u16)
+    }
+
+    #[inline(always)]
+    fn to_real(self) -> f32 {
+        f32::from_bits(u32::from(self.to_bits()) << 16)
+    }
+}
 
 /// A weight cut into groups: as rows are whole groups, they simply follow one another.
 pub struct Groups<'a, T> {
@@ -174,17 +203,17 @@ impl<T: Real> Grid<T> {
 }
 
 /// Writes `w'` `[out, in]`.
-pub fn fake_quantize<T: Real>(groups: &Groups<'_, T>, out: &mut [T]) {
+pub fn fake_quantize<T: Real, S: Stored<T>>(groups: &Groups<'_, T>, out: &mut [S]) {
     groups.par_iter().zip(out.par_chunks_mut(groups.len)).for_each(|((group, grid), out)| {
         for (out, &w) in out.iter_mut().zip(group) {
             let (_, code, _) = grid.encode(w);
-            *out = code * grid.scale;
+            *out = S::from_real(code * grid.scale);
         }
     });
 }
 
 /// Writes the strengths' gradients `[out, groups]` from `grad = dL/dw'` `[out, in]`.
-pub fn gradients<T: Real>(groups: &Groups<'_, T>, grad: &[T], gamma: &mut [T], beta: &mut [T]) {
+pub fn gradients<T: Real, S: Stored<T>>(groups: &Groups<'_, T>, grad: &[S], gamma: &mut [T], beta: &mut [T]) {
     let strengths = gamma.par_iter_mut().zip(beta);
     groups.par_iter().zip(grad.par_chunks(groups.len)).zip(strengths).for_each(
         |(((group, grid), grad), (gamma, beta))| {
@@ -195,9 +224,9 @@ pub fn gradients<T: Real>(groups: &Groups<'_, T>, grad: &[T], gamma: &mut [T], b
 }
 
 /// As [`gradients`], and writes `dL/dw` `[out, in]`.
-pub fn gradients_with_weight<T: Real>(
+pub fn gradients_with_weight<T: Real, S: Stored<T>>(
     groups: &Groups<'_, T>,
-    grad: &[T],
+    grad: &[S],
     gamma: &mut [T],
     beta: &mut [T],
     d_weight: &mut [T],
@@ -217,12 +246,40 @@ pub fn gradients_with_weight<T: Real>(
             let pull_min = d_depth * grid.b / T::of(count(group, grid.min));
             for ((d_weight, &w), &g) in d_weight.iter_mut().zip(group).zip(grad) {
                 let (_, _, inside) = grid.encode(w);
-                let straight = if inside { g } else { T::ZERO };
+                let straight = if inside { g.to_real() } else { T::ZERO };
                 let max = if w == grid.max { pull_max } else { T::ZERO };
                 let min = if w == grid.min { pull_min } else { T::ZERO };
                 *d_weight = straight + max - min;
             }
         });
+}
+
+/// Writes the shares, out of `choices`, with the least `sum importance (w - w')²` of each group: both ends alike first, then each
+/// end for itself. `importance [in]`, `hi` and `lo` `[out, groups]`.
+pub fn search<T: Real>(groups: &Groups<'_, T>, importance: &[T], choices: &[T], hi: &mut [T], lo: &mut [T]) {
+    let n_groups = importance.len() / groups.len;
+    let shares = hi.par_iter_mut().zip(lo).enumerate();
+    groups.weight.par_chunks(groups.len).zip(shares).for_each(|(group, (idx, (hi, lo)))| {
+        let importance = &importance[idx % n_groups * groups.len..][..groups.len];
+        let error = |a: T, b: T| {
+            let grid = Grid::new(groups.levels, group, a, b);
+            let squared = |w, importance: T| {
+                let (_, code, _) = grid.encode(w);
+                let off = w - code * grid.scale;
+                importance * off * off
+            };
+            sum_of(group, importance, squared)
+        };
+        let least = |of: &dyn Fn(T) -> f64, start: T| {
+            choices.iter().fold((start, of(start)), |best, &share| {
+                let error = of(share);
+                if error < best.1 { (share, error) } else { best }
+            })
+        };
+        let (both, _) = least(&|share| error(share, share), choices[0]);
+        (*hi, _) = least(&|share| error(share, both), both);
+        (*lo, _) = least(&|share| error(*hi, share), both);
+    });
 }
 
 /// Rounds to nearest, ties to even; `x` is at most a few hundred.
@@ -253,7 +310,7 @@ fn extremes<T: Real>(group: &[T]) -> (T, T) {
 
 /// Sum of `term(w, g)`.
 #[inline(always)]
-fn sum_of<T: Real>(group: &[T], grad: &[T], term: impl Fn(T, T) -> T) -> f64 {
+fn sum_of<T: Real, S: Stored<T>>(group: &[T], grad: &[S], term: impl Fn(T, T) -> T) -> f64 {
     let mut total = 0.0;
     for (group, grad) in group.chunks(BLOCK).zip(grad.chunks(BLOCK)) {
         let mut lanes = [T::ZERO; LANES];
@@ -261,11 +318,11 @@ fn sum_of<T: Real>(group: &[T], grad: &[T], term: impl Fn(T, T) -> T) -> f64 {
         let (grad_chunks, grad_rest) = grad.as_chunks::<LANES>();
         for (chunk, grad) in chunks.iter().zip(grad_chunks) {
             for ((lane, &w), &g) in lanes.iter_mut().zip(chunk).zip(grad) {
-                *lane = *lane + term(w, g);
+                *lane = *lane + term(w, g.to_real());
             }
         }
         for ((lane, &w), &g) in lanes.iter_mut().zip(rest).zip(grad_rest) {
-            *lane = *lane + term(w, g);
+            *lane = *lane + term(w, g.to_real());
         }
         total += folded(lanes, T::add).to_f64();
     }

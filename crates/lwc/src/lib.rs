@@ -29,9 +29,10 @@
 
 mod composed;
 mod fused;
-mod slices;
 
+use half::bf16;
 use oq_quant_core::{Clip, QuantizedTensor, Symmetry, TensorError, WeightSpec};
+use oq_slices as slices;
 use tch::{Device, Kind, Tensor, no_grad};
 
 /// Strength that clipping starts from: sigmoid(4) = 0.982, so that hardly anything is clipped (OmniQuant, section 3.2).
@@ -116,22 +117,57 @@ impl Lwc {
         Ok(Self { gamma: strength(), beta: strength(), spec, in_features })
     }
 
+    /// Starts from the clipping that searching finds: of each group the shares, between sigmoid([`START`]) and a quarter, with the
+    /// least error of the weights, each weighed by the mean square of what it is multiplied with, `importance [in]`.
+    ///
+    /// # Panics
+    /// When `weight` is not `[out, in]` or `importance` not `[in]`.
+    pub fn start_from_search(&mut self, weight: &Tensor, importance: &Tensor) {
+        let (weight, levels) = (self.prepared(weight), Levels::new(self.spec));
+        assert_eq!(importance.size(), [self.in_features as i64], "mean squares of the inputs");
+        let importance = importance.detach().to_kind(weight.kind()).contiguous();
+        let clip = no_grad(|| match fused_kinds(&weight, weight.kind()) {
+            Some((Kind::Double, _)) => self.search_fused::<f64>(&weight, &importance),
+            Some((Kind::Float, _)) => self.search_fused::<f32>(&weight, &importance),
+            _ => composed::search(levels, &weight, &importance, &choices(), &self.clip()),
+        });
+        (self.gamma, self.beta) = (clip.hi.logit(None), clip.lo.logit(None));
+    }
+
+    fn search_fused<T: fused::Real>(&self, weight: &Tensor, importance: &Tensor) -> Shares {
+        let clip = self.clip();
+        let mut found = Shares { hi: clip.hi.empty_like(), lo: clip.lo.empty_like() };
+        let (groups, choices) = (self.groups::<T>(weight, &clip), choices().map(T::of));
+        let importance = slices::of(importance);
+        fused::search(&groups, importance, &choices, slices::of_mut(&mut found.hi), slices::of_mut(&mut found.lo));
+        found
+    }
+
     /// How the weight is quantized.
     pub fn spec(&self) -> WeightSpec {
         self.spec
     }
 
-    /// The weight that the codes stand for: `[out, in]` -> `[out, in]`, detached from autograd.
+    /// The weight that the codes stand for: `[out, in]` -> `[out, in]`, detached from autograd, in the kind of the strengths.
     ///
     /// # Panics
     /// When `weight` is not `[out, in]`.
     pub fn fake_quantize(&self, weight: &Tensor) -> Tensor {
+        self.fake_quantize_as(self.gamma.kind(), weight)
+    }
+
+    /// [`Self::fake_quantize`], rounded to a kind of which products may be faster.
+    ///
+    /// # Panics
+    /// When `weight` is not `[out, in]`.
+    pub fn fake_quantize_as(&self, kind: Kind, weight: &Tensor) -> Tensor {
         let weight = self.prepared(weight);
         let clip = self.clip();
-        no_grad(|| match self.fused_kind(&weight) {
-            Some(Kind::Double) => self.fake_quantize_fused::<f64>(&weight, &clip),
-            Some(_) => self.fake_quantize_fused::<f32>(&weight, &clip),
-            None => composed::fake_quantize(Levels::new(self.spec), &weight, &clip),
+        no_grad(|| match fused_kinds(&weight, kind) {
+            Some((Kind::Double, Kind::Double)) => self.fake_quantize_fused::<f64, f64>(&weight, &clip),
+            Some((Kind::Float, Kind::BFloat16)) => self.fake_quantize_fused::<f32, bf16>(&weight, &clip),
+            Some((Kind::Float, Kind::Float)) => self.fake_quantize_fused::<f32, f32>(&weight, &clip),
+            _ => composed::fake_quantize(Levels::new(self.spec), &weight, &clip).to_kind(kind),
         })
     }
 
@@ -140,12 +176,12 @@ impl Lwc {
     /// # Panics
     /// When `weight` or `grad` is not `[out, in]`.
     pub fn gradients(&self, weight: &Tensor, grad: &Tensor) -> LwcGrads {
-        let (weight, grad) = (self.prepared(weight), self.prepared(grad));
-        let clip = self.clip();
-        no_grad(|| match self.fused_kind(&weight) {
-            Some(Kind::Double) => self.gradients_fused::<f64>(&weight, &grad, &clip),
-            Some(_) => self.gradients_fused::<f32>(&weight, &grad, &clip),
-            None => composed::gradients(Levels::new(self.spec), &weight, &grad, &clip),
+        let (weight, grad, clip) = (self.prepared(weight), self.checked(grad), self.clip());
+        no_grad(|| match fused_kinds(&weight, grad.kind()) {
+            Some((Kind::Double, Kind::Double)) => self.gradients_fused::<f64, f64>(&weight, &grad, &clip),
+            Some((Kind::Float, Kind::BFloat16)) => self.gradients_fused::<f32, bf16>(&weight, &grad, &clip),
+            Some((Kind::Float, Kind::Float)) => self.gradients_fused::<f32, f32>(&weight, &grad, &clip),
+            _ => composed::gradients(Levels::new(self.spec), &weight, &grad.to_kind(weight.kind()), &clip),
         })
     }
 
@@ -154,12 +190,15 @@ impl Lwc {
     /// # Panics
     /// When `weight` or `grad` is not `[out, in]`.
     pub fn gradients_with_weight(&self, weight: &Tensor, grad: &Tensor) -> (LwcGrads, Tensor) {
-        let (weight, grad) = (self.prepared(weight), self.prepared(grad));
-        let clip = self.clip();
-        no_grad(|| match self.fused_kind(&weight) {
-            Some(Kind::Double) => self.gradients_with_weight_fused::<f64>(&weight, &grad, &clip),
-            Some(_) => self.gradients_with_weight_fused::<f32>(&weight, &grad, &clip),
-            None => composed::gradients_with_weight(Levels::new(self.spec), &weight, &grad, &clip),
+        let (weight, grad, clip) = (self.prepared(weight), self.checked(grad), self.clip());
+        no_grad(|| match fused_kinds(&weight, grad.kind()) {
+            Some((Kind::Double, Kind::Double)) => self.gradients_with_weight_fused::<f64, f64>(&weight, &grad, &clip),
+            Some((Kind::Float, Kind::BFloat16)) => self.gradients_with_weight_fused::<f32, bf16>(&weight, &grad, &clip),
+            Some((Kind::Float, Kind::Float)) => self.gradients_with_weight_fused::<f32, f32>(&weight, &grad, &clip),
+            _ => {
+                let grad = grad.to_kind(weight.kind());
+                composed::gradients_with_weight(Levels::new(self.spec), &weight, &grad, &clip)
+            }
         })
     }
 
@@ -188,20 +227,25 @@ impl Lwc {
         Ok(QuantizedTensor::quantize_clipped(slices::of(&weight), rows, cols, self.spec, clip)?)
     }
 
-    fn fake_quantize_fused<T: fused::Real>(&self, weight: &Tensor, clip: &Shares) -> Tensor {
-        let mut out = weight.empty_like();
-        fused::fake_quantize(&self.groups::<T>(weight, clip), slices::of_mut(&mut out));
+    fn fake_quantize_fused<T: fused::Real, S: fused::Stored<T>>(&self, weight: &Tensor, clip: &Shares) -> Tensor {
+        let mut out = Tensor::empty(weight.size(), (S::KIND, Device::Cpu));
+        fused::fake_quantize(&self.groups::<T>(weight, clip), slices::of_mut::<S>(&mut out));
         out
     }
 
-    fn gradients_fused<T: fused::Real>(&self, weight: &Tensor, grad: &Tensor, clip: &Shares) -> LwcGrads {
+    fn gradients_fused<T: fused::Real, S: fused::Stored<T>>(
+        &self,
+        weight: &Tensor,
+        grad: &Tensor,
+        clip: &Shares,
+    ) -> LwcGrads {
         let (mut gamma, mut beta) = (clip.hi.empty_like(), clip.lo.empty_like());
         let groups = self.groups::<T>(weight, clip);
-        fused::gradients(&groups, slices::of(grad), slices::of_mut(&mut gamma), slices::of_mut(&mut beta));
+        fused::gradients(&groups, slices::of::<S>(grad), slices::of_mut(&mut gamma), slices::of_mut(&mut beta));
         LwcGrads { gamma, beta }
     }
 
-    fn gradients_with_weight_fused<T: fused::Real>(
+    fn gradients_with_weight_fused<T: fused::Real, S: fused::Stored<T>>(
         &self,
         weight: &Tensor,
         grad: &Tensor,
@@ -211,7 +255,7 @@ impl Lwc {
         let mut d_weight = weight.empty_like();
         fused::gradients_with_weight(
             &self.groups::<T>(weight, clip),
-            slices::of(grad),
+            slices::of::<S>(grad),
             slices::of_mut(&mut gamma),
             slices::of_mut(&mut beta),
             slices::of_mut(&mut d_weight),
@@ -235,16 +279,15 @@ impl Lwc {
         Shares { hi: share(&self.gamma), lo: share(&self.beta) }
     }
 
-    /// A weight or its gradient, checked, in the kind of the strengths and contiguous.
+    /// A weight, checked, in the kind of the strengths and contiguous.
     fn prepared(&self, weight: &Tensor) -> Tensor {
-        self.check_shape(weight).unwrap_or_else(|error| panic!("{error}"));
-        weight.detach().to_kind(self.gamma.kind()).contiguous()
+        self.checked(weight).to_kind(self.gamma.kind())
     }
 
-    /// The kind of a weight that the fused loops can read.
-    fn fused_kind(&self, weight: &Tensor) -> Option<Kind> {
-        let kind = weight.kind();
-        (weight.device() == Device::Cpu && matches!(kind, Kind::Float | Kind::Double)).then_some(kind)
+    /// A weight or its gradient, checked and contiguous.
+    fn checked(&self, weight: &Tensor) -> Tensor {
+        self.check_shape(weight).unwrap_or_else(|error| panic!("{error}"));
+        weight.detach().contiguous()
     }
 
     /// `[out, in]`.
@@ -256,6 +299,17 @@ impl Lwc {
         let (expected, got) = (self.shape(), weight.size());
         if got == expected { Ok(()) } else { Err(LwcError::Shape { expected, got }) }
     }
+}
+
+/// The kinds of a weight and of its quantized twin or gradient, where the fused loops may be able to read them.
+fn fused_kinds(weight: &Tensor, other: Kind) -> Option<(Kind, Kind)> {
+    (weight.device() == Device::Cpu).then(|| (weight.kind(), other))
+}
+
+/// Shares that a search tries, largest first.
+fn choices() -> [f64; 16] {
+    let largest = 1.0 / (1.0 + (-START).exp());
+    std::array::from_fn(|idx| largest - idx as f64 * (largest - 0.25) / 15.0)
 }
 
 /// Shares of a group's maximum and minimum that its grid spans, each `[out, groups]`.

@@ -6,6 +6,7 @@ use oq_quant_core::ActSpec;
 use tch::{Kind, Tensor};
 
 use crate::act::quantize_act;
+use crate::attention::attention;
 use crate::family::{Linear, LinearName};
 
 /// Where activations may be quantized.
@@ -23,6 +24,10 @@ pub trait BlockOps {
     fn linear(&self, name: LinearName, x: &Tensor) -> Tensor;
     /// An activation on its way into a product, as it is seen there: like `x`.
     fn act(&self, point: ActPoint, x: Tensor) -> Tensor;
+    /// [`attention`], called at most once in a block.
+    fn attention(&self, q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>) -> Tensor {
+        attention(q, k, v, mask)
+    }
     /// A tensor that is not a linear's: `input_layernorm.weight`.
     fn param(&self, name: &str) -> Tensor;
 }
@@ -96,8 +101,17 @@ impl Compute {
     /// A tensor on its way into a product.
     pub fn cast(self, x: Tensor) -> Tensor {
         match self {
+            // Of f64 too, in tests.
             Self::F32 => x,
-            Self::Bf16 => x.to_kind(Kind::BFloat16),
+            Self::Bf16 => x.to_kind(self.kind()),
+        }
+    }
+
+    /// The kind of products' factors.
+    pub const fn kind(self) -> Kind {
+        match self {
+            Self::F32 => Kind::Float,
+            Self::Bf16 => Kind::BFloat16,
         }
     }
 

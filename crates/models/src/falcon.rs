@@ -12,7 +12,7 @@ use crate::block::{ActPoint, BlockOps};
 use crate::config::Config;
 use crate::error::ModelError;
 use crate::family::{BlockLayout, Context, Decoder, Dims, Family, Linear, LinearName, OuterOps, Param, module};
-use crate::layers::{Activation, attention, layer_norm};
+use crate::layers::{Activation, layer_norm};
 use crate::mask;
 use crate::rope::{self, Rope};
 
@@ -159,7 +159,7 @@ impl Falcon {
         let q = ops.act(ActPoint::Heads, ctx.turn(&heads(0, share))); // [b, n_heads, t, d]
         let k = ops.act(ActPoint::Heads, ctx.turn(&heads(share, 1))); // [b, n_kv_heads, t, d]
         let v = ops.act(ActPoint::Heads, heads(share + 1, 1)); // [b, n_kv_heads, t, d]
-        ops.linear(DENSE, &ops.act(ActPoint::LinearInput, attention(&q, &k, &v, ctx.mask.as_ref())))
+        ops.linear(DENSE, &ops.act(ActPoint::LinearInput, ops.attention(&q, &k, &v, ctx.mask.as_ref())))
     }
 
     /// `h [b, t, hidden]`, as linears see it -> `[b, t, hidden]`.

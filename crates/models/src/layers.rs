@@ -1,4 +1,4 @@
-//! The pieces that families share: norms, activations, attention.
+//! The pieces that families share: norms, heads, activations.
 
 use tch::{Kind, Tensor};
 
@@ -24,30 +24,6 @@ pub fn layer_norm(x: &Tensor, weight: Option<&Tensor>, bias: Option<&Tensor>, ep
 pub fn split_heads(x: &Tensor, head_dim: usize) -> Tensor {
     let (b, t, width) = x.size3().expect("a projection is [b, t, width]");
     x.view([b, t, width / head_dim as i64, head_dim as i64]).transpose(1, 2)
-}
-
-/// Attention over whole sequences; query head `i` reads key/value head `i / (n_heads / n_kv_heads)`.
-///
-/// Scores are multiplied by `d^-0.5`. Each position sees itself and those before, or what `mask` says, which is added to scores.
-///
-/// `q [b, n_heads, t, d]`, `k`, `v` `[b, n_kv_heads, t, d]`, `mask [n_heads or 1, t, t]` -> `[b, t, n_heads * d]`.
-pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>) -> Tensor {
-    let (b, n_heads, t, d) = q.size4().expect("queries are [b, n_heads, t, d]");
-    let share = n_heads / k.size()[1];
-    let (k, v) = (repeat_heads(k, share), repeat_heads(v, share));
-    let mask = mask.map(|mask| mask.unsqueeze(0).to_kind(q.kind()));
-    let is_causal = mask.is_none();
-    let mixed = Tensor::scaled_dot_product_attention(q, &k, &v, mask, 0.0, is_causal, None, false);
-    mixed.transpose(1, 2).reshape([b, t, n_heads * d])
-}
-
-/// `[b, h, t, d]` -> `[b, h * share, t, d]`, each head `share` times in a row.
-fn repeat_heads(x: &Tensor, share: i64) -> Tensor {
-    if share == 1 {
-        return x.shallow_clone();
-    }
-    let (b, h, t, d) = x.size4().expect("heads are [b, h, t, d]");
-    x.unsqueeze(2).expand([b, h, share, t, d], false).reshape([b, h * share, t, d])
 }
 
 /// The nonlinearity inside an MLP.

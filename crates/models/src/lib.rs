@@ -5,6 +5,7 @@
 //! with a checkpoint on disk and hands out one block at a time.
 
 mod act;
+mod attention;
 mod block;
 mod config;
 mod error;
@@ -16,9 +17,11 @@ mod mask;
 mod model;
 pub mod opt;
 pub mod rope;
+pub mod runtime;
 mod tensors;
 
 pub use act::{fake_quantize_tokens, quantize_act};
+pub use attention::{Mixed, attention};
 pub use block::{ActPoint, BlockOps, BlockWeights, Compute, DenseOps, multiply};
 pub use error::ModelError;
 pub use family::{BlockLayout, Context, Decoder, Dims, FAMILIES, Family, Linear, LinearName, OuterOps, Param};

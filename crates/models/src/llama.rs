@@ -14,7 +14,7 @@ use crate::block::{ActPoint, BlockOps};
 use crate::config::Config;
 use crate::error::ModelError;
 use crate::family::{BlockLayout, Context, Decoder, Dims, Family, Linear, LinearName, OuterOps, Param, module};
-use crate::layers::{Activation, attention, rms_norm, split_heads};
+use crate::layers::{Activation, rms_norm, split_heads};
 use crate::mask;
 use crate::rope::{self, Rope};
 
@@ -219,7 +219,7 @@ impl Decoder for Llama {
         let q = heads(Q, Q_NORM); // [b, n_heads, t, d]
         let k = heads(K, K_NORM); // [b, n_kv_heads, t, d]
         let v = ops.act(ActPoint::Heads, split_heads(&ops.linear(V, &h), head_dim)); // [b, n_kv_heads, t, d]
-        let mixed = ops.act(ActPoint::LinearInput, attention(&q, &k, &v, ctx.mask.as_ref()));
+        let mixed = ops.act(ActPoint::LinearInput, ops.attention(&q, &k, &v, ctx.mask.as_ref()));
         let x = x + ops.linear(O, &mixed);
 
         let h = ops.act(ActPoint::LinearInput, rms_norm(&x, &ops.param(POST_ATTENTION_NORM), self.rms_norm_eps));

@@ -12,7 +12,7 @@ use crate::block::{ActPoint, BlockOps};
 use crate::config::Config;
 use crate::error::ModelError;
 use crate::family::{BlockLayout, Context, Decoder, Dims, Family, Linear, LinearName, OuterOps, Param, module};
-use crate::layers::{Activation, attention, layer_norm, split_heads};
+use crate::layers::{Activation, layer_norm, split_heads};
 
 /// The entry in [`crate::FAMILIES`].
 pub const FAMILY: Family = Family { name: "OPT", model_types: &["opt"], read: |json| Ok(Box::new(read(json)?)) };
@@ -192,7 +192,7 @@ impl Decoder for Opt {
             let h = input(h);
             // [b, n_heads, t, d]
             let heads = |name| ops.act(ActPoint::Heads, split_heads(&ops.linear(name, &h), self.dims.head_dim));
-            ops.linear(OUT, &input(attention(&heads(Q), &heads(K), &heads(V), ctx.mask.as_ref())))
+            ops.linear(OUT, &input(ops.attention(&heads(Q), &heads(K), &heads(V), ctx.mask.as_ref())))
         });
         self.residual(ops, MLP_NORM, &x, |h| {
             ops.linear(FC2, &input(self.activation.apply(&ops.linear(FC1, &input(h)))))

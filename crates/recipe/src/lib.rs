@@ -25,5 +25,5 @@ mod record;
 pub use error::RecipeError;
 pub use model::{EvalDefaults, Family, ModelEntry, Shape, Source, find, names, recipe_for, schemes_of};
 pub use patch::{CalibrationPatch, LearnPatch, Overrides, RecipeFile, TransformPatch};
-pub use recipe::{Calibration, Learn, Loss, Method, Recipe, Transform};
+pub use recipe::{Calibration, Learn, Loss, Method, Recipe, Start, Transform};
 pub use record::{BlockRecord, Event, RunRecord};

@@ -6,7 +6,7 @@ use oq_quant_core::{QuantSpec, SiteKind};
 use serde::Deserialize;
 
 use crate::parse::parse;
-use crate::{Calibration, Learn, Loss, Method, Recipe, RecipeError, Transform};
+use crate::{Calibration, Learn, Loss, Method, Recipe, RecipeError, Start, Transform};
 
 /// A recipe as a file writes it: everything but the scheme may be left out.
 ///
@@ -64,6 +64,7 @@ pub struct LearnPatch {
     pub lwc_lr: Option<f64>,
     pub aug_loss: Option<bool>,
     pub loss: Option<Loss>,
+    pub start: Option<Start>,
 }
 
 /// [`Transform`], key by key.
@@ -90,6 +91,7 @@ pub struct Overrides {
     pub lwc_lr: Option<f64>,
     pub batch: Option<usize>,
     pub aug_loss: Option<bool>,
+    pub start: Option<Start>,
     /// Asks for the equivalent transformation, or for none; `sites` overrules it.
     pub transform: Option<bool>,
     pub sites: Option<Vec<SiteKind>>,
@@ -122,11 +124,12 @@ impl Recipe {
         set(seed, &calibration.seed);
         set(batch, &calibration.batch);
 
-        let Learn { epochs, lwc_lr, aug_loss, loss } = &mut self.learn;
+        let Learn { epochs, lwc_lr, aug_loss, loss, start } = &mut self.learn;
         set(epochs, &learn.epochs);
         set(lwc_lr, &learn.lwc_lr);
         set(aug_loss, &learn.aug_loss);
         set(loss, &learn.loss);
+        set(start, &learn.start);
 
         let Transform { sites, shift, lr, alpha } = &mut self.transform;
         set(sites, &transform.sites);
@@ -139,10 +142,10 @@ impl Recipe {
 impl Overrides {
     /// Lays the command line over a recipe, but for [`Overrides::transform`].
     pub(crate) fn apply_to(&self, recipe: &mut Recipe) {
-        let Self { method, data, samples, seqlen, epochs, seed, lwc_lr, batch, aug_loss, .. } = self.clone();
+        let Self { method, data, samples, seqlen, epochs, seed, lwc_lr, batch, aug_loss, start, .. } = self.clone();
         let Self { sites, shift, let_lr, alpha, .. } = self.clone();
         let calibration = CalibrationPatch { data, samples, seqlen, seed, batch };
-        let learn = LearnPatch { epochs, lwc_lr, aug_loss, loss: None };
+        let learn = LearnPatch { epochs, lwc_lr, aug_loss, loss: None, start };
         let transform = TransformPatch { sites, shift, lr: let_lr, alpha };
         recipe.apply(method, &calibration, &learn, &transform);
     }

@@ -4,7 +4,7 @@
 
 use oq_quant_core::{ActSpec, QuantSpec, SiteKind};
 
-use crate::{Calibration, Family, Learn, Loss, Method, Recipe, Transform};
+use crate::{Calibration, Family, Learn, Loss, Method, Recipe, Start, Transform};
 
 /// The paper's settings for a scheme; `chat` and `post_norm` are those of [`crate::ModelEntry`].
 ///
@@ -29,7 +29,7 @@ pub(crate) fn published(scheme: QuantSpec, family: Family, chat: bool, post_norm
         method: Method::Omniquant,
         calibration: Calibration { data: "wikitext2".to_owned(), samples: 128, seqlen: 2048, seed: 2, batch: 1 },
         // The paper's text swaps this rate with the one of its transformation; its code has 1e-2 here, 5e-3 there.
-        learn: Learn { epochs, lwc_lr: 1e-2, aug_loss, loss: Loss::Mse },
+        learn: Learn { epochs, lwc_lr: 1e-2, aug_loss, loss: Loss::Mse, start: Start::Search },
         transform: published_transform(scheme, family, post_norm),
     }
 }
@@ -84,7 +84,7 @@ mod tests {
         #[track_caller]
         fn check(model: &str, scheme: &str, epochs: usize, aug_loss: bool, samples: usize) {
             let recipe = resolve(model, scheme);
-            assert_eq!(recipe.learn, Learn { epochs, lwc_lr: 1e-2, aug_loss, loss: Loss::Mse });
+            assert_eq!(recipe.learn, Learn { epochs, lwc_lr: 1e-2, aug_loss, loss: Loss::Mse, start: Start::Search });
             let data = "wikitext2".to_owned();
             assert_eq!(recipe.calibration, Calibration { data, samples, seqlen: 2048, seed: 2, batch: 1 });
             assert_eq!(recipe.method, Method::Omniquant);

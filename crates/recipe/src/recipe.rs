@@ -69,6 +69,30 @@ pub struct Learn {
     pub aug_loss: bool,
     /// What is minimized.
     pub loss: Loss,
+    /// Where clipping starts.
+    pub start: Start,
+}
+
+/// Where clipping starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Start {
+    /// At 98 % of each group's range, as published.
+    Whole,
+    /// At the shares of each group's range with the least error of its weights, each weighed by the mean square of its input.
+    Search,
+}
+
+impl FromStr for Start {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "whole" => Ok(Self::Whole),
+            "search" => Ok(Self::Search),
+            _ => Err("must be search or whole".to_owned()),
+        }
+    }
 }
 
 /// Where and how channels are rescaled (OmniQuant, section 3.3).
@@ -184,7 +208,7 @@ impl Recipe {
 
     fn validate(&self) -> Result<(), RecipeError> {
         let Calibration { data, samples, seqlen, seed, batch } = &self.calibration;
-        let Learn { epochs, lwc_lr, aug_loss: _, loss: Loss::Mse } = &self.learn;
+        let Learn { epochs, lwc_lr, aug_loss: _, loss: Loss::Mse, start: _ } = &self.learn;
         let Transform { sites, shift: _, lr, alpha } = &self.transform;
         if data.trim().is_empty() {
             return Err(refused(
@@ -276,7 +300,7 @@ mod tests {
             scheme,
             method: Method::Rtn,
             calibration: Calibration { data: "my text.txt".to_owned(), samples: 6, seqlen: 12, seed: 7, batch: 3 },
-            learn: Learn { epochs: 11, lwc_lr: 0.25, aug_loss: true, loss: Loss::Mse },
+            learn: Learn { epochs: 11, lwc_lr: 0.25, aug_loss: true, loss: Loss::Mse, start: Start::Whole },
             transform: Transform { sites: vec![SiteKind::Updown, SiteKind::Qk], shift: true, lr: 0.125, alpha: 0.0 },
         };
         let typed = Overrides {
@@ -289,6 +313,7 @@ mod tests {
             lwc_lr: Some(0.25),
             batch: Some(3),
             aug_loss: Some(true),
+            start: Some(Start::Whole),
             transform: None,
             sites: Some(vec![SiteKind::Updown, SiteKind::Qk]),
             shift: Some(true),

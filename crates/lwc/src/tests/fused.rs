@@ -52,6 +52,18 @@ fn strength_size(weight: &Tensor, grad: &Tensor, share: &Tensor) -> Tensor {
     sum * groups(weight).amax(-1, false) * share * (1.0 - share)
 }
 
+/// Written and read in bf16, numbers are those of a pass that converts: equal to the last bit.
+#[track_caller]
+fn check_bf16(lwc: &Lwc, weight: &Tensor, grad: &Tensor) {
+    let narrow = Kind::BFloat16;
+    assert_eq!(lwc.fake_quantize_as(narrow, weight), lwc.fake_quantize(weight).to_kind(narrow));
+    let grad = grad.to_kind(narrow);
+    let (ours, converted) = (lwc.gradients(weight, &grad), lwc.gradients(weight, &grad.to_kind(Kind::Float)));
+    assert_eq!((&ours.gamma, &ours.beta), (&converted.gamma, &converted.beta));
+    let (_, ours) = lwc.gradients_with_weight(weight, &grad);
+    assert_eq!(ours, lwc.gradients_with_weight(weight, &grad.to_kind(Kind::Float)).1);
+}
+
 #[track_caller]
 fn check(spec: WeightSpec, in_features: i64, kind: Kind, tolerance: f64) {
     let lwc = lwc(spec, in_features, kind);
@@ -64,6 +76,10 @@ fn check(spec: WeightSpec, in_features: i64, kind: Kind, tolerance: f64) {
     let fused = lwc.gradients(&weight, &grad);
     let (with_weight, d_weight) = lwc.gradients_with_weight(&weight, &grad);
     assert_eq!((&fused.gamma, &fused.beta), (&with_weight.gamma, &with_weight.beta));
+
+    if kind == Kind::Float {
+        check_bf16(&lwc, &weight, &grad);
+    }
 
     let composed = composed::gradients(levels, &weight, &grad, &clip);
     let (composed_with_weight, composed_d_weight) = composed::gradients_with_weight(levels, &weight, &grad, &clip);

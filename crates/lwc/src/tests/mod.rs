@@ -4,6 +4,7 @@
 mod codes;
 mod fused;
 mod gradients;
+mod search;
 
 use tch::{Kind, Tensor};
 

@@ -1,0 +1,147 @@
+//! Against the definition in f64, for every instruction set that the processor has.
+
+use half::bf16;
+
+use super::*;
+use crate::backward::backward_with;
+use crate::forward::forward_with;
+use crate::isa;
+
+/// Numbers between -1 and 1 that look random, times `size`.
+fn numbers(len: usize, seed: u64, size: f64) -> Vec<bf16> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 11) as f64 / (1u64 << 53) as f64
+    };
+    (0..len).map(|_| bf16::from_f64((2.0 * next() - 1.0) * size)).collect()
+}
+
+/// Output and gradients of one head by the definition, and the same with every term of a sum taken without its sign: what errors are
+/// shares of.
+struct Exact {
+    out: Vec<[f64; 2]>,
+    q: Vec<[f64; 2]>,
+    k: Vec<[f64; 2]>,
+    v: Vec<[f64; 2]>,
+}
+
+fn exact_head(t: usize, d: usize, [q, k, v, d_out]: [&[bf16]; 4]) -> Exact {
+    let wide = |x: &[bf16]| x.iter().map(|x| x.to_f64()).collect::<Vec<_>>();
+    let [q, k, v, d_out] = [q, k, v, d_out].map(wide);
+    let dot = |a: &[f64], i: usize, b: &[f64], j: usize| -> f64 { (0..d).map(|c| a[i * d + c] * b[j * d + c]).sum() };
+    let scale = (d as f64).powf(-0.5);
+    let zeros = || vec![[0.0; 2]; t * d];
+    let mut exact = Exact { out: zeros(), q: zeros(), k: zeros(), v: zeros() };
+    let add = |to: &mut [f64; 2], term: f64, size: f64| *to = [to[0] + term, to[1] + size.abs()];
+    for i in 0..t {
+        let scores: Vec<f64> = (0..=i).map(|j| scale * dot(&q, i, &k, j)).collect();
+        let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let sum: f64 = scores.iter().map(|s| (s - max).exp()).sum();
+        let probs: Vec<f64> = scores.iter().map(|s| (s - max).exp() / sum).collect();
+        let d_probs: Vec<f64> = (0..=i).map(|j| dot(&d_out, i, &v, j)).collect();
+        let mean: f64 = probs.iter().zip(&d_probs).map(|(p, d)| p * d).sum();
+        let mean_size: f64 = probs.iter().zip(&d_probs).map(|(p, d)| p * d.abs()).sum();
+        for j in 0..=i {
+            let d_score = scale * probs[j] * (d_probs[j] - mean);
+            let d_score_size = scale * probs[j] * (d_probs[j].abs() + mean_size);
+            for c in 0..d {
+                let (row, column) = (i * d + c, j * d + c);
+                add(&mut exact.out[row], probs[j] * v[column], probs[j] * v[column]);
+                add(&mut exact.v[column], probs[j] * d_out[row], probs[j] * d_out[row]);
+                add(&mut exact.q[row], d_score * k[column], d_score_size * k[column]);
+                add(&mut exact.k[column], d_score * q[row], d_score_size * q[row]);
+            }
+        }
+    }
+    exact
+}
+
+/// Largest difference, as a share of the largest sum of terms without signs.
+fn error(ours: &[bf16], exact: &[[f64; 2]]) -> f64 {
+    assert_eq!(ours.len(), exact.len());
+    let largest = exact.iter().fold(0.0, |m: f64, [_, size]| m.max(*size));
+    let difference = ours.iter().zip(exact).fold(0.0, |m: f64, (a, [b, _])| {
+        assert!(a.is_finite());
+        m.max((a.to_f64() - b).abs())
+    });
+    if difference == 0.0 { 0.0 } else { difference / largest }
+}
+
+/// bf16 has 8 digits: probabilities, their gradients, the output in `rowsum(O dO)` and the results are each rounded by up to 2^-9 of
+/// themselves. Four such errors make 2^-7 if all have one sign.
+const TOLERANCE: f64 = 0.0078125;
+
+fn compare(shape: Shape, size: f64) {
+    let [q, d_out] = [1, 2].map(|seed| numbers(shape.q_len(), seed, size));
+    let [k, v] = [3, 4].map(|seed| numbers(shape.kv_len(), seed, size));
+    let (t, d, len) = (shape.tokens, shape.head_dim, shape.head_len());
+    for (name, isa) in isa::all() {
+        let kept = forward_with(isa, shape, &q, &k, &v);
+        let grads = backward_with(isa, shape, [&q, &k, &v], &kept, &d_out);
+        let [mut out, mut d_q] = [(); 2].map(|()| Vec::new());
+        let [mut d_k, mut d_v] = [(); 2].map(|()| vec![[0.0; 2]; shape.kv_len()]);
+        for task in 0..shape.batch * shape.heads {
+            let own = task * len..(task + 1) * len;
+            let inputs = [&q[own.clone()], shape.kv_of(&k, task), shape.kv_of(&v, task), &d_out[own]];
+            let exact = exact_head(t, d, inputs);
+            out.extend(exact.out);
+            d_q.extend(exact.q);
+            let start = task / shape.share() * len;
+            for (sum, part) in [(&mut d_k, exact.k), (&mut d_v, exact.v)] {
+                sum[start..].iter_mut().zip(part).for_each(|(sum, part)| *sum = [sum[0] + part[0], sum[1] + part[1]]);
+            }
+        }
+        for (what, ours, exact) in
+            [("out", &kept.out, out), ("dq", &grads.q, d_q), ("dk", &grads.k, d_k), ("dv", &grads.v, d_v)]
+        {
+            let error = error(ours, &exact);
+            assert!(error <= TOLERANCE, "{name}, {shape:?}, {size}: {what} is {error} off");
+        }
+    }
+}
+
+#[test]
+fn equals_its_definition_and_so_do_gradients() {
+    for tokens in [2, 3, 31, 63, 64, 65, 130, 330] {
+        for head_dim in [2, 5, 16, 64, 80, 128] {
+            compare(Shape { batch: 1, heads: 1, kv_heads: 1, tokens, head_dim }, 1.5);
+        }
+    }
+}
+
+#[test]
+fn heads_and_sequences_are_apart_and_shared_ones_are_summed() {
+    for (heads, kv_heads) in [(4, 4), (4, 2), (6, 1)] {
+        compare(Shape { batch: 2, heads, kv_heads, tokens: 37, head_dim: 24 }, 1.0);
+    }
+}
+
+#[test]
+fn sharp_attention_stays_finite() {
+    // Scores up to several hundred: nearly all probabilities are 0 or 1.
+    compare(Shape { batch: 1, heads: 2, kv_heads: 2, tokens: 96, head_dim: 64 }, 12.0);
+}
+
+#[test]
+fn one_position_mixes_nothing_and_none_is_nothing() {
+    let shape = Shape { batch: 1, heads: 2, kv_heads: 1, tokens: 1, head_dim: 4 };
+    let (q, kv) = (numbers(shape.q_len(), 1, 2.0), numbers(shape.kv_len(), 2, 2.0));
+    for (_, isa) in isa::all() {
+        let kept = forward_with(isa, shape, &q, &kv, &kv);
+        assert_eq!(kept.out, [&kv[..], &kv].concat());
+        let grads = backward_with(isa, shape, [&q, &kv, &kv], &kept, &q);
+        assert!(grads.q.iter().chain(&grads.k).all(|&x| x == bf16::ZERO), "one weight is always 1");
+    }
+    let none = Shape { tokens: 0, ..shape };
+    assert!(forward(none, &[], &[], &[]).out.is_empty());
+}
+
+#[test]
+#[should_panic(expected = "elements of q")]
+fn lengths_are_checked() {
+    let shape = Shape { batch: 1, heads: 1, kv_heads: 1, tokens: 2, head_dim: 2 };
+    forward(shape, &[bf16::ZERO; 3], &[bf16::ZERO; 4], &[bf16::ZERO; 4]);
+}

@@ -1,0 +1,71 @@
+//! Products of activations with packed weights on a CPU: `y [rows, out] = x [rows, in] * W^T + b`, where `W` has 2 to 8 bits.
+//!
+//! [`PackedLinear::new`] rearranges a [`QuantizedTensor`](oq_quant_core::QuantizedTensor) once; [`PackedLinear::forward`] takes f32
+//! or bf16 activations, any number of rows, and writes f32 or bf16. Nothing here knows of tensors or of libtorch.
+//!
+//! ```
+//! use oq_kernels::PackedLinear;
+//! use oq_quant_core::{QuantSpec, QuantizedTensor};
+//!
+//! let spec: QuantSpec = "w4a16g32".parse()?;
+//! let weight: Vec<f32> = (0..3 * 64).map(|i| (i as f32 * 0.37).sin()).collect(); // [out 3, in 64]
+//! let packed = QuantizedTensor::quantize(&weight, 3, 64, spec.weight)?;
+//! let linear = PackedLinear::new(&packed, Some(&[0.5, 0.0, -0.5]))?;
+//!
+//! let x = [0.25f32; 2 * 64]; // [rows 2, in 64]
+//! let mut y = [0.0f32; 2 * 3];
+//! linear.forward(&x, 2, &mut y)?;
+//! let expected = 0.25 * packed.dequantize()[..64].iter().sum::<f32>() + 0.5;
+//! assert!((y[0] - expected).abs() < 1e-3);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # Two paths
+//!
+//! A few rows take the *fused path*: codes are multiplied where they are unpacked, in registers, so that a row costs what reading
+//! the packed weights from memory costs. More rows take the *panel path*: codes of a part of the matrix are unpacked into a buffer
+//! that stays in the first-level cache, and a register-blocked product runs over all rows. [`Kernel::few_rows`] says where the one
+//! takes over from the other.
+//!
+//! Work is split over the threads of the rayon pool that the call is made in, by output channels. Buffers are kept by each thread:
+//! after the first call of a size nothing is allocated. Calls from outside the pool wake a sleeping thread each; a program that
+//! makes many enters the pool once (`ThreadPool::install`).
+//!
+//! # Which implementation
+//!
+//! [`KERNELS`] lists them, the fastest first; [`Kernel::chosen`] is the first that the processor can run, looked up at run time.
+//! `OMNIQUANT_KERNEL=<name>` in the environment forces one; a name that is unknown or cannot run here is an error.
+//! [`PackedLinear::with_kernel`] takes one from the program.
+//!
+//! | name | instructions | few rows | many rows |
+//! |---|---|---|---|
+//! | `avx512-bf16` | AVX-512 F, BW, VL, VNNI, BF16 | 16-bit integers | bf16 |
+//! | `avx512` | AVX-512 F, BW | 16-bit integers | f32 |
+//! | `avx2` | AVX2, FMA, F16C | 16-bit integers | f32 |
+//! | `scalar` | any | f32 | f32 |
+//!
+//! There is none for ARM: other architectures run `scalar`.
+//!
+//! # What is exact
+//!
+//! Weights are: codes, zero points and scales enter as they are, whatever the path and the kernel. Activations are rounded to what
+//! the table says ([`Operands`]): to integers by 2^-16 of the largest in the group at most, to bf16 by 2^-8 of the number itself,
+//! so that bf16 activations are exact there. Integers are summed exactly, other sums are f32: each is over 256 channels at most
+//! before it is scaled and joins a total.
+//!
+//! A result that an infinity or NaN takes part in is not a number or infinite; other rows are not touched by it.
+
+#![deny(unsafe_op_in_unsafe_fn)]
+
+mod kernel;
+mod layout;
+mod linear;
+mod prepare;
+mod scalar;
+mod scratch;
+#[cfg(target_arch = "x86_64")]
+mod x86_64;
+
+pub use kernel::{KERNEL_VARIABLE, KERNELS, Kernel, Operands};
+pub use linear::{KernelError, PackedLinear};
+pub use prepare::Element;

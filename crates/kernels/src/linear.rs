@@ -1,0 +1,288 @@
+//! A linear layer of packed weights.
+
+use oq_quant_core::{QuantizedTensor, WeightSpec};
+use rayon::prelude::*;
+
+use crate::kernel::{Code, Fused, Kernel, Product, Vector};
+use crate::layout::{Layout, STRIP, Segment, Tile, WordRow};
+use crate::prepare::{self, Element, pad, place_fused};
+use crate::scratch::{self, Scratch, sized};
+
+/// Most rows whose operands and results are held at a time.
+const ROWS_AT_ONCE: usize = 512;
+
+/// Tasks per thread: enough that a thread which was held up does not hold up the rest.
+const TASKS_PER_THREAD: usize = 4;
+
+/// Most strips of one task of the panel path: their results stay in the second-level cache.
+const PANEL_STRIPS: usize = 8;
+
+/// Results that are worth a second thread to copy.
+const PARALLEL_COPY: usize = 1 << 16;
+
+/// Weights `[out_features, in_features]` in the layout that kernels compute on, with a bias or none.
+#[derive(Clone, Debug)]
+pub struct PackedLinear {
+    layout: Layout,
+    spec: WeightSpec,
+    bias: Option<Vec<f32>>,
+    kernel: &'static Kernel,
+}
+
+/// Why a product was not computed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum KernelError {
+    /// A slice has the wrong length.
+    #[error("{part}: {expected} values expected for {shape}, got {got}")]
+    Length {
+        /// Which slice.
+        part: &'static str,
+        /// Its shape.
+        shape: String,
+        /// Values there should be.
+        expected: usize,
+        /// Values there are.
+        got: usize,
+    },
+    /// No kernel has that name.
+    #[error("there is no kernel `{name}`: choose one of {known}, or unset OMNIQUANT_KERNEL")]
+    UnknownKernel {
+        /// What was asked for.
+        name: String,
+        /// All names.
+        known: String,
+    },
+    /// The processor lacks instructions.
+    #[error("this processor cannot run kernel `{name}`: choose another, or unset OMNIQUANT_KERNEL")]
+    Unavailable {
+        /// Which kernel.
+        name: &'static str,
+    },
+}
+
+impl PackedLinear {
+    /// Rearranges a packed matrix for the kernel that [`Kernel::chosen`] returns; `bias` is `[out_features]`.
+    ///
+    /// # Errors
+    /// When `bias` has another length, or `OMNIQUANT_KERNEL` names a kernel that cannot be used.
+    pub fn new(weight: &QuantizedTensor, bias: Option<&[f32]>) -> Result<Self, KernelError> {
+        let kernel = Kernel::chosen()?;
+        let [out_features, _] = weight.shape();
+        if let Some(bias) = bias {
+            check_len("bias", &[out_features], bias.len())?;
+        }
+        Ok(Self { layout: Layout::new(weight), spec: weight.spec(), bias: bias.map(<[f32]>::to_vec), kernel })
+    }
+
+    /// The same layer on another kernel.
+    ///
+    /// # Errors
+    /// When this processor cannot run it.
+    pub fn with_kernel(self, kernel: &'static Kernel) -> Result<Self, KernelError> {
+        Ok(Self { kernel: kernel.checked()?, ..self })
+    }
+
+    /// `x [rows, in_features]` times the transposed weights, plus the bias, into `out [rows, out_features]`.
+    ///
+    /// Columns are split over the threads of the current rayon pool. Activations must be finite: the results of a row that
+    /// holds an infinity are not defined.
+    ///
+    /// # Errors
+    /// When a slice has another length.
+    pub fn forward<A: Element, O: Element>(&self, x: &[A], rows: usize, out: &mut [O]) -> Result<(), KernelError> {
+        let Layout { in_features, out_features, .. } = self.layout;
+        check_len("x", &[rows, in_features], x.len())?;
+        check_len("out", &[rows, out_features], out.len())?;
+        if out.is_empty() {
+            return Ok(());
+        }
+        scratch::with(|scratch| {
+            let rows = out.chunks_mut(ROWS_AT_ONCE * out_features).zip(x.chunks(ROWS_AT_ONCE * in_features));
+            rows.for_each(|(out, x)| self.forward_some(x, out, scratch));
+        });
+        Ok(())
+    }
+
+    fn forward_some<A: Element, O: Element>(&self, x: &[A], out: &mut [O], scratch: &mut Scratch) {
+        let rows = x.len() / self.layout.in_features;
+        match &self.kernel.code {
+            Code::Plain(strip) => self.plain(*strip, x, rows, scratch),
+            Code::Vector(vector) if rows <= self.kernel.few_rows => self.fused(vector, x, rows, scratch),
+            Code::Vector(vector) => self.panels(vector, x, rows, scratch),
+        }
+        self.finish(rows, &scratch.tiles, out);
+    }
+
+    fn plain<A: Element>(
+        &self,
+        strip: fn(&Layout, usize, &[f32], &mut [Tile]),
+        x: &[A],
+        rows: usize,
+        scratch: &mut Scratch,
+    ) {
+        let layout = &self.layout;
+        let padded = sized(&mut scratch.rows, rows * layout.padded(), 0.0);
+        for (padded, x) in padded.chunks_exact_mut(layout.padded()).zip(x.chunks_exact(layout.in_features)) {
+            pad(layout, x, padded);
+        }
+        let padded = &*padded;
+        let tiles = sized(&mut scratch.tiles, layout.strips() * rows, Tile::ZERO);
+        tiles.par_chunks_mut(rows).enumerate().for_each(|(i, tiles)| strip(layout, i, padded, tiles));
+    }
+
+    /// A few rows, straight from codes.
+    fn fused<A: Element>(&self, vector: &Vector, x: &[A], rows: usize, scratch: &mut Scratch) {
+        let layout = &self.layout;
+        let (padded, segments) = (layout.padded(), layout.segments.len());
+        let row = sized(&mut scratch.rows, padded, 0.0);
+        let words = sized(&mut scratch.words, padded / 2, 0);
+        let operands = sized(&mut scratch.x, rows * padded / 2, 0);
+        let [row_sums, sums] = &mut scratch.sums;
+        let (row_sums, sums) = (sized(row_sums, segments, [0.0; 2]), sized(sums, rows * segments, [0.0; 2]));
+        for (i, x) in x.chunks_exact(layout.in_features).enumerate() {
+            let row = prepare::padded(layout, x, row);
+            if rows == 1 {
+                (vector.arrange)(layout, row, operands, sums);
+            } else {
+                (vector.arrange)(layout, row, words, row_sums);
+                place_fused(layout, words, i, rows, operands);
+                sums[i..].iter_mut().step_by(rows).zip(&*row_sums).for_each(|(to, from)| *to = *from);
+            }
+        }
+        let input = Fused { layout, rows, x: operands, sums };
+        let tiles = sized(&mut scratch.tiles, layout.strips() * rows, Tile::ZERO);
+        let strips = strips_of_task(layout.strips());
+        tiles.par_chunks_mut(strips * rows).enumerate().for_each(|(task, tiles)| {
+            let first = task * strips;
+            (vector.fused)(&input, first..first + tiles.len() / rows, tiles);
+        });
+    }
+
+    /// Many rows: codes are unpacked once for all of them.
+    fn panels<A: Element>(&self, vector: &Vector, x: &[A], rows: usize, scratch: &mut Scratch) {
+        let layout = &self.layout;
+        let depth = layout.padded() / vector.step;
+        // Blocks of rows as alike in size as can be.
+        let block = rows.div_ceil(rows.div_ceil(vector.tile_rows));
+        let operands = sized(&mut scratch.x, rows * depth, 0);
+        let blocks = operands.par_chunks_mut(block * depth).zip(x.par_chunks(block * layout.in_features));
+        blocks.for_each(|(operands, x)| scratch::with(|scratch| place_panel(layout, vector, x, operands, scratch)));
+        let operands = &*operands;
+
+        let tiles = sized(&mut scratch.tiles, layout.strips() * rows, Tile::ZERO);
+        let strips = strips_of_task(layout.strips()).min(PANEL_STRIPS);
+        tiles.par_chunks_mut(strips * rows).enumerate().for_each(|(task, tiles)| {
+            tiles.fill(Tile::ZERO);
+            scratch::with(|scratch| {
+                let task = PanelTask { layout, vector, first: task * strips, rows, block, operands };
+                task.run(tiles, &mut scratch.panel);
+            });
+        });
+    }
+
+    /// Adds the bias to `tiles [strips, rows]`, into `out`.
+    fn finish<O: Element>(&self, rows: usize, tiles: &[Tile], out: &mut [O]) {
+        let finish_row = |(row, out): (usize, &mut [O])| {
+            for (strip, out) in out.chunks_mut(STRIP).enumerate() {
+                let mut values = tiles[strip * rows + row];
+                if let Some(bias) = &self.bias {
+                    values.0.iter_mut().zip(&bias[strip * STRIP..]).for_each(|(value, bias)| *value += bias);
+                }
+                out.iter_mut().zip(&values.0).for_each(|(out, value)| *out = O::narrow(*value));
+            }
+        };
+        let parallel = out.len() >= PARALLEL_COPY;
+        let n = self.layout.out_features;
+        if parallel {
+            out.par_chunks_mut(n).enumerate().for_each(finish_row);
+        } else {
+            out.chunks_mut(n).enumerate().for_each(finish_row);
+        }
+    }
+
+    /// How the weights were quantized.
+    pub fn spec(&self) -> WeightSpec {
+        self.spec
+    }
+
+    /// `[out_features, in_features]`.
+    pub fn shape(&self) -> [usize; 2] {
+        [self.layout.out_features, self.layout.in_features]
+    }
+
+    /// The kernel that computes.
+    pub fn kernel(&self) -> &'static Kernel {
+        self.kernel
+    }
+
+    /// Bytes of weights, scales and zero points: what a pass over the layer reads.
+    pub fn bytes(&self) -> usize {
+        self.layout.bytes()
+    }
+}
+
+/// The operands of one block of rows: `x [rows, in_features]` to words `[channels / step, rows]`.
+fn place_panel<A: Element>(layout: &Layout, vector: &Vector, x: &[A], operands: &mut [u32], scratch: &mut Scratch) {
+    let rows = x.len() / layout.in_features;
+    let depth = layout.padded() / vector.step;
+    let row = sized(&mut scratch.rows, layout.padded(), 0.0);
+    let words = sized(&mut scratch.words, rows * depth, 0);
+    for (x, words) in x.chunks_exact(layout.in_features).zip(words.chunks_exact_mut(depth)) {
+        (vector.narrow)(prepare::padded(layout, x, row), words);
+    }
+    for (i, operands) in operands.chunks_exact_mut(rows).enumerate() {
+        for (operand, words) in operands.iter_mut().zip(words.chunks_exact(depth)) {
+            *operand = words[i];
+        }
+    }
+}
+
+/// Some strips times all rows.
+struct PanelTask<'a> {
+    layout: &'a Layout,
+    vector: &'a Vector,
+    /// First strip.
+    first: usize,
+    rows: usize,
+    /// Rows of a block, but for the last.
+    block: usize,
+    /// `[blocks of rows, channels / step, rows of the block]`.
+    operands: &'a [u32],
+}
+
+impl PanelTask<'_> {
+    /// `tiles` is `[strips, rows]`. Unpacked operands of a strip stay in the first-level cache while all rows meet them, those of
+    /// the rows in the second while all strips meet them.
+    fn run(&self, tiles: &mut [Tile], panel: &mut Vec<WordRow>) {
+        let Self { layout, vector, rows, .. } = *self;
+        let segment = layout.channels(layout.segments[0].end);
+        for segments in layout.segments.chunks((vector.depth / segment).max(1)) {
+            let depth = self.depth_of(segments);
+            let panel = sized(panel, depth.len(), WordRow::ZERO);
+            for (i, tiles) in tiles.chunks_exact_mut(rows).enumerate() {
+                let strip = self.first + i;
+                (vector.unpack)(layout, strip, segments, panel);
+                for (block, tiles) in tiles.chunks_mut(self.block).enumerate() {
+                    let x = &self.operands[block * self.block * layout.padded() / vector.step..];
+                    let x = &x[depth.start * tiles.len()..depth.end * tiles.len()];
+                    (vector.multiply)(Product { layout, strip, segments, x, panel, tiles });
+                }
+            }
+        }
+    }
+
+    /// Operand words of some segments.
+    fn depth_of(&self, segments: &[Segment]) -> std::ops::Range<usize> {
+        let [start, end] = [segments[0].start, segments[segments.len() - 1].end];
+        self.layout.channels(start) / self.vector.step..self.layout.channels(end) / self.vector.step
+    }
+}
+
+fn strips_of_task(strips: usize) -> usize {
+    strips.div_ceil(rayon::current_num_threads() * TASKS_PER_THREAD).max(1)
+}
+
+fn check_len(part: &'static str, shape: &[usize], got: usize) -> Result<(), KernelError> {
+    let expected = shape.iter().fold(1usize, |product, n| product.saturating_mul(*n));
+    if expected == got { Ok(()) } else { Err(KernelError::Length { part, shape: format!("{shape:?}"), expected, got }) }
+}

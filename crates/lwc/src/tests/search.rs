@@ -1,0 +1,62 @@
+//! The start by search: no clipping of the choices has less error, and both ways of searching find as good a one.
+
+use oq_quant_core::{QuantSpec, WeightSpec};
+use tch::{Device, Kind, Tensor};
+
+use super::noise;
+use crate::{Levels, Lwc, Shares, choices, composed};
+
+const SIZE: [i64; 2] = [12, 96];
+
+fn spec(text: &str) -> WeightSpec {
+    text.parse::<QuantSpec>().unwrap().weight
+}
+
+/// Error of each group, `[out, groups]`, weighed by `importance`.
+fn errors(spec: WeightSpec, weight: &Tensor, importance: &Tensor, clip: &Shares) -> Tensor {
+    let off = composed::fake_quantize(Levels::new(spec), weight, clip) - weight;
+    let [rows, groups] = clip.hi.size()[..] else { panic!("[out, groups]") };
+    (off.square() * importance).reshape([rows, groups, -1]).sum_dim_intlist(-1, false, None::<Kind>)
+}
+
+#[test]
+fn finds_the_least_error() {
+    for text in ["w2a16g32", "w3a16g96", "w3a16g48sym", "w4a16"] {
+        let spec = spec(text);
+        let weight = noise(1, SIZE, Kind::Double).pow_tensor_scalar(3); // long tails, so that clipping pays
+        let importance = noise(2, [1, SIZE[1]], Kind::Double).square().view(-1);
+        let lwc = || {
+            let mut lwc = Lwc::new(SIZE[0] as usize, SIZE[1] as usize, spec, Device::Cpu).unwrap();
+            (lwc.gamma, lwc.beta) = (lwc.gamma.to_kind(Kind::Double), lwc.beta.to_kind(Kind::Double));
+            lwc
+        };
+        let before = errors(spec, &weight, &importance, &lwc().clip());
+        let mut searched = lwc();
+        searched.start_from_search(&weight, &importance);
+        let found = errors(spec, &weight, &importance, &searched.clip());
+        assert!(found.sum(Kind::Double).double_value(&[]) < 0.9 * before.sum(Kind::Double).double_value(&[]), "{text}");
+
+        let composed = composed::search(Levels::new(spec), &weight, &importance, &choices(), &lwc().clip());
+        let composed = errors(spec, &weight, &importance, &composed);
+        // Sums in another order, and shares that went through a logarithm and back, to f64's digits.
+        let difference = ((&found - composed) / &before).abs().max().double_value(&[]);
+        assert!(difference < 1e-9, "{text}: {difference}");
+
+        let share = |share: f64| searched.gamma.full_like(share);
+        for choice in choices() {
+            let both = errors(spec, &weight, &importance, &Shares { hi: share(choice), lo: share(choice) });
+            let worse = (&found - both).max().double_value(&[]);
+            assert!(worse < 1e-9, "{text}: both ends at {choice} would be better by {worse}");
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "mean squares of the inputs")]
+fn importance_is_one_number_for_each_input() {
+    let mut lwc = Lwc::new(2, 64, spec("w4a16g32"), Device::Cpu).unwrap();
+    lwc.start_from_search(
+        &Tensor::ones([2, 64], (Kind::Float, Device::Cpu)),
+        &Tensor::ones([2], (Kind::Float, Device::Cpu)),
+    );
+}
