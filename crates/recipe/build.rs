@@ -10,7 +10,8 @@ fn main() {
     println!("cargo:rerun-if-changed={}", configs.display());
 
     let mut list = String::from("&[\n");
-    for folder in sorted(&configs).iter().filter(|path| path.is_dir()) {
+    let machines = configs.join("machines");
+    for folder in sorted(&configs).iter().filter(|path| path.is_dir() && **path != machines) {
         let recipes = sorted(folder).into_iter().filter(|path| {
             path.extension().is_some_and(|e| e == "toml") && path.file_stem().is_some_and(|s| s != "model")
         });
@@ -31,6 +32,12 @@ fn main() {
 
     let out = env::var("OUT_DIR").expect("cargo sets OUT_DIR for build scripts");
     fs::write(Path::new(&out).join("configs.rs"), list).expect("OUT_DIR can be written");
+
+    let files = sorted(&machines);
+    let profiles: Vec<String> =
+        files.iter().map(|path| format!("    ({:?}, {}),\n", name(path), embed(path))).collect();
+    let profiles = format!("&[\n{}]\n", profiles.concat());
+    fs::write(Path::new(&out).join("machines.rs"), profiles).expect("OUT_DIR can be written");
 }
 
 /// What lies in a folder, by name.

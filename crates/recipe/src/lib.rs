@@ -1,4 +1,4 @@
-//! What a run obeys and what it leaves behind: [`Recipe`]s in TOML, the models known by name, and run records.
+//! What a run obeys and what it leaves behind: [`Recipe`]s in TOML, the models and machines known by name, and run records.
 //!
 //! A recipe is resolved once, from the scheme's defaults, the model's, a file and the command line, and is complete
 //! from there on: nothing downstream fills in a setting.
@@ -15,6 +15,7 @@
 //! ```
 
 mod error;
+mod machine;
 mod model;
 mod parse;
 mod patch;
@@ -23,6 +24,7 @@ mod recipe;
 mod record;
 
 pub use error::RecipeError;
+pub use machine::{Profile, find_machine, machine_names};
 pub use model::{EvalDefaults, Family, ModelEntry, Shape, Source, find, names, recipe_for, schemes_of};
 pub use patch::{CalibrationPatch, LearnPatch, Overrides, RecipeFile, TransformPatch};
 pub use recipe::{Calibration, Learn, Loss, Method, Recipe, Start, Transform};

@@ -5,7 +5,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use oq_quant_core::QuantSpec;
-use oq_recipe::{Family, ModelEntry, Overrides, Recipe, Shape, Source, find, names, recipe_for, schemes_of};
+use oq_recipe::{
+    Family, ModelEntry, Overrides, Recipe, Shape, Source, find, find_machine, machine_names, names, recipe_for,
+    schemes_of,
+};
 
 fn configs() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../configs")
@@ -27,8 +30,23 @@ fn all() -> impl Iterator<Item = (&'static ModelEntry, Shape)> {
 #[test]
 fn every_folder_is_embedded() {
     let embedded: BTreeSet<String> = names().map(str::to_owned).collect();
-    assert_eq!(embedded, file_names(&configs()));
+    let mut folders = file_names(&configs());
+    assert!(folders.remove("machines"));
+    assert_eq!(embedded, folders);
     assert!(embedded.len() >= 25, "{embedded:?}");
+}
+
+#[test]
+fn every_machine_is_embedded_and_says_where_its_numbers_come_from() {
+    let embedded: BTreeSet<String> = machine_names().map(|name| format!("{name}.toml")).collect();
+    assert_eq!(embedded, file_names(&configs().join("machines")));
+    for name in machine_names() {
+        let profile = find_machine(name).expect("listed by machine_names()");
+        assert!(profile.estimate && profile.description.contains("NVIDIA"), "{name}");
+        assert!(profile.bf16_gflops > profile.f32_gflops, "{name}");
+        assert!(profile.host_memory_gib > profile.device_memory_gib && profile.device_memory_gib.is_some(), "{name}");
+    }
+    assert!(find_machine("a100").is_none());
 }
 
 #[test]
