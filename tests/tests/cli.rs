@@ -73,12 +73,13 @@ fn helps() {
 #[test]
 fn plan_of_a_model_that_is_here() {
     let plan = json(&["plan", "tiny-llama", "--scheme", "w2a16g64"]);
-    check_keys(&plan, "model recipe plan peak_bytes machine fits");
+    check_keys(&plan, "model recipe plan peak_bytes peak_device_bytes machine profile fits");
     assert_eq!((&plan["model"], &plan["recipe"]["scheme"]), (&"tiny-llama".into(), &"w2a16g64".into()));
     let plan = &plan["plan"];
     check_keys(
         plan,
-        "n_layers linears sites learned_per_block steps_per_block calibration_tokens memory output_bytes problems",
+        "n_layers linears sites learned_per_block steps_per_block calibration_tokens compute memory output_bytes time problems \
+         mends",
     );
     // Two strengths for each group: q and o 2 * 128 groups, k and v 2 * 64, gate and up 2 * 384, down 6 * 128.
     assert_eq!(plan["learned_per_block"], 2 * (2 * 256 + 2 * 128 + 2 * 768 + 768));

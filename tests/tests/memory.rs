@@ -138,6 +138,6 @@ fn peak_does_not_grow_with_depth() {
     assert_eq!(planned, deep_planned);
     println!("planned: {:.1} MiB, {:.2} of the peak", mib(planned), planned as f64 / peak as f64);
     // A plan that is off by more refuses what fits, or lets a machine run out of memory.
-    assert!((peak / 2..=peak * 2).contains(&planned), "planned {planned} bytes, took {peak}");
+    assert!((peak / 4 * 3..=peak / 3 * 4).contains(&planned), "planned {planned} bytes, took {peak}");
     check_flat("eval", eval(shallow.path()), eval(deep.path()));
 }

@@ -17,6 +17,8 @@ mod student;
 
 pub use error::CalibError;
 pub use journal::{JOURNAL, JournalError};
-pub use plan::{LinearPlan, Machine, MemoryPlan, Plan, SitePlan};
+pub use plan::{
+    Accelerator, LinearPlan, Machine, MemoryPlan, Mend, Parts, Plan, Setting, SitePlan, StepTime, TimePlan,
+};
 pub use run::{Notice, Options, Outcome, check, quantize};
 pub use sites::SiteError;

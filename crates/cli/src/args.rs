@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use oq_formats::Dtype;
 use oq_quant_core::{QuantSpec, SiteKind};
-use oq_recipe::{Method, Overrides, Start};
+use oq_recipe::{Method, Overrides, Profile, Start, find_machine, machine_names};
 
 /// Quantizes large language models to 2-8 bits by learned clipping and equivalent transformation (OmniQuant), and measures
 /// what it cost.
@@ -271,8 +271,11 @@ pub struct EvalArgs {
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-  omniquant plan llama2-70b --scheme w4a16g128
-  omniquant plan tiny-llama --scheme w2a16g64 --json")]
+  omniquant plan llama2-7b --scheme w4a16g128 --measure
+  omniquant plan llama2-70b --scheme w4a16g128 --device a100-40g
+  omniquant plan tiny-llama --scheme w2a16g64 --json
+
+What --measure finds is kept in the cache, and later plans of this machine say how long a run takes.")]
 pub struct PlanArgs {
     /// Directory, name in configs/, or hub id
     pub model: String,
@@ -281,6 +284,38 @@ pub struct PlanArgs {
     /// Where the packed model would go [default: here]
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
+    /// auto, cpu, cuda:N, or a machine that is not this one: a name in configs/machines
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    pub device: PlanDeviceArg,
+    /// Products of learning in bf16 or f32; auto takes bf16 where the device multiplies it fast
+    #[arg(long, value_name = "KIND", value_enum, default_value_t = ComputeArg::Auto)]
+    pub compute: ComputeArg,
+    /// Measure first how fast this machine is: about 10 seconds
+    #[arg(long)]
+    pub measure: bool,
+}
+
+/// The machine that a run is planned for.
+#[derive(Clone, Copy, Debug)]
+pub enum PlanDeviceArg {
+    /// This one.
+    Here(DeviceArg),
+    /// One of `configs/machines`.
+    Named(&'static Profile),
+}
+
+impl std::str::FromStr for PlanDeviceArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Some(profile) = find_machine(text) {
+            return Ok(Self::Named(profile));
+        }
+        text.parse().map(Self::Here).map_err(|error: String| {
+            let known = machine_names().collect::<Vec<_>>().join(", ");
+            format!("{error}, or a machine of configs/machines: {known}")
+        })
+    }
 }
 
 #[derive(Debug, Args)]

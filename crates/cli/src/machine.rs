@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use oq_calib::Machine;
+use oq_calib::{Accelerator, Machine};
 use oq_models::Compute;
 use sysinfo::{Disks, System};
 use tch::{Cuda, Device};
@@ -72,7 +72,26 @@ pub fn machine(out: &Path) -> Machine {
     Machine {
         memory_bytes: Some(in_cgroup.map_or(free, |limit| limit.min(free))).filter(|&bytes| bytes > 0),
         disk_bytes: free_space(out),
+        device: None,
     }
+}
+
+/// What blocks are computed on beside the CPU.
+pub fn accelerator(device: Device) -> Option<Accelerator> {
+    match device {
+        Device::Cuda(index) => Some(Accelerator { memory_bytes: free_cuda_memory(index) }),
+        _ => None,
+    }
+}
+
+/// What the driver's own tool says, where it is there and counts devices as libtorch does.
+fn free_cuda_memory(index: usize) -> Option<u64> {
+    if std::env::var_os("CUDA_VISIBLE_DEVICES").is_some() {
+        return None;
+    }
+    let query = ["--query-gpu=memory.free", "--format=csv,noheader,nounits", "--id"];
+    let output = std::process::Command::new("nvidia-smi").args(query).arg(index.to_string()).output().ok()?;
+    String::from_utf8(output.stdout).ok()?.trim().parse::<u64>().ok().map(|mib| mib << 20)
 }
 
 /// Total memory in bytes.
@@ -82,9 +101,14 @@ pub fn total_memory() -> u64 {
     system.total_memory()
 }
 
-fn free_space(path: &Path) -> Option<u64> {
+/// The nearest folder above `path`, or `path` itself, that is there.
+pub fn existing(path: &Path) -> Option<PathBuf> {
     let absolute = std::path::absolute(path).ok()?;
-    let existing = absolute.ancestors().find_map(|ancestor| ancestor.canonicalize().ok())?;
+    absolute.ancestors().find_map(|ancestor| ancestor.canonicalize().ok())
+}
+
+fn free_space(path: &Path) -> Option<u64> {
+    let existing = existing(path)?;
     let disks = Disks::new_with_refreshed_list();
     let on = disks.iter().filter(|disk| existing.starts_with(disk.mount_point()));
     on.max_by_key(|disk| disk.mount_point().as_os_str().len()).map(|disk| disk.available_space())

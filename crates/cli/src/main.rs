@@ -5,6 +5,7 @@ mod commands;
 mod exit;
 mod machine;
 mod output;
+mod profile;
 mod resolve;
 
 use std::process::ExitCode;

@@ -54,6 +54,15 @@ impl Output {
         }
     }
 
+    /// Something worth a line on stderr.
+    pub fn note(&self, text: &str) {
+        match self.log_format {
+            _ if self.quiet => {}
+            LogFormat::Json => tracing::info!("{text}"),
+            LogFormat::Text => eprintln!("{text}"),
+        }
+    }
+
     /// The error that ends the command.
     pub fn error(&self, error: &anyhow::Error) {
         // Libraries' messages hold their causes already; a cause is told only if the line above does not say it.

@@ -251,6 +251,10 @@ impl Decoder for Falcon {
         }
     }
 
+    fn mask_heads(&self, _t: usize) -> usize {
+        if matches!(self.positions, Positions::Alibi) { self.dims.n_heads } else { 0 }
+    }
+
     fn embed(&self, outer: &dyn OuterOps, ids: &Tensor) -> Result<Tensor, ModelError> {
         outer.rows(EMBED, ids)
     }

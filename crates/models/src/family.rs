@@ -112,6 +112,10 @@ pub trait Decoder: Send + Sync {
     fn head(&self) -> &'static str;
     /// What `t` positions from 0 share over all blocks.
     fn context(&self, t: usize, device: tch::Device) -> Context;
+    /// Heads of the mask that [`Self::context`] holds for `t` positions; 0 where there is none.
+    fn mask_heads(&self, _t: usize) -> usize {
+        0
+    }
     /// `ids [b, t]` -> `[b, t, hidden]`.
     fn embed(&self, outer: &dyn OuterOps, ids: &Tensor) -> Result<Tensor, ModelError>;
     /// One block: `x [b, t, hidden]` -> `[b, t, hidden]`.

@@ -204,6 +204,10 @@ impl Decoder for Llama {
         Context { rotary: Some(self.rope.tables(t, device)), mask }
     }
 
+    fn mask_heads(&self, t: usize) -> usize {
+        usize::from(self.window.is_some_and(|window| window < t))
+    }
+
     fn embed(&self, outer: &dyn OuterOps, ids: &Tensor) -> Result<Tensor, ModelError> {
         outer.rows(EMBED, ids)
     }

@@ -4,19 +4,28 @@ use std::fmt::Write;
 use std::path::Path;
 
 use anyhow::Result;
-use oq_calib::Plan;
+use oq_calib::{Accelerator, Machine, Parts, Plan, Setting};
 use oq_formats::{quantization_of, read_config};
-use oq_models::ModelError;
 use oq_models::family::decoder_of;
+use oq_models::{Compute, ModelError};
 use oq_quant_core::ActSpec;
-use oq_recipe::{ModelEntry, Recipe, Shape, Source};
+use oq_recipe::{ModelEntry, Profile, Recipe, Shape, Source};
 use serde_json::{Value, json};
 
-use crate::args::PlanArgs;
+use crate::args::{ComputeArg, PlanArgs, PlanDeviceArg};
 use crate::exit::CliError;
-use crate::machine;
 use crate::output::{Output, bytes};
-use crate::resolve::Named;
+use crate::resolve::{Named, data_path};
+use crate::{machine, profile};
+
+/// WikiText-2's splits, the first rounded.
+const DATASET_BYTES: &[(&str, u64)] = &[
+    ("wikitext2", 10_900_000),
+    ("wikitext2:train", 10_900_000),
+    ("wikitext2:valid", 1_146_846),
+    ("wikitext2:validation", 1_146_846),
+    ("wikitext2:test", 1_290_590),
+];
 
 pub fn run(args: &PlanArgs, out: &Output) -> Result<()> {
     let named = Named::new(&args.model);
@@ -25,17 +34,64 @@ pub fn run(args: &PlanArgs, out: &Output) -> Result<()> {
     let config = config(&named, out)?;
     let recipe = named.recipe(&args.recipe, Some(&config))?;
     let decoder = decoder_of(&config)?;
-    let machine = machine::machine(args.out.as_deref().unwrap_or(Path::new(".")));
-    let plan = Plan::new(&*decoder, &recipe, machine);
-    let value = json!({"model": named.name, "recipe": recipe, "plan": plan, "peak_bytes": plan.memory.peak_bytes(),
-        "machine": machine, "fits": plan.problems.is_empty()});
-    out.result(&value, || text(&named.name, &recipe, &plan))?;
+    let (machine, compute, profile) = subject(args, out)?;
+    let text_bytes = text_bytes(&recipe);
+    let setting = Setting { compute, machine, profile: profile.as_ref(), text_bytes };
+    let plan = Plan::new(&*decoder, &recipe, &setting);
+    let value = json!({"model": named.name, "recipe": recipe, "plan": plan, "peak_bytes": plan.memory.host.total(),
+        "peak_device_bytes": plan.memory.device.map(|parts| parts.total()), "machine": machine, "profile": profile,
+        "fits": plan.fits()});
+    out.result(&value, || text(&named.name, &recipe, &plan, &setting))?;
     refuse(&plan)
 }
 
-/// An error when the run does not fit.
+/// The machine that is planned for, what products are computed in there, and how fast it is where that is known.
+fn subject(args: &PlanArgs, out: &Output) -> Result<(Machine, Compute, Option<Profile>)> {
+    let dir = args.out.as_deref().unwrap_or(Path::new("."));
+    match args.device {
+        PlanDeviceArg::Here(wanted) => {
+            let device = machine::device(wanted)?;
+            let profile = if args.measure {
+                out.note("measuring this machine");
+                Some(profile::measure(device, dir)?)
+            } else {
+                profile::stored(device)?
+            };
+            let machine = Machine { device: machine::accelerator(device), ..machine::machine(dir) };
+            Ok((machine, machine::compute(args.compute, device), profile))
+        }
+        PlanDeviceArg::Named(profile) if args.measure => {
+            let message = format!("--measure is for this machine, --device {} for another", profile.name);
+            Err(CliError::Usage(message).into())
+        }
+        PlanDeviceArg::Named(profile) => {
+            let device = profile.device_bytes().map(|bytes| Accelerator { memory_bytes: Some(bytes) });
+            let machine = Machine { memory_bytes: profile.host_bytes(), disk_bytes: None, device };
+            let compute = match args.compute {
+                ComputeArg::F32 => Compute::F32,
+                ComputeArg::Auto if profile.bf16_gflops <= profile.f32_gflops => Compute::F32,
+                ComputeArg::Auto | ComputeArg::Bf16 => Compute::Bf16,
+            };
+            Ok((machine, compute, Some(profile.clone())))
+        }
+    }
+}
+
+/// Size of the calibration text; 0 where it cannot be told yet.
+pub fn text_bytes(recipe: &Recipe) -> u64 {
+    let data = &recipe.calibration.data;
+    let dataset = DATASET_BYTES.iter().find(|(name, _)| name == data);
+    let file = || std::fs::metadata(data_path(data)).map_or(0, |about| about.len());
+    dataset.map_or_else(file, |(_, bytes)| *bytes)
+}
+
+/// An error when the run does not fit, with what would.
 pub fn refuse(plan: &Plan) -> Result<()> {
-    if plan.problems.is_empty() { Ok(()) } else { Err(CliError::DoesNotFit(plan.problems.join("\n  ")).into()) }
+    if plan.fits() {
+        return Ok(());
+    }
+    let lines = plan.problems.iter().cloned().chain(plan.mends.iter().map(ToString::to_string));
+    Err(CliError::DoesNotFit(lines.collect::<Vec<_>>().join("\n  ")).into())
 }
 
 /// The model's `config.json`: from configs/ where that knows enough, so that nothing is downloaded for a plan.
@@ -76,8 +132,17 @@ pub fn config_of(entry: &ModelEntry, shape: &Shape) -> Value {
     })
 }
 
+/// A duration that is not known to the second.
+pub fn about(secs: f64) -> String {
+    match secs {
+        ..120.0 => format!("{secs:.0} s"),
+        120.0..7200.0 => format!("{:.0} min", secs / 60.0),
+        _ => format!("{:.1} hours", secs / 3600.0),
+    }
+}
+
 /// The plan for people.
-pub fn text(model: &str, recipe: &Recipe, plan: &Plan) -> String {
+fn text(model: &str, recipe: &Recipe, plan: &Plan, setting: &Setting<'_>) -> String {
     let mut text = String::new();
     let mut line = |name: &str, value: String| writeln!(text, "{name:<16}{value}").expect("a string takes all");
     line("model", format!("{model}, {} blocks", plan.n_layers));
@@ -107,13 +172,42 @@ pub fn text(model: &str, recipe: &Recipe, plan: &Plan) -> String {
         line("  site", format!("{:<7}{between}: {} scales{shifts}", site.kind.name(), site.n_scales));
     }
     line("learned", format!("{} numbers per block", plan.learned_per_block));
-    let memory = &plan.memory;
-    line("memory", format!("{} at most, of which", bytes(memory.peak_bytes())));
-    line("  program", bytes(memory.program_bytes));
-    line("  block", bytes(memory.block_bytes));
-    line("  hidden states", bytes(memory.cache_bytes));
-    line("  step", bytes(memory.step_bytes));
+    if let Some(profile) = setting.profile {
+        let estimate = if profile.estimate { " (estimate)" } else { "" };
+        line("machine", format!("{}{estimate}: {}", profile.name, profile.description));
+    }
+    let memories = [("memory", Some(plan.memory.host), setting.machine.memory_bytes)].into_iter();
+    let of_device = setting.machine.device.and_then(|device| device.memory_bytes);
+    for (name, parts, there) in memories.chain([("device memory", plan.memory.device, of_device)]) {
+        let Some(parts) = parts else { continue };
+        let there = there.map_or_else(|| "an unknown amount".to_owned(), bytes);
+        line(name, format!("{} at most, of {there}", bytes(parts.total())));
+        for (part, taken) in parts_of(&parts) {
+            line(part, bytes(taken));
+        }
+    }
+    line("time", time(plan));
     line("output", bytes(plan.output_bytes));
-    line("fits", if plan.problems.is_empty() { "yes".to_owned() } else { "no".to_owned() });
+    line("fits", if plan.fits() { "yes".to_owned() } else { "no".to_owned() });
     text
+}
+
+/// The parts that there are.
+fn parts_of(parts: &Parts) -> impl Iterator<Item = (&'static str, u64)> {
+    let named = [
+        ("  program", parts.program_bytes),
+        ("  text", parts.text_bytes),
+        ("  checkpoint", parts.checkpoint_bytes),
+        ("  block", parts.block_bytes),
+        ("  hidden states", parts.cache_bytes),
+        ("  step", parts.step_bytes),
+    ];
+    named.into_iter().filter(|(_, bytes)| *bytes > 0)
+}
+
+fn time(plan: &Plan) -> String {
+    let Some(time) = &plan.time else { return "unknown, `--measure` times this machine".to_owned() };
+    let estimate = if time.estimate { " (estimate)" } else { "" };
+    let step = if plan.steps_per_block > 0 { format!(", {:.3} s per step", time.step_secs) } else { String::new() };
+    format!("about {}{estimate}, {:.1} s per block{step}, in {}", about(time.total_secs), time.block_secs, plan.compute)
 }

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
-use oq_calib::{Notice, Options, Outcome, Plan, check, quantize};
+use oq_calib::{Machine, Notice, Options, Outcome, Plan, Setting, check, quantize};
 use oq_data::{Split, segments};
 use oq_formats::atomic_write;
 use oq_models::{Compute, Model};
@@ -20,11 +20,11 @@ use tch::Device;
 
 use crate::args::QuantizeArgs;
 use crate::commands::eval::{Subject, tokens};
-use crate::commands::plan::refuse;
+use crate::commands::plan::{about, refuse, text_bytes};
 use crate::exit::CliError;
-use crate::machine;
 use crate::output::{Bar, Output, bytes, seconds};
 use crate::resolve::Named;
+use crate::{machine, profile};
 
 pub fn run(args: &QuantizeArgs, out: &Output) -> Result<()> {
     let device = machine::device(args.device)?;
@@ -36,12 +36,17 @@ pub fn run(args: &QuantizeArgs, out: &Output) -> Result<()> {
     let default_out = || PathBuf::from(format!("{}-{}", named.stem(), recipe.scheme));
     let dir = args.out.clone().unwrap_or_else(default_out);
     check(&model, &recipe)?;
-    let mut machine = machine::machine(&dir);
+    let compute = machine::compute(args.compute, device);
+    let mut machine = Machine { device: machine::accelerator(device), ..machine::machine(&dir) };
     if args.resume {
         // What an earlier run wrote there needs no room again.
         machine.disk_bytes = machine.disk_bytes.map(|free| free + shard_bytes(&dir));
     }
-    refuse(&Plan::new(model.decoder(), &recipe, machine))?;
+    let profile = profile::stored(device)?;
+    let setting = Setting { compute, machine, profile: profile.as_ref(), text_bytes: text_bytes(&recipe) };
+    let plan = Plan::new(model.decoder(), &recipe, &setting);
+    refuse(&plan)?;
+    out.note(&planned(&plan));
 
     let segments = if recipe.method.reads_text() {
         let c = &recipe.calibration;
@@ -50,7 +55,6 @@ pub fn run(args: &QuantizeArgs, out: &Output) -> Result<()> {
     } else {
         Vec::new()
     };
-    let compute = machine::compute(args.compute, device);
     let job = Job { named: &named, recipe: &recipe, model: &model, dir: &dir, device, compute };
     let record = job.run(&segments, args.resume, out)?;
     let summary = oq_formats::inspect(&dir)?;
@@ -77,6 +81,17 @@ pub fn run(args: &QuantizeArgs, out: &Output) -> Result<()> {
         }
         text
     })
+}
+
+/// What a run will take, in a line.
+fn planned(plan: &Plan) -> String {
+    let device =
+        plan.memory.device.map_or_else(String::new, |parts| format!(" and {} on the device", bytes(parts.total())));
+    let time = plan.time.as_ref().map_or_else(
+        || "time unknown (`omniquant plan .. --measure` times this machine)".to_owned(),
+        |time| format!("about {}", about(time.total_secs)),
+    );
+    format!("planned: {} of memory{device}, {time}", bytes(plan.memory.host.total()))
 }
 
 /// Bytes of the shards in `dir`; none where there is no such directory.

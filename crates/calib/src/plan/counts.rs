@@ -1,0 +1,220 @@
+//! What a run's memory and time are counted from.
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+
+use oq_let::{Action, Site};
+use oq_models::{ActPoint, BlockLayout, BlockOps, Compute, Decoder, Dims, LinearName};
+use oq_quant_core::{ActSpec, packed_words};
+use oq_recipe::{Calibration, Recipe};
+use tch::{Device, Kind, Tensor};
+
+/// f32, in which a block is held and learns.
+pub(super) const F32: u64 = 4;
+/// f16, in which what is not quantized is kept on disk; the width of scales too.
+pub(super) const F16: u64 = 2;
+
+/// Sizes of a run, in numbers (of weights, tokens, channels) where nothing else is said.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Counts {
+    pub(super) dims: Dims,
+    /// Tokens of a step.
+    pub(super) batch_tokens: u64,
+    /// Tokens of a segment.
+    pub(super) seqlen: u64,
+    /// Tokens of all segments; 0 where a method reads none.
+    pub(super) tokens: u64,
+    /// Steps of a block.
+    pub(super) steps: u64,
+    /// Targets of a step; 0 where nothing is learned.
+    pub(super) targets: u64,
+    /// Weights of a block's linears.
+    pub(super) weights: u64,
+    /// Of its largest linear.
+    pub(super) largest: u64,
+    /// Of the linears that the transformation changes.
+    pub(super) moved: u64,
+    /// Of those that it scales along rows and along columns.
+    pub(super) moved_twice: u64,
+    /// Of the linears whose input depends on nothing learned, so that no gradient goes to it.
+    pub(super) first: u64,
+    /// Grids of a block, each with two clipping strengths.
+    pub(super) grids: u64,
+    /// Rows of linears between the MLP's input and its product: `intermediate`, or twice that where it is gated.
+    pub(super) mlp_rows: u64,
+    /// Heads of a mask that is added to attention's scores; 0 where it is plainly causal.
+    pub(super) mask_heads: u64,
+    /// Linears of a block.
+    pub(super) linears: u64,
+    /// Sites of a block.
+    pub(super) sites: u64,
+    /// Bytes of a number in a product.
+    pub(super) product_bytes: u64,
+    /// Whether activations are quantized.
+    pub(super) quantizes_act: bool,
+    /// Bytes of a packed block.
+    pub(super) block_bytes: u64,
+    /// Bytes of what lies outside the blocks.
+    pub(super) outer_bytes: u64,
+}
+
+impl Counts {
+    /// `sites`: the ones that the recipe transforms.
+    pub(super) fn new(decoder: &dyn Decoder, recipe: &Recipe, sites: &[Site], compute: Compute) -> Self {
+        let (dims, layout, spec) = (decoder.dims(), decoder.block_layout(), recipe.scheme.weight);
+        let Calibration { samples, seqlen, batch, .. } = recipe.calibration;
+        let (learns, reads_text) = (recipe.method.learns(), recipe.method.reads_text());
+        let moved = |name: LinearName| ports(sites, name).next().is_some();
+        let moved_twice = |name: LinearName| {
+            let along_columns = |action: &Action| *action == Action::MultiplyInput;
+            ports(sites, name).any(|action| along_columns(&action))
+                && ports(sites, name).any(|action| !along_columns(&action))
+        };
+        let differentiated = differentiated(decoder, &layout, sites);
+        let sum = |of: &dyn Fn(LinearName) -> bool| {
+            let chosen = layout.linears.iter().filter(|linear| of(linear.name));
+            chosen.map(|linear| (linear.out_features * linear.in_features) as u64).sum()
+        };
+        let mut block_bytes = 0;
+        for linear in &layout.linears {
+            let (rows, groups) = (linear.out_features, spec.group.count(linear.in_features));
+            let words = rows * packed_words(linear.in_features, spec.bits) + packed_words(rows, spec.bits) * groups;
+            let half = rows * groups + if linear.bias { rows } else { 0 };
+            block_bytes += words as u64 * 4 + half as u64 * F16;
+        }
+        let numbers = |shape: &[usize]| shape.iter().product::<usize>() as u64;
+        block_bytes += layout.params.iter().map(|param| numbers(&param.shape) * F16).sum::<u64>();
+        let rows: usize = layout.linears.iter().map(|linear| linear.out_features).sum();
+        let other_rows = (dims.n_heads + 2 * dims.n_kv_heads) * dims.head_dim + 2 * dims.hidden;
+        Self {
+            dims,
+            batch_tokens: (batch * seqlen) as u64,
+            seqlen: seqlen as u64,
+            tokens: if reads_text { (samples * seqlen) as u64 } else { 0 },
+            steps: if learns { (recipe.learn.epochs * samples.div_ceil(batch)) as u64 } else { 0 },
+            targets: if learns { 1 + u64::from(recipe.learn.aug_loss) } else { 0 },
+            weights: sum(&|_| true),
+            largest: layout.linears.iter().map(|l| (l.out_features * l.in_features) as u64).max().unwrap_or(0),
+            moved: sum(&moved),
+            moved_twice: sum(&moved_twice),
+            first: sum(&|name| !differentiated.contains(&name)),
+            grids: layout.linears.iter().map(|l| (l.out_features * spec.group.count(l.in_features)) as u64).sum(),
+            mlp_rows: rows.saturating_sub(other_rows) as u64,
+            mask_heads: decoder.mask_heads(seqlen) as u64,
+            linears: layout.linears.len() as u64,
+            sites: sites.len() as u64,
+            product_bytes: match compute {
+                Compute::F32 => F32,
+                Compute::Bf16 => 2,
+            },
+            quantizes_act: recipe.scheme.act != ActSpec::Float,
+            block_bytes,
+            outer_bytes: decoder.outer_params().iter().map(|param| numbers(&param.shape) * F16).sum(),
+        }
+    }
+
+    /// Channels of all query heads.
+    pub(super) fn heads(&self) -> u64 {
+        (self.dims.n_heads * self.dims.head_dim) as u64
+    }
+
+    /// Channels of all key heads.
+    pub(super) fn kv_heads(&self) -> u64 {
+        (self.dims.n_kv_heads * self.dims.head_dim) as u64
+    }
+
+    /// Channels of a token on its way into products: of linears, and of attention.
+    pub(super) fn product_inputs(&self) -> u64 {
+        let (hidden, intermediate) = (self.dims.hidden as u64, self.dims.intermediate as u64);
+        2 * hidden + intermediate + 2 * self.heads() + 2 * self.kv_heads()
+    }
+
+    /// Bytes of the packed model.
+    pub(super) fn output_bytes(&self) -> u64 {
+        (self.dims.n_layers as u64).saturating_mul(self.block_bytes) + self.outer_bytes
+    }
+}
+
+/// What sites do to a linear.
+fn ports(sites: &[Site], name: LinearName) -> impl Iterator<Item = Action> + '_ {
+    let ports = sites.iter().flat_map(|site| &site.ports);
+    ports.filter(move |port| port.module == name.0).map(|port| port.action)
+}
+
+/// The linears whose inputs need gradients, as autograd finds them when the block is run on one token.
+fn differentiated(decoder: &dyn Decoder, layout: &BlockLayout, sites: &[Site]) -> BTreeSet<LinearName> {
+    let probe = Probe { layout, sites, seen: RefCell::default() };
+    let x = Tensor::zeros([1, 1, decoder.dims().hidden as i64], (Kind::Float, Device::Cpu));
+    let _ = tch::with_grad(|| decoder.block(&probe, &decoder.context(1, Device::Cpu), &x));
+    probe.seen.into_inner()
+}
+
+/// Multiplies with nothing, and sees which inputs autograd follows.
+struct Probe<'a> {
+    layout: &'a BlockLayout,
+    sites: &'a [Site],
+    seen: RefCell<BTreeSet<LinearName>>,
+}
+
+impl BlockOps for Probe<'_> {
+    fn linear(&self, name: LinearName, x: &Tensor) -> Tensor {
+        if x.requires_grad() {
+            self.seen.borrow_mut().insert(name);
+        }
+        let linear = self.layout.linears.iter().find(|linear| linear.name == name);
+        let width = linear.expect("the forward runs the linears of its layout").out_features as i64;
+        Tensor::zeros([1, 1, width], (Kind::Float, Device::Cpu)).set_requires_grad(true)
+    }
+
+    fn act(&self, _point: ActPoint, x: Tensor) -> Tensor {
+        x
+    }
+
+    fn param(&self, name: &str) -> Tensor {
+        let param = self.layout.params.iter().find(|param| param.name == name);
+        let shape: Vec<i64> =
+            param.expect("the forward reads the layout's params").shape.iter().map(|&n| n as i64).collect();
+        let module = name.rsplit_once('.').map_or(name, |(module, _)| module);
+        let learned = self.sites.iter().flat_map(|site| &site.ports).any(|port| port.module == module);
+        Tensor::ones(&shape[..], (Kind::Float, Device::Cpu)).set_requires_grad(learned)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use oq_models::family::decoder_of;
+    use oq_quant_core::SiteKind;
+    use serde_json::{Value, json};
+
+    /// The linears that need no gradient of their input.
+    #[track_caller]
+    fn check(config: &Value, kinds: &[SiteKind], expected: &[&str]) {
+        let sizes = json!({"hidden_size": 64, "intermediate_size": 96, "ffn_dim": 96, "ffn_hidden_size": 96, "num_hidden_layers": 1,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "num_kv_heads": 2, "vocab_size": 10});
+        let mut all = sizes.as_object().unwrap().clone();
+        all.extend(config.as_object().unwrap().clone());
+        let decoder = decoder_of(&all.into()).unwrap();
+        let layout = decoder.block_layout();
+        let sites: Vec<Site> = kinds.iter().flat_map(|&kind| decoder.sites(kind).unwrap()).collect();
+        let differentiated = differentiated(&*decoder, &layout, &sites);
+        let names = layout.linears.iter().map(|linear| linear.name);
+        let first: Vec<&str> = names.filter(|name| !differentiated.contains(name)).map(|name| name.0).collect();
+        assert_eq!(first, expected);
+    }
+
+    #[test]
+    fn linears_at_a_blocks_input_need_no_gradient_of_it() {
+        let qkv = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"];
+        let fused = "self_attention.query_key_value";
+        for config in [json!({"model_type": "llama"}), json!({"model_type": "qwen3"}), json!({"model_type": "opt"})] {
+            check(&config, &[], &qkv);
+            check(&config, &[SiteKind::Vo], &qkv);
+            check(&config, &[SiteKind::Norm], &[]);
+        }
+        check(&json!({"model_type": "opt", "do_layer_norm_before": false}), &[SiteKind::Vo], &qkv);
+        check(&json!({"model_type": "falcon"}), &[], &[fused, "mlp.dense_h_to_4h"]);
+        check(&json!({"model_type": "falcon", "new_decoder_architecture": true}), &[], &[fused, "mlp.dense_h_to_4h"]);
+        check(&json!({"model_type": "falcon", "parallel_attn": false}), &[], &[fused]);
+    }
+}

@@ -1,0 +1,172 @@
+//! Peak memory of a run, by part.
+//!
+//! A run has phases, and its peak is that of the largest: the text is cut into tokens; a block is loaded; its steps run; its codes are made;
+//! what lies outside the blocks is copied. What each holds is counted from shapes. Three numbers are fitted, and named here: the
+//! program's own, what a step holds per token, and what the allocator keeps of transformed weights. `tests/tests/memory.rs` holds a
+//! plan against the peak of a run; they are fitted anew by the same comparison on larger blocks (`cargo xtask synth NAME --layers 1`)
+//! whenever a step changes what it holds.
+
+use serde::Serialize;
+
+use super::counts::{Counts, F16, F32};
+
+/// libtorch itself, its thread pools, the program and a tokenizer: measured on x86-64 with the CPU library.
+const PROGRAM_BYTES: u64 = 165 << 20;
+/// What the CUDA library and the driver add on the host, and on the device: an allowance, not measured.
+const CUDA_HOST_BYTES: u64 = 2 << 30;
+const CUDA_DEVICE_BYTES: u64 = 512 << 20;
+/// Bytes of memory per byte of a text while its tokens are made, and afterwards: measured with SmolLM2's tokenizer.
+const TOKENIZING: u64 = 110;
+const TOKENIZED: u64 = 95;
+/// Copies of the strengths: themselves, two moments, gradients, and two between these.
+const STRENGTH_COPIES: u64 = 6;
+/// Tenths of transformed weights and their gradients that the allocator takes for them: measured on a block 2048 wide.
+const TRANSFORM_TENTHS: u64 = 11;
+/// Tenths that libtorch's allocator of CUDA memory takes for a tenth in use: an allowance, not measured.
+const CUDA_TENTHS: u64 = 11;
+/// Tensors of the largest linear's size, in f32, that clipping out of single operations has at once, as it runs on devices.
+const COMPOSED_COPIES: u64 = 6;
+
+/// Peak memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct MemoryPlan {
+    /// Of the process.
+    pub host: Parts,
+    /// Of the accelerator that blocks are computed on; none where that is the CPU.
+    pub device: Option<Parts>,
+}
+
+/// Memory by part at the peak, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Parts {
+    /// The program and its libraries.
+    pub program_bytes: u64,
+    /// The calibration text on its way to tokens, and what is left of that.
+    pub text_bytes: u64,
+    /// Pages of the checkpoint that are being read.
+    pub checkpoint_bytes: u64,
+    /// A block's weights, their fake-quantized and transformed copies, gradients, strengths, codes.
+    pub block_bytes: u64,
+    /// Hidden states of the calibration tokens between blocks.
+    pub cache_bytes: u64,
+    /// What a step keeps for its backward pass.
+    pub step_bytes: u64,
+}
+
+impl Parts {
+    /// All of it.
+    pub fn total(&self) -> u64 {
+        let parts = [self.program_bytes, self.text_bytes, self.checkpoint_bytes, self.block_bytes];
+        parts.into_iter().chain([self.cache_bytes, self.step_bytes]).fold(0, u64::saturating_add)
+    }
+
+    fn largest(phases: impl IntoIterator<Item = Self>) -> Self {
+        phases.into_iter().max_by_key(Self::total).unwrap_or_default()
+    }
+}
+
+impl MemoryPlan {
+    /// `text_bytes`: the calibration text's size; `on_device`: blocks are computed on an accelerator.
+    pub(super) fn new(counts: &Counts, text_bytes: u64, on_device: bool) -> Self {
+        let text = if counts.tokens > 0 { text_bytes } else { 0 };
+        let program = Parts { program_bytes: PROGRAM_BYTES, text_bytes: TOKENIZED * text, ..Parts::default() };
+        let tokenizing = Parts { text_bytes: TOKENIZING * text, ..program };
+        let stored = F16 * counts.weights;
+        if !on_device {
+            let with = |parts: Parts| Parts { cache_bytes: caches(counts), ..parts };
+            let loading = Parts { checkpoint_bytes: stored, block_bytes: loaded(counts), ..program };
+            let coding = Parts { block_bytes: coded(counts), ..program };
+            let copying = Parts { checkpoint_bytes: counts.outer_bytes, ..program };
+            let learning = learning(counts, 0).map(|parts| Parts {
+                block_bytes: parts.block_bytes,
+                step_bytes: parts.step_bytes,
+                ..with(program)
+            });
+            let phases = [tokenizing, with(loading), with(coding), copying].into_iter().chain(learning);
+            return Self { host: Parts::largest(phases), device: None };
+        }
+        let program = Parts { program_bytes: PROGRAM_BYTES + CUDA_HOST_BYTES, ..program };
+        let tokenizing = Parts { program_bytes: program.program_bytes, ..tokenizing };
+        let loading = Parts { checkpoint_bytes: stored, block_bytes: F16 * counts.largest, ..program };
+        // Codes are made on the host, one linear's weights after the other.
+        let codes = counts.weights + counts.block_bytes + 2 * F32 * counts.largest;
+        let coding = Parts { block_bytes: codes, ..program };
+        let copying = Parts { checkpoint_bytes: counts.outer_bytes, ..program };
+        let context = Parts { program_bytes: CUDA_DEVICE_BYTES, cache_bytes: caches(counts), ..Parts::default() };
+        let composed = COMPOSED_COPIES * F32 * counts.largest;
+        let slack = |bytes: u64| bytes.saturating_mul(CUDA_TENTHS) / 10;
+        let on_device = learning(counts, composed).chain([Parts { block_bytes: loaded(counts), ..Parts::default() }]);
+        let on_device = on_device.map(|parts| Parts {
+            block_bytes: slack(parts.block_bytes),
+            step_bytes: slack(parts.step_bytes),
+            ..context
+        });
+        Self { host: Parts::largest([tokenizing, loading, coding, copying]), device: Some(Parts::largest(on_device)) }
+    }
+}
+
+/// A block's weights in f32, and the largest as it is stored.
+fn loaded(counts: &Counts) -> u64 {
+    F32 * counts.weights + F16 * counts.largest
+}
+
+/// A block and its transformed weights in f32, its codes in bytes and packed, the weights that are being coded.
+fn coded(counts: &Counts) -> u64 {
+    F32 * (counts.weights + counts.moved + counts.largest) + counts.weights + counts.block_bytes
+}
+
+/// The two moments at which a step holds most: in the block's backward pass, and, where weights are transformed, when their gradients go
+/// back to the scales. No moment where nothing is learned but one pass in full precision. `temporary`: bytes that clipping needs.
+fn learning(counts: &Counts, temporary: u64) -> impl Iterator<Item = Parts> {
+    let product = counts.product_bytes;
+    let weights = F32 * counts.weights;
+    if counts.targets == 0 {
+        let cast = if product < F32 { product * counts.weights } else { 0 };
+        let step_bytes = if counts.tokens > 0 { step(counts) / 2 } else { 0 };
+        return [Some(Parts { block_bytes: weights + cast, step_bytes, ..Parts::default() }), None]
+            .into_iter()
+            .flatten();
+    }
+    let strengths = 2 * STRENGTH_COPIES * F32 * counts.grids;
+    let leaves = product * counts.weights;
+    // Fake-quantized weights and gradients pass through f32.
+    let cast = if product < F32 { F32 * counts.largest } else { 0 };
+    let transformed = F32 * (counts.moved + counts.moved_twice);
+    let backward = weights + 2 * leaves + transformed + cast.max(temporary) + strengths;
+    let backward = Parts { block_bytes: backward, step_bytes: step(counts), ..Parts::default() };
+    // Of transformed weights the gradients, in f32 and twice, and three temporaries of the largest.
+    let of_transformed = transformed + 2 * F32 * counts.moved + 3 * F32 * counts.largest;
+    let of_rest = product * (counts.weights - counts.moved);
+    let block_bytes =
+        weights + leaves + of_rest + of_transformed.saturating_mul(TRANSFORM_TENTHS) / 10 + strengths + temporary;
+    let to_scales = (counts.moved > 0).then_some(Parts { block_bytes, ..Parts::default() });
+    [Some(backward), to_scales].into_iter().flatten()
+}
+
+/// Targets, inputs, and the second targets.
+fn caches(counts: &Counts) -> u64 {
+    let copies = match counts.targets {
+        0 => 1,
+        targets => 1 + targets,
+    };
+    let states = (copies * F32).saturating_mul(counts.tokens).saturating_mul(counts.dims.hidden as u64);
+    states.saturating_add(if counts.tokens > 0 { F32 * mask(counts) } else { 0 })
+}
+
+/// Numbers of a mask on attention's scores.
+fn mask(counts: &Counts) -> u64 {
+    counts.mask_heads.saturating_mul(counts.seqlen).saturating_mul(counts.seqlen)
+}
+
+/// What the backward pass of one block keeps: inputs of norms and linears, Q, K, V, the attention's output, the parts of the MLP's product,
+/// and the gradients that are alive beside them. Counted, then fitted to measured peaks of blocks of LLaMA-2-7B, OPT-1.3B and
+/// Falcon-7B, of 128 to 1024 tokens: within 10 %.
+fn step(counts: &Counts) -> u64 {
+    let (hidden, intermediate) = (counts.dims.hidden as u64, counts.dims.intermediate as u64);
+    let product = counts.product_bytes;
+    let plain = (16 + 8 * counts.targets) * hidden + 4 * product * counts.heads() + (8 + 4 * product) * intermediate;
+    // Of each quantized number its levels and masks; of the widest tensor all that lies between.
+    let quantized = if counts.quantizes_act { 8 * counts.product_inputs() + 20 * intermediate } else { 0 };
+    let masked = if product < F32 { product * mask(counts) } else { 0 };
+    counts.batch_tokens.saturating_mul(plain + quantized).saturating_add(masked)
+}

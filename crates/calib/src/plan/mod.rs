@@ -1,0 +1,210 @@
+//! What a run will do and whether it fits, before a weight is read.
+
+mod counts;
+mod memory;
+mod mend;
+mod time;
+
+use oq_let::Site;
+use oq_models::{Compute, Decoder};
+use oq_quant_core::SiteKind;
+use oq_recipe::{Profile, Recipe};
+use serde::Serialize;
+
+use crate::sites::sites_of;
+use counts::Counts;
+
+pub use memory::{MemoryPlan, Parts};
+pub use mend::Mend;
+pub use time::{StepTime, TimePlan};
+
+/// What the machine has; `None` where it cannot be found out.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct Machine {
+    /// Memory of the host that can be taken without swapping.
+    pub memory_bytes: Option<u64>,
+    /// Free space where the output goes.
+    pub disk_bytes: Option<u64>,
+    /// The accelerator that blocks are computed on; none where that is the CPU.
+    pub device: Option<Accelerator>,
+}
+
+/// An accelerator.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct Accelerator {
+    /// Free memory.
+    pub memory_bytes: Option<u64>,
+}
+
+/// Where and how a run would go.
+#[derive(Clone, Copy, Debug)]
+pub struct Setting<'a> {
+    /// What its products are computed in.
+    pub compute: Compute,
+    /// What there is.
+    pub machine: Machine,
+    /// How fast it is, where that is known.
+    pub profile: Option<&'a Profile>,
+    /// Size of the calibration text.
+    pub text_bytes: u64,
+}
+
+/// One linear of a block under the recipe.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct LinearPlan {
+    /// Name below the block.
+    pub name: &'static str,
+    /// Rows.
+    pub out_features: usize,
+    /// Columns.
+    pub in_features: usize,
+    /// Grids, each with a clipping strength for its maximum and one for its minimum.
+    pub n_groups: usize,
+}
+
+/// One site of a block under the recipe.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct SitePlan {
+    /// What is rescaled.
+    pub kind: SiteKind,
+    /// Modules that write the channels.
+    pub writers: Vec<&'static str>,
+    /// Modules that read them; queries and keys have none.
+    pub readers: Vec<&'static str>,
+    /// Scales; channels that are tied have one between them.
+    pub n_scales: usize,
+    /// Shifts.
+    pub n_shifts: usize,
+}
+
+impl SitePlan {
+    fn new(site: &Site, shift: bool) -> Self {
+        let mut writers: Vec<&str> = site.writers().map(|port| port.module).collect();
+        // One module may hold queries and keys.
+        writers.dedup();
+        Self {
+            kind: site.kind,
+            writers,
+            readers: site.readers().map(|port| port.module).collect(),
+            n_scales: site.n_scales,
+            n_shifts: if shift && site.can_shift { site.n_scales } else { 0 },
+        }
+    }
+}
+
+/// What a run will do.
+#[derive(Clone, Debug, Serialize)]
+pub struct Plan {
+    /// Number of blocks.
+    pub n_layers: usize,
+    /// The linears of each.
+    pub linears: Vec<LinearPlan>,
+    /// Where channels are rescaled.
+    pub sites: Vec<SitePlan>,
+    /// Numbers learned per block.
+    pub learned_per_block: usize,
+    /// Optimizer steps per block.
+    pub steps_per_block: usize,
+    /// Calibration tokens.
+    pub calibration_tokens: usize,
+    /// What products are computed in.
+    pub compute: &'static str,
+    /// Peak memory.
+    pub memory: MemoryPlan,
+    /// Size of the packed model.
+    pub output_bytes: u64,
+    /// How long it takes, where the machine's speed is known.
+    pub time: Option<TimePlan>,
+    /// What does not fit.
+    pub problems: Vec<String>,
+    /// Settings with which memory would be enough.
+    pub mends: Vec<Mend>,
+}
+
+impl Plan {
+    /// Plans a run of `recipe` on a model of this shape.
+    ///
+    /// A group size that does not divide is listed as a problem like too little memory.
+    pub fn new(decoder: &dyn Decoder, recipe: &Recipe, setting: &Setting<'_>) -> Self {
+        let spec = recipe.scheme.weight;
+        let mut problems = Vec::new();
+        let mut linears = Vec::new();
+        for linear in &decoder.block_layout().linears {
+            let (rows, cols) = (linear.out_features, linear.in_features);
+            if !spec.group.divides(cols) {
+                let group = spec.group.len(cols);
+                problems.push(format!("{}: group {group} does not divide in_features {cols}", linear.name.0));
+            }
+            let n_groups = rows * spec.group.count(cols);
+            linears.push(LinearPlan { name: linear.name.0, out_features: rows, in_features: cols, n_groups });
+        }
+        let sites = sites_of(decoder, recipe).unwrap_or_else(|error| {
+            problems.push(error.to_string());
+            Vec::new()
+        });
+        let counts = Counts::new(decoder, recipe, &sites, setting.compute);
+        let on_device = setting.machine.device.is_some();
+        let memory = MemoryPlan::new(&counts, setting.text_bytes, on_device);
+        let short = Shortage::of(&memory, setting.machine);
+        problems.extend(short.iter().map(Shortage::text));
+        let mends = if short.is_empty() { Vec::new() } else { mend::mends(decoder, recipe, &sites, setting) };
+        let output_bytes = counts.output_bytes();
+        if let Some(free) = setting.machine.disk_bytes.filter(|free| *free < output_bytes) {
+            let needed = gib(output_bytes);
+            problems.push(format!("needs {needed} on disk, {} is free: choose another --out", gib(free)));
+        }
+        let learns = recipe.method.learns();
+        let sites: Vec<SitePlan> = sites.iter().map(|site| SitePlan::new(site, recipe.transform.shift)).collect();
+        Self {
+            n_layers: decoder.dims().n_layers,
+            learned_per_block: if learns {
+                let strengths: usize = linears.iter().map(|linear| 2 * linear.n_groups).sum();
+                strengths + sites.iter().map(|site| site.n_scales + site.n_shifts).sum::<usize>()
+            } else {
+                0
+            },
+            steps_per_block: counts.steps as usize,
+            calibration_tokens: counts.tokens as usize,
+            linears,
+            sites,
+            compute: setting.compute.name(),
+            memory,
+            output_bytes,
+            time: setting.profile.map(|profile| TimePlan::new(&counts, profile, on_device)),
+            problems,
+            mends,
+        }
+    }
+
+    /// Whether the run can be made here.
+    pub fn fits(&self) -> bool {
+        self.problems.is_empty()
+    }
+}
+
+/// A memory that is too small.
+struct Shortage {
+    of: &'static str,
+    needed: u64,
+    there: u64,
+}
+
+impl Shortage {
+    fn of(memory: &MemoryPlan, machine: Machine) -> Vec<Self> {
+        let host = ("memory", Some(memory.host), machine.memory_bytes);
+        let device = ("device memory", memory.device, machine.device.and_then(|device| device.memory_bytes));
+        let short = |(of, parts, there): (_, Option<Parts>, Option<u64>)| {
+            let (needed, there) = (parts?.total(), there?);
+            (needed > there).then_some(Self { of, needed, there })
+        };
+        [host, device].into_iter().filter_map(short).collect()
+    }
+
+    fn text(&self) -> String {
+        format!("needs {} of {}, {} is free", gib(self.needed), self.of, gib(self.there))
+    }
+}
+
+fn gib(bytes: u64) -> String {
+    format!("{:.2} GiB", bytes as f64 / f64::from(1 << 30))
+}

@@ -1,0 +1,214 @@
+//! How long a run takes on a machine, from shapes and the machine's [`Profile`].
+//!
+//! A step is matrix products, attention, passes over activations, passes over weights (fake-quantizing, gradients of strengths,
+//! transformation), and the cost of starting each operation. Each part is counted in operations or bytes and divided by the machine's own
+//! rate, times the share of it that such work reaches. All shares stand in [`Fit`].
+
+use oq_recipe::Profile;
+use serde::Serialize;
+
+use super::counts::{Counts, F16, F32};
+
+/// What was fitted, for one kind of device.
+///
+/// To fit anew: `omniquant plan --measure` for the machine's own rates, then `benches/step.rs` on a block of LLaMA-2-7B (products
+/// bound it: `products`) and a run of SmolLM2-135M (passes and operations bound it: `memory`, `secs_per_op`), with this module's parts
+/// (`omniquant plan --json`) beside the measured times.
+struct Fit {
+    /// Of the fastest product, what a step's products reach, in f32 and in bf16.
+    products_f32: f64,
+    products_bf16: f64,
+    /// The same of attention's.
+    attention_f32: f64,
+    attention_bf16: f64,
+    /// Of the fastest stream, what passes over activations and weights reach.
+    memory: f64,
+    /// Bytes that are moved per weight by fake-quantizing it and by its strengths' gradients.
+    clip_bytes: f64,
+    /// Seconds that an operation takes however small it is.
+    secs_per_op: f64,
+}
+
+/// Two Zen 4 cores: a step of LLaMA-2-7B's block on 2048 tokens in 6.5 s in bf16 and 16.7 s in f32, where the fastest products are 800 and
+/// 180 GFLOP/s; a block of SmolLM2-135M, 80 steps of 1024 tokens, in 8.5 s and 18 s with everything.
+const CPU: Fit = Fit {
+    products_f32: 0.93,
+    products_bf16: 0.65,
+    attention_f32: 0.6,
+    attention_bf16: 0.25,
+    memory: 0.6,
+    clip_bytes: 60.0,
+    secs_per_op: 8e-6,
+};
+
+/// Not measured. Products reach what large ones do in training (0.6 of the fastest); clipping is composed of single operations there, whose
+/// reads and writes are counted from `oq-lwc`.
+const DEVICE: Fit = Fit {
+    products_f32: 0.8,
+    products_bf16: 0.6,
+    attention_f32: 0.35,
+    attention_bf16: 0.35,
+    memory: 0.8,
+    clip_bytes: 134.0,
+    secs_per_op: 10e-6,
+};
+
+/// What is reached of a data sheet's rates: 790 of 989 TFLOP/s were measured for bf16 products on an H200.
+const OF_DATA_SHEET: f64 = 0.8;
+/// Operations of a step: around each linear (clipping, its optimizer), in the rest of the block, and at each site.
+const OPS_PER_LINEAR: f64 = 45.0;
+const OPS_PER_BLOCK: f64 = 150.0;
+const OPS_PER_SITE: f64 = 40.0;
+/// Backward passes of attention compute this much more than forward: five products for two.
+const ATTENTION_BACKWARD: f64 = 2.5;
+/// Bytes per token and channel that a step moves forward and backward: at norms, residual sums and losses; at the rotation of queries and
+/// keys and on the way to attention; per byte of a product's number at rows of the MLP; at a quantized activation.
+const HIDDEN_BYTES: f64 = 140.0;
+const HEAD_BYTES: f64 = 90.0;
+const MLP_PASSES: f64 = 7.0;
+const QUANTIZED_BYTES: f64 = 150.0;
+/// Bytes per transformed weight: scaled, and its gradient taken back.
+const TRANSFORM_BYTES: f64 = 60.0;
+/// A forward pass's share of the passes over activations.
+const FORWARD_SHARE: f64 = 0.4;
+/// Making final codes, on one core; hashing a shard.
+const SECS_PER_CODE: f64 = 20e-9;
+const HASH_BYTES_PER_SEC: f64 = 1e9;
+
+/// Time of a run, in seconds.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct TimePlan {
+    /// The profile's name.
+    pub profile: String,
+    /// Whether the profile is a vendor's, not measured.
+    pub estimate: bool,
+    /// One step, by part.
+    pub step: StepTime,
+    /// One step.
+    pub step_secs: f64,
+    /// What a block takes beside its steps: loading, passes for targets and output, codes, its shard.
+    pub other_secs: f64,
+    /// One block.
+    pub block_secs: f64,
+    /// All blocks, and what lies outside them.
+    pub total_secs: f64,
+}
+
+/// Parts of a step, in seconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct StepTime {
+    /// Products of linears.
+    pub products_secs: f64,
+    /// Scores and mixtures of attention.
+    pub attention_secs: f64,
+    /// Passes over activations.
+    pub activations_secs: f64,
+    /// Passes over weights.
+    pub weights_secs: f64,
+    /// Starting operations.
+    pub overhead_secs: f64,
+}
+
+impl StepTime {
+    fn total(&self) -> f64 {
+        self.products_secs + self.attention_secs + self.activations_secs + self.weights_secs + self.overhead_secs
+    }
+}
+
+impl TimePlan {
+    pub(super) fn new(counts: &Counts, profile: &Profile, on_device: bool) -> Self {
+        let rates = Rates::new(counts, profile, on_device);
+        let step = if counts.steps > 0 { rates.step(counts) } else { StepTime::default() };
+        let step_secs = step.total();
+        let other_secs = rates.other(counts);
+        let block_secs = counts.steps as f64 * step_secs + other_secs;
+        // Looked through for numbers that are not finite, then copied.
+        let outer_secs = 2.0 * counts.outer_bytes as f64 / rates.disk;
+        Self {
+            profile: profile.name.clone(),
+            estimate: profile.estimate,
+            step,
+            step_secs,
+            other_secs,
+            block_secs,
+            total_secs: counts.dims.n_layers as f64 * block_secs + outer_secs,
+        }
+    }
+}
+
+/// What a machine does in a second, of this kind of work.
+struct Rates {
+    products: f64,
+    attention: f64,
+    memory: f64,
+    disk: f64,
+    clip_bytes: f64,
+    secs_per_op: f64,
+}
+
+impl Rates {
+    fn new(counts: &Counts, profile: &Profile, on_device: bool) -> Self {
+        let fit = if on_device { DEVICE } else { CPU };
+        let reached = if profile.estimate { OF_DATA_SHEET } else { 1.0 };
+        let (peak, products, attention) = if counts.product_bytes == F32 {
+            (profile.f32_gflops, fit.products_f32, fit.attention_f32)
+        } else {
+            (profile.bf16_gflops, fit.products_bf16, fit.attention_bf16)
+        };
+        let peak = peak * 1e9 * reached;
+        Self {
+            products: peak * products,
+            attention: peak * attention,
+            memory: profile.memory_gb_per_s * 1e9 * reached * fit.memory,
+            disk: profile.disk_gb_per_s * 1e9,
+            clip_bytes: fit.clip_bytes,
+            secs_per_op: fit.secs_per_op,
+        }
+    }
+
+    fn step(&self, counts: &Counts) -> StepTime {
+        let tokens = counts.batch_tokens as f64;
+        let weights = counts.weights as f64;
+        // Outputs, gradients of weights, gradients of inputs.
+        let flops = 2.0 * tokens * (3.0 * weights - counts.first as f64);
+        let clipped = self.clip_bytes * weights;
+        let moved = TRANSFORM_BYTES * (counts.moved + counts.moved_twice) as f64;
+        let ops = OPS_PER_BLOCK + OPS_PER_LINEAR * counts.linears as f64 + OPS_PER_SITE * counts.sites as f64;
+        StepTime {
+            products_secs: flops / self.products,
+            attention_secs: (1.0 + ATTENTION_BACKWARD) * attention_flops(counts, tokens) / self.attention,
+            activations_secs: tokens * activation_bytes(counts) / self.memory,
+            weights_secs: (clipped + moved) / self.memory,
+            overhead_secs: ops * self.secs_per_op,
+        }
+    }
+
+    fn other(&self, counts: &Counts) -> f64 {
+        let (tokens, weights) = (counts.tokens as f64, counts.weights as f64);
+        // In full precision once per target, and quantized.
+        let passes = if counts.targets > 0 { 1.0 + counts.targets as f64 } else { 1.0 };
+        let forward = 2.0 * tokens * weights / self.products
+            + attention_flops(counts, tokens) / self.attention
+            + FORWARD_SHARE * tokens * activation_bytes(counts) / self.memory;
+        let stored = F16 as f64 * weights;
+        let shard = counts.block_bytes as f64;
+        let files = stored / self.disk + shard / self.disk + shard / HASH_BYTES_PER_SEC;
+        // Widened, cast, put back: as clipping, on a pass over weights or two.
+        passes * forward + files + SECS_PER_CODE * weights + self.clip_bytes * weights / self.memory
+    }
+}
+
+/// Of a forward pass: two products of `t` scores per token, half of which lie in the future and are skipped unless a mask says more.
+fn attention_flops(counts: &Counts, tokens: f64) -> f64 {
+    let seen = if counts.mask_heads > 0 { 1.0 } else { 0.5 };
+    4.0 * tokens * counts.seqlen as f64 * counts.heads() as f64 * seen
+}
+
+/// Bytes per token that a step moves over.
+fn activation_bytes(counts: &Counts) -> f64 {
+    let quantized = if counts.quantizes_act { QUANTIZED_BYTES * counts.product_inputs() as f64 } else { 0.0 };
+    HIDDEN_BYTES * counts.dims.hidden as f64
+        + HEAD_BYTES * (counts.heads() + counts.kv_heads()) as f64
+        + MLP_PASSES * (counts.product_bytes * counts.mlp_rows) as f64
+        + quantized
+}
