@@ -107,7 +107,7 @@ fn step_secs(
         Overrides { samples: Some(1), seqlen: Some(tokens), epochs: Some(steps + 1), ..Overrides::default() };
     let recipe = Recipe::resolve(scheme, None, None, &overrides).expect("a recipe");
     let out = std::env::temp_dir().join(format!("omniquant-step-{}", std::process::id()));
-    let options = Options { device: Device::Cpu, compute, out: out.clone(), resume: false };
+    let options = Options { device: Device::Cpu, compute, cache_memory: None, out: out.clone(), resume: false };
     let ids = (0..tokens as u32).map(|i| i * 7 % 200).collect();
     let (mut secs, mut last) = (Vec::new(), None::<Instant>);
     let result = quantize(model, &recipe, &[ids], &options, &mut |notice| {

@@ -42,7 +42,7 @@ fn losses(model: &str, scheme: &str, device: Device, compute: Compute) -> Vec<f6
     let recipe = Recipe::resolve(scheme.parse().unwrap(), find(model), None, &overrides).unwrap();
     let segments: Vec<Vec<u32>> = (0..4).map(|i| (0..64).map(|t| (t * 7 + i * 131) % 1024).collect()).collect();
     let out = tempfile::tempdir().unwrap();
-    let options = Options { device, compute, out: out.path().join("out"), resume: false };
+    let options = Options { device, compute, cache_memory: None, out: out.path().join("out"), resume: false };
     let model = Model::open(&fixture(model)).unwrap();
     let outcome = quantize(&model, &recipe, &segments, &options, &mut |_| ControlFlow::Continue(())).unwrap();
     outcome.blocks.iter().map(|block| block.final_loss.unwrap()).collect()

@@ -126,7 +126,8 @@ fn quantized(dir: &Path, scheme: &str, method: Method, out: &Path) -> Model {
     let recipe = Recipe::resolve(spec(scheme), None, None, &overrides).unwrap();
     let ids = tokens("calib.txt");
     let segments: Vec<Vec<u32>> = ids.chunks_exact(SEQLEN).take(16).map(<[u32]>::to_vec).collect();
-    let options = Options { device: Device::Cpu, compute: Compute::F32, out: out.to_owned(), resume: false };
+    let options =
+        Options { device: Device::Cpu, compute: Compute::F32, cache_memory: None, out: out.to_owned(), resume: false };
     let model = Model::open(dir).unwrap();
     quantize(&model, &recipe, &segments, &options, &mut |_| ControlFlow::Continue(())).unwrap();
     Model::open(out).unwrap()

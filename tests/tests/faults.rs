@@ -489,7 +489,7 @@ cp -r "$disk/out" "$answers/out"
 const MAY_NOT_MOUNT: i32 = 77;
 
 #[track_caller]
-fn check_small_disk(size: &str, expected: &TempDir) {
+fn check_small_disk(size: &str, more: &[&str], expected: &TempDir) {
     let (disk, answers) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let run = quantize(TINY, Path::new("unused"));
     let args: Vec<_> = run.get_args().take_while(|arg| *arg != "--out").collect();
@@ -499,7 +499,7 @@ fn check_small_disk(size: &str, expected: &TempDir) {
         .arg(disk.path())
         .arg(size)
         .arg(answers.path());
-    shell.arg(run.get_program()).args(args).args(["--scheme", "w4a16g64", "--calib", CALIB]);
+    shell.arg(run.get_program()).args(args).args(["--scheme", "w4a16g64", "--calib", CALIB]).args(more);
     shell.current_dir(run.get_current_dir().unwrap());
     let mounted = shell.output().map(|output| output.status.code());
     let answer = |name: &str| fs::read_to_string(answers.path().join(name)).unwrap_or_default();
@@ -535,6 +535,8 @@ fn a_full_disk() {
     run(quantize(TINY, expected.path()).args(["--scheme", "w4a16g64", "--calib", CALIB]), 0);
     // Room for the journal alone, for a block or two, and for all blocks but not the head.
     for size in ["4k", "300k", "700k"] {
-        check_small_disk(size, &expected);
+        check_small_disk(size, &[], &expected);
     }
+    // Room for the journal and one of two stores of hidden states, of 32 KiB each.
+    check_small_disk("48k", &["--cache-memory", "0"], &expected);
 }

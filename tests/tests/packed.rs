@@ -54,7 +54,13 @@ fn noise(recipe: &Recipe, vocab: usize) -> Vec<Vec<u32>> {
 
 fn quantized(source: &Path, recipe: &Recipe, segments: &[Vec<u32>]) -> (TempDir, Outcome) {
     let out = tempfile::tempdir().unwrap();
-    let options = Options { device: Device::Cpu, compute: Compute::F32, out: out.path().to_owned(), resume: false };
+    let options = Options {
+        device: Device::Cpu,
+        compute: Compute::F32,
+        cache_memory: None,
+        out: out.path().to_owned(),
+        resume: false,
+    };
     let model = Model::open(source).unwrap();
     let outcome = quantize(&model, recipe, segments, &options, &mut |_| ControlFlow::Continue(())).unwrap();
     assert_eq!(outcome.blocks.len(), model.decoder().dims().n_layers);

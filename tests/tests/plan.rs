@@ -207,7 +207,8 @@ impl Case {
         let profile = named.unwrap_or(&profile);
         let device = profile.device_bytes().map(|bytes| Accelerator { memory_bytes: Some(bytes) });
         let machine = Machine { memory_bytes: profile.host_bytes(), disk_bytes: None, device };
-        let setting = Setting { compute: self.compute, machine, profile: Some(profile), text_bytes: 1 << 20 };
+        let setting =
+            Setting { compute: self.compute, machine, profile: Some(profile), text_bytes: 1 << 20, cache_memory: None };
         Plan::new(&*decoder, &recipe, &setting)
     }
 }

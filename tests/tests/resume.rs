@@ -5,13 +5,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::OnceLock;
 use std::thread::{scope, sleep};
 use std::time::{Duration, Instant};
 
-use oq_tests::{copied, omniquant, run};
+use oq_tests::{copied, fixture, omniquant, run};
 use serde_json::Value;
+use tempfile::TempDir;
 
 /// Runs that are killed; the first kills are spread evenly over the time that a run takes.
 const ROUNDS: u64 = 20;
@@ -20,12 +21,20 @@ const LIMIT: Duration = Duration::from_secs(120);
 /// What a run says of itself, with times in it: not part of the model.
 const RECORDS: [&str; 4] = ["events.jsonl", "journal.jsonl", "recipe.toml", "run.json"];
 
+/// The one shard of the model.
+const WEIGHTS: &str = "model.safetensors";
+
 type Files = BTreeMap<String, Vec<u8>>;
 
 /// Four blocks that learn for about half a second each.
 fn quantize(out: &Path) -> Command {
+    quantize_model(&fixture("tiny-llama"), out)
+}
+
+/// The same with a copy of the model.
+fn quantize_model(model: &Path, out: &Path) -> Command {
     let mut command = omniquant();
-    command.args(["quantize", "tests/fixtures/tiny-llama", "--scheme", "w3a16g64", "--calib"]);
+    command.arg("quantize").arg(model).args(["--scheme", "w3a16g64", "--calib"]);
     command.args(["tests/fixtures/calib.txt", "--samples", "4", "--seqlen", "64", "--epochs", "25"]);
     command.args(["--threads", "1", "--quiet", "--out"]).arg(out);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
@@ -192,6 +201,69 @@ fn sigterm_stops_and_says_how_to_go_on() {
     check_stopped_by("TERM");
 }
 
+/// Changes the weights of a copy of the model while block 1 learns, and waits for the end of the run.
+fn changed_under_a_run(change: impl FnOnce(&Path)) -> (TempDir, TempDir, Output) {
+    let (model, dir) = (copied("tiny-llama"), tempfile::tempdir().unwrap());
+    let mut child = quantize_model(model.path(), dir.path()).spawn().unwrap();
+    let events = || fs::read_to_string(dir.path().join("events.jsonl")).unwrap_or_default();
+    let learns = || events().lines().any(|line| line.contains("\"epoch\"") && line.contains("\"block\":1,"));
+    assert_eq!(wait(&mut child, learns), None, "ended before its second block");
+    change(&model.path().join(WEIGHTS));
+    wait(&mut child, || false);
+    let output = child.wait_with_output().unwrap();
+    (model, dir, output)
+}
+
+/// A run that ended in a block: which one it says, and that it ends well once the weights are what they were.
+#[track_caller]
+fn check_goes_on(model: &Path, out: &Path, output: &Output, code: i32, parts: &[&str]) {
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{stderr}");
+    for part in parts {
+        assert!(stderr.contains(part), "no {part:?} in {stderr}");
+    }
+    assert!(stderr.contains("go on with --resume") && !stderr.contains("panicked"), "{stderr}");
+    assert!(!out.join("config.json").exists() && finished_blocks(out) > 0);
+    fs::copy(fixture("tiny-llama").join(WEIGHTS), model.join(WEIGHTS)).unwrap();
+    run(quantize_model(model, out).arg("--resume"), 0);
+    check_whole(&stderr, out);
+}
+
+#[test]
+fn weights_that_are_cut_under_a_run() {
+    whole();
+    let (model, dir, output) = changed_under_a_run(|weights| {
+        fs::File::options().write(true).open(weights).unwrap().set_len(1000).unwrap();
+    });
+    let parts = ["block 1: ", "model.safetensors: truncated: ", "1000 found", "fetch the file again"];
+    check_goes_on(model.path(), dir.path(), &output, 3, &parts);
+}
+
+#[test]
+fn weights_that_vanish_under_a_run() {
+    whole();
+    let (_model, dir, output) = changed_under_a_run(|weights| fs::remove_file(weights).unwrap());
+    // They are there for as long as they are mapped.
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    check_whole("removed weights", dir.path());
+}
+
+#[test]
+fn a_block_that_holds_nan() {
+    whole();
+    let (model, dir) = (copied("tiny-llama"), tempfile::tempdir().unwrap());
+    let up = "model.layers.2.mlp.up_proj.weight";
+    let mut bytes = fs::read(model.path().join(WEIGHTS)).unwrap();
+    let header_bytes = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let header: Value = serde_json::from_slice(&bytes[8..8 + header_bytes]).unwrap();
+    let first = 8 + header_bytes + header[up]["data_offsets"][0].as_u64().unwrap() as usize;
+    bytes[first..first + 2].copy_from_slice(&half::f16::NAN.to_le_bytes());
+    fs::write(model.path().join(WEIGHTS), bytes).unwrap();
+    let output = quantize_model(model.path(), dir.path()).output().unwrap();
+    assert_eq!(finished_blocks(dir.path()), 2);
+    check_goes_on(model.path(), dir.path(), &output, 5, &["block 2: ", up, "value 0 is NaN"]);
+}
+
 #[test]
 fn a_finished_run_is_left_alone() {
     let dir = tempfile::tempdir().unwrap();
@@ -288,11 +360,8 @@ fn another_run_is_refused() {
     let model = copied("tiny-llama");
     let config = fs::read_to_string(model.path().join("config.json")).unwrap();
     fs::write(model.path().join("config.json"), config.replace("1e-06", "1e-05")).unwrap();
-    let mut command = resume(out);
-    let args: Vec<_> = command.get_args().map(ToOwned::to_owned).collect();
-    command = omniquant();
-    command
-        .args(args.iter().map(|arg| if arg == "tests/fixtures/tiny-llama" { model.path().as_os_str() } else { arg }));
+    let mut command = quantize_model(model.path(), out);
+    command.arg("--resume");
     check_refused(&mut command, out, &["holds a run with another model:"]);
 }
 

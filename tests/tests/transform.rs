@@ -36,7 +36,8 @@ fn calibration(recipe: &Recipe) -> Vec<Vec<u32>> {
 }
 
 fn quantized(model: &str, recipe: &Recipe, out: &Path) -> Outcome {
-    let options = Options { device: Device::Cpu, compute: Compute::F32, out: out.to_owned(), resume: false };
+    let options =
+        Options { device: Device::Cpu, compute: Compute::F32, cache_memory: None, out: out.to_owned(), resume: false };
     let model = Model::open(&fixture(model)).unwrap();
     quantize(&model, recipe, &calibration(recipe), &options, &mut |_| ControlFlow::Continue(())).unwrap()
 }
@@ -219,7 +220,13 @@ fn a_stopped_run_ends_in_the_same_bytes() {
 
         let model = Model::open(&fixture("tiny-opt")).unwrap();
         let run = |resume, stop_after: usize| {
-            let options = Options { device: Device::Cpu, compute: Compute::F32, out: parts.path().to_owned(), resume };
+            let options = Options {
+                device: Device::Cpu,
+                compute: Compute::F32,
+                cache_memory: None,
+                out: parts.path().to_owned(),
+                resume,
+            };
             let mut finished = 0;
             quantize(&model, &recipe, &calibration(&recipe), &options, &mut |notice| {
                 finished += usize::from(matches!(notice, Notice::Event(oq_recipe::Event::BlockFinished(_))));

@@ -48,6 +48,28 @@ pub enum CalibError {
         /// Which batch, from 0.
         batch: usize,
     },
+    /// Hidden states beyond the budget have no place on the disk.
+    #[error(
+        "{}: hidden states that --cache-memory leaves no room for, {bytes} bytes, cannot be kept there: {source}; free some space \
+         or take a larger --cache-memory",
+        dir.display()
+    )]
+    Cache {
+        /// Where the files are.
+        dir: PathBuf,
+        /// What all of them take.
+        bytes: u64,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Something that is no fault of the block, but ended the run there.
+    #[error("block {block}: {source}; then go on with --resume, finished blocks are kept")]
+    InBlock {
+        /// The first block that is not finished.
+        block: usize,
+        /// What happened.
+        source: Box<CalibError>,
+    },
     /// Learning without text.
     #[error("no calibration segments: the method learns from text")]
     NoSegments,
@@ -71,4 +93,16 @@ pub enum CalibError {
     /// The run in the output directory cannot be gone on with.
     #[error(transparent)]
     Journal(#[from] JournalError),
+}
+
+impl CalibError {
+    /// The error with its block, where it does not say so itself.
+    pub(crate) fn in_block(self, block: usize) -> Self {
+        match self {
+            Self::Model(_) | Self::Format(_) | Self::Journal(_) | Self::Cache { .. } => {
+                Self::InBlock { block, source: Box::new(self) }
+            }
+            other => other,
+        }
+    }
 }

@@ -3,73 +3,17 @@
 //! The first line names everything that decides the result. A line is appended and synced after the block's shard is in place;
 //! a torn last line counts as not written.
 
-use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use oq_recipe::BlockRecord;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+
+use crate::identity::Identity;
 
 /// Name of the journal in the output directory.
 pub const JOURNAL: &str = "journal.jsonl";
-
-/// Everything that decides a run's bytes on one machine with one number of threads: there, two runs with equal identities end in
-/// equal files.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Identity {
-    /// Version of this program.
-    pub(crate) version: String,
-    /// The recipe as resolved, as JSON.
-    pub(crate) recipe: String,
-    /// sha256 of `config.json` and of the shards' names, sizes and headers.
-    pub(crate) model: String,
-    /// sha256 of the calibration token ids.
-    pub(crate) calibration: String,
-    /// What products are computed in.
-    pub(crate) compute: String,
-}
-
-impl Identity {
-    /// Which parts differ from those that are asked for now, and which settings of the recipe.
-    fn differences(&self, asked: &Self) -> String {
-        let parts = [
-            ("program version", self.version != asked.version),
-            ("recipe", self.recipe != asked.recipe),
-            ("model", self.model != asked.model),
-            ("calibration tokens", self.calibration != asked.calibration),
-            ("compute", self.compute != asked.compute),
-        ];
-        let names: Vec<&str> = parts.iter().filter(|(_, differs)| *differs).map(|(name, _)| *name).collect();
-        let asked = settings(&asked.recipe);
-        let changed = settings(&self.recipe).into_iter().filter_map(|(key, there)| {
-            let asked = asked.get(&key).filter(|asked| **asked != there)?;
-            Some(format!("{key} is {there} there and {asked} here"))
-        });
-        let changed: Vec<String> = changed.collect();
-        match changed.is_empty() {
-            true => names.join(", "),
-            false => format!("{} ({})", names.join(", "), changed.join(", ")),
-        }
-    }
-}
-
-/// The settings of a recipe by their keys, such as `learn.epochs`.
-fn settings(recipe: &str) -> BTreeMap<String, String> {
-    fn flatten(prefix: &str, value: &Value, into: &mut BTreeMap<String, String>) {
-        match value {
-            Value::Object(fields) => fields.iter().for_each(|(key, value)| {
-                let dot = if prefix.is_empty() { "" } else { "." };
-                flatten(&format!("{prefix}{dot}{key}"), value, into);
-            }),
-            value => drop(into.insert(prefix.to_owned(), value.to_string())),
-        }
-    }
-    let mut settings = BTreeMap::new();
-    flatten("", &serde_json::from_str(recipe).unwrap_or_default(), &mut settings);
-    settings
-}
 
 /// A finished block.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -10,6 +10,7 @@ use oq_models::{BlockOps, BlockWeights, Context, Decoder, LinearName};
 use oq_recipe::Recipe;
 use tch::{Kind, Tensor};
 
+use crate::states::Store;
 use crate::student::{Merged, Place, Rates, Student};
 
 /// A block is tried this often, at half the learning rate each time, before it is given up.
@@ -29,10 +30,10 @@ pub(crate) struct Task<'a> {
     pub(crate) recipe: &'a Recipe,
     pub(crate) place: Place,
     /// What the quantized blocks before give: `[b, t, hidden]` per batch.
-    pub(crate) inputs: &'a [Tensor],
+    pub(crate) inputs: &'a Store<'a>,
     /// What the block gives in full precision, by reference input: the full-precision blocks before, and with the second loss
     /// also the quantized ones.
-    pub(crate) targets: Vec<&'a [Tensor]>,
+    pub(crate) targets: Vec<&'a Store<'a>>,
 }
 
 /// How learning went.
@@ -93,8 +94,8 @@ pub(crate) fn learn_block(
 impl Task<'_> {
     /// Sum over the targets of the mean squared error of one batch.
     fn loss(&self, ops: &dyn BlockOps, batch: usize) -> Tensor {
-        let output = self.decoder.block(ops, self.ctx, &self.inputs[batch]);
-        self.targets.iter().map(|target| squared_error(&output, &target[batch])).sum()
+        let output = self.decoder.block(ops, self.ctx, &self.inputs.get(batch));
+        self.targets.iter().map(|target| squared_error(&output, &target.get(batch))).sum()
     }
 }
 

@@ -7,12 +7,14 @@
 
 mod adamw;
 mod error;
+mod identity;
 mod journal;
 mod learn;
 mod output;
 mod plan;
 mod run;
 mod sites;
+mod states;
 mod student;
 
 pub use error::CalibError;

@@ -35,7 +35,7 @@ impl<'a> Output<'a> {
         for name in self.params() {
             let full_name = format!("{prefix}{name}");
             tensors.push(match merged.params.get(&name) {
-                None => OutTensor::copy_of(checkpoint.tensor(&full_name)?),
+                None => OutTensor::copy_from(checkpoint, &full_name)?,
                 Some(tensor) => {
                     let values = Vec::<f32>::try_from(tensor).expect("merged tensors are f32 vectors");
                     // Not narrowed: with scales in them they reach further than those they come from.
@@ -84,26 +84,16 @@ impl<'a> Output<'a> {
             return false;
         }
         let Ok(written) = Checkpoint::open(self.writer.dir()) else { return false };
-        let original = self.model.checkpoint();
-        self.model.decoder().outer_params().iter().all(|param| {
-            let tensors = (original.tensor(param.name), written.tensor(param.name));
-            let is_same = matches!(tensors, (Ok(tensor), Ok(copy)) if tensor == copy);
-            original.release();
-            written.release();
-            is_same
-        })
+        let params = self.model.decoder().outer_params();
+        params.iter().all(|param| self.model.checkpoint().is_same(&written, param.name).unwrap_or(false))
     }
 
     /// Writes what lies outside the blocks, the index and the config.
     pub(crate) fn finish(&self) -> Result<(), FormatError> {
         let checkpoint = self.model.checkpoint();
         let params = self.model.decoder().outer_params();
-        let mut tensors = Vec::new();
-        for param in &params {
-            tensors.push(OutTensor::copy_of(checkpoint.tensor(param.name)?));
-        }
-        self.writer.write_rest(&tensors)?;
-        checkpoint.release();
+        let tensors = params.iter().map(|param| OutTensor::copy_from(checkpoint, param.name));
+        self.writer.write_rest(&tensors.collect::<Result<Vec<_>, _>>()?)?;
         // Embeddings, projections, head: a head that shares the embedding's weights has no tensor of its own.
         let matrices = params.iter().filter(|param| param.shape.len() == 2);
         let mut ignore = vec!["lm_head"];

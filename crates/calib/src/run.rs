@@ -5,18 +5,19 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use oq_let::{InputStats, Transform, Values};
+use oq_let::{InputStats, Site, Transform, Values};
 use oq_models::{BlockOps, BlockWeights, Compute, Context, Decoder, DenseOps, LinearName, Model};
 use oq_quant_core::{QuantizedTensor, TensorError, WeightSpec};
 use oq_recipe::{BlockRecord, Event, Recipe, Start, Transform as Transformation};
-use sha2::{Digest, Sha256};
 use tch::{Device, Tensor};
 
 use crate::error::CalibError;
-use crate::journal::{Finished, Identity, Journal};
+use crate::identity::Identity;
+use crate::journal::{Finished, Journal};
 use crate::learn::{Beat, Descent, LearnError, Task, learn_block, squared_error};
 use crate::output::Output;
 use crate::sites::{Seen, StatsOps, sites_of};
+use crate::states::{Cache, Store};
 use crate::student::{Place, merge};
 
 /// Where and how a run computes.
@@ -26,6 +27,9 @@ pub struct Options {
     pub device: Device,
     /// What their products are computed in.
     pub compute: Compute,
+    /// Bytes of memory for hidden states between blocks; those beyond lie in unnamed files on the disk of `out`. None: all that
+    /// they need. The result has the same bytes either way.
+    pub cache_memory: Option<u64>,
     /// Directory of the packed model.
     pub out: PathBuf,
     /// Go on with the run that is there.
@@ -59,9 +63,13 @@ pub struct Outcome {
 
 /// Refuses a recipe that asks for what the model cannot have; reads no weights.
 pub fn check(model: &Model, recipe: &Recipe) -> Result<(), CalibError> {
+    checked_sites(model, recipe).map(drop)
+}
+
+/// [`check`], and the sites that the recipe transforms.
+fn checked_sites(model: &Model, recipe: &Recipe) -> Result<Vec<Site>, CalibError> {
     model.check_quantizable(recipe.scheme.weight)?;
-    sites_of(model.decoder(), recipe)?;
-    Ok(())
+    Ok(sites_of(model.decoder(), recipe)?)
 }
 
 /// Quantizes `model` by `recipe` into a packed directory.
@@ -75,14 +83,13 @@ pub fn quantize(
     options: &Options,
     on: &mut dyn FnMut(Notice) -> ControlFlow<()>,
 ) -> Result<Outcome, CalibError> {
-    check(model, recipe)?;
-    let transform = Transform::new(sites_of(model.decoder(), recipe)?, options.device);
+    let transform = Transform::new(checked_sites(model, recipe)?, options.device);
     if recipe.method.reads_text() && segments.is_empty() {
         return Err(CalibError::NoSegments);
     }
     check_outer(model)?;
     let n_blocks = model.decoder().dims().n_layers;
-    let identity = identity_of(model, recipe, segments, options.compute);
+    let identity = Identity::of(model, recipe, segments, options.compute);
     let mut journal = Journal::open(&options.out, &identity, options.resume)?;
     let output = Output::create(&options.out, model, recipe.scheme)?;
     if let Some(bad) = journal.finished().iter().position(|block| !output.is_intact(block)) {
@@ -104,20 +111,18 @@ pub fn quantize(
     Ok(Outcome { blocks, resumed_blocks, was_complete })
 }
 
-/// Hidden states of the calibration segments between blocks, per batch `[b, t, hidden]`; none where a method has no use for them.
-#[derive(Default)]
-struct States {
+/// Hidden states of the calibration segments between blocks; no batches where a method has no use for them.
+struct States<'a> {
     /// After the full-precision blocks.
-    full: Vec<Tensor>,
+    full: Store<'a>,
     /// After the quantized blocks.
-    quantized: Vec<Tensor>,
+    quantized: Store<'a>,
 }
 
 /// What a pass in full precision gives beside the states.
-#[derive(Default)]
-struct Passed {
+struct Passed<'a> {
     /// With the second loss: what the full-precision block makes of the quantized blocks' output.
-    second: Vec<Tensor>,
+    second: Option<Store<'a>>,
     /// What the readers of sites were given.
     stats: BTreeMap<&'static str, InputStats>,
 }
@@ -137,36 +142,67 @@ struct Run<'a> {
 impl Run<'_> {
     fn all_blocks(&mut self, journal: &mut Journal, segments: &[Vec<u32>]) -> Result<(), CalibError> {
         let _no_grad = tch::no_grad_guard();
-        let mut states = self.first_states(segments)?;
         let t = segments.first().map_or(0, Vec::len);
+        let cache = self.cache(segments.len() * t);
+        let mut states = self.first_states(&cache, segments)?;
         let ctx = self.model.decoder().context(t, self.options.device);
         for block_idx in 0..self.n_blocks {
-            if block_idx < self.resumed_blocks {
-                self.replay_block(block_idx, &ctx, &mut states)?;
-            } else {
-                let finished = self.one_block(block_idx, &ctx, &mut states)?;
-                journal.finish(finished.clone())?;
-                self.tell(Event::BlockFinished(finished.record), block_idx + 1)?;
-            }
+            let taken = self.take_block(block_idx, &ctx, &mut states, journal);
+            taken.map_err(|error| error.in_block(block_idx))?;
             self.progress(block_idx + 1, states.full.len())?;
         }
         Ok(())
     }
 
+    /// Takes the states through a block, and makes it where no earlier run did.
+    fn take_block(
+        &mut self,
+        block_idx: usize,
+        ctx: &Context,
+        states: &mut States<'_>,
+        journal: &mut Journal,
+    ) -> Result<(), CalibError> {
+        if block_idx < self.resumed_blocks {
+            return self.replay_block(block_idx, ctx, states);
+        }
+        let finished = self.one_block(block_idx, ctx, states)?;
+        journal.finish(finished.clone())?;
+        self.tell(Event::BlockFinished(finished.record), block_idx + 1)
+    }
+
+    /// How the states of so many tokens are held.
+    fn cache(&self, tokens: usize) -> Cache {
+        let n_stores = match (self.recipe.method.learns(), self.recipe.learn.aug_loss) {
+            (true, true) => 3,
+            (true, false) => 2,
+            (false, _) => 1,
+        };
+        let Options { device, cache_memory, out, .. } = self.options;
+        let len = tokens * self.model.decoder().dims().hidden;
+        Cache { device: *device, budget: *cache_memory, n_stores, len, dir: out.clone() }
+    }
+
     /// The embedded segments, for methods that look at text.
-    fn first_states(&self, segments: &[Vec<u32>]) -> Result<States, CalibError> {
-        let mut states = States::default();
+    fn first_states<'c>(&self, cache: &'c Cache, segments: &[Vec<u32>]) -> Result<States<'c>, CalibError> {
+        let mut states = States { full: Store::new(cache), quantized: Store::new(cache) };
         if !self.recipe.method.reads_text() {
             return Ok(states);
         }
         let outer = self.model.outer(self.options.device);
         for batch in segments.chunks(self.recipe.calibration.batch) {
-            states.full.push(self.model.decoder().embed(&outer, &ids_of(batch))?);
+            states.full.push(&self.model.decoder().embed(&outer, &ids_of(batch))?)?;
         }
         if self.recipe.method.learns() {
-            states.quantized = copies(&states.full);
+            states.quantized = states.full.map(Tensor::shallow_clone)?;
         }
         Ok(states)
+    }
+
+    /// A block's tensors, while the next one's are read ahead.
+    fn load_block(&self, block_idx: usize) -> Result<BlockWeights, CalibError> {
+        let weights = self.model.load_block(block_idx, self.options.device)?;
+        self.model.read_ahead(block_idx + 1);
+        Ok(weights)
     }
 
     /// A block's weights as products need them.
@@ -185,65 +221,68 @@ impl Run<'_> {
     }
 
     /// Takes the states through a block that an earlier run finished.
-    fn replay_block(&mut self, block_idx: usize, ctx: &Context, states: &mut States) -> Result<(), CalibError> {
+    fn replay_block(&self, block_idx: usize, ctx: &Context, states: &mut States<'_>) -> Result<(), CalibError> {
         if !self.recipe.method.reads_text() {
             return Ok(());
         }
         let decoder = self.model.decoder();
-        let mut weights = self.model.load_block(block_idx, self.options.device)?;
+        let mut weights = self.load_block(block_idx)?;
         let cast = self.cast(&weights);
-        forward_all(decoder, &self.full(&cast), ctx, &mut states.full);
+        forward_all(decoder, &self.full(&cast), ctx, &mut states.full)?;
+        drop(cast);
         if self.recipe.method.learns() {
             self.output.read_block(block_idx, &mut weights)?;
-            forward_all(decoder, &self.quantized(&self.cast(&weights)), ctx, &mut states.quantized);
+            forward_all(decoder, &self.quantized(&self.cast(&weights)), ctx, &mut states.quantized)?;
         }
         Ok(())
     }
 
     /// Takes the states through the block in full precision, for its targets and the statistics of its inputs.
-    fn pass_in_full(
+    fn pass_in_full<'c>(
         &self,
+        block_idx: usize,
         weights: &BlockWeights,
         linears: &[LinearName],
         ctx: &Context,
-        states: &mut States,
-    ) -> Passed {
+        states: &mut States<'c>,
+    ) -> Result<Passed<'c>, CalibError> {
         if states.full.is_empty() {
-            return Passed::default();
+            return Ok(Passed { second: None, stats: BTreeMap::new() });
         }
         let decoder = self.model.decoder();
         let cast = self.cast(weights);
-        let mut second = if self.recipe.learn.aug_loss { copies(&states.quantized) } else { Vec::new() };
-        forward_all(decoder, &self.full(&cast), ctx, &mut second);
+        let full = self.full(&cast);
+        let aug_loss = self.recipe.method.learns() && self.recipe.learn.aug_loss;
+        let second = aug_loss.then(|| states.quantized.map(|x| decoder.block(&full, ctx, x))).transpose()?;
         let linears = match self.recipe.learn.start {
             Start::Search if self.recipe.method.learns() => linears,
             _ => &[],
         };
-        let watched = StatsOps::new(self.full(&cast), self.transform.sites(), linears);
-        forward_all(decoder, &watched, ctx, &mut states.full);
-        Passed { second, stats: watched.finish() }
+        let watched = StatsOps::new(full, self.transform.sites(), linears);
+        for batch in 0..states.full.len() {
+            let x = decoder.block(&watched, ctx, &states.full.get(batch));
+            if !is_finite(&x) {
+                return Err(CalibError::Overflow { block: block_idx, batch });
+            }
+            states.full.set(batch, &x)?;
+        }
+        Ok(Passed { second, stats: watched.finish() })
     }
 
-    fn one_block(&mut self, block_idx: usize, ctx: &Context, states: &mut States) -> Result<Finished, CalibError> {
+    fn one_block(&mut self, block_idx: usize, ctx: &Context, states: &mut States<'_>) -> Result<Finished, CalibError> {
         let started = Instant::now();
         self.tell(Event::BlockStarted { block: block_idx }, block_idx)?;
         let decoder = self.model.decoder();
-        let mut weights = self.model.load_block(block_idx, self.options.device)?;
+        let mut weights = self.load_block(block_idx)?;
         let linears: Vec<LinearName> = decoder.block_layout().linears.iter().map(|linear| linear.name).collect();
-        let Passed { second, stats } = self.pass_in_full(&weights, &linears, ctx, states);
+        let Passed { second, stats } = self.pass_in_full(block_idx, &weights, &linears, ctx, states)?;
         let importance = linears.iter().filter_map(|name| Some((name.0, stats.get(name.0)?.mean_squares()?))).collect();
-        if let Some(batch) = states.full.iter().position(|x| !is_finite(x)) {
-            return Err(CalibError::Overflow { block: block_idx, batch });
-        }
         let seen = Seen { weights: &weights, stats };
         let Transformation { shift, alpha, .. } = self.recipe.transform;
         let start = Values::smooth(self.transform.sites(), shift, alpha, &seen, self.options.device);
 
         let (merged, descent) = if self.recipe.method.learns() {
-            let mut targets = vec![&states.full[..]];
-            if self.recipe.learn.aug_loss {
-                targets.push(&second);
-            }
+            let targets = [Some(&states.full), second.as_ref()].into_iter().flatten().collect();
             let task = Task {
                 decoder,
                 ctx,
@@ -267,8 +306,9 @@ impl Run<'_> {
         let mut final_loss = None;
         if self.recipe.method.learns() {
             merged.put_into(&mut weights);
-            forward_all(decoder, &self.quantized(&self.cast(&weights)), ctx, &mut states.quantized);
-            let losses = states.quantized.iter().zip(&states.full).map(|(a, b)| squared_error(a, b).double_value(&[]));
+            forward_all(decoder, &self.quantized(&self.cast(&weights)), ctx, &mut states.quantized)?;
+            let losses =
+                states.quantized.iter().zip(states.full.iter()).map(|(a, b)| squared_error(&a, &b).double_value(&[]));
             final_loss = Some(losses.sum::<f64>() / states.full.len() as f64);
         }
         let (shard, sha256) = self.output.write_block(block_idx, &merged)?;
@@ -352,14 +392,13 @@ impl Run<'_> {
 }
 
 /// Takes all batches through a block, in place.
-fn forward_all(decoder: &dyn Decoder, ops: &dyn BlockOps, ctx: &Context, states: &mut [Tensor]) {
-    for x in states {
-        *x = decoder.block(ops, ctx, x);
-    }
-}
-
-fn copies(states: &[Tensor]) -> Vec<Tensor> {
-    states.iter().map(Tensor::shallow_clone).collect()
+fn forward_all(
+    decoder: &dyn Decoder,
+    ops: &dyn BlockOps,
+    ctx: &Context,
+    states: &mut Store<'_>,
+) -> Result<(), CalibError> {
+    (0..states.len()).try_for_each(|batch| states.set(batch, &decoder.block(ops, ctx, &states.get(batch))))
 }
 
 /// Codes of a weight `[out, in]` on the MinMax grids of its groups.
@@ -381,36 +420,6 @@ fn ids_of(segments: &[Vec<u32>]) -> Tensor {
 
 /// Refuses NaN and infinity outside the blocks, which are copied without being computed with.
 fn check_outer(model: &Model) -> Result<(), CalibError> {
-    for param in model.decoder().outer_params() {
-        model.checkpoint().tensor(param.name)?.check_finite()?;
-        model.checkpoint().release();
-    }
-    Ok(())
-}
-
-/// What decides the bytes of the result.
-fn identity_of(model: &Model, recipe: &Recipe, segments: &[Vec<u32>], compute: Compute) -> Identity {
-    let mut of_model = Sha256::new();
-    of_model.update(model.config().to_string());
-    for tensor in model.checkpoint().tensors() {
-        of_model.update(format!("{} {:?} {:?}\n", tensor.name, tensor.dtype, tensor.shape));
-    }
-    for shard in model.checkpoint().shards() {
-        of_model.update(format!("{}\n", shard.bytes()));
-    }
-    let mut of_ids = Sha256::new();
-    for id in segments.iter().flatten() {
-        of_ids.update(id.to_le_bytes());
-    }
-    Identity {
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        recipe: serde_json::to_string(recipe).expect("a recipe is plain data"),
-        model: hex(&of_model.finalize()),
-        calibration: hex(&of_ids.finalize()),
-        compute: compute.name().to_owned(),
-    }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    let params = model.decoder().outer_params();
+    Ok(params.iter().try_for_each(|param| model.checkpoint().check_finite(param.name))?)
 }

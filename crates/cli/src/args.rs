@@ -7,6 +7,8 @@ use oq_formats::Dtype;
 use oq_quant_core::{QuantSpec, SiteKind};
 use oq_recipe::{Method, Overrides, Profile, Start, find_machine, machine_names};
 
+use crate::size::Size;
+
 /// Quantizes large language models to 2-8 bits by learned clipping and equivalent transformation (OmniQuant), and measures
 /// what it cost.
 ///
@@ -246,6 +248,10 @@ pub struct QuantizeArgs {
     /// Products of learning in bf16 or f32; auto takes bf16 where the device multiplies it fast
     #[arg(long, value_name = "KIND", value_enum, default_value_t = ComputeArg::Auto)]
     pub compute: ComputeArg,
+    /// Memory for hidden states between blocks, such as 8GiB; the rest of them lies in --out while it runs [default: all of
+    /// them are in memory]
+    #[arg(long, value_name = "SIZE")]
+    pub cache_memory: Option<Size>,
 }
 
 #[derive(Debug, Args)]

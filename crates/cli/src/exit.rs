@@ -51,18 +51,7 @@ fn known_code(error: &(dyn std::error::Error + 'static)) -> Option<u8> {
         return Some(if matches!(error, RecipeError::Read { .. }) { INPUT } else { USAGE });
     }
     if let Some(error) = error.downcast_ref::<CalibError>() {
-        return Some(match error {
-            CalibError::Stopped { .. } => STOPPED,
-            CalibError::Diverged { .. } | CalibError::Overflow { .. } | CalibError::Linear { .. } => NUMERIC,
-            CalibError::NoSegments | CalibError::Site(_) => USAGE,
-            CalibError::Model(error) => model_code(error),
-            CalibError::Format(error) => format_code(error),
-            CalibError::Journal(JournalError::Io { source, .. }) => io_code(source),
-            CalibError::Journal(JournalError::Unwritable { source, .. }) if io_code(source) == DOES_NOT_FIT => {
-                DOES_NOT_FIT
-            }
-            CalibError::Journal(_) => USAGE,
-        });
+        return Some(calib_code(error));
     }
     if let Some(error) = error.downcast_ref::<EvalError>() {
         return Some(match error {
@@ -95,6 +84,21 @@ fn known_code(error: &(dyn std::error::Error + 'static)) -> Option<u8> {
         });
     }
     error.downcast_ref::<std::io::Error>().map(io_code)
+}
+
+fn calib_code(error: &CalibError) -> u8 {
+    match error {
+        CalibError::InBlock { source, .. } => calib_code(source),
+        CalibError::Stopped { .. } => STOPPED,
+        CalibError::Diverged { .. } | CalibError::Overflow { .. } | CalibError::Linear { .. } => NUMERIC,
+        CalibError::NoSegments | CalibError::Site(_) => USAGE,
+        CalibError::Model(error) => model_code(error),
+        CalibError::Format(error) => format_code(error),
+        CalibError::Cache { source, .. } => io_code(source),
+        CalibError::Journal(JournalError::Io { source, .. }) => io_code(source),
+        CalibError::Journal(JournalError::Unwritable { source, .. }) if io_code(source) == DOES_NOT_FIT => DOES_NOT_FIT,
+        CalibError::Journal(_) => USAGE,
+    }
 }
 
 fn model_code(error: &ModelError) -> u8 {

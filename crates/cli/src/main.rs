@@ -7,6 +7,7 @@ mod machine;
 mod output;
 mod profile;
 mod resolve;
+mod size;
 
 use std::process::ExitCode;
 

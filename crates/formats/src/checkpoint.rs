@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::ops::Bound;
 use std::path::{Component, Path, PathBuf};
 
 use safetensors::Dtype;
@@ -18,6 +19,9 @@ pub(crate) const INDEX: &str = "model.safetensors.index.json";
 /// The same two in PyTorch's own format, as older models are published.
 const PICKLED_SINGLE: &str = "pytorch_model.bin";
 const PICKLED_INDEX: &str = "pytorch_model.bin.index.json";
+
+/// Bytes of a tensor that are in memory at once where it is only looked at; a multiple of every element's size.
+pub(crate) const PIECE: usize = 16 << 20;
 
 /// The tensors of a model directory. Opening reads headers only; data is paged in as it is used.
 ///
@@ -109,10 +113,13 @@ impl Checkpoint {
     /// One tensor, where it lies in its file.
     ///
     /// # Errors
-    /// [`FormatError::MissingTensor`].
+    /// [`FormatError::MissingTensor`]; [`FormatError::Truncated`] when the file was cut since it was opened.
     pub fn tensor(&self, name: &str) -> Result<TensorView<'_>, FormatError> {
         match self.tensors.get_key_value(name) {
-            Some((name, tensor)) => Ok(self.view(name, tensor)),
+            Some((name, tensor)) => {
+                self.shards[tensor.shard].check_length()?;
+                Ok(self.view(name, tensor))
+            }
             None => Err(FormatError::MissingTensor { tensor: name.to_owned(), dir: self.dir.clone() }),
         }
     }
@@ -120,6 +127,68 @@ impl Checkpoint {
     /// Values of one tensor as f32, row-major, all finite.
     pub fn values(&self, name: &str) -> Result<Vec<f32>, FormatError> {
         self.tensor(name)?.to_finite_f32_vec()
+    }
+
+    /// Takes `look` over a tensor of any size in pieces of some MiB, whose memory is given back one by one ([`Self::release`]).
+    /// It is told where a piece begins, in bytes from the tensor's first; no piece cuts an element.
+    ///
+    /// # Errors
+    /// As [`Self::tensor`], and what `look` returns.
+    pub fn for_each_piece<E: From<FormatError>>(
+        &self,
+        name: &str,
+        mut look: impl FnMut(usize, &[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        for (piece_idx, piece) in self.tensor(name)?.bytes.chunks(PIECE).enumerate() {
+            let outcome = look(piece_idx * PIECE, piece);
+            self.release();
+            outcome?;
+        }
+        Ok(())
+    }
+
+    /// [`TensorView::check_finite`] of a tensor of any size, in pieces.
+    ///
+    /// # Errors
+    /// As [`Self::tensor`] and [`TensorView::check_finite`].
+    pub fn check_finite(&self, name: &str) -> Result<(), FormatError> {
+        let view = self.tensor(name)?;
+        self.for_each_piece(name, |start, bytes| {
+            // Types of less than a byte are refused below.
+            let width = view.dtype.bitsize().div_ceil(8);
+            let piece = TensorView { shape: &[bytes.len() / width], bytes, ..view };
+            piece.check_finite().map_err(|error| match error {
+                FormatError::NotFinite { tensor, index, value } => {
+                    FormatError::NotFinite { tensor, index: start / width + index, value }
+                }
+                other => other,
+            })
+        })
+    }
+
+    /// Whether a tensor is the same here and in another checkpoint, byte for byte; compared in pieces.
+    ///
+    /// # Errors
+    /// As [`Self::tensor`].
+    pub fn is_same(&self, other: &Self, name: &str) -> Result<bool, FormatError> {
+        let (ours, theirs) = (self.tensor(name)?, other.tensor(name)?);
+        let mut is_same = ours.dtype == theirs.dtype && ours.shape == theirs.shape;
+        if is_same {
+            self.for_each_piece(name, |start, bytes| {
+                is_same &= *bytes == theirs.bytes[start..start + bytes.len()];
+                other.release();
+                Ok::<_, FormatError>(())
+            })?;
+        }
+        Ok(is_same)
+    }
+
+    /// Asks the operating system to read all tensors ahead whose names begin with `prefix`, and does not wait for it.
+    pub fn read_ahead(&self, prefix: &str) {
+        let from = self.tensors.range::<str, _>((Bound::Included(prefix), Bound::Unbounded));
+        for (_, tensor) in from.take_while(|(name, _)| name.starts_with(prefix)) {
+            self.shards[tensor.shard].map.read_ahead(tensor.place.0..tensor.place.1);
+        }
     }
 
     /// The same tensors by other names; `rename` must not give one name twice.
@@ -190,6 +259,13 @@ impl Shard {
         let parse = if is_pickled { pickle::parse } else { header::parse };
         let entries = parse(&path, map.bytes())?;
         Ok((Self { path, map }, entries))
+    }
+
+    /// Refuses a file that is shorter than when it was opened: reading on would end the process by a signal.
+    fn check_length(&self) -> Result<(), FormatError> {
+        let found = self.map.len_now().map_err(|source| FormatError::reading(&self.path, source))?;
+        let needed = self.bytes();
+        if found < needed { Err(FormatError::Truncated { path: self.path.clone(), needed, found }) } else { Ok(()) }
     }
 
     /// Opens a shard that `index` names.

@@ -3,6 +3,7 @@
 //! - [`Checkpoint`] maps a directory's shards behind one table of names; [`TensorView`] gives values as f32.
 //! - [`PackedWriter`] writes the canonical packed model block by block, [`PackedCheckpoint`] reads it back (layout: [`packed`]).
 //! - [`atomic_write`] and [`atomic_write_with`] are how any file here comes to be: whole or not at all.
+//! - [`Scratch`] is room on the disk for what does not fit in memory.
 //! - [`inspect`] sums a directory up.
 //!
 //! Files are distrusted: every number of a header is checked against the file before it is used, and a bad file is an error with
@@ -31,6 +32,7 @@ mod inspect;
 mod mmap;
 pub mod packed;
 mod pickle;
+mod scratch;
 mod shard;
 mod view;
 
@@ -44,6 +46,7 @@ pub use inspect::{Summary, inspect};
 pub use packed::{PackedCheckpoint, PackedWriter, packed_linear, packed_tensors, quantization_of};
 pub use pickle::PickleFault;
 pub use safetensors::Dtype;
+pub use scratch::Scratch;
 pub use shard::{OutTensor, write_shard};
 pub use view::{TensorView, first_non_finite};
 

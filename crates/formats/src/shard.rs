@@ -1,24 +1,34 @@
 //! Writing one safetensors file: the same tensors always give the same bytes.
 
 use std::borrow::Cow;
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::Path;
 
 use half::f16;
 use safetensors::Dtype;
 
 use crate::atomic::write_sized;
+use crate::checkpoint::PIECE;
 use crate::header::{byte_len, encode};
 use crate::view::{f32_to_bytes, to_bytes};
-use crate::{FormatError, TensorView};
+use crate::{Checkpoint, FormatError, TensorView};
 
 /// A tensor to be written: its own bytes or another file's.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct OutTensor<'a> {
     name: String,
     dtype: Dtype,
     shape: Vec<usize>,
     bytes: Cow<'a, [u8]>,
+    /// Whose bytes they are, where they are to be given back as they are written.
+    from: Option<&'a Checkpoint>,
+}
+
+/// By what is written.
+impl PartialEq for OutTensor<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        (&self.name, self.dtype, &self.shape, &self.bytes) == (&other.name, other.dtype, &other.shape, &other.bytes)
+    }
 }
 
 impl<'a> OutTensor<'a> {
@@ -37,7 +47,7 @@ impl<'a> OutTensor<'a> {
         if needed != got {
             return Err(FormatError::WrongLength { tensor, shape, dtype, needed, got });
         }
-        Ok(Self { name: tensor, dtype, shape, bytes })
+        Ok(Self { name: tensor, dtype, shape, bytes, from: None })
     }
 
     /// The same tensor as in another checkpoint, byte for byte.
@@ -47,7 +57,16 @@ impl<'a> OutTensor<'a> {
             dtype: view.dtype,
             shape: view.shape.to_vec(),
             bytes: Cow::Borrowed(view.bytes),
+            from: None,
         }
+    }
+
+    /// [`Self::copy_of`] a tensor of any size: no more of it than some MiB are in memory when it is written.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::tensor`].
+    pub fn copy_from(checkpoint: &'a Checkpoint, name: &str) -> Result<Self, FormatError> {
+        Ok(Self { from: Some(checkpoint), ..Self::copy_of(checkpoint.tensor(name)?) })
     }
 
     /// Values rounded to `dtype`: F16, BF16 or F32.
@@ -79,7 +98,7 @@ impl<'a> OutTensor<'a> {
 
     fn from_elements(name: String, dtype: Dtype, shape: &[usize], bytes: Vec<u8>) -> Self {
         debug_assert_eq!(byte_len(dtype, shape), Some(bytes.len()), "{name}");
-        Self { name, dtype, shape: shape.to_vec(), bytes: bytes.into() }
+        Self { name, dtype, shape: shape.to_vec(), bytes: bytes.into(), from: None }
     }
 
     /// Name in the checkpoint.
@@ -90,6 +109,16 @@ impl<'a> OutTensor<'a> {
     /// Size in the file.
     pub fn bytes(&self) -> usize {
         self.bytes.len()
+    }
+
+    fn write_to(&self, out: &mut impl Write) -> io::Result<()> {
+        for piece in self.bytes.chunks(PIECE) {
+            out.write_all(piece)?;
+            if let Some(checkpoint) = self.from {
+                checkpoint.release();
+            }
+        }
+        Ok(())
     }
 }
 
@@ -113,6 +142,6 @@ pub fn write_shard(path: &Path, tensors: &[OutTensor<'_>]) -> Result<(), FormatE
     let size = header.len() + tensors.iter().map(OutTensor::bytes).sum::<usize>();
     write_sized(path, Some(size as u64), |out| {
         out.write_all(&header)?;
-        order.iter().try_for_each(|tensor| out.write_all(&tensor.bytes))
+        order.iter().try_for_each(|tensor| tensor.write_to(out))
     })
 }

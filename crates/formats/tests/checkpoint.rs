@@ -4,6 +4,8 @@
 
 use std::fs;
 use std::path::Path;
+#[cfg(target_os = "linux")]
+use std::sync::Mutex;
 
 use oq_formats::{Checkpoint, Dtype, FormatError, HeaderFault, OutTensor, read_config, write_shard};
 use tempfile::TempDir;
@@ -44,6 +46,10 @@ fn reads_what_other_writers_write() {
     assert_eq!(checkpoint.values("b").unwrap(), [2.5], "released pages come back");
 }
 
+/// Held by tests that measure memory, which is the whole process's.
+#[cfg(target_os = "linux")]
+static MEASURING: Mutex<()> = Mutex::new(());
+
 /// Memory of this process that is backed by files, in bytes.
 #[cfg(target_os = "linux")]
 fn file_backed_memory() -> u64 {
@@ -55,6 +61,7 @@ fn file_backed_memory() -> u64 {
 #[cfg(target_os = "linux")]
 #[test]
 fn released_pages_no_longer_count_as_memory() {
+    let _alone = MEASURING.lock();
     // Far more than the other tests of this program map at the same time.
     let bytes = 64 << 20;
     let dir = TempDir::new().unwrap();
@@ -68,6 +75,65 @@ fn released_pages_no_longer_count_as_memory() {
     let released = file_backed_memory();
     assert!(released + (bytes as u64) / 2 < read, "{read} bytes before, {released} after");
     assert_eq!(sum(), bytes);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn large_tensors_are_looked_at_and_copied_in_pieces() {
+    let _alone = MEASURING.lock();
+    let values = 32 << 20;
+    let bytes = 2 * values as u64;
+    let dir = TempDir::new().unwrap();
+    let [path, copy] = ["model.safetensors", "copy.safetensors"].map(|name| dir.path().join(name));
+    let mut data = half::f16::ONE.to_le_bytes().repeat(values);
+    let write = |path: &Path, data: &[u8]| {
+        write_shard(path, &[OutTensor::new("w", Dtype::F16, &[values], data).unwrap()]).unwrap();
+    };
+    write(&path, &data);
+    let checkpoint = Checkpoint::open(dir.path()).unwrap();
+    let before = file_backed_memory();
+    let mut most = 0;
+    let read = checkpoint.for_each_piece("w", |start, piece| {
+        assert!(*piece == data[start..start + piece.len()]);
+        most = most.max(file_backed_memory());
+        Ok::<_, FormatError>(())
+    });
+    read.unwrap();
+    assert!(most < before + bytes / 2, "{before} bytes before, {most} while it is read");
+    checkpoint.check_finite("w").unwrap();
+    write_shard(&copy, &[OutTensor::copy_from(&checkpoint, "w").unwrap()]).unwrap();
+    assert!(file_backed_memory() < before + bytes / 2);
+    assert!(checkpoint.is_same(&Checkpoint::open_file(&copy).unwrap(), "w").unwrap());
+
+    // In the last piece.
+    let index = values - 3;
+    data[2 * index..2 * index + 2].copy_from_slice(&half::f16::NAN.to_le_bytes());
+    write(&copy, &data);
+    let damaged = Checkpoint::open_file(&copy).unwrap();
+    match damaged.check_finite("w") {
+        Err(FormatError::NotFinite { index: found, .. }) => assert_eq!(found, index),
+        other => panic!("{other:?}"),
+    }
+    assert!(!checkpoint.is_same(&damaged, "w").unwrap());
+    write(&copy, &data);
+    assert!(damaged.tensor("w").is_ok(), "a file that another one replaced is still there for who opened it");
+}
+
+#[test]
+fn a_file_that_is_cut_while_it_is_open() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("model.safetensors");
+    write_tensors(&path, &["a", "b"]);
+    let checkpoint = Checkpoint::open(dir.path()).unwrap();
+    checkpoint.read_ahead("a");
+    let whole = fs::metadata(&path).unwrap().len();
+    fs::File::options().write(true).open(&path).unwrap().set_len(whole - 1).unwrap();
+    match checkpoint.tensor("a") {
+        Err(FormatError::Truncated { needed, found, .. }) => assert_eq!((needed, found), (whole, whole - 1)),
+        other => panic!("{other:?}"),
+    }
+    checkpoint.read_ahead("b");
+    assert!(checkpoint.check_finite("b").is_err() && checkpoint.values("b").is_err());
 }
 
 #[track_caller]

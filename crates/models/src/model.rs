@@ -114,7 +114,7 @@ impl Model {
         self.weights.checkpoint()
     }
 
-    /// Loads one block in f32. Its pages of the mapped files are given back to the system.
+    /// Loads one block in f32. Pages of the mapped files are given back to the system tensor by tensor.
     pub fn load_block(&self, block_idx: usize, device: Device) -> Result<BlockWeights, ModelError> {
         let prefix = self.decoder.block_prefix(block_idx);
         let layout = self.decoder.block_layout();
@@ -129,8 +129,12 @@ impl Model {
         for param in &layout.params {
             tensors.insert(param.name.to_owned(), self.load(&format!("{prefix}{}", param.name), device)?);
         }
-        self.checkpoint().release();
         Ok(BlockWeights::new(tensors))
+    }
+
+    /// Asks the system to read a block's tensors from the disk, and does not wait for it; nothing where there is no such block.
+    pub fn read_ahead(&self, block_idx: usize) {
+        self.checkpoint().read_ahead(&self.decoder.block_prefix(block_idx));
     }
 
     /// The tensors outside the blocks.
@@ -142,21 +146,25 @@ impl Model {
         let quantize_error = |source| ModelError::Quantize { linear: name.to_owned(), source };
         let shape = [linear.out_features as i64, linear.in_features as i64];
         let from = |packed: &QuantizedTensor| Tensor::from_slice(&packed.dequantize()).view(shape).to_device(device);
-        match (&self.weights, self.round_to_nearest) {
-            (Weights::Packed(packed), _) => Ok(from(&packed.linear(name)?)),
-            (Weights::Dense(_), None) => self.load(&format!("{name}.weight"), device),
+        let weight = match (&self.weights, self.round_to_nearest) {
+            (Weights::Packed(packed), _) => from(&packed.linear(name)?),
+            (Weights::Dense(_), None) => return self.load(&format!("{name}.weight"), device),
             (Weights::Dense(checkpoint), Some(spec)) => {
                 let view = checkpoint.tensor(&format!("{name}.weight"))?;
                 let weight = view.to_f32_vec()?;
                 QuantizedTensor::quantize(&weight, linear.out_features, linear.in_features, spec.weight)
                     .map(|packed| from(&packed))
-                    .map_err(quantize_error)
+                    .map_err(quantize_error)?
             }
-        }
+        };
+        self.checkpoint().release();
+        Ok(weight)
     }
 
     fn load(&self, name: &str, device: Device) -> Result<Tensor, ModelError> {
-        tensor_of(&self.checkpoint().tensor(name)?, device)
+        let tensor = tensor_of(&self.checkpoint().tensor(name)?, device);
+        self.checkpoint().release();
+        tensor
     }
 
     fn check_tensors(&self) -> Result<(), ModelError> {
@@ -238,8 +246,6 @@ impl OuterOps for Outer<'_> {
     }
 
     fn param(&self, name: &str) -> Result<Tensor, ModelError> {
-        let tensor = self.model.load(name, self.device);
-        self.model.checkpoint().release();
-        tensor
+        self.model.load(name, self.device)
     }
 }

@@ -8,6 +8,7 @@
 
 use serde::Serialize;
 
+use super::Setting;
 use super::counts::{Counts, F16, F32};
 
 /// libtorch itself, its thread pools, the program and a tokenizer: measured on x86-64 with the CPU library.
@@ -34,6 +35,8 @@ pub struct MemoryPlan {
     pub host: Parts,
     /// Of the accelerator that blocks are computed on; none where that is the CPU.
     pub device: Option<Parts>,
+    /// Hidden states beyond a budget, which lie on the disk of the output while it runs.
+    pub spilled_bytes: u64,
 }
 
 /// Memory by part at the peak, in bytes.
@@ -66,14 +69,16 @@ impl Parts {
 }
 
 impl MemoryPlan {
-    /// `text_bytes`: the calibration text's size; `on_device`: blocks are computed on an accelerator.
-    pub(super) fn new(counts: &Counts, text_bytes: u64, on_device: bool) -> Self {
-        let text = if counts.tokens > 0 { text_bytes } else { 0 };
+    pub(super) fn new(counts: &Counts, setting: &Setting<'_>) -> Self {
+        let text = if counts.tokens > 0 { setting.text_bytes } else { 0 };
+        let (states, masks) = (states(counts), if counts.tokens > 0 { F32 * mask(counts) } else { 0 });
+        let held = setting.cache_memory.map_or(states, |budget| budget.min(states));
+        let spilled_bytes = states - held;
         let program = Parts { program_bytes: PROGRAM_BYTES, text_bytes: TOKENIZED * text, ..Parts::default() };
         let tokenizing = Parts { text_bytes: TOKENIZING * text, ..program };
         let stored = F16 * counts.weights;
-        if !on_device {
-            let with = |parts: Parts| Parts { cache_bytes: caches(counts), ..parts };
+        if setting.machine.device.is_none() {
+            let with = |parts: Parts| Parts { cache_bytes: held.saturating_add(masks), ..parts };
             let loading = Parts { checkpoint_bytes: stored, block_bytes: loaded(counts), ..program };
             let coding = Parts { block_bytes: coded(counts), ..program };
             let copying = Parts { checkpoint_bytes: counts.outer_bytes, ..program };
@@ -83,16 +88,20 @@ impl MemoryPlan {
                 ..with(program)
             });
             let phases = [tokenizing, with(loading), with(coding), copying].into_iter().chain(learning);
-            return Self { host: Parts::largest(phases), device: None };
+            return Self { host: Parts::largest(phases), device: None, spilled_bytes };
         }
         let program = Parts { program_bytes: PROGRAM_BYTES + CUDA_HOST_BYTES, ..program };
         let tokenizing = Parts { program_bytes: program.program_bytes, ..tokenizing };
+        // Within a budget the states are here, else on the device.
+        let (here, there) = if setting.cache_memory.is_some() { (held, 0) } else { (0, states) };
+        let program = Parts { cache_bytes: here, ..program };
         let loading = Parts { checkpoint_bytes: stored, block_bytes: F16 * counts.largest, ..program };
         // Codes are made on the host, one linear's weights after the other.
         let codes = counts.weights + counts.block_bytes + 2 * F32 * counts.largest;
         let coding = Parts { block_bytes: codes, ..program };
         let copying = Parts { checkpoint_bytes: counts.outer_bytes, ..program };
-        let context = Parts { program_bytes: CUDA_DEVICE_BYTES, cache_bytes: caches(counts), ..Parts::default() };
+        let context =
+            Parts { program_bytes: CUDA_DEVICE_BYTES, cache_bytes: there.saturating_add(masks), ..Parts::default() };
         let composed = COMPOSED_COPIES * F32 * counts.largest;
         let slack = |bytes: u64| bytes.saturating_mul(CUDA_TENTHS) / 10;
         let on_device = learning(counts, composed).chain([Parts { block_bytes: loaded(counts), ..Parts::default() }]);
@@ -101,7 +110,8 @@ impl MemoryPlan {
             step_bytes: slack(parts.step_bytes),
             ..context
         });
-        Self { host: Parts::largest([tokenizing, loading, coding, copying]), device: Some(Parts::largest(on_device)) }
+        let host = Parts::largest([tokenizing, loading, coding, copying]);
+        Self { host, device: Some(Parts::largest(on_device)), spilled_bytes }
     }
 }
 
@@ -143,14 +153,13 @@ fn learning(counts: &Counts, temporary: u64) -> impl Iterator<Item = Parts> {
     [Some(backward), to_scales].into_iter().flatten()
 }
 
-/// Targets, inputs, and the second targets.
-fn caches(counts: &Counts) -> u64 {
+/// Hidden states between blocks: targets, inputs, and the second targets.
+fn states(counts: &Counts) -> u64 {
     let copies = match counts.targets {
         0 => 1,
         targets => 1 + targets,
     };
-    let states = (copies * F32).saturating_mul(counts.tokens).saturating_mul(counts.dims.hidden as u64);
-    states.saturating_add(if counts.tokens > 0 { F32 * mask(counts) } else { 0 })
+    (copies * F32).saturating_mul(counts.tokens).saturating_mul(counts.dims.hidden as u64)
 }
 
 /// Numbers of a mask on attention's scores.

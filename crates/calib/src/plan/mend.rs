@@ -29,12 +29,28 @@ impl fmt::Display for Mend {
     }
 }
 
-/// The gentlest settings that fit, each in one way: products in bf16, single segments in a step, fewer segments, shorter ones; where
+/// Hidden states on disk, but for those that there is room for: whole MiB.
+fn within_budget(counts: &Counts, setting: &Setting<'_>) -> Option<Mend> {
+    let with = |budget| MemoryPlan::new(counts, &Setting { cache_memory: Some(budget), ..*setting });
+    let none = with(0);
+    let room = setting.machine.memory_bytes?.checked_sub(none.host.total())? >> 20;
+    let memory = with(room << 20);
+    let bytes = memory.device.unwrap_or(memory.host).total();
+    let fits = Shortage::of(&memory, setting.machine).is_empty();
+    fits.then(|| Mend { options: format!("--cache-memory {room}MiB"), bytes })
+}
+
+/// The gentlest settings that fit, each in one way: products in bf16, single segments in a step, states on disk, fewer segments, shorter
+/// ones; where
 /// none is enough by itself, the last two together.
 pub(super) fn mends(decoder: &dyn Decoder, recipe: &Recipe, sites: &[Site], setting: &Setting<'_>) -> Vec<Mend> {
+    let budget = setting
+        .cache_memory
+        .is_none()
+        .then(|| within_budget(&Counts::new(decoder, recipe, sites, setting.compute), setting));
     let fits = |recipe: &Recipe, compute: Compute, options: String| {
         let counts = Counts::new(decoder, recipe, sites, compute);
-        let memory = MemoryPlan::new(&counts, setting.text_bytes, setting.machine.device.is_some());
+        let memory = MemoryPlan::new(&counts, setting);
         let bytes = memory.device.unwrap_or(memory.host).total();
         Shortage::of(&memory, setting.machine).is_empty().then_some(Mend { options, bytes })
     };
@@ -57,7 +73,7 @@ pub(super) fn mends(decoder: &dyn Decoder, recipe: &Recipe, sites: &[Site], sett
     let single = (batch > 1).then(|| fits(&with(samples, seqlen, 1), compute, "--batch 1".to_owned())).flatten();
     let of_samples = fewer.clone().find_map(|n| fits(&with(n, seqlen, batch), compute, format!("--samples {n}")));
     let of_seqlen = shorter.clone().find_map(|n| fits(&with(samples, n, batch), compute, format!("--seqlen {n}")));
-    let mends: Vec<Mend> = [bf16, single, of_samples, of_seqlen].into_iter().flatten().collect();
+    let mends: Vec<Mend> = [bf16, single, budget.flatten(), of_samples, of_seqlen].into_iter().flatten().collect();
     if !mends.is_empty() {
         return mends;
     }

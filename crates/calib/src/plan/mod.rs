@@ -47,6 +47,8 @@ pub struct Setting<'a> {
     pub profile: Option<&'a Profile>,
     /// Size of the calibration text.
     pub text_bytes: u64,
+    /// As in [`crate::Options`].
+    pub cache_memory: Option<u64>,
 }
 
 /// One linear of a block under the recipe.
@@ -144,13 +146,14 @@ impl Plan {
         });
         let counts = Counts::new(decoder, recipe, &sites, setting.compute);
         let on_device = setting.machine.device.is_some();
-        let memory = MemoryPlan::new(&counts, setting.text_bytes, on_device);
+        let memory = MemoryPlan::new(&counts, setting);
         let short = Shortage::of(&memory, setting.machine);
         problems.extend(short.iter().map(Shortage::text));
         let mends = if short.is_empty() { Vec::new() } else { mend::mends(decoder, recipe, &sites, setting) };
         let output_bytes = counts.output_bytes();
-        if let Some(free) = setting.machine.disk_bytes.filter(|free| *free < output_bytes) {
-            let needed = gib(output_bytes);
+        let on_disk = output_bytes.saturating_add(memory.spilled_bytes);
+        if let Some(free) = setting.machine.disk_bytes.filter(|free| *free < on_disk) {
+            let needed = gib(on_disk);
             problems.push(format!("needs {needed} on disk, {} is free: choose another --out", gib(free)));
         }
         let learns = recipe.method.learns();

@@ -36,7 +36,7 @@ pub fn run(args: &PlanArgs, out: &Output) -> Result<()> {
     let decoder = decoder_of(&config)?;
     let (machine, compute, profile) = subject(args, out)?;
     let text_bytes = text_bytes(&recipe);
-    let setting = Setting { compute, machine, profile: profile.as_ref(), text_bytes };
+    let setting = Setting { compute, machine, profile: profile.as_ref(), text_bytes, cache_memory: None };
     let plan = Plan::new(&*decoder, &recipe, &setting);
     let value = json!({"model": named.name, "recipe": recipe, "plan": plan, "peak_bytes": plan.memory.host.total(),
         "peak_device_bytes": plan.memory.device.map(|parts| parts.total()), "machine": machine, "profile": profile,

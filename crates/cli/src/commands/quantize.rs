@@ -43,7 +43,9 @@ pub fn run(args: &QuantizeArgs, out: &Output) -> Result<()> {
         machine.disk_bytes = machine.disk_bytes.map(|free| free + shard_bytes(&dir));
     }
     let profile = profile::stored(device)?;
-    let setting = Setting { compute, machine, profile: profile.as_ref(), text_bytes: text_bytes(&recipe) };
+    let cache_memory = args.cache_memory.map(|size| size.0);
+    let setting =
+        Setting { compute, machine, profile: profile.as_ref(), text_bytes: text_bytes(&recipe), cache_memory };
     let plan = Plan::new(model.decoder(), &recipe, &setting);
     refuse(&plan)?;
     out.note(&planned(&plan));
@@ -55,7 +57,7 @@ pub fn run(args: &QuantizeArgs, out: &Output) -> Result<()> {
     } else {
         Vec::new()
     };
-    let job = Job { named: &named, recipe: &recipe, model: &model, dir: &dir, device, compute };
+    let job = Job { named: &named, recipe: &recipe, model: &model, dir: &dir, device, compute, cache_memory };
     let record = job.run(&segments, args.resume, out)?;
     let summary = oq_formats::inspect(&dir)?;
     let mut report = Vec::new();
@@ -108,6 +110,7 @@ struct Job<'a> {
     dir: &'a Path,
     device: Device,
     compute: Compute,
+    cache_memory: Option<u64>,
 }
 
 /// A line of the report.
@@ -136,7 +139,8 @@ impl Job<'_> {
         };
         let mut begun = Some(begun);
         let mut failed = None;
-        let options = Options { device: self.device, compute: self.compute, out: self.dir.to_owned(), resume };
+        let Self { device, compute, cache_memory, .. } = *self;
+        let options = Options { device, compute, cache_memory, out: self.dir.to_owned(), resume };
         let result = quantize(self.model, self.recipe, segments, &options, &mut |notice| {
             // The first notice comes when the directory is known to be this run's.
             let first = begun.take();

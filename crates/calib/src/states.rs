@@ -1,0 +1,220 @@
+//! Hidden states of the calibration segments between blocks: in memory, and beyond a budget in a file.
+//!
+//! They are f32 in both places. A narrower type would lose what learning looks for: a few channels of the residual are a thousand
+//! times as large as the others.
+
+use std::io;
+use std::ops::Range;
+use std::path::PathBuf;
+
+use oq_formats::Scratch;
+use tch::{Device, Kind, Tensor};
+
+use crate::error::CalibError;
+
+const F32: usize = size_of::<f32>();
+/// Why there is a file where a batch is in one.
+const MADE: &str = "it is made for the first batch that goes there";
+
+/// How the stores of a run hold their batches.
+#[derive(Clone, Debug)]
+pub(crate) struct Cache {
+    /// Where blocks are computed.
+    pub(crate) device: Device,
+    /// Bytes of memory for all stores together; none: as many as they need.
+    pub(crate) budget: Option<u64>,
+    /// Stores that there are at the same time.
+    pub(crate) n_stores: usize,
+    /// Numbers of one store.
+    pub(crate) len: usize,
+    /// Where files go.
+    pub(crate) dir: PathBuf,
+}
+
+impl Cache {
+    /// Bytes of a store that are held in memory.
+    fn in_memory(&self) -> usize {
+        let whole = self.len * F32;
+        self.budget.map_or(whole, |budget| whole.min(budget as usize / self.n_stores.max(1)))
+    }
+
+    /// Where batches lie that are in memory: beside the blocks, unless there is too little room.
+    fn home(&self) -> Device {
+        if self.budget.is_none() { self.device } else { Device::Cpu }
+    }
+
+    fn error(&self, source: io::Error) -> CalibError {
+        CalibError::Cache {
+            dir: self.dir.clone(),
+            bytes: (self.n_stores * (self.len * F32 - self.in_memory())) as u64,
+            source,
+        }
+    }
+}
+
+/// One batch `[b, t, hidden]` after another.
+#[derive(Debug)]
+pub(crate) struct Store<'a> {
+    cache: &'a Cache,
+    batches: Vec<Batch>,
+    /// Bytes of the batches in memory.
+    in_memory: usize,
+    file: Option<Scratch>,
+}
+
+#[derive(Debug)]
+enum Batch {
+    Memory(Tensor),
+    File { shape: Vec<i64>, part: Range<usize> },
+}
+
+impl<'a> Store<'a> {
+    /// A store without batches.
+    pub(crate) fn new(cache: &'a Cache) -> Self {
+        Self { cache, batches: Vec::new(), in_memory: 0, file: None }
+    }
+
+    /// Number of batches.
+    pub(crate) fn len(&self) -> usize {
+        self.batches.len()
+    }
+
+    /// Whether there are no batches.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.batches.is_empty()
+    }
+
+    /// A batch, where blocks are computed; it must not be changed in place.
+    pub(crate) fn get(&self, index: usize) -> Tensor {
+        let tensor = match &self.batches[index] {
+            Batch::Memory(tensor) => tensor.shallow_clone(),
+            Batch::File { shape, part } => {
+                let file = self.file.as_ref().expect(MADE);
+                file.read(part.clone(), |bytes| Tensor::from_data_size(bytes, shape, Kind::Float))
+            }
+        };
+        tensor.to_device(self.cache.device)
+    }
+
+    /// All batches in order.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = Tensor> {
+        (0..self.len()).map(|index| self.get(index))
+    }
+
+    /// Puts a batch of the same shape in the place of another.
+    pub(crate) fn set(&mut self, index: usize, x: &Tensor) -> Result<(), CalibError> {
+        match &mut self.batches[index] {
+            Batch::Memory(tensor) => *tensor = x.to_device(self.cache.home()),
+            Batch::File { part, .. } => {
+                let file = self.file.as_mut().expect(MADE);
+                file.write(part.start, &bytes_of(x)).map_err(|source| self.cache.error(source))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds a batch.
+    pub(crate) fn push(&mut self, x: &Tensor) -> Result<(), CalibError> {
+        let bytes = x.numel() * F32;
+        let start = match self.batches.last() {
+            Some(Batch::File { part, .. }) => part.end,
+            _ if self.in_memory + bytes <= self.cache.in_memory() => {
+                self.in_memory += bytes;
+                self.batches.push(Batch::Memory(x.to_device(self.cache.home())));
+                return Ok(());
+            }
+            _ => {
+                let rest = self.cache.len * F32 - self.in_memory;
+                let file = Scratch::create(&self.cache.dir, rest as u64).map_err(|source| self.cache.error(source))?;
+                self.file = Some(file);
+                0
+            }
+        };
+        self.batches.push(Batch::File { shape: x.size(), part: start..start + bytes });
+        self.set(self.len() - 1, x)
+    }
+
+    /// What `f` makes of each batch, in a store of its own.
+    pub(crate) fn map(&self, f: impl Fn(&Tensor) -> Tensor) -> Result<Self, CalibError> {
+        let mut mapped = Self::new(self.cache);
+        self.iter().try_for_each(|x| mapped.push(&f(&x)))?;
+        Ok(mapped)
+    }
+}
+
+/// The numbers of a tensor as they lie in memory.
+fn bytes_of(x: &Tensor) -> Vec<u8> {
+    let mut bytes = vec![0; x.numel() * F32];
+    x.to_kind(Kind::Float).to_device(Device::Cpu).contiguous().copy_data_u8(&mut bytes, x.numel());
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+    use proptest::sample::Index;
+
+    const SHAPE: [i64; 3] = [2, 3, 5];
+    const BATCH: usize = 30;
+
+    fn values(x: &Tensor) -> Vec<f32> {
+        Vec::try_from(x.contiguous().view(-1)).unwrap()
+    }
+
+    fn batch(seed: f32) -> Vec<f32> {
+        (0..BATCH).map(|i| seed * 1e3 + i as f32 / 7.0).collect()
+    }
+
+    proptest! {
+        /// Against a list of lists, with everything, a part and nothing in memory.
+        #[test]
+        fn holds_what_was_set_last(
+            n in 0..6usize,
+            short in any::<bool>(),
+            budget in prop_oneof![Just(None), (0..2000u64).prop_map(Some)],
+            changes in vec((any::<Index>(), -9f32..9.0), 0..20),
+        ) {
+            let dir = tempfile::tempdir().unwrap();
+            // The last batch may be a part of one.
+            let shape = |i: usize| if short && i + 1 == n { [1, 3, 5] } else { SHAPE };
+            let len_of = |i: usize| shape(i).iter().product::<i64>() as usize;
+            let len = (0..n).map(len_of).sum();
+            let cache = Cache { device: Device::Cpu, budget, n_stores: 2, len, dir: dir.path().to_owned() };
+            let tensor = |values: &[f32], i: usize| Tensor::from_slice(&values[..len_of(i)]).view(shape(i));
+            let mut expected: Vec<Vec<f32>> = (0..n).map(|i| batch(i as f32)).collect();
+            let mut store = Store::new(&cache);
+            for (i, values) in expected.iter().enumerate() {
+                store.push(&tensor(values, i)).unwrap();
+            }
+            let doubled = store.map(|x| x * 2.0).unwrap();
+            for (index, seed) in changes.into_iter().filter(|_| n > 0) {
+                let i = index.index(n);
+                expected[i] = batch(seed);
+                // Not contiguous, as blocks' outputs may be.
+                let x = tensor(&expected[i], i).transpose(0, 2).contiguous().transpose(0, 2);
+                store.set(i, &x).unwrap();
+                prop_assert_eq!(values(&store.get(i)), &expected[i][..len_of(i)]);
+            }
+            prop_assert_eq!((store.len(), doubled.len()), (n, n));
+            for (i, (x, y)) in store.iter().zip(doubled.iter()).enumerate() {
+                prop_assert_eq!(values(&x), &expected[i][..len_of(i)]);
+                prop_assert_eq!(x.size(), shape(i));
+                prop_assert_eq!(values(&y), batch(i as f32)[..len_of(i)].iter().map(|x| x * 2.0).collect::<Vec<_>>());
+            }
+            let in_memory = store.batches.iter().filter(|batch| matches!(batch, Batch::Memory(_))).count();
+            prop_assert!(budget.is_none_or(|budget| 2 * in_memory * BATCH * F32 <= budget as usize + BATCH * F32));
+            prop_assert!(budget.is_some() || in_memory == n);
+            prop_assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+        }
+    }
+
+    #[test]
+    fn a_place_where_no_file_can_be_made_is_named() {
+        let dir = tempfile::tempdir().unwrap().path().join("gone");
+        let cache = Cache { device: Device::Cpu, budget: Some(0), n_stores: 1, len: BATCH, dir };
+        let error = Store::new(&cache).push(&Tensor::from_slice(&batch(0.0)).view(SHAPE)).unwrap_err().to_string();
+        assert!(error.contains("gone") && error.contains("120 bytes"), "{error}");
+    }
+}

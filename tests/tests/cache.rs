@@ -1,0 +1,100 @@
+//! Hidden states beyond `--cache-memory` lie on the disk, and that changes nothing but where they lie.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use oq_tests::{fixture, omniquant, run};
+
+/// Two batches of two segments, and one of one.
+const SEGMENTS: [&str; 6] = ["--samples", "5", "--batch", "2", "--seqlen", "32"];
+/// Far above the seconds that a run takes.
+const LIMIT: Duration = Duration::from_secs(120);
+
+fn quantize(model: &str, args: &[&str], out: &Path) -> Command {
+    let mut command = omniquant();
+    command.arg("quantize").arg(fixture(model)).args(["--calib", "tests/fixtures/calib.txt", "--threads", "1"]);
+    command.args(SEGMENTS).args(args).arg("--out").arg(out);
+    command.stdin(Stdio::null());
+    command
+}
+
+/// The packed model without the records of the run.
+fn files(out: &Path) -> BTreeMap<String, Vec<u8>> {
+    let entries = fs::read_dir(out).unwrap().map(|entry| entry.unwrap());
+    let files = entries.map(|entry| (entry.file_name().into_string().unwrap(), fs::read(entry.path()).unwrap()));
+    files.filter(|(name, _)| !["events.jsonl", "journal.jsonl", "run.json"].contains(&name.as_str())).collect()
+}
+
+#[track_caller]
+fn check_same(model: &str, args: &[&str], sizes: &[&str]) {
+    let made = |more: &[&str]| {
+        let out = tempfile::tempdir().unwrap();
+        run(quantize(model, args, out.path()).args(more), 0);
+        files(out.path())
+    };
+    let expected = made(&[]);
+    assert!(expected.contains_key("config.json"));
+    for size in sizes {
+        let got = made(&["--cache-memory", size]);
+        assert!(got.keys().eq(expected.keys()), "{model} with {size}: {:?}", got.keys());
+        for (name, bytes) in got {
+            assert!(bytes == expected[&name], "{model} with {size}: {name} differs");
+        }
+    }
+}
+
+#[test]
+fn a_budget_changes_no_byte() {
+    // 80 KiB of states each: in full precision, quantized, and for the second loss.
+    check_same(
+        "tiny-llama",
+        &["--scheme", "w3a16g64", "--epochs", "2", "--aug-loss", "true"],
+        &["0", "120KiB", "1GiB"],
+    );
+    check_same("tiny-opt", &["--scheme", "w4a4", "--method", "smoothquant"], &["0"]);
+    check_same("tiny-falcon", &["--scheme", "w4a16g64", "--method", "rtn"], &["0"]);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_killed_run_leaves_no_cache_behind() {
+    let dir = tempfile::tempdir().unwrap();
+    let [whole, out] = ["whole", "out"].map(|name| dir.path().join(name));
+    // Four blocks of about half a second.
+    let quantize = |out: &Path, size: &str| {
+        let args = ["--scheme", "w3a16g64", "--epochs", "25", "--quiet", "--resume", "--cache-memory", size];
+        quantize("tiny-llama", &args, out)
+    };
+    run(&mut quantize(&whole, "1GiB"), 0);
+    let mut child = quantize(&out, "0").spawn().unwrap();
+    let started = Instant::now();
+    let first_shard = out.join("model-00001-of-00005.safetensors");
+    while !first_shard.exists() {
+        assert!(child.try_wait().unwrap().is_none() && started.elapsed() < LIMIT, "ended before its second block");
+        sleep(Duration::from_millis(1));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    // Nothing but what a run without a cache leaves; a shard that was being written is cleared away by the next run.
+    for entry in fs::read_dir(&out).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        assert!(name.contains(".json") || name.ends_with(".safetensors") || name.starts_with(".omniquant"), "{name}");
+    }
+    // Where they lie is not part of what a run is: it goes on with another budget.
+    run(&mut quantize(&out, "100KB"), 0);
+    assert!(files(&out) == files(&whole));
+}
+
+#[test]
+fn sizes_that_are_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = run(&mut quantize("tiny-llama", &["--scheme", "w4a16g64", "--cache-memory", "8G"], dir.path()), 2);
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(stderr.contains("--cache-memory") && stderr.contains("such as 8GiB"), "{stderr}");
+}
