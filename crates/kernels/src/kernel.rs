@@ -49,6 +49,8 @@ pub(crate) enum Code {
 pub(crate) struct Vector {
     /// Channels of an operand word of the panel path.
     pub(crate) step: usize,
+    /// Most rows of one call of `fused`.
+    pub(crate) fused_rows: usize,
     /// Most rows of one call of `multiply`.
     pub(crate) tile_rows: usize,
     /// Channels unpacked at a time.
@@ -71,7 +73,7 @@ pub(crate) type Sums = [f32; 2];
 /// A few rows of activations, arranged for the fused path.
 pub(crate) struct Fused<'a> {
     pub(crate) layout: &'a Layout,
-    /// At most [`Kernel::few_rows`].
+    /// At most [`Vector::fused_rows`].
     pub(crate) rows: usize,
     /// Pairs of integers `[blocks, rows, block / 2]`.
     pub(crate) x: &'a [u32],

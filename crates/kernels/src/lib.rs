@@ -25,7 +25,7 @@
 //! A few rows take the *fused path*: codes are multiplied where they are unpacked, in registers, so that a row costs what reading
 //! the packed weights from memory costs. More rows take the *panel path*: codes of a part of the matrix are unpacked into a buffer
 //! that stays in the first-level cache, and a register-blocked product runs over all rows. [`Kernel::few_rows`] says where the one
-//! takes over from the other.
+//! takes over from the other: where passes over the packed weights cost as much as unpacking them.
 //!
 //! Work is split over the threads of the rayon pool that the call is made in, by output channels. Buffers are kept by each thread:
 //! after the first call of a size nothing is allocated. Calls from outside the pool wake a sleeping thread each; a program that

@@ -96,21 +96,25 @@ impl PackedLinear {
         if out.is_empty() {
             return Ok(());
         }
+        let few = rows <= self.kernel.few_rows;
+        let most = match &self.kernel.code {
+            Code::Vector(vector) if few => vector.fused_rows,
+            Code::Vector(_) | Code::Plain(_) => ROWS_AT_ONCE,
+        };
+        // Parts as alike in size as can be.
+        let part = rows.div_ceil(rows.div_ceil(most));
         scratch::with(|scratch| {
-            let rows = out.chunks_mut(ROWS_AT_ONCE * out_features).zip(x.chunks(ROWS_AT_ONCE * in_features));
-            rows.for_each(|(out, x)| self.forward_some(x, out, scratch));
+            for (out, x) in out.chunks_mut(part * out_features).zip(x.chunks(part * in_features)) {
+                let rows = x.len() / in_features;
+                match &self.kernel.code {
+                    Code::Plain(strip) => self.plain(*strip, x, rows, scratch),
+                    Code::Vector(vector) if few => self.fused(vector, x, rows, scratch),
+                    Code::Vector(vector) => self.panels(vector, x, rows, scratch),
+                }
+                self.finish(rows, &scratch.tiles, out);
+            }
         });
         Ok(())
-    }
-
-    fn forward_some<A: Element, O: Element>(&self, x: &[A], out: &mut [O], scratch: &mut Scratch) {
-        let rows = x.len() / self.layout.in_features;
-        match &self.kernel.code {
-            Code::Plain(strip) => self.plain(*strip, x, rows, scratch),
-            Code::Vector(vector) if rows <= self.kernel.few_rows => self.fused(vector, x, rows, scratch),
-            Code::Vector(vector) => self.panels(vector, x, rows, scratch),
-        }
-        self.finish(rows, &scratch.tiles, out);
     }
 
     fn plain<A: Element>(

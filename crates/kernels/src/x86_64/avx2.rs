@@ -12,12 +12,13 @@ use crate::prepare::{arrange_integers, copy_f32};
 
 pub(crate) static KERNEL: Kernel = Kernel {
     name: "avx2",
-    few_rows: 4,
+    few_rows: 12,
     few: Operands::Int16,
     many: Operands::F32,
     is_available,
     code: Code::Vector(Vector {
         step: 1,
+        fused_rows: 4,
         tile_rows: 6,
         depth: 128,
         arrange,
@@ -222,6 +223,7 @@ fn unpack_avx2<const BITS: u32>(layout: &Layout, strip: usize, segments: &[Segme
         let scale = &layout.scales(strip)[segment.group];
         let rows = layout.words(strip)[segment.start..segment.end].chunks_exact(words);
         for (rows, panel) in rows.zip(panel.by_ref()) {
+            rows.iter().for_each(prefetch);
             for quarter in 0..4 {
                 let (zero, scale) = (zero_points(zeros, quarter), scales(scale, quarter));
                 let mut codes = [_mm256_setzero_si256(); 3];

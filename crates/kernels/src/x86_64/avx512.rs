@@ -19,12 +19,13 @@ use crate::prepare::{Scale, copy_f32};
 
 pub(crate) static KERNEL: Kernel = Kernel {
     name: "avx512",
-    few_rows: 8,
+    few_rows: 32,
     few: Operands::Int16,
     many: Operands::F32,
     is_available,
     code: Code::Vector(Vector {
         step: 1,
+        fused_rows: 8,
         tile_rows: 12,
         depth: 128,
         arrange,
@@ -294,6 +295,7 @@ fn unpack_avx512<const BITS: u32>(layout: &Layout, strip: usize, segments: &[Seg
         let scale = [scales(scale, 0), scales(scale, 1)];
         let rows = layout.words(strip)[segment.start..segment.end].chunks_exact(words);
         for (rows, panel) in rows.zip(panel.by_ref()) {
+            rows.iter().for_each(prefetch);
             for half in 0..2 {
                 let mut codes = [_mm512_setzero_si512(); 3];
                 for (codes, row) in codes.iter_mut().zip(rows) {

@@ -9,17 +9,27 @@ use std::ops::Range;
 use super::avx512::{
     self, arrange, codes_in_place, lanes, load_row, scales, store, store_tile, tile_lanes, zero_points,
 };
-use super::{for_each, for_rows, for_width, width};
+use super::{for_each, for_rows, for_width, prefetch, width};
 use crate::kernel::{Code, Fused, Kernel, Operands, Product, Vector};
 use crate::layout::{Layout, Segment, Tile, Width, WordRow};
 
 pub(crate) static KERNEL: Kernel = Kernel {
     name: "avx512-bf16",
-    few_rows: 8,
+    few_rows: 16,
     few: Operands::Int16,
     many: Operands::Bf16,
     is_available,
-    code: Code::Vector(Vector { step: 2, tile_rows: 12, depth: 256, arrange, fused, narrow, unpack, multiply }),
+    code: Code::Vector(Vector {
+        step: 2,
+        fused_rows: 8,
+        tile_rows: 12,
+        depth: 256,
+        arrange,
+        fused,
+        narrow,
+        unpack,
+        multiply,
+    }),
 };
 
 fn is_available() -> bool {
@@ -134,6 +144,7 @@ fn unpack_avx512<const BITS: u32>(layout: &Layout, strip: usize, segments: &[Seg
         let zeros = zeros.map(|zero| _mm512_or_si512(zero, _mm512_slli_epi32::<16>(zero)));
         let rows = layout.words(strip)[segment.start..segment.end].chunks_exact(words);
         for (rows, panel) in rows.zip(panel.by_ref()) {
+            rows.iter().for_each(prefetch);
             for half in 0..2 {
                 let mut words = [_mm512_setzero_si512(); 3];
                 for (word, row) in words.iter_mut().zip(rows) {
