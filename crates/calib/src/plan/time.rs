@@ -42,8 +42,7 @@ const CPU: Fit = Fit {
     secs_per_op: 8e-6,
 };
 
-/// Not measured. Products reach what large ones do in training (0.6 of the fastest); clipping is composed of single operations there, whose
-/// reads and writes are counted from `oq-lwc`.
+/// Assumed, not measured. Clipping is composed of single operations there, whose reads and writes are counted from `oq-lwc`.
 const DEVICE: Fit = Fit {
     products_f32: 0.8,
     products_bf16: 0.6,
@@ -54,7 +53,7 @@ const DEVICE: Fit = Fit {
     secs_per_op: 10e-6,
 };
 
-/// What is reached of a data sheet's rates: 790 of 989 TFLOP/s were measured for bf16 products on an H200.
+/// What is reached of a data sheet's rates: an allowance. Large bf16 products are reported at about 790 of 989 TFLOP/s on an H200.
 const OF_DATA_SHEET: f64 = 0.8;
 /// Operations of a step: around each linear (clipping, its optimizer), in the rest of the block, and at each site.
 const OPS_PER_LINEAR: f64 = 45.0;
