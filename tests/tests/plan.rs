@@ -86,15 +86,19 @@ fn a_run_that_does_not_fit_hears_what_would() {
     let refused: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(refused["fits"], false);
     let mends = refused["plan"]["mends"].as_array().unwrap();
-    assert_eq!(mends.len(), 2, "{error}");
+    assert_eq!(mends.len(), 3, "{error}");
     for mend in mends {
         let options = mend["options"].as_str().unwrap();
         let bytes = mend["bytes"].as_f64().unwrap();
         assert!(error.contains(&format!("{options} would need {:.2} GiB: fits", bytes / GIB)), "{error}");
-        // It does, and twice as much does not.
         let (option, value) = options.split_once(' ').unwrap();
         let mended = run_json(plan(&args).args([option, value]));
         assert_eq!(mended["peak_device_bytes"].as_f64().unwrap(), bytes);
+        if option == "--cache-memory" {
+            assert_eq!(value, "16384MiB", "there is room for all states beside the device");
+            continue;
+        }
+        // Twice as much does not fit.
         let doubled = (2 * value.parse::<usize>().unwrap()).to_string();
         run(plan(&args).args([option, doubled.as_str()]), DOES_NOT_FIT);
     }
@@ -169,6 +173,7 @@ struct Case {
     compute: Compute,
     machine: &'static str,
     method: Method,
+    cache_memory: Option<u64>,
 }
 
 fn cases() -> impl Strategy<Value = Case> {
@@ -179,7 +184,7 @@ fn cases() -> impl Strategy<Value = Case> {
     (families, 1usize..50, schemes, 1usize..200, 2usize..3000, any::<bool>(), machines, methods).prop_map(
         |(family, layers, scheme, samples, seqlen, bf16, machine, method)| {
             let compute = if bf16 { Compute::Bf16 } else { Compute::F32 };
-            Case { family, layers, scheme, samples, seqlen, compute, machine, method }
+            Case { family, layers, scheme, samples, seqlen, compute, machine, method, cache_memory: None }
         },
     )
 }
@@ -207,8 +212,13 @@ impl Case {
         let profile = named.unwrap_or(&profile);
         let device = profile.device_bytes().map(|bytes| Accelerator { memory_bytes: Some(bytes) });
         let machine = Machine { memory_bytes: profile.host_bytes(), disk_bytes: None, device };
-        let setting =
-            Setting { compute: self.compute, machine, profile: Some(profile), text_bytes: 1 << 20, cache_memory: None };
+        let setting = Setting {
+            compute: self.compute,
+            machine,
+            profile: Some(profile),
+            text_bytes: 1 << 20,
+            cache_memory: self.cache_memory,
+        };
         Plan::new(&*decoder, &recipe, &setting)
     }
 }
@@ -218,7 +228,8 @@ fn masks_are_counted() {
     #[track_caller]
     fn check(family: &'static str, seqlen: usize, heads: u64) {
         let (scheme, compute, machine, method) = ("w4a16", Compute::F32, "a100-40g", Method::Omniquant);
-        let plan = Case { family, layers: 1, scheme, samples: 1, seqlen, compute, machine, method }.plan();
+        let plan =
+            Case { family, layers: 1, scheme, samples: 1, seqlen, compute, machine, method, cache_memory: None }.plan();
         // Target and input in f32, and the mask beside them.
         let states = 2 * 4 * 256 * seqlen as u64;
         assert_eq!(plan.memory.device.unwrap().cache_bytes - states, 4 * heads * (seqlen as u64).pow(2));
@@ -262,12 +273,14 @@ proptest! {
         for mend in &plan.mends {
             let number = |option: &str| {
                 let words: Vec<&str> = mend.options.split(' ').collect();
-                words.iter().position(|word| *word == option).map(|at| words[at + 1].parse::<usize>().unwrap())
+                let value = words.iter().position(|word| *word == option).map(|at| words[at + 1]);
+                value.map(|value| value.trim_end_matches("MiB").parse::<usize>().unwrap())
             };
             let samples = number("--samples").unwrap_or(case.samples);
             let seqlen = number("--seqlen").unwrap_or(case.seqlen);
             let compute = if mend.options.contains("bf16") { Compute::Bf16 } else { case.compute };
-            let mended = Case { samples, seqlen, compute, ..case.clone() }.plan();
+            let cache_memory = number("--cache-memory").map(|mib| (mib as u64) << 20);
+            let mended = Case { samples, seqlen, compute, cache_memory, ..case.clone() }.plan();
             prop_assert!(mended.fits(), "{}: {:?}", mend, mended.problems);
             prop_assert_eq!(mended.memory.device.unwrap_or(mended.memory.host).total(), mend.bytes);
         }

@@ -296,6 +296,9 @@ pub struct PlanArgs {
     /// Products of learning in bf16 or f32; auto takes bf16 where the device multiplies it fast
     #[arg(long, value_name = "KIND", value_enum, default_value_t = ComputeArg::Auto)]
     pub compute: ComputeArg,
+    /// Memory for hidden states between blocks, such as 8GiB; the rest of them lies in --out [default: all of them are in memory]
+    #[arg(long, value_name = "SIZE")]
+    pub cache_memory: Option<Size>,
     /// Measure first how fast this machine is: about 10 seconds
     #[arg(long)]
     pub measure: bool,

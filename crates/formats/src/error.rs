@@ -258,6 +258,16 @@ pub enum HeaderFault {
         /// Its shape.
         shape: Vec<usize>,
     },
+    /// Elements of less than a byte do not fill the last one, which the format does not allow.
+    #[error("tensor `{tensor}`: shape {shape:?} of {dtype} ends within a byte")]
+    PartialByte {
+        /// Name of the tensor.
+        tensor: String,
+        /// Its shape.
+        shape: Vec<usize>,
+        /// Its type.
+        dtype: Dtype,
+    },
     /// Shape and offsets disagree.
     #[error("tensor `{tensor}`: shape {shape:?} of {dtype} needs {needed} bytes, its offsets span {got}")]
     Size {

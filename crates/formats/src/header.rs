@@ -81,8 +81,12 @@ fn check_entry(name: &str, info: &TensorInfo, expected: usize) -> Result<usize, 
     if start != expected || end < start {
         return Err(HeaderFault::Offsets { tensor: tensor(), start, end, expected });
     }
-    let needed = byte_len(info.dtype, &info.shape)
+    let bits = bit_len(info.dtype, &info.shape)
         .ok_or_else(|| HeaderFault::Overflow { tensor: tensor(), shape: info.shape.clone() })?;
+    if !bits.is_multiple_of(8) {
+        return Err(HeaderFault::PartialByte { tensor: tensor(), shape: info.shape.clone(), dtype: info.dtype });
+    }
+    let needed = bits / 8;
     let got = end - start;
     if got != needed {
         let shape = info.shape.clone();
@@ -91,10 +95,14 @@ fn check_entry(name: &str, info: &TensorInfo, expected: usize) -> Result<usize, 
     Ok(end)
 }
 
-/// Bytes of a tensor, unless they overflow.
+/// Bytes of a tensor, the last one perhaps not full, unless they overflow.
 pub(crate) fn byte_len(dtype: Dtype, shape: &[usize]) -> Option<usize> {
+    Some(bit_len(dtype, shape)?.div_ceil(8))
+}
+
+fn bit_len(dtype: Dtype, shape: &[usize]) -> Option<usize> {
     let elements = shape.iter().try_fold(1usize, |product, &n| product.checked_mul(n))?;
-    Some(elements.checked_mul(dtype.bitsize())?.div_ceil(8))
+    elements.checked_mul(dtype.bitsize())
 }
 
 /// Header bytes, length included, of tensors that follow each other in the given order.

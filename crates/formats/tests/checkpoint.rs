@@ -160,6 +160,7 @@ fn refuses_hostile_headers() {
     check_header(&one(r#"{"dtype":"F16","shape":[4],"data_offsets":[2,10]}"#), 10, "should start at 0");
     check_header(&one(r#"{"dtype":"F16","shape":[3],"data_offsets":[0,8]}"#), 8, "needs 6 bytes, its offsets span 8");
     check_header(&one(r#"{"dtype":"F16","shape":[4],"data_offsets":[0,8]}"#), 11, "3 bytes follow");
+    check_header(&one(r#"{"dtype":"F4","shape":[1],"data_offsets":[0,1]}"#), 1, "shape [1] of F4 ends within a byte");
     let huge = r#"{"dtype":"F16","shape":[4294967296,4294967296],"data_offsets":[0,8]}"#;
     check_header(&one(huge), 8, "[4294967296, 4294967296] overflows");
     let wrapping = r#"{"dtype":"F32","shape":[4611686018427387905],"data_offsets":[0,4]}"#;

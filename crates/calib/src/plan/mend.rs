@@ -34,6 +34,7 @@ fn within_budget(counts: &Counts, setting: &Setting<'_>) -> Option<Mend> {
     let with = |budget| MemoryPlan::new(counts, &Setting { cache_memory: Some(budget), ..*setting });
     let none = with(0);
     let room = setting.machine.memory_bytes?.checked_sub(none.host.total())? >> 20;
+    let room = room.min(none.spilled_bytes.div_ceil(1 << 20));
     let memory = with(room << 20);
     let bytes = memory.device.unwrap_or(memory.host).total();
     let fits = Shortage::of(&memory, setting.machine).is_empty();

@@ -36,7 +36,8 @@ pub fn run(args: &PlanArgs, out: &Output) -> Result<()> {
     let decoder = decoder_of(&config)?;
     let (machine, compute, profile) = subject(args, out)?;
     let text_bytes = text_bytes(&recipe);
-    let setting = Setting { compute, machine, profile: profile.as_ref(), text_bytes, cache_memory: None };
+    let cache_memory = args.cache_memory.map(|size| size.0);
+    let setting = Setting { compute, machine, profile: profile.as_ref(), text_bytes, cache_memory };
     let plan = Plan::new(&*decoder, &recipe, &setting);
     let value = json!({"model": named.name, "recipe": recipe, "plan": plan, "peak_bytes": plan.memory.host.total(),
         "peak_device_bytes": plan.memory.device.map(|parts| parts.total()), "machine": machine, "profile": profile,
@@ -188,6 +189,9 @@ fn text(model: &str, recipe: &Recipe, plan: &Plan, setting: &Setting<'_>) -> Str
     }
     line("time", time(plan));
     line("output", bytes(plan.output_bytes));
+    if plan.memory.spilled_bytes > 0 {
+        line("on disk", format!("{} of hidden states, while it runs", bytes(plan.memory.spilled_bytes)));
+    }
     line("fits", if plan.fits() { "yes".to_owned() } else { "no".to_owned() });
     text
 }
