@@ -20,6 +20,7 @@ mod guard;
 mod hub;
 mod parquet_text;
 mod sample;
+mod thrift;
 mod tokenizer;
 
 pub use dataset::{DATASETS, Split, Text, load_text};

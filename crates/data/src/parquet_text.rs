@@ -1,40 +1,187 @@
-//! The one column of a dataset's parquet file that is read: `text`.
+//! The one column of a dataset's parquet file that is read: `text`, a string column that is not part of another.
+//!
+//! The `parquet` library decodes it. What the file says about sizes and places comes first: the library skips values that take
+//! no bytes, as many as the file says, follows groups in groups without end, and allocates what a header asks for. So the
+//! footer is read here, and the library is told what is in it; page headers it reads itself, after they have been checked here.
 
 use std::fs::File;
 use std::path::Path;
+use std::sync::Arc;
 
-use parquet::file::reader::{FileReader, SerializedFileReader};
+use parquet::basic::Compression;
+use parquet::errors::ParquetError;
+use parquet::file::metadata::page_index::RowGroupPageIndex;
+use parquet::file::metadata::{ColumnChunkMetaData, RowGroupMetaData};
+use parquet::file::properties::ReaderProperties;
+use parquet::file::serialized_reader::SerializedRowGroupReader;
 use parquet::record::Field;
-use parquet::schema::types::Type;
+use parquet::record::reader::RowIter;
+use parquet::schema::parser::parse_message_type;
+use parquet::schema::types::{SchemaDescPtr, SchemaDescriptor};
 
 use crate::error::DataError;
 use crate::guard::guarded;
+use crate::thrift::{Struct, Value};
+
+/// Numbers of the format (<https://github.com/apache/parquet-format/blob/master/src/main/thrift/parquet.thrift>).
+const BYTE_ARRAY: i64 = 6;
+/// PLAIN, PLAIN_DICTIONARY and RLE_DICTIONARY.
+const ENCODINGS: [i64; 3] = [0, 2, 8];
+/// Snappy writes 64 bytes with 3 at best.
+const SNAPPY_RATIO: i64 = 22;
+/// How much larger than the file its strings may be in memory: one string of a dictionary can stand in millions of rows.
+const TEXT_RATIO: usize = 256;
 
 /// The strings of column `text`, in order; a null is an empty string.
 pub(crate) fn read_rows(path: &Path) -> Result<Vec<String>, DataError> {
-    // The library panics at places before the file's start, among others.
-    guarded(|| try_read_rows(path))
-        .unwrap_or_else(|panic| Err(DataError::corrupt(path, format!("not readable as parquet: {panic}"))))
+    // The library panics at levels and dictionaries that do not fit, among others.
+    let rows = guarded(|| try_read_rows(path)).unwrap_or_else(|panic| Err(Error::Said(panic)));
+    rows.map_err(|error| match error {
+        Error::Io(source) => DataError::io(path, "read", source),
+        Error::Said(reason) => DataError::corrupt(path, format!("not readable as parquet: {reason}")),
+    })
 }
 
-fn try_read_rows(path: &Path) -> Result<Vec<String>, DataError> {
-    let bad = |e: parquet::errors::ParquetError| DataError::corrupt(path, format!("not readable as parquet: {e}"));
-    let file = File::open(path).map_err(|e| DataError::io(path, "read", e))?;
-    let reader = SerializedFileReader::new(file).map_err(bad)?;
-    let schema = reader.metadata().file_metadata().schema();
-    let text = schema
-        .get_fields()
-        .iter()
-        .find(|field| field.name() == "text")
-        .ok_or_else(|| DataError::corrupt(path, "the parquet file has no column \"text\""))?;
-    let only_text = Type::group_type_builder(schema.name()).with_fields(vec![text.clone()]).build().map_err(bad)?;
+enum Error {
+    Io(std::io::Error),
+    Said(String),
+}
+
+impl From<&str> for Error {
+    fn from(reason: &str) -> Self {
+        Self::Said(reason.to_owned())
+    }
+}
+
+impl From<ParquetError> for Error {
+    fn from(error: ParquetError) -> Self {
+        Self::Said(error.to_string())
+    }
+}
+
+fn try_read_rows(path: &Path) -> Result<Vec<String>, Error> {
+    let bytes = std::fs::read(path).map_err(Error::Io)?;
+    let file = Arc::new(File::open(path).map_err(Error::Io)?);
+    let footer = read_footer(&bytes).ok_or("it does not end in a footer")?;
+    let (column, schema) = find_text(&footer)?;
     let mut rows = Vec::new();
-    for row in reader.get_row_iter(Some(only_text)).map_err(bad)? {
-        match row.map_err(bad)?.into_columns().pop() {
-            Some((_, Field::Str(text))) => rows.push(text),
-            Some((_, Field::Null)) => rows.push(String::new()),
-            other => return Err(DataError::corrupt(path, format!("column \"text\" holds {other:?}, not a string"))),
+    let mut held = 0;
+    let mut left = bytes.len();
+    for group in footer.structs(4).ok_or("the footer names no row groups")? {
+        let group = row_group(group, column, &schema, &bytes, &mut left)?;
+        let properties = Arc::new(ReaderProperties::builder().build());
+        let reader = SerializedRowGroupReader::new(file.clone(), &group, RowGroupPageIndex::new(0, None), properties)?;
+        for row in RowIter::from_row_group(None, &reader)? {
+            let text = match row?.into_columns().pop() {
+                Some((_, Field::Str(text))) => text,
+                _ => String::new(),
+            };
+            held += size_of::<String>() + text.len();
+            if held / TEXT_RATIO > bytes.len() {
+                return Err(Error::Said(format!("its text is more than {TEXT_RATIO} times as large as the file")));
+            }
+            rows.push(text);
         }
     }
     Ok(rows)
+}
+
+fn read_footer(bytes: &[u8]) -> Option<Struct<'_>> {
+    let (rest, &[a, b, c, d, b'P', b'A', b'R', b'1']) = bytes.split_last_chunk()? else { return None };
+    let len = usize::try_from(u32::from_le_bytes([a, b, c, d])).ok()?;
+    Struct::read(&mut &rest[rest.len().checked_sub(len)?..])
+}
+
+/// The number of column `text`, and a schema of it alone.
+fn find_text(footer: &Struct<'_>) -> Result<(usize, SchemaDescPtr), Error> {
+    let columns = footer.structs(2).ok_or("the footer has no schema")?;
+    // The first is the root. Groups have children.
+    let columns = columns.get(1..).unwrap_or_default();
+    if columns.iter().any(|column| column.int(5).is_some_and(|children| children != 0)) {
+        return Err("it has columns in columns".into());
+    }
+    let name = |column: &&Struct<'_>| matches!(column.get(4), Some(Value::Binary(b"text")));
+    let at = columns.iter().position(name).ok_or("it has no column \"text\"")?;
+    let repetition = match (columns[at].int(1), columns[at].int(3)) {
+        (Some(BYTE_ARRAY), Some(0)) => "REQUIRED",
+        (Some(BYTE_ARRAY), Some(1)) => "OPTIONAL",
+        _ => return Err("its column \"text\" does not hold one string per row".into()),
+    };
+    let schema = parse_message_type(&format!("message schema {{ {repetition} BYTE_ARRAY text (UTF8); }}"))?;
+    Ok((at, Arc::new(SchemaDescriptor::new(Arc::new(schema)))))
+}
+
+/// What the library wants to know of a row group, with the one column. Its pages have been checked, and are taken off `left`, the
+/// bytes that row groups have not been in.
+fn row_group(
+    group: &Struct<'_>,
+    column: usize,
+    schema: &SchemaDescPtr,
+    bytes: &[u8],
+    left: &mut usize,
+) -> Result<RowGroupMetaData, Error> {
+    let chunks = group.structs(1).ok_or("a row group has no columns")?;
+    let Some(Value::Struct(chunk)) = chunks.get(column).and_then(|chunk| chunk.get(3)) else {
+        return Err("a row group lacks the column".into());
+    };
+    let compression = match chunk.int(4) {
+        Some(0) => Compression::UNCOMPRESSED,
+        Some(1) => Compression::SNAPPY,
+        _ => return Err("its text is compressed, and not by Snappy".into()),
+    };
+    let (Some(rows), Some(len), Some(data)) = (group.int(3), chunk.int(7), chunk.int(9)) else {
+        return Err("a row group does not say where it is".into());
+    };
+    let dictionary = chunk.int(11);
+    let start = usize::try_from(dictionary.unwrap_or(data)).ok();
+    let pages = start.zip(usize::try_from(len).ok()).and_then(|(start, len)| bytes.get(start..)?.get(..len));
+    let pages = pages.ok_or("a row group is not inside the file")?;
+    *left = left.checked_sub(pages.len()).ok_or("row groups lie in each other")?;
+    check_pages(pages).ok_or("a page does not fit its header")?;
+    let chunk = ColumnChunkMetaData::builder(schema.column(0))
+        .set_compression(compression)
+        .set_total_compressed_size(len)
+        .set_data_page_offset(data)
+        .set_dictionary_page_offset(dictionary)
+        .build()?;
+    Ok(RowGroupMetaData::builder(schema.clone()).set_num_rows(rows).add_column_metadata(chunk).build()?)
+}
+
+/// Whether each page's header reads the same to the library as to [`Struct`], and asks for no more than there is.
+fn check_pages(mut rest: &[u8]) -> Option<()> {
+    while !rest.is_empty() {
+        let header = Struct::read(&mut rest)?;
+        let known = has_known_types(&header, 4, 0)
+            && header.0.iter().all(|(id, value)| match (id, value) {
+                (5, Value::Struct(data)) => has_known_types(data, 4, 0),
+                (6, Value::Struct(_)) => true,
+                (7, Value::Struct(dictionary)) => has_known_types(dictionary, 2, 1),
+                (8, Value::Struct(data)) => has_known_types(data, 6, 1),
+                (id, _) => !(5..=8).contains(id),
+            });
+        let (uncompressed, compressed) = (header.int(2)?, header.int(3)?);
+        rest.split_off(..usize::try_from(compressed).ok()?)?;
+        let fits = |(id, value): &(i16, Value<'_>)| match (id, value) {
+            (5, Value::Struct(data)) => data.int(2).is_some_and(|encoding| ENCODINGS.contains(&encoding)),
+            // A string takes four bytes at least, for its length.
+            (7, Value::Struct(dictionary)) => {
+                dictionary.int(1).is_some_and(|len| (0..=uncompressed / 4).contains(&len))
+            }
+            (8, Value::Struct(data)) => data.int(4).is_some_and(|encoding| ENCODINGS.contains(&encoding)),
+            _ => true,
+        };
+        if !known || uncompressed > compressed * SNAPPY_RATIO || !header.0.iter().all(fits) {
+            return None;
+        }
+    }
+    Some(())
+}
+
+/// Whether the fields that the library knows are what it takes them for: the first `numbers` by id, then `flags`.
+fn has_known_types(header: &Struct<'_>, numbers: i16, flags: i16) -> bool {
+    header.0.iter().all(|(id, value)| match value {
+        Value::Int(number) => i32::try_from(*number).is_ok() && !(numbers + 1..=numbers + flags).contains(id),
+        Value::Flag => *id > numbers,
+        _ => *id > numbers + flags,
+    })
 }

@@ -256,8 +256,13 @@ fn names_are_checked_before_anything_is_asked() {
     }
 }
 
-/// A parquet file with one string column `text`.
+/// A parquet file with one string column, in row groups of three rows.
 fn parquet(column: &str, rows: &[&str]) -> Vec<u8> {
+    parquet_groups(column, &rows.chunks(3).collect::<Vec<_>>())
+}
+
+/// A parquet file with one string column.
+fn parquet_groups(column: &str, groups: &[&[&str]]) -> Vec<u8> {
     use parquet::basic::Compression;
     use parquet::data_type::{ByteArray, ByteArrayType};
     use parquet::file::properties::WriterProperties;
@@ -267,7 +272,7 @@ fn parquet(column: &str, rows: &[&str]) -> Vec<u8> {
     let properties = WriterProperties::builder().set_compression(Compression::SNAPPY).build();
     let mut bytes = Vec::new();
     let mut writer = SerializedFileWriter::new(&mut bytes, schema.into(), properties.into()).unwrap();
-    for rows in rows.chunks(3) {
+    for rows in groups {
         let mut group = writer.next_row_group().unwrap();
         let mut column = group.next_column().unwrap().unwrap();
         let values: Vec<ByteArray> = rows.iter().map(|&row| row.into()).collect();
@@ -295,23 +300,93 @@ fn wikitext2_comes_from_the_hub_where_no_file_is() {
     assert_eq!(err.kind(), ErrorKind::MissingInput, "{err}");
 }
 
-#[test]
-fn a_flipped_byte_of_a_parquet_file_never_panics() {
+/// The test split that is read where the hub's cache holds `bytes` for it.
+fn load_cached(bytes: &[u8]) -> Result<String, DataError> {
     let cache = tempfile::tempdir().unwrap();
     let folder = cache.path().join("datasets--Salesforce--wikitext/snapshots/main/wikitext-2-raw-v1");
     std::fs::create_dir_all(&folder).unwrap();
-    let file = folder.join("test-00000-of-00001.parquet");
+    std::fs::write(folder.join("test-00000-of-00001.parquet"), bytes).unwrap();
     let hub = Hub { endpoint: "http://127.0.0.1:9".into(), cache: cache.path().into(), token: None, offline: true };
+    load_text("wikitext2", Split::Test, None, &hub).map(|text| text.text)
+}
+
+#[test]
+fn a_flipped_byte_of_a_parquet_file_never_panics() {
     let whole = parquet("text", &["", " = Title = \n", "", " A line . \n", " The last . \n"]);
     for at in 0..whole.len() {
         // The lowest bit is the sign of a number.
         let mut bytes = whole.clone();
         bytes[at] ^= 1;
-        std::fs::write(&file, bytes).unwrap();
-        if let Err(error) = load_text("wikitext2", Split::Test, None, &hub) {
+        if let Err(error) = load_cached(&bytes) {
             assert_eq!(error.kind(), ErrorKind::Corrupt, "byte {at}: {error}");
         }
     }
+}
+
+#[track_caller]
+fn check_parquet_is_corrupt(bytes: &[u8], said: &str) {
+    let started = Instant::now();
+    let err = load_cached(bytes).unwrap_err();
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+    assert_eq!(err.kind(), ErrorKind::Corrupt, "{err}");
+    assert!(err.to_string().contains(said), "{err}");
+}
+
+/// `footer` at the end of a parquet file.
+fn with_footer(mut file: Vec<u8>, footer: &[u8]) -> Vec<u8> {
+    file.extend_from_slice(footer);
+    file.extend_from_slice(&(footer.len() as u32).to_le_bytes());
+    file.extend_from_slice(b"PAR1");
+    file
+}
+
+#[test]
+fn a_parquet_header_that_announces_more_than_the_file_holds_is_corrupt() {
+    let whole = parquet("text", &["a", "b", "c"]);
+    // Behind type and sizes of a page: a list of 2^31 - 1 numbers or flags, a dictionary of 2^30 strings, a page of 2^30 bytes.
+    let announced: [&[u8]; 4] = [
+        b"\x15\x00\x15\x02\x15\x02\x69\xf7\xff\xff\xff\xff\x07",
+        b"\x15\x00\x15\x02\x15\x02\x69\xf2\xff\xff\xff\xff\x07\x00",
+        b"\x15\x04\x15\x02\x15\x02\x4c\x15\x80\x80\x80\x80\x08\x15\x00\x00\x00",
+        b"\x15\x04\x15\x80\x80\x80\x80\x08\x15\x02\x4c\x15\x02\x15\x00\x00\x00",
+    ];
+    for header in announced {
+        let mut bytes = whole.clone();
+        bytes[4..][..header.len()].copy_from_slice(header);
+        check_parquet_is_corrupt(&bytes, "a page does not fit its header");
+    }
+
+    let (rest, end) = whole.split_at(whole.len() - 8);
+    let (rest, footer) = rest.split_at(rest.len() - u32::from_le_bytes(*end.first_chunk().unwrap()) as usize);
+    assert_eq!(with_footer(rest.to_vec(), footer), whole);
+    // A thousand lists of 2^31 - 1 flags in place of the footer's end.
+    let flags = [&footer[..footer.len() - 1], &b"\x19\xf2\xff\xff\xff\xff\x07".repeat(1000), b"\0"].concat();
+    check_parquet_is_corrupt(&with_footer(rest.to_vec(), &flags), "does not end in a footer");
+    // The version, and a schema of 2^20 groups, each in the one before and without a name.
+    let groups = [b"\x15\x02\x19\xfc\x80\x80\x40", &b"\x48\x00\x15\x02\x00".repeat(1 << 20)[..]].concat();
+    let end = b"\x16\x00\x19\x0c\x00";
+    check_parquet_is_corrupt(&with_footer(b"PAR1".to_vec(), &[&groups[..], end].concat()), "columns in columns");
+}
+
+#[test]
+fn row_groups_of_the_same_pages_are_corrupt() {
+    // Index pages of no bytes, with 7 bytes of header each.
+    let pages = b"\x15\x02\x15\0\x15\0\0".repeat(1 << 15);
+    // The version and a schema of one optional string column.
+    let schema = b"\x15\x02\x19\x2c\x48\0\x15\x02\0\x15\x0c\x25\x02\x18\x04text\x25\0\0\x16\0";
+    // Uncompressed, 7 * 2^15 bytes from byte 4 on, of no rows.
+    let group = b"\x19\x1c\x26\0\x1c\x45\0\x36\x80\x80\x1c\x26\x08\0\0\x16\0\x16\0\0";
+    let footer = [&schema[..], b"\x19\xfc\x80\x40", &group.repeat(1 << 13), b"\0"].concat();
+    check_parquet_is_corrupt(&with_footer([b"PAR1", &pages[..]].concat(), &footer), "row groups lie in each other");
+}
+
+#[test]
+fn a_parquet_file_of_little_that_repeats_for_ever_is_corrupt() {
+    let row = "a".repeat(10_000);
+    let rows = vec![row.as_str(); 1000];
+    let said = "more than 256 times as large as the file";
+    check_parquet_is_corrupt(&parquet_groups("text", &[&rows]), said);
+    assert_eq!(load_cached(&parquet_groups("text", &[&rows[..10]])).unwrap().len(), 10 * 10_002 - 2);
 }
 
 #[test]
