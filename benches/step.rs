@@ -1,4 +1,4 @@
-//! A learning step of one block, as users' runs make it, in bf16 and f32, against the plain definition of the method: f32, autograd through the
+//! A learning step of one block by the published method (`--preset paper`), in bf16 and f32, against its plain definition: f32, autograd through the
 //! quantizer, norms and attention out of single operations, batch 1. The machine's own limit, its fastest matrix product, is measured
 //! between the steps.
 //!
@@ -17,7 +17,7 @@ use std::time::Instant;
 use oq_calib::{Notice, Options, quantize};
 use oq_models::{Compute, Mixed, Model, runtime};
 use oq_quant_core::QuantSpec;
-use oq_recipe::{Overrides, Recipe};
+use oq_recipe::{Overrides, Preset, Recipe};
 use tch::{Device, Kind, Tensor};
 
 mod plain;
@@ -103,8 +103,13 @@ fn step_secs(
     compute: Compute,
     peaks: &mut [Vec<f64>; 2],
 ) -> f64 {
-    let overrides =
-        Overrides { samples: Some(1), seqlen: Some(tokens), epochs: Some(steps + 1), ..Overrides::default() };
+    let overrides = Overrides {
+        preset: Some(Preset::Paper),
+        samples: Some(1),
+        seqlen: Some(tokens),
+        epochs: Some(steps + 1),
+        ..Overrides::default()
+    };
     let recipe = Recipe::resolve(scheme, None, None, &overrides).expect("a recipe");
     let out = std::env::temp_dir().join(format!("omniquant-step-{}", std::process::id()));
     let options = Options { device: Device::Cpu, compute, cache_memory: None, out: out.clone(), resume: false };

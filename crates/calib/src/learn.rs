@@ -1,15 +1,15 @@
 //! Learning one block (OmniQuant, eq. 1): clipping and transformation that minimize the distance between the full-precision
 //! block's output and the fake-quantized block's.
 
-use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
 use oq_let::{Transform, Values};
 use oq_lwc::LwcError;
 use oq_models::{BlockOps, BlockWeights, Context, Decoder, LinearName};
-use oq_recipe::Recipe;
+use oq_recipe::{Loss, Recipe, Rounding};
 use tch::{Kind, Tensor};
 
+use crate::inputs::Inputs;
 use crate::states::Store;
 use crate::student::{Merged, Place, Rates, Student};
 
@@ -25,8 +25,8 @@ pub(crate) struct Task<'a> {
     pub(crate) transform: &'a Transform,
     /// Where scales and shifts start.
     pub(crate) start: &'a Values,
-    /// Mean squares of the inputs of linears, where clipping starts from a search.
-    pub(crate) importance: &'a BTreeMap<&'static str, Tensor>,
+    /// What linears were given, where clipping starts from that.
+    pub(crate) seen: &'a Inputs,
     pub(crate) recipe: &'a Recipe,
     pub(crate) place: Place,
     /// What the quantized blocks before give: `[b, t, hidden]` per batch.
@@ -73,11 +73,14 @@ pub(crate) fn learn_block(
     watch: &mut dyn FnMut(Beat) -> ControlFlow<()>,
 ) -> Result<(Merged, Descent), LearnError> {
     let Recipe { scheme, learn, transform, .. } = task.recipe;
+    let plan = Plan { epochs: learn.epochs, batches: task.inputs.len(), lr: learn.lwc_lr };
     let start = |lr| {
-        let start = task.start.copy();
-        let start = (task.transform, start);
-        let student = Student::new(task.weights, task.linears, *scheme, start, task.importance, task.place);
-        let student = student.map_err(|source| LearnError::Linear { linear: task.linears[0], source })?;
+        let start = (task.transform, task.start.copy());
+        let student = Student::new(task.weights, task.linears, *scheme, start, task.seen, task.place);
+        let mut student = student.map_err(|source| LearnError::Linear { linear: task.linears[0], source })?;
+        if learn.rounding == Rounding::Learned {
+            student.round_within(plan.epochs * plan.batches);
+        }
         // Halved together.
         let optimizer = student.optimizer(Rates { clip: lr, transform: transform.lr * lr / learn.lwc_lr });
         Ok((student, optimizer))
@@ -85,23 +88,29 @@ pub(crate) fn learn_block(
     let step = |(student, optimizer): &mut (Student<'_>, _), batch: usize| {
         student.step(optimizer, |ops| task.loss(ops, batch))
     };
-    let plan = Plan { epochs: learn.epochs, batches: task.inputs.len(), lr: learn.lwc_lr };
     let ((student, _), descent) = descend(plan, start, step, watch)?;
     let merged = student.merge().map_err(|(linear, source)| LearnError::Linear { linear, source })?;
     Ok((merged, descent))
 }
 
 impl Task<'_> {
-    /// Sum over the targets of the mean squared error of one batch.
+    /// Sum over the targets of the error of one batch.
     fn loss(&self, ops: &dyn BlockOps, batch: usize) -> Tensor {
         let output = self.decoder.block(ops, self.ctx, &self.inputs.get(batch));
-        self.targets.iter().map(|target| squared_error(&output, &target.get(batch))).sum()
+        self.targets.iter().map(|target| error(self.recipe.learn.loss, &output, &target.get(batch))).sum()
     }
 }
 
-/// Mean over all elements of `(a - b)²`, in f32.
-pub(crate) fn squared_error(a: &Tensor, b: &Tensor) -> Tensor {
-    (a - b).square().mean(Kind::Float)
+/// How far `a` is from its target `b`, both `[b, t, hidden]`, in f32: see [`Loss`].
+pub(crate) fn error(loss: Loss, a: &Tensor, b: &Tensor) -> Tensor {
+    let squares = (a - b).square();
+    match loss {
+        Loss::Mse => squares.mean(Kind::Float),
+        Loss::Relative => {
+            let sizes = b.square().mean_dim(-1, true, Kind::Float).clamp_min(f64::from(f32::MIN_POSITIVE)); // [b, t, 1]
+            (squares / sizes).mean(Kind::Float)
+        }
+    }
 }
 
 /// How long and how fast to go.

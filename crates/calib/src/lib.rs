@@ -6,8 +6,10 @@
 //! whatever the model's depth. A killed run goes on after its last finished block and ends in the same bytes.
 
 mod adamw;
+mod compensate;
 mod error;
 mod identity;
+mod inputs;
 mod journal;
 mod learn;
 mod output;

@@ -1,22 +1,22 @@
 //! A run over all blocks.
 
-use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use oq_let::{InputStats, Site, Transform, Values};
+use oq_let::{Site, Transform, Values};
 use oq_models::{BlockOps, BlockWeights, Compute, Context, Decoder, DenseOps, LinearName, Model};
 use oq_quant_core::{QuantizedTensor, TensorError, WeightSpec};
-use oq_recipe::{BlockRecord, Event, Recipe, Start, Transform as Transformation};
+use oq_recipe::{BlockRecord, Event, Loss, Recipe, Start, Transform as Transformation};
 use tch::{Device, Tensor};
 
 use crate::error::CalibError;
 use crate::identity::Identity;
+use crate::inputs::{InputOps, Inputs};
 use crate::journal::{Finished, Journal};
-use crate::learn::{Beat, Descent, LearnError, Task, learn_block, squared_error};
+use crate::learn::{Beat, Descent, LearnError, Task, error, learn_block};
 use crate::output::Output;
-use crate::sites::{Seen, StatsOps, sites_of};
+use crate::sites::{Seen, sites_of};
 use crate::states::{Cache, Store};
 use crate::student::{Place, merge};
 
@@ -123,8 +123,8 @@ struct States<'a> {
 struct Passed<'a> {
     /// With the second loss: what the full-precision block makes of the quantized blocks' output.
     second: Option<Store<'a>>,
-    /// What the readers of sites were given.
-    stats: BTreeMap<&'static str, InputStats>,
+    /// What linears were given.
+    inputs: Inputs,
 }
 
 struct Run<'a> {
@@ -247,18 +247,15 @@ impl Run<'_> {
         states: &mut States<'c>,
     ) -> Result<Passed<'c>, CalibError> {
         if states.full.is_empty() {
-            return Ok(Passed { second: None, stats: BTreeMap::new() });
+            return Ok(Passed { second: None, inputs: Inputs::default() });
         }
         let decoder = self.model.decoder();
         let cast = self.cast(weights);
         let full = self.full(&cast);
         let aug_loss = self.recipe.method.learns() && self.recipe.learn.aug_loss;
         let second = aug_loss.then(|| states.quantized.map(|x| decoder.block(&full, ctx, x))).transpose()?;
-        let linears = match self.recipe.learn.start {
-            Start::Search if self.recipe.method.learns() => linears,
-            _ => &[],
-        };
-        let watched = StatsOps::new(full, self.transform.sites(), linears);
+        let start = if self.recipe.method.learns() { self.recipe.learn.start } else { Start::Whole };
+        let watched = InputOps::new(full, self.transform.sites(), linears, start);
         for batch in 0..states.full.len() {
             let x = decoder.block(&watched, ctx, &states.full.get(batch));
             if !is_finite(&x) {
@@ -266,7 +263,7 @@ impl Run<'_> {
             }
             states.full.set(batch, &x)?;
         }
-        Ok(Passed { second, stats: watched.finish() })
+        Ok(Passed { second, inputs: watched.finish() })
     }
 
     fn one_block(&mut self, block_idx: usize, ctx: &Context, states: &mut States<'_>) -> Result<Finished, CalibError> {
@@ -275,9 +272,8 @@ impl Run<'_> {
         let decoder = self.model.decoder();
         let mut weights = self.load_block(block_idx)?;
         let linears: Vec<LinearName> = decoder.block_layout().linears.iter().map(|linear| linear.name).collect();
-        let Passed { second, stats } = self.pass_in_full(block_idx, &weights, &linears, ctx, states)?;
-        let importance = linears.iter().filter_map(|name| Some((name.0, stats.get(name.0)?.mean_squares()?))).collect();
-        let seen = Seen { weights: &weights, stats };
+        let Passed { second, inputs } = self.pass_in_full(block_idx, &weights, &linears, ctx, states)?;
+        let seen = Seen { weights: &weights, inputs: &inputs };
         let Transformation { shift, alpha, .. } = self.recipe.transform;
         let start = Values::smooth(self.transform.sites(), shift, alpha, &seen, self.options.device);
 
@@ -290,7 +286,7 @@ impl Run<'_> {
                 linears: &linears,
                 transform: self.transform,
                 start: &start,
-                importance: &importance,
+                seen: &inputs,
                 recipe: self.recipe,
                 place: Place { device: self.options.device, compute: self.options.compute },
                 inputs: &states.quantized,
@@ -307,8 +303,12 @@ impl Run<'_> {
         if self.recipe.method.learns() {
             merged.put_into(&mut weights);
             forward_all(decoder, &self.quantized(&self.cast(&weights)), ctx, &mut states.quantized)?;
-            let losses =
-                states.quantized.iter().zip(states.full.iter()).map(|(a, b)| squared_error(&a, &b).double_value(&[]));
+            // In plain squares whatever was minimized, so that runs can be compared.
+            let losses = states
+                .quantized
+                .iter()
+                .zip(states.full.iter())
+                .map(|(a, b)| error(Loss::Mse, &a, &b).double_value(&[]));
             final_loss = Some(losses.sum::<f64>() / states.full.len() as f64);
         }
         let (shard, sha256) = self.output.write_block(block_idx, &merged)?;

@@ -1,13 +1,12 @@
 //! Which sites of a model a recipe transforms, and what their inputs hold.
 
-use std::cell::RefCell;
-use std::collections::BTreeMap;
-
 use oq_let::{InputStats, Site, Source};
-use oq_models::{ActPoint, BlockOps, BlockWeights, Decoder, DenseOps, LinearName};
+use oq_models::{BlockWeights, Decoder};
 use oq_quant_core::SiteKind;
 use oq_recipe::Recipe;
 use tch::Tensor;
+
+use crate::inputs::Inputs;
 
 /// Why a model cannot be transformed as a recipe asks.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -52,48 +51,10 @@ pub(crate) fn sites_of(decoder: &dyn Decoder, recipe: &Recipe) -> Result<Vec<Sit
     Ok(sites)
 }
 
-/// Runs a block and keeps statistics of what the readers of sites are given.
-pub(crate) struct StatsOps<'a> {
-    ops: DenseOps<'a>,
-    stats: RefCell<BTreeMap<&'static str, InputStats>>,
-}
-
-impl<'a> StatsOps<'a> {
-    /// Watches the first reader of each site, as the others are given the same, and `linears`.
-    pub(crate) fn new(ops: DenseOps<'a>, sites: &[Site], linears: &[LinearName]) -> Self {
-        let readers = sites.iter().filter_map(|site| site.readers().next()).map(|reader| reader.module);
-        let watched = readers.chain(linears.iter().map(|linear| linear.0));
-        let stats = watched.map(|module| (module, InputStats::default())).collect();
-        Self { ops, stats: RefCell::new(stats) }
-    }
-
-    /// What was seen, by module.
-    pub(crate) fn finish(self) -> BTreeMap<&'static str, InputStats> {
-        self.stats.into_inner()
-    }
-}
-
-impl BlockOps for StatsOps<'_> {
-    fn linear(&self, name: LinearName, x: &Tensor) -> Tensor {
-        if let Some(stats) = self.stats.borrow_mut().get_mut(name.0) {
-            stats.add(x);
-        }
-        self.ops.linear(name, x)
-    }
-
-    fn act(&self, point: ActPoint, x: Tensor) -> Tensor {
-        self.ops.act(point, x)
-    }
-
-    fn param(&self, name: &str) -> Tensor {
-        self.ops.param(name)
-    }
-}
-
 /// A block's weights and what their inputs held.
 pub(crate) struct Seen<'a> {
     pub(crate) weights: &'a BlockWeights,
-    pub(crate) stats: BTreeMap<&'static str, InputStats>,
+    pub(crate) inputs: &'a Inputs,
 }
 
 impl Source for Seen<'_> {
@@ -102,6 +63,6 @@ impl Source for Seen<'_> {
     }
 
     fn inputs(&self, module: &str) -> Option<&InputStats> {
-        self.stats.get(module)
+        self.inputs.of_sites.get(module)
     }
 }

@@ -18,6 +18,8 @@ use oq_quant_core::{ActSpec, QuantSpec, QuantizedTensor};
 use tch::{Device, Kind, Tensor};
 
 use crate::adamw::AdamW;
+use crate::compensate;
+use crate::inputs::Inputs;
 
 /// What a block learns: clipping of each of its linears, scales and shifts of its sites.
 pub(crate) struct Student<'a> {
@@ -27,6 +29,25 @@ pub(crate) struct Student<'a> {
     compute: Compute,
     clips: BTreeMap<LinearName, Lwc>,
     values: Values,
+    rounding: Option<Descending>,
+}
+
+/// The largest step that an offset takes: a sign says little of how far to go.
+const LARGEST_STEP: f64 = 0.02;
+
+/// A rate that falls linearly to 0, and all of whose values come to a half, or to less where there are few of them.
+struct Descending {
+    steps: usize,
+    left: usize,
+}
+
+impl Descending {
+    fn next(&mut self) -> f64 {
+        let first = (1.0 / (self.steps + 1) as f64).min(LARGEST_STEP);
+        let rate = first * self.left as f64 / self.steps as f64;
+        self.left = self.left.saturating_sub(1);
+        rate
+    }
 }
 
 /// Where and in what a block is computed.
@@ -70,14 +91,14 @@ pub(crate) fn dequantized(packed: &QuantizedTensor, like: &Tensor) -> Tensor {
 }
 
 impl<'a> Student<'a> {
-    /// Clipping at its start for every linear named, and the transformation at the values given. `importance`: mean squares of the
-    /// inputs of linears, `[in]`, where clipping starts from a search.
+    /// Clipping and rounding at their start for every linear named, as far as its inputs were `seen`, and the transformation at the
+    /// values given.
     pub(crate) fn new(
         weights: &'a BlockWeights,
         linears: &[LinearName],
         spec: QuantSpec,
         (transform, values): (&'a Transform, Values),
-        importance: &BTreeMap<&'static str, Tensor>,
+        seen: &Inputs,
         place: Place,
     ) -> Result<Self, LwcError> {
         // Its inputs are not those that were seen.
@@ -90,16 +111,24 @@ impl<'a> Student<'a> {
             .map(|&name| {
                 let (out_features, in_features) = weights.weight(name).size2().expect("a weight is [out, in]");
                 let mut clip = Lwc::new(out_features as usize, in_features as usize, spec.weight, place.device)?;
-                if let Some(importance) = importance.get(name.0).filter(|_| !rescaled(name)) {
-                    clip.start_from_search(weights.weight(name), importance);
+                if let Some(moments) = seen.moments(name).filter(|_| !rescaled(name)) {
+                    clip.start_from_search(weights.weight(name), &moments.squares);
+                    if !moments.products.is_empty() {
+                        clip.offsets = Some(compensate::offsets(&clip, weights.weight(name), moments));
+                    }
                 }
                 Ok((name, clip))
             })
             .collect::<Result<_, LwcError>>()?;
-        Ok(Self { weights, transform, act: spec.act, compute: place.compute, clips, values })
+        Ok(Self { weights, transform, act: spec.act, compute: place.compute, clips, values, rounding: None })
     }
 
-    /// An optimizer of all parameters.
+    /// Learns rounding too, in so many steps.
+    pub(crate) fn round_within(&mut self, steps: usize) {
+        self.rounding = Some(Descending { steps, left: steps });
+    }
+
+    /// An optimizer of all other parameters.
     pub(crate) fn optimizer(&self, rates: Rates) -> AdamW {
         let strengths = self.clips.values().flat_map(|clip| [&clip.gamma, &clip.beta]);
         let strengths = strengths.map(|strength| (strength, rates.clip));
@@ -130,10 +159,11 @@ impl<'a> Student<'a> {
         let grads = backward(loss, &leaves, mixed, !moved.is_empty());
         let mut grads: BTreeMap<&str, Tensor> = leaves.keys().map(String::as_str).zip(grads).collect();
 
-        let mut of_params = Vec::new();
+        let (mut of_params, mut of_quantized) = (Vec::new(), BTreeMap::new());
         for (&name, clip) in &self.clips {
             let name = weight_name(name);
             let grad = grads.get_mut(name.as_str()).expect("each weight was a leaf");
+            of_quantized.insert(name.clone(), grad.shallow_clone());
             let of_clip = match moved.get(&name) {
                 Some(weight) => {
                     let (of_clip, of_weight) = clip.gradients_with_weight(weight, grad);
@@ -154,6 +184,13 @@ impl<'a> Student<'a> {
         let sum: Tensor = of_params.iter().map(|grad| grad.sum(Kind::Float)).sum();
         if !sum.double_value(&[]).is_finite() {
             return f64::NAN;
+        }
+        if let Some(rate) = self.rounding.as_mut().map(Descending::next) {
+            for (&name, clip) in &mut self.clips {
+                let name = weight_name(name);
+                let weight = moved.get(&name).unwrap_or_else(|| self.weights.get(&name));
+                clip.move_offsets(weight, &of_quantized[name.as_str()], rate);
+            }
         }
         let strengths = self.clips.values_mut().flat_map(|clip| [&mut clip.gamma, &mut clip.beta]);
         optimizer.step(strengths.chain(self.values.tensors_mut()).zip(of_params));

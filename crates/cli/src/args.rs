@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use oq_formats::Dtype;
 use oq_quant_core::{QuantSpec, SiteKind};
-use oq_recipe::{Method, Overrides, Profile, Start, find_machine, machine_names};
+use oq_recipe::{Loss, Method, Overrides, Preset, Profile, Rounding, Start, find_machine, machine_names};
 
 use crate::size::Size;
 
@@ -159,9 +159,20 @@ pub struct RecipeArgs {
     /// Add the error on the quantized model's own input to the loss: true or false
     #[arg(long, value_name = "BOOL")]
     pub aug_loss: Option<bool>,
-    /// Where clipping starts: search (least error of weights, by their inputs) or whole (98 % of the range, as published)
+    /// How much is learned: default, fast (a quarter of the epochs), best (three times as many) or paper (clipping alone, as
+    /// published)
+    #[arg(long, value_name = "PRESET")]
+    pub preset: Option<Preset>,
+    /// What is minimized: relative (each token's error as a share of its size) or mse
+    #[arg(long, value_name = "LOSS")]
+    pub loss: Option<Loss>,
+    /// Where learning starts: compensate (weights make good each other's rounding errors), search (least error of weights, by
+    /// their inputs) or whole (98 % of the range, as published)
     #[arg(long, value_name = "START")]
-    pub clip_start: Option<Start>,
+    pub start: Option<Start>,
+    /// How weights are rounded: learned, or fixed as they start
+    #[arg(long, value_name = "HOW")]
+    pub rounding: Option<Rounding>,
     /// Transform channels equivalently before rounding, at the sites of the paper where the recipe has none
     #[arg(long = "let", conflicts_with = "no_let")]
     pub use_let: bool,
@@ -194,7 +205,10 @@ impl RecipeArgs {
             lwc_lr: self.lwc_lr,
             batch: self.batch,
             aug_loss: self.aug_loss,
-            start: self.clip_start,
+            loss: self.loss,
+            start: self.start,
+            rounding: self.rounding,
+            preset: self.preset,
             transform: if self.no_let { Some(false) } else { self.use_let.then_some(true) },
             sites: self.let_sites.clone(),
             shift: self.let_shift,

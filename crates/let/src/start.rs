@@ -23,9 +23,6 @@ struct State {
     /// Sum over samples of the middle between a sample's minimum and maximum, `[n]`.
     middles: Tensor,
     samples: i64,
-    /// Sum of squares over samples and positions, `[n]`.
-    squares: Tensor,
-    positions: i64,
 }
 
 impl InputStats {
@@ -35,24 +32,15 @@ impl InputStats {
         let [low, high] = [x.amin([1], false), x.amax([1], false)].map(|end| end.to_kind(Kind::Float)); // [b, n]
         let middles = ((&low + &high) * 0.5).sum_dim_intlist([0].as_slice(), false, None::<Kind>);
         let (min, max, samples) = (low.amin([0], false), high.amax([0], false), x.size()[0]);
-        let squares = x.to_kind(Kind::Float).square().sum_dim_intlist([0, 1].as_slice(), false, None::<Kind>);
-        let positions = samples * x.size()[1];
         self.state = Some(match self.state.take() {
-            None => State { min, max, middles, samples, squares, positions },
+            None => State { min, max, middles, samples },
             Some(before) => State {
                 min: before.min.minimum(&min),
                 max: before.max.maximum(&max),
                 middles: before.middles + middles,
                 samples: before.samples + samples,
-                squares: before.squares + squares,
-                positions: before.positions + positions,
             },
         });
-    }
-
-    /// Mean square of each channel, `[n]`; none where nothing was taken in.
-    pub fn mean_squares(&self) -> Option<Tensor> {
-        self.state.as_ref().map(|state| &state.squares / state.positions as f64)
     }
 }
 

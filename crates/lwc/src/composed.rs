@@ -45,25 +45,38 @@ fn grids(levels: Levels, weight: &Tensor, clip: &Shares) -> Grids {
     Grids { max, min, hi, lo, scale, live, lowest, highest }
 }
 
+/// Scale, and codes of the two ends less the zero point, of each group: `[out, groups]`.
+pub fn grids_of(levels: Levels, weight: &Tensor, clip: &Shares) -> [Tensor; 3] {
+    let Grids { scale, lowest, highest, .. } = grids(levels, &in_groups(weight, clip), clip);
+    [scale, lowest, highest].map(|part| part.squeeze_dim(-1))
+}
+
 /// `[out, in]` -> `[out, groups, len]`.
 fn in_groups(weight: &Tensor, clip: &Shares) -> Tensor {
     let strengths = clip.hi.size();
     weight.reshape([strengths[0], strengths[1], -1])
 }
 
+/// Places on the grid, `[out, groups, len]`, with the offsets of their codes, `[out, in]`.
+fn shifted(places: Tensor, offsets: Option<&Tensor>, clip: &Shares) -> Tensor {
+    offsets.map_or_else(|| places.shallow_clone(), |offsets| &places + in_groups(offsets, clip))
+}
+
 /// `w [out, in]` -> `w' [out, in]`.
-pub fn fake_quantize(levels: Levels, weight: &Tensor, clip: &Shares) -> Tensor {
+pub fn fake_quantize(levels: Levels, weight: &Tensor, offsets: Option<&Tensor>, clip: &Shares) -> Tensor {
     let groups = in_groups(weight, clip);
     let grids = grids(levels, &groups, clip);
-    let mut codes = (&groups / &grids.scale).round_().clamp_tensor_(Some(&grids.lowest), Some(&grids.highest));
+    let mut codes = shifted(&groups / &grids.scale, offsets, clip)
+        .round_()
+        .clamp_tensor_(Some(&grids.lowest), Some(&grids.highest));
     codes.g_mul_(&grids.scale).view_as(weight)
 }
 
 /// `w [out, in]` -> `w' [out, in]`, with a gradient through the rounding of codes but not through their clamp.
-pub fn fake_quantize_autograd(levels: Levels, weight: &Tensor, clip: &Shares) -> Tensor {
+pub fn fake_quantize_autograd(levels: Levels, weight: &Tensor, offsets: Option<&Tensor>, clip: &Shares) -> Tensor {
     let groups = in_groups(weight, clip);
     let grids = grids(levels, &groups, clip);
-    let place = &groups / &grids.scale;
+    let place = shifted(&groups / &grids.scale, offsets, clip);
     // The residual is at most a half and exact, so the sum is the rounded number itself.
     let rounded = &place + (place.round() - &place).detach();
     let codes = rounded.clamp_tensor(Some(&grids.lowest), Some(&grids.highest));
@@ -71,18 +84,24 @@ pub fn fake_quantize_autograd(levels: Levels, weight: &Tensor, clip: &Shares) ->
 }
 
 /// `w [out, in]`, `dL/dw' [out, in]` -> strengths' gradients `[out, groups]`.
-pub fn gradients(levels: Levels, weight: &Tensor, grad: &Tensor, clip: &Shares) -> LwcGrads {
+pub fn gradients(levels: Levels, weight: &Tensor, offsets: Option<&Tensor>, grad: &Tensor, clip: &Shares) -> LwcGrads {
     let (weight, grad) = (in_groups(weight, clip), in_groups(grad, clip));
     let grids = grids(levels, &weight, clip);
-    let (residual, _) = residuals(&grids, &weight);
+    let (residual, _) = residuals(&grids, &weight, offsets, clip);
     strength_gradients(&grids, clip, &end_gradients(levels, &grids, &residual, &grad))
 }
 
 /// As [`gradients`], with `dL/dw [out, in]`.
-pub fn gradients_with_weight(levels: Levels, weight: &Tensor, grad: &Tensor, clip: &Shares) -> (LwcGrads, Tensor) {
+pub fn gradients_with_weight(
+    levels: Levels,
+    weight: &Tensor,
+    offsets: Option<&Tensor>,
+    grad: &Tensor,
+    clip: &Shares,
+) -> (LwcGrads, Tensor) {
     let (groups, grad) = (in_groups(weight, clip), in_groups(grad, clip));
     let grids = grids(levels, &groups, clip);
-    let (residual, inside) = residuals(&grids, &groups);
+    let (residual, inside) = residuals(&grids, &groups, offsets, clip);
     let ends = end_gradients(levels, &grids, &residual, &grad);
     let mut d_weight = grad * inside;
     for (extreme, share, d_end) in [(&grids.max, &clip.hi, &ends.hi), (&grids.min, &clip.lo, &ends.lo)] {
@@ -95,9 +114,9 @@ pub fn gradients_with_weight(levels: Levels, weight: &Tensor, grad: &Tensor, cli
 }
 
 /// `dw'/ds` of each weight, `(q - z) - k w / s`, and `k`: whether its code was not clamped.
-fn residuals(grids: &Grids, weight: &Tensor) -> (Tensor, Tensor) {
+fn residuals(grids: &Grids, weight: &Tensor, offsets: Option<&Tensor>, clip: &Shares) -> (Tensor, Tensor) {
     let place = weight / &grids.scale;
-    let rounded = place.round();
+    let rounded = shifted(place.shallow_clone(), offsets, clip).round();
     let code = rounded.clamp_tensor(Some(&grids.lowest), Some(&grids.highest));
     let inside = code.eq_tensor(&rounded);
     ((&code - place).where_self(&inside, &code), inside)
@@ -123,11 +142,25 @@ fn strength_gradients(grids: &Grids, clip: &Shares, ends: &Shares) -> LwcGrads {
     LwcGrads { gamma: strength(&ends.hi, &grids.max, &clip.hi), beta: strength(&ends.lo, &grids.min, &clip.lo) }
 }
 
+/// The offsets `[out, in]`, moved against the sign of `grad = dL/dw'` by `rate` steps; those of clamped codes stay.
+pub fn moved_offsets(
+    levels: Levels,
+    weight: &Tensor,
+    offsets: &Tensor,
+    grad: &Tensor,
+    clip: &Shares,
+    rate: f64,
+) -> Tensor {
+    let groups = in_groups(weight, clip);
+    let (_, inside) = residuals(&grids(levels, &groups, clip), &groups, Some(offsets), clip);
+    offsets - grad.sign() * inside.view_as(weight) * rate
+}
+
 /// The shares, out of `choices`, with the least `sum importance (w - w')²` of each group: both ends alike first, then each end for
 /// itself. `w [out, in]`, `importance [in]`; the shares before, `[out, groups]`, say how groups lie.
 pub fn search(levels: Levels, weight: &Tensor, importance: &Tensor, choices: &[f64], shape: &Shares) -> Shares {
     let error = |clip: &Shares| {
-        let off = (fake_quantize(levels, weight, clip) - weight).square() * importance;
+        let off = (fake_quantize(levels, weight, None, clip) - weight).square() * importance;
         in_groups(&off, clip).sum_dim_intlist(-1, false, None::<Kind>)
     };
     let least = |start: &Tensor, of: &dyn Fn(&Tensor) -> Shares| {

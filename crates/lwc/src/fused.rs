@@ -97,6 +97,8 @@ impl Stored<f32> for bf16 {
 pub struct Groups<'a, T> {
     /// `[out, in]`.
     pub weight: &'a [T],
+    /// Offsets of codes before they are rounded, in steps, `[out, in]`; or those of one group for all, `[len]`.
+    pub offsets: &'a [T],
     /// Weights of a group.
     pub len: usize,
     pub levels: Levels,
@@ -108,14 +110,21 @@ pub struct Groups<'a, T> {
 
 impl<'a, T: Real> Groups<'a, T> {
     /// Each group with its grid.
-    fn par_iter(&self) -> impl IndexedParallelIterator<Item = (&'a [T], Grid<T>)> {
-        let levels = self.levels;
+    fn par_iter(&self) -> impl IndexedParallelIterator<Item = (Group<'a, T>, Grid<T>)> {
+        let Self { levels, offsets, len, .. } = *self;
         let clips = self.clip_hi.par_iter().zip(self.clip_lo);
-        self.weight
-            .par_chunks(self.len)
-            .zip(clips)
-            .map(move |(group, (&a, &b))| (group, Grid::new(levels, group, a, b)))
+        self.weight.par_chunks(len).zip(clips).enumerate().map(move |(idx, (weight, (&a, &b)))| {
+            let offsets = if offsets.len() == len { offsets } else { &offsets[idx * len..][..len] };
+            (Group { weight, offsets }, Grid::new(levels, extremes(weight), a, b))
+        })
     }
+}
+
+/// One group's weights, and the offsets of their codes.
+#[derive(Clone, Copy)]
+struct Group<'a, T> {
+    weight: &'a [T],
+    offsets: &'a [T],
 }
 
 /// One group's grid.
@@ -139,8 +148,8 @@ struct Grid<T> {
 }
 
 impl<T: Real> Grid<T> {
-    fn new(levels: Levels, group: &[T], a: T, b: T) -> Self {
-        let (max, min) = extremes(group);
+    /// Of a group with this maximum and minimum.
+    fn new(levels: Levels, (max, min): (T, T), a: T, b: T) -> Self {
         let (hi, depth) = (a * max, T::ZERO - b * min);
         let one = T::of(1.0);
         let (width, hi_part) = match levels.centre {
@@ -175,17 +184,17 @@ impl<T: Real> Grid<T> {
 
     /// `w / s`, the code of `w` less the zero point, and whether that code was not clamped.
     #[inline(always)]
-    fn encode(&self, weight: T) -> (T, T, bool) {
+    fn encode(&self, weight: T, offset: T) -> (T, T, bool) {
         let place = weight / self.scale;
-        let rounded = round(place.clamped(self.below, self.above));
+        let rounded = round((place + offset).clamped(self.below, self.above));
         let code = rounded.clamped(self.lowest, self.highest);
         (place, code, code == rounded)
     }
 
     /// `dw'/ds` of a weight: `(q - z) - k w / s`.
     #[inline(always)]
-    fn residual(&self, weight: T) -> T {
-        let (place, code, inside) = self.encode(weight);
+    fn residual(&self, weight: T, offset: T) -> T {
+        let (place, code, inside) = self.encode(weight, offset);
         code - if inside { place } else { T::ZERO }
     }
 
@@ -205,8 +214,8 @@ impl<T: Real> Grid<T> {
 /// Writes `w'` `[out, in]`.
 pub fn fake_quantize<T: Real, S: Stored<T>>(groups: &Groups<'_, T>, out: &mut [S]) {
     groups.par_iter().zip(out.par_chunks_mut(groups.len)).for_each(|((group, grid), out)| {
-        for (out, &w) in out.iter_mut().zip(group) {
-            let (_, code, _) = grid.encode(w);
+        for ((out, &w), &v) in out.iter_mut().zip(group.weight).zip(group.offsets) {
+            let (_, code, _) = grid.encode(w, v);
             *out = S::from_real(code * grid.scale);
         }
     });
@@ -217,7 +226,7 @@ pub fn gradients<T: Real, S: Stored<T>>(groups: &Groups<'_, T>, grad: &[S], gamm
     let strengths = gamma.par_iter_mut().zip(beta);
     groups.par_iter().zip(grad.par_chunks(groups.len)).zip(strengths).for_each(
         |(((group, grid), grad), (gamma, beta))| {
-            let sum = sum_of(group, grad, |w, g| g * grid.residual(w));
+            let sum = sum_of(group, grad, |w, v, g| g * grid.residual(w, v));
             (*gamma, *beta) = grid.strength_gradients(grid.end_gradients(sum));
         },
     );
@@ -238,20 +247,36 @@ pub fn gradients_with_weight<T: Real, S: Stored<T>>(
         .zip(strengths)
         .zip(d_weight.par_chunks_mut(groups.len))
         .for_each(|((((group, grid), grad), (gamma, beta)), d_weight)| {
-            let sum = sum_of(group, grad, |w, g| g * grid.residual(w));
+            let sum = sum_of(group, grad, |w, v, g| g * grid.residual(w, v));
             let (d_hi, d_depth) = grid.end_gradients(sum);
             (*gamma, *beta) = grid.strength_gradients((d_hi, d_depth));
             // Weights that share an extreme share its gradient.
-            let pull_max = d_hi * grid.a / T::of(count(group, grid.max));
-            let pull_min = d_depth * grid.b / T::of(count(group, grid.min));
-            for ((d_weight, &w), &g) in d_weight.iter_mut().zip(group).zip(grad) {
-                let (_, _, inside) = grid.encode(w);
+            let pull_max = d_hi * grid.a / T::of(count(group.weight, grid.max));
+            let pull_min = d_depth * grid.b / T::of(count(group.weight, grid.min));
+            for (((d_weight, &w), &v), &g) in d_weight.iter_mut().zip(group.weight).zip(group.offsets).zip(grad) {
+                let (_, _, inside) = grid.encode(w, v);
                 let straight = if inside { g.to_real() } else { T::ZERO };
                 let max = if w == grid.max { pull_max } else { T::ZERO };
                 let min = if w == grid.min { pull_min } else { T::ZERO };
                 *d_weight = straight + max - min;
             }
         });
+}
+
+/// Moves `offsets` `[out, in]` against the sign of `grad = dL/dw'` `[out, in]` by `rate` steps; those of clamped codes stay. The
+/// offsets of `groups` are not read.
+pub fn move_offsets<T: Real, S: Stored<T>>(groups: &Groups<'_, T>, grad: &[S], rate: T, offsets: &mut [T]) {
+    groups.par_iter().zip(grad.par_chunks(groups.len)).zip(offsets.par_chunks_mut(groups.len)).for_each(
+        |(((group, grid), grad), offsets)| {
+            for ((v, &w), &g) in offsets.iter_mut().zip(group.weight).zip(grad) {
+                let (_, _, inside) = grid.encode(w, *v);
+                let g = g.to_real();
+                let up = if g > T::ZERO { rate } else { T::ZERO };
+                let down = if g < T::ZERO { rate } else { T::ZERO };
+                *v = *v + if inside { down - up } else { T::ZERO };
+            }
+        },
+    );
 }
 
 /// Writes the shares, out of `choices`, with the least `sum importance (w - w')²` of each group: both ends alike first, then each
@@ -261,10 +286,11 @@ pub fn search<T: Real>(groups: &Groups<'_, T>, importance: &[T], choices: &[T], 
     let shares = hi.par_iter_mut().zip(lo).enumerate();
     groups.weight.par_chunks(groups.len).zip(shares).for_each(|(group, (idx, (hi, lo)))| {
         let importance = &importance[idx % n_groups * groups.len..][..groups.len];
+        let (ends, group) = (extremes(group), Group { weight: group, offsets: groups.offsets });
         let error = |a: T, b: T| {
-            let grid = Grid::new(groups.levels, group, a, b);
-            let squared = |w, importance: T| {
-                let (_, code, _) = grid.encode(w);
+            let grid = Grid::new(groups.levels, ends, a, b);
+            let squared = |w, _, importance: T| {
+                let (_, code, _) = grid.encode(w, T::ZERO);
                 let off = w - code * grid.scale;
                 importance * off * off
             };
@@ -308,21 +334,23 @@ fn extremes<T: Real>(group: &[T]) -> (T, T) {
     (folded(max, larger), folded(min, smaller))
 }
 
-/// Sum of `term(w, g)`.
+/// Sum of `term(w, v, g)`: of a weight, its offset and its gradient.
 #[inline(always)]
-fn sum_of<T: Real, S: Stored<T>>(group: &[T], grad: &[S], term: impl Fn(T, T) -> T) -> f64 {
+fn sum_of<T: Real, S: Stored<T>>(group: Group<'_, T>, grad: &[S], term: impl Fn(T, T, T) -> T) -> f64 {
     let mut total = 0.0;
-    for (group, grad) in group.chunks(BLOCK).zip(grad.chunks(BLOCK)) {
+    let blocks = group.weight.chunks(BLOCK).zip(group.offsets.chunks(BLOCK)).zip(grad.chunks(BLOCK));
+    for ((weight, offsets), grad) in blocks {
         let mut lanes = [T::ZERO; LANES];
-        let (chunks, rest) = group.as_chunks::<LANES>();
-        let (grad_chunks, grad_rest) = grad.as_chunks::<LANES>();
-        for (chunk, grad) in chunks.iter().zip(grad_chunks) {
-            for ((lane, &w), &g) in lanes.iter_mut().zip(chunk).zip(grad) {
-                *lane = *lane + term(w, g.to_real());
+        let (weights, weight_rest) = weight.as_chunks::<LANES>();
+        let (offsets, offset_rest) = offsets.as_chunks::<LANES>();
+        let (grads, grad_rest) = grad.as_chunks::<LANES>();
+        for ((weight, offset), grad) in weights.iter().zip(offsets).zip(grads) {
+            for (((lane, &w), &v), &g) in lanes.iter_mut().zip(weight).zip(offset).zip(grad) {
+                *lane = *lane + term(w, v, g.to_real());
             }
         }
-        for ((lane, &w), &g) in lanes.iter_mut().zip(rest).zip(grad_rest) {
-            *lane = *lane + term(w, g.to_real());
+        for (((lane, &w), &v), &g) in lanes.iter_mut().zip(weight_rest).zip(offset_rest).zip(grad_rest) {
+            *lane = *lane + term(w, v, g.to_real());
         }
         total += folded(lanes, T::add).to_f64();
     }

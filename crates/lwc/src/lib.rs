@@ -24,6 +24,9 @@
 //! Symmetric grids have `s = clamp(max(hi, -lo) / (2^(bits-1) - 1), ..)` and `z = 2^(bits-1)`: only the larger end has a
 //! gradient, and two equal ends have half of it each.
 //!
+//! How a weight is rounded can be learned too: `q = clamp(round(w / s + v) + z, 0, Q)` with an offset `v` of its own, which
+//! [`Lwc::move_offsets`] moves. Gradients are the ones above, with the codes that offsets give.
+//!
 //! During learning the scale is not rounded to f16, and rounding takes ties to even. [`Lwc::quantize`] makes the final codes,
 //! on the grids of [`oq_quant_core`].
 
@@ -48,6 +51,8 @@ pub struct Lwc {
     pub gamma: Tensor,
     /// Strength of the minimum, `[out, groups]`.
     pub beta: Tensor,
+    /// Offsets of codes before they are rounded, in steps, `[out, in]`; none where weights are rounded to nearest.
+    pub offsets: Option<Tensor>,
     spec: WeightSpec,
     in_features: usize,
 }
@@ -114,7 +119,7 @@ impl Lwc {
         }
         let strength =
             || Tensor::full([out_features as i64, spec.group.count(in_features) as i64], START, (Kind::Float, device));
-        Ok(Self { gamma: strength(), beta: strength(), spec, in_features })
+        Ok(Self { gamma: strength(), beta: strength(), offsets: None, spec, in_features })
     }
 
     /// Starts from the clipping that searching finds: of each group the shares, between sigmoid([`START`]) and a quarter, with the
@@ -137,7 +142,8 @@ impl Lwc {
     fn search_fused<T: fused::Real>(&self, weight: &Tensor, importance: &Tensor) -> Shares {
         let clip = self.clip();
         let mut found = Shares { hi: clip.hi.empty_like(), lo: clip.lo.empty_like() };
-        let (groups, choices) = (self.groups::<T>(weight, &clip), choices().map(T::of));
+        let zeros = self.zeros();
+        let (groups, choices) = (self.groups::<T>(weight, &zeros, &clip), choices().map(T::of));
         let importance = slices::of(importance);
         fused::search(&groups, importance, &choices, slices::of_mut(&mut found.hi), slices::of_mut(&mut found.lo));
         found
@@ -167,7 +173,7 @@ impl Lwc {
             Some((Kind::Double, Kind::Double)) => self.fake_quantize_fused::<f64, f64>(&weight, &clip),
             Some((Kind::Float, Kind::BFloat16)) => self.fake_quantize_fused::<f32, bf16>(&weight, &clip),
             Some((Kind::Float, Kind::Float)) => self.fake_quantize_fused::<f32, f32>(&weight, &clip),
-            _ => composed::fake_quantize(Levels::new(self.spec), &weight, &clip).to_kind(kind),
+            _ => composed::fake_quantize(Levels::new(self.spec), &weight, self.offsets.as_ref(), &clip).to_kind(kind),
         })
     }
 
@@ -181,7 +187,10 @@ impl Lwc {
             Some((Kind::Double, Kind::Double)) => self.gradients_fused::<f64, f64>(&weight, &grad, &clip),
             Some((Kind::Float, Kind::BFloat16)) => self.gradients_fused::<f32, bf16>(&weight, &grad, &clip),
             Some((Kind::Float, Kind::Float)) => self.gradients_fused::<f32, f32>(&weight, &grad, &clip),
-            _ => composed::gradients(Levels::new(self.spec), &weight, &grad.to_kind(weight.kind()), &clip),
+            _ => {
+                let grad = grad.to_kind(weight.kind());
+                composed::gradients(Levels::new(self.spec), &weight, self.offsets.as_ref(), &grad, &clip)
+            }
         })
     }
 
@@ -197,7 +206,7 @@ impl Lwc {
             Some((Kind::Float, Kind::Float)) => self.gradients_with_weight_fused::<f32, f32>(&weight, &grad, &clip),
             _ => {
                 let grad = grad.to_kind(weight.kind());
-                composed::gradients_with_weight(Levels::new(self.spec), &weight, &grad, &clip)
+                composed::gradients_with_weight(Levels::new(self.spec), &weight, self.offsets.as_ref(), &grad, &clip)
             }
         })
     }
@@ -211,7 +220,8 @@ impl Lwc {
     pub fn fake_quantize_autograd(&self, weight: &Tensor) -> Tensor {
         self.check_shape(weight).unwrap_or_else(|error| panic!("{error}"));
         let clip = Shares { hi: self.gamma.sigmoid(), lo: self.beta.sigmoid() };
-        composed::fake_quantize_autograd(Levels::new(self.spec), &weight.to_kind(self.gamma.kind()), &clip)
+        let weight = weight.to_kind(self.gamma.kind());
+        composed::fake_quantize_autograd(Levels::new(self.spec), &weight, self.offsets.as_ref(), &clip)
     }
 
     /// Final codes of a weight `[out, in]`, with scales that are f16 numbers; computed on the CPU.
@@ -224,12 +234,64 @@ impl Lwc {
         let (weight, clip) = (to_cpu(weight), self.clip());
         let (hi, lo) = (to_cpu(&clip.hi), to_cpu(&clip.lo));
         let clip = Clip { hi: slices::of(&hi), lo: slices::of(&lo) };
-        Ok(QuantizedTensor::quantize_clipped(slices::of(&weight), rows, cols, self.spec, clip)?)
+        let offsets = self.offsets.as_ref().map(to_cpu);
+        let offsets = offsets.as_ref().map(slices::of);
+        Ok(QuantizedTensor::quantize_clipped(slices::of(&weight), rows, cols, self.spec, clip, offsets)?)
+    }
+
+    /// Scale, and codes of the two ends less the zero point, of each group of a weight `[out, in]`: `[out, groups]` each.
+    ///
+    /// # Panics
+    /// When `weight` is not `[out, in]`.
+    pub fn grids(&self, weight: &Tensor) -> [Tensor; 3] {
+        let weight = self.prepared(weight);
+        no_grad(|| composed::grids_of(Levels::new(self.spec), &weight, &self.clip()))
+    }
+
+    /// Learns how weights are rounded: moves the offsets of their codes, from 0 where there are none yet, against the sign of
+    /// `grad = dL/dw'` `[out, in]` by `rate` steps of the grid (SignRound, Cheng et al. 2023, arXiv 2309.05516, eq. 4). Offsets of codes
+    /// that are clamped stay.
+    ///
+    /// # Panics
+    /// When `weight` or `grad` is not `[out, in]`.
+    pub fn move_offsets(&mut self, weight: &Tensor, grad: &Tensor, rate: f64) {
+        let (weight, grad, clip) = (self.prepared(weight), self.checked(grad), self.clip());
+        let mut offsets = self.offsets.take().unwrap_or_else(|| weight.zeros_like());
+        no_grad(|| match fused_kinds(&weight, grad.kind()) {
+            Some((Kind::Double, Kind::Double)) => {
+                self.move_offsets_fused::<f64, f64>(&weight, &grad, &clip, rate, &mut offsets);
+            }
+            Some((Kind::Float, Kind::BFloat16)) => {
+                self.move_offsets_fused::<f32, bf16>(&weight, &grad, &clip, rate, &mut offsets);
+            }
+            Some((Kind::Float, Kind::Float)) => {
+                self.move_offsets_fused::<f32, f32>(&weight, &grad, &clip, rate, &mut offsets);
+            }
+            _ => {
+                let grad = grad.to_kind(weight.kind());
+                offsets = composed::moved_offsets(Levels::new(self.spec), &weight, &offsets, &grad, &clip, rate);
+            }
+        });
+        self.offsets = Some(offsets);
+    }
+
+    fn move_offsets_fused<T: fused::Real, S: fused::Stored<T>>(
+        &self,
+        weight: &Tensor,
+        grad: &Tensor,
+        clip: &Shares,
+        rate: f64,
+        offsets: &mut Tensor,
+    ) {
+        let zeros = self.zeros();
+        let groups = self.groups::<T>(weight, &zeros, clip);
+        fused::move_offsets(&groups, slices::of::<S>(grad), T::of(rate), slices::of_mut(offsets));
     }
 
     fn fake_quantize_fused<T: fused::Real, S: fused::Stored<T>>(&self, weight: &Tensor, clip: &Shares) -> Tensor {
         let mut out = Tensor::empty(weight.size(), (S::KIND, Device::Cpu));
-        fused::fake_quantize(&self.groups::<T>(weight, clip), slices::of_mut::<S>(&mut out));
+        let zeros = self.zeros();
+        fused::fake_quantize(&self.groups::<T>(weight, &zeros, clip), slices::of_mut::<S>(&mut out));
         out
     }
 
@@ -240,7 +302,8 @@ impl Lwc {
         clip: &Shares,
     ) -> LwcGrads {
         let (mut gamma, mut beta) = (clip.hi.empty_like(), clip.lo.empty_like());
-        let groups = self.groups::<T>(weight, clip);
+        let zeros = self.zeros();
+        let groups = self.groups::<T>(weight, &zeros, clip);
         fused::gradients(&groups, slices::of::<S>(grad), slices::of_mut(&mut gamma), slices::of_mut(&mut beta));
         LwcGrads { gamma, beta }
     }
@@ -252,9 +315,9 @@ impl Lwc {
         clip: &Shares,
     ) -> (LwcGrads, Tensor) {
         let (mut gamma, mut beta) = (clip.hi.empty_like(), clip.lo.empty_like());
-        let mut d_weight = weight.empty_like();
+        let (mut d_weight, zeros) = (weight.empty_like(), self.zeros());
         fused::gradients_with_weight(
-            &self.groups::<T>(weight, clip),
+            &self.groups::<T>(weight, &zeros, clip),
             slices::of::<S>(grad),
             slices::of_mut(&mut gamma),
             slices::of_mut(&mut beta),
@@ -263,9 +326,20 @@ impl Lwc {
         (LwcGrads { gamma, beta }, d_weight)
     }
 
-    fn groups<'a, T: fused::Real>(&self, weight: &'a Tensor, clip: &'a Shares) -> fused::Groups<'a, T> {
+    /// Offsets of a group that has none.
+    fn zeros<T: fused::Real>(&self) -> Vec<T> {
+        vec![T::ZERO; self.spec.group.len(self.in_features)]
+    }
+
+    fn groups<'a, T: fused::Real>(
+        &'a self,
+        weight: &'a Tensor,
+        zeros: &'a [T],
+        clip: &'a Shares,
+    ) -> fused::Groups<'a, T> {
         fused::Groups {
             weight: slices::of(weight),
+            offsets: self.offsets.as_ref().map_or(zeros, slices::of),
             len: self.spec.group.len(self.in_features),
             levels: Levels::new(self.spec),
             clip_hi: slices::of(&clip.hi),

@@ -77,12 +77,12 @@ impl Grid {
     /// Nearest code of one weight; ties go away from zero.
     #[inline]
     pub fn encode(&self, weight: f32) -> u8 {
-        self.encode_with(weight, self.scale.to_f32())
+        self.encode_with(weight, 0.0, self.scale.to_f32())
     }
 
     #[inline]
-    fn encode_with(&self, weight: f32, scale: f32) -> u8 {
-        let code = (weight / scale).round() + f32::from(self.zero_point);
+    fn encode_with(&self, weight: f32, offset: f32, scale: f32) -> u8 {
+        let code = (weight / scale + offset).round() + f32::from(self.zero_point);
         code.clamp(0.0, f32::from(self.max_code)) as u8
     }
 
@@ -96,7 +96,15 @@ impl Grid {
     pub fn encode_all(&self, group: &[f32], codes: &mut [u8]) {
         let scale = self.scale.to_f32();
         for (code, &weight) in codes.iter_mut().zip(group) {
-            *code = self.encode_with(weight, scale);
+            *code = self.encode_with(weight, 0.0, scale);
+        }
+    }
+
+    /// Codes of a whole group whose places on the grid are shifted by `offsets`, in steps, before they are rounded.
+    pub fn encode_shifted(&self, group: &[f32], offsets: &[f32], codes: &mut [u8]) {
+        let scale = self.scale.to_f32();
+        for ((code, &weight), &offset) in codes.iter_mut().zip(group).zip(offsets) {
+            *code = self.encode_with(weight, offset, scale);
         }
     }
 

@@ -101,6 +101,16 @@ pub enum TensorError {
         /// What stands there.
         value: f32,
     },
+    /// An offset that is not a number.
+    #[error("offset [{row}, {col}] is {value}")]
+    BadOffset {
+        /// Output channel.
+        row: usize,
+        /// Input channel.
+        col: usize,
+        /// What stands there.
+        value: f32,
+    },
     /// The bit stream does not fit.
     #[error(transparent)]
     Pack(#[from] PackError),
@@ -109,16 +119,18 @@ pub enum TensorError {
 impl QuantizedTensor {
     /// Rounds to nearest on MinMax grids: `weight` is `[rows, cols]`, row-major.
     pub fn quantize(weight: &[f32], rows: usize, cols: usize, spec: WeightSpec) -> Result<Self, TensorError> {
-        Self::build(weight, rows, cols, spec, |_, range| range)
+        Self::build(weight, rows, cols, spec, None, |_, range| range)
     }
 
-    /// Like [`Self::quantize`], on ranges shrunk by `clip` (OmniQuant, eq. 2).
+    /// Like [`Self::quantize`], on ranges shrunk by `clip` (OmniQuant, eq. 2), with `offsets` `[rows, cols]`, in steps, added to the
+    /// places of weights on their grids before they are rounded.
     pub fn quantize_clipped(
         weight: &[f32],
         rows: usize,
         cols: usize,
         spec: WeightSpec,
         clip: Clip<'_>,
+        offsets: Option<&[f32]>,
     ) -> Result<Self, TensorError> {
         let groups = rows.saturating_mul(check_groups(spec, cols)?);
         for (part, shares) in [("clip.hi", clip.hi), ("clip.lo", clip.lo)] {
@@ -127,7 +139,13 @@ impl QuantizedTensor {
                 return Err(TensorError::BadClip { part, index, value: shares[index] });
             }
         }
-        Self::build(weight, rows, cols, spec, |group, range| Range {
+        if let Some(offsets) = offsets {
+            check_len("offsets", [rows, cols], rows.saturating_mul(cols), offsets.len())?;
+            if let Some(index) = offsets.iter().position(|offset| !offset.is_finite()) {
+                return Err(TensorError::BadOffset { row: index / cols, col: index % cols, value: offsets[index] });
+            }
+        }
+        Self::build(weight, rows, cols, spec, offsets, |group, range| Range {
             lo: range.lo * clip.lo[group],
             hi: range.hi * clip.hi[group],
         })
@@ -138,6 +156,7 @@ impl QuantizedTensor {
         rows: usize,
         cols: usize,
         spec: WeightSpec,
+        offsets: Option<&[f32]>,
         clip: impl Fn(usize, Range) -> Range + Sync,
     ) -> Result<Self, TensorError> {
         let groups = check_groups(spec, cols)?;
@@ -165,7 +184,12 @@ impl QuantizedTensor {
                     for (i, (codes, weight)) in codes.chunks_mut(len).zip(weight.chunks(len)).enumerate() {
                         let range = clip(row * groups + i, Range::of(weight));
                         let grid = Grid::new(range, spec.bits, spec.symmetry);
-                        grid.encode_all(weight, codes);
+                        match offsets {
+                            None => grid.encode_all(weight, codes),
+                            Some(offsets) => {
+                                grid.encode_shifted(weight, &offsets[row * cols + i * len..][..len], codes);
+                            }
+                        }
                         scales[i] = grid.scale;
                         zero_points[i] = grid.zero_point;
                     }
@@ -332,7 +356,7 @@ mod tests {
     #[test]
     fn refuses_wrong_clips() {
         let clipped = |hi: &[f32], lo: &[f32]| {
-            QuantizedTensor::quantize_clipped(&[0.5; 8], 2, 4, spec("w4a16g2"), Clip { hi, lo })
+            QuantizedTensor::quantize_clipped(&[0.5; 8], 2, 4, spec("w4a16g2"), Clip { hi, lo }, None)
         };
         let ones = [1.0; 4];
         check_refused(clipped(&ones[..3], &ones), "clip.hi: 4 values expected for [2, 4], got 3");
@@ -340,6 +364,18 @@ mod tests {
         check_refused(clipped(&[1.0, 1.0, f32::NAN, 1.0], &ones), "clip.hi 2 is NaN, not between 0 and 1");
         check_refused(clipped(&ones, &[1.0, 1.5, 1.0, 1.0]), "clip.lo 1 is 1.5, not between 0 and 1");
         check_refused(clipped(&ones, &[1.0, -0.5, 1.0, 1.0]), "clip.lo 1 is -0.5, not between 0 and 1");
+    }
+
+    #[test]
+    fn refuses_wrong_offsets() {
+        let shifted = |offsets: &[f32]| {
+            let clip = Clip { hi: &[1.0; 4], lo: &[1.0; 4] };
+            QuantizedTensor::quantize_clipped(&[0.5; 8], 2, 4, spec("w4a16g2"), clip, Some(offsets))
+        };
+        check_refused(shifted(&[0.0; 7]), "offsets: 8 values expected for [2, 4], got 7");
+        let mut offsets = [0.0; 8];
+        offsets[6] = f32::NAN;
+        check_refused(shifted(&offsets), "offset [1, 2] is NaN");
     }
 
     #[test]

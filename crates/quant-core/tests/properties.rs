@@ -296,7 +296,7 @@ proptest! {
         let spec = WeightSpec { symmetry: Symmetry::Asymmetric, ..matrix.spec };
         let groups = matrix.rows * spec.group.count(matrix.cols);
         let clip = Clip { hi: &vec![hi; groups], lo: &vec![lo; groups] };
-        let once = QuantizedTensor::quantize_clipped(&matrix.weight, matrix.rows, matrix.cols, spec, clip).unwrap();
+        let once = QuantizedTensor::quantize_clipped(&matrix.weight, matrix.rows, matrix.cols, spec, clip, None).unwrap();
         let twice = QuantizedTensor::quantize(&once.dequantize(), matrix.rows, matrix.cols, spec).unwrap();
         prop_assert_eq!(once, twice);
     }
@@ -305,7 +305,7 @@ proptest! {
     fn clipping_by_one_is_not_clipping(matrix in matrix()) {
         let ones = vec![1.0; matrix.rows * matrix.spec.group.count(matrix.cols)];
         let clip = Clip { hi: &ones, lo: &ones };
-        let clipped = QuantizedTensor::quantize_clipped(&matrix.weight, matrix.rows, matrix.cols, matrix.spec, clip);
+        let clipped = QuantizedTensor::quantize_clipped(&matrix.weight, matrix.rows, matrix.cols, matrix.spec, clip, None);
         prop_assert_eq!(clipped.unwrap(), matrix.quantize());
     }
 
@@ -314,7 +314,7 @@ proptest! {
         let Matrix { spec, rows, cols, .. } = matrix;
         let groups = rows * spec.group.count(cols);
         let clip = Clip { hi: &vec![hi; groups], lo: &vec![lo; groups] };
-        let clipped = QuantizedTensor::quantize_clipped(&matrix.weight, rows, cols, spec, clip).unwrap();
+        let clipped = QuantizedTensor::quantize_clipped(&matrix.weight, rows, cols, spec, clip, None).unwrap();
         matrix.for_groups(&clipped, |weight, codes, grid| {
             let range = Range::of(weight);
             let clipped = Grid::new(Range { lo: lo * range.lo, hi: hi * range.hi }, spec.bits, spec.symmetry);
@@ -322,6 +322,33 @@ proptest! {
             prop_assert!(weight.iter().zip(codes).all(|(&w, &code)| code == grid.encode(w)));
             Ok(())
         })?;
+    }
+
+    #[test]
+    fn offsets_shift_places_before_they_are_rounded(matrix in matrix(), seed in 0.0f32..1.0) {
+        let Matrix { spec, rows, cols, .. } = matrix;
+        let ones = vec![1.0; rows * spec.group.count(cols)];
+        let clip = || Clip { hi: &ones, lo: &ones };
+        let quantize = |offsets: &[f32]| {
+            QuantizedTensor::quantize_clipped(&matrix.weight, rows, cols, spec, clip(), Some(offsets)).unwrap()
+        };
+        prop_assert_eq!(quantize(&vec![0.0; rows * cols]), matrix.quantize());
+        let offsets: Vec<f32> = (0..rows * cols).map(|i| (i as f32 * 0.37 + seed).sin() * 3.0).collect();
+        let (shifted, nearest) = (quantize(&offsets), matrix.quantize());
+        prop_assert_eq!(shifted.scales(), nearest.scales());
+        let mut codes = vec![0; cols];
+        for row in 0..rows {
+            shifted.row_codes(row, &mut codes);
+            for (col, &code) in codes.iter().enumerate() {
+                let grid = shifted.grid(row, col / (cols / shifted.groups()));
+                let at = row * cols + col;
+                let place = f64::from(matrix.weight[at]) / f64::from(grid.scale.to_f32()) + f64::from(offsets[at]);
+                let expected = (place + f64::from(grid.zero_point)).clamp(0.0, f64::from(grid.max_code));
+                // Half a step, and f32's rounding of places that are far out.
+                let bound = 0.5 + 1e-6 * (1.0 + place.abs());
+                prop_assert!((f64::from(code) - expected).abs() <= bound, "code {code} for {expected}");
+            }
+        }
     }
 
     #[test]

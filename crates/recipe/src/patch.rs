@@ -6,7 +6,7 @@ use oq_quant_core::{QuantSpec, SiteKind};
 use serde::Deserialize;
 
 use crate::parse::parse;
-use crate::{Calibration, Learn, Loss, Method, Recipe, RecipeError, Start, Transform};
+use crate::{Calibration, Learn, Loss, Method, Preset, Recipe, RecipeError, Rounding, Start, Transform};
 
 /// A recipe as a file writes it: everything but the scheme may be left out.
 ///
@@ -65,6 +65,7 @@ pub struct LearnPatch {
     pub aug_loss: Option<bool>,
     pub loss: Option<Loss>,
     pub start: Option<Start>,
+    pub rounding: Option<Rounding>,
 }
 
 /// [`Transform`], key by key.
@@ -91,7 +92,11 @@ pub struct Overrides {
     pub lwc_lr: Option<f64>,
     pub batch: Option<usize>,
     pub aug_loss: Option<bool>,
+    pub loss: Option<Loss>,
     pub start: Option<Start>,
+    pub rounding: Option<Rounding>,
+    /// The default one where there is none.
+    pub preset: Option<Preset>,
     /// Asks for the equivalent transformation, or for none; `sites` overrules it.
     pub transform: Option<bool>,
     pub sites: Option<Vec<SiteKind>>,
@@ -124,12 +129,13 @@ impl Recipe {
         set(seed, &calibration.seed);
         set(batch, &calibration.batch);
 
-        let Learn { epochs, lwc_lr, aug_loss, loss, start } = &mut self.learn;
+        let Learn { epochs, lwc_lr, aug_loss, loss, start, rounding } = &mut self.learn;
         set(epochs, &learn.epochs);
         set(lwc_lr, &learn.lwc_lr);
         set(aug_loss, &learn.aug_loss);
         set(loss, &learn.loss);
         set(start, &learn.start);
+        set(rounding, &learn.rounding);
 
         let Transform { sites, shift, lr, alpha } = &mut self.transform;
         set(sites, &transform.sites);
@@ -140,12 +146,12 @@ impl Recipe {
 }
 
 impl Overrides {
-    /// Lays the command line over a recipe, but for [`Overrides::transform`].
+    /// Lays the command line over a recipe, but for [`Overrides::preset`] and [`Overrides::transform`].
     pub(crate) fn apply_to(&self, recipe: &mut Recipe) {
-        let Self { method, data, samples, seqlen, epochs, seed, lwc_lr, batch, aug_loss, start, .. } = self.clone();
-        let Self { sites, shift, let_lr, alpha, .. } = self.clone();
+        let Self { method, data, samples, seqlen, epochs, seed, lwc_lr, batch, aug_loss, .. } = self.clone();
+        let Self { loss, start, rounding, sites, shift, let_lr, alpha, .. } = self.clone();
         let calibration = CalibrationPatch { data, samples, seqlen, seed, batch };
-        let learn = LearnPatch { epochs, lwc_lr, aug_loss, loss: None, start };
+        let learn = LearnPatch { epochs, lwc_lr, aug_loss, loss, start, rounding };
         let transform = TransformPatch { sites, shift, lr: let_lr, alpha };
         recipe.apply(method, &calibration, &learn, &transform);
     }

@@ -4,7 +4,7 @@
 
 use oq_quant_core::{ActSpec, QuantSpec, SiteKind};
 
-use crate::{Calibration, Family, Learn, Loss, Method, Recipe, Start, Transform};
+use crate::{Calibration, Family, Learn, Loss, Method, Recipe, Rounding, Start, Transform};
 
 /// The paper's settings for a scheme; `chat` and `post_norm` are those of [`crate::ModelEntry`].
 ///
@@ -29,7 +29,14 @@ pub(crate) fn published(scheme: QuantSpec, family: Family, chat: bool, post_norm
         method: Method::Omniquant,
         calibration: Calibration { data: "wikitext2".to_owned(), samples: 128, seqlen: 2048, seed: 2, batch: 1 },
         // The paper's text swaps this rate with the one of its transformation; its code has 1e-2 here, 5e-3 there.
-        learn: Learn { epochs, lwc_lr: 1e-2, aug_loss, loss: Loss::Mse, start: Start::Search },
+        learn: Learn {
+            epochs,
+            lwc_lr: 1e-2,
+            aug_loss,
+            loss: Loss::Mse,
+            start: Start::Whole,
+            rounding: Rounding::Fixed,
+        },
         transform: published_transform(scheme, family, post_norm),
     }
 }
@@ -71,12 +78,13 @@ fn few_act_bits(scheme: QuantSpec) -> Option<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Overrides, find, recipe_for};
+    use crate::{Overrides, Preset, find, recipe_for};
 
     /// What a model of `configs/` is quantized by when nothing is typed but the scheme.
     fn resolve(model: &str, scheme: &str) -> Recipe {
         let scheme = scheme.parse().unwrap();
-        Recipe::resolve(scheme, find(model), recipe_for(model, scheme), &Overrides::default()).unwrap()
+        let paper = Overrides { preset: Some(Preset::Paper), ..Overrides::default() };
+        Recipe::resolve(scheme, find(model), recipe_for(model, scheme), &paper).unwrap()
     }
 
     #[test]
@@ -84,7 +92,8 @@ mod tests {
         #[track_caller]
         fn check(model: &str, scheme: &str, epochs: usize, aug_loss: bool, samples: usize) {
             let recipe = resolve(model, scheme);
-            assert_eq!(recipe.learn, Learn { epochs, lwc_lr: 1e-2, aug_loss, loss: Loss::Mse, start: Start::Search });
+            let (start, rounding) = (Start::Whole, Rounding::Fixed);
+            assert_eq!(recipe.learn, Learn { epochs, lwc_lr: 1e-2, aug_loss, loss: Loss::Mse, start, rounding });
             let data = "wikitext2".to_owned();
             assert_eq!(recipe.calibration, Calibration { data, samples, seqlen: 2048, seed: 2, batch: 1 });
             assert_eq!(recipe.method, Method::Omniquant);

@@ -69,30 +69,33 @@ pub struct Learn {
     pub aug_loss: bool,
     /// What is minimized.
     pub loss: Loss,
-    /// Where clipping starts.
+    /// Where clipping and rounding start.
     pub start: Start,
+    /// How weights are rounded.
+    pub rounding: Rounding,
 }
 
-/// Where clipping starts.
+/// Where clipping and rounding start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Start {
-    /// At 98 % of each group's range, as published.
+    /// At 98 % of each group's range, as published; rounded to nearest.
     Whole,
-    /// At the shares of each group's range with the least error of its weights, each weighed by the mean square of its input.
+    /// At the shares of each group's range with the least error of its weights, each weighed by the mean square of its input; rounded
+    /// to nearest.
     Search,
+    /// As `Search`, and each weight rounded so as to make good the errors of those before it (GPTQ, arXiv 2210.17323).
+    Compensate,
 }
 
-impl FromStr for Start {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "whole" => Ok(Self::Whole),
-            "search" => Ok(Self::Search),
-            _ => Err("must be search or whole".to_owned()),
-        }
-    }
+/// How weights are rounded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Rounding {
+    /// As they start.
+    Fixed,
+    /// Up or down as is learned, by the sign of the gradient (SignRound, arXiv 2309.05516).
+    Learned,
 }
 
 /// Where and how channels are rescaled (OmniQuant, section 3.3).
@@ -115,7 +118,64 @@ pub struct Transform {
 pub enum Loss {
     /// Mean squared error of a block's output.
     Mse,
+    /// The same with each token's error divided by the mean square of its target, so that the few tokens with massive activations
+    /// are not all that is seen; scaled to be 1 where a token's error is as large as its target.
+    Relative,
 }
+
+/// Settings of [`Learn`] that go together: what is learned, from where, by which loss, for how long.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Preset {
+    /// The method as published: clipping alone, from 98 % of the range.
+    Paper,
+    /// [`Self::Default`] with a quarter of the epochs.
+    Fast,
+    /// Clipping from a search, rounding from second-order compensation, both learned, in as many epochs as the paper's.
+    #[default]
+    Default,
+    /// [`Self::Default`] with three times the epochs.
+    Best,
+}
+
+impl Preset {
+    /// Lays the preset over the paper's settings, but for the epochs.
+    fn apply_to(self, learn: &mut Learn) {
+        (learn.start, learn.rounding, learn.loss) = match self {
+            Self::Paper => (Start::Whole, Rounding::Fixed, Loss::Mse),
+            Self::Fast | Self::Default | Self::Best => (Start::Compensate, Rounding::Learned, Loss::Relative),
+        };
+    }
+
+    /// Epochs, where the paper or the model's recipe has `epochs`.
+    fn epochs(self, epochs: usize) -> usize {
+        match self {
+            Self::Paper | Self::Default => epochs,
+            Self::Fast => epochs.div_ceil(4),
+            Self::Best => epochs.saturating_mul(3),
+        }
+    }
+}
+
+/// A choice by its name in recipes and on the command line.
+macro_rules! choice {
+    ($choice:ident { $($name:literal => $variant:ident),+ }) => {
+        impl FromStr for $choice {
+            type Err = String;
+
+            fn from_str(text: &str) -> Result<Self, String> {
+                match text {
+                    $($name => Ok(Self::$variant),)+
+                    _ => Err(format!("must be one of {}", [$($name),+].join(", "))),
+                }
+            }
+        }
+    };
+}
+
+choice!(Start { "whole" => Whole, "search" => Search, "compensate" => Compensate });
+choice!(Rounding { "fixed" => Fixed, "learned" => Learned });
+choice!(Loss { "mse" => Mse, "relative" => Relative });
+choice!(Preset { "paper" => Paper, "fast" => Fast, "default" => Default, "best" => Best });
 
 impl Method {
     /// Whether blocks are run on text.
@@ -155,8 +215,8 @@ impl FromStr for Method {
 }
 
 impl Recipe {
-    /// Settles every setting: the paper's for this scheme and family, under the model's own defaults, under a recipe
-    /// file, under the command line. Without a model the family is taken to be LLaMA.
+    /// Settles every setting: the paper's for this scheme and family, under the preset, under the model's own defaults, under a
+    /// recipe file, under the command line. Without a model the family is taken to be LLaMA.
     ///
     /// A transformation that is asked for, by the command line or by `smoothquant`, gets the paper's sites where none
     /// are given.
@@ -169,6 +229,8 @@ impl Recipe {
         let (family, chat, post_norm) =
             model.map_or((Family::Llama, false, false), |m| (m.family, m.chat, m.post_norm));
         let mut recipe = published(scheme, family, chat, post_norm);
+        let preset = overrides.preset.unwrap_or_default();
+        preset.apply_to(&mut recipe.learn);
         if let Some(model) = model {
             recipe.apply(None, &model.calibration, &model.learn, &model.transform);
         }
@@ -178,6 +240,7 @@ impl Recipe {
             }
             recipe.apply(file.method, &file.calibration, &file.learn, &file.transform);
         }
+        recipe.learn.epochs = preset.epochs(recipe.learn.epochs);
         overrides.apply_to(&mut recipe);
         if overrides.sites.is_none() {
             let wanted = overrides.transform.or((recipe.method == Method::Smoothquant).then_some(true));
@@ -208,7 +271,7 @@ impl Recipe {
 
     fn validate(&self) -> Result<(), RecipeError> {
         let Calibration { data, samples, seqlen, seed, batch } = &self.calibration;
-        let Learn { epochs, lwc_lr, aug_loss: _, loss: Loss::Mse, start: _ } = &self.learn;
+        let Learn { epochs, lwc_lr, .. } = &self.learn;
         let Transform { sites, shift: _, lr, alpha } = &self.transform;
         if data.trim().is_empty() {
             return Err(refused(
@@ -294,13 +357,42 @@ mod tests {
     }
 
     #[test]
+    fn presets_lie_between_the_paper_and_the_recipe() {
+        #[track_caller]
+        fn check(preset: Option<Preset>, file: &str, expected: (Start, Rounding, Loss, usize)) {
+            let overrides = Overrides { preset, ..Overrides::default() };
+            let Learn { start, rounding, loss, epochs, .. } =
+                resolve("w4a16", Some("smollm2-135m"), file, overrides).unwrap().learn;
+            assert_eq!((start, rounding, loss, epochs), expected);
+        }
+        let ours = |epochs| (Start::Compensate, Rounding::Learned, Loss::Relative, epochs);
+        check(None, "", ours(5));
+        check(Some(Preset::Default), "", ours(5));
+        check(Some(Preset::Fast), "", ours(2));
+        check(Some(Preset::Best), "", ours(15));
+        check(Some(Preset::Paper), "", (Start::Whole, Rounding::Fixed, Loss::Mse, 5));
+        check(Some(Preset::Best), "learn.epochs = 7", ours(21));
+        check(None, "learn.start = \"search\"\nlearn.loss = \"mse\"", (Start::Search, Rounding::Learned, Loss::Mse, 5));
+        let typed = Overrides { preset: Some(Preset::Best), epochs: Some(4), ..Overrides::default() };
+        assert_eq!(resolve("w4a16", None, "", typed).unwrap().learn.epochs, 4);
+        assert_eq!("slow".parse::<Preset>(), Err("must be one of paper, fast, default, best".to_owned()));
+    }
+
+    #[test]
     fn every_key_reaches_the_recipe() {
         let scheme: QuantSpec = "w3a16g64".parse().unwrap();
         let expected = Recipe {
             scheme,
             method: Method::Rtn,
             calibration: Calibration { data: "my text.txt".to_owned(), samples: 6, seqlen: 12, seed: 7, batch: 3 },
-            learn: Learn { epochs: 11, lwc_lr: 0.25, aug_loss: true, loss: Loss::Mse, start: Start::Whole },
+            learn: Learn {
+                epochs: 11,
+                lwc_lr: 0.25,
+                aug_loss: true,
+                loss: Loss::Mse,
+                start: Start::Whole,
+                rounding: Rounding::Fixed,
+            },
             transform: Transform { sites: vec![SiteKind::Updown, SiteKind::Qk], shift: true, lr: 0.125, alpha: 0.0 },
         };
         let typed = Overrides {
@@ -313,7 +405,10 @@ mod tests {
             lwc_lr: Some(0.25),
             batch: Some(3),
             aug_loss: Some(true),
+            loss: Some(Loss::Mse),
             start: Some(Start::Whole),
+            rounding: Some(Rounding::Fixed),
+            preset: None,
             transform: None,
             sites: Some(vec![SiteKind::Updown, SiteKind::Qk]),
             shift: Some(true),

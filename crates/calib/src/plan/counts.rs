@@ -6,8 +6,11 @@ use std::collections::BTreeSet;
 use oq_let::{Action, Site};
 use oq_models::{ActPoint, BlockLayout, BlockOps, Compute, Decoder, Dims, LinearName};
 use oq_quant_core::{ActSpec, packed_words};
-use oq_recipe::{Calibration, Recipe};
+use oq_recipe::{Calibration, Recipe, Rounding, Start};
 use tch::{Device, Kind, Tensor};
+
+use crate::compensate::WEIGHTS as ROWS_OF_WEIGHTS;
+use crate::inputs::PART;
 
 /// f32, in which a block is held and learns.
 pub(super) const F32: u64 = 4;
@@ -40,6 +43,16 @@ pub(super) struct Counts {
     pub(super) first: u64,
     /// Grids of a block, each with two clipping strengths.
     pub(super) grids: u64,
+    /// Weights whose codes have offsets: all of them, or none.
+    pub(super) offsets: u64,
+    /// Products of input channels with each other that are summed up where rounding starts from compensation, over the distinct inputs of
+    /// linears; 0 elsewhere.
+    pub(super) products: u64,
+    /// The most of them that belong together.
+    pub(super) largest_products: u64,
+    /// Multiplications and additions of compensation, and columns that it goes through one by one.
+    pub(super) compensation: u64,
+    pub(super) columns: u64,
     /// Rows of linears between the MLP's input and its product: `intermediate`, or twice that where it is gated.
     pub(super) mlp_rows: u64,
     /// Heads of a mask that is added to attention's scores; 0 where it is plainly causal.
@@ -70,7 +83,23 @@ impl Counts {
             ports(sites, name).any(|action| along_columns(&action))
                 && ports(sites, name).any(|action| !along_columns(&action))
         };
-        let differentiated = differentiated(decoder, &layout, sites);
+        let Probed { differentiated, widths } = probed(decoder, &layout, sites);
+        let compensates = learns && recipe.learn.start == Start::Compensate;
+        // Widths of the parts that products are kept of.
+        let parts = |n: usize| {
+            let (n, part) = (n as u64, PART as u64);
+            (0..n.div_ceil(part)).map(move |idx| part.min(n - idx * part))
+        };
+        let squares: Vec<u64> = widths.iter().flat_map(|&n| parts(n)).map(|part| part * part).collect();
+        let (mut compensation, mut columns) = (0, 0);
+        for linear in layout.linears.iter().filter(|linear| compensates && ports(sites, linear.name).all(not_of_input))
+        {
+            for part in parts(linear.in_features) {
+                // Twice a factor and an inverse, a third of a product each; each error reaches half of the columns.
+                compensation += part.pow(3) + linear.out_features as u64 * part * part;
+                columns += part * (linear.out_features as u64 * part).div_ceil(ROWS_OF_WEIGHTS as u64);
+            }
+        }
         let sum = |of: &dyn Fn(LinearName) -> bool| {
             let chosen = layout.linears.iter().filter(|linear| of(linear.name));
             chosen.map(|linear| (linear.out_features * linear.in_features) as u64).sum()
@@ -99,6 +128,15 @@ impl Counts {
             moved_twice: sum(&moved_twice),
             first: sum(&|name| !differentiated.contains(&name)),
             grids: layout.linears.iter().map(|l| (l.out_features * spec.group.count(l.in_features)) as u64).sum(),
+            offsets: if compensates || (learns && recipe.learn.rounding == Rounding::Learned) {
+                sum(&|_| true)
+            } else {
+                0
+            },
+            products: if compensates { squares.iter().sum() } else { 0 },
+            largest_products: if compensates { squares.iter().copied().max().unwrap_or(0) } else { 0 },
+            compensation,
+            columns,
             mlp_rows: rows.saturating_sub(other_rows) as u64,
             mask_heads: decoder.mask_heads(seqlen) as u64,
             linears: layout.linears.len() as u64,
@@ -141,25 +179,44 @@ fn ports(sites: &[Site], name: LinearName) -> impl Iterator<Item = Action> + '_ 
     ports.filter(move |port| port.module == name.0).map(|port| port.action)
 }
 
-/// The linears whose inputs need gradients, as autograd finds them when the block is run on one token.
-fn differentiated(decoder: &dyn Decoder, layout: &BlockLayout, sites: &[Site]) -> BTreeSet<LinearName> {
-    let probe = Probe { layout, sites, seen: RefCell::default() };
+fn not_of_input(action: Action) -> bool {
+    action != Action::MultiplyInput
+}
+
+/// What running a block on one token shows.
+#[derive(Default)]
+struct Probed {
+    /// The linears whose inputs need gradients, as autograd finds them.
+    differentiated: BTreeSet<LinearName>,
+    /// Channels of the inputs of linears, each input once.
+    widths: Vec<usize>,
+}
+
+fn probed(decoder: &dyn Decoder, layout: &BlockLayout, sites: &[Site]) -> Probed {
+    let probe = Probe { layout, sites, seen: RefCell::default(), last: RefCell::default() };
     let x = Tensor::zeros([1, 1, decoder.dims().hidden as i64], (Kind::Float, Device::Cpu));
     let _ = tch::with_grad(|| decoder.block(&probe, &decoder.context(1, Device::Cpu), &x));
     probe.seen.into_inner()
 }
 
-/// Multiplies with nothing, and sees which inputs autograd follows.
+/// Multiplies with nothing, and sees what linears are given and which inputs autograd follows.
 struct Probe<'a> {
     layout: &'a BlockLayout,
     sites: &'a [Site],
-    seen: RefCell<BTreeSet<LinearName>>,
+    seen: RefCell<Probed>,
+    /// The input of the linear before, kept so that its address is no other's.
+    last: RefCell<Option<Tensor>>,
 }
 
 impl BlockOps for Probe<'_> {
     fn linear(&self, name: LinearName, x: &Tensor) -> Tensor {
+        let mut seen = self.seen.borrow_mut();
         if x.requires_grad() {
-            self.seen.borrow_mut().insert(name);
+            seen.differentiated.insert(name);
+        }
+        let last = self.last.replace(Some(x.shallow_clone()));
+        if last.is_none_or(|last| last.data_ptr() != x.data_ptr()) {
+            seen.widths.push(x.size()[2] as usize);
         }
         let linear = self.layout.linears.iter().find(|linear| linear.name == name);
         let width = linear.expect("the forward runs the linears of its layout").out_features as i64;
@@ -197,7 +254,7 @@ mod tests {
         let decoder = decoder_of(&all.into()).unwrap();
         let layout = decoder.block_layout();
         let sites: Vec<Site> = kinds.iter().flat_map(|&kind| decoder.sites(kind).unwrap()).collect();
-        let differentiated = differentiated(&*decoder, &layout, &sites);
+        let differentiated = probed(&*decoder, &layout, &sites).differentiated;
         let names = layout.linears.iter().map(|linear| linear.name);
         let first: Vec<&str> = names.filter(|name| !differentiated.contains(name)).map(|name| name.0).collect();
         assert_eq!(first, expected);

@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use super::Setting;
 use super::counts::{Counts, F16, F32};
+use crate::compensate::WEIGHTS;
 
 /// libtorch itself, its thread pools, the program and a tokenizer: measured on x86-64 with the CPU library.
 const PROGRAM_BYTES: u64 = 165 << 20;
@@ -124,12 +125,17 @@ fn loaded(counts: &Counts) -> u64 {
     F32 * counts.weights + F16 * counts.largest
 }
 
-/// A block and its transformed weights in f32, its codes in bytes and packed, the weights that are being coded.
+/// A block, its transformed weights and offsets in f32, its codes in bytes and packed, the weights that are being coded.
 fn coded(counts: &Counts) -> u64 {
-    F32 * (counts.weights + counts.moved + counts.largest) + counts.weights + counts.block_bytes
+    F32 * (counts.weights + counts.moved + counts.largest) + rounding(counts) + counts.weights + counts.block_bytes
 }
 
-/// The two moments at which a step holds most: in the block's backward pass, and, where weights are transformed, when their gradients go
+/// Offsets of codes, and products of input channels, in f32.
+fn rounding(counts: &Counts) -> u64 {
+    F32 * (counts.offsets + counts.products)
+}
+
+/// The moments at which learning holds most: where rounding starts, and of a step two: in the block's backward pass, and, where weights are transformed, when their gradients go
 /// back to the scales. No moment where nothing is learned but one pass in full precision. `temporary`: bytes that clipping needs.
 fn learning(counts: &Counts, temporary: u64) -> impl Iterator<Item = Parts> {
     let product = counts.product_bytes;
@@ -137,10 +143,15 @@ fn learning(counts: &Counts, temporary: u64) -> impl Iterator<Item = Parts> {
     if counts.targets == 0 {
         let cast = if product < F32 { product * counts.weights } else { 0 };
         let step_bytes = if counts.tokens > 0 { step(counts) / 2 } else { 0 };
-        return [Some(Parts { block_bytes: weights + cast, step_bytes, ..Parts::default() }), None]
+        return [Some(Parts { block_bytes: weights + cast, step_bytes, ..Parts::default() }), None, None]
             .into_iter()
             .flatten();
     }
+    let weights = weights + rounding(counts);
+    // A matrix of products, two factors and an inverse; columns of weights, what becomes of them, and offsets.
+    let compensating = 4 * counts.largest_products + 6 * counts.largest.min(WEIGHTS as u64);
+    let compensating = Parts { block_bytes: weights + F32 * compensating, ..Parts::default() };
+    let compensating = (counts.products > 0).then_some(compensating);
     let strengths = 2 * STRENGTH_COPIES * F32 * counts.grids;
     let leaves = product * counts.weights;
     let transformed = F32 * (counts.moved + counts.moved_twice);
@@ -152,7 +163,7 @@ fn learning(counts: &Counts, temporary: u64) -> impl Iterator<Item = Parts> {
     let block_bytes =
         weights + leaves + of_rest + of_transformed.saturating_mul(TRANSFORM_TENTHS) / 10 + strengths + temporary;
     let to_scales = (counts.moved > 0).then_some(Parts { block_bytes, ..Parts::default() });
-    [Some(backward), to_scales].into_iter().flatten()
+    [Some(backward), to_scales, compensating].into_iter().flatten()
 }
 
 /// Hidden states between blocks: targets, inputs, and the second targets.

@@ -69,6 +69,10 @@ const MLP_PASSES: f64 = 7.0;
 const QUANTIZED_BYTES: f64 = 150.0;
 /// Bytes per transformed weight: scaled, and its gradient taken back.
 const TRANSFORM_BYTES: f64 = 60.0;
+/// Bytes per weight whose rounding is learned: its offset read in every pass, and moved along its gradient.
+const OFFSET_BYTES: f64 = 22.0;
+/// Operations on each column that compensation goes through.
+const OPS_PER_COLUMN: f64 = 16.0;
 /// A forward pass's share of the passes over activations.
 const FORWARD_SHARE: f64 = 0.4;
 /// Making final codes, on one core; hashing a shard.
@@ -139,6 +143,8 @@ impl TimePlan {
 /// What a machine does in a second, of this kind of work.
 struct Rates {
     products: f64,
+    /// Of products in f32.
+    exact: f64,
     attention: f64,
     memory: f64,
     disk: f64,
@@ -158,6 +164,7 @@ impl Rates {
         let peak = peak * 1e9 * reached;
         Self {
             products: peak * products,
+            exact: profile.f32_gflops * 1e9 * reached * fit.products_f32,
             attention: peak * attention,
             memory: profile.memory_gb_per_s * 1e9 * reached * fit.memory,
             disk: profile.disk_gb_per_s * 1e9,
@@ -178,7 +185,7 @@ impl Rates {
             products_secs: flops / self.products,
             attention_secs: (1.0 + ATTENTION_BACKWARD) * attention_flops(counts, tokens) / self.attention,
             activations_secs: tokens * activation_bytes(counts) / self.memory,
-            weights_secs: (clipped + moved) / self.memory,
+            weights_secs: (clipped + moved + OFFSET_BYTES * counts.offsets as f64) / self.memory,
             overhead_secs: ops * self.secs_per_op,
         }
     }
@@ -193,8 +200,10 @@ impl Rates {
         let stored = F16 as f64 * weights;
         let shard = counts.block_bytes as f64;
         let files = stored / self.disk + shard / self.disk + shard / HASH_BYTES_PER_SEC;
+        let compensation = (2.0 * tokens * counts.products as f64 + counts.compensation as f64) / self.exact
+            + OPS_PER_COLUMN * counts.columns as f64 * self.secs_per_op;
         // Widened, cast, put back: as clipping, on a pass over weights or two.
-        passes * forward + files + SECS_PER_CODE * weights + self.clip_bytes * weights / self.memory
+        passes * forward + compensation + files + SECS_PER_CODE * weights + self.clip_bytes * weights / self.memory
     }
 }
 

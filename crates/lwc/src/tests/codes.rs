@@ -36,12 +36,14 @@ struct Matrix {
     weight: Vec<f32>,
     gamma: Vec<f32>,
     beta: Vec<f32>,
+    offsets: Option<Vec<f32>>,
 }
 
 impl Matrix {
     fn lwc(&self) -> Lwc {
         let mut lwc = Lwc::new(self.rows, self.cols, self.spec, Device::Cpu).expect("the group divides");
         (lwc.gamma, lwc.beta) = (tensor(&self.gamma, self.rows), tensor(&self.beta, self.rows));
+        lwc.offsets = self.offsets.as_ref().map(|offsets| tensor(offsets, self.rows));
         lwc
     }
 }
@@ -61,10 +63,12 @@ fn weight_spec() -> impl Strategy<Value = (WeightSpec, usize)> {
 fn matrix() -> impl Strategy<Value = Matrix> {
     (weight_spec(), 1usize..4, -5.0f32..3.0).prop_flat_map(|((spec, cols), rows, exponent)| {
         let groups = rows * spec.group.count(cols);
-        (vec(-1.0f32..1.0, rows * cols), vec(-2.0f32..8.0, groups), vec(-2.0f32..8.0, groups)).prop_map(
-            move |(mut weight, gamma, beta)| {
+        let strengths = || vec(-2.0f32..8.0, groups);
+        let offsets = proptest::option::of(vec(-2.0f32..2.0, rows * cols));
+        (vec(-1.0f32..1.0, rows * cols), strengths(), strengths(), offsets).prop_map(
+            move |(mut weight, gamma, beta, offsets)| {
                 weight.iter_mut().for_each(|w| *w *= 10f32.powf(exponent));
-                Matrix { spec, rows, cols, weight, gamma, beta }
+                Matrix { spec, rows, cols, weight, gamma, beta, offsets }
             },
         )
     })
@@ -110,7 +114,7 @@ proptest! {
         }
         // sigmoid(40) is 1 in f32.
         let groups = vec![40.0; cols / len];
-        let lwc = Matrix { spec, rows: 1, cols, weight: vec![], gamma: groups.clone(), beta: groups }.lwc();
+        let lwc = Matrix { spec, rows: 1, cols, weight: vec![], gamma: groups.clone(), beta: groups, offsets: None }.lwc();
         let weight = tensor(&weight, 1);
         let packed = lwc.quantize(&weight).unwrap();
         prop_assert!(packed.scales().iter().all(|s| s.to_f32() == scale));

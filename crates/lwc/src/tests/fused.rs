@@ -10,6 +10,8 @@ use crate::{Levels, Lwc, START, composed};
 const ORDER_OF_SUM_F32: f64 = 2e-6;
 /// The same in f64.
 const ORDER_OF_SUM_F64: f64 = 2e-15;
+/// With offsets a weight may be this many times as far from the value of its code as half a step.
+const OFFSETS: f64 = 4.0;
 
 const OUT: i64 = 12;
 
@@ -65,13 +67,20 @@ fn check_bf16(lwc: &Lwc, weight: &Tensor, grad: &Tensor) {
 }
 
 #[track_caller]
-fn check(spec: WeightSpec, in_features: i64, kind: Kind, tolerance: f64) {
-    let lwc = lwc(spec, in_features, kind);
+fn check(spec: WeightSpec, in_features: i64, kind: Kind, tolerance: f64, offsets: Option<Tensor>) {
+    let mut lwc = lwc(spec, in_features, kind);
+    lwc.offsets = offsets;
+    let offsets = lwc.offsets.as_ref().map(Tensor::copy);
+    let offsets = offsets.as_ref();
     let (weight, grad) = (rows(in_features, kind), noise(2, [OUT, in_features], kind));
     let (levels, clip) = (Levels::new(spec), lwc.clip());
 
     // The same operations on the same numbers, element by element: equal to the last bit.
-    assert_eq!(lwc.fake_quantize(&weight), composed::fake_quantize(levels, &weight, &clip), "{spec:?} {kind:?}");
+    assert_eq!(
+        lwc.fake_quantize(&weight),
+        composed::fake_quantize(levels, &weight, offsets, &clip),
+        "{spec:?} {kind:?}"
+    );
 
     let fused = lwc.gradients(&weight, &grad);
     let (with_weight, d_weight) = lwc.gradients_with_weight(&weight, &grad);
@@ -81,8 +90,9 @@ fn check(spec: WeightSpec, in_features: i64, kind: Kind, tolerance: f64) {
         check_bf16(&lwc, &weight, &grad);
     }
 
-    let composed = composed::gradients(levels, &weight, &grad, &clip);
-    let (composed_with_weight, composed_d_weight) = composed::gradients_with_weight(levels, &weight, &grad, &clip);
+    let composed = composed::gradients(levels, &weight, offsets, &grad, &clip);
+    let (composed_with_weight, composed_d_weight) =
+        composed::gradients_with_weight(levels, &weight, offsets, &grad, &clip);
     assert_eq!((&composed.gamma, &composed.beta), (&composed_with_weight.gamma, &composed_with_weight.beta));
 
     let size = |share| strength_size(&weight, &grad, share);
@@ -95,6 +105,14 @@ fn check(spec: WeightSpec, in_features: i64, kind: Kind, tolerance: f64) {
         let error = difference(fused, composed, &size);
         assert!(error <= tolerance, "{name} of {spec:?} {kind:?}: {error}");
     }
+
+    // One number is added to another, or not: equal to the last bit.
+    let from = offsets.map_or_else(|| weight.zeros_like(), Tensor::copy);
+    lwc.move_offsets(&weight, &grad, 0.125);
+    let moved = lwc.offsets.expect("they were moved");
+    assert_eq!(moved, composed::moved_offsets(levels, &weight, &from, &grad, &clip, 0.125), "{spec:?} {kind:?}");
+    let ways = (&moved - &from).abs();
+    assert!(ways.max().double_value(&[]) <= 0.1251 && ways.sum(kind).double_value(&[]) > 0.0);
 }
 
 #[test]
@@ -105,8 +123,11 @@ fn fused_is_composed() {
             for (group, in_features) in [(Some(64), 192), (Some(20), 60), (Some(3), 12), (None, 50), (None, 2100)] {
                 let group = group.map_or(GroupSize::PerChannel, |n| GroupSize::channels(n).unwrap());
                 let spec = WeightSpec { bits, group, symmetry };
-                check(spec, in_features, Kind::Float, ORDER_OF_SUM_F32);
-                check(spec, in_features, Kind::Double, ORDER_OF_SUM_F64);
+                let offsets = |kind| Some(noise(5, [OUT, in_features], kind));
+                check(spec, in_features, Kind::Float, ORDER_OF_SUM_F32, None);
+                check(spec, in_features, Kind::Float, OFFSETS * ORDER_OF_SUM_F32, offsets(Kind::Float));
+                check(spec, in_features, Kind::Double, ORDER_OF_SUM_F64, None);
+                check(spec, in_features, Kind::Double, OFFSETS * ORDER_OF_SUM_F64, offsets(Kind::Double));
             }
         }
     }

@@ -38,6 +38,7 @@ impl Case {
         let (out, cols) = self.weight.size2().expect("weights are matrices");
         let mut lwc = Lwc::new(out as usize, cols as usize, spec, Device::Cpu).expect("the group divides");
         (lwc.gamma, lwc.beta) = (leaf(&self.lwc.gamma), leaf(&self.lwc.beta));
+        lwc.offsets = self.lwc.offsets.as_ref().map(Tensor::copy);
         let weight = leaf(&self.weight);
         let loss = (lwc.fake_quantize_autograd(&weight) * &self.grad).sum(Kind::Double);
         let mut grads = Tensor::run_backward(&[loss], &[&lwc.gamma, &lwc.beta, &weight], false, false).into_iter();
@@ -89,6 +90,15 @@ fn for_specs(mut check: impl FnMut(WeightSpec, i64)) {
 #[test]
 fn closed_form_is_autograd() {
     for_specs(|spec, cols| check_autograd(&Case::new(spec, noise(14, [8, cols], Kind::Double))));
+}
+
+#[test]
+fn closed_form_is_autograd_where_codes_have_offsets() {
+    for_specs(|spec, cols| {
+        let mut case = Case::new(spec, noise(14, [8, cols], Kind::Double));
+        case.lwc.offsets = Some(noise(15, [8, cols], Kind::Double));
+        check_autograd(&case);
+    });
 }
 
 #[test]

@@ -14,7 +14,7 @@ fn spec(text: &str) -> WeightSpec {
 
 /// Error of each group, `[out, groups]`, weighed by `importance`.
 fn errors(spec: WeightSpec, weight: &Tensor, importance: &Tensor, clip: &Shares) -> Tensor {
-    let off = composed::fake_quantize(Levels::new(spec), weight, clip) - weight;
+    let off = composed::fake_quantize(Levels::new(spec), weight, None, clip) - weight;
     let [rows, groups] = clip.hi.size()[..] else { panic!("[out, groups]") };
     (off.square() * importance).reshape([rows, groups, -1]).sum_dim_intlist(-1, false, None::<Kind>)
 }

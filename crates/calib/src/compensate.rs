@@ -1,0 +1,190 @@
+//! Where rounding starts: the error of each column of a weight is made good by the columns that are rounded after it, as far as
+//! their inputs go together (GPTQ, Frantar et al. 2023, arXiv 2210.17323). The grids stay; what comes out are offsets of codes.
+
+use oq_lwc::Lwc;
+use tch::{Kind, Tensor};
+
+use crate::inputs::{Moments, PART};
+
+/// Share of the mean of the diagonal that is added to it, so that there is an inverse (GPTQ, section 3.3).
+const DAMPING: f64 = 0.01;
+/// The same share per channel and token: how channels go together in few tokens is mostly chance.
+const SHRINKING: f64 = 0.5;
+/// Columns whose errors reach the rest of the matrix at once.
+const BATCH: i64 = 128;
+/// Weights that are worked on at once, in whole rows: 64 MiB, of which there are a few.
+pub(crate) const WEIGHTS: i64 = 1 << 24;
+
+/// Offsets `[out, in]` for a `weight [out, in]` on the grids of `clip`. Zero where the inputs' moments have no inverse even so.
+pub(crate) fn offsets(clip: &Lwc, weight: &Tensor, moments: &Moments) -> Tensor {
+    let grids = clip.grids(weight);
+    let offsets = weight.zeros_like();
+    let group = weight.size()[1] / grids[0].size()[1];
+    for (idx, products) in moments.products.iter().enumerate() {
+        let (first, n) = (idx as i64 * PART, products.size()[0]);
+        // The channels that say most come first: their errors have the most columns left to be made good by.
+        let order = products.diagonal(0, 0, 1).argsort(0, true); // [n]
+        let damping = DAMPING.max(SHRINKING * n as f64 / moments.tokens.max(1) as f64);
+        let Some(factor) = factor(products, &order, damping) else { continue };
+        let groups = ((&order + first).divide_scalar_mode(group, "floor")).to_kind(Kind::Int64);
+        let groups = Vec::<i64>::try_from(groups).expect("a vector of i64");
+        let rows = weight.size()[0];
+        let step = (WEIGHTS / n).max(1);
+        for row in (0..rows).step_by(step as usize) {
+            let len = step.min(rows - row);
+            let columns = weight.narrow(0, row, len).narrow(1, first, n).index_select(1, &order);
+            let grids = grids.each_ref().map(|part| part.narrow(0, row, len).transpose(0, 1).contiguous()); // [groups, len]
+            let found = part_offsets(&columns.transpose(0, 1).contiguous(), &factor, &grids, &groups);
+            let back = found.transpose(0, 1).index_select(1, &order.argsort(0, false));
+            offsets.narrow(0, row, len).narrow(1, first, n).copy_(&back);
+        }
+    }
+    offsets
+}
+
+/// The upper triangular `U` with `Uᵀ U = (H + damping)⁻¹`, for `H [n, n]` with its channels in another order.
+fn factor(products: &Tensor, order: &Tensor, damping: f64) -> Option<Tensor> {
+    let damped = products.index_select(0, order).index_select(1, order);
+    let mean = damped.diagonal(0, 0, 1).mean(Kind::Float).double_value(&[]);
+    // Channels that are never seen have to be divided by something.
+    let _ = damped.diagonal(0, 0, 1).g_add_scalar_(if mean > 0.0 { mean * damping } else { 1.0 });
+    let (lower, failed) = damped.linalg_cholesky_ex(false, false);
+    let (upper, failed_too) = lower.cholesky_inverse(false).linalg_cholesky_ex(true, false);
+    let failures = failed.int64_value(&[]) + failed_too.int64_value(&[]);
+    (failures == 0 && upper.isfinite().all().int64_value(&[]) == 1).then_some(upper)
+}
+
+/// Offsets `[n, len]` of columns `[n, len]` that are rounded in this order, on grids `[groups, len]`: scale, lowest and highest code.
+fn part_offsets(columns: &Tensor, factor: &Tensor, [scale, lowest, highest]: &[Tensor; 3], groups: &[i64]) -> Tensor {
+    let n = columns.size()[0];
+    let work = columns.copy();
+    let offsets = columns.empty_like();
+    for first in (0..n).step_by(BATCH as usize) {
+        let len = BATCH.min(n - first);
+        let (batch, factors) = (work.narrow(0, first, len), factor.narrow(0, first, len));
+        let errors = batch.empty_like();
+        for (i, &group) in (0..len).zip(&groups[first as usize..]) {
+            let (column, scale) = (batch.get(i), scale.get(group));
+            let place = &column / &scale;
+            let code = place.round().maximum(&lowest.get(group)).minimum(&highest.get(group));
+            offsets.get(first + i).copy_(&(&place - columns.get(first + i) / &scale));
+            let error = (column - code * scale) / factors.get(i).get(first + i); // [len]
+            let after = len - i - 1;
+            if after > 0 {
+                let row = factors.get(i).narrow(0, first + i + 1, after);
+                let _ = batch.narrow(0, i + 1, after).addr_(&row, &error.neg());
+            }
+            errors.get(i).copy_(&error);
+        }
+        let (next, rest) = (first + len, n - first - len);
+        if rest > 0 {
+            let reach = factors.narrow(1, next, rest).transpose(0, 1); // [rest, len]
+            let _ = work.narrow(0, next, rest).addmm_(&reach, &-errors);
+        }
+    }
+    offsets
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use oq_quant_core::QuantSpec;
+    use tch::Device;
+
+    const TOKENS: i64 = 4000;
+
+    /// Inputs whose channels go together, `[tokens, n]`, and what they sum up to.
+    fn inputs(n: i64) -> (Tensor, Moments) {
+        let options = (Kind::Float, Device::Cpu);
+        let x = Tensor::randn([TOKENS, 12], options).matmul(&Tensor::randn([12, n], options))
+            + Tensor::randn([TOKENS, n], options) * 0.3;
+        let products = x.transpose(0, 1).matmul(&x);
+        (x, Moments { squares: products.diagonal(0, 0, 1).copy(), products: vec![products], tokens: TOKENS })
+    }
+
+    fn start(weight: &Tensor, moments: &Moments, scheme: &str) -> Lwc {
+        let spec: QuantSpec = scheme.parse().expect("a scheme");
+        let (rows, columns) = weight.size2().expect("[out, in]");
+        let mut clip = Lwc::new(rows as usize, columns as usize, spec.weight, Device::Cpu).expect("groups divide");
+        clip.start_from_search(weight, &moments.squares);
+        clip
+    }
+
+    fn error(clip: &Lwc, weight: &Tensor, x: &Tensor) -> f64 {
+        x.matmul(&(clip.fake_quantize(weight) - weight).transpose(0, 1)).square().sum(Kind::Double).double_value(&[])
+    }
+
+    /// The same column by column, in f64, out of the inverse itself: Hassibi and Stork's update of all that is left.
+    fn by_definition(clip: &Lwc, weight: &Tensor, moments: &Moments) -> Vec<f64> {
+        let n = weight.size()[1] as usize;
+        let products = moments.products[0].to_kind(Kind::Double);
+        let mean = products.diagonal(0, 0, 1).mean(Kind::Double).double_value(&[]);
+        let damping = DAMPING.max(SHRINKING * n as f64 / TOKENS as f64);
+        let damped = products + Tensor::eye(n as i64, (Kind::Double, Device::Cpu)) * (mean * damping);
+        let order: Vec<i64> = Vec::try_from(damped.diagonal(0, 0, 1).argsort(0, true)).expect("i64");
+        let grids = clip.grids(weight).map(|part| part.to_kind(Kind::Double));
+        let group = n as i64 / grids[0].size()[1];
+        let (mut left, mut offsets) = (order.clone(), vec![0.0; n * weight.size()[0] as usize]);
+        let mut work: Vec<Vec<f64>> = Vec::try_from(weight.to_kind(Kind::Double)).expect("f64");
+        let original = work.clone();
+        while let Some(&column) = left.first() {
+            let among = Tensor::from_slice(&left);
+            let inverse = damped.index_select(0, &among).index_select(1, &among).inverse();
+            let row: Vec<f64> = Vec::try_from(inverse.get(0)).expect("f64");
+            for (r, work) in work.iter_mut().enumerate() {
+                let [s, lo, hi] = grids.each_ref().map(|part| part.double_value(&[r as i64, column / group]));
+                let c = column as usize;
+                offsets[r * n + c] = (work[c] - original[r][c]) / s;
+                let error = (work[c] - (work[c] / s).round_ties_even().clamp(lo, hi) * s) / row[0];
+                for (&other, by) in left.iter().zip(&row) {
+                    work[other as usize] -= error * by;
+                }
+            }
+            left.remove(0);
+        }
+        offsets
+    }
+
+    #[test]
+    fn equals_the_update_by_the_inverse() {
+        // f32 against f64: a place within 1e-4 of the middle between two codes may fall to either side, and what follows is another
+        // valid result, so rows are compared and one of them may differ.
+        const CLOSE: f64 = 2e-3;
+        tch::manual_seed(3);
+        let (_, moments) = inputs(160); // more than a batch
+        let weight = Tensor::randn([6, 160], (Kind::Float, Device::Cpu));
+        let clip = start(&weight, &moments, "w3a16g32");
+        let ours: Vec<f64> =
+            Vec::try_from(offsets(&clip, &weight, &moments).to_kind(Kind::Double).view(-1)).expect("f64");
+        let exact = by_definition(&clip, &weight, &moments);
+        let same = |(a, b): (&[f64], &[f64])| a.iter().zip(b).all(|(a, b)| (a - b).abs() < CLOSE);
+        let equal = ours.chunks(160).zip(exact.chunks(160)).filter(|&rows| same(rows)).count();
+        assert!(equal >= 5, "{equal} of 6 rows");
+    }
+
+    #[test]
+    fn outputs_are_nearer_than_those_of_rounding_to_nearest() {
+        tch::manual_seed(4);
+        let (x, moments) = inputs(96);
+        let weight = Tensor::randn([20, 96], (Kind::Float, Device::Cpu));
+        for scheme in ["w4a16g32", "w3a16g48", "w2a16", "w3a16g32sym"] {
+            let mut clip = start(&weight, &moments, scheme);
+            let nearest = error(&clip, &weight, &x);
+            clip.offsets = Some(offsets(&clip, &weight, &moments));
+            let compensated = error(&clip, &weight, &x);
+            assert!(compensated < 0.6 * nearest, "{scheme}: {compensated} of {nearest}");
+        }
+    }
+
+    #[test]
+    fn inputs_that_say_nothing_change_nothing() {
+        let weight = Tensor::randn([4, 64], (Kind::Float, Device::Cpu));
+        let zeros = Tensor::zeros([64, 64], (Kind::Float, Device::Cpu));
+        let silent =
+            Moments { squares: Tensor::zeros([64], (Kind::Float, Device::Cpu)), products: vec![zeros], tokens: 1 };
+        let clip = start(&weight, &silent, "w4a16g32");
+        assert_eq!(offsets(&clip, &weight, &silent).abs().max().double_value(&[]), 0.0);
+        let broken = Moments { products: vec![silent.products[0].full_like(f64::NAN)], ..silent };
+        assert_eq!(offsets(&clip, &weight, &broken).abs().max().double_value(&[]), 0.0);
+    }
+}

@@ -1,0 +1,120 @@
+//! What the linears of a block are given in full precision, summed up over the calibration tokens.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+
+use oq_let::{InputStats, Site};
+use oq_models::{ActPoint, BlockOps, DenseOps, LinearName};
+use oq_recipe::Start;
+use tch::{Kind, Tensor};
+
+/// Channels whose products with each other are kept: those of wider inputs are kept in parts, so that memory does not grow with
+/// the square of the width. 8192 of them take 256 MiB.
+pub(crate) const PART: i64 = 8192;
+
+/// Moments of one linear's inputs `[.., n]`.
+#[derive(Debug)]
+pub(crate) struct Moments {
+    /// Sum of squares of each channel, `[n]` f32.
+    pub(crate) squares: Tensor,
+    /// Sums of products of channels with each other, `[part, part]` f32 for each [`PART`] of them; none where they were not asked for.
+    pub(crate) products: Vec<Tensor>,
+    /// Tokens that were summed over.
+    pub(crate) tokens: i64,
+}
+
+impl Moments {
+    fn of(x: &Tensor, with_products: bool) -> Self {
+        let x = x.detach().to_kind(Kind::Float).flatten(0, -2); // [tokens, n]
+        let squares = x.square().sum_dim_intlist([0].as_slice(), false, None::<Kind>);
+        let parts = if with_products { x.split(PART, 1) } else { Vec::new() };
+        let products = parts.iter().map(|part| part.transpose(0, 1).matmul(part)).collect();
+        Self { squares, products, tokens: x.size()[0] }
+    }
+
+    fn add(&mut self, x: &Tensor) {
+        let more = Self::of(x, !self.products.is_empty());
+        self.tokens += more.tokens;
+        let _ = self.squares.g_add_(&more.squares);
+        for (products, more) in self.products.iter_mut().zip(&more.products) {
+            let _ = products.g_add_(more);
+        }
+    }
+}
+
+/// What was seen of a block's inputs.
+#[derive(Default)]
+pub(crate) struct Inputs {
+    /// What the first reader of each site was given.
+    pub(crate) of_sites: BTreeMap<&'static str, InputStats>,
+    /// Of linears, each with the linears that are given the same.
+    moments: Vec<(Vec<&'static str>, Moments)>,
+}
+
+impl Inputs {
+    /// Of a linear's inputs, where they were asked for.
+    pub(crate) fn moments(&self, linear: LinearName) -> Option<&Moments> {
+        self.moments.iter().find(|(names, _)| names.contains(&linear.0)).map(|(_, moments)| moments)
+    }
+}
+
+/// Runs a block in full precision and sees what goes into its linears.
+pub(crate) struct InputOps<'a> {
+    ops: DenseOps<'a>,
+    /// How those linears start whose moments are taken.
+    start: Start,
+    linears: Vec<&'static str>,
+    seen: RefCell<Inputs>,
+    /// The input of the linear before, kept so that its address is no other's.
+    last: RefCell<Option<Tensor>>,
+}
+
+impl<'a> InputOps<'a> {
+    /// Watches the first reader of each site, as the others are given the same, and what `start` needs of `linears`.
+    pub(crate) fn new(ops: DenseOps<'a>, sites: &[Site], linears: &[LinearName], start: Start) -> Self {
+        let readers = sites.iter().filter_map(|site| site.readers().next()).map(|reader| reader.module);
+        let of_sites = readers.map(|module| (module, InputStats::default())).collect();
+        let linears = if start == Start::Whole { Vec::new() } else { linears.iter().map(|name| name.0).collect() };
+        let seen = RefCell::new(Inputs { of_sites, moments: Vec::new() });
+        Self { ops, start, linears, seen, last: RefCell::new(None) }
+    }
+
+    /// What was seen.
+    pub(crate) fn finish(self) -> Inputs {
+        self.seen.into_inner()
+    }
+
+    fn take_moments(&self, name: &'static str, x: &Tensor) {
+        let moments = &mut self.seen.borrow_mut().moments;
+        let last = self.last.replace(Some(x.shallow_clone()));
+        match moments.iter_mut().find(|(names, _)| names.contains(&name)) {
+            // Those that are given the same as the first are not seen again.
+            Some((names, moments)) if names[0] == name => moments.add(x),
+            Some(_) => {}
+            None => match moments.last_mut() {
+                Some((names, _)) if last.is_some_and(|last| last.data_ptr() == x.data_ptr()) => names.push(name),
+                _ => moments.push((vec![name], Moments::of(x, self.start == Start::Compensate))),
+            },
+        }
+    }
+}
+
+impl BlockOps for InputOps<'_> {
+    fn linear(&self, name: LinearName, x: &Tensor) -> Tensor {
+        if let Some(stats) = self.seen.borrow_mut().of_sites.get_mut(name.0) {
+            stats.add(x);
+        }
+        if self.linears.contains(&name.0) {
+            self.take_moments(name.0, x);
+        }
+        self.ops.linear(name, x)
+    }
+
+    fn act(&self, point: ActPoint, x: Tensor) -> Tensor {
+        self.ops.act(point, x)
+    }
+
+    fn param(&self, name: &str) -> Tensor {
+        self.ops.param(name)
+    }
+}
