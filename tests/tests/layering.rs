@@ -36,6 +36,7 @@ const WITHOUT_LIBTORCH: &[&str] =
 const UNSAFE: &[&str] = &[
     "crates/attention/src/isa/avx512_bf16.rs",
     "crates/formats/src/mmap.rs",
+    "crates/kernels/src/aarch64/mod.rs",
     "crates/kernels/src/x86_64/mod.rs",
     "crates/slices/src/lib.rs",
 ];

@@ -4,6 +4,8 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::OnceLock;
 
+#[cfg(target_arch = "aarch64")]
+use crate::aarch64::neon;
 use crate::layout::{Layout, Segment, Tile, WordRow};
 use crate::linear::KernelError;
 use crate::scalar;
@@ -82,6 +84,7 @@ pub(crate) struct Fused<'a> {
 }
 
 /// One call of [`Vector::multiply`].
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "kernels of f32 read no grids here"))]
 pub(crate) struct Product<'a> {
     pub(crate) layout: &'a Layout,
     pub(crate) strip: usize,
@@ -103,6 +106,8 @@ pub static KERNELS: &[&Kernel] = &[
     &avx512::KERNEL,
     #[cfg(target_arch = "x86_64")]
     &avx2::KERNEL,
+    #[cfg(target_arch = "aarch64")]
+    &neon::KERNEL,
     &scalar::KERNEL,
 ];
 

@@ -42,9 +42,10 @@
 //! | `avx512-bf16` | AVX-512 F, BW, VL, VNNI, BF16 | 16-bit integers | bf16 |
 //! | `avx512` | AVX-512 F, BW | 16-bit integers | f32 |
 //! | `avx2` | AVX2, FMA, F16C | 16-bit integers | f32 |
+//! | `neon` | NEON | 16-bit integers | f32 |
 //! | `scalar` | any | f32 | f32 |
 //!
-//! There is none for ARM: other architectures run `scalar`.
+//! `neon` has run under emulation only: its results are tested, its speed is not known.
 //!
 //! # What is exact
 //!
@@ -57,12 +58,16 @@
 
 #![deny(unsafe_op_in_unsafe_fn)]
 
+#[cfg(target_arch = "aarch64")]
+mod aarch64;
 mod kernel;
 mod layout;
 mod linear;
 mod prepare;
 mod scalar;
 mod scratch;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod unroll;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 

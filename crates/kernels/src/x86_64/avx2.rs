@@ -5,10 +5,11 @@ use std::ops::Range;
 
 use half::f16;
 
-use super::{for_each, for_rows, for_width, place, prefetch, sum_and_shift, sums_of, width};
+use super::prefetch;
 use crate::kernel::{Code, Fused, Kernel, Operands, Product, Sums, Vector};
-use crate::layout::{Layout, STRIP, Segment, Tile, Width, WordRow};
+use crate::layout::{Layout, STRIP, Segment, Tile, WordRow};
 use crate::prepare::{arrange_integers, copy_f32};
+use crate::unroll::{for_each, for_rows, for_width, place, sum_and_shift, sums_of, width};
 
 pub(crate) static KERNEL: Kernel = Kernel {
     name: "avx2",
@@ -158,7 +159,7 @@ fn dot(sum: __m256i, w: __m256i, x: __m256i) -> __m256i {
 fn fused_avx2<const BITS: u32, const R: usize>(input: &Fused<'_>, strips: Range<usize>, tiles: &mut [Tile]) {
     let layout = input.layout;
     let (words, pairs) = const { (width(BITS).words(), width(BITS).block() / 2) };
-    let n_sums = const { sums_of(BITS, R, 16) };
+    let n_sums = const { sums_of(BITS, R, 2, 16) };
     let in_place = n_sums > 1;
     for (strip, tiles) in strips.zip(tiles.chunks_exact_mut(R)) {
         tiles.fill(Tile::ZERO);

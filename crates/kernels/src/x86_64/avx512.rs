@@ -12,10 +12,11 @@ use std::ops::Range;
 
 use half::f16;
 
-use super::{for_each, for_rows, for_width, place, prefetch, sum_and_shift, sums_of, width};
+use super::prefetch;
 use crate::kernel::{Code, Fused, Kernel, Operands, Product, Sums, Vector};
-use crate::layout::{Layout, STRIP, Segment, Tile, Width, WordRow};
+use crate::layout::{Layout, STRIP, Segment, Tile, WordRow};
 use crate::prepare::{Scale, copy_f32};
+use crate::unroll::{for_each, for_rows, for_width, place, sum_and_shift, sums_of, width};
 
 pub(crate) static KERNEL: Kernel = Kernel {
     name: "avx512",
@@ -225,7 +226,7 @@ macro_rules! fused {
         fn $name<const BITS: u32, const R: usize>(input: &Fused<'_>, strips: Range<usize>, tiles: &mut [Tile]) {
             let layout = input.layout;
             let (words, pairs) = const { (width(BITS).words(), width(BITS).block() / 2) };
-            let n_sums = const { sums_of(BITS, R, 32) };
+            let n_sums = const { sums_of(BITS, R, 2, 32) };
             let in_place = n_sums > 1;
             for (strip, tiles) in strips.zip(tiles.chunks_exact_mut(R)) {
                 let mut totals = [[_mm512_setzero_ps(); 2]; R];

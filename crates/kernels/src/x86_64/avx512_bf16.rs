@@ -9,9 +9,10 @@ use std::ops::Range;
 use super::avx512::{
     self, arrange, codes_in_place, lanes, load_row, scales, store, store_tile, tile_lanes, zero_points,
 };
-use super::{for_each, for_rows, for_width, prefetch, width};
+use super::prefetch;
 use crate::kernel::{Code, Fused, Kernel, Operands, Product, Vector};
-use crate::layout::{Layout, Segment, Tile, Width, WordRow};
+use crate::layout::{Layout, Segment, Tile, WordRow};
+use crate::unroll::{for_each, for_rows, for_width, width};
 
 pub(crate) static KERNEL: Kernel = Kernel {
     name: "avx512-bf16",
