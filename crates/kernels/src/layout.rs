@@ -19,6 +19,8 @@ use half::f16;
 use oq_quant_core::{Bits, QuantizedTensor};
 use rayon::prelude::*;
 
+use crate::memory::Rows;
+
 /// Columns of a strip.
 pub(crate) const STRIP: usize = 32;
 
@@ -27,7 +29,7 @@ pub(crate) const STRIP: usize = 32;
 pub(crate) const SEGMENT: usize = 256;
 
 /// One word of each column of a strip.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C, align(64))]
 pub(crate) struct WordRow(pub(crate) [u32; STRIP]);
 
@@ -152,7 +154,7 @@ pub(crate) struct Layout {
     /// Groups, or parts of long ones, from the first channel to the last.
     pub(crate) segments: Vec<Segment>,
     /// `[strips, word rows]`.
-    words: Vec<WordRow>,
+    words: Rows,
     /// `[strips, groups]`.
     scales: Vec<[f16; STRIP]>,
     /// `[strips, groups]`, or one for all.
@@ -177,7 +179,7 @@ impl Layout {
         let group_rows = padded_group / width.block() * width.words();
         let strips = out_features.div_ceil(STRIP);
 
-        let mut words = vec![WordRow::ZERO; strips * groups * group_rows];
+        let mut words = Rows::zeroed(strips * groups * group_rows);
         words.par_chunks_mut(groups * group_rows).enumerate().for_each_init(
             || vec![0; in_features],
             |codes, (strip, words)| {

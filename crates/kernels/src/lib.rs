@@ -63,6 +63,7 @@ mod aarch64;
 mod kernel;
 mod layout;
 mod linear;
+mod memory;
 mod prepare;
 mod scalar;
 mod scratch;

@@ -11,8 +11,10 @@ use crate::scratch::{self, Scratch, sized};
 /// Most rows whose operands and results are held at a time.
 const ROWS_AT_ONCE: usize = 512;
 
-/// Tasks per thread: enough that a thread which was held up does not hold up the rest.
-const TASKS_PER_THREAD: usize = 4;
+/// Tasks per thread of the two paths: enough that a thread which was held up does not hold up the rest. A pass over a layer for a few
+/// rows is short, and takes more of them, so that threads end together; many rows like tasks that use their operands often.
+const FUSED_TASKS: usize = 16;
+const PANEL_TASKS: usize = 4;
 
 /// Most strips of one task of the panel path: their results stay in the second-level cache.
 const PANEL_STRIPS: usize = 8;
@@ -155,8 +157,8 @@ impl PackedLinear {
         }
         let input = Fused { layout, rows, x: operands, sums };
         let tiles = sized(&mut scratch.tiles, layout.strips() * rows, Tile::ZERO);
-        let strips = strips_of_task(layout.strips());
-        tiles.par_chunks_mut(strips * rows).enumerate().for_each(|(task, tiles)| {
+        let strips = strips_of_task(layout.strips(), FUSED_TASKS);
+        tiles.par_chunks_mut(strips * rows).enumerate().with_max_len(1).for_each(|(task, tiles)| {
             let first = task * strips;
             (vector.fused)(&input, first..first + tiles.len() / rows, tiles);
         });
@@ -174,8 +176,8 @@ impl PackedLinear {
         let operands = &*operands;
 
         let tiles = sized(&mut scratch.tiles, layout.strips() * rows, Tile::ZERO);
-        let strips = strips_of_task(layout.strips()).min(PANEL_STRIPS);
-        tiles.par_chunks_mut(strips * rows).enumerate().for_each(|(task, tiles)| {
+        let strips = strips_of_task(layout.strips(), PANEL_TASKS).min(PANEL_STRIPS);
+        tiles.par_chunks_mut(strips * rows).enumerate().with_max_len(1).for_each(|(task, tiles)| {
             tiles.fill(Tile::ZERO);
             scratch::with(|scratch| {
                 let task = PanelTask { layout, vector, first: task * strips, rows, block, operands };
@@ -282,8 +284,8 @@ impl PanelTask<'_> {
     }
 }
 
-fn strips_of_task(strips: usize) -> usize {
-    strips.div_ceil(rayon::current_num_threads() * TASKS_PER_THREAD).max(1)
+fn strips_of_task(strips: usize, tasks_per_thread: usize) -> usize {
+    strips.div_ceil(rayon::current_num_threads() * tasks_per_thread).max(1)
 }
 
 fn check_len(part: &'static str, shape: &[usize], got: usize) -> Result<(), KernelError> {

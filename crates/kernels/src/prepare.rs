@@ -46,7 +46,10 @@ impl Element for bf16 {
 
     #[inline(always)]
     fn narrow(value: f32) -> Self {
-        Self::from_f32(value)
+        // To the nearest, of two the even one, without the branches that keep loops from being vectors.
+        let bits = value.to_bits();
+        let nearest = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
+        Self::from_bits(if value.is_nan() { bits >> 16 | 0x40 } else { nearest } as u16)
     }
 
     fn as_f32(_: &[Self]) -> Option<&[f32]> {
@@ -152,6 +155,17 @@ pub(crate) fn copy_f32(x: &[f32], words: &mut [u32]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn bf16_is_rounded_as_half_does_it() {
+        // All numbers of bf16, and what lies just below, at and just above the middle to the next.
+        for upper in 0..=u32::from(u16::MAX) {
+            for lower in [0, 1, 0x7fff, 0x8000, 0x8001, 0xffff] {
+                let value = f32::from_bits(upper << 16 | lower);
+                assert_eq!(<bf16 as Element>::narrow(value).to_bits(), bf16::from_f32(value).to_bits(), "{value:e}");
+            }
+        }
+    }
 
     #[test]
     fn nearest_integers() {

@@ -9,7 +9,7 @@
 )]
 #![allow(clippy::needless_range_loop, reason = "an index runs over registers of several arrays, and loops must unroll")]
 
-use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
 
 use crate::layout::WordRow;
 
@@ -17,16 +17,17 @@ pub(crate) mod avx2;
 pub(crate) mod avx512;
 pub(crate) mod avx512_bf16;
 
-/// Bytes: a page, where the processor's own prefetching ends.
-const PREFETCH: usize = 4096;
+/// Bytes: two pages. The processor's own prefetching ends at a page.
+const PREFETCH: usize = 8192;
 
-/// Asks for the words that lie some way behind `row`.
+/// Asks for the words that lie some way behind `row`, into the second-level cache: from there the processor fetches them by itself, and
+/// the first has few places for lines on their way from memory.
 #[inline]
 fn prefetch(row: &WordRow) {
     let behind = std::ptr::from_ref(row).cast::<i8>().wrapping_add(PREFETCH);
     // SAFETY: a prefetch reads nothing that the program sees, at whatever address.
     unsafe {
-        _mm_prefetch::<_MM_HINT_T0>(behind);
-        _mm_prefetch::<_MM_HINT_T0>(behind.wrapping_add(64));
+        _mm_prefetch::<_MM_HINT_T1>(behind);
+        _mm_prefetch::<_MM_HINT_T1>(behind.wrapping_add(64));
     }
 }
