@@ -1,6 +1,6 @@
 //! Buffers that a thread keeps between calls.
 
-use std::cell::Cell;
+use std::cell::RefCell;
 
 use crate::kernel::Sums;
 use crate::layout::{Tile, WordRow};
@@ -23,14 +23,14 @@ pub(crate) struct Scratch {
 }
 
 thread_local! {
-    static KEPT: Cell<Option<Box<Scratch>>> = const { Cell::new(None) };
+    static KEPT: RefCell<Vec<Scratch>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Runs `f` on this thread's buffers. A call inside another, as work stealing may bring about, gets buffers of its own.
+/// Runs `f` on buffers of this thread. A call has some, and a task of it that runs on the same thread has others.
 pub(crate) fn with<R>(f: impl FnOnce(&mut Scratch) -> R) -> R {
-    let mut scratch = KEPT.take().unwrap_or_default();
+    let mut scratch = KEPT.with_borrow_mut(Vec::pop).unwrap_or_default();
     let result = f(&mut scratch);
-    KEPT.set(Some(scratch));
+    KEPT.with_borrow_mut(|kept| kept.push(scratch));
     result
 }
 

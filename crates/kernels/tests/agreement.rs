@@ -145,7 +145,7 @@ fn spec(bits: u32, group: usize, symmetry: Symmetry) -> WeightSpec {
 }
 
 /// Input channels and channels of a group; 0 is one group per output channel.
-const GROUPS: [(usize, usize); 13] = [
+const GROUPS: [(usize, usize); 14] = [
     (1, 0),
     (31, 0),
     (33, 0),
@@ -157,6 +157,7 @@ const GROUPS: [(usize, usize); 13] = [
     (320, 64),
     (128, 128),
     (384, 128),
+    (512, 256),
     (512, 512),
     (1024, 512),
 ];
@@ -168,7 +169,7 @@ fn check_shapes(bits: u32) {
             for rows in [0, 1, 2, 5, 31, 33] {
                 Case::new(spec, rows, [33, ins], true).check_all();
             }
-            for outs in [1, 31, 127] {
+            for outs in [0, 1, 31, 127] {
                 Case::new(spec, 2, [outs, ins], false).check_all();
             }
         }
