@@ -34,6 +34,7 @@ const WITHOUT_LIBTORCH: &[&str] =
 
 /// Files that may hold unsafe code.
 const UNSAFE: &[&str] = &[
+    "benches/kernels/limits.rs",
     "crates/attention/src/isa/avx512_bf16.rs",
     "crates/formats/src/mmap.rs",
     "crates/kernels/src/aarch64/mod.rs",

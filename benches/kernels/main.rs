@@ -1,0 +1,182 @@
+//! Products with packed weights against libtorch: one row through the linears of a decoder layer (decode), and 512 rows through single
+//! linears (prefill). Rivals are libtorch's int4 product and its `linear` in bf16 and f32; the machine's own limits, reading memory and
+//! the fastest bf16 product, are measured in the same rounds, and so is everything else, in turn.
+//!
+//!     cargo xtask bench --bench kernels
+//!     cargo xtask bench --bench kernels -- decode llama2-7b
+//!
+//! Words after `--` keep what they name: `decode`, `prefill`, and models. Shares and ratios are medians over rounds of what one round
+//! measured, since the limits of a shared machine move.
+
+#![allow(missing_docs, clippy::print_stdout, reason = "a bench is a program that prints")]
+
+mod limits;
+mod sets;
+
+use std::time::Instant;
+
+use half::bf16;
+use oq_models::runtime;
+use tch::Kind;
+
+use crate::limits::{Reads, square_gflops};
+use crate::sets::{Int4, MODELS, Model, Ours, Torch};
+
+/// Weights that are packed, besides the group that a model's layers divide into.
+const BITS: [u32; 3] = [4, 3, 2];
+
+/// What libtorch computes the same products with.
+const RIVALS: [&str; 3] = ["int4", "bf16", "f32"];
+
+const DECODE_ROUNDS: usize = 15;
+const PREFILL_ROUNDS: usize = 5;
+const PREFILL_ROWS: usize = 512;
+
+fn main() {
+    runtime::settle().expect("the bench starts itself again, with the settings of the program");
+    let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with("--")).collect();
+    let names = |what: &[&str]| !words.iter().any(|word| what.contains(&word.as_str()));
+    let chosen = |word: &str, all: &[&str]| names(all) || words.iter().any(|chosen| chosen == word);
+    let models: Vec<&str> = MODELS.iter().map(|model| model.name).collect();
+    for word in &words {
+        assert!(models.contains(&word.as_str()) || ["decode", "prefill"].contains(&word.as_str()), "what is {word}?");
+    }
+    let models = MODELS.iter().filter(|model| chosen(model.name, &models));
+
+    let threads = rayon::current_num_threads();
+    tch::set_num_threads(threads as i32);
+    tch::manual_seed(0);
+    println!("{threads} threads, kernel {:?}", oq_kernels::Kernel::chosen().expect("a kernel"));
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
+    pool.install(|| {
+        for model in models {
+            if chosen("decode", &["decode", "prefill"]) {
+                decode(model);
+            }
+            if chosen("prefill", &["decode", "prefill"]) {
+                prefill(model);
+            }
+        }
+    });
+}
+
+/// One row through all linears of a layer.
+fn decode(model: &Model) {
+    let mut reads = Reads::new();
+    let contest = Contest::run(model.linears, model.group, 1, DECODE_ROUNDS, &mut || reads.measure());
+    println!("\n{}, one row through a layer of {:.0} million weights", model.name, contest.weights / 1e6);
+    println!("reading memory: {}", reads.describe());
+    println!("| weights | MB | ms | GB/s | of reading | x int4 | x bf16 | x f32 |\n|---|---|---|---|---|---|---|---|");
+    for entrant in &contest.entrants {
+        let speed: Vec<f64> = entrant.secs.iter().map(|secs| entrant.bytes / secs / 1e9).collect();
+        println!(
+            "| {} | {:.1} | {:.2} | {:.1} | {:.1} % | {} |",
+            entrant.name,
+            entrant.bytes / 1e6,
+            1e3 * median(entrant.secs.clone()),
+            median(speed.clone()),
+            100.0 * median(ratios(&speed, reads.best())),
+            contest.times(entrant),
+        );
+    }
+}
+
+/// Many rows through one linear each.
+fn prefill(model: &Model) {
+    println!("\n{}, {PREFILL_ROWS} rows", model.name);
+    println!("| linear | weights | ms | GFLOP/s | bf16 peak | of it | x int4 | x bf16 | x f32 |");
+    println!("|---|---|---|---|---|---|---|---|---|");
+    for &shape in model.many {
+        let mut peaks = Vec::new();
+        let mut limit = || peaks.push(square_gflops(Kind::BFloat16));
+        let contest = Contest::run(&[shape], model.group, PREFILL_ROWS, PREFILL_ROUNDS, &mut limit);
+        let gflop = 2.0 * PREFILL_ROWS as f64 * contest.weights / 1e9;
+        for entrant in &contest.entrants {
+            let speed: Vec<f64> = entrant.secs.iter().map(|secs| gflop / secs).collect();
+            println!(
+                "| {} x {} | {} | {:.1} | {:.0} | {:.0} | {:.1} % | {} |",
+                shape[0],
+                shape[1],
+                entrant.name,
+                1e3 * median(entrant.secs.clone()),
+                median(speed.clone()),
+                median(peaks.clone()),
+                100.0 * median(ratios(&speed, &peaks)),
+                contest.times(entrant),
+            );
+        }
+    }
+}
+
+/// Everyone's times through the same linears.
+struct Contest {
+    /// Of all linears together.
+    weights: f64,
+    /// Ours, then [`RIVALS`].
+    entrants: Vec<Entrant>,
+}
+
+struct Entrant {
+    name: String,
+    /// Of weights.
+    bytes: f64,
+    /// By round.
+    secs: Vec<f64>,
+}
+
+impl Contest {
+    /// `limit` is measured in each round, too.
+    fn run(shapes: &[[usize; 2]], group: usize, rows: usize, rounds: usize, limit: &mut dyn FnMut()) -> Self {
+        let weights = shapes.iter().map(|[outs, ins]| outs * ins).sum::<usize>() as f64;
+        let mut ours: Vec<Ours> = BITS.iter().map(|bits| Ours::new(shapes, *bits, group, rows)).collect();
+        let int4 = Int4::new(&ours[0], rows);
+        int4.check(&mut ours[0]);
+        let dense = [Kind::BFloat16, Kind::Float].map(|kind| Torch::new(shapes, kind, rows));
+
+        let entrant = |name: String, bytes: usize| Entrant { name, bytes: bytes as f64, secs: Vec::new() };
+        let packed = BITS.iter().zip(&ours).map(|(bits, ours)| entrant(format!("W{bits}g{group}"), ours.bytes()));
+        let bytes = [int4.bytes(), 2 * weights as usize, 4 * weights as usize];
+        let rivals = RIVALS.iter().zip(bytes).map(|(name, bytes)| entrant(format!("libtorch {name}"), bytes));
+        let mut entrants: Vec<Entrant> = packed.chain(rivals).collect();
+
+        let mut turns: Vec<Box<dyn FnMut() + '_>> = Vec::new();
+        turns.extend(ours.iter_mut().map(|ours| Box::new(|| ours.run()) as Box<dyn FnMut()>));
+        turns.push(Box::new(|| drop(int4.run())));
+        turns.extend(dense.iter().map(|dense| Box::new(|| dense.run()) as Box<dyn FnMut()>));
+        turns.iter_mut().for_each(|turn| turn());
+        for _ in 0..rounds {
+            limit();
+            for (entrant, turn) in entrants.iter_mut().zip(&mut turns) {
+                entrant.secs.push(secs_of(turn));
+            }
+        }
+        Self { weights, entrants }
+    }
+
+    /// How many times as fast as each rival.
+    fn times(&self, entrant: &Entrant) -> String {
+        let rivals = &self.entrants[self.entrants.len() - RIVALS.len()..];
+        let times = rivals.iter().map(|rival| format!("{:.2}", median(ratios(&rival.secs, &entrant.secs))));
+        times.collect::<Vec<_>>().join(" | ")
+    }
+}
+
+fn ratios(a: &[f64], b: &[f64]) -> Vec<f64> {
+    a.iter().zip(b).map(|(a, b)| a / b).collect()
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+fn secs_of<T>(work: impl FnOnce() -> T) -> f64 {
+    let started = Instant::now();
+    std::hint::black_box(work());
+    started.elapsed().as_secs_f64()
+}
+
+/// Numbers between -1 and 1, the same every time.
+fn numbers(len: usize) -> Vec<bf16> {
+    (0..len).map(|i| bf16::from_f32((i as f32 * 0.618).sin())).collect()
+}
