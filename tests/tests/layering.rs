@@ -21,7 +21,7 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("oq-lwc", &["oq-quant-core", "oq-slices"]),
     ("oq-let", &["oq-quant-core"]),
     // Of oq-let only its words for sites.
-    ("oq-models", &["oq-quant-core", "oq-formats", "oq-let", "oq-slices", "oq-attention"]),
+    ("oq-models", &["oq-quant-core", "oq-formats", "oq-let", "oq-slices", "oq-attention", "oq-kernels"]),
     ("oq-calib", &["oq-quant-core", "oq-recipe", "oq-formats", "oq-lwc", "oq-let", "oq-models"]),
     ("oq-eval", &["oq-quant-core", "oq-data", "oq-models"]),
     ("oq-cli", &["oq-quant-core", "oq-recipe", "oq-formats", "oq-data", "oq-lwc", "oq-models", "oq-calib", "oq-eval"]),

@@ -91,10 +91,10 @@ fn inputs_only(model: &Model, bits: Bits) -> f64 {
             *x = decoder.block(&InputsOnly { weights: &weights, bits }, &ctx, x);
         }
     }
-    let head = outer.head().unwrap();
+    let head = model.head(Device::Cpu).unwrap();
     let nll = windows.iter().zip(&states).map(|(ids, x)| {
         let x = decoder.finish(&outer, x).unwrap().squeeze_dim(0);
-        let logits = x.linear(&head, None::<&Tensor>).narrow(0, 0, SEQLEN as i64 - 1);
+        let logits = head.logits(&x).narrow(0, 0, SEQLEN as i64 - 1);
         token_nll(&logits, &ids.squeeze_dim(0).narrow(0, 1, SEQLEN as i64 - 1)).mean(Kind::Double).double_value(&[])
     });
     (nll.sum::<f64>() / windows.len() as f64).exp()

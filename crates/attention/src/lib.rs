@@ -1,4 +1,4 @@
-//! Causal attention of whole sequences in bf16 on the CPU, forward and backward.
+//! Causal attention in bf16 on the CPU: of whole sequences, forward and backward, and of a sequence that grows ([`Cache`]).
 //!
 //! ```text
 //! S = scale Q Kᵀ     P = softmax(S), each row over the positions up to its own     O = P V
@@ -20,6 +20,7 @@
 //! ```
 
 mod backward;
+mod cache;
 mod forward;
 mod isa;
 mod pack;
@@ -27,6 +28,7 @@ mod pack;
 use half::bf16;
 
 pub use backward::{Grads, backward};
+pub use cache::Cache;
 pub use forward::{Kept, forward};
 
 /// Sizes of the tensors, all contiguous: `q` and the output `[batch, heads, tokens, head_dim]`, `k` and `v`

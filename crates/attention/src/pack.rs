@@ -21,7 +21,7 @@ impl Padded {
     }
 }
 
-fn pair(first: bf16, second: bf16) -> u32 {
+pub fn pair(first: bf16, second: bf16) -> u32 {
     u32::from(first.to_bits()) | u32::from(second.to_bits()) << 16
 }
 

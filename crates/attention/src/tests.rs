@@ -145,3 +145,59 @@ fn lengths_are_checked() {
     let shape = Shape { batch: 1, heads: 1, kv_heads: 1, tokens: 2, head_dim: 2 };
     forward(shape, &[bf16::ZERO; 3], &[bf16::ZERO; 4], &[bf16::ZERO; 4]);
 }
+
+/// A sequence that comes in pieces, each of which attends to all before it.
+#[track_caller]
+fn check_cache(heads: usize, kv_heads: usize, head_dim: usize, pieces: &[usize]) {
+    let shape = Shape { batch: 1, heads, kv_heads, tokens: pieces.iter().sum(), head_dim };
+    let q = numbers(shape.q_len(), 5, 1.5);
+    let [k, v] = [6, 7].map(|seed| numbers(shape.kv_len(), seed, 1.5));
+    let exact: Vec<Vec<[f64; 2]>> = (0..heads)
+        .map(|head| {
+            let q = &q[head * shape.head_len()..][..shape.head_len()];
+            exact_head(shape.tokens, head_dim, [q, shape.kv_of(&k, head), shape.kv_of(&v, head), q]).out
+        })
+        .collect();
+    for (name, isa) in isa::all() {
+        let mut cache = Cache::new(kv_heads, head_dim);
+        let mut start = 0;
+        for &n in pieces {
+            let own = |x: &[bf16]| -> Vec<bf16> {
+                let heads = x.chunks_exact(shape.head_len());
+                heads.flat_map(|head| &head[start * head_dim..(start + n) * head_dim]).copied().collect()
+            };
+            cache.push(&own(&k), &own(&v));
+            let mut out = vec![f32::NAN; heads * n * head_dim];
+            cache.attend_with(isa, heads, &own(&q), &mut out);
+            let out: Vec<bf16> = out.into_iter().map(bf16::from_f32).collect();
+            let exact: Vec<[f64; 2]> =
+                exact.iter().flat_map(|head| &head[start * head_dim..(start + n) * head_dim]).copied().collect();
+            let error = error(&out, &exact);
+            assert!(error <= TOLERANCE, "{name}, {shape:?}, {n} from {start}: {error} off");
+            start += n;
+        }
+        assert_eq!(cache.len(), shape.tokens);
+    }
+}
+
+#[test]
+fn a_sequence_in_pieces_is_the_whole_one() {
+    for (heads, kv_heads) in [(1, 1), (4, 2), (6, 2), (7, 1)] {
+        check_cache(heads, kv_heads, 64, &[5, 1, 1, 57, 1, 1, 70, 1, 3]);
+    }
+    for head_dim in [2, 5, 80, 128] {
+        check_cache(2, 2, head_dim, &[1, 1, 1, 64, 1, 66, 1]);
+    }
+}
+
+#[test]
+fn a_cache_takes_f32_and_grows_by_what_it_holds() {
+    let mut cache = Cache::new(2, 16);
+    assert!(cache.is_empty() && cache.bytes() == 0);
+    cache.push(&[1.0f32; 32], &[2.0f32; 32]);
+    let mut out = [0.0; 4 * 16];
+    cache.attend(4, &[0.5f32; 4 * 16], &mut out);
+    assert_eq!(out, [2.0; 4 * 16]);
+    // 64 positions, 2 bytes of 2 heads of 16 channels, twice.
+    assert_eq!(cache.bytes(), 64 * 2 * 2 * 16 * 2);
+}

@@ -121,6 +121,20 @@ pub enum ComputeArg {
     Bf16,
 }
 
+/// Who multiplies with linears.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum KernelsArg {
+    Dense,
+    Packed,
+}
+
+/// How the head is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum HeadArg {
+    Stored,
+    W8,
+}
+
 /// Which recipe to follow.
 #[derive(Clone, Debug, Args)]
 pub struct RecipeArgs {
@@ -272,6 +286,7 @@ pub struct QuantizeArgs {
 #[command(after_help = "Examples:
   omniquant eval tiny-llama
   omniquant eval llama2-7b-w4 --windows 8
+  omniquant eval llama2-7b-w4 --kernels packed --compute bf16
   omniquant eval tiny-llama --rtn w3a16g64 --json")]
 pub struct EvalArgs {
     /// Directory, name in configs/, or hub id
@@ -284,6 +299,15 @@ pub struct EvalArgs {
     /// Round the weights to nearest first
     #[arg(long, value_name = "S")]
     pub rtn: Option<QuantSpec>,
+    /// dense (packed weights are decoded first) or packed (multiplied as they are, on the CPU)
+    #[arg(long, value_name = "KERNELS", value_enum, default_value_t = KernelsArg::Dense)]
+    pub kernels: KernelsArg,
+    /// Products in f32, bf16, or auto: bf16 where the device multiplies it fast
+    #[arg(long, value_name = "KIND", value_enum, default_value_t = ComputeArg::F32)]
+    pub compute: ComputeArg,
+    /// The matrix that makes logits: stored (as it is) or w8 (rounded to 8 bits)
+    #[arg(long, value_name = "HEAD", value_enum, default_value_t = HeadArg::Stored)]
+    pub head: HeadArg,
     /// auto, cpu or cuda:N
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     pub device: DeviceArg,

@@ -106,6 +106,8 @@ fn model_code(error: &ModelError) -> u8 {
         ModelError::UnknownArchitecture { .. }
         | ModelError::TokenId { .. }
         | ModelError::TooLong { .. }
+        | ModelError::PackedDevice { .. }
+        | ModelError::Kernel(_)
         | ModelError::AlreadyQuantized { .. } => USAGE,
         ModelError::Quantize { source: oq_quant_core::TensorError::GroupDoesNotDivide { .. }, .. } => USAGE,
         ModelError::Quantize { .. } => NUMERIC,

@@ -18,7 +18,7 @@ pub fn logits(model: &Model, ids: &Tensor, device: Device) -> Result<Tensor, Mod
     let mut states = embed(model, std::slice::from_ref(ids), device)?;
     run_blocks(model, &mut states, device, &mut || {})?;
     let x = model.decoder().finish(&model.outer(device), &states[0])?;
-    Ok(x.linear(&model.outer(device).head()?, None::<&Tensor>).to_device(Device::Cpu))
+    Ok(model.head(device)?.logits(&x).to_device(Device::Cpu))
 }
 
 /// First hidden states of each batch of ids.
@@ -39,10 +39,12 @@ pub(crate) fn run_blocks(
     let Some(t) = states.first().map(|x| x.size()[1]) else { return Ok(()) };
     let ctx = decoder.context(t as usize, device);
     for block_idx in 0..decoder.dims().n_layers {
-        let weights = model.load_block(block_idx, device)?;
-        for x in states.iter_mut() {
-            *x = decoder.block(&model.ops(&weights), &ctx, x);
-        }
+        let block = model.block(block_idx, device)?;
+        block.with_ops(|ops| {
+            for x in states.iter_mut() {
+                *x = decoder.block(ops, &ctx, x);
+            }
+        });
         after_block();
     }
     Ok(())

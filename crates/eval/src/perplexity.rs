@@ -4,7 +4,7 @@
 //! from its own first token. The result is `exp` of the mean over windows of the window's mean next-token cross-entropy.
 
 use oq_models::layers::token_nll;
-use oq_models::{Model, ModelError};
+use oq_models::{Head, Model, ModelError};
 use tch::{Device, Tensor};
 
 use crate::error::EvalError;
@@ -64,7 +64,7 @@ pub fn perplexity(
             done += 1;
             progress(Progress { done, total });
         })?;
-        let head = model.outer(device).head()?;
+        let head = model.head(device)?;
         for (ids, x) in chunk.iter().zip(&states) {
             let value = mean_nll(model, x, &head, &ids.to_device(device), device)?;
             if !value.is_finite() {
@@ -76,8 +76,8 @@ pub fn perplexity(
     Ok(Perplexity { window_nll, seqlen })
 }
 
-/// Mean next-token cross-entropy: `x [1, t, hidden]`, `head [vocab, hidden]`, `ids [1, t]`.
-fn mean_nll(model: &Model, x: &Tensor, head: &Tensor, ids: &Tensor, device: Device) -> Result<f64, ModelError> {
+/// Mean next-token cross-entropy: `x [1, t, hidden]`, `ids [1, t]`.
+fn mean_nll(model: &Model, x: &Tensor, head: &Head, ids: &Tensor, device: Device) -> Result<f64, ModelError> {
     let x = model.decoder().finish(&model.outer(device), x)?.squeeze_dim(0); // [t, hidden]
     let ids = ids.squeeze_dim(0);
     let predicted = x.size()[0] - 1;
@@ -85,7 +85,7 @@ fn mean_nll(model: &Model, x: &Tensor, head: &Tensor, ids: &Tensor, device: Devi
     let mut start = 0;
     while start < predicted {
         let rows = LOGIT_ROWS.min(predicted - start);
-        let logits = x.narrow(0, start, rows).linear(head, None::<&Tensor>);
+        let logits = head.logits(&x.narrow(0, start, rows));
         sum += token_nll(&logits, &ids.narrow(0, start + 1, rows)).sum(tch::Kind::Double).double_value(&[]);
         start += rows;
     }

@@ -4,19 +4,29 @@ use oq_attention::{Kept, Shape};
 use tch::{Device, Kind, Tensor};
 
 /// Query head `i` reads key/value head `i / (n_heads / n_kv_heads)`. Scores are multiplied by `d^-0.5`. Each position sees itself and
-/// those before, or what `mask` says, which is added to scores.
+/// those before, or what `mask` says, which is added to scores; a single query without a mask sees all keys.
 ///
-/// `q [b, n_heads, t, d]`, `k`, `v` `[b, n_kv_heads, t, d]`, `mask [n_heads or 1, t, t]` -> `[b, t, n_heads * d]`.
+/// `q [b, n_heads, t, d]`, `k`, `v` `[b, n_kv_heads, end, d]`, `mask [n_heads or 1, t, end]` -> `[b, t, n_heads * d]`.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>) -> Tensor {
     let learns = [q, k, v].into_iter().any(Tensor::requires_grad);
     if let Some(mixed) = (!learns).then(|| Mixed::new(q, k, v, mask)).flatten() {
         return mixed.out;
     }
     let (b, n_heads, t, d) = q.size4().expect("queries are [b, n_heads, t, d]");
-    let share = n_heads / k.size()[1];
+    let kv_heads = k.size()[1];
+    let share = n_heads / kv_heads;
+    if t == 1 {
+        // Heads that share keys are to these as many queries.
+        let q = q.reshape([b, kv_heads, share, d]);
+        let of_heads =
+            |mask: &Tensor| if mask.size()[0] == 1 { mask.unsqueeze(0) } else { mask.view([1, kv_heads, share, -1]) };
+        let mask = mask.map(|mask| of_heads(mask).to_kind(q.kind()));
+        let mixed = Tensor::scaled_dot_product_attention(&q, k, v, mask, 0.0, false, None, false);
+        return mixed.reshape([b, 1, n_heads * d]);
+    }
     let (k, v) = (repeat_heads(k, share), repeat_heads(v, share));
     let mask = mask.map(|mask| mask.unsqueeze(0).to_kind(q.kind()));
-    let is_causal = mask.is_none();
+    let is_causal = mask.is_none() && k.size()[2] == t;
     let mixed = Tensor::scaled_dot_product_attention(q, &k, &v, mask, 0.0, is_causal, None, false);
     mixed.transpose(1, 2).reshape([b, t, n_heads * d])
 }
@@ -51,6 +61,9 @@ impl Mixed {
         }
         let (b, heads, t, d) = q.size4().ok()?;
         let kv_heads = k.size()[1];
+        if k.size()[2] != t {
+            return None;
+        }
         let [batch, heads, kv_heads, tokens, head_dim] = [b, heads, kv_heads, t, d].map(|n| n as usize);
         let shape = Shape { batch, heads, kv_heads, tokens, head_dim };
         let inputs = [q, k, v].map(|x| x.detach().contiguous());

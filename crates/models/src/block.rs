@@ -22,6 +22,10 @@ pub enum ActPoint {
 pub trait BlockOps {
     /// `x [.., in]` -> `x Wᵀ + b`, `[.., out]`.
     fn linear(&self, name: LinearName, x: &Tensor) -> Tensor;
+    /// Several linears of one input, in their order.
+    fn linears(&self, names: &[LinearName], x: &Tensor) -> Vec<Tensor> {
+        names.iter().map(|&name| self.linear(name, x)).collect()
+    }
     /// An activation on its way into a product, as it is seen there: like `x`.
     fn act(&self, point: ActPoint, x: Tensor) -> Tensor;
     /// [`attention`], called at most once in a block.
@@ -30,6 +34,11 @@ pub trait BlockOps {
     }
     /// A tensor that is not a linear's: `input_layernorm.weight`.
     fn param(&self, name: &str) -> Tensor;
+}
+
+/// [`BlockOps::linears`], for patterns.
+pub(crate) fn several<const N: usize>(ops: &dyn BlockOps, names: &[LinearName; N], x: &Tensor) -> [Tensor; N] {
+    ops.linears(names, x).try_into().expect("one output for each linear")
 }
 
 /// One block's tensors in f32, by their names below the block's prefix.

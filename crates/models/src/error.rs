@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 
 use oq_formats::FormatError;
+use oq_kernels::KernelError;
 use oq_quant_core::{QuantSpec, TensorError};
+use tch::Device;
 
 /// Why a model was not opened or a part of it not loaded.
 #[derive(Debug, thiserror::Error)]
@@ -70,6 +72,15 @@ pub enum ModelError {
         /// Positions there are.
         positions: usize,
     },
+    /// Packed products are for the CPU.
+    #[error("packed weights are multiplied on the CPU, not on {device:?}: choose another device, or dense weights")]
+    PackedDevice {
+        /// What was asked for.
+        device: Device,
+    },
+    /// The kernels do not run.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
     /// The checkpoint cannot be read.
     #[error(transparent)]
     Format(#[from] FormatError),

@@ -3,6 +3,8 @@
 //! The names and shapes are those of Hugging Face's `modeling_falcon.py`. Queries, keys and values come out of one linear, attention and MLP
 //! read the same hidden state side by side (one after the other in RW), positions turn whole heads (in RW they are biases: ALiBi).
 
+use std::ops::Range;
+
 use oq_let::{Action, Port, Site};
 use oq_quant_core::SiteKind;
 use serde_json::Value;
@@ -188,6 +190,7 @@ impl Decoder for Falcon {
                 linear(DOWN, hidden, intermediate),
             ],
             params: self.norm_readers().iter().flat_map(|&(norm, _)| self.norm_params(norm)).collect(),
+            together: &[],
         }
     }
 
@@ -240,13 +243,16 @@ impl Decoder for Falcon {
         if self.tied { EMBED } else { LM_HEAD }
     }
 
-    fn context(&self, t: usize, device: Device) -> Context {
+    fn context_at(&self, positions: Range<usize>, device: Device) -> Context {
         let Dims { n_heads, head_dim, .. } = self.dims;
         match &self.positions {
-            Positions::Rotary(rope) => Context { rotary: Some(rope.tables(t, device)), mask: None },
+            Positions::Rotary(rope) => {
+                let mask = mask::continued(positions.clone(), device);
+                Context { rotary: Some(rope.tables(positions, device)), mask }
+            }
             Positions::Alibi => {
                 let scale = (head_dim as f64).powf(-0.5);
-                Context { rotary: None, mask: Some(mask::alibi(n_heads, scale, t, device)) }
+                Context { rotary: None, mask: Some(mask::alibi(n_heads, scale, positions, device)) }
             }
         }
     }
@@ -255,7 +261,7 @@ impl Decoder for Falcon {
         if matches!(self.positions, Positions::Alibi) { self.dims.n_heads } else { 0 }
     }
 
-    fn embed(&self, outer: &dyn OuterOps, ids: &Tensor) -> Result<Tensor, ModelError> {
+    fn embed_at(&self, outer: &dyn OuterOps, ids: &Tensor, _first: usize) -> Result<Tensor, ModelError> {
         outer.rows(EMBED, ids)
     }
 

@@ -1,5 +1,7 @@
 //! What every family says of itself, as data, and the list of families.
 
+use std::ops::Range;
+
 use oq_let::Site;
 use oq_quant_core::SiteKind;
 use serde_json::Value;
@@ -44,6 +46,24 @@ pub struct BlockLayout {
     pub linears: Vec<Linear>,
     /// Norms and the like.
     pub params: Vec<Param>,
+    /// Linears that read one input and are asked for at once ([`BlockOps::linears`]).
+    pub together: &'static [&'static [LinearName]],
+}
+
+impl BlockLayout {
+    /// All linears, those that are asked for at once side by side.
+    pub(crate) fn groups(&self) -> Vec<Vec<Linear>> {
+        let mut groups: Vec<Vec<Linear>> = Vec::new();
+        for &linear in &self.linears {
+            let together = self.together.iter().find(|names| names.contains(&linear.name));
+            let is_of = |group: &&mut Vec<Linear>| together.is_some_and(|names| names.contains(&group[0].name));
+            match groups.iter_mut().find(is_of) {
+                Some(group) => group.push(linear),
+                None => groups.push(vec![linear]),
+            }
+        }
+        groups
+    }
 }
 
 /// The module that a weight belongs to: `input_layernorm` of `input_layernorm.weight`.
@@ -77,7 +97,7 @@ pub struct Dims {
 pub struct Context {
     /// Rotary embedding of queries and keys, where the family has one.
     pub rotary: Option<Rotary>,
-    /// Added to scaled attention scores in place of the plain causal mask, `[n_heads or 1, t, t]`.
+    /// Added to scaled attention scores in place of the plain causal mask, `[n_heads or 1, t, all positions up to the last]`.
     pub mask: Option<Tensor>,
 }
 
@@ -110,14 +130,23 @@ pub trait Decoder: Send + Sync {
     fn outer_params(&self) -> Vec<Param>;
     /// Name of the matrix that makes logits, `[vocab, width]`; the embedding's where the two are tied.
     fn head(&self) -> &'static str;
+    /// What the positions of a sequence, or of a part of it that follows others, share over all blocks. Without a mask, each
+    /// position sees all before it.
+    fn context_at(&self, positions: Range<usize>, device: tch::Device) -> Context;
     /// What `t` positions from 0 share over all blocks.
-    fn context(&self, t: usize, device: tch::Device) -> Context;
+    fn context(&self, t: usize, device: tch::Device) -> Context {
+        self.context_at(0..t, device)
+    }
     /// Heads of the mask that [`Self::context`] holds for `t` positions; 0 where there is none.
     fn mask_heads(&self, _t: usize) -> usize {
         0
     }
+    /// Ids at the positions from `first` on: `ids [b, t]` -> `[b, t, hidden]`.
+    fn embed_at(&self, outer: &dyn OuterOps, ids: &Tensor, first: usize) -> Result<Tensor, ModelError>;
     /// `ids [b, t]` -> `[b, t, hidden]`.
-    fn embed(&self, outer: &dyn OuterOps, ids: &Tensor) -> Result<Tensor, ModelError>;
+    fn embed(&self, outer: &dyn OuterOps, ids: &Tensor) -> Result<Tensor, ModelError> {
+        self.embed_at(outer, ids, 0)
+    }
     /// One block: `x [b, t, hidden]` -> `[b, t, hidden]`.
     fn block(&self, ops: &dyn BlockOps, ctx: &Context, x: &Tensor) -> Tensor;
     /// What stands between the last block and the head: `[.., hidden]` -> `[.., width of the head]`.

@@ -1,8 +1,8 @@
 //! Decoder families: what a checkpoint holds and one forward for everyone who runs it.
 //!
 //! A family ([`llama`], [`opt`], [`falcon`]) is one file: its config, the names of its tensors, its forward over [`BlockOps`]. Who multiplies is
-//! decided outside: [`DenseOps`] runs stored weights; calibration and packed kernels bring their own. [`Model`] joins a family
-//! with a checkpoint on disk and hands out one block at a time.
+//! decided outside: [`DenseOps`] multiplies dense tensors, [`PackedOps`] packed ones; calibration brings its own. [`Model`] joins a
+//! family with a checkpoint on disk and hands out one block at a time, in the [`Form`] that is asked for.
 
 mod act;
 mod attention;
@@ -11,11 +11,14 @@ mod config;
 mod error;
 pub mod falcon;
 pub mod family;
+mod form;
+mod head;
 pub mod layers;
 pub mod llama;
 mod mask;
 mod model;
 pub mod opt;
+mod packed;
 pub mod rope;
 pub mod runtime;
 mod tensors;
@@ -25,5 +28,8 @@ pub use attention::{Mixed, attention};
 pub use block::{ActPoint, BlockOps, BlockWeights, Compute, DenseOps, multiply};
 pub use error::ModelError;
 pub use family::{BlockLayout, Context, Decoder, Dims, FAMILIES, Family, Linear, LinearName, OuterOps, Param};
+pub use form::{Block, Form, Kernels};
+pub use head::{Head, HeadKind};
 pub use model::{Model, Outer};
+pub use packed::PackedOps;
 pub use tensors::tensor_of;

@@ -5,12 +5,14 @@
 //! Mistral's attention sees a window of positions; Qwen 2 has biases on queries, keys and values; Qwen 3 norms each head's
 //! queries and keys.
 
+use std::ops::Range;
+
 use oq_let::{Action, Port, Site};
 use oq_quant_core::SiteKind;
 use serde_json::Value;
 use tch::{Device, Tensor};
 
-use crate::block::{ActPoint, BlockOps};
+use crate::block::{ActPoint, BlockOps, several};
 use crate::config::Config;
 use crate::error::ModelError;
 use crate::family::{BlockLayout, Context, Decoder, Dims, Family, Linear, LinearName, OuterOps, Param, module};
@@ -32,6 +34,8 @@ const O: LinearName = LinearName("self_attn.o_proj");
 const GATE: LinearName = LinearName("mlp.gate_proj");
 const UP: LinearName = LinearName("mlp.up_proj");
 const DOWN: LinearName = LinearName("mlp.down_proj");
+const QKV: &[LinearName; 3] = &[Q, K, V];
+const GATE_UP: &[LinearName; 2] = &[GATE, UP];
 const INPUT_NORM: &str = "input_layernorm.weight";
 const POST_ATTENTION_NORM: &str = "post_attention_layernorm.weight";
 const Q_NORM: &str = "self_attn.q_norm.weight";
@@ -161,6 +165,7 @@ impl Decoder for Llama {
                 linear(DOWN, hidden, intermediate, self.mlp_bias),
             ],
             params,
+            together: &[QKV, GATE_UP],
         }
     }
 
@@ -198,36 +203,39 @@ impl Decoder for Llama {
         if self.tied { EMBED } else { LM_HEAD }
     }
 
-    fn context(&self, t: usize, device: Device) -> Context {
-        let window = self.window.filter(|&window| window < t);
-        let mask = window.map(|window| mask::window(window, t, device));
-        Context { rotary: Some(self.rope.tables(t, device)), mask }
+    fn context_at(&self, positions: Range<usize>, device: Device) -> Context {
+        let mask = match self.window {
+            Some(window) if window < positions.end => Some(mask::window(window, positions.clone(), device)),
+            _ => mask::continued(positions.clone(), device),
+        };
+        Context { rotary: Some(self.rope.tables(positions, device)), mask }
     }
 
     fn mask_heads(&self, t: usize) -> usize {
         usize::from(self.window.is_some_and(|window| window < t))
     }
 
-    fn embed(&self, outer: &dyn OuterOps, ids: &Tensor) -> Result<Tensor, ModelError> {
+    fn embed_at(&self, outer: &dyn OuterOps, ids: &Tensor, _first: usize) -> Result<Tensor, ModelError> {
         outer.rows(EMBED, ids)
     }
 
     fn block(&self, ops: &dyn BlockOps, ctx: &Context, x: &Tensor) -> Tensor {
         let head_dim = self.dims.head_dim;
         let h = ops.act(ActPoint::LinearInput, rms_norm(x, &ops.param(INPUT_NORM), self.rms_norm_eps));
-        let heads = |linear, norm| {
-            let x = split_heads(&ops.linear(linear, &h), head_dim);
+        let [q, k, v] = several(ops, QKV, &h).map(|x| split_heads(&x, head_dim));
+        let turned = |x, norm| {
             let x = if self.head_norms { rms_norm(&x, &ops.param(norm), self.rms_norm_eps) } else { x };
             ops.act(ActPoint::Heads, ctx.turn(&x))
         };
-        let q = heads(Q, Q_NORM); // [b, n_heads, t, d]
-        let k = heads(K, K_NORM); // [b, n_kv_heads, t, d]
-        let v = ops.act(ActPoint::Heads, split_heads(&ops.linear(V, &h), head_dim)); // [b, n_kv_heads, t, d]
+        let q = turned(q, Q_NORM); // [b, n_heads, t, d]
+        let k = turned(k, K_NORM); // [b, n_kv_heads, t, d]
+        let v = ops.act(ActPoint::Heads, v); // [b, n_kv_heads, t, d]
         let mixed = ops.act(ActPoint::LinearInput, ops.attention(&q, &k, &v, ctx.mask.as_ref()));
         let x = x + ops.linear(O, &mixed);
 
         let h = ops.act(ActPoint::LinearInput, rms_norm(&x, &ops.param(POST_ATTENTION_NORM), self.rms_norm_eps));
-        let gated = self.activation.apply(&ops.linear(GATE, &h)) * ops.linear(UP, &h); // [b, t, intermediate]
+        let [gate, up] = several(ops, GATE_UP, &h);
+        let gated = self.activation.apply(&gate) * up; // [b, t, intermediate]
         x + ops.linear(DOWN, &ops.act(ActPoint::LinearInput, gated))
     }
 

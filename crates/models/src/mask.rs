@@ -1,30 +1,41 @@
 //! What attention sees, as masks that are added to its scaled scores.
 
+use std::ops::Range;
+
 use tch::{Device, Kind, Tensor};
 
-/// ALiBi (Press et al. 2021, arXiv 2108.12409) and causality: `[n_heads, t, t]`.
+/// ALiBi (Press et al. 2021, arXiv 2108.12409) and causality: `[n_heads, t, end]`.
 ///
 /// Scores `q·k + slope · position of k` are multiplied by `scale` as a whole, as Falcon does, and products are rounded to bf16, in which its
 /// models were trained.
-pub(crate) fn alibi(n_heads: usize, scale: f64, t: usize, device: Device) -> Tensor {
+pub(crate) fn alibi(n_heads: usize, scale: f64, positions: Range<usize>, device: Device) -> Tensor {
     let bf16 = |x: &Tensor| x.to_kind(Kind::BFloat16);
     let slopes = Tensor::from_slice(&slopes(n_heads)).to_device(device).view([-1, 1, 1]);
-    let positions = Tensor::arange(t as i64, (Kind::Int64, device));
-    let bias = (bf16(&slopes) * positions).to_kind(Kind::Float) * scale; // [n_heads, 1, t]
-    bias + causal(t, device)
+    let keys = Tensor::arange(positions.end as i64, (Kind::Int64, device));
+    let bias = (bf16(&slopes) * keys).to_kind(Kind::Float) * scale; // [n_heads, 1, end]
+    bias + causal(positions, device)
 }
 
-/// Each position sees `window` positions, itself and those right before: `[1, t, t]`.
-pub(crate) fn window(window: usize, t: usize, device: Device) -> Tensor {
-    let shape = [t as i64, t as i64];
-    let too_early = Tensor::full(shape, f64::NEG_INFINITY, (Kind::Float, device)).tril(-(window as i64));
-    (causal(t, device) + too_early).unsqueeze(0)
+/// Each position sees `window` positions, itself and those right before: `[1, t, end]`.
+pub(crate) fn window(window: usize, positions: Range<usize>, device: Device) -> Tensor {
+    let too_early = nothing(&positions, device).tril(positions.start as i64 - window as i64);
+    (causal(positions, device) + too_early).unsqueeze(0)
 }
 
-/// Each position sees itself and those before: `[t, t]`.
-fn causal(t: usize, device: Device) -> Tensor {
-    let t = t as i64;
-    Tensor::full([t, t], f64::NEG_INFINITY, (Kind::Float, device)).triu(1)
+/// Each position sees itself and those before, `[1, t, end]`; none where attention does so by itself: over a whole sequence, and for
+/// a single position.
+pub(crate) fn continued(positions: Range<usize>, device: Device) -> Option<Tensor> {
+    (positions.start > 0 && positions.len() > 1).then(|| causal(positions, device).unsqueeze(0))
+}
+
+/// Each position sees itself and those before: `[t, end]`.
+fn causal(positions: Range<usize>, device: Device) -> Tensor {
+    nothing(&positions, device).triu(positions.start as i64 + 1)
+}
+
+/// No position sees any: `[t, end]`.
+fn nothing(positions: &Range<usize>, device: Device) -> Tensor {
+    Tensor::full([positions.len() as i64, positions.end as i64], f64::NEG_INFINITY, (Kind::Float, device))
 }
 
 /// Slopes fall from head to head by one factor, down to 2^-8. For a number of heads that is no power of two, those of the next smaller power
@@ -49,13 +60,23 @@ mod tests {
     #[test]
     fn a_window_ends_at_its_position() {
         const NO: f32 = f32::NEG_INFINITY;
-        let row: Vec<f32> = Vec::try_from(window(2, 4, Device::Cpu).get(0).get(2)).unwrap();
-        assert_eq!(row, [NO, 0.0, 0.0, NO]);
+        let row = |mask: Tensor, row| Vec::<f32>::try_from(mask.get(0).get(row)).unwrap();
+        assert_eq!(row(window(2, 0..4, Device::Cpu), 2), [NO, 0.0, 0.0, NO]);
+        assert_eq!(row(window(2, 2..4, Device::Cpu), 0), [NO, 0.0, 0.0, NO]);
+        assert_eq!(row(window(2, 2..4, Device::Cpu), 1), [NO, NO, 0.0, 0.0]);
+    }
+
+    #[test]
+    fn positions_that_follow_others_see_all_of_them() {
+        const NO: f32 = f32::NEG_INFINITY;
+        let mask: Vec<f32> = Vec::try_from(continued(2..4, Device::Cpu).unwrap().view(-1)).unwrap();
+        assert_eq!(mask, [0.0, 0.0, 0.0, NO, 0.0, 0.0, 0.0, 0.0]);
+        assert!(continued(0..4, Device::Cpu).is_none() && continued(3..4, Device::Cpu).is_none());
     }
 
     #[test]
     fn the_nearest_keys_weigh_most_and_later_ones_nothing() {
-        let mask = alibi(2, 0.5, 3, Device::Cpu);
+        let mask = alibi(2, 0.5, 0..3, Device::Cpu);
         let row: Vec<f32> = Vec::try_from(mask.get(0).get(1)).unwrap();
         assert_eq!(row, [0.0, 0.03125, f32::NEG_INFINITY]);
     }

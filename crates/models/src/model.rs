@@ -3,14 +3,17 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use oq_formats::{Checkpoint, PackedCheckpoint, quantization_of, read_config};
+use oq_formats::{Checkpoint, FormatError, PackedCheckpoint, quantization_of, read_config};
 use oq_quant_core::{ActSpec, QuantSpec, QuantizedTensor, WeightSpec};
 use serde_json::Value;
 use tch::{Device, Tensor};
 
 use crate::block::{BlockWeights, DenseOps};
 use crate::error::ModelError;
-use crate::family::{Decoder, Linear, OuterOps, decoder_of};
+use crate::family::{BlockLayout, Decoder, Linear, OuterOps, Param, decoder_of};
+use crate::form::{Block, Form, Kernels};
+use crate::head::Head;
+use crate::packed::{Codes, PackedOps};
 use crate::tensors::{rows_of, tensor_of};
 
 /// A model on disk: full precision or packed.
@@ -20,6 +23,7 @@ pub struct Model {
     decoder: Box<dyn Decoder>,
     weights: Weights,
     round_to_nearest: Option<QuantSpec>,
+    form: Form,
 }
 
 enum Weights {
@@ -45,7 +49,8 @@ impl Model {
             Some(_) => Weights::Packed(PackedCheckpoint::open(dir)?),
             None => Weights::Dense(under_head(Checkpoint::open(dir)?, &*decoder)),
         };
-        let model = Self { dir: dir.to_owned(), config, decoder, weights, round_to_nearest: None };
+        let model =
+            Self { dir: dir.to_owned(), config, decoder, weights, round_to_nearest: None, form: Form::default() };
         model.check_tensors()?;
         Ok(model)
     }
@@ -55,6 +60,17 @@ impl Model {
     pub fn with_round_to_nearest(self, spec: QuantSpec) -> Result<Self, ModelError> {
         self.check_quantizable(spec.weight)?;
         Ok(Self { round_to_nearest: Some(spec), ..self })
+    }
+
+    /// The same model with its matrices held and multiplied in another way than dense ones in f32.
+    ///
+    /// # Errors
+    /// When packed weights are asked for, and the model is neither packed nor rounded as it is loaded.
+    pub fn with_form(self, form: Form) -> Result<Self, ModelError> {
+        if form.kernels == Kernels::Packed && self.quantization().or(self.round_to_nearest).is_none() {
+            return Err(FormatError::NotPacked { dir: self.dir }.into());
+        }
+        Ok(Self { form, ..self })
     }
 
     /// Refuses a model that is packed already, and a group size that does not cut every linear's rows into equal parts.
@@ -118,7 +134,7 @@ impl Model {
     pub fn load_block(&self, block_idx: usize, device: Device) -> Result<BlockWeights, ModelError> {
         let prefix = self.decoder.block_prefix(block_idx);
         let layout = self.decoder.block_layout();
-        let mut tensors = BTreeMap::new();
+        let mut tensors = self.load_params(&prefix, &layout, device)?;
         for linear in &layout.linears {
             let name = format!("{prefix}{}", linear.name.0);
             tensors.insert(format!("{}.weight", linear.name.0), self.load_weight(&name, linear, device)?);
@@ -126,10 +142,46 @@ impl Model {
                 tensors.insert(format!("{}.bias", linear.name.0), self.load(&format!("{name}.bias"), device)?);
             }
         }
-        for param in &layout.params {
-            tensors.insert(param.name.to_owned(), self.load(&format!("{prefix}{}", param.name), device)?);
-        }
         Ok(BlockWeights::new(tensors))
+    }
+
+    fn load_params(
+        &self,
+        prefix: &str,
+        layout: &BlockLayout,
+        device: Device,
+    ) -> Result<BTreeMap<String, Tensor>, ModelError> {
+        let load = |param: &Param| Ok((param.name.to_owned(), self.load(&format!("{prefix}{}", param.name), device)?));
+        layout.params.iter().map(load).collect()
+    }
+
+    /// Loads one block in the model's form.
+    ///
+    /// # Errors
+    /// As [`Self::load_block`], and when packed weights are asked for elsewhere than on the CPU.
+    pub fn block(&self, block_idx: usize, device: Device) -> Result<Block, ModelError> {
+        let Form { kernels, compute, .. } = self.form;
+        match kernels {
+            Kernels::Dense => {
+                let weights = self.load_block(block_idx, device)?.cast(&self.decoder.block_layout().linears, compute);
+                Ok(Block::Dense { weights, act: self.act(), compute })
+            }
+            Kernels::Packed if device != Device::Cpu => Err(ModelError::PackedDevice { device }),
+            Kernels::Packed => {
+                let layout = self.decoder.block_layout();
+                let prefix = self.decoder.block_prefix(block_idx);
+                let of_group = |group: &Vec<Linear>| group.iter().map(|linear| self.codes(&prefix, linear)).collect();
+                let params = self.load_params(&prefix, &layout, device)?;
+                Ok(Block::Packed(PackedOps::new(layout.groups().iter().map(of_group), params, self.act(), compute)?))
+            }
+        }
+    }
+
+    /// The matrix that makes logits, in the model's form.
+    pub fn head(&self, device: Device) -> Result<Head, ModelError> {
+        let head = Head::new(&self.checkpoint().tensor(self.decoder.head())?, self.form.head, device);
+        self.checkpoint().release();
+        head
     }
 
     /// Asks the system to read a block's tensors from the disk, and does not wait for it; nothing where there is no such block.
@@ -143,22 +195,37 @@ impl Model {
     }
 
     fn load_weight(&self, name: &str, linear: &Linear, device: Device) -> Result<Tensor, ModelError> {
-        let quantize_error = |source| ModelError::Quantize { linear: name.to_owned(), source };
+        let Some(packed) = self.quantized(name, linear)? else {
+            return self.load(&format!("{name}.weight"), device);
+        };
         let shape = [linear.out_features as i64, linear.in_features as i64];
-        let from = |packed: &QuantizedTensor| Tensor::from_slice(&packed.dequantize()).view(shape).to_device(device);
-        let weight = match (&self.weights, self.round_to_nearest) {
-            (Weights::Packed(packed), _) => from(&packed.linear(name)?),
-            (Weights::Dense(_), None) => return self.load(&format!("{name}.weight"), device),
+        Ok(Tensor::from_slice(&packed.dequantize()).view(shape).to_device(device))
+    }
+
+    /// A linear's codes, where it is packed or rounded as it is loaded.
+    fn quantized(&self, name: &str, linear: &Linear) -> Result<Option<QuantizedTensor>, ModelError> {
+        let quantize_error = |source| ModelError::Quantize { linear: name.to_owned(), source };
+        let quantized = match (&self.weights, self.round_to_nearest) {
+            (Weights::Packed(packed), _) => packed.linear(name)?,
+            (Weights::Dense(_), None) => return Ok(None),
             (Weights::Dense(checkpoint), Some(spec)) => {
-                let view = checkpoint.tensor(&format!("{name}.weight"))?;
-                let weight = view.to_f32_vec()?;
+                let weight = checkpoint.tensor(&format!("{name}.weight"))?.to_f32_vec()?;
                 QuantizedTensor::quantize(&weight, linear.out_features, linear.in_features, spec.weight)
-                    .map(|packed| from(&packed))
                     .map_err(quantize_error)?
             }
         };
         self.checkpoint().release();
-        Ok(weight)
+        Ok(Some(quantized))
+    }
+
+    /// A linear of a model that has codes, which [`Self::with_form`] made sure of.
+    fn codes(&self, prefix: &str, linear: &Linear) -> Result<Codes, ModelError> {
+        let name = format!("{prefix}{}", linear.name.0);
+        let weight = self.quantized(&name, linear)?;
+        let weight = weight.ok_or_else(|| FormatError::NotPacked { dir: self.dir.clone() })?;
+        let bias =
+            linear.bias.then(|| Ok::<_, ModelError>(self.checkpoint().tensor(&format!("{name}.bias"))?.to_f32_vec()?));
+        Ok(Codes { name: linear.name, weight, bias: bias.transpose()? })
     }
 
     fn load(&self, name: &str, device: Device) -> Result<Tensor, ModelError> {
@@ -225,13 +292,6 @@ fn under_head(checkpoint: Checkpoint, decoder: &dyn Decoder) -> Checkpoint {
 pub struct Outer<'a> {
     model: &'a Model,
     device: Device,
-}
-
-impl Outer<'_> {
-    /// The matrix that makes logits, `[vocab, hidden]` f32.
-    pub fn head(&self) -> Result<Tensor, ModelError> {
-        self.param(self.model.decoder.head())
-    }
 }
 
 impl OuterOps for Outer<'_> {

@@ -3,16 +3,19 @@
 //! The names and shapes are those of Hugging Face's `modeling_opt.py`. LayerNorm before each half of a block (after it, in 350M), learned
 //! positions, biases, plain attention and MLP. 350M embeds tokens in fewer channels than its blocks have.
 
+use std::ops::Range;
+
 use oq_let::{Action, Port, Site};
 use oq_quant_core::SiteKind;
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 
-use crate::block::{ActPoint, BlockOps};
+use crate::block::{ActPoint, BlockOps, several};
 use crate::config::Config;
 use crate::error::ModelError;
 use crate::family::{BlockLayout, Context, Decoder, Dims, Family, Linear, LinearName, OuterOps, Param, module};
 use crate::layers::{Activation, layer_norm, split_heads};
+use crate::mask;
 
 /// The entry in [`crate::FAMILIES`].
 pub const FAMILY: Family = Family { name: "OPT", model_types: &["opt"], read: |json| Ok(Box::new(read(json)?)) };
@@ -23,6 +26,7 @@ const V: LinearName = LinearName("self_attn.v_proj");
 const OUT: LinearName = LinearName("self_attn.out_proj");
 const FC1: LinearName = LinearName("fc1");
 const FC2: LinearName = LinearName("fc2");
+const QKV: &[LinearName; 3] = &[Q, K, V];
 const ATTENTION_NORM: Norm = ["self_attn_layer_norm.weight", "self_attn_layer_norm.bias"];
 const MLP_NORM: Norm = ["final_layer_norm.weight", "final_layer_norm.bias"];
 const EMBED: &str = "model.decoder.embed_tokens.weight";
@@ -120,6 +124,7 @@ impl Decoder for Opt {
                 linear(FC2, hidden, intermediate),
             ],
             params: [self.norm_params(ATTENTION_NORM), self.norm_params(MLP_NORM)].concat(),
+            together: &[QKV],
         }
     }
 
@@ -169,12 +174,12 @@ impl Decoder for Opt {
         if self.tied { EMBED } else { LM_HEAD }
     }
 
-    fn context(&self, _t: usize, _device: Device) -> Context {
-        Context::default()
+    fn context_at(&self, positions: Range<usize>, device: Device) -> Context {
+        Context { rotary: None, mask: mask::continued(positions, device) }
     }
 
-    fn embed(&self, outer: &dyn OuterOps, ids: &Tensor) -> Result<Tensor, ModelError> {
-        let (tokens, positions) = (ids.size()[1] as usize, self.dims.max_positions);
+    fn embed_at(&self, outer: &dyn OuterOps, ids: &Tensor, first: usize) -> Result<Tensor, ModelError> {
+        let (tokens, positions) = (first + ids.size()[1] as usize, self.dims.max_positions);
         if tokens > positions {
             return Err(ModelError::TooLong { tokens, positions });
         }
@@ -182,7 +187,8 @@ impl Decoder for Opt {
         if self.embedding != self.dims.hidden {
             x = x.linear(&outer.param(PROJECT_IN)?, None::<&Tensor>);
         }
-        let rows = Tensor::arange(tokens as i64, (Kind::Int64, Device::Cpu)) + POSITION_OFFSET as i64;
+        let rows = [first, tokens].map(|position| (position + POSITION_OFFSET) as i64);
+        let rows = Tensor::arange_start(rows[0], rows[1], (Kind::Int64, Device::Cpu));
         Ok(x + outer.rows(POSITIONS, &rows)?) // [b, t, hidden] + [t, hidden]
     }
 
@@ -191,8 +197,9 @@ impl Decoder for Opt {
         let x = self.residual(ops, ATTENTION_NORM, x, |h| {
             let h = input(h);
             // [b, n_heads, t, d]
-            let heads = |name| ops.act(ActPoint::Heads, split_heads(&ops.linear(name, &h), self.dims.head_dim));
-            ops.linear(OUT, &input(ops.attention(&heads(Q), &heads(K), &heads(V), ctx.mask.as_ref())))
+            let heads = |x| ops.act(ActPoint::Heads, split_heads(&x, self.dims.head_dim));
+            let [q, k, v] = several(ops, QKV, &h).map(heads);
+            ops.linear(OUT, &input(ops.attention(&q, &k, &v, ctx.mask.as_ref())))
         });
         self.residual(ops, MLP_NORM, &x, |h| {
             ops.linear(FC2, &input(self.activation.apply(&ops.linear(FC1, &input(h)))))

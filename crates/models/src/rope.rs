@@ -4,6 +4,7 @@
 //! `inv_freq[i] = theta^(-2i/d)`. The pairs are `(i, i + d/2)`, as in Hugging Face's layout.
 
 use std::f64::consts::PI;
+use std::ops::Range;
 
 use tch::{Device, Kind, Tensor};
 
@@ -178,12 +179,12 @@ impl Rope {
         }
     }
 
-    /// The turns of positions `0..t`.
-    pub fn tables(&self, t: usize, device: Device) -> Rotary {
-        let (frequencies, factor) = self.frequencies(t);
+    /// The turns of some positions of a sequence that ends with them.
+    pub fn tables(&self, positions: Range<usize>, device: Device) -> Rotary {
+        let (frequencies, factor) = self.frequencies(positions.end);
         let frequencies: Vec<f32> = frequencies.iter().map(|&f| f as f32).collect();
         // In f32, as models are trained.
-        let positions = Tensor::arange(t as i64, (Kind::Float, device));
+        let positions = Tensor::arange_start(positions.start as i64, positions.end as i64, (Kind::Float, device));
         let angles = positions.outer(&Tensor::from_slice(&frequencies).to_device(device)); // [t, dim/2]
         let angles = Tensor::cat(&[&angles, &angles], 1);
         Rotary { cos: angles.cos() * factor, sin: angles.sin() * factor }

@@ -7,10 +7,14 @@ use crate::error::ModelError;
 
 /// Copies a stored tensor to `device` as f32, refusing NaN, infinity and other kinds of numbers.
 pub fn tensor_of(view: &TensorView<'_>, device: Device) -> Result<Tensor, ModelError> {
+    Ok(stored_tensor_of(view, device)?.to_kind(Kind::Float))
+}
+
+/// [`tensor_of`] in the kind that is stored.
+pub(crate) fn stored_tensor_of(view: &TensorView<'_>, device: Device) -> Result<Tensor, ModelError> {
     view.check_finite()?;
     let shape: Vec<i64> = view.shape.iter().map(|&n| n as i64).collect();
-    let stored = Tensor::from_data_size(view.bytes, &shape, kind_of(view)?);
-    Ok(stored.to_device(device).to_kind(Kind::Float))
+    Ok(Tensor::from_data_size(view.bytes, &shape, kind_of(view)?).to_device(device))
 }
 
 /// Rows `ids` of a stored matrix `[n, width]` as f32 `[ids, width]` on the CPU; reads nothing else of it.

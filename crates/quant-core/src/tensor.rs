@@ -230,6 +230,24 @@ impl QuantizedTensor {
         Ok(Self { spec, rows, cols, words, scales, zero_points })
     }
 
+    /// Matrices one below the other, as one.
+    ///
+    /// # Panics
+    /// When there are none, or one has another setting or width than the first.
+    pub fn stack(parts: &[Self]) -> Self {
+        let first = parts.first().expect("a stack of matrices: none given");
+        let like_first = |part: &Self| (part.spec, part.cols) == (first.spec, first.cols);
+        assert!(parts.iter().all(like_first), "a stack of matrices: settings and widths differ");
+        Self {
+            spec: first.spec,
+            rows: parts.iter().map(|part| part.rows).sum(),
+            cols: first.cols,
+            words: parts.iter().flat_map(|part| &part.words).copied().collect(),
+            scales: parts.iter().flat_map(|part| &part.scales).copied().collect(),
+            zero_points: parts.iter().flat_map(|part| &part.zero_points).copied().collect(),
+        }
+    }
+
     /// The values the codes stand for, `[rows, cols]`, row-major.
     pub fn dequantize(&self) -> Vec<f32> {
         let mut weight = vec![0.0; self.rows * self.cols];

@@ -5,7 +5,7 @@
 
 #![allow(unsafe_code, reason = "libtorch hands out the address of a tensor's elements, and copying them costs a pass")]
 
-use half::bf16;
+use half::{bf16, f16};
 use tch::{Device, Kind, Tensor};
 
 /// A number that tensors hold. (`tch` has such a trait, but takes bf16 for f16.)
@@ -20,6 +20,10 @@ impl Number for f32 {
 
 impl Number for f64 {
     const KIND: Kind = Kind::Double;
+}
+
+impl Number for f16 {
+    const KIND: Kind = Kind::Half;
 }
 
 impl Number for bf16 {

@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use oq_data::{AddSpecial, Hub, Split, Tokenizer, load_text};
 use oq_eval::{Perplexity, perplexity};
-use oq_models::Model;
+use oq_models::{Form, HeadKind, Kernels, Model};
 use oq_recipe::ModelEntry;
 use serde_json::json;
 use tch::Device;
 
-use crate::args::{EvalArgs, EvalDataArgs};
+use crate::args::{EvalArgs, EvalDataArgs, HeadArg, KernelsArg};
 use crate::machine;
 use crate::output::{Output, seconds};
 use crate::resolve::{Named, data_path};
@@ -26,6 +26,18 @@ pub fn run(args: &EvalArgs, out: &Output) -> Result<()> {
     if let Some(spec) = args.rtn {
         model = model.with_round_to_nearest(spec)?;
     }
+    let form = Form {
+        kernels: match args.kernels {
+            KernelsArg::Dense => Kernels::Dense,
+            KernelsArg::Packed => Kernels::Packed,
+        },
+        compute: machine::compute(args.compute, device),
+        head: match args.head {
+            HeadArg::Stored => HeadKind::Wide,
+            HeadArg::W8 => HeadKind::W8,
+        },
+    };
+    let model = model.with_form(form)?;
     let subject = Subject::new(named.entry, &args.data, args.seqlen);
     let started = std::time::Instant::now();
     let (tokens, result) = subject.measure(&model, device, "measuring", out)?;
@@ -33,7 +45,7 @@ pub fn run(args: &EvalArgs, out: &Output) -> Result<()> {
     let value = json!({"model": named.name, "rtn": args.rtn, "quantized": model.quantization(), "data": subject.data,
         "seqlen": result.seqlen, "windows": windows, "tokens": tokens, "perplexity": result.value(),
         "running_perplexity": (1..=windows).map(|n| result.after(n)).collect::<Vec<_>>(),
-        "device": machine::device_name(device), "wall_secs": started.elapsed().as_secs_f64(), "peak_bytes": machine::peak_bytes()});
+        "kernels": form.kernels.name(), "compute": form.compute.name(), "head": form.head.name(), "device": machine::device_name(device), "wall_secs": started.elapsed().as_secs_f64(), "peak_bytes": machine::peak_bytes()});
     out.result(&value, || {
         let what = subject.describe(&result);
         let took = seconds(started.elapsed().as_secs_f64());

@@ -1,0 +1,163 @@
+//! The matrix that makes logits.
+
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+use oq_formats::TensorView;
+use oq_kernels::PackedLinear;
+use oq_quant_core::{Bits, GroupSize, QuantizedTensor, Symmetry, WeightSpec};
+use rayon::prelude::*;
+use tch::{Device, Kind, Tensor};
+
+use crate::block::Compute;
+use crate::error::ModelError;
+use crate::packed::{bytes_of, kernel_of, multiply_packed};
+use crate::tensors::{stored_tensor_of, tensor_of};
+
+/// How the head is held.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum HeadKind {
+    /// In f32, which is the fastest for many rows.
+    #[default]
+    Wide,
+    /// As it is stored.
+    Stored,
+    /// Rounded to 8 bits.
+    W8,
+}
+
+impl HeadKind {
+    /// As records write it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Wide => "f32",
+            Self::Stored => "stored",
+            Self::W8 => "w8",
+        }
+    }
+}
+
+/// The matrix that makes logits, `[vocab, width]`.
+#[derive(Debug)]
+pub enum Head {
+    /// In f32, f16 or bf16.
+    Dense(Tensor),
+    /// In 8 bits, on the CPU.
+    Packed(PackedLinear),
+}
+
+/// Rows that are multiplied with a head of 16 bits without widening all of it first.
+const FEW_ROWS: usize = 4;
+/// Output channels of a task.
+const TASK: usize = 256;
+/// Values that are rounded to 8 bits at a time.
+const SLAB: usize = 1 << 22;
+
+impl Head {
+    /// Takes the stored matrix.
+    pub(crate) fn new(view: &TensorView<'_>, kind: HeadKind, device: Device) -> Result<Self, ModelError> {
+        match kind {
+            HeadKind::Wide => Ok(Self::Dense(tensor_of(view, device)?)),
+            HeadKind::Stored => Ok(Self::Dense(stored_tensor_of(view, device)?)),
+            HeadKind::W8 if device != Device::Cpu => Err(ModelError::PackedDevice { device }),
+            HeadKind::W8 => {
+                let packed = PackedLinear::new(&in_8_bits(view)?, None)?;
+                Ok(Self::Packed(packed.with_kernel(kernel_of(Compute::Bf16)?)?))
+            }
+        }
+    }
+
+    /// `x [.., width]` f32 -> `[.., vocab]` f32.
+    pub fn logits(&self, x: &Tensor) -> Tensor {
+        let weight = match self {
+            Self::Packed(linear) => return multiply_packed(linear, x),
+            Self::Dense(weight) => weight,
+        };
+        let few = x.numel() <= FEW_ROWS * weight.size()[1] as usize;
+        match weight.kind() {
+            Kind::Half if few && weight.device() == Device::Cpu => by_rows::<f16>(weight, x),
+            Kind::BFloat16 if few && weight.device() == Device::Cpu => by_rows::<bf16>(weight, x),
+            _ => x.linear(&weight.to_kind(Kind::Float), None::<&Tensor>),
+        }
+    }
+
+    /// Bytes that it takes.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Dense(weight) => bytes_of(weight),
+            Self::Packed(linear) => linear.bytes(),
+        }
+    }
+}
+
+/// Groups of 64, or of the largest smaller power of two that cuts the width; some rows at a time, so that memory stays small.
+fn in_8_bits(view: &TensorView<'_>) -> Result<QuantizedTensor, ModelError> {
+    let (vocab, width) = (view.shape[0], view.shape[1]);
+    let group = 1 << width.trailing_zeros().min(6);
+    let spec = WeightSpec {
+        bits: Bits::new(8).expect("a width that there is"),
+        group: GroupSize::channels(group).expect("it is not 0"),
+        symmetry: Symmetry::Asymmetric,
+    };
+    let rows = (SLAB / width).max(1);
+    let row_bytes = view.bytes.len() / vocab;
+    let slabs = view.bytes.chunks(rows * row_bytes).map(|bytes| {
+        let shape = [bytes.len() / row_bytes, width];
+        let values = TensorView { shape: &shape, bytes, ..*view }.to_f32_vec()?;
+        let quantize_error = |source| ModelError::Quantize { linear: view.name.to_owned(), source };
+        QuantizedTensor::quantize(&values, shape[0], width, spec).map_err(quantize_error)
+    });
+    Ok(QuantizedTensor::stack(&slabs.collect::<Result<Vec<_>, ModelError>>()?))
+}
+
+/// Numbers of 16 bits.
+trait Narrow: oq_slices::Number + Send + Sync {
+    fn widen(from: &[Self], to: &mut [f32]);
+}
+
+impl Narrow for f16 {
+    fn widen(from: &[Self], to: &mut [f32]) {
+        from.convert_to_f32_slice(to);
+    }
+}
+
+impl Narrow for bf16 {
+    fn widen(from: &[Self], to: &mut [f32]) {
+        to.iter_mut().zip(from).for_each(|(to, from)| *to = f32::from_bits(u32::from(from.to_bits()) << 16));
+    }
+}
+
+/// A few rows times a matrix of 16 bits: weights as they are, sums in f32.
+fn by_rows<T: Narrow>(weight: &Tensor, x: &Tensor) -> Tensor {
+    let [vocab, width] = [0, 1].map(|dim| weight.size()[dim] as usize);
+    let mut shape = x.size();
+    *shape.last_mut().expect("activations have a last dimension") = vocab as i64;
+    let mut y = Tensor::empty(&shape[..], (Kind::Float, Device::Cpu));
+    let x = x.contiguous();
+    let (weight, x) = (oq_slices::of::<T>(weight), oq_slices::of::<f32>(&x));
+    for (y, x) in oq_slices::of_mut::<f32>(&mut y).chunks_exact_mut(vocab).zip(x.chunks_exact(width)) {
+        let tasks = y.par_chunks_mut(TASK).zip(weight.par_chunks(TASK * width));
+        tasks.for_each_init(
+            || vec![0.0; width],
+            |row, (y, weight)| {
+                for (y, weight) in y.iter_mut().zip(weight.chunks_exact(width)) {
+                    T::widen(weight, row);
+                    *y = dot(row, x);
+                }
+            },
+        );
+    }
+    y
+}
+
+/// In many sums side by side, as vector instructions like it.
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let (a, a_rest) = a.as_chunks::<32>();
+    let (b, b_rest) = b.as_chunks::<32>();
+    let mut sums = [0.0; 32];
+    for (a, b) in a.iter().zip(b) {
+        for i in 0..32 {
+            sums[i] += a[i] * b[i];
+        }
+    }
+    sums.iter().sum::<f32>() + a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum::<f32>()
+}

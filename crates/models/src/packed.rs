@@ -1,0 +1,165 @@
+//! Packed weights, multiplied as they are.
+
+use std::collections::BTreeMap;
+
+use half::bf16;
+use oq_kernels::{Element, KERNELS, Kernel, Operands, PackedLinear};
+use oq_quant_core::{ActSpec, QuantizedTensor};
+use tch::{Device, Kind, Tensor};
+
+use crate::act::quantize_act;
+use crate::attention::attention;
+use crate::block::{ActPoint, BlockOps, Compute};
+use crate::error::ModelError;
+use crate::family::LinearName;
+
+/// A block of packed linears in the layout that kernels compute on, with its other tensors in f32; on the CPU.
+///
+/// Products and sums are f32 outside, whatever they are computed in: kernels round activations by themselves
+/// ([`oq_kernels::Operands`]), and attention takes bf16 where that is asked for.
+#[derive(Debug)]
+pub struct PackedOps {
+    joints: Vec<Joint>,
+    params: BTreeMap<String, Tensor>,
+    act: ActSpec,
+    compute: Compute,
+}
+
+/// Linears that read one input, one below the other.
+#[derive(Debug)]
+struct Joint {
+    /// With their output channels.
+    parts: Vec<(LinearName, usize)>,
+    linear: PackedLinear,
+}
+
+/// A packed linear as it is stored.
+pub(crate) struct Codes {
+    pub(crate) name: LinearName,
+    pub(crate) weight: QuantizedTensor,
+    /// `[out]`.
+    pub(crate) bias: Option<Vec<f32>>,
+}
+
+impl PackedOps {
+    /// `groups`: linears that are asked for together.
+    pub(crate) fn new(
+        groups: impl IntoIterator<Item = Result<Vec<Codes>, ModelError>>,
+        params: BTreeMap<String, Tensor>,
+        act: ActSpec,
+        compute: Compute,
+    ) -> Result<Self, ModelError> {
+        let kernel = kernel_of(compute)?;
+        let joints = groups.into_iter().map(|group| Joint::new(group?, kernel)).collect::<Result<_, _>>()?;
+        Ok(Self { joints, params, act, compute })
+    }
+
+    /// Bytes of weights, scales, zero points and other tensors.
+    pub fn bytes(&self) -> usize {
+        let linears = self.joints.iter().map(|joint| joint.linear.bytes());
+        linears.sum::<usize>() + self.params.values().map(bytes_of).sum::<usize>()
+    }
+
+    /// The place of a linear.
+    fn joint(&self, name: LinearName) -> &Joint {
+        let holds = |joint: &&Joint| joint.parts.iter().any(|(part, _)| *part == name);
+        self.joints.iter().find(holds).unwrap_or_else(|| panic!("{} is not in the block's layout", name.0))
+    }
+}
+
+impl Joint {
+    fn new(group: Vec<Codes>, kernel: &'static Kernel) -> Result<Self, ModelError> {
+        let parts: Vec<_> = group.iter().map(|codes| (codes.name, codes.weight.shape()[0])).collect();
+        let bias = group.iter().any(|codes| codes.bias.is_some()).then(|| {
+            let of_one = |codes: &Codes| codes.bias.clone().unwrap_or_else(|| vec![0.0; codes.weight.shape()[0]]);
+            group.iter().flat_map(of_one).collect::<Vec<f32>>()
+        });
+        let weights: Vec<QuantizedTensor> = group.into_iter().map(|codes| codes.weight).collect();
+        let linear = PackedLinear::new(&QuantizedTensor::stack(&weights), bias.as_deref())?.with_kernel(kernel)?;
+        Ok(Self { parts, linear })
+    }
+
+    /// The outputs of some of its linears: views of what all of them give.
+    fn outputs(&self, names: &[LinearName], x: &Tensor) -> Vec<Tensor> {
+        let y = multiply_packed(&self.linear, x);
+        let mut start = 0;
+        let mut outputs = Vec::with_capacity(names.len());
+        for (name, width) in &self.parts {
+            if names.contains(name) {
+                outputs.push(if self.parts.len() == 1 {
+                    y.shallow_clone()
+                } else {
+                    y.narrow(-1, start, *width as i64)
+                });
+            }
+            start += *width as i64;
+        }
+        outputs
+    }
+}
+
+impl BlockOps for PackedOps {
+    fn linear(&self, name: LinearName, x: &Tensor) -> Tensor {
+        self.joint(name).outputs(&[name], x).remove(0)
+    }
+
+    fn linears(&self, names: &[LinearName], x: &Tensor) -> Vec<Tensor> {
+        let joint = self.joint(names[0]);
+        if joint.parts.iter().map(|(part, _)| part).eq(names) {
+            return joint.outputs(names, x);
+        }
+        names.iter().map(|&name| self.linear(name, x)).collect()
+    }
+
+    fn act(&self, _point: ActPoint, x: Tensor) -> Tensor {
+        quantize_act(self.act, x)
+    }
+
+    fn attention(&self, q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>) -> Tensor {
+        let [q, k, v] = [q, k, v].map(|x| self.compute.cast(x.shallow_clone()));
+        attention(&q, &k, &v, mask)
+    }
+
+    fn param(&self, name: &str) -> Tensor {
+        let param = self.params.get(name);
+        param.unwrap_or_else(|| panic!("{name} is not in the block's layout")).shallow_clone()
+    }
+}
+
+/// `x [.., in]`, f32 or bf16, times packed weights: `[.., out]` f32.
+///
+/// # Panics
+/// When `x` is not on the CPU, or of another width.
+pub(crate) fn multiply_packed(linear: &PackedLinear, x: &Tensor) -> Tensor {
+    fn run<T: Element + oq_slices::Number>(linear: &PackedLinear, x: &Tensor, y: &mut Tensor) {
+        let x = oq_slices::of::<T>(x);
+        let rows = x.len() / linear.shape()[1];
+        linear.forward(x, rows, oq_slices::of_mut::<f32>(y)).expect("the output was made in the product's shape");
+    }
+    let mut shape = x.size();
+    *shape.last_mut().expect("activations have a last dimension") = linear.shape()[0] as i64;
+    let mut y = Tensor::empty(&shape[..], (Kind::Float, Device::Cpu));
+    let x = x.contiguous();
+    match x.kind() {
+        Kind::BFloat16 => run::<bf16>(linear, &x, &mut y),
+        _ => run::<f32>(linear, &x.to_kind(Kind::Float), &mut y),
+    }
+    y
+}
+
+/// The kernel of a computation: in f32, the fastest that rounds no activations to bf16.
+pub(crate) fn kernel_of(compute: Compute) -> Result<&'static Kernel, ModelError> {
+    let chosen = Kernel::chosen()?;
+    let keeps_digits = |kernel: &Kernel| kernel.is_available() && kernel.many != Operands::Bf16;
+    Ok(match compute {
+        Compute::F32 if chosen.many == Operands::Bf16 => {
+            KERNELS.iter().find(|kernel| keeps_digits(kernel)).expect("the last one runs everywhere, in f32")
+        }
+        Compute::F32 | Compute::Bf16 => chosen,
+    })
+}
+
+/// Bytes of a tensor's elements.
+pub(crate) fn bytes_of(tensor: &Tensor) -> usize {
+    tensor.numel() * tensor.kind().elt_size_in_bytes()
+}
