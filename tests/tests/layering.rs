@@ -24,7 +24,21 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("oq-models", &["oq-quant-core", "oq-formats", "oq-let", "oq-slices", "oq-attention", "oq-kernels"]),
     ("oq-calib", &["oq-quant-core", "oq-recipe", "oq-formats", "oq-lwc", "oq-let", "oq-models"]),
     ("oq-eval", &["oq-quant-core", "oq-data", "oq-models"]),
-    ("oq-cli", &["oq-quant-core", "oq-recipe", "oq-formats", "oq-data", "oq-lwc", "oq-models", "oq-calib", "oq-eval"]),
+    ("oq-generate", &["oq-attention", "oq-data", "oq-models", "oq-slices"]),
+    (
+        "oq-cli",
+        &[
+            "oq-quant-core",
+            "oq-recipe",
+            "oq-formats",
+            "oq-data",
+            "oq-lwc",
+            "oq-models",
+            "oq-calib",
+            "oq-eval",
+            "oq-generate",
+        ],
+    ),
     ("xtask", &["oq-recipe"]),
 ];
 

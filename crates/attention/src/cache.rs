@@ -29,7 +29,6 @@ struct Queries {
     first: usize,
     /// How many.
     n: usize,
-    head_dim: usize,
 }
 
 impl Cache {
@@ -115,7 +114,7 @@ impl Cache {
         if n == 0 {
             return;
         }
-        let queries = Queries { first: self.len - n, n, head_dim: d };
+        let queries = Queries { first: self.len - n, n };
         // All rows that read one key/value head: the query heads that share it.
         let group = heads / self.kv_heads * n * d;
         let groups = out.par_chunks_mut(group).zip(q.par_chunks(group)).enumerate();

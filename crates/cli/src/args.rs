@@ -22,6 +22,7 @@ use crate::size::Size;
   omniquant plan llama2-7b --scheme w4a16g128
   omniquant quantize llama2-7b --scheme w4a16g128 --out llama2-7b-w4
   omniquant eval llama2-7b-w4
+  omniquant generate llama2-7b-w4 --prompt 'Once upon a time'
 
 Exit codes: 2 recipe or usage, 3 missing or broken input, 4 does not fit, 5 numeric failure, 130 stopped; 1 anything else."
 )]
@@ -67,6 +68,12 @@ pub enum Command {
     Quantize(QuantizeArgs),
     /// Measure a model's perplexity
     Eval(EvalArgs),
+    /// Continue a text
+    Generate(GenerateArgs),
+    /// Talk to a model
+    Chat(ChatArgs),
+    /// Measure how fast a model reads and writes, and the memory it takes
+    Bench(BenchArgs),
     /// Say what a run would do, what it would take, and whether it fits
     Plan(PlanArgs),
     /// Say what is in a checkpoint or a packed model
@@ -124,6 +131,7 @@ pub enum ComputeArg {
 /// Who multiplies with linears.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum KernelsArg {
+    Auto,
     Dense,
     Packed,
 }
@@ -299,7 +307,8 @@ pub struct EvalArgs {
     /// Round the weights to nearest first
     #[arg(long, value_name = "S")]
     pub rtn: Option<QuantSpec>,
-    /// dense (packed weights are decoded first) or packed (multiplied as they are, on the CPU)
+    /// dense (packed weights are decoded first), packed (multiplied as they are, on the CPU), or auto: packed where they
+    /// can be
     #[arg(long, value_name = "KERNELS", value_enum, default_value_t = KernelsArg::Dense)]
     pub kernels: KernelsArg,
     /// Products in f32, bf16, or auto: bf16 where the device multiplies it fast
@@ -311,6 +320,111 @@ pub struct EvalArgs {
     /// auto, cpu or cuda:N
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     pub device: DeviceArg,
+}
+
+/// How a model runs.
+#[derive(Clone, Debug, Args)]
+pub struct RunArgs {
+    /// packed (weights are multiplied as they are, on the CPU), dense (they are decoded first), or auto: packed where they
+    /// can be
+    #[arg(long, value_name = "KERNELS", value_enum, default_value_t = KernelsArg::Auto)]
+    pub kernels: KernelsArg,
+    /// Products in f32, bf16, or auto: bf16 where the device multiplies it fast
+    #[arg(long, value_name = "KIND", value_enum, default_value_t = ComputeArg::Auto)]
+    pub compute: ComputeArg,
+    /// The matrix that makes logits: stored (as it is) or w8 (rounded to 8 bits, for speed; on the CPU)
+    #[arg(long, value_name = "HEAD", value_enum, default_value_t = HeadArg::Stored)]
+    pub head: HeadArg,
+    /// auto, cpu or cuda:N
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    pub device: DeviceArg,
+}
+
+/// How tokens are chosen.
+#[derive(Clone, Debug, Args)]
+pub struct SamplingArgs {
+    /// Most tokens to write
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    pub max_tokens: usize,
+    /// How daring: 0 always takes the likeliest token, 1 draws as the model says
+    #[arg(long, value_name = "T", default_value_t = 0.0)]
+    pub temperature: f64,
+    /// Draw from the likeliest tokens that together are as probable as this
+    #[arg(long, value_name = "P", default_value_t = 1.0)]
+    pub top_p: f64,
+    /// Draw from so many of the likeliest tokens [default: all]
+    #[arg(long, value_name = "N")]
+    pub top_k: Option<usize>,
+    /// Make tokens that are in the text already less likely; 1 leaves them
+    #[arg(long, value_name = "R", default_value_t = 1.0)]
+    pub repetition_penalty: f64,
+    /// Same seed, same draws
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+    /// End before this string; may be given several times
+    #[arg(long, value_name = "S")]
+    pub stop: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  omniquant generate tiny-llama --prompt 'The river'
+  omniquant generate llama2-7b-w4 --file notes.txt --max-tokens 64 --temperature 0.8 --top-p 0.95
+  omniquant generate llama2-7b-w4 --prompt 'A list:' --stop '\n\n' --json
+
+Text goes to stdout as it comes; with --json, one object at the end. In --stop, \\n is a line's end.")]
+pub struct GenerateArgs {
+    /// Directory, name in configs/, or hub id
+    pub model: String,
+    /// The text to continue
+    #[arg(long, value_name = "TEXT", required_unless_present = "file", conflicts_with = "file")]
+    pub prompt: Option<String>,
+    /// A file with the text to continue; - for stdin
+    #[arg(short, long, value_name = "FILE")]
+    pub file: Option<PathBuf>,
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+    #[command(flatten)]
+    pub run: RunArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  omniquant chat smollm2-135m
+  omniquant chat llama2-7b-chat-w4 --system 'Answer in one sentence.' --temperature 0.7
+
+One line is one message. Ctrl-C ends an answer, Ctrl-D the conversation. With --json every answer is one object in a line.")]
+pub struct ChatArgs {
+    /// Directory, name in configs/, or hub id
+    pub model: String,
+    /// What the model is told first
+    #[arg(long, value_name = "TEXT")]
+    pub system: Option<String>,
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+    #[command(flatten)]
+    pub run: RunArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  omniquant bench tiny-llama
+  omniquant bench llama2-7b-w4 --prompt-tokens 1024 --tokens 128 --runs 5
+  omniquant bench llama2-7b-w4 --kernels dense --json")]
+pub struct BenchArgs {
+    /// Directory, name in configs/, or hub id
+    pub model: String,
+    /// Tokens to read at once
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..))]
+    pub prompt_tokens: u32,
+    /// Tokens to write one by one
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
+    pub tokens: u32,
+    /// Times to do so; results are medians
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    pub runs: u32,
+    #[command(flatten)]
+    pub run: RunArgs,
 }
 
 #[derive(Debug, Args)]

@@ -5,6 +5,7 @@ use oq_data::{DataError, ErrorKind};
 use oq_eval::EvalError;
 use oq_formats::FormatError;
 use oq_formats::gguf::GgufError;
+use oq_generate::GenerateError;
 use oq_models::ModelError;
 use oq_recipe::RecipeError;
 
@@ -29,6 +30,9 @@ pub enum CliError {
     /// Something to read is absent.
     #[error("{0}")]
     Missing(String),
+    /// Ctrl-C.
+    #[error("stopped")]
+    Stopped,
     /// The plan does not fit.
     #[error("this run does not fit:\n  {0}")]
     DoesNotFit(String),
@@ -44,6 +48,7 @@ fn known_code(error: &(dyn std::error::Error + 'static)) -> Option<u8> {
         return Some(match error {
             CliError::Usage(_) => USAGE,
             CliError::Missing(_) => INPUT,
+            CliError::Stopped => STOPPED,
             CliError::DoesNotFit(_) => DOES_NOT_FIT,
         });
     }
@@ -59,6 +64,14 @@ fn known_code(error: &(dyn std::error::Error + 'static)) -> Option<u8> {
             EvalError::NotFinite { .. } => NUMERIC,
             EvalError::Model(error) => model_code(error),
         });
+    }
+    if let Some(error) = error.downcast_ref::<GenerateError>() {
+        return match error {
+            GenerateError::Empty | GenerateError::ContextFull { .. } | GenerateError::Setting { .. } => Some(USAGE),
+            GenerateError::NotFinite { .. } => Some(NUMERIC),
+            GenerateError::Model(error) => Some(model_code(error)),
+            GenerateError::Data(error) => known_code(error),
+        };
     }
     if let Some(error) = error.downcast_ref::<ModelError>() {
         return Some(model_code(error));

@@ -63,6 +63,11 @@ fn rayon_pool(threads: usize) -> Result<(), rayon::ThreadPoolBuildError> {
     rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()
 }
 
+/// Runs `work` on a thread of the pool that our own loops use: what it shares out then wakes nobody.
+pub fn in_pool<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    rayon::scope(|_| work())
+}
+
 /// Free memory, and free space on the disk that `out` is on.
 pub fn machine(out: &Path) -> Machine {
     let mut system = System::new();
@@ -116,9 +121,18 @@ fn free_space(path: &Path) -> Option<u64> {
 
 /// Most memory that this process has had resident, where the system says so.
 pub fn peak_bytes() -> Option<u64> {
+    status_bytes("VmHWM:")
+}
+
+fn status_bytes(name: &str) -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
+}
+
+/// Memory that this process has resident now, where the system says so.
+pub fn resident_bytes() -> Option<u64> {
+    status_bytes("VmRSS:")
 }
 
 /// The libtorch that is loaded.

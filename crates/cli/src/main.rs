@@ -29,6 +29,9 @@ fn main() -> ExitCode {
     let result = match &cli.command {
         Command::Quantize(args) => commands::quantize::run(args, &out),
         Command::Eval(args) => commands::eval::run(args, &out),
+        Command::Generate(args) => machine::in_pool(|| commands::generate::run(args, &out)),
+        Command::Chat(args) => machine::in_pool(|| commands::chat::run(args, &out)),
+        Command::Bench(args) => machine::in_pool(|| commands::bench::run(args, &out)),
         Command::Plan(args) => commands::plan::run(args, &out),
         Command::Inspect(args) => commands::inspect::run(args, &out),
         Command::Logits(args) => commands::logits::run(args, &out),

@@ -54,6 +54,17 @@ impl Output {
         }
     }
 
+    /// Whether results are JSON.
+    pub fn is_json(&self) -> bool {
+        self.json
+    }
+
+    /// A piece of text that is a result, at once; whether anybody reads it.
+    pub fn piece(&self, text: &str) -> bool {
+        let mut stdout = std::io::stdout().lock();
+        stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).is_ok()
+    }
+
     /// Something worth a line on stderr.
     pub fn note(&self, text: &str) {
         match self.log_format {

@@ -17,6 +17,24 @@ pub enum DataError {
         /// The files that would have done.
         looked_for: &'static str,
     },
+    /// A directory holds no chat template.
+    #[error(
+        "{}: no chat template here (chat_template.jinja, or in tokenizer_config.json): a model that was not trained to chat can \
+         continue a text, `omniquant generate`",
+        dir.display()
+    )]
+    NoChatTemplate {
+        /// The model's directory.
+        dir: PathBuf,
+    },
+    /// A chat template cannot be run.
+    #[error("{}: the chat template: {reason}", path.display())]
+    ChatTemplate {
+        /// The file that holds it.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
     /// Neither a file nor a dataset of this name.
     #[error("{name}: no such file, and not a dataset: known are {known}; give a text file for anything else")]
     UnknownDataset {
@@ -194,6 +212,7 @@ impl DataError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::MissingTokenizer { .. }
+            | Self::NoChatTemplate { .. }
             | Self::UnknownDataset { .. }
             | Self::MissingSplit { .. }
             | Self::Refused { .. }
@@ -201,7 +220,7 @@ impl DataError {
             | Self::IncompleteRepo { .. }
             | Self::NotCached { .. } => ErrorKind::MissingInput,
             Self::Unreachable { .. } | Self::HubStatus { .. } | Self::HubAnswer { .. } => ErrorKind::Unreachable,
-            Self::Corrupt { .. } | Self::Tokenize { .. } => ErrorKind::Corrupt,
+            Self::Corrupt { .. } | Self::Tokenize { .. } | Self::ChatTemplate { .. } => ErrorKind::Corrupt,
             Self::TextTooShort { .. } | Self::EmptySegment | Self::BadHubName { .. } => ErrorKind::Usage,
             Self::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => ErrorKind::MissingInput,
             Self::Io { .. } | Self::DiskFull { .. } | Self::NoCache => ErrorKind::Machine,

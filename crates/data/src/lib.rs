@@ -14,6 +14,7 @@
 //! # Ok::<(), oq_data::DataError>(())
 //! ```
 
+mod chat;
 mod dataset;
 mod error;
 mod guard;
@@ -23,6 +24,7 @@ mod sample;
 mod thrift;
 mod tokenizer;
 
+pub use chat::{ChatTemplate, Message};
 pub use dataset::{DATASETS, Split, Text, load_text};
 pub use error::{DataError, ErrorKind};
 pub use hub::{DEFAULT_ENDPOINT, Hub, HubEvent};

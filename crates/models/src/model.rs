@@ -73,6 +73,11 @@ impl Model {
         Ok(Self { form, ..self })
     }
 
+    /// How its matrices are held and multiplied.
+    pub fn form(&self) -> Form {
+        self.form
+    }
+
     /// Refuses a model that is packed already, and a group size that does not cut every linear's rows into equal parts.
     pub fn check_quantizable(&self, spec: WeightSpec) -> Result<(), ModelError> {
         if let Some(spec) = self.quantization() {

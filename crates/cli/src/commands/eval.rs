@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use oq_data::{AddSpecial, Hub, Split, Tokenizer, load_text};
 use oq_eval::{Perplexity, perplexity};
-use oq_models::{Form, HeadKind, Kernels, Model};
+use oq_models::{Form, HeadKind, Model};
 use oq_recipe::ModelEntry;
 use serde_json::json;
 use tch::Device;
 
-use crate::args::{EvalArgs, EvalDataArgs, HeadArg, KernelsArg};
+use crate::args::{EvalArgs, EvalDataArgs, HeadArg};
+use crate::commands::running;
 use crate::machine;
 use crate::output::{Output, seconds};
 use crate::resolve::{Named, data_path};
@@ -26,17 +27,13 @@ pub fn run(args: &EvalArgs, out: &Output) -> Result<()> {
     if let Some(spec) = args.rtn {
         model = model.with_round_to_nearest(spec)?;
     }
-    let form = Form {
-        kernels: match args.kernels {
-            KernelsArg::Dense => Kernels::Dense,
-            KernelsArg::Packed => Kernels::Packed,
-        },
-        compute: machine::compute(args.compute, device),
-        head: match args.head {
-            HeadArg::Stored => HeadKind::Wide,
-            HeadArg::W8 => HeadKind::W8,
-        },
+    let head = match args.head {
+        // The fastest for whole windows, and the same numbers.
+        HeadArg::Stored => HeadKind::Wide,
+        HeadArg::W8 => HeadKind::W8,
     };
+    let kernels = running::kernels(args.kernels, &model, device);
+    let form = Form { kernels, compute: machine::compute(args.compute, device), head };
     let model = model.with_form(form)?;
     let subject = Subject::new(named.entry, &args.data, args.seqlen);
     let started = std::time::Instant::now();

@@ -1,12 +1,16 @@
 //! One file per command.
 
+pub mod bench;
+pub mod chat;
 pub mod convert;
 pub mod doctor;
 pub mod eval;
+pub mod generate;
 pub mod inspect;
 pub mod logits;
 pub mod plan;
 pub mod quantize;
+pub mod running;
 pub mod synth;
 
 use clap::CommandFactory;

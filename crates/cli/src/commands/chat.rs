@@ -1,0 +1,70 @@
+//! `omniquant chat`: a conversation, line by line.
+
+use std::io::{IsTerminal, Write};
+use std::ops::ControlFlow;
+
+use anyhow::Result;
+use oq_data::{AddSpecial, ChatTemplate, Message, Tokenizer};
+use oq_generate::{End, Loaded, Session, generate};
+
+use crate::args::ChatArgs;
+use crate::commands::generate::{record, told};
+use crate::commands::running::{Interrupt, load, settings};
+use crate::output::Output;
+
+pub fn run(args: &ChatArgs, out: &Output) -> Result<()> {
+    // A mistake is told before anything is loaded.
+    settings(&args.sampling, &[])?;
+    let loaded = load(&args.model, &args.run, out)?;
+    let dir = loaded.model().dir();
+    let template = ChatTemplate::open(dir)?;
+    let tokenizer = Tokenizer::open(dir)?;
+    let (settings, mut sampler) = settings(&args.sampling, tokenizer.eos())?;
+    let interrupt = Interrupt::install()?;
+
+    let message = |role: &str, content: &str| Message { role: role.to_owned(), content: content.to_owned() };
+    let mut messages: Vec<Message> = args.system.iter().map(|system| message("system", system)).collect();
+    let mut session = loaded.session();
+    loop {
+        let Some(line) = ask()? else { return Ok(()) };
+        if line.trim().is_empty() {
+            continue;
+        }
+        messages.push(message("user", line.trim()));
+        let ids = tokenizer.encode(&template.render(&messages, true)?, AddSpecial::No)?;
+        let (continued, new) = follow(&loaded, session, &ids);
+        session = continued;
+        let mut tell = |text: &str| {
+            let is_read = out.is_json() || out.piece(text);
+            if is_read && !interrupt.was_asked() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        };
+        let answer =
+            interrupt.during(|| generate(&mut session, new, (&settings, &mut sampler, &tokenizer), &mut tell))?;
+        if out.is_json() {
+            out.result(&record(&loaded, &session, new.len(), &answer), String::new)?;
+        } else if !out.piece("\n") {
+            return Ok(());
+        } else if !matches!(answer.end, End::Token(_)) {
+            out.note(&told(new.len(), &answer));
+        }
+        messages.push(message("assistant", &answer.text));
+    }
+}
+
+/// The next line of the user; none at the end of the conversation.
+fn ask() -> Result<Option<String>> {
+    if std::io::stdin().is_terminal() {
+        let mut stderr = std::io::stderr();
+        write!(stderr, "> ").and_then(|()| stderr.flush())?;
+    }
+    let mut line = String::new();
+    Ok((std::io::stdin().read_line(&mut line)? > 0).then_some(line))
+}
+
+/// The session with what it has read so far, if the conversation goes on from there, else a new one; and the tokens it is to read.
+fn follow<'a, 'b>(loaded: &'a Loaded, session: Session<'a>, ids: &'b [u32]) -> (Session<'a>, &'b [u32]) {
+    match ids.strip_prefix(session.ids()) {
+        Some(new) if !new.is_empty() => (session, new),
+        _ => (loaded.session(), ids),
+    }
+}

@@ -1,0 +1,168 @@
+//! Chat templates: how a conversation is written as the text that a model was trained on.
+//!
+//! A template is a Jinja program of the model's author. It is run by `minijinja` with what Hugging Face's tokenizers give it, in as many
+//! steps as any real one needs and no more.
+
+use std::path::{Path, PathBuf};
+
+use minijinja::value::{Serde, Value as Jinja};
+use minijinja::syntax::SyntaxConfig;
+use minijinja::{Environment, ErrorKind, context};
+use serde_json::Value;
+
+use crate::error::{DataError, read_json, read_text};
+
+/// Steps of a template; real ones take some hundreds per message.
+const FUEL: u64 = 10_000_000;
+const NAME: &str = "chat";
+
+/// One turn of a conversation.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Message {
+    /// Who speaks: `system`, `user` or `assistant`.
+    pub role: String,
+    /// What is said.
+    pub content: String,
+}
+
+/// A model's chat template.
+#[derive(Debug)]
+pub struct ChatTemplate {
+    environment: Environment<'static>,
+    path: PathBuf,
+    /// `bos_token` and `eos_token`, as tokenizer_config.json writes them.
+    tokens: [Option<String>; 2],
+}
+
+impl ChatTemplate {
+    /// The template of a model's directory: `chat_template.jinja`, else the one in `tokenizer_config.json` (of several, the one named
+    /// `default`), else `chat_template.json`.
+    ///
+    /// # Errors
+    /// [`DataError::NoChatTemplate`] where there is none: base models have none.
+    pub fn open(dir: &Path) -> Result<Self, DataError> {
+        let json = |name: &str| {
+            let path = dir.join(name);
+            if path.is_file() { read_json(&path) } else { Ok(Value::Null) }
+        };
+        let config = json("tokenizer_config.json")?;
+        let of_file = dir.join("chat_template.jinja");
+        let (path, source) = if of_file.is_file() {
+            let source = read_text(&of_file)?;
+            (of_file, source)
+        } else if let Some(source) = template_of(&config["chat_template"]) {
+            (dir.join("tokenizer_config.json"), source.to_owned())
+        } else if let Some(source) = template_of(&json("chat_template.json")?["chat_template"]) {
+            (dir.join("chat_template.json"), source.to_owned())
+        } else {
+            return Err(DataError::NoChatTemplate { dir: dir.to_owned() });
+        };
+
+        let mut environment = Environment::new();
+        environment.set_fuel(Some(FUEL));
+        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+        environment.set_syntax(syntax.expect("these are plain switches"));
+        // Templates call methods of Python's strings and lists.
+        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.add_function("raise_exception", |message: String| -> Result<Jinja, minijinja::Error> {
+            Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
+        });
+        let refused = |e: minijinja::Error| DataError::ChatTemplate { path: path.clone(), reason: told(&e) };
+        environment.add_template_owned(NAME, source).map_err(refused)?;
+        let tokens = ["bos_token", "eos_token"].map(|key| {
+            let token = &config[key];
+            token.as_str().or_else(|| token["content"].as_str()).map(str::to_owned)
+        });
+        Ok(Self { environment, path, tokens })
+    }
+
+    /// The text of a conversation; with `ask`, up to where the assistant is to speak.
+    ///
+    /// # Errors
+    /// When the template refuses the conversation, or cannot be run.
+    pub fn render(&self, messages: &[Message], ask: bool) -> Result<String, DataError> {
+        let refused = |e: minijinja::Error| DataError::ChatTemplate { path: self.path.clone(), reason: told(&e) };
+        let [bos_token, eos_token] = &self.tokens;
+        let template = self.environment.get_template(NAME).map_err(refused)?;
+        template.render(context! { messages => Serde(messages), add_generation_prompt => ask, bos_token, eos_token }).map_err(refused)
+    }
+}
+
+/// A template, or the one named `default` of a list.
+fn template_of(value: &Value) -> Option<&str> {
+    let named = || value.as_array()?.iter().find(|entry| entry["name"] == "default")?["template"].as_str();
+    value.as_str().or_else(named)
+}
+
+/// What went wrong, and where in the template.
+fn told(error: &minijinja::Error) -> String {
+    let detail = error.detail().map_or_else(|| error.kind().to_string(), str::to_owned);
+    error.line().map_or_else(|| detail.clone(), |line| format!("{detail} (line {line})"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(role: &str, content: &str) -> Message {
+        Message { role: role.to_owned(), content: content.to_owned() }
+    }
+
+    fn dir(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        files.iter().for_each(|(name, text)| std::fs::write(dir.path().join(name), text).unwrap());
+        dir
+    }
+
+    const CHATML: &str = "{% for m in messages %}\n{{ '<|im_start|>' + m['role'] + '\n' + m['content'].strip() + '<|im_end|>' + '\n' }}\n\
+        {% endfor %}\n{% if add_generation_prompt %}\n{{ '<|im_start|>assistant\n' }}\n{% endif %}";
+
+    #[test]
+    fn a_conversation_is_written_as_its_model_knows_it() {
+        let dir = dir(&[("chat_template.jinja", CHATML), ("tokenizer_config.json", "{}")]);
+        let template = ChatTemplate::open(dir.path()).unwrap();
+        let messages = [message("user", " Hello "), message("assistant", "Hi."), message("user", "Bye")];
+        let turns = "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\nHi.<|im_end|>\n<|im_start|>user\nBye<|im_end|>\n";
+        assert_eq!(template.render(&messages, false).unwrap(), turns);
+        assert_eq!(template.render(&messages, true).unwrap(), format!("{turns}<|im_start|>assistant\n"));
+    }
+
+    #[test]
+    fn templates_are_found_where_they_are_published() {
+        let source = "{{ bos_token }}{{ messages[0].content }}{{ eos_token }}";
+        let config = |template: Value| {
+            serde_json::json!({"bos_token": "<s>", "eos_token": {"content": "</s>"}, "chat_template": template})
+                .to_string()
+        };
+        let several = serde_json::json!([{"name": "tools", "template": "no"}, {"name": "default", "template": source}]);
+        let template = serde_json::json!({"chat_template": source}).to_string();
+        for files in [
+            vec![("tokenizer_config.json", config(source.into()))],
+            vec![("tokenizer_config.json", config(several))],
+            vec![("tokenizer_config.json", config(Value::Null)), ("chat_template.json", template)],
+            vec![("tokenizer_config.json", config("no".into())), ("chat_template.jinja", source.to_owned())],
+        ] {
+            let dir = dir(&files.iter().map(|(name, text)| (*name, text.as_str())).collect::<Vec<_>>());
+            let template = ChatTemplate::open(dir.path()).unwrap();
+            assert_eq!(template.render(&[message("user", "x")], true).unwrap(), "<s>x</s>");
+        }
+    }
+
+    #[track_caller]
+    fn check_refused(template: &str, expected: &str) {
+        let dir = dir(&[("chat_template.jinja", template)]);
+        let error = ChatTemplate::open(dir.path()).and_then(|template| template.render(&[message("user", "x")], true));
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains(expected) && error.contains("chat_template.jinja"), "{error}");
+    }
+
+    #[test]
+    fn what_cannot_be_run_is_told() {
+        check_refused("{% for %}", "line 1");
+        check_refused("{{ raise_exception('roles must alternate') }}", "roles must alternate");
+        check_refused("{{ messages[0].content.nonsense() }}", "nonsense");
+        check_refused("{% for a in range(9999) %}{% for b in range(9999) %}{{ b }}{% endfor %}{% endfor %}", "fuel");
+        let error = ChatTemplate::open(dir(&[]).path()).unwrap_err();
+        assert!(matches!(error, DataError::NoChatTemplate { .. }), "{error}");
+    }
+}

@@ -1,0 +1,133 @@
+//! A block's operations over a sequence of which a part was seen before.
+
+use std::cell::RefCell;
+
+use half::bf16;
+use oq_models::{ActPoint, BlockOps, Compute, LinearName};
+use tch::{Device, Kind, Tensor};
+
+use crate::loaded::Loaded;
+
+/// Keys and values of one block.
+pub(crate) enum Cache {
+    /// In the layout that our own attention reads: bf16, on a CPU that multiplies it, for plain causal masks.
+    Own(oq_attention::Cache),
+    /// As tensors, for libtorch.
+    Tensors(Tensors),
+}
+
+/// Keys and values `[1, kv_heads, room, d]`, of which the first `len` positions are there.
+pub(crate) struct Tensors {
+    kind: Kind,
+    len: i64,
+    held: Option<[Tensor; 2]>,
+}
+
+/// Positions that there is room for at first.
+const ROOM: i64 = 64;
+
+impl Cache {
+    pub(crate) fn new(loaded: &Loaded) -> Self {
+        let decoder = loaded.model().decoder();
+        let dims = decoder.dims();
+        let compute = loaded.form().compute;
+        let is_plain = decoder.mask_heads(dims.max_positions) == 0;
+        if compute == Compute::Bf16 && loaded.device() == Device::Cpu && is_plain && oq_attention::is_fast() {
+            Self::Own(oq_attention::Cache::new(dims.n_kv_heads, dims.head_dim))
+        } else {
+            Self::Tensors(Tensors { kind: compute.kind(), len: 0, held: None })
+        }
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        match self {
+            Self::Own(cache) => cache.bytes(),
+            Self::Tensors(tensors) => {
+                let bytes = |x: &Tensor| x.numel() * x.kind().elt_size_in_bytes();
+                tensors.held.iter().flatten().map(bytes).sum()
+            }
+        }
+    }
+}
+
+impl Tensors {
+    /// Adds positions, and gives all of them: `[1, kv_heads, n, d]` -> `[1, kv_heads, len, d]`.
+    fn push(&mut self, new: [&Tensor; 2]) -> [Tensor; 2] {
+        let n = new[0].size()[2];
+        let room = self.held.as_ref().map_or(0, |[k, _]| k.size()[2]);
+        if self.len + n > room {
+            let room = (self.len + n).max(2 * room).max(ROOM);
+            let grown = new.map(|x| {
+                let (b, heads, _, d) = x.size4().expect("keys are [b, heads, t, d]");
+                Tensor::zeros([b, heads, room, d], (self.kind, x.device()))
+            });
+            if let Some(old) = &self.held {
+                grown
+                    .iter()
+                    .zip(old)
+                    .for_each(|(new, old)| new.narrow(2, 0, self.len).copy_(&old.narrow(2, 0, self.len)));
+            }
+            self.held = Some(grown);
+        }
+        let held = self.held.as_ref().expect("there is room for a position at least");
+        held.iter().zip(new).for_each(|(held, new)| held.narrow(2, self.len, n).copy_(new));
+        self.len += n;
+        held.each_ref().map(|x| x.narrow(2, 0, self.len))
+    }
+}
+
+/// Operations whose attention sees the cache.
+pub(crate) struct CachedOps<'a> {
+    pub(crate) ops: &'a dyn BlockOps,
+    pub(crate) cache: &'a RefCell<Cache>,
+}
+
+impl BlockOps for CachedOps<'_> {
+    fn linear(&self, name: LinearName, x: &Tensor) -> Tensor {
+        self.ops.linear(name, x)
+    }
+
+    fn linears(&self, names: &[LinearName], x: &Tensor) -> Vec<Tensor> {
+        self.ops.linears(names, x)
+    }
+
+    fn act(&self, point: ActPoint, x: Tensor) -> Tensor {
+        self.ops.act(point, x)
+    }
+
+    fn attention(&self, q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>) -> Tensor {
+        match &mut *self.cache.borrow_mut() {
+            Cache::Tensors(tensors) => {
+                let [k, v] = tensors.push([k, v]);
+                self.ops.attention(q, &k, &v, mask)
+            }
+            Cache::Own(cache) => {
+                let is_start = cache.is_empty();
+                let [k, v] = [k, v].map(Tensor::contiguous);
+                match k.kind() {
+                    Kind::BFloat16 => cache.push::<bf16>(oq_slices::of(&k), oq_slices::of(&v)),
+                    _ => cache.push::<f32>(oq_slices::of(&k), oq_slices::of(&v)),
+                }
+                // A whole sequence has an attention of its own, which is made for many rows.
+                if is_start { self.ops.attention(q, &k, &v, None) } else { attend(cache, q) }
+            }
+        }
+    }
+
+    fn param(&self, name: &str) -> Tensor {
+        self.ops.param(name)
+    }
+}
+
+/// `q [1, heads, n, d]` -> `[1, n, heads * d]` f32.
+fn attend(cache: &oq_attention::Cache, q: &Tensor) -> Tensor {
+    let (b, heads, n, d) = q.size4().expect("queries are [b, heads, t, d]");
+    let q = q.contiguous();
+    let mut out = Tensor::empty([b, heads, n, d], (Kind::Float, Device::Cpu));
+    let values = oq_slices::of_mut::<f32>(&mut out);
+    match q.kind() {
+        Kind::BFloat16 => cache.attend::<bf16>(heads as usize, oq_slices::of(&q), values),
+        _ => cache.attend::<f32>(heads as usize, oq_slices::of(&q), values),
+    }
+    out.transpose(1, 2).reshape([b, n, heads * d])
+}

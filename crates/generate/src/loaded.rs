@@ -1,0 +1,81 @@
+//! A whole model in memory.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+
+use oq_models::{Block, Form, Head, Model, ModelError, OuterOps};
+use tch::{Device, Tensor};
+
+use crate::session::Session;
+
+/// A model with all its blocks and its head in memory. Rows of the embedding are read from its file, as they are asked for.
+pub struct Loaded {
+    model: Model,
+    blocks: Vec<Block>,
+    head: Head,
+    /// Last norm and the like, kept once they were asked for.
+    params: RefCell<BTreeMap<String, Tensor>>,
+    device: Device,
+}
+
+impl Loaded {
+    /// Loads every block in the model's form; `progress` hears of blocks done, and of all.
+    pub fn new(model: Model, device: Device, progress: &mut dyn FnMut(usize, usize)) -> Result<Self, ModelError> {
+        let n_layers = model.decoder().dims().n_layers;
+        let blocks = (0..n_layers).map(|block_idx| {
+            let block = model.block(block_idx, device);
+            progress(block_idx + 1, n_layers);
+            block
+        });
+        let blocks = blocks.collect::<Result<_, _>>()?;
+        let head = model.head(device)?;
+        Ok(Self { model, blocks, head, params: RefCell::default(), device })
+    }
+
+    /// A sequence of no tokens.
+    pub fn session(&self) -> Session<'_> {
+        Session::new(self)
+    }
+
+    /// The model.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// How its matrices are held and multiplied.
+    pub fn form(&self) -> Form {
+        self.model.form()
+    }
+
+    /// Bytes of weights that are read for each token: all blocks, and the head.
+    pub fn weight_bytes(&self) -> usize {
+        self.blocks.iter().map(Block::bytes).sum::<usize>() + self.head.bytes()
+    }
+
+    pub(crate) fn blocks(&self) -> &[Block] {
+        &self.blocks
+    }
+
+    pub(crate) fn head(&self) -> &Head {
+        &self.head
+    }
+
+    pub(crate) fn device(&self) -> Device {
+        self.device
+    }
+}
+
+impl OuterOps for Loaded {
+    fn rows(&self, table: &str, ids: &Tensor) -> Result<Tensor, ModelError> {
+        self.model.outer(self.device).rows(table, ids)
+    }
+
+    fn param(&self, name: &str) -> Result<Tensor, ModelError> {
+        if let Some(param) = self.params.borrow().get(name) {
+            return Ok(param.shallow_clone());
+        }
+        let param = self.model.outer(self.device).param(name)?;
+        self.params.borrow_mut().insert(name.to_owned(), param.shallow_clone());
+        Ok(param)
+    }
+}

@@ -1,0 +1,70 @@
+//! One sequence: its ids, and the keys and values of its positions.
+
+use std::cell::RefCell;
+
+use tch::{Kind, Tensor};
+
+use crate::cache::{Cache, CachedOps};
+use crate::error::GenerateError;
+use crate::loaded::Loaded;
+
+/// A sequence that grows.
+pub struct Session<'a> {
+    loaded: &'a Loaded,
+    caches: Vec<RefCell<Cache>>,
+    ids: Vec<u32>,
+}
+
+impl<'a> Session<'a> {
+    pub(crate) fn new(loaded: &'a Loaded) -> Self {
+        let cache = || RefCell::new(Cache::new(loaded));
+        Self { loaded, caches: loaded.blocks().iter().map(|_| cache()).collect(), ids: Vec::new() }
+    }
+
+    /// Reads the next tokens, all in one pass, and gives the logits of what follows them, `[vocab]`.
+    ///
+    /// # Errors
+    /// When there are none, more than the model has positions for, ids beyond its vocabulary, or its numbers overflow. All but the last
+    /// leave the session as it was.
+    pub fn extend(&mut self, ids: &[u32]) -> Result<Vec<f32>, GenerateError> {
+        let _no_grad = tch::no_grad_guard();
+        let decoder = self.loaded.model().decoder();
+        let (first, limit) = (self.ids.len(), self.limit());
+        let positions = first..first + ids.len();
+        if ids.is_empty() {
+            return Err(GenerateError::Empty);
+        }
+        if positions.end > limit {
+            return Err(GenerateError::ContextFull { tokens: ids.len(), before: first, limit });
+        }
+        let numbers: Vec<i64> = ids.iter().map(|&id| i64::from(id)).collect();
+        let mut x = decoder.embed_at(self.loaded, &Tensor::from_slice(&numbers).unsqueeze(0), first)?;
+        let ctx = decoder.context_at(positions, self.loaded.device());
+        for (block, cache) in self.loaded.blocks().iter().zip(&self.caches) {
+            x = block.with_ops(|ops| decoder.block(&CachedOps { ops, cache }, &ctx, &x));
+        }
+        self.ids.extend(ids);
+        let last = x.narrow(1, ids.len() as i64 - 1, 1);
+        let logits = self.loaded.head().logits(&decoder.finish(self.loaded, &last)?).to_kind(Kind::Float);
+        let logits = Vec::<f32>::try_from(logits.view(-1)).expect("logits are f32");
+        match logits.iter().find(|logit| !logit.is_finite()) {
+            Some(&value) => Err(GenerateError::NotFinite { position: self.ids.len() - 1, value }),
+            None => Ok(logits),
+        }
+    }
+
+    /// All tokens so far.
+    pub fn ids(&self) -> &[u32] {
+        &self.ids
+    }
+
+    /// Most tokens that it may have.
+    pub fn limit(&self) -> usize {
+        self.loaded.model().decoder().dims().max_positions
+    }
+
+    /// Bytes of keys and values.
+    pub fn cache_bytes(&self) -> usize {
+        self.caches.iter().map(|cache| cache.borrow().bytes()).sum()
+    }
+}

@@ -1,0 +1,82 @@
+//! Tokens as text that can be shown as it comes.
+//!
+//! A character may be cut between tokens, and a stop string too: text is held back until it is known to be part of neither.
+
+use oq_data::Tokenizer;
+
+use crate::error::GenerateError;
+
+/// Text of a sequence of tokens, piece by piece.
+pub struct TextStream<'a> {
+    tokenizer: &'a Tokenizer,
+    stops: &'a [String],
+    /// Tokens whose text is not complete, after some that are there for the spaces between words.
+    ids: Vec<u32>,
+    /// How many of `ids` have given their text.
+    told: usize,
+    /// Text that may be the beginning of a stop string.
+    held: String,
+}
+
+/// What a token added.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// Text to be shown; often empty.
+    pub text: String,
+    /// The stop string that ended the text, which is not part of it.
+    pub stop: Option<String>,
+}
+
+/// Tokens that decide how a text goes on: whether with a space.
+const BEFORE: usize = 4;
+/// A character has four bytes at most, and a token one byte at least: after so many tokens, broken bytes are broken.
+const LONGEST: usize = 4;
+/// What a decoder writes for bytes that are no character.
+const BROKEN: char = '\u{fffd}';
+
+impl<'a> TextStream<'a> {
+    /// Text that follows that of `prompt`, and ends before one of `stops`.
+    pub fn new(tokenizer: &'a Tokenizer, prompt: &[u32], stops: &'a [String]) -> Self {
+        let ids = prompt[prompt.len().saturating_sub(BEFORE)..].to_vec();
+        Self { tokenizer, stops, told: ids.len(), ids, held: String::new() }
+    }
+
+    /// Adds a token.
+    pub fn push(&mut self, id: u32) -> Result<Piece, GenerateError> {
+        self.ids.push(id);
+        let text = self.tokenizer.decode(&self.ids)?;
+        if text.ends_with(BROKEN) && self.ids.len() - self.told < LONGEST {
+            return Ok(Piece { text: String::new(), stop: None });
+        }
+        let told = self.tokenizer.decode(&self.ids[..self.told])?;
+        // A decoder that changes its mind about earlier tokens says nothing new.
+        let new = text.strip_prefix(&told).unwrap_or_default();
+        self.held.push_str(new);
+        self.ids.drain(..self.told.saturating_sub(BEFORE));
+        self.told = self.ids.len();
+        Ok(self.release())
+    }
+
+    /// What was held back, at the end.
+    pub fn finish(&mut self) -> Result<String, GenerateError> {
+        let text = self.tokenizer.decode(&self.ids)?;
+        let told = self.tokenizer.decode(&self.ids[..self.told])?;
+        let mut held = std::mem::take(&mut self.held);
+        held.push_str(text.strip_prefix(&told).unwrap_or_default());
+        Ok(held)
+    }
+
+    /// The text that no stop string can begin in.
+    fn release(&mut self) -> Piece {
+        let found = self.stops.iter().filter_map(|stop| Some((self.held.find(stop.as_str())?, stop))).min();
+        if let Some((end, stop)) = found {
+            let text = self.held[..end].to_owned();
+            self.held.clear();
+            return Piece { text, stop: Some(stop.clone()) };
+        }
+        let begins_one = |start: usize| self.stops.iter().any(|stop| stop.starts_with(&self.held[start..]));
+        let end = self.held.char_indices().map(|(start, _)| start).find(|&start| begins_one(start));
+        let rest = self.held.split_off(end.unwrap_or(self.held.len()));
+        Piece { text: std::mem::replace(&mut self.held, rest), stop: None }
+    }
+}
