@@ -5,8 +5,8 @@
 
 use std::path::{Path, PathBuf};
 
-use minijinja::value::{Serde, Value as Jinja};
 use minijinja::syntax::SyntaxConfig;
+use minijinja::value::{Serde, Value as Jinja};
 use minijinja::{Environment, ErrorKind, context};
 use serde_json::Value;
 
@@ -84,7 +84,9 @@ impl ChatTemplate {
         let refused = |e: minijinja::Error| DataError::ChatTemplate { path: self.path.clone(), reason: told(&e) };
         let [bos_token, eos_token] = &self.tokens;
         let template = self.environment.get_template(NAME).map_err(refused)?;
-        template.render(context! { messages => Serde(messages), add_generation_prompt => ask, bos_token, eos_token }).map_err(refused)
+        template
+            .render(context! { messages => Serde(messages), add_generation_prompt => ask, bos_token, eos_token })
+            .map_err(refused)
     }
 }
 

@@ -84,6 +84,7 @@
 
 #[cfg(target_arch = "aarch64")]
 mod aarch64;
+mod dense;
 mod kernel;
 mod layout;
 mod linear;
@@ -96,6 +97,7 @@ mod unroll;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 
+pub use dense::{Half, multiply_dense};
 pub use kernel::{KERNEL_VARIABLE, KERNELS, Kernel, Operands};
 pub use linear::{KernelError, PackedLinear};
 pub use prepare::Element;

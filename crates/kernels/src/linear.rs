@@ -288,7 +288,7 @@ fn strips_of_task(strips: usize, tasks_per_thread: usize) -> usize {
     strips.div_ceil(rayon::current_num_threads() * tasks_per_thread).max(1)
 }
 
-fn check_len(part: &'static str, shape: &[usize], got: usize) -> Result<(), KernelError> {
+pub(crate) fn check_len(part: &'static str, shape: &[usize], got: usize) -> Result<(), KernelError> {
     let expected = shape.iter().fold(1usize, |product, n| product.saturating_mul(*n));
     if expected == got { Ok(()) } else { Err(KernelError::Length { part, shape: format!("{shape:?}"), expected, got }) }
 }

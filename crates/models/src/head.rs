@@ -1,11 +1,9 @@
 //! The matrix that makes logits.
 
-use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use oq_formats::TensorView;
-use oq_kernels::PackedLinear;
+use oq_kernels::{Half, PackedLinear, multiply_dense};
 use oq_quant_core::{Bits, GroupSize, QuantizedTensor, Symmetry, WeightSpec};
-use rayon::prelude::*;
 use tch::{Device, Kind, Tensor};
 
 use crate::block::Compute;
@@ -47,8 +45,6 @@ pub enum Head {
 
 /// Rows that are multiplied with a head of 16 bits without widening all of it first.
 const FEW_ROWS: usize = 4;
-/// Output channels of a task.
-const TASK: usize = 256;
 /// Values that are rounded to 8 bits at a time.
 const SLAB: usize = 1 << 22;
 
@@ -109,55 +105,17 @@ fn in_8_bits(view: &TensorView<'_>) -> Result<QuantizedTensor, ModelError> {
     Ok(QuantizedTensor::stack(&slabs.collect::<Result<Vec<_>, ModelError>>()?))
 }
 
-/// Numbers of 16 bits.
-trait Narrow: oq_slices::Number + Send + Sync {
-    fn widen(from: &[Self], to: &mut [f32]);
-}
-
-impl Narrow for f16 {
-    fn widen(from: &[Self], to: &mut [f32]) {
-        from.convert_to_f32_slice(to);
-    }
-}
-
-impl Narrow for bf16 {
-    fn widen(from: &[Self], to: &mut [f32]) {
-        to.iter_mut().zip(from).for_each(|(to, from)| *to = f32::from_bits(u32::from(from.to_bits()) << 16));
-    }
-}
-
 /// A few rows times a matrix of 16 bits: weights as they are, sums in f32.
-fn by_rows<T: Narrow>(weight: &Tensor, x: &Tensor) -> Tensor {
+fn by_rows<T: Half + oq_slices::Number>(weight: &Tensor, x: &Tensor) -> Tensor {
     let [vocab, width] = [0, 1].map(|dim| weight.size()[dim] as usize);
     let mut shape = x.size();
     *shape.last_mut().expect("activations have a last dimension") = vocab as i64;
     let mut y = Tensor::empty(&shape[..], (Kind::Float, Device::Cpu));
     let x = x.contiguous();
-    let (weight, x) = (oq_slices::of::<T>(weight), oq_slices::of::<f32>(&x));
-    for (y, x) in oq_slices::of_mut::<f32>(&mut y).chunks_exact_mut(vocab).zip(x.chunks_exact(width)) {
-        let tasks = y.par_chunks_mut(TASK).zip(weight.par_chunks(TASK * width));
-        tasks.for_each_init(
-            || vec![0.0; width],
-            |row, (y, weight)| {
-                for (y, weight) in y.iter_mut().zip(weight.chunks_exact(width)) {
-                    T::widen(weight, row);
-                    *y = dot(row, x);
-                }
-            },
-        );
+    let weight = oq_slices::of::<T>(weight);
+    let rows = oq_slices::of_mut::<f32>(&mut y).chunks_exact_mut(vocab);
+    for (y, x) in rows.zip(oq_slices::of::<f32>(&x).chunks_exact(width)) {
+        multiply_dense(weight, x, y).expect("the output was made in the product's shape");
     }
     y
-}
-
-/// In many sums side by side, as vector instructions like it.
-fn dot(a: &[f32], b: &[f32]) -> f32 {
-    let (a, a_rest) = a.as_chunks::<32>();
-    let (b, b_rest) = b.as_chunks::<32>();
-    let mut sums = [0.0; 32];
-    for (a, b) in a.iter().zip(b) {
-        for i in 0..32 {
-            sums[i] += a[i] * b[i];
-        }
-    }
-    sums.iter().sum::<f32>() + a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum::<f32>()
 }

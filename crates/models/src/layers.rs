@@ -4,11 +4,15 @@ use tch::{Kind, Tensor};
 
 use crate::config::Config;
 use crate::error::ModelError;
+use crate::few;
 
 /// Root-mean-square norm over the last dimension, `x / sqrt(mean(x²) + eps) * weight`, in the kind of `weight`.
 ///
 /// `x [.., n]`, `weight [n]` -> `[.., n]`.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Tensor {
+    if let Some(y) = few::rms_norm(x, weight, eps) {
+        return y;
+    }
     x.to_kind(weight.kind()).rms_norm([weight.size()[0]], Some(weight), eps)
 }
 
@@ -23,6 +27,9 @@ pub fn layer_norm(x: &Tensor, weight: Option<&Tensor>, bias: Option<&Tensor>, ep
 /// Cuts heads out of a projection: `[b, t, n_heads * head_dim]` -> `[b, n_heads, t, head_dim]`.
 pub fn split_heads(x: &Tensor, head_dim: usize) -> Tensor {
     let (b, t, width) = x.size3().expect("a projection is [b, t, width]");
+    if t == 1 {
+        return x.view([b, width / head_dim as i64, 1, head_dim as i64]);
+    }
     x.view([b, t, width / head_dim as i64, head_dim as i64]).transpose(1, 2)
 }
 

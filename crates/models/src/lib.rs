@@ -11,6 +11,7 @@ mod config;
 mod error;
 pub mod falcon;
 pub mod family;
+mod few;
 mod form;
 mod head;
 pub mod layers;

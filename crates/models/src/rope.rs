@@ -10,6 +10,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::config::Config;
 use crate::error::ModelError;
+use crate::few;
 
 /// A model's rotary embedding: how it turns and how it is stretched.
 #[derive(Clone, Debug, PartialEq)]
@@ -203,6 +204,9 @@ pub struct Rotary {
 impl Rotary {
     /// Turns every channel pair by its position: `x [b, heads, t, dim]` -> like `x`.
     pub fn turn(&self, x: &Tensor) -> Tensor {
+        if let Some(turned) = few::turn(self, x) {
+            return turned;
+        }
         let half = x.size()[3] / 2;
         let (first, second) = (x.narrow(3, 0, half), x.narrow(3, half, half));
         x * &self.cos + Tensor::cat(&[-second, first], 3) * &self.sin

@@ -16,6 +16,7 @@ use crate::layout::WordRow;
 pub(crate) mod avx2;
 pub(crate) mod avx512;
 pub(crate) mod avx512_bf16;
+pub(crate) mod half;
 
 /// Bytes: two pages. The processor's own prefetching ends at a page.
 const PREFETCH: usize = 8192;
