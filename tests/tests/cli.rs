@@ -2,7 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::io::Write;
 use std::path::Path;
+use std::process::Stdio;
 
 use oq_formats::{Checkpoint, OutTensor, write_shard};
 use oq_recipe::{Event, Method, Recipe, RunRecord};
@@ -55,7 +57,20 @@ fn rounded(scheme: &str) -> tempfile::TempDir {
 
 #[test]
 fn helps() {
-    let commands = ["", "quantize", "eval", "plan", "inspect", "logits", "convert", "doctor", "completions"];
+    let commands = [
+        "",
+        "quantize",
+        "eval",
+        "generate",
+        "chat",
+        "bench",
+        "plan",
+        "inspect",
+        "logits",
+        "convert",
+        "doctor",
+        "completions",
+    ];
     for command in commands {
         let words = command.split_whitespace().chain(["--help"]);
         // Where there is no terminal, lines are as wide as this variable says.
@@ -165,7 +180,8 @@ fn evaluation() {
     let full = json(&["eval", "tiny-llama"]);
     check_keys(
         &full,
-        "model rtn quantized data seqlen windows tokens perplexity running_perplexity device wall_secs peak_bytes",
+        "model rtn quantized data seqlen windows tokens perplexity running_perplexity kernels compute head device wall_secs \
+         peak_bytes",
     );
     check_perplexity(&full["perplexity"], 18.26);
     assert_eq!((&full["seqlen"], &full["windows"]), (&256.into(), &39.into()));
@@ -182,6 +198,88 @@ fn evaluation() {
     assert_eq!((&loaded["rtn"], &loaded["quantized"]), (&"w3a16g64".into(), &Value::Null));
     assert_eq!((&stored["rtn"], &stored["quantized"]), (&Value::Null, &"w3a16g64".into()));
     assert_eq!(loaded["running_perplexity"], stored["running_perplexity"]);
+
+    // By our own kernels.
+    let auto = ["--kernels", "auto", "--compute", "auto", "--head", "w8"];
+    let packed = ["eval", text(&packed), "--data", &data, "--seqlen", "256", "--windows", "8"];
+    let packed = json(&[&packed[..], &auto].concat());
+    assert_eq!((&packed["kernels"], &packed["head"]), (&"packed".into(), &"w8".into()));
+    check_perplexity(&packed["perplexity"], stored["perplexity"].as_f64().unwrap());
+    let refused = run(omniquant().args(["eval", "tiny-llama", "--kernels", "packed"]), 3);
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("not packed"), "{refused:?}");
+}
+
+#[test]
+fn texts_are_continued() {
+    const KEYS: &str = "text ids end stop prompt_tokens prefill_secs decode_secs kernels compute head weight_bytes cache_bytes \
+                        peak_bytes seed";
+    let dir = rounded("w4a16g64");
+    let packed = dir.path().join("packed");
+    let asked = ["generate", text(&packed), "--prompt", "The river", "--max-tokens", "20"];
+    let said = json(&asked);
+    check_keys(&said, KEYS);
+    assert_eq!((&said["kernels"], &said["end"]), (&"packed".into(), &"max_tokens".into()));
+    assert_eq!(said["ids"].as_array().unwrap().len(), 20);
+    let streamed = printed(&asked);
+    assert_eq!(streamed, format!("{}\n", said["text"].as_str().unwrap()));
+
+    // From a file, and by draws that depend on the seed alone.
+    let file = dir.path().join("prompt.txt");
+    std::fs::write(&file, "The river").unwrap();
+    let drawn = |seed: &str| {
+        let drawn = ["--max-tokens", "20", "--temperature", "1.5", "--top-p", "0.9", "--seed", seed];
+        json(&[&["generate", "tiny-llama", "-f", text(&file)], &drawn[..]].concat())["ids"].clone()
+    };
+    assert_eq!(drawn("1"), drawn("1"));
+    assert_ne!(drawn("1"), drawn("2"));
+
+    let refused = |args: &[&str], code: i32, reason: &str| {
+        let output = run(omniquant().args(["generate", "tiny-llama", "-q"]).args(args), code);
+        assert!(String::from_utf8_lossy(&output.stderr).contains(reason), "{output:?}");
+    };
+    refused(&["--prompt", "x", "--temperature", "-1"], 2, "temperature");
+    refused(&["--prompt", "x", "--top-p", "2"], 2, "top-p is 2");
+    refused(&["--prompt", "x", "--stop", ""], 2, "--stop");
+    refused(&["--prompt", ""], 2, "no tokens");
+    refused(&["--prompt", &"river ".repeat(4000)], 2, "positions of the model");
+    refused(&["-f", "/nowhere/prompt.txt"], 3, "/nowhere/prompt.txt");
+    refused(&[], 2, "--prompt");
+}
+
+#[test]
+fn conversations_need_a_template() {
+    let refused = run(omniquant().args(["chat", "tiny-llama", "-q"]).stdin(Stdio::null()), 3);
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("no chat template"), "{refused:?}");
+
+    let dir = oq_tests::copied("tiny-llama");
+    let template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}";
+    std::fs::write(dir.path().join("chat_template.jinja"), template).unwrap();
+    let mut chat = omniquant();
+    chat.args(["chat", text(dir.path()), "--max-tokens", "8", "--system", "Be brief.", "--json", "-q"]);
+    let mut child = chat.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(b"Where does the river go?\n\nAnd then?\n").unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success());
+    let lines = String::from_utf8(output.stdout).unwrap();
+    let answers: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(answers.len(), 2, "an empty line is no message: {lines}");
+    assert!(answers.iter().all(|answer| answer["ids"].as_array().unwrap().len() <= 8));
+}
+
+#[test]
+fn speed_is_measured() {
+    let said = json(&["bench", "tiny-llama", "--prompt-tokens", "16", "--tokens", "4", "--runs", "2"]);
+    check_keys(
+        &said,
+        "model kernels compute head threads prompt_tokens tokens prefill_tokens_per_s decode_tokens_per_s runs weight_bytes \
+         cache_bytes loaded_bytes running_bytes peak_bytes memory_bytes_per_s bandwidth_share",
+    );
+    assert_eq!(said["runs"].as_array().unwrap().len(), 2);
+    let positive = ["prefill_tokens_per_s", "decode_tokens_per_s", "memory_bytes_per_s", "bandwidth_share"];
+    assert!(positive.iter().all(|key| said[key].as_f64().unwrap() > 0.0), "{said}");
+    assert!(
+        printed(&["bench", "tiny-llama", "--prompt-tokens", "4", "--tokens", "2", "--runs", "1"]).contains("decode")
+    );
 }
 
 #[test]

@@ -1,0 +1,201 @@
+//! A sequence read piece by piece is the whole one, and text comes out of it as it should.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::ops::ControlFlow;
+
+use oq_data::{AddSpecial, Tokenizer};
+use oq_eval::logits;
+use oq_generate::{Choice, End, GenerateError, Generated, Loaded, Sampler, Sampling, Settings, TextStream, generate};
+use oq_models::{Compute, Form, HeadKind, Kernels, Model, ModelError};
+use oq_tests::{fixture, relative_error};
+use tch::{Device, Tensor};
+
+/// Sums in another order, and few positions in other loops than many: as far apart as two libraries are in the golden tests.
+const F32_TOLERANCE: f64 = 1e-4;
+/// Besides, a few rows of packed products are rounded to integers, in steps of up to 2^-16 of the largest of a group.
+const PACKED_TOLERANCE: f64 = 1e-3;
+/// A few rows are rounded to 16-bit integers, many to bf16, and probabilities to bf16 before or after they are divided by their sum.
+const BF16_TOLERANCE: f64 = 6e-2;
+
+const DENSE: Form = Form { kernels: Kernels::Dense, compute: Compute::F32, head: HeadKind::Wide };
+
+/// Ids without meaning.
+fn ids(n: usize, vocab: usize) -> Vec<u32> {
+    (0..n).map(|i| ((i * 37 + 11) % vocab) as u32).collect()
+}
+
+fn open(folder: &str, form: Form) -> Model {
+    let model = Model::open(&fixture(folder)).unwrap();
+    let model = match form.kernels {
+        Kernels::Dense => model,
+        Kernels::Packed => model.with_round_to_nearest("w4a16".parse().unwrap()).unwrap(),
+    };
+    model.with_form(form).unwrap()
+}
+
+fn loaded(folder: &str, form: Form) -> Loaded {
+    Loaded::new(open(folder, form), Device::Cpu, &mut |_, _| {}).unwrap()
+}
+
+/// Logits after every piece, against those of the whole sequence at once.
+#[track_caller]
+fn check(folder: &str, form: Form, tolerance: f64) {
+    const PIECES: [usize; 9] = [7, 1, 1, 5, 1, 1, 4, 1, 3];
+    let model = open(folder, form);
+    let vocab = model.decoder().dims().vocab;
+    let ids = ids(PIECES.iter().sum(), vocab);
+    let numbers: Vec<i64> = ids.iter().map(|&id| i64::from(id)).collect();
+    let whole = logits(&model, &Tensor::from_slice(&numbers).unsqueeze(0), Device::Cpu).unwrap().squeeze_dim(0);
+    let loaded = loaded(folder, form);
+    let mut session = loaded.session();
+    for n in PIECES {
+        let start = session.ids().len();
+        let got = session.extend(&ids[start..start + n]).unwrap();
+        let expected: Vec<f32> = Vec::try_from(whole.get((start + n - 1) as i64)).unwrap();
+        let error = relative_error(&got, &expected);
+        let form = (form.kernels.name(), form.compute.name());
+        assert!(error <= tolerance, "{folder} {form:?}: {n} tokens after {start}: relative error {error:.1e}");
+    }
+    assert_eq!(session.ids(), ids);
+    assert!(session.cache_bytes() > 0);
+}
+
+#[test]
+fn a_sequence_in_pieces_is_the_whole_one() {
+    let llama = ["attention-bias", "gqa-tied", "head-dim", "bf16", "rope-dynamic", "rope-llama3", "rope-yarn"];
+    let like = ["mistral-window", "mistral-no-window", "qwen2", "qwen3"];
+    let other = [
+        "falcon-11b-like",
+        "falcon-7b-bias",
+        "falcon-rw-like",
+        "falcon-rw-six-heads",
+        "opt-350m-like",
+        "opt-no-affine",
+        "opt-projected",
+        "opt-untied",
+    ];
+    let variants = [("llama-variants", &llama[..]), ("llama-like-variants", &like), ("opt-falcon-variants", &other)];
+    let variants = variants.iter().flat_map(|(folder, names)| names.iter().map(move |name| format!("{folder}/{name}")));
+    let plain = ["tiny-llama", "tiny-opt", "tiny-falcon", "llama-gqa-tied", "opt-postnorm-proj", "falcon-40b-like"];
+    for folder in plain.into_iter().map(str::to_owned).chain(variants) {
+        for (kernels, tolerance) in [(Kernels::Dense, F32_TOLERANCE), (Kernels::Packed, PACKED_TOLERANCE)] {
+            check(&folder, Form { kernels, ..DENSE }, tolerance);
+            check(&folder, Form { kernels, compute: Compute::Bf16, head: HeadKind::Stored }, BF16_TOLERANCE);
+        }
+    }
+}
+
+#[test]
+fn what_cannot_be_read_leaves_the_session_as_it_was() {
+    let loaded = loaded("tiny-llama", DENSE);
+    let mut session = loaded.session();
+    let limit = session.limit();
+    let before = session.extend(&[1, 2, 3]).unwrap();
+    let too_many = vec![1; limit - 2];
+    assert!(matches!(session.extend(&too_many), Err(GenerateError::ContextFull { before: 3, .. })));
+    assert!(matches!(session.extend(&[]), Err(GenerateError::Empty)));
+    let unknown = session.extend(&[u32::MAX]);
+    assert!(matches!(unknown, Err(GenerateError::Model(ModelError::TokenId { .. }))), "{unknown:?}");
+    assert_eq!(session.ids(), [1, 2, 3]);
+    // Read after the faults, or never having heard of them.
+    let after = session.extend(&[4]).unwrap();
+    let mut other = loaded.session();
+    assert_eq!(other.extend(&[1, 2, 3]).unwrap(), before);
+    assert_eq!(other.extend(&[4]).unwrap(), after);
+}
+
+fn greedy() -> Sampler {
+    Sampler::new(Sampling { choice: Choice::Greedy, repetition_penalty: 1.0, seed: 0 }).unwrap()
+}
+
+/// Continues a text by the likeliest tokens; what was told must be what is returned.
+fn continued(loaded: &Loaded, tokenizer: &Tokenizer, prompt: &str, settings: &Settings) -> Generated {
+    let prompt = tokenizer.encode(prompt, AddSpecial::Yes).unwrap();
+    let mut told = String::new();
+    let mut tell = |text: &str| {
+        told.push_str(text);
+        ControlFlow::Continue(())
+    };
+    let result = generate(&mut loaded.session(), &prompt, (settings, &mut greedy(), tokenizer), &mut tell).unwrap();
+    assert_eq!(told, result.text);
+    result
+}
+
+#[test]
+fn the_likeliest_tokens_are_those_of_whole_forwards() {
+    let (loaded, model) = (loaded("tiny-llama", DENSE), open("tiny-llama", DENSE));
+    let tokenizer = Tokenizer::open(&fixture("tiny-llama")).unwrap();
+    let settings = Settings { max_tokens: 12, ..Settings::default() };
+    let result = continued(&loaded, &tokenizer, "The river", &settings);
+    assert_eq!((result.ids.len(), &result.end), (12, &End::MaxTokens));
+    let prompt = tokenizer.encode("The river", AddSpecial::Yes).unwrap();
+    let mut ids: Vec<i64> = prompt.iter().map(|&id| i64::from(id)).collect();
+    for &id in &result.ids {
+        let all = logits(&model, &Tensor::from_slice(&ids).unsqueeze(0), Device::Cpu).unwrap();
+        let likeliest = all.get(0).get(-1).argmax(0, false).int64_value(&[]);
+        assert_eq!(i64::from(id), likeliest);
+        ids.push(likeliest);
+    }
+    let whole: Vec<u32> = ids.iter().map(|&id| id as u32).collect();
+    let (all, before) = (tokenizer.decode(&whole).unwrap(), tokenizer.decode(&prompt).unwrap());
+    assert_eq!(all.strip_prefix(&before), Some(result.text.as_str()));
+}
+
+#[test]
+fn a_text_ends_where_it_is_to_end() {
+    let loaded = loaded("tiny-llama", DENSE);
+    let tokenizer = Tokenizer::open(&fixture("tiny-llama")).unwrap();
+    let settings = |max_tokens| Settings { max_tokens, ..Settings::default() };
+    let free = continued(&loaded, &tokenizer, "The river", &settings(24));
+    assert_eq!(continued(&loaded, &tokenizer, "The river", &settings(0)).text, "");
+
+    // A piece of the text that spans tokens.
+    let (start, _) = free.text.char_indices().nth(free.text.chars().count() / 2).unwrap();
+    let stop = free.text[start..].chars().take(5).collect::<String>();
+    let stopped = Settings { stops: vec!["nowhere".to_owned(), stop.clone()], ..settings(24) };
+    let result = continued(&loaded, &tokenizer, "The river", &stopped);
+    assert_eq!(result.end, End::Stop(stop.clone()));
+    assert_eq!(result.text, free.text[..free.text.find(&stop).unwrap()]);
+
+    let ended = Settings { ends: vec![free.ids[3]], ..settings(24) };
+    let result = continued(&loaded, &tokenizer, "The river", &ended);
+    let at = free.ids.iter().position(|id| *id == free.ids[3]).unwrap();
+    assert_eq!((result.end, &result.ids[..]), (End::Token(free.ids[3]), &free.ids[..at]));
+
+    let mut session = loaded.session();
+    let limit = session.limit();
+    let prompt = ids(limit - 2, 100);
+    let mut go_on = |_: &str| ControlFlow::Continue(());
+    let full = generate(&mut session, &prompt, (&settings(24), &mut greedy(), &tokenizer), &mut go_on).unwrap();
+    // Two that are read, and one that follows from them.
+    assert_eq!((full.end, full.ids.len()), (End::Context, 3));
+    let mut break_off = |_: &str| ControlFlow::Break(());
+    let broken =
+        generate(&mut loaded.session(), &prompt[..4], (&settings(24), &mut greedy(), &tokenizer), &mut break_off);
+    assert_eq!(broken.unwrap().end, End::Interrupted);
+}
+
+#[test]
+fn characters_that_tokens_cut_are_held_back() {
+    let tokenizer = Tokenizer::open(&fixture("tiny-llama")).unwrap();
+    let text = " naïve — 日本語, 🙂 and so on";
+    let ids = tokenizer.encode(text, AddSpecial::No).unwrap();
+    let mut stream = TextStream::new(&tokenizer, &[], &[]);
+    let mut told = String::new();
+    for &id in &ids {
+        let piece = stream.push(id).unwrap();
+        assert!(!piece.text.contains('\u{fffd}'), "{:?}", piece.text);
+        told.push_str(&piece.text);
+    }
+    told.push_str(&stream.finish().unwrap());
+    assert_eq!(told, tokenizer.decode(&ids).unwrap());
+
+    // What begins like a stop string and goes on otherwise is told late, and whole.
+    let stops = ["so far".to_owned(), "nothing".to_owned()];
+    let mut stream = TextStream::new(&tokenizer, &[], &stops);
+    let pieces: Vec<_> = ids.iter().map(|&id| stream.push(id).unwrap()).collect();
+    assert!(pieces.iter().all(|piece| piece.stop.is_none()));
+    let told: String = pieces.into_iter().map(|piece| piece.text).collect();
+    assert_eq!(told + &stream.finish().unwrap(), tokenizer.decode(&ids).unwrap());
+}
