@@ -206,6 +206,7 @@ fn shapes_have_the_published_number_of_parameters() {
     check("falcon-40b", 41_303_293_952);
     check("falcon-180b", 179_522_565_120);
     check("smollm2-135m", 134_515_008);
+    check("tinyllama-1.1b", 1_100_048_384);
     check("tiny-llama", 1_049_728);
     check("tiny-opt", 990_208);
     check("tiny-falcon", 820_480);
