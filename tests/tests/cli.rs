@@ -206,7 +206,7 @@ fn evaluation() {
     assert_eq!((&packed["kernels"], &packed["head"]), (&"packed".into(), &"w8".into()));
     check_perplexity(&packed["perplexity"], stored["perplexity"].as_f64().unwrap());
     let refused = run(omniquant().args(["eval", "tiny-llama", "--kernels", "packed"]), 3);
-    assert!(String::from_utf8_lossy(&refused.stderr).contains("not packed"), "{refused:?}");
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("not a packed model"), "{refused:?}");
 }
 
 #[test]
@@ -237,8 +237,9 @@ fn texts_are_continued() {
         let output = run(omniquant().args(["generate", "tiny-llama", "-q"]).args(args), code);
         assert!(String::from_utf8_lossy(&output.stderr).contains(reason), "{output:?}");
     };
-    refused(&["--prompt", "x", "--temperature", "-1"], 2, "temperature");
-    refused(&["--prompt", "x", "--top-p", "2"], 2, "top-p is 2");
+    refused(&["--prompt", "x", "--temperature=-1"], 2, "temperature");
+    refused(&["--prompt", "x", "--top-p", "0.9"], 2, "--temperature above 0");
+    refused(&["--prompt", "x", "--temperature", "1", "--top-p", "2"], 2, "top-p is 2");
     refused(&["--prompt", "x", "--stop", ""], 2, "--stop");
     refused(&["--prompt", ""], 2, "no tokens");
     refused(&["--prompt", &"river ".repeat(4000)], 2, "positions of the model");

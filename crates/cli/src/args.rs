@@ -349,10 +349,10 @@ pub struct SamplingArgs {
     /// How daring: 0 always takes the likeliest token, 1 draws as the model says
     #[arg(long, value_name = "T", default_value_t = 0.0)]
     pub temperature: f64,
-    /// Draw from the likeliest tokens that together are as probable as this
-    #[arg(long, value_name = "P", default_value_t = 1.0)]
-    pub top_p: f64,
-    /// Draw from so many of the likeliest tokens [default: all]
+    /// Draw from the likeliest tokens that together are as probable as this [default: from all]
+    #[arg(long, value_name = "P")]
+    pub top_p: Option<f64>,
+    /// Draw from so many of the likeliest tokens [default: from all]
     #[arg(long, value_name = "N")]
     pub top_k: Option<usize>,
     /// Make tokens that are in the text already less likely; 1 leaves them
@@ -369,8 +369,8 @@ pub struct SamplingArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   omniquant generate tiny-llama --prompt 'The river'
-  omniquant generate llama2-7b-w4 --file notes.txt --max-tokens 64 --temperature 0.8 --top-p 0.95
-  omniquant generate llama2-7b-w4 --prompt 'A list:' --stop '\n\n' --json
+  omniquant generate llama2-7b-w4 -f notes.txt --temperature 0.8 --top-p 0.95
+  omniquant generate llama2-7b-w4 --prompt 'A list:' --stop '\\n\\n' --json
 
 Text goes to stdout as it comes; with --json, one object at the end. In --stop, \\n is a line's end.")]
 pub struct GenerateArgs {

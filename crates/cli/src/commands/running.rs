@@ -46,7 +46,16 @@ pub fn settings(args: &SamplingArgs, ends: &[u32]) -> Result<(Settings, Sampler)
         return Err(CliError::Usage("--stop: an empty string would end every text before it began".to_owned()).into());
     }
     let SamplingArgs { max_tokens, temperature, top_p, top_k, repetition_penalty, seed, .. } = *args;
-    let choice = if temperature == 0.0 { Choice::Greedy } else { Choice::Draw { temperature, top_p, top_k } };
+    let choice = match temperature {
+        0.0 if top_p.is_some() || top_k.is_some() => {
+            let mend = "give a --temperature above 0, such as 1";
+            return Err(
+                CliError::Usage(format!("--top-p and --top-k are about draws, and there are none: {mend}")).into()
+            );
+        }
+        0.0 => Choice::Greedy,
+        _ => Choice::Draw { temperature, top_p: top_p.unwrap_or(1.0), top_k },
+    };
     let sampler = Sampler::new(Sampling { choice, repetition_penalty, seed })?;
     Ok((Settings { max_tokens, stops, ends: ends.to_vec() }, sampler))
 }
