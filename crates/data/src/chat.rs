@@ -116,8 +116,13 @@ mod tests {
         dir
     }
 
-    const CHATML: &str = "{% for m in messages %}\n{{ '<|im_start|>' + m['role'] + '\n' + m['content'].strip() + '<|im_end|>' + '\n' }}\n\
-        {% endfor %}\n{% if add_generation_prompt %}\n{{ '<|im_start|>assistant\n' }}\n{% endif %}";
+    /// Lines that hold nothing but a block leave none behind.
+    const CHATML: &str = "\
+{% for m in messages %}
+{{ '<|im_start|>' + m['role'] + '\n' + m['content'].strip() + '<|im_end|>' + '\n' }}{% endfor %}
+  {% if add_generation_prompt %}
+{{ '<|im_start|>assistant\n' }}{% endif %}
+";
 
     #[test]
     fn a_conversation_is_written_as_its_model_knows_it() {
