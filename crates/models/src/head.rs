@@ -40,7 +40,7 @@ pub enum Head {
     /// In f32, f16 or bf16.
     Dense(Tensor),
     /// In 8 bits, on the CPU.
-    Packed(PackedLinear),
+    Packed(Box<PackedLinear>),
 }
 
 /// Rows that are multiplied with a head of 16 bits without widening all of it first.
@@ -57,7 +57,7 @@ impl Head {
             HeadKind::W8 if device != Device::Cpu => Err(ModelError::PackedDevice { device }),
             HeadKind::W8 => {
                 let packed = PackedLinear::new(&in_8_bits(view)?, None)?;
-                Ok(Self::Packed(packed.with_kernel(kernel_of(Compute::Bf16)?)?))
+                Ok(Self::Packed(Box::new(packed.with_kernel(kernel_of(Compute::Bf16)?)?)))
             }
         }
     }
