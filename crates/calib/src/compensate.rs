@@ -15,10 +15,10 @@ const BATCH: i64 = 128;
 /// Weights that are worked on at once, in whole rows: 64 MiB, of which there are a few.
 pub(crate) const WEIGHTS: i64 = 1 << 24;
 
-/// Offsets `[out, in]` for a `weight [out, in]` on the grids of `clip`. Zero where the inputs' moments have no inverse even so.
-pub(crate) fn offsets(clip: &Lwc, weight: &Tensor, moments: &Moments) -> Tensor {
+/// Fills in `offsets [out, in]`, zeros before, for a `weight [out, in]` on the grids of `clip`. They stay zero where the inputs'
+/// moments have no inverse even so.
+pub(crate) fn fill(offsets: &Tensor, clip: &Lwc, weight: &Tensor, moments: &Moments) {
     let grids = clip.grids(weight);
-    let offsets = weight.zeros_like();
     let group = weight.size()[1] / grids[0].size()[1];
     for (idx, products) in moments.products.iter().enumerate() {
         let (first, n) = (idx as i64 * PART, products.size()[0]);
@@ -39,7 +39,6 @@ pub(crate) fn offsets(clip: &Lwc, weight: &Tensor, moments: &Moments) -> Tensor 
             offsets.narrow(0, row, len).narrow(1, first, n).copy_(&back);
         }
     }
-    offsets
 }
 
 /// The upper triangular `U` with `Uᵀ U = (H + damping)⁻¹`, for `H [n, n]` with its channels in another order.
@@ -49,7 +48,10 @@ fn factor(products: &Tensor, order: &Tensor, damping: f64) -> Option<Tensor> {
     // Channels that are never seen have to be divided by something.
     let _ = damped.diagonal(0, 0, 1).g_add_scalar_(if mean > 0.0 { mean * damping } else { 1.0 });
     let (lower, failed) = damped.linalg_cholesky_ex(false, false);
-    let (upper, failed_too) = lower.cholesky_inverse(false).linalg_cholesky_ex(true, false);
+    drop(damped);
+    let inverse = lower.cholesky_inverse(false);
+    drop(lower);
+    let (upper, failed_too) = inverse.linalg_cholesky_ex(true, false);
     let failures = failed.int64_value(&[]) + failed_too.int64_value(&[]);
     (failures == 0 && upper.isfinite().all().int64_value(&[]) == 1).then_some(upper)
 }
@@ -100,6 +102,12 @@ mod tests {
             + Tensor::randn([TOKENS, n], options) * 0.3;
         let products = x.transpose(0, 1).matmul(&x);
         (x, Moments { squares: products.diagonal(0, 0, 1).copy(), products: vec![products], tokens: TOKENS })
+    }
+
+    fn offsets(clip: &Lwc, weight: &Tensor, moments: &Moments) -> Tensor {
+        let offsets = weight.zeros_like();
+        fill(&offsets, clip, weight, moments);
+        offsets
     }
 
     fn start(weight: &Tensor, moments: &Moments, scheme: &str) -> Lwc {

@@ -24,20 +24,22 @@ pub(crate) struct Moments {
 }
 
 impl Moments {
-    fn of(x: &Tensor, with_products: bool) -> Self {
-        let x = x.detach().to_kind(Kind::Float).flatten(0, -2); // [tokens, n]
-        let squares = x.square().sum_dim_intlist([0].as_slice(), false, None::<Kind>);
-        let parts = if with_products { x.split(PART, 1) } else { Vec::new() };
-        let products = parts.iter().map(|part| part.transpose(0, 1).matmul(part)).collect();
-        Self { squares, products, tokens: x.size()[0] }
+    /// Nothing yet, for inputs like `x`.
+    fn new(x: &Tensor, with_products: bool) -> Self {
+        let n = *x.size().last().expect("inputs have channels");
+        let zeros = |shape: &[i64]| Tensor::zeros(shape, (Kind::Float, x.device()));
+        let widths = (0..n).step_by(PART as usize).map(|first| PART.min(n - first));
+        let products = if with_products { widths.map(|width| zeros(&[width, width])).collect() } else { Vec::new() };
+        Self { squares: zeros(&[n]), products, tokens: 0 }
     }
 
+    // In place: what is allocated and freed again between tensors that stay leaves holes in memory.
     fn add(&mut self, x: &Tensor) {
-        let more = Self::of(x, !self.products.is_empty());
-        self.tokens += more.tokens;
-        let _ = self.squares.g_add_(&more.squares);
-        for (products, more) in self.products.iter_mut().zip(&more.products) {
-            let _ = products.g_add_(more);
+        let x = x.detach().to_kind(Kind::Float).flatten(0, -2); // [tokens, n]
+        self.tokens += x.size()[0];
+        let _ = self.squares.g_add_(&x.square().sum_dim_intlist([0].as_slice(), false, None::<Kind>));
+        for (products, part) in self.products.iter_mut().zip(x.split(PART, 1)) {
+            let _ = products.addmm_(&part.transpose(0, 1), &part);
         }
     }
 }
@@ -93,7 +95,11 @@ impl<'a> InputOps<'a> {
             Some(_) => {}
             None => match moments.last_mut() {
                 Some((names, _)) if last.is_some_and(|last| last.data_ptr() == x.data_ptr()) => names.push(name),
-                _ => moments.push((vec![name], Moments::of(x, self.start == Start::Compensate))),
+                _ => {
+                    let mut first = Moments::new(x, self.start == Start::Compensate);
+                    first.add(x);
+                    moments.push((vec![name], first));
+                }
             },
         }
     }

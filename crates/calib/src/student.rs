@@ -106,7 +106,7 @@ impl<'a> Student<'a> {
             let mut ports = transform.sites().iter().flat_map(|site| &site.ports);
             ports.any(|port| port.module == name.0 && port.action == Action::MultiplyInput)
         };
-        let clips = linears
+        let mut clips = linears
             .iter()
             .map(|&name| {
                 let (out_features, in_features) = weights.weight(name).size2().expect("a weight is [out, in]");
@@ -114,12 +114,19 @@ impl<'a> Student<'a> {
                 if let Some(moments) = seen.moments(name).filter(|_| !rescaled(name)) {
                     clip.start_from_search(weights.weight(name), &moments.squares);
                     if !moments.products.is_empty() {
-                        clip.offsets = Some(compensate::offsets(&clip, weights.weight(name), moments));
+                        clip.offsets = Some(weights.weight(name).zeros_like());
                     }
                 }
                 Ok((name, clip))
             })
-            .collect::<Result<_, LwcError>>()?;
+            .collect::<Result<BTreeMap<_, _>, LwcError>>()?;
+        // All of them are there before the first is filled in, so that what that takes leaves no holes between them.
+        for (&name, clip) in &mut clips {
+            if let (Some(offsets), Some(moments)) = (clip.offsets.take(), seen.moments(name)) {
+                compensate::fill(&offsets, clip, weights.weight(name), moments);
+                clip.offsets = Some(offsets);
+            }
+        }
         Ok(Self { weights, transform, act: spec.act, compute: place.compute, clips, values, rounding: None })
     }
 
