@@ -170,7 +170,9 @@ impl<'a> Student<'a> {
         for (&name, clip) in &self.clips {
             let name = weight_name(name);
             let grad = grads.get_mut(name.as_str()).expect("each weight was a leaf");
-            of_quantized.insert(name.clone(), grad.shallow_clone());
+            if self.rounding.is_some() {
+                of_quantized.insert(name.clone(), grad.shallow_clone());
+            }
             let of_clip = match moved.get(&name) {
                 Some(weight) => {
                     let (of_clip, of_weight) = clip.gradients_with_weight(weight, grad);

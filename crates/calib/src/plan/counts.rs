@@ -9,7 +9,7 @@ use oq_quant_core::{ActSpec, packed_words};
 use oq_recipe::{Calibration, Recipe, Rounding, Start};
 use tch::{Device, Kind, Tensor};
 
-use crate::compensate::WEIGHTS as ROWS_OF_WEIGHTS;
+use crate::compensate::WEIGHTS;
 use crate::inputs::PART;
 
 /// f32, in which a block is held and learns.
@@ -97,7 +97,7 @@ impl Counts {
             for part in parts(linear.in_features) {
                 // Twice a factor and an inverse, a third of a product each; each error reaches half of the columns.
                 compensation += part.pow(3) + linear.out_features as u64 * part * part;
-                columns += part * (linear.out_features as u64 * part).div_ceil(ROWS_OF_WEIGHTS as u64);
+                columns += part * (linear.out_features as u64 * part).div_ceil(WEIGHTS as u64);
             }
         }
         let sum = |of: &dyn Fn(LinearName) -> bool| {

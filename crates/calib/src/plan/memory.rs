@@ -135,8 +135,8 @@ fn rounding(counts: &Counts) -> u64 {
     F32 * (counts.offsets + counts.products)
 }
 
-/// The moments at which learning holds most: where rounding starts, and of a step two: in the block's backward pass, and, where weights are transformed, when their gradients go
-/// back to the scales. No moment where nothing is learned but one pass in full precision. `temporary`: bytes that clipping needs.
+/// The moments at which learning holds most: where rounding starts, in a step's backward pass, and, where weights are transformed, when
+/// their gradients go back to the scales. No moment where nothing is learned but one pass in full precision. `temporary`: bytes that clipping needs.
 fn learning(counts: &Counts, temporary: u64) -> impl Iterator<Item = Parts> {
     let product = counts.product_bytes;
     let weights = F32 * counts.weights;
