@@ -30,15 +30,35 @@ impl AdamW {
 
     /// Moves each parameter by its gradient, in place; both in the order given to [`Self::new`].
     pub fn step<'a>(&mut self, params: impl IntoIterator<Item = (&'a mut Tensor, Tensor)>) {
+        self.step_at(1.0, params);
+    }
+
+    /// [`Self::step`] at a share of the learning rates.
+    pub fn step_at<'a>(&mut self, share: f64, params: impl IntoIterator<Item = (&'a mut Tensor, Tensor)>) {
         self.step += 1;
         let correction1 = 1.0 - BETA1.powi(self.step);
         let correction2 = 1.0 - BETA2.powi(self.step);
         for ((param, grad), Moments { lr, first: m, second: v }) in params.into_iter().zip(&mut self.moments) {
             let _ = m.g_mul_scalar_(BETA1).g_add_(&(&grad * (1.0 - BETA1)));
             let _ = v.g_mul_scalar_(BETA2).g_add_(&(grad.square() * (1.0 - BETA2)));
-            let update = &*m / ((&*v / correction2).sqrt() + EPS) * (*lr / correction1);
+            let update = &*m / ((&*v / correction2).sqrt() + EPS) * (share * *lr / correction1);
             let _ = param.g_sub_(&update);
         }
+    }
+
+    /// First and second moments, in the order given to [`Self::new`].
+    pub fn moments(&self) -> impl Iterator<Item = [&Tensor; 2]> {
+        self.moments.iter().map(|Moments { first, second, .. }| [first, second])
+    }
+
+    /// [`Self::moments`], to be set to those of another optimizer, which goes with [`Self::set_steps`].
+    pub fn moments_mut(&mut self) -> impl Iterator<Item = [&mut Tensor; 2]> {
+        self.moments.iter_mut().map(|Moments { first, second, .. }| [first, second])
+    }
+
+    /// As if so many steps had been made.
+    pub fn set_steps(&mut self, steps: usize) {
+        self.step = i32::try_from(steps).unwrap_or(i32::MAX);
     }
 }
 

@@ -38,6 +38,34 @@ pub enum CalibError {
         /// The last learning rate.
         lr: f64,
     },
+    /// It was asked to, after all blocks.
+    #[error(
+        "stopped in epoch {epoch} of {epochs} of tuning: all blocks and {epoch} epochs are finished in {}; go on with --resume",
+        out.display()
+    )]
+    TuningStopped {
+        /// The epoch that was not finished.
+        epoch: usize,
+        /// Epochs of the recipe.
+        epochs: usize,
+        /// The output directory.
+        out: PathBuf,
+    },
+    /// Every attempt at tuning met a divergence or a gradient that was not finite.
+    #[error(
+        "tuning: the divergence or its gradient is not finite at epoch {epoch}, batch {batch}, after {attempts} attempts down to a \
+         learning rate of {lr:.1e}; blocks are fine without it: --tune-epochs 0"
+    )]
+    TuningDiverged {
+        /// Which epoch, from 0.
+        epoch: usize,
+        /// Which batch, from 0.
+        batch: usize,
+        /// How often it was tried.
+        attempts: u32,
+        /// The last learning rate.
+        lr: f64,
+    },
     /// The full-precision model itself overflows.
     #[error(
         "block {block}: the full-precision output of batch {batch} is not finite; the checkpoint's numbers overflow in f32"

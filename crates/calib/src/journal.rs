@@ -14,6 +14,8 @@ use crate::identity::Identity;
 
 /// Name of the journal in the output directory.
 pub const JOURNAL: &str = "journal.jsonl";
+/// Name of the folder in it for blocks that are to be tuned.
+pub(crate) const UNTUNED: &str = "untuned";
 
 /// A finished block.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -176,7 +178,11 @@ impl Journal {
 /// Whether anything but a torn journal and the run's own records lies in `dir`.
 fn holds_files(dir: &Path) -> std::io::Result<bool> {
     for entry in std::fs::read_dir(dir)? {
-        let name = entry?.file_name();
+        let entry = entry?;
+        let name = entry.file_name();
+        if name == UNTUNED && std::fs::read_dir(entry.path()).is_ok_and(|mut dir| dir.next().is_none()) {
+            continue;
+        }
         if ![JOURNAL, "events.jsonl", "run.json", "recipe.toml"].iter().any(|own| name == *own) {
             return Ok(true);
         }

@@ -14,7 +14,7 @@ use crate::states::Store;
 use crate::student::{Merged, Place, Rates, Student};
 
 /// A block is tried this often, at half the learning rate each time, before it is given up.
-const ATTEMPTS: u32 = 5;
+pub(crate) const ATTEMPTS: u32 = 5;
 
 /// What a block learns from.
 pub(crate) struct Task<'a> {

@@ -6,6 +6,7 @@
 //! whatever the model's depth. A killed run goes on after its last finished block and ends in the same bytes.
 
 mod adamw;
+mod chain;
 mod compensate;
 mod error;
 mod identity;
@@ -16,8 +17,11 @@ mod output;
 mod plan;
 mod run;
 mod sites;
+mod stages;
 mod states;
 mod student;
+mod tune;
+mod work;
 
 pub use error::CalibError;
 pub use journal::{JOURNAL, JournalError};

@@ -3,11 +3,11 @@
 use std::path::Path;
 
 use oq_formats::{Checkpoint, Dtype, FormatError, OutTensor, PackedWriter, packed_linear, packed_tensors, sha256_file};
-use oq_models::{BlockWeights, Model, ModelError, tensor_of};
+use oq_models::{Model, ModelError, tensor_of};
 use oq_quant_core::QuantSpec;
+use tch::Device;
 
-use crate::journal::Finished;
-use crate::student::{Merged, dequantized};
+use crate::student::Merged;
 
 /// A packed model on its way to disk.
 pub(crate) struct Output<'a> {
@@ -49,21 +49,20 @@ impl<'a> Output<'a> {
         Ok((shard, sha256_file(&path)?))
     }
 
-    /// Puts what a block's shard holds in the place of the original tensors.
-    pub(crate) fn read_block(&self, block_idx: usize, weights: &mut BlockWeights) -> Result<(), ModelError> {
+    /// A block as its shard has it.
+    pub(crate) fn read_block(&self, block_idx: usize, device: Device) -> Result<Merged, ModelError> {
         let shard = Checkpoint::open_file(&self.writer.block_path(block_idx))?;
         let decoder = self.model.decoder();
         let prefix = decoder.block_prefix(block_idx);
-        for linear in decoder.block_layout().linears {
-            let packed = packed_linear(&shard, &format!("{prefix}{}", linear.name.0), self.spec.weight)?;
-            let weight = dequantized(&packed, weights.weight(linear.name));
-            weights.set(format!("{}.weight", linear.name.0), weight);
-        }
-        for name in self.params() {
-            let device = weights.get(&name).device();
-            weights.set(name.clone(), tensor_of(&shard.tensor(&format!("{prefix}{name}"))?, device)?);
-        }
-        Ok(())
+        let linears = decoder.block_layout().linears.into_iter().map(|linear| linear.name);
+        let codes =
+            linears.map(|name| Ok((name, packed_linear(&shard, &format!("{prefix}{}", name.0), self.spec.weight)?)));
+        let params = self.params().map(|name| {
+            let tensor = tensor_of(&shard.tensor(&format!("{prefix}{name}"))?, device)?;
+            Ok((name, tensor))
+        });
+        let (codes, params): (Result<_, ModelError>, Result<_, ModelError>) = (codes.collect(), params.collect());
+        Ok(Merged { codes: codes?, params: params? })
     }
 
     /// Names of a block's tensors that are not packed.
@@ -74,8 +73,8 @@ impl<'a> Output<'a> {
     }
 
     /// Whether a block's shard is the one that was written.
-    pub(crate) fn is_intact(&self, block: &Finished) -> bool {
-        sha256_file(&self.writer.block_path(block.record.index)).is_ok_and(|sha256| sha256 == block.sha256)
+    pub(crate) fn is_intact(&self, block_idx: usize, sha256: &str) -> bool {
+        sha256_file(&self.writer.block_path(block_idx)).is_ok_and(|found| found == sha256)
     }
 
     /// Whether the directory has its index and config, and what lies outside the blocks as it is in the model.

@@ -1,5 +1,7 @@
 //! A run over all blocks.
 
+mod tune;
+
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::time::Instant;
@@ -15,10 +17,11 @@ use crate::identity::Identity;
 use crate::inputs::{InputOps, Inputs};
 use crate::journal::{Finished, Journal};
 use crate::learn::{Beat, Descent, LearnError, Task, error, learn_block};
-use crate::output::Output;
 use crate::sites::{Seen, sites_of};
+use crate::stages::Stages;
 use crate::states::{Cache, Store};
 use crate::student::{Place, merge};
+use crate::work::Work;
 
 /// Where and how a run computes.
 #[derive(Clone, Debug)]
@@ -55,6 +58,8 @@ pub enum Notice {
 pub struct Outcome {
     /// Every block, in order, those of resumed runs included.
     pub blocks: Vec<BlockRecord>,
+    /// Mean divergence of each epoch of tuning, in nats.
+    pub tuning: Vec<f64>,
     /// Blocks that an earlier run had finished.
     pub resumed_blocks: usize,
     /// Whether an earlier run had finished everything, and nothing was left to do.
@@ -91,24 +96,29 @@ pub fn quantize(
     let n_blocks = model.decoder().dims().n_layers;
     let identity = Identity::of(model, recipe, segments, options.compute);
     let mut journal = Journal::open(&options.out, &identity, options.resume)?;
-    let output = Output::create(&options.out, model, recipe.scheme)?;
-    if let Some(bad) = journal.finished().iter().position(|block| !output.is_intact(block)) {
-        tracing::warn!(block = bad, "a finished shard is not what the journal says: its block is made again");
-        journal.truncate(bad)?;
-    }
-    let resumed_blocks = journal.finished().len();
-    let was_complete = resumed_blocks == n_blocks && output.is_complete();
+    let stages = Stages::create(&options.out, model, recipe)?;
+    let was_complete = stages.are_complete(&journal);
     if !was_complete {
-        let started = Instant::now();
-        let (transform, output) = (&transform, &output);
-        let mut run = Run { model, recipe, options, transform, output, on, n_blocks, started, resumed_blocks };
-        if resumed_blocks < n_blocks {
+        stages.forget_broken(&mut journal)?;
+    }
+    let resumed_blocks = journal.finished().len().min(n_blocks);
+    if !was_complete {
+        let work = Work::of(recipe, n_blocks, segments.len(), resumed_blocks);
+        let (transform, stages) = (&transform, &stages);
+        let mut run = Run { model, recipe, options, transform, stages, on, n_blocks, work };
+        if journal.finished().len() < stages.n_shards() {
             run.all_blocks(&mut journal, segments)?;
         }
-        output.finish()?;
+        stages.output.finish()?;
     }
-    let blocks = journal.finished().iter().map(|block| block.record.clone()).collect();
-    Ok(Outcome { blocks, resumed_blocks, was_complete })
+    stages.clean_up();
+    let (learned, tuned) = journal.finished().split_at(n_blocks);
+    Ok(Outcome {
+        blocks: learned.iter().map(|block| block.record.clone()).collect(),
+        tuning: tuned.first().map_or_else(Vec::new, |block| block.record.losses.clone()),
+        resumed_blocks,
+        was_complete,
+    })
 }
 
 /// Hidden states of the calibration segments between blocks; no batches where a method has no use for them.
@@ -132,11 +142,10 @@ struct Run<'a> {
     recipe: &'a Recipe,
     options: &'a Options,
     transform: &'a Transform,
-    output: &'a Output<'a>,
+    stages: &'a Stages<'a>,
     on: &'a mut dyn FnMut(Notice) -> ControlFlow<()>,
     n_blocks: usize,
-    started: Instant,
-    resumed_blocks: usize,
+    work: Work,
 }
 
 impl Run<'_> {
@@ -149,9 +158,15 @@ impl Run<'_> {
         for block_idx in 0..self.n_blocks {
             let taken = self.take_block(block_idx, &ctx, &mut states, journal);
             taken.map_err(|error| error.in_block(block_idx))?;
-            self.progress(block_idx + 1, states.full.len())?;
+            self.progress(block_idx + 1)?;
         }
-        Ok(())
+        match self.stages.untuned() {
+            Some(blocks) => {
+                drop(states.quantized);
+                self.tune(blocks, &ctx, &states.full, segments, journal)
+            }
+            None => Ok(()),
+        }
     }
 
     /// Takes the states through a block, and makes it where no earlier run did.
@@ -162,7 +177,7 @@ impl Run<'_> {
         states: &mut States<'_>,
         journal: &mut Journal,
     ) -> Result<(), CalibError> {
-        if block_idx < self.resumed_blocks {
+        if block_idx < self.work.resumed_blocks {
             return self.replay_block(block_idx, ctx, states);
         }
         let finished = self.one_block(block_idx, ctx, states)?;
@@ -230,8 +245,9 @@ impl Run<'_> {
         let cast = self.cast(&weights);
         forward_all(decoder, &self.full(&cast), ctx, &mut states.full)?;
         drop(cast);
-        if self.recipe.method.learns() {
-            self.output.read_block(block_idx, &mut weights)?;
+        // Of no more use where all blocks are there.
+        if self.recipe.method.learns() && self.work.resumed_blocks < self.n_blocks {
+            self.stages.learned().read_block(block_idx, self.options.device)?.put_into(&mut weights);
             forward_all(decoder, &self.quantized(&self.cast(&weights)), ctx, &mut states.quantized)?;
         }
         Ok(())
@@ -292,7 +308,7 @@ impl Run<'_> {
                 inputs: &states.quantized,
                 targets,
             };
-            let learned = learn_block(&task, &mut |beat| self.on_beat(block_idx, task.inputs.len(), beat));
+            let learned = learn_block(&task, &mut |beat| self.on_beat(block_idx, beat));
             learned.map_err(|error| self.learn_error(block_idx, error))?
         } else {
             let round = |_, weight: &Tensor| round_to_nearest(weight, self.recipe.scheme.weight);
@@ -311,7 +327,7 @@ impl Run<'_> {
                 .map(|(a, b)| error(Loss::Mse, &a, &b).double_value(&[]));
             final_loss = Some(losses.sum::<f64>() / states.full.len() as f64);
         }
-        let (shard, sha256) = self.output.write_block(block_idx, &merged)?;
+        let (shard, sha256) = self.stages.learned().write_block(block_idx, &merged)?;
         let record = BlockRecord {
             index: block_idx,
             losses: descent.losses,
@@ -322,14 +338,15 @@ impl Run<'_> {
         Ok(Finished { shard, sha256, record })
     }
 
-    fn on_beat(&mut self, block: usize, batches: usize, beat: Beat) -> ControlFlow<()> {
-        let before = block * self.steps_per_block(batches);
-        let done = |epoch: usize, steps: usize| before + epoch * batches + steps;
-        let total = self.n_blocks * self.steps_per_block(batches);
+    fn on_beat(&mut self, block: usize, beat: Beat) -> ControlFlow<()> {
+        let done = |epoch: usize, steps: usize| self.work.in_block(block, epoch, steps);
         match beat {
-            Beat::Step { epoch, batch } => (self.on)(Notice::Progress { done: done(epoch, batch + 1), total }),
+            Beat::Step { epoch, batch } => {
+                let (done, total) = (done(epoch, batch + 1), self.work.total());
+                (self.on)(Notice::Progress { done, total })
+            }
             Beat::Epoch { epoch, loss, lr } => {
-                let secs_left = self.secs_left(done(epoch + 1, 0), batches);
+                let secs_left = self.work.secs_left(done(epoch + 1, 0));
                 (self.on)(Notice::Event(Event::Epoch { block, epoch, loss, lr, secs_left }))
             }
             Beat::Retry { epoch, batch, lr } => {
@@ -339,22 +356,10 @@ impl Run<'_> {
         }
     }
 
-    /// Seconds to the end at the pace of this run's own steps.
-    fn secs_left(&self, done: usize, batches: usize) -> Option<f64> {
-        let per_block = self.steps_per_block(batches);
-        let own = done.checked_sub(self.resumed_blocks * per_block).filter(|&own| own > 0)?;
-        let left = self.n_blocks * per_block - done;
-        Some(self.started.elapsed().as_secs_f64() * left as f64 / own as f64)
-    }
-
-    fn steps_per_block(&self, batches: usize) -> usize {
-        if self.recipe.method.learns() { self.recipe.learn.epochs * batches } else { 1 }
-    }
-
     /// `blocks`: finished ones.
-    fn progress(&mut self, blocks: usize, batches: usize) -> Result<(), CalibError> {
-        let per_block = self.steps_per_block(batches);
-        let flow = (self.on)(Notice::Progress { done: blocks * per_block, total: self.n_blocks * per_block });
+    fn progress(&mut self, blocks: usize) -> Result<(), CalibError> {
+        let (done, total) = (self.work.in_block(blocks, 0, 0), self.work.total());
+        let flow = (self.on)(Notice::Progress { done, total });
         self.check(flow, blocks)
     }
 

@@ -113,6 +113,11 @@ impl<'a> Store<'a> {
         Ok(())
     }
 
+    /// Puts a batch in the place of the one at `index`, or adds it after the last.
+    pub(crate) fn put(&mut self, index: usize, x: &Tensor) -> Result<(), CalibError> {
+        if index < self.len() { self.set(index, x) } else { self.push(x) }
+    }
+
     /// Adds a batch.
     pub(crate) fn push(&mut self, x: &Tensor) -> Result<(), CalibError> {
         let bytes = x.numel() * F32;

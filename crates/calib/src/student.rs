@@ -35,18 +35,27 @@ pub(crate) struct Student<'a> {
 /// The largest step that an offset takes: a sign says little of how far to go.
 const LARGEST_STEP: f64 = 0.02;
 
-/// A rate that falls linearly to 0, and all of whose values come to a half, or to less where there are few of them.
-struct Descending {
+/// A rate that falls linearly to 0.
+pub(crate) struct Descending {
+    first: f64,
     steps: usize,
     left: usize,
 }
 
 impl Descending {
-    fn next(&mut self) -> f64 {
-        let first = (1.0 / (self.steps + 1) as f64).min(LARGEST_STEP);
-        let rate = first * self.left as f64 / self.steps as f64;
+    pub(crate) fn new(first: f64, steps: usize) -> Self {
+        Self { first, steps, left: steps }
+    }
+
+    pub(crate) fn next(&mut self) -> f64 {
+        let rate = self.first * self.left as f64 / self.steps as f64;
         self.left = self.left.saturating_sub(1);
         rate
+    }
+
+    /// Passes over so many values.
+    pub(crate) fn skip(&mut self, steps: usize) {
+        self.left = self.left.saturating_sub(steps);
     }
 }
 
@@ -132,7 +141,9 @@ impl<'a> Student<'a> {
 
     /// Learns rounding too, in so many steps.
     pub(crate) fn round_within(&mut self, steps: usize) {
-        self.rounding = Some(Descending { steps, left: steps });
+        // All of its values come to a half, or to less where there are few of them.
+        let first = (1.0 / (steps + 1) as f64).min(LARGEST_STEP);
+        self.rounding = Some(Descending::new(first, steps));
     }
 
     /// An optimizer of all other parameters.
@@ -149,21 +160,14 @@ impl<'a> Student<'a> {
         // Runs record no graph otherwise.
         let moved = tch::with_grad(|| self.transform.apply(&values, |name| self.weights.find(name)));
         let leaves = self.cut(&moved);
-        let ops = StudentOps {
-            weights: self.weights,
-            leaves: &leaves,
-            act: self.act,
-            compute: self.compute,
-            mixed: RefCell::new(None),
-        };
+        let ops = StudentOps::new(self.weights, &leaves, self.act, self.compute);
         let loss = tch::with_grad(|| loss(&ops));
         let value = loss.double_value(&[]);
         if !value.is_finite() {
             return f64::NAN;
         }
-        let mixed = ops.mixed.into_inner();
         // Only norms that learn stand above both parts of a block that attention has cut.
-        let grads = backward(loss, &leaves, mixed, !moved.is_empty());
+        let grads = backward(loss, leaves.values().collect(), ops.cut(), !moved.is_empty());
         let mut grads: BTreeMap<&str, Tensor> = leaves.keys().map(String::as_str).zip(grads).collect();
 
         let (mut of_params, mut of_quantized) = (Vec::new(), BTreeMap::new());
@@ -246,16 +250,16 @@ pub(crate) fn merge<E>(
     Ok(Merged { codes, params })
 }
 
-fn weight_name(linear: LinearName) -> String {
+pub(crate) fn weight_name(linear: LinearName) -> String {
     format!("{}.weight", linear.0)
 }
 
 /// Gradients of a loss with respect to the leaves, in their order. `shared`: whether what is before attention may also be read after.
-fn backward(loss: Tensor, leaves: &BTreeMap<String, Tensor>, mixed: Option<CutAttention>, shared: bool) -> Vec<Tensor> {
-    let mut inputs: Vec<&Tensor> = leaves.values().collect();
+pub(crate) fn backward(loss: Tensor, leaves: Vec<&Tensor>, mixed: Option<CutAttention>, shared: bool) -> Vec<Tensor> {
     let Some(mixed) = mixed else {
-        return Tensor::run_backward(&[loss], &inputs, false, false);
+        return Tensor::run_backward(&[loss], &leaves, false, false);
     };
+    let mut inputs = leaves;
     inputs.push(&mixed.leaf);
     let mut after = Tensor::run_backward(&[&loss], &inputs, shared, false);
     drop(loss);
@@ -275,7 +279,7 @@ fn backward(loss: Tensor, leaves: &BTreeMap<String, Tensor>, mixed: Option<CutAt
 }
 
 /// Attention that stands outside of autograd.
-struct CutAttention {
+pub(crate) struct CutAttention {
     /// Queries, keys and values, with their graph.
     heads: [Tensor; 3],
     mixed: Mixed,
@@ -284,7 +288,7 @@ struct CutAttention {
 }
 
 /// Multiplies with the leaves.
-struct StudentOps<'a> {
+pub(crate) struct StudentOps<'a> {
     weights: &'a BlockWeights,
     leaves: &'a BTreeMap<String, Tensor>,
     act: ActSpec,
@@ -293,7 +297,22 @@ struct StudentOps<'a> {
     mixed: RefCell<Option<CutAttention>>,
 }
 
-impl StudentOps<'_> {
+impl<'a> StudentOps<'a> {
+    /// Takes tensors from `leaves`, linears' weights as products need them, and what is not there from `weights`.
+    pub(crate) fn new(
+        weights: &'a BlockWeights,
+        leaves: &'a BTreeMap<String, Tensor>,
+        act: ActSpec,
+        compute: Compute,
+    ) -> Self {
+        Self { weights, leaves, act, compute, mixed: RefCell::new(None) }
+    }
+
+    /// Where the block's graph was cut, for [`backward`].
+    pub(crate) fn cut(self) -> Option<CutAttention> {
+        self.mixed.into_inner()
+    }
+
     fn find(&self, name: &str) -> Option<&Tensor> {
         self.leaves.get(name).or_else(|| self.weights.find(name))
     }

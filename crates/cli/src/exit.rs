@@ -102,8 +102,11 @@ fn known_code(error: &(dyn std::error::Error + 'static)) -> Option<u8> {
 fn calib_code(error: &CalibError) -> u8 {
     match error {
         CalibError::InBlock { source, .. } => calib_code(source),
-        CalibError::Stopped { .. } => STOPPED,
-        CalibError::Diverged { .. } | CalibError::Overflow { .. } | CalibError::Linear { .. } => NUMERIC,
+        CalibError::Stopped { .. } | CalibError::TuningStopped { .. } => STOPPED,
+        CalibError::Diverged { .. }
+        | CalibError::TuningDiverged { .. }
+        | CalibError::Overflow { .. }
+        | CalibError::Linear { .. } => NUMERIC,
         CalibError::NoSegments | CalibError::Site(_) => USAGE,
         CalibError::Model(error) => model_code(error),
         CalibError::Format(error) => format_code(error),

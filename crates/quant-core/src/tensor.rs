@@ -3,7 +3,7 @@
 use half::f16;
 use rayon::prelude::*;
 
-use crate::grid::{Grid, Range};
+use crate::grid::{Grid, Range, SCALE_MAX, SCALE_MIN};
 use crate::pack::{PackError, pack_row, packed_words, unpack_row};
 use crate::spec::{Symmetry, WeightSpec};
 
@@ -228,6 +228,17 @@ impl QuantizedTensor {
             return Err(TensorError::OffCentre { index, value: zero_points[index], centre });
         }
         Ok(Self { spec, rows, cols, words, scales, zero_points })
+    }
+
+    /// The same codes on steps that are multiplied by `factors`, `[rows, groups]`, and rounded to f16, within the bounds of scales.
+    ///
+    /// # Panics
+    /// When `factors` has another length.
+    pub fn rescaled(&self, factors: &[f32]) -> Self {
+        assert_eq!(factors.len(), self.scales.len(), "rescaled: one factor for each scale");
+        let bounded = |scale: f32| f16::from_f32(scale.clamp(SCALE_MIN, SCALE_MAX));
+        let scales = self.scales.iter().zip(factors).map(|(scale, factor)| bounded(scale.to_f32() * factor)).collect();
+        Self { scales, ..self.clone() }
     }
 
     /// Matrices one below the other, as one.

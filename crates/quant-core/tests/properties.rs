@@ -352,6 +352,21 @@ proptest! {
     }
 
     #[test]
+    fn rescaling_keeps_codes_and_multiplies_steps(matrix in matrix(), factor in 0.25f32..4.0) {
+        let before = matrix.quantize();
+        let after = before.rescaled(&vec![factor; before.scales().len()]);
+        prop_assert_eq!(after.words(), before.words());
+        prop_assert_eq!(after.zero_points(), before.zero_points());
+        for (after, before) in after.scales().iter().zip(before.scales()) {
+            let exact = (before.to_f32() * factor).clamp(SCALE_MIN, SCALE_MAX);
+            // Half a unit of the last of eleven digits, and scales below 2^-14 have fewer.
+            let half_ulp = (exact / 2048.0).max(0.5f32.powi(25));
+            prop_assert!((after.to_f32() - exact).abs() <= half_ulp, "{} for {}", after, exact);
+        }
+        prop_assert_eq!(before.rescaled(&vec![1.0; before.scales().len()]), before);
+    }
+
+    #[test]
     fn parts_make_the_same_tensor(matrix in matrix()) {
         let packed = matrix.quantize();
         let parts = (packed.words().to_vec(), packed.scales().to_vec(), packed.zero_points().to_vec());

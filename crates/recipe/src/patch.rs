@@ -6,7 +6,7 @@ use oq_quant_core::{QuantSpec, SiteKind};
 use serde::Deserialize;
 
 use crate::parse::parse;
-use crate::{Calibration, Learn, Loss, Method, Preset, Recipe, RecipeError, Rounding, Start, Transform};
+use crate::{Calibration, Learn, Loss, Method, Preset, Recipe, RecipeError, Rounding, Start, Transform, Tune};
 
 /// A recipe as a file writes it: everything but the scheme may be left out.
 ///
@@ -27,6 +27,9 @@ pub struct RecipeFile {
     /// `[let]`
     #[serde(default, rename = "let")]
     pub transform: TransformPatch,
+    /// `[tune]`
+    #[serde(default)]
+    pub tune: TunePatch,
 }
 
 impl RecipeFile {
@@ -79,6 +82,15 @@ pub struct TransformPatch {
     pub alpha: Option<f64>,
 }
 
+/// [`Tune`], key by key.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "every field is explained in Tune")]
+pub struct TunePatch {
+    pub epochs: Option<usize>,
+    pub lr: Option<f64>,
+}
+
 /// What the command line sets; it has the last word.
 #[derive(Clone, Debug, Default, PartialEq)]
 #[expect(missing_docs, reason = "every other field is explained in Recipe and its sections")]
@@ -104,6 +116,10 @@ pub struct Overrides {
     /// [`Transform::lr`]
     pub let_lr: Option<f64>,
     pub alpha: Option<f64>,
+    /// [`Tune::epochs`]
+    pub tune_epochs: Option<usize>,
+    /// [`Tune::lr`]
+    pub tune_lr: Option<f64>,
 }
 
 impl Recipe {
@@ -114,6 +130,7 @@ impl Recipe {
         calibration: &CalibrationPatch,
         learn: &LearnPatch,
         transform: &TransformPatch,
+        tune: &TunePatch,
     ) {
         fn set<T: Clone>(value: &mut T, patch: &Option<T>) {
             if let Some(patch) = patch {
@@ -142,6 +159,10 @@ impl Recipe {
         set(shift, &transform.shift);
         set(lr, &transform.lr);
         set(alpha, &transform.alpha);
+
+        let Tune { epochs, lr } = &mut self.tune;
+        set(epochs, &tune.epochs);
+        set(lr, &tune.lr);
     }
 }
 
@@ -149,10 +170,11 @@ impl Overrides {
     /// Lays the command line over a recipe, but for [`Overrides::preset`] and [`Overrides::transform`].
     pub(crate) fn apply_to(&self, recipe: &mut Recipe) {
         let Self { method, data, samples, seqlen, epochs, seed, lwc_lr, batch, aug_loss, .. } = self.clone();
-        let Self { loss, start, rounding, sites, shift, let_lr, alpha, .. } = self.clone();
+        let Self { loss, start, rounding, sites, shift, let_lr, alpha, tune_epochs, tune_lr, .. } = self.clone();
         let calibration = CalibrationPatch { data, samples, seqlen, seed, batch };
         let learn = LearnPatch { epochs, lwc_lr, aug_loss, loss, start, rounding };
         let transform = TransformPatch { sites, shift, lr: let_lr, alpha };
-        recipe.apply(method, &calibration, &learn, &transform);
+        let tune = TunePatch { epochs: tune_epochs, lr: tune_lr };
+        recipe.apply(method, &calibration, &learn, &transform, &tune);
     }
 }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::parse::parse;
 use crate::published::{default_sites, published};
-use crate::{Family, ModelEntry, Overrides, RecipeError, RecipeFile};
+use crate::{Family, ModelEntry, Overrides, RecipeError, RecipeFile, TunePatch};
 
 /// Everything that decides what calibration computes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -26,6 +26,8 @@ pub struct Recipe {
     /// `[let]`: the learnable equivalent transformation; `rtn` reads none of it.
     #[serde(rename = "let")]
     pub transform: Transform,
+    /// What is learned after all blocks; only `omniquant` reads it.
+    pub tune: Tune,
 }
 
 /// How codes are found.
@@ -112,6 +114,18 @@ pub struct Transform {
     pub alpha: f64,
 }
 
+/// Tuning of all blocks together: their scales, norms and biases, down the divergence of the quantized model's predictions from those of
+/// the model in full precision (EfficientQAT, arXiv 2407.11062, section 3.3).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tune {
+    /// Passes over the segments; 0 for none.
+    pub epochs: usize,
+    /// AdamW's learning rate at first, which falls linearly to 0: of the logarithms of scales and norms, and of biases in units of
+    /// their root mean square; positive.
+    pub lr: f64,
+}
+
 /// What is minimized.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -133,28 +147,31 @@ pub enum Preset {
     /// Clipping from a search, rounding from second-order compensation, both learned, in as many epochs as the paper's.
     #[default]
     Default,
-    /// [`Self::Default`] with three times the epochs.
+    /// [`Self::Default`], and then all blocks tuned together.
     Best,
 }
 
 impl Preset {
     /// Lays the preset over the paper's settings, but for the epochs.
-    fn apply_to(self, learn: &mut Learn) {
+    fn apply_to(self, Recipe { learn, tune, .. }: &mut Recipe) {
         (learn.start, learn.rounding, learn.loss) = match self {
             Self::Paper => (Start::Whole, Rounding::Fixed, Loss::Mse),
             Self::Fast | Self::Default | Self::Best => (Start::Compensate, Rounding::Learned, Loss::Relative),
         };
+        tune.epochs = if self == Self::Best { TUNE_EPOCHS } else { 0 };
     }
 
     /// Epochs, where the paper or the model's recipe has `epochs`.
     fn epochs(self, epochs: usize) -> usize {
         match self {
-            Self::Paper | Self::Default => epochs,
+            Self::Paper | Self::Default | Self::Best => epochs,
             Self::Fast => epochs.div_ceil(4),
-            Self::Best => epochs.saturating_mul(3),
         }
     }
 }
+
+/// Passes of tuning in [`Preset::Best`].
+const TUNE_EPOCHS: usize = 4;
 
 /// A choice by its name in recipes and on the command line.
 macro_rules! choice {
@@ -230,15 +247,15 @@ impl Recipe {
             model.map_or((Family::Llama, false, false), |m| (m.family, m.chat, m.post_norm));
         let mut recipe = published(scheme, family, chat, post_norm);
         let preset = overrides.preset.unwrap_or_default();
-        preset.apply_to(&mut recipe.learn);
+        preset.apply_to(&mut recipe);
         if let Some(model) = model {
-            recipe.apply(None, &model.calibration, &model.learn, &model.transform);
+            recipe.apply(None, &model.calibration, &model.learn, &model.transform, &TunePatch::default());
         }
         if let Some(file) = file {
             if file.scheme != scheme {
                 return Err(RecipeError::OtherScheme { in_file: file.scheme, asked: scheme });
             }
-            recipe.apply(file.method, &file.calibration, &file.learn, &file.transform);
+            recipe.apply(file.method, &file.calibration, &file.learn, &file.transform, &file.tune);
         }
         recipe.learn.epochs = preset.epochs(recipe.learn.epochs);
         overrides.apply_to(&mut recipe);
@@ -273,6 +290,7 @@ impl Recipe {
         let Calibration { data, samples, seqlen, seed, batch } = &self.calibration;
         let Learn { epochs, lwc_lr, .. } = &self.learn;
         let Transform { sites, shift: _, lr, alpha } = &self.transform;
+        let Tune { epochs: tune_epochs, lr: tune_lr } = &self.tune;
         if data.trim().is_empty() {
             return Err(refused(
                 "calibration.data",
@@ -285,6 +303,7 @@ impl Recipe {
             ("calibration.seqlen", *seqlen as u64),
             ("calibration.seed", *seed),
             ("learn.epochs", *epochs as u64),
+            ("tune.epochs", *tune_epochs as u64),
         ];
         // The largest integer of TOML, in which recipes are kept.
         if let Some((key, value)) = integers.into_iter().find(|(_, value)| i64::try_from(*value).is_err()) {
@@ -318,6 +337,9 @@ impl Recipe {
         }
         if !(0.0..=1.0).contains(alpha) {
             return Err(refused("let.alpha", alpha, "0 to 1"));
+        }
+        if !(tune_lr.is_finite() && *tune_lr > 0.0) {
+            return Err(refused("tune.lr", tune_lr, "positive and finite, such as 3e-4"));
         }
         Ok(())
     }
@@ -361,17 +383,17 @@ mod tests {
         #[track_caller]
         fn check(preset: Option<Preset>, file: &str, expected: (Start, Rounding, Loss, usize)) {
             let overrides = Overrides { preset, ..Overrides::default() };
-            let Learn { start, rounding, loss, epochs, .. } =
-                resolve("w4a16", Some("smollm2-135m"), file, overrides).unwrap().learn;
-            assert_eq!((start, rounding, loss, epochs), expected);
+            let Recipe { learn, tune, .. } = resolve("w4a16", Some("smollm2-135m"), file, overrides).unwrap();
+            assert_eq!((learn.start, learn.rounding, learn.loss, learn.epochs), expected);
+            assert_eq!(tune.epochs > 0, preset == Some(Preset::Best));
         }
         let ours = |epochs| (Start::Compensate, Rounding::Learned, Loss::Relative, epochs);
         check(None, "", ours(5));
         check(Some(Preset::Default), "", ours(5));
         check(Some(Preset::Fast), "", ours(2));
-        check(Some(Preset::Best), "", ours(15));
+        check(Some(Preset::Best), "", ours(5));
         check(Some(Preset::Paper), "", (Start::Whole, Rounding::Fixed, Loss::Mse, 5));
-        check(Some(Preset::Best), "learn.epochs = 7", ours(21));
+        check(Some(Preset::Fast), "learn.epochs = 7", ours(2));
         check(None, "learn.start = \"search\"\nlearn.loss = \"mse\"", (Start::Search, Rounding::Learned, Loss::Mse, 5));
         let typed = Overrides { preset: Some(Preset::Best), epochs: Some(4), ..Overrides::default() };
         assert_eq!(resolve("w4a16", None, "", typed).unwrap().learn.epochs, 4);
@@ -394,6 +416,7 @@ mod tests {
                 rounding: Rounding::Fixed,
             },
             transform: Transform { sites: vec![SiteKind::Updown, SiteKind::Qk], shift: true, lr: 0.125, alpha: 0.0 },
+            tune: Tune { epochs: 2, lr: 0.5 },
         };
         let typed = Overrides {
             method: Some(Method::Rtn),
@@ -414,6 +437,8 @@ mod tests {
             shift: Some(true),
             let_lr: Some(0.125),
             alpha: Some(0.0),
+            tune_epochs: Some(2),
+            tune_lr: Some(0.5),
         };
         assert_eq!(Recipe::resolve(scheme, None, None, &typed).unwrap(), expected);
 
@@ -439,6 +464,7 @@ mod tests {
         check(Overrides { samples: Some(1 << 63), ..none() }, &too_large("calibration.samples"));
         check(Overrides { seqlen: Some(1 << 63), ..none() }, &too_large("calibration.seqlen"));
         check(Overrides { epochs: Some(1 << 63), ..none() }, &too_large("learn.epochs"));
+        check(Overrides { tune_epochs: Some(1 << 63), ..none() }, &too_large("tune.epochs"));
         let batch = |given| format!("calibration.batch = {given}: must be 1 to calibration.samples, which is 128");
         check(Overrides { batch: Some(0), ..none() }, &batch(0));
         check(Overrides { batch: Some(129), ..none() }, &batch(129));
@@ -449,6 +475,8 @@ mod tests {
             check(Overrides { lwc_lr: Some(lr), ..none() }, &message);
             let message = format!("let.lr = {lr}: must be positive and finite, such as 5e-3");
             check(Overrides { let_lr: Some(lr), ..none() }, &message);
+            let message = format!("tune.lr = {lr}: must be positive and finite, such as 3e-4");
+            check(Overrides { tune_lr: Some(lr), ..none() }, &message);
         }
         for alpha in [-0.5, 1.5, f64::NAN, f64::INFINITY] {
             check(Overrides { alpha: Some(alpha), ..none() }, &format!("let.alpha = {alpha}: must be 0 to 1"));

@@ -27,6 +27,9 @@ pub struct RunRecord {
     pub tch: String,
     /// Finished blocks, in order.
     pub blocks: Vec<BlockRecord>,
+    /// Mean divergence of predictions in each epoch of tuning, in nats.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tuning: Vec<f64>,
     /// Duration of the whole run.
     pub wall_secs: f64,
     /// Most memory that was resident at once.
@@ -68,6 +71,8 @@ pub enum Event {
     BlockFinished(BlockRecord),
     /// The loss was not finite: the block starts again with the learning rate `lr`.
     Retry { block: usize, epoch: usize, batch: usize, lr: f64 },
+    /// All segments were seen once more with all blocks; `divergence` is the mean, in nats.
+    Tuned { epoch: usize, divergence: f64, lr: f64, secs_left: Option<f64> },
     /// All blocks are written.
     RunFinished { wall_secs: f64, peak_bytes: u64, finished_unix: u64 },
 }
@@ -111,6 +116,7 @@ mod tests {
             libtorch: "2.13.0".to_owned(),
             tch: "0.26.0".to_owned(),
             blocks: vec![block()],
+            tuning: vec![0.5],
             wall_secs: 12.5,
             peak_bytes: 1 << 33,
             started_unix: 1_700_000_000,

@@ -29,6 +29,8 @@ pub(super) struct Counts {
     pub(super) tokens: u64,
     /// Steps of a block.
     pub(super) steps: u64,
+    /// Steps of tuning all blocks together; 0 where there is none.
+    pub(super) tuning_steps: u64,
     /// Targets of a step; 0 where nothing is learned.
     pub(super) targets: u64,
     /// Weights of a block's linears.
@@ -43,6 +45,8 @@ pub(super) struct Counts {
     pub(super) first: u64,
     /// Grids of a block, each with two clipping strengths.
     pub(super) grids: u64,
+    /// Norms and biases of a block.
+    pub(super) params: u64,
     /// Weights whose codes have offsets: all of them, or none.
     pub(super) offsets: u64,
     /// Products of input channels with each other that are summed up where rounding starts from compensation, over the distinct inputs of
@@ -112,7 +116,10 @@ impl Counts {
             block_bytes += words as u64 * 4 + half as u64 * F16;
         }
         let numbers = |shape: &[usize]| shape.iter().product::<usize>() as u64;
-        block_bytes += layout.params.iter().map(|param| numbers(&param.shape) * F16).sum::<u64>();
+        let norms = layout.params.iter().map(|param| numbers(&param.shape)).sum::<u64>();
+        let biases = layout.linears.iter().filter(|linear| linear.bias).map(|linear| linear.out_features as u64);
+        block_bytes += norms * F16;
+        let batches = if learns { samples.div_ceil(batch) as u64 } else { 0 };
         let rows: usize = layout.linears.iter().map(|linear| linear.out_features).sum();
         let other_rows = (dims.n_heads + 2 * dims.n_kv_heads) * dims.head_dim + 2 * dims.hidden;
         Self {
@@ -120,7 +127,9 @@ impl Counts {
             batch_tokens: (batch * seqlen) as u64,
             seqlen: seqlen as u64,
             tokens: if reads_text { (samples * seqlen) as u64 } else { 0 },
-            steps: if learns { (recipe.learn.epochs * samples.div_ceil(batch)) as u64 } else { 0 },
+            steps: (recipe.learn.epochs as u64).saturating_mul(batches),
+            tuning_steps: (recipe.tune.epochs as u64).saturating_mul(batches),
+            params: norms + biases.sum::<u64>(),
             targets: if learns { 1 + u64::from(recipe.learn.aug_loss) } else { 0 },
             weights: sum(&|_| true),
             largest: layout.linears.iter().map(|l| (l.out_features * l.in_features) as u64).max().unwrap_or(0),
@@ -165,6 +174,12 @@ impl Counts {
     pub(super) fn product_inputs(&self) -> u64 {
         let (hidden, intermediate) = (self.dims.hidden as u64, self.dims.intermediate as u64);
         2 * hidden + intermediate + 2 * self.heads() + 2 * self.kv_heads()
+    }
+
+    /// Bytes that tuning has on disk while it runs: blocks before it, and what is learned with two moments.
+    pub(super) fn tuning_bytes(&self) -> u64 {
+        let block = self.block_bytes + 3 * F32 * (self.grids + self.params);
+        if self.tuning_steps > 0 { (self.dims.n_layers as u64).saturating_mul(block) } else { 0 }
     }
 
     /// Bytes of the packed model.

@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use super::Setting;
 use super::counts::{Counts, F16, F32};
+use crate::chain::POSITIONS;
 use crate::compensate::WEIGHTS;
 
 /// libtorch itself, its thread pools, the program and a tokenizer: measured on x86-64 with the CPU library.
@@ -24,6 +25,8 @@ const TOKENIZED: u64 = 95;
 const STRENGTH_COPIES: u64 = 6;
 /// Tenths of transformed weights and their gradients that the allocator takes for them: measured on a block 2048 wide.
 const TRANSFORM_TENTHS: u64 = 11;
+/// Tensors of predictions that there are at once while all blocks are tuned.
+const PREDICTIONS: u64 = 4;
 /// The share of hidden states and of a step's tensors that stays behind, block after block, in holes between those that live longer: one in
 /// so many, up to a limit, above which tensors have memory of their own. Measured over the 30 blocks of SmolLM2-135M.
 const HOLES_OF: u64 = 2;
@@ -77,8 +80,11 @@ impl MemoryPlan {
     pub(super) fn new(counts: &Counts, setting: &Setting<'_>) -> Self {
         let text = if counts.tokens > 0 { setting.text_bytes } else { 0 };
         let (states, masks) = (states(counts), if counts.tokens > 0 { F32 * mask(counts) } else { 0 });
-        let held = setting.cache_memory.map_or(states, |budget| budget.min(states));
-        let spilled_bytes = states - held;
+        let within = |states: u64| setting.cache_memory.map_or(states, |budget| budget.min(states));
+        let held = within(states);
+        let tuning = tuning(counts);
+        let spilled_bytes = tuning.iter().map(|(_, states)| *states).chain([states]).map(|all| all - within(all)).max();
+        let spilled_bytes = spilled_bytes.unwrap_or(0);
         let program = Parts { program_bytes: PROGRAM_BYTES, text_bytes: TOKENIZED * text, ..Parts::default() };
         let tokenizing = Parts { text_bytes: TOKENIZING * text, ..program };
         let stored = F16 * counts.weights;
@@ -92,7 +98,13 @@ impl MemoryPlan {
                 step_bytes: parts.step_bytes + holes(held.saturating_add(parts.step_bytes)),
                 ..with(program)
             });
-            let phases = [tokenizing, with(loading), with(coding), copying].into_iter().chain(learning);
+            let tuning = tuning.map(|(parts, states)| {
+                let held = within(states);
+                let step_bytes = parts.step_bytes + holes(held.saturating_add(parts.step_bytes));
+                let cache_bytes = held.saturating_add(masks);
+                Parts { cache_bytes, step_bytes, block_bytes: parts.block_bytes, ..program }
+            });
+            let phases = [tokenizing, with(loading), with(coding), copying].into_iter().chain(learning).chain(tuning);
             return Self { host: Parts::largest(phases), device: None, spilled_bytes };
         }
         let program = Parts { program_bytes: PROGRAM_BYTES + CUDA_HOST_BYTES, ..program };
@@ -115,6 +127,13 @@ impl MemoryPlan {
             step_bytes: slack(parts.step_bytes),
             ..context
         });
+        let tuning = tuning.map(|(parts, states)| Parts {
+            block_bytes: slack(parts.block_bytes),
+            step_bytes: slack(parts.step_bytes),
+            cache_bytes: if setting.cache_memory.is_some() { 0 } else { states }.saturating_add(masks),
+            ..context
+        });
+        let on_device = on_device.chain(tuning);
         let host = Parts::largest([tokenizing, loading, coding, copying]);
         Self { host, device: Some(Parts::largest(on_device)), spilled_bytes }
     }
@@ -164,6 +183,22 @@ fn learning(counts: &Counts, temporary: u64) -> impl Iterator<Item = Parts> {
         weights + leaves + of_rest + of_transformed.saturating_mul(TRANSFORM_TENTHS) / 10 + strengths + temporary;
     let to_scales = (counts.moved > 0).then_some(Parts { block_bytes, ..Parts::default() });
     [Some(backward), to_scales, compensating].into_iter().flatten()
+}
+
+/// While all blocks are tuned: a block's values, made of its codes, in f32 and as products need them, their gradients; what is learned of
+/// every block, and two moments; the head, and a few tensors of predictions. And the hidden states: targets, and a batch before each block.
+fn tuning(counts: &Counts) -> Option<(Parts, u64)> {
+    let dims = counts.dims;
+    let (n_layers, hidden, vocab) = (dims.n_layers as u64, dims.hidden as u64, dims.vocab as u64);
+    let product = counts.product_bytes;
+    let learned = 3 * F32 * n_layers * (counts.grids + counts.params);
+    let values = (2 * product + F32) * counts.weights + 2 * F32 * counts.largest + counts.block_bytes;
+    let head = product * vocab * hidden;
+    let predictions = PREDICTIONS * F32 * vocab * counts.batch_tokens.min(POSITIONS as u64);
+    let (block_bytes, step_bytes) = (learned + values + head, step(counts).max(predictions));
+    let parts = Parts { block_bytes, step_bytes, ..Parts::default() };
+    let states = F32.saturating_mul(hidden).saturating_mul(counts.tokens + n_layers * counts.batch_tokens);
+    (counts.tuning_steps > 0).then_some((parts, states))
 }
 
 /// Hidden states between blocks: targets, inputs, and the second targets.

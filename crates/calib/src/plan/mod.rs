@@ -107,6 +107,8 @@ pub struct Plan {
     pub learned_per_block: usize,
     /// Optimizer steps per block.
     pub steps_per_block: usize,
+    /// Steps of tuning all blocks together.
+    pub tuning_steps: usize,
     /// Calibration tokens.
     pub calibration_tokens: usize,
     /// What products are computed in.
@@ -151,7 +153,7 @@ impl Plan {
         problems.extend(short.iter().map(Shortage::text));
         let mends = if short.is_empty() { Vec::new() } else { mend::mends(decoder, recipe, &sites, setting) };
         let output_bytes = counts.output_bytes();
-        let on_disk = output_bytes.saturating_add(memory.spilled_bytes);
+        let on_disk = output_bytes.saturating_add(memory.spilled_bytes).saturating_add(counts.tuning_bytes());
         if let Some(free) = setting.machine.disk_bytes.filter(|free| *free < on_disk) {
             let needed = gib(on_disk);
             problems.push(format!("needs {needed} on disk, {} is free: choose another --out", gib(free)));
@@ -167,6 +169,7 @@ impl Plan {
                 0
             },
             steps_per_block: counts.steps as usize,
+            tuning_steps: counts.tuning_steps as usize,
             calibration_tokens: counts.tokens as usize,
             linears,
             sites,

@@ -73,6 +73,10 @@ const TRANSFORM_BYTES: f64 = 60.0;
 const OFFSET_BYTES: f64 = 22.0;
 /// Operations on each column that compensation goes through.
 const OPS_PER_COLUMN: f64 = 16.0;
+/// Bytes per weight of a step of tuning: values made of codes twice, and multiplied by their changes, and the gradients of these.
+const TUNING_BYTES: f64 = 70.0;
+/// Bytes per prediction in a step of tuning: two distributions, their difference and its gradient.
+const PREDICTION_BYTES: f64 = 60.0;
 /// A forward pass's share of the passes over activations.
 const FORWARD_SHARE: f64 = 0.4;
 /// Making final codes, on one core; hashing a shard.
@@ -94,7 +98,9 @@ pub struct TimePlan {
     pub other_secs: f64,
     /// One block.
     pub block_secs: f64,
-    /// All blocks, and what lies outside them.
+    /// Tuning all blocks together.
+    pub tuning_secs: f64,
+    /// All blocks, tuning, and what lies outside.
     pub total_secs: f64,
 }
 
@@ -126,6 +132,7 @@ impl TimePlan {
         let step_secs = step.total();
         let other_secs = rates.other(counts);
         let block_secs = counts.steps as f64 * step_secs + other_secs;
+        let tuning_secs = counts.tuning_steps as f64 * rates.tuning_step(counts);
         // Looked through for numbers that are not finite, then copied.
         let outer_secs = 2.0 * counts.outer_bytes as f64 / rates.disk;
         Self {
@@ -135,7 +142,8 @@ impl TimePlan {
             step_secs,
             other_secs,
             block_secs,
-            total_secs: counts.dims.n_layers as f64 * block_secs + outer_secs,
+            tuning_secs,
+            total_secs: counts.dims.n_layers as f64 * block_secs + tuning_secs + outer_secs,
         }
     }
 }
@@ -188,6 +196,21 @@ impl Rates {
             weights_secs: (clipped + moved + OFFSET_BYTES * counts.offsets as f64) / self.memory,
             overhead_secs: ops * self.secs_per_op,
         }
+    }
+
+    /// Forwards, and forwards and backwards, through all blocks; predictions of both models, and their gradient.
+    fn tuning_step(&self, counts: &Counts) -> f64 {
+        let (tokens, weights) = (counts.batch_tokens as f64, counts.weights as f64);
+        let block = 4.0 * 2.0 * tokens * weights / self.products
+            + (2.0 + ATTENTION_BACKWARD) * attention_flops(counts, tokens) / self.attention
+            + (1.0 + FORWARD_SHARE) * tokens * activation_bytes(counts) / self.memory
+            + TUNING_BYTES * weights / self.memory
+            + 2.0 * counts.block_bytes as f64 / self.disk
+            + 2.0 * (OPS_PER_BLOCK + OPS_PER_LINEAR * counts.linears as f64) * self.secs_per_op;
+        let predictions = tokens * counts.dims.vocab as f64;
+        let head = 3.0 * 2.0 * predictions * counts.dims.hidden as f64 / self.products
+            + PREDICTION_BYTES * predictions / self.memory;
+        counts.dims.n_layers as f64 * block + head
     }
 
     fn other(&self, counts: &Counts) -> f64 {

@@ -162,6 +162,10 @@ fn text(model: &str, recipe: &Recipe, plan: &Plan, setting: &Setting<'_>) -> Str
             if plan.sites.is_empty() { String::new() } else { format!(", {:e} for scales", recipe.transform.lr) };
         line("learning", format!("{epochs} epochs, {steps} steps per block, AdamW at {lr:e}{scales}, {loss}"));
     }
+    if plan.tuning_steps > 0 {
+        let (epochs, steps, lr) = (recipe.tune.epochs, plan.tuning_steps, recipe.tune.lr);
+        line("tuning", format!("{epochs} epochs, {steps} steps of all blocks, AdamW at {lr:e}"));
+    }
     for linear in &plan.linears {
         let shape = format!("[{}, {}]", linear.out_features, linear.in_features);
         line("  linear", format!("{:<31} {shape:<16}{} grids", linear.name, linear.n_groups));
@@ -213,5 +217,7 @@ fn time(plan: &Plan) -> String {
     let Some(time) = &plan.time else { return "unknown, `--measure` times this machine".to_owned() };
     let estimate = if time.estimate { " (estimate)" } else { "" };
     let step = if plan.steps_per_block > 0 { format!(", {:.3} s per step", time.step_secs) } else { String::new() };
-    format!("about {}{estimate}, {:.1} s per block{step}, in {}", about(time.total_secs), time.block_secs, plan.compute)
+    let tuning = if time.tuning_secs > 0.0 { format!(", tuning {}", about(time.tuning_secs)) } else { String::new() };
+    let (total, block) = (about(time.total_secs), time.block_secs);
+    format!("about {total}{estimate}, {block:.1} s per block{step}{tuning}, in {}", plan.compute)
 }

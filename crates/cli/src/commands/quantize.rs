@@ -129,7 +129,8 @@ impl Job<'_> {
         let started_unix = unix_now();
         let n_blocks = self.model.decoder().dims().n_layers;
         let bar = out.bar(&format!("{} {}", self.named.stem(), self.recipe.scheme));
-        let mut show = Show { bar, n_blocks, secs_left: None };
+        let tune_epochs = self.recipe.tune.epochs;
+        let mut show = Show { bar, n_blocks, tune_epochs, secs_left: None };
         let mut events = Events { path: self.dir.join("events.jsonl"), file: None };
         let begun = Event::RunStarted {
             model: self.named.name.clone(),
@@ -177,6 +178,7 @@ impl Job<'_> {
             libtorch: crate::commands::doctor::LIBTORCH.to_owned(),
             tch: "0.26".to_owned(),
             blocks: outcome.blocks,
+            tuning: outcome.tuning,
             wall_secs: started.elapsed().as_secs_f64(),
             peak_bytes: machine::peak_bytes().unwrap_or_default(),
             started_unix,
@@ -224,6 +226,7 @@ fn event_of(notice: &Notice) -> Option<&Event> {
 struct Show {
     bar: Bar,
     n_blocks: usize,
+    tune_epochs: usize,
     secs_left: Option<f64>,
 }
 
@@ -240,6 +243,10 @@ impl Show {
                 let left = self.secs_left.map_or(String::new(), |secs| format!(", {} left", seconds(secs)));
                 let (done, took) = (block.index + 1, block.wall_secs);
                 format!("block {done} of {} finished in {took:.1} s{loss}{left}", self.n_blocks)
+            }),
+            Notice::Event(Event::Tuned { epoch, divergence, secs_left, .. }) => self.bar.line(|| {
+                let left = secs_left.map_or(String::new(), |secs| format!(", {} left", seconds(secs)));
+                format!("tuning epoch {} of {}, divergence {divergence:.4}{left}", epoch + 1, self.tune_epochs)
             }),
             Notice::Event(_) => {}
         }

@@ -1,0 +1,94 @@
+//! The model backwards: from the divergence of its predictions to its last hidden states, and through blocks that are read again for it.
+
+use std::collections::BTreeMap;
+
+use oq_models::{BlockWeights, Compute, Context, Decoder, Model, ModelError, OuterOps};
+use oq_quant_core::ActSpec;
+use tch::{Device, Kind, Tensor};
+
+use crate::student::{StudentOps, backward};
+
+/// Positions whose predictions are in memory at once: 128 of 128 000 entries take 63 MiB, of which there are a few.
+pub(crate) const POSITIONS: i64 = 128;
+
+/// What turns last hidden states into predictions: the last norm and the head.
+pub(crate) struct Predictions<'a> {
+    model: &'a Model,
+    /// `[vocab, width]`, as products need it.
+    head: Tensor,
+    compute: Compute,
+    device: Device,
+}
+
+impl<'a> Predictions<'a> {
+    pub(crate) fn new(model: &'a Model, compute: Compute, device: Device) -> Result<Self, ModelError> {
+        let head = compute.cast(model.outer(device).param(model.decoder().head())?);
+        Ok(Self { model, head, compute, device })
+    }
+
+    /// Kullback-Leibler divergence of the predictions after `x` from those after `target`, both `[b, t, hidden]`, as the mean over
+    /// positions in nats, and its gradient with respect to `x`.
+    pub(crate) fn divergence(&self, x: &Tensor, target: &Tensor) -> Result<(f64, Tensor), ModelError> {
+        let (decoder, outer) = (self.model.decoder(), self.model.outer(self.device));
+        let leaf = x.detach().set_requires_grad(true);
+        let finished = tch::with_grad(|| decoder.finish(&outer, &leaf))?; // [b, t, width]
+        let target = decoder.finish(&outer, target)?.flatten(0, -2);
+        let n = target.size()[0] as f64;
+        let parts = finished.detach().flatten(0, -2).split(POSITIONS, 0).into_iter().zip(target.split(POSITIONS, 0));
+        let (sums, grads): (Vec<_>, Vec<_>) = parts
+            .map(|(x, target)| {
+                // In place where that can be: these are the largest tensors there are.
+                let (mut ours, mut theirs) = (self.log_probabilities(&x), self.log_probabilities(&target));
+                let p = theirs.exp();
+                let sum = theirs.g_sub_(&ours).g_mul_(&p).sum(Kind::Double).double_value(&[]);
+                drop(theirs);
+                let difference = ours.exp_().g_sub_(&p).g_div_scalar_(n);
+                (sum, self.compute.cast(difference).matmul(&self.head).to_kind(Kind::Float))
+            })
+            .unzip();
+        let grad = Tensor::cat(&grads, 0).view_as(&finished);
+        // The function of the normed states that has this gradient.
+        let linear = tch::with_grad(|| (&finished * grad).sum(Kind::Float));
+        Ok((sums.iter().sum::<f64>() / n, Tensor::run_backward(&[linear], &[&leaf], false, false).remove(0)))
+    }
+
+    /// `[n, width]` -> `[n, vocab]`.
+    fn log_probabilities(&self, x: &Tensor) -> Tensor {
+        let logits = self.compute.cast(x.shallow_clone()).linear(&self.head, None::<&Tensor>);
+        logits.log_softmax(-1, Kind::Float)
+    }
+}
+
+/// A block that can be gone through backwards.
+pub(crate) struct Link<'a> {
+    pub(crate) decoder: &'a dyn Decoder,
+    pub(crate) ctx: &'a Context,
+    /// All of its tensors, linears' weights as products need them; leaves, where their gradients are asked for.
+    pub(crate) tensors: &'a BTreeMap<String, Tensor>,
+    pub(crate) act: ActSpec,
+    pub(crate) compute: Compute,
+    /// There are no others.
+    pub(crate) none: BlockWeights,
+}
+
+impl Link<'_> {
+    fn ops(&self) -> StudentOps<'_> {
+        StudentOps::new(&self.none, self.tensors, self.act, self.compute)
+    }
+
+    /// `x [b, t, hidden]` -> `[b, t, hidden]`, without a graph.
+    pub(crate) fn forward(&self, x: &Tensor) -> Tensor {
+        tch::no_grad(|| self.decoder.block(&self.ops(), self.ctx, x))
+    }
+
+    /// Gradients of the input `x` and of the tensors, in their order, from that of the output.
+    pub(crate) fn backward(&self, x: &Tensor, d_out: &Tensor) -> (Tensor, Vec<Tensor>) {
+        let x = x.detach().set_requires_grad(true);
+        let ops = self.ops();
+        // The function of the output that has this gradient.
+        let linear = tch::with_grad(|| (self.decoder.block(&ops, self.ctx, &x) * d_out).sum(Kind::Float));
+        let wanted = std::iter::once(&x).chain(self.tensors.values()).collect();
+        let mut grads = backward(linear, wanted, ops.cut(), true);
+        (grads.remove(0), grads)
+    }
+}

@@ -1,0 +1,108 @@
+//! The last part of a run: all blocks together.
+
+use oq_models::Context;
+use oq_recipe::{BlockRecord, Event};
+
+use super::{Notice, Run, ids_of};
+use crate::error::CalibError;
+use crate::journal::{Finished, Journal};
+use crate::learn::ATTEMPTS;
+use crate::output::Output;
+use crate::states::{Cache, Store};
+use crate::student::Place;
+use crate::tune::{Subject, Tuner};
+
+impl Run<'_> {
+    /// Tunes the blocks towards the last states in full precision, and writes them.
+    pub(super) fn tune(
+        &mut self,
+        blocks: &Output<'_>,
+        ctx: &Context,
+        targets: &Store<'_>,
+        segments: &[Vec<u32>],
+        journal: &mut Journal,
+    ) -> Result<(), CalibError> {
+        let (model, options, recipe) = (self.model, self.options, self.recipe);
+        let subject = Subject {
+            model,
+            blocks,
+            ctx,
+            act: recipe.scheme.act,
+            place: Place { device: options.device, compute: options.compute },
+            batches: targets.len(),
+            tune: &recipe.tune,
+        };
+        let per_batch = recipe.calibration.batch * segments.first().map_or(0, Vec::len) * model.decoder().dims().hidden;
+        // Beside the targets.
+        let cache = Cache { n_stores: 2, len: self.n_blocks * per_batch, ..self.cache(0) };
+        let mut tuner = Tuner::new(subject, Store::new(&cache))?;
+        let path = self.stages.tuning_path();
+        if let Err(error) = tuner.restore(&path) {
+            tracing::warn!(%error, "what tuning had come to cannot be read: it starts again");
+            tuner.start(recipe.tune.lr)?;
+        }
+        self.work.resume_tuning(tuner.divergences().len() * targets.len());
+        let mut retries = 0;
+        while tuner.divergences().len() < recipe.tune.epochs {
+            let epoch = tuner.divergences().len();
+            match self.tuning_epoch(&mut tuner, targets, segments)? {
+                Ok(divergence) => {
+                    tuner.finish_epoch(divergence);
+                    tuner.save(&path)?;
+                    let secs_left = self.work.secs_left(self.work.in_tuning((epoch + 1) * targets.len()));
+                    self.tell(Event::Tuned { epoch, divergence, lr: tuner.lr(), secs_left }, self.n_blocks)?;
+                }
+                Err(batch) => {
+                    retries += 1;
+                    let lr = tuner.lr();
+                    if retries == ATTEMPTS {
+                        return Err(CalibError::TuningDiverged { epoch, batch, attempts: ATTEMPTS, lr });
+                    }
+                    tracing::warn!(epoch, batch, lr, "the divergence is not finite: tuning starts again");
+                    tuner.start(lr / 2.0)?;
+                }
+            }
+        }
+        for block in journal.finished().len() - self.n_blocks..self.n_blocks {
+            let (shard, sha256) = self.stages.output.write_block(block, &tuner.merged(block)?)?;
+            let record = BlockRecord {
+                index: self.n_blocks + block,
+                losses: tuner.divergences().to_vec(),
+                final_loss: None,
+                wall_secs: 0.0,
+                retries: retries as usize,
+            };
+            journal.finish(Finished { shard, sha256, record })?;
+        }
+        Ok(())
+    }
+
+    /// The mean divergence of an epoch, or the batch at which it was not finite.
+    fn tuning_epoch(
+        &mut self,
+        tuner: &mut Tuner<'_>,
+        targets: &Store<'_>,
+        segments: &[Vec<u32>],
+    ) -> Result<Result<f64, usize>, CalibError> {
+        let outer = self.model.outer(self.options.device);
+        let before = tuner.divergences().len() * targets.len();
+        let mut sum = 0.0;
+        for (idx, batch) in segments.chunks(self.recipe.calibration.batch).enumerate() {
+            let x = self.model.decoder().embed(&outer, &ids_of(batch))?;
+            let divergence = tuner.step(x, &targets.get(idx))?;
+            if !divergence.is_finite() {
+                return Ok(Err(idx));
+            }
+            tracing::debug!(batch = idx, divergence, "tuned");
+            sum += divergence;
+            let (done, total) = (self.work.in_tuning(before + idx + 1), self.work.total());
+            let last = idx + 1 == targets.len();
+            if (self.on)(Notice::Progress { done, total }).is_break() && !last {
+                let epoch = tuner.divergences().len();
+                let Self { recipe, options, .. } = self;
+                return Err(CalibError::TuningStopped { epoch, epochs: recipe.tune.epochs, out: options.out.clone() });
+            }
+        }
+        Ok(Ok(sum / targets.len() as f64))
+    }
+}

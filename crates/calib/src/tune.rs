@@ -1,0 +1,396 @@
+//! Tuning after all blocks: their scales, norms and biases together, down the divergence of the quantized model's predictions from
+//! the full-precision model's (end-to-end training of quantization parameters, EfficientQAT, Chen et al. 2024, arXiv 2407.11062, section
+//! 3.3, with the original model as the teacher). Codes and zero points stay.
+//!
+//! Each step reads every block once forwards and once backwards from its shard, so that one is in memory at a time. What is learned
+//! stays there, with two moments: three numbers for each group.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use oq_formats::{Checkpoint, Dtype, FormatError, OutTensor, write_shard};
+use oq_models::{BlockWeights, Context, Model, tensor_of};
+use oq_quant_core::ActSpec;
+use oq_recipe::Tune;
+use tch::{Kind, Tensor};
+
+use crate::adamw::AdamW;
+use crate::chain::{Link, Predictions};
+use crate::error::CalibError;
+use crate::output::Output;
+use crate::states::Store;
+use crate::student::{Descending, Merged, Place, weight_name};
+
+/// What the tuner works on.
+#[derive(Clone, Copy)]
+pub(crate) struct Subject<'a> {
+    pub(crate) model: &'a Model,
+    /// Where the blocks are.
+    pub(crate) blocks: &'a Output<'a>,
+    pub(crate) ctx: &'a Context,
+    pub(crate) act: ActSpec,
+    pub(crate) place: Place,
+    pub(crate) batches: usize,
+    pub(crate) tune: &'a Tune,
+}
+
+/// Tunes a model.
+pub(crate) struct Tuner<'a> {
+    subject: Subject<'a>,
+    predictions: Predictions<'a>,
+    blocks: Vec<Changes>,
+    /// Inputs of the blocks in the last step.
+    inputs: Store<'a>,
+    /// Mean divergence of each finished epoch, in nats.
+    divergences: Vec<f64>,
+    /// Learning rate at the first step.
+    lr: f64,
+    schedule: Descending,
+}
+
+/// What is learned of a block, by tensor: logarithms of what scales `[out, groups]` and norms are multiplied by; what is added to
+/// biases, in units of their root mean square. Zeros at first.
+struct Changes {
+    tensors: BTreeMap<String, Tensor>,
+    optimizer: AdamW,
+}
+
+impl Changes {
+    fn new(block: &Merged, place: Place, lr: f64) -> Self {
+        let of_scales = block.codes.iter().map(|(&name, packed)| {
+            let [rows, groups] = [packed.shape()[0], packed.groups()].map(|n| n as i64);
+            (weight_name(name), vec![rows, groups])
+        });
+        let of_params = block.params.iter().map(|(name, tensor)| (name.clone(), tensor.size()));
+        let zeros = |(name, shape): (String, Vec<i64>)| (name, Tensor::zeros(shape, (Kind::Float, place.device)));
+        let tensors: BTreeMap<_, _> = of_scales.chain(of_params).map(zeros).collect();
+        let optimizer = AdamW::new(tensors.values().map(|change| (change, lr)));
+        Self { tensors, optimizer }
+    }
+
+    /// All of a block's tensors with their changes, weights in the kind of products.
+    fn applied(&self, packed: &Merged, place: Place) -> BTreeMap<String, Tensor> {
+        let of_params = packed.params.iter().map(|(name, param)| (name.clone(), self.of_param(name, param)));
+        let of_linears = packed.codes.iter().map(|(&name, codes)| {
+            let (name, shape) = (weight_name(name), codes.shape().map(|n| n as i64));
+            let change = &self.tensors[&name];
+            let values = Tensor::from_slice(&codes.dequantize()).to_device(place.device);
+            let weight = values.view([shape[0], change.size()[1], -1]) * change.exp().unsqueeze(-1);
+            (name, weight.view(shape).to_kind(place.compute.kind()))
+        });
+        of_params.chain(of_linears).collect()
+    }
+
+    /// A norm or bias with its change.
+    fn of_param(&self, name: &str, param: &Tensor) -> Tensor {
+        let change = &self.tensors[name];
+        if is_bias(name) { param + change * unit(param) } else { param * change.exp() }
+    }
+
+    /// Gradient of a change from that of the tensor, which is `applied` now.
+    fn gradient(&self, name: &str, packed: &Merged, applied: &Tensor, grad: &Tensor) -> Tensor {
+        match packed.params.get(name) {
+            Some(param) if is_bias(name) => grad * unit(param),
+            Some(_) => grad * applied,
+            None => {
+                let shape = self.tensors[name].size();
+                let products = (grad.to_kind(Kind::Float) * applied).view([shape[0], shape[1], -1]);
+                products.sum_dim_intlist([-1i64].as_slice(), false, Kind::Float)
+            }
+        }
+    }
+}
+
+fn is_bias(name: &str) -> bool {
+    name.ends_with(".bias")
+}
+
+/// What a bias moves by.
+fn unit(bias: &Tensor) -> Tensor {
+    bias.square().mean(Kind::Float).sqrt()
+}
+
+impl<'a> Tuner<'a> {
+    /// Nothing changed yet. `inputs`: a store for one batch's hidden states before each block.
+    pub(crate) fn new(subject: Subject<'a>, inputs: Store<'a>) -> Result<Self, CalibError> {
+        let Subject { model, place, tune, .. } = subject;
+        let predictions = Predictions::new(model, place.compute, place.device)?;
+        let (blocks, divergences, schedule) = (Vec::new(), Vec::new(), Descending::new(1.0, tune.epochs));
+        let mut tuner = Self { subject, predictions, blocks, inputs, divergences, lr: tune.lr, schedule };
+        tuner.start(tune.lr)?;
+        Ok(tuner)
+    }
+
+    /// Mean divergence of each finished epoch, in nats.
+    pub(crate) fn divergences(&self) -> &[f64] {
+        &self.divergences
+    }
+
+    /// Learning rate at the first step.
+    pub(crate) fn lr(&self) -> f64 {
+        self.lr
+    }
+
+    /// Notes the mean divergence of an epoch.
+    pub(crate) fn finish_epoch(&mut self, divergence: f64) {
+        self.divergences.push(divergence);
+    }
+
+    /// Starts afresh at this learning rate.
+    pub(crate) fn start(&mut self, lr: f64) -> Result<(), CalibError> {
+        let Subject { model, blocks, place, batches, tune, .. } = self.subject;
+        let n_blocks = model.decoder().dims().n_layers;
+        let changes = |block| Ok(Changes::new(&blocks.read_block(block, place.device)?, place, lr));
+        self.blocks = (0..n_blocks).map(changes).collect::<Result<_, CalibError>>()?;
+        (self.divergences, self.lr) = (Vec::new(), lr);
+        self.schedule = Descending::new(1.0, tune.epochs * batches);
+        Ok(())
+    }
+
+    /// One step on the embedded segments `x`, whose last states in full precision are `target`, both `[b, t, hidden]`. Returns the divergence
+    /// before the step, and NaN where a gradient was not finite.
+    pub(crate) fn step(&mut self, x: Tensor, target: &Tensor) -> Result<f64, CalibError> {
+        let share = self.schedule.next();
+        self.descend(x, target, |Changes { tensors, optimizer }, grads| {
+            optimizer.step_at(share, tensors.values_mut().zip(grads));
+        })
+    }
+
+    /// Gives each block the gradients of its changes, the last block first.
+    fn descend(
+        &mut self,
+        x: Tensor,
+        target: &Tensor,
+        mut on_block: impl FnMut(&mut Changes, Vec<Tensor>),
+    ) -> Result<f64, CalibError> {
+        let Subject { blocks, place, .. } = self.subject;
+        let mut x = x;
+        for block in 0..self.blocks.len() {
+            self.inputs.put(block, &x)?;
+            let tensors = self.blocks[block].applied(&blocks.read_block(block, place.device)?, place);
+            x = self.link(&tensors, |link| link.forward(&x));
+        }
+        let (divergence, mut grad) = self.predictions.divergence(&x, target)?;
+        for block in (0..self.blocks.len()).rev() {
+            let packed = blocks.read_block(block, place.device)?;
+            let leaf = |(name, tensor): (String, Tensor)| (name, tensor.set_requires_grad(true));
+            let leaves = self.blocks[block].applied(&packed, place).into_iter().map(leaf).collect();
+            let x = self.inputs.get(block);
+            let (of_x, of_leaves) = self.link(&leaves, |link| link.backward(&x, &grad));
+            let changes = &mut self.blocks[block];
+            let of_changes = leaves.iter().zip(&of_leaves);
+            let of_changes: Vec<Tensor> =
+                of_changes.map(|((name, leaf), grad)| changes.gradient(name, &packed, &leaf.detach(), grad)).collect();
+            on_block(changes, of_changes);
+            grad = of_x;
+        }
+        // What is not finite in any block's gradients is so in the first one's.
+        let sum = grad.sum(Kind::Float).double_value(&[]);
+        Ok(if sum.is_finite() { divergence } else { f64::NAN })
+    }
+
+    fn link<T>(&self, tensors: &BTreeMap<String, Tensor>, run: impl FnOnce(&Link<'_>) -> T) -> T {
+        let Subject { model, ctx, act, place, .. } = self.subject;
+        let none = BlockWeights::new(BTreeMap::new());
+        run(&Link { decoder: model.decoder(), ctx, tensors, act, compute: place.compute, none })
+    }
+
+    /// A block as it will be stored.
+    pub(crate) fn merged(&self, block: usize) -> Result<Merged, CalibError> {
+        let Merged { codes, params } = self.subject.blocks.read_block(block, self.subject.place.device)?;
+        let changes = &self.blocks[block];
+        let codes = codes.into_iter().map(|(name, packed)| {
+            let factors = Vec::<f32>::try_from(changes.tensors[&weight_name(name)].exp().view(-1)).expect("f32");
+            (name, packed.rescaled(&factors))
+        });
+        let params = params.iter().map(|(name, param)| (name.clone(), changes.of_param(name, param)));
+        Ok(Merged { codes: codes.collect(), params: params.collect() })
+    }
+
+    /// Writes where tuning is, whole or not at all.
+    pub(crate) fn save(&self, path: &Path) -> Result<(), FormatError> {
+        let numbers: Vec<u8> =
+            std::iter::once(&self.lr).chain(&self.divergences).flat_map(|x| x.to_le_bytes()).collect();
+        let mut tensors = vec![OutTensor::new("progress", Dtype::F64, &[1 + self.divergences.len()], numbers)?];
+        for (block, changes) in self.blocks.iter().enumerate() {
+            for (name, [change, first, second]) in changes.parts() {
+                for (part, tensor) in [("change", change), ("first", first), ("second", second)] {
+                    let values = Vec::<f32>::try_from(tensor.contiguous().view(-1)).expect("f32");
+                    let name = format!("{block}.{name}.{part}");
+                    tensors.push(OutTensor::from_f32(name, &[values.len()], &values, Dtype::F32)?);
+                }
+            }
+        }
+        write_shard(path, &tensors)
+    }
+
+    /// Goes on where [`Self::save`] was, if there is such a file.
+    pub(crate) fn restore(&mut self, path: &Path) -> Result<(), CalibError> {
+        if !path.is_file() {
+            return Ok(());
+        }
+        let saved = Checkpoint::open_file(path)?;
+        let numbers = saved.tensor("progress")?.bytes.chunks_exact(8);
+        let mut numbers = numbers.map(|bytes| f64::from_le_bytes(bytes.try_into().expect("8 bytes")));
+        let lr = numbers.next().unwrap_or(self.lr);
+        self.start(lr)?;
+        self.divergences = numbers.collect();
+        let steps = self.divergences.len() * self.subject.batches;
+        for (block, changes) in self.blocks.iter_mut().enumerate() {
+            for (name, parts) in changes.parts_mut() {
+                for (part, tensor) in ["change", "first", "second"].into_iter().zip(parts) {
+                    let values = tensor_of(&saved.tensor(&format!("{block}.{name}.{part}"))?, tensor.device())?;
+                    tensor.copy_(&values.view_as(tensor));
+                }
+            }
+            changes.optimizer.set_steps(steps);
+        }
+        self.schedule.skip(steps);
+        Ok(())
+    }
+}
+
+impl Changes {
+    /// Each change with its moments.
+    fn parts(&self) -> impl Iterator<Item = (&String, [&Tensor; 3])> {
+        let moments = self.optimizer.moments();
+        self.tensors.iter().zip(moments).map(|((name, change), [first, second])| (name, [change, first, second]))
+    }
+
+    fn parts_mut(&mut self) -> impl Iterator<Item = (&String, [&mut Tensor; 3])> {
+        let moments = self.optimizer.moments_mut();
+        self.tensors.iter_mut().zip(moments).map(|((name, change), [first, second])| (name, [change, first, second]))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ops::ControlFlow;
+    use std::path::PathBuf;
+
+    use oq_models::Compute;
+    use oq_recipe::{Method, Overrides, Recipe};
+    use tch::Device;
+
+    use super::*;
+    use crate::states::Cache;
+    use crate::{Options, quantize};
+
+    const TOKENS: usize = 24;
+
+    /// A tuner of a model that was rounded to nearest, with the embedded tokens and the last states in full precision.
+    fn with_tuner(name: &str, scheme: &str, test: impl FnOnce(&mut Tuner<'_>, &Tensor, &Tensor)) {
+        let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures").join(name);
+        let model = Model::open(&dir).unwrap();
+        let out = tempfile::tempdir().unwrap();
+        let scheme = scheme.parse().unwrap();
+        let rtn = Overrides { method: Some(Method::Rtn), tune_epochs: Some(2), ..Overrides::default() };
+        let recipe = Recipe::resolve(scheme, None, None, &rtn).unwrap();
+        let (device, compute) = (Device::Cpu, Compute::F32);
+        let options = Options { device, compute, cache_memory: None, out: out.path().to_owned(), resume: false };
+        quantize(&model, &recipe, &[], &options, &mut |_| ControlFlow::Continue(())).unwrap();
+        let _no_grad = tch::no_grad_guard();
+        tch::manual_seed(1);
+        let ctx = model.decoder().context(TOKENS, device);
+        let ids = Tensor::randint(model.decoder().dims().vocab as i64, [1, TOKENS as i64], (Kind::Int64, device));
+        let x = model.decoder().embed(&model.outer(device), &ids).unwrap();
+        let mut target = x.shallow_clone();
+        for block in 0..model.decoder().dims().n_layers {
+            let weights = model.load_block(block, device).unwrap();
+            target = model.decoder().block(&model.ops(&weights), &ctx, &target);
+        }
+        let blocks = Output::create(out.path(), &model, scheme).unwrap();
+        let (act, place) = (scheme.act, Place { device, compute });
+        let subject = Subject { model: &model, blocks: &blocks, ctx: &ctx, act, place, batches: 1, tune: &recipe.tune };
+        let len = TOKENS * x.size()[2] as usize * model.decoder().dims().n_layers;
+        let cache = Cache { device, budget: None, n_stores: 1, len, dir: out.path().to_owned() };
+        test(&mut Tuner::new(subject, Store::new(&cache)).unwrap(), &x, &target);
+    }
+
+    fn divergence(tuner: &mut Tuner<'_>, x: &Tensor, target: &Tensor) -> f64 {
+        tuner.descend(x.shallow_clone(), target, |_, _| ()).unwrap()
+    }
+
+    /// Moves all changes by `step` along `way`, which has the tensors of the last block first.
+    fn walk(tuner: &mut Tuner<'_>, way: &[Tensor], step: f64) {
+        let changes = tuner.blocks.iter_mut().rev().flat_map(|changes| changes.tensors.values_mut());
+        changes.zip(way).for_each(|(change, way)| drop(change.g_add_(&(way * step))));
+    }
+
+    #[test]
+    fn gradients_are_those_of_the_divergence() {
+        // Differences in f32 of a divergence near 0.1: 1e-6 of it over 2e-3 times a slope near 1; the curvature adds less.
+        const STEP: f64 = 1e-3;
+        const TOLERANCE: f64 = 0.02;
+        for (name, scheme) in [("tiny-llama", "w3a16g64"), ("tiny-opt", "w3a16"), ("tiny-falcon", "w4a16g64sym")] {
+            with_tuner(name, scheme, |tuner, x, target| {
+                let mut grads = Vec::new();
+                tuner.descend(x.shallow_clone(), target, |_, of_block| grads.extend(of_block)).unwrap();
+                // Along the signs of the gradients every tensor counts.
+                let way: Vec<Tensor> = grads.iter().map(Tensor::sign).collect();
+                let slope: f64 = grads.iter().map(|grad| grad.abs().sum(Kind::Double).double_value(&[])).sum();
+                walk(tuner, &way, STEP / slope);
+                let after = divergence(tuner, x, target);
+                walk(tuner, &way, -2.0 * STEP / slope);
+                let before = divergence(tuner, x, target);
+                let measured = (after - before) / (2.0 * STEP / slope);
+                assert!((measured / slope - 1.0).abs() < TOLERANCE, "{name}: {measured} for {slope}");
+            });
+        }
+    }
+
+    #[test]
+    fn the_model_itself_does_not_diverge() {
+        with_tuner("tiny-llama", "w8a16g64", |tuner, x, target| {
+            let (divergence, grad) = tuner.predictions.divergence(target, target).unwrap();
+            // Both sides are the same numbers.
+            assert_eq!((divergence, grad.abs().max().double_value(&[])), (0.0, 0.0));
+            assert!(tuner.predictions.divergence(x, target).unwrap().0 > 1.0);
+        });
+    }
+
+    #[test]
+    fn steps_go_down_and_what_is_saved_goes_on() {
+        with_tuner("tiny-llama", "w2a16g64", |tuner, x, target| {
+            let first = tuner.step(x.shallow_clone(), target).unwrap();
+            tuner.finish_epoch(first);
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("tuning.safetensors");
+            tuner.save(&path).unwrap();
+            let second = tuner.step(x.shallow_clone(), target).unwrap();
+            assert!(second < 0.999 * first, "{second} after {first}");
+            let tensors = |tuner: &Tuner<'_>| -> Vec<Vec<f32>> {
+                let all = tuner.blocks.iter().flat_map(|changes| changes.tensors.values());
+                all.map(|tensor| Vec::try_from(tensor.view(-1)).unwrap()).collect()
+            };
+            let whole = tensors(tuner);
+            tuner.start(1.0).unwrap();
+            tuner.restore(&path).unwrap();
+            assert_eq!(tuner.divergences(), [first]);
+            assert_eq!(tuner.step(x.shallow_clone(), target).unwrap(), second);
+            assert_eq!(tensors(tuner), whole);
+        });
+    }
+
+    #[test]
+    fn merged_blocks_are_what_was_tuned() {
+        with_tuner("tiny-opt", "w4a16g64", |tuner, x, target| {
+            for _ in 0..2 {
+                tuner.step(x.shallow_clone(), target).unwrap();
+            }
+            let place = tuner.subject.place;
+            let packed = tuner.subject.blocks.read_block(0, place.device).unwrap();
+            let (applied, merged) = (tuner.blocks[0].applied(&packed, place), tuner.merged(0).unwrap());
+            for (name, codes) in &merged.codes {
+                let tuned = &applied[&weight_name(*name)];
+                let stored = Tensor::from_slice(&codes.dequantize()).view_as(tuned);
+                // Scales are rounded to 11 digits.
+                let off = ((stored - tuned).abs() / tuned.abs().max()).max().double_value(&[]);
+                assert!(off < 5e-4, "{name:?}: {off}");
+                assert_eq!(codes.words(), packed.codes[name].words());
+            }
+            assert!(merged.params.iter().all(|(name, tensor)| *tensor == applied[name]));
+            assert!(merged.params.iter().any(|(name, tensor)| *tensor != packed.params[name]));
+        });
+    }
+}

@@ -1,0 +1,66 @@
+//! How much of a run is done, in steps of a block.
+
+use std::time::Instant;
+
+use oq_recipe::Recipe;
+
+/// What a run has to do.
+#[derive(Debug)]
+pub(crate) struct Work {
+    n_blocks: usize,
+    /// Steps of an epoch.
+    batches: usize,
+    epochs: usize,
+    /// Steps of tuning, each of which goes through all blocks.
+    tuning: usize,
+    /// Blocks that an earlier run had finished.
+    pub(crate) resumed_blocks: usize,
+    /// What this run found done when it began to learn.
+    found: usize,
+    started: Instant,
+}
+
+/// Steps of a block that a step of tuning takes as long as, for each block: it runs forwards twice, and makes weights twice.
+const TUNING_STEPS: usize = 2;
+
+impl Work {
+    /// Of a run that begins now.
+    pub(crate) fn of(recipe: &Recipe, n_blocks: usize, segments: usize, resumed_blocks: usize) -> Self {
+        let learns = recipe.method.learns();
+        let batches = if learns { segments.div_ceil(recipe.calibration.batch) } else { 1 };
+        let epochs = if learns { recipe.learn.epochs } else { 1 };
+        let tuning = if learns { recipe.tune.epochs * batches } else { 0 };
+        let mut work = Self { n_blocks, batches, epochs, tuning, resumed_blocks, found: 0, started: Instant::now() };
+        work.found = work.in_block(resumed_blocks, 0, 0);
+        work
+    }
+
+    /// All of it.
+    pub(crate) fn total(&self) -> usize {
+        self.in_tuning(self.tuning)
+    }
+
+    /// Done after so many steps of an epoch of a block.
+    pub(crate) fn in_block(&self, block: usize, epoch: usize, steps: usize) -> usize {
+        (block * self.epochs + epoch) * self.batches + steps
+    }
+
+    /// Done after so many steps of tuning.
+    pub(crate) fn in_tuning(&self, steps: usize) -> usize {
+        self.in_block(self.n_blocks, 0, 0) + steps * self.n_blocks * TUNING_STEPS
+    }
+
+    /// Notes that an earlier run had done so many steps of tuning.
+    pub(crate) fn resume_tuning(&mut self, steps: usize) {
+        if self.resumed_blocks == self.n_blocks {
+            self.found = self.in_tuning(steps);
+            self.started = Instant::now();
+        }
+    }
+
+    /// Seconds to the end at the pace of this run's own steps.
+    pub(crate) fn secs_left(&self, done: usize) -> Option<f64> {
+        let own = done.checked_sub(self.found).filter(|&own| own > 0)?;
+        Some(self.started.elapsed().as_secs_f64() * (self.total() - done) as f64 / own as f64)
+    }
+}

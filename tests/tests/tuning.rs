@@ -1,0 +1,173 @@
+//! Tuning all blocks together: it helps, and a run that is killed or stopped in it ends in the same bytes.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use oq_tests::{fixture, omniquant, run};
+use serde_json::Value;
+
+/// Far above the seconds that a run takes on an idle machine.
+const LIMIT: Duration = Duration::from_secs(120);
+
+type Files = BTreeMap<String, Vec<u8>>;
+
+/// Four blocks and three epochs of tuning, a few tenths of a second each.
+fn quantize(out: &Path) -> Command {
+    quantize_with(out, ["16", "128"], ["3", "3e-3"])
+}
+
+fn quantize_with(out: &Path, [samples, seqlen]: [&str; 2], [tune_epochs, tune_lr]: [&str; 2]) -> Command {
+    let mut command = omniquant();
+    command.arg("quantize").arg(fixture("tiny-llama")).args(["--scheme", "w2a16g64", "--calib"]);
+    command.args(["tests/fixtures/calib.txt", "--samples", samples, "--seqlen", seqlen, "--epochs", "1"]);
+    command
+        .args(["--tune-epochs", tune_epochs, "--tune-lr", tune_lr, "--threads", "1", "--quiet", "--resume", "--out"])
+        .arg(out);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    command
+}
+
+/// The files that make the model.
+fn model_files(dir: &Path) -> Files {
+    let is_model =
+        |name: &String| name.ends_with(".safetensors") || name.ends_with("index.json") || name == "config.json";
+    let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap());
+    let names = entries.map(|entry| entry.file_name().into_string().unwrap()).filter(is_model);
+    names.map(|name| (name.clone(), fs::read(dir.join(name)).unwrap())).collect()
+}
+
+fn whole() -> &'static Files {
+    static WHOLE: OnceLock<Files> = OnceLock::new();
+    WHOLE.get_or_init(|| {
+        let dir = tempfile::tempdir().unwrap();
+        run(&mut quantize(dir.path()), 0);
+        assert!(!dir.path().join("untuned").exists());
+        model_files(dir.path())
+    })
+}
+
+#[track_caller]
+fn check_whole(out: &Path) {
+    assert!(model_files(out) == *whole(), "other bytes than an undisturbed run's");
+    assert!(!out.join("untuned").exists());
+}
+
+fn events(out: &Path) -> Vec<Value> {
+    let text = fs::read_to_string(out.join("events.jsonl")).unwrap_or_default();
+    text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+}
+
+fn tuned_epochs(out: &Path) -> usize {
+    events(out).iter().filter(|event| event["event"] == "tuned").count()
+}
+
+/// Waits until a run is where it is to be disturbed.
+#[track_caller]
+fn until(child: &mut Child, reached: impl Fn() -> bool) {
+    let started = Instant::now();
+    while !reached() {
+        assert!(child.try_wait().unwrap().is_none(), "the run ended before");
+        assert!(started.elapsed() < LIMIT, "the run does not get there");
+        sleep(Duration::from_millis(1));
+    }
+}
+
+/// Kills a run, and resumes it to its end.
+#[track_caller]
+fn check_killed(reached: impl Fn(&Path) -> bool) {
+    let dir = tempfile::tempdir().unwrap();
+    let mut child = quantize(dir.path()).spawn().unwrap();
+    until(&mut child, || reached(dir.path()));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    run(&mut quantize(dir.path()), 0);
+    check_whole(dir.path());
+}
+
+#[test]
+fn killed_runs_end_in_the_same_bytes() {
+    check_killed(|out| out.join("untuned/model-00004-of-00005.safetensors").exists());
+    check_killed(|out| tuned_epochs(out) == 1);
+    check_killed(|out| tuned_epochs(out) == 3);
+    check_killed(|out| out.join("model-00001-of-00005.safetensors").exists());
+    check_killed(|out| out.join("model-00005-of-00005.safetensors").exists());
+}
+
+#[test]
+fn ctrl_c_stops_and_says_how_to_go_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut child = quantize(dir.path()).spawn().unwrap();
+    until(&mut child, || tuned_epochs(dir.path()) == 1);
+    run(Command::new("kill").args(["-s", "INT", &child.id().to_string()]), 0);
+    let output = child.wait_with_output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(130), "{stderr}");
+    assert!(stderr.contains("of 3 of tuning: all blocks and") && stderr.contains("go on with --resume"), "{stderr}");
+    assert!(!dir.path().join("config.json").exists());
+    run(&mut quantize(dir.path()), 0);
+    check_whole(dir.path());
+}
+
+#[test]
+fn damage_is_mended() {
+    #[track_caller]
+    fn check(damage: impl FnOnce(&Path), learned_again: bool) {
+        let dir = tempfile::tempdir().unwrap();
+        run(&mut quantize(dir.path()), 0);
+        damage(dir.path());
+        let blocks_before = events(dir.path()).iter().filter(|event| event["event"] == "block_finished").count();
+        run(&mut quantize(dir.path()), 0);
+        check_whole(dir.path());
+        let blocks = events(dir.path()).iter().filter(|event| event["event"] == "block_finished").count();
+        assert_eq!(blocks > blocks_before, learned_again, "blocks learned again");
+    }
+    check(|out| fs::remove_file(out.join("config.json")).unwrap(), false);
+    check(|out| fs::remove_file(out.join("model-00005-of-00005.safetensors")).unwrap(), false);
+    // What it was made from is gone.
+    check(|out| fs::write(out.join("model-00002-of-00005.safetensors"), b"").unwrap(), true);
+}
+
+#[test]
+fn predictions_come_nearer() {
+    // Enough tokens that they are not learned by heart.
+    let tuned = |out: &Path, epochs| run(&mut quantize_with(out, ["32", "256"], [epochs, "3e-3"]), 0);
+    let dir = tempfile::tempdir().unwrap();
+    tuned(dir.path(), "3");
+    let divergences: Vec<f64> = events(dir.path())
+        .iter()
+        .filter(|event| event["event"] == "tuned")
+        .map(|event| event["divergence"].as_f64().unwrap())
+        .collect();
+    // The first is the mean over steps that already go down.
+    assert!(divergences.len() == 3 && divergences[2] < 0.95 * divergences[0], "{divergences:?}");
+    let record: Value = serde_json::from_slice(&fs::read(dir.path().join("run.json")).unwrap()).unwrap();
+    assert_eq!(record["tuning"].as_array().map(Vec::len), Some(3));
+
+    let perplexity = |dir: &Path| {
+        let eval = run(omniquant().arg("eval").arg(dir).args(["--json", "--data", "tests/fixtures/eval.txt"]), 0);
+        let eval: Value = serde_json::from_slice(&eval.stdout).unwrap();
+        eval["perplexity"].as_f64().unwrap()
+    };
+    let untuned = tempfile::tempdir().unwrap();
+    tuned(untuned.path(), "0");
+    let (with, without) = (perplexity(dir.path()), perplexity(untuned.path()));
+    assert!(with < 0.98 * without, "{with} with, {without} without");
+}
+
+#[test]
+fn a_rate_that_cannot_be_is_reported() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = run(&mut quantize_with(dir.path(), ["16", "128"], ["3", "1e9"]), 5);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        stderr.contains("tuning: the divergence or its gradient is not finite") && stderr.contains("--tune-epochs 0"),
+        "{stderr}"
+    );
+}
