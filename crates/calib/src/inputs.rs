@@ -11,6 +11,8 @@ use tch::{Kind, Tensor};
 /// Channels whose products with each other are kept: those of wider inputs are kept in parts, so that memory does not grow with
 /// the square of the width. 8192 of them take 256 MiB.
 pub(crate) const PART: i64 = 8192;
+/// Rows of products that are worth a product of matrices of their own.
+const STRIP: i64 = 256;
 
 /// Moments of one linear's inputs `[.., n]`.
 #[derive(Debug)]
@@ -38,9 +40,52 @@ impl Moments {
         let x = x.detach().to_kind(Kind::Float).flatten(0, -2); // [tokens, n]
         self.tokens += x.size()[0];
         let _ = self.squares.g_add_(&x.square().sum_dim_intlist([0].as_slice(), false, None::<Kind>));
-        for (products, part) in self.products.iter_mut().zip(x.split(PART, 1)) {
-            let _ = products.addmm_(&part.transpose(0, 1), &part);
+        for (products, x) in self.products.iter().zip(x.split(PART, 1)) {
+            for strip in strips(products) {
+                let (first, rest) =
+                    (x.narrow(1, strip.first, strip.len), x.narrow(1, strip.first, strip.len + strip.rest));
+                let _ = strip.upper(products).addmm_(&first.transpose(0, 1), &rest);
+            }
         }
+    }
+
+    /// Fills in what [`Self::add`] leaves out.
+    fn finish(&mut self) {
+        for products in &self.products {
+            strips(products).for_each(|strip| strip.mirror(products));
+        }
+    }
+}
+
+/// Some rows of a symmetric matrix `[n, n]`, of which what is left of the diagonal's block is known from the rows above.
+struct Strip {
+    first: i64,
+    len: i64,
+    /// Columns to the right of the diagonal's block.
+    rest: i64,
+}
+
+/// As many strips as leave products large enough to be fast.
+fn strips(matrix: &Tensor) -> impl Iterator<Item = Strip> {
+    let n = matrix.size()[0];
+    let parts = (n / STRIP).clamp(1, 4);
+    let step = (n + parts - 1) / parts;
+    (0..n).step_by(step as usize).map(move |first| {
+        let len = step.min(n - first);
+        Strip { first, len, rest: n - first - len }
+    })
+}
+
+impl Strip {
+    /// The diagonal's block and what is to the right of it.
+    fn upper(&self, matrix: &Tensor) -> Tensor {
+        matrix.narrow(0, self.first, self.len).narrow(1, self.first, self.len + self.rest)
+    }
+
+    /// Copies what is to the right of the diagonal's block to below it.
+    fn mirror(&self, matrix: &Tensor) {
+        let (next, right) = (self.first + self.len, self.upper(matrix).narrow(1, self.len, self.rest));
+        matrix.narrow(0, next, self.rest).narrow(1, self.first, self.len).copy_(&right.transpose(0, 1));
     }
 }
 
@@ -83,7 +128,9 @@ impl<'a> InputOps<'a> {
 
     /// What was seen.
     pub(crate) fn finish(self) -> Inputs {
-        self.seen.into_inner()
+        let mut seen = self.seen.into_inner();
+        seen.moments.iter_mut().for_each(|(_, moments)| moments.finish());
+        seen
     }
 
     fn take_moments(&self, name: &'static str, x: &Tensor) {
@@ -122,5 +169,29 @@ impl BlockOps for InputOps<'_> {
 
     fn param(&self, name: &str) -> Tensor {
         self.ops.param(name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::Device;
+
+    #[test]
+    fn products_are_those_of_all_pairs() {
+        tch::manual_seed(1);
+        for n in [24, 512, 576, 1300] {
+            let batches = [(); 3].map(|()| Tensor::randn([2, 40, n], (Kind::Float, Device::Cpu)));
+            let mut moments = Moments::new(&batches[0], true);
+            batches.iter().for_each(|x| moments.add(x));
+            moments.finish();
+            let all = Tensor::cat(&batches, 0).flatten(0, 1).to_kind(Kind::Double);
+            let exact = all.transpose(0, 1).matmul(&all);
+            // Sums of 240 numbers near 1, in f32.
+            let off = (&moments.products[0] - &exact).abs().max().double_value(&[]);
+            assert!(off < 1e-3, "{n}: {off}");
+            let squares = (&moments.squares - exact.diagonal(0, 0, 1)).abs().max().double_value(&[]);
+            assert!(squares < 1e-3 && moments.tokens == 240, "{n}: {squares}");
+        }
     }
 }
