@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use oq_data::Task;
 use oq_formats::Dtype;
 use oq_quant_core::{QuantSpec, SiteKind};
 use oq_recipe::{Loss, Method, Overrides, Preset, Profile, Rounding, Start, find_machine, machine_names};
@@ -303,7 +304,8 @@ pub struct QuantizeArgs {
   omniquant eval tiny-llama
   omniquant eval llama2-7b-w4 --windows 8
   omniquant eval llama2-7b-w4 --kernels packed --compute bf16
-  omniquant eval tiny-llama --rtn w3a16g64 --json")]
+  omniquant eval tiny-llama --rtn w3a16g64 --json
+  omniquant eval llama2-7b-w4 --tasks piqa,arc_easy --data-dir data")]
 pub struct EvalArgs {
     /// Directory, name in configs/, or hub id
     pub model: String,
@@ -312,6 +314,13 @@ pub struct EvalArgs {
     /// Tokens of a window [default: the model's, else 2048]
     #[arg(long, value_name = "N")]
     pub seqlen: Option<usize>,
+    /// Zero-shot accuracy in place of perplexity: a list of piqa, arc_easy, arc_challenge, boolq, hellaswag, winogrande, whose files lie
+    /// in the folder tasks of --data-dir
+    #[arg(long, value_name = "LIST", value_delimiter = ',', conflicts_with_all = ["data", "windows", "seqlen"])]
+    pub tasks: Vec<Task>,
+    /// Ask the first N items of each task only [default: all]
+    #[arg(long, value_name = "N", requires = "tasks", value_parser = clap::value_parser!(u32).range(1..))]
+    pub items: Option<u32>,
     /// Round the weights to nearest first
     #[arg(long, value_name = "S")]
     pub rtn: Option<QuantSpec>,

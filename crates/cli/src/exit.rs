@@ -59,11 +59,12 @@ fn known_code(error: &(dyn std::error::Error + 'static)) -> Option<u8> {
         return Some(calib_code(error));
     }
     if let Some(error) = error.downcast_ref::<EvalError>() {
-        return Some(match error {
-            EvalError::TooShort { .. } => USAGE,
-            EvalError::NotFinite { .. } => NUMERIC,
-            EvalError::Model(error) => model_code(error),
-        });
+        return match error {
+            EvalError::TooShort { .. } | EvalError::OneToken { .. } => Some(USAGE),
+            EvalError::NotFinite { .. } => Some(NUMERIC),
+            EvalError::Data(error) => known_code(error),
+            EvalError::Model(error) => Some(model_code(error)),
+        };
     }
     if let Some(error) = error.downcast_ref::<GenerateError>() {
         return match error {

@@ -57,6 +57,16 @@ pub enum DataError {
         /// What would do instead.
         mend: String,
     },
+    /// A zero-shot task is not in the data directory.
+    #[error("{name} is not here: {file} is looked for in the folder tasks of {}", looked_in(data_dir.as_deref()))]
+    MissingTask {
+        /// The task.
+        name: &'static str,
+        /// Its file.
+        file: &'static str,
+        /// The folder of datasets, if there is one.
+        data_dir: Option<PathBuf>,
+    },
     /// The text has fewer tokens than one segment.
     #[error("the text has {tokens} tokens, one segment needs {seqlen}: give a longer text or a smaller --seqlen")]
     TextTooShort {
@@ -215,6 +225,7 @@ impl DataError {
             | Self::NoChatTemplate { .. }
             | Self::UnknownDataset { .. }
             | Self::MissingSplit { .. }
+            | Self::MissingTask { .. }
             | Self::Refused { .. }
             | Self::NotOnHub { .. }
             | Self::IncompleteRepo { .. }
@@ -234,6 +245,13 @@ impl DataError {
     pub(crate) fn corrupt(path: &Path, reason: impl std::fmt::Display) -> Self {
         Self::Corrupt { path: path.to_path_buf(), reason: reason.to_string() }
     }
+}
+
+/// Where datasets would be.
+fn looked_in(data_dir: Option<&Path>) -> String {
+    let none = "the folder of datasets, which is not set: name it with --data-dir";
+    data_dir
+        .map_or_else(|| none.to_owned(), |dir| format!("{}: put it there, or name another --data-dir", dir.display()))
 }
 
 /// A file's text; not UTF-8 is `Corrupt`, anything else `Io`.

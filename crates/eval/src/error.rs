@@ -1,5 +1,6 @@
 //! What can go wrong while measuring.
 
+use oq_data::DataError;
 use oq_models::ModelError;
 
 /// Why a model was not measured.
@@ -14,13 +15,22 @@ pub enum EvalError {
         seqlen: usize,
     },
     /// The model produced NaN or infinity.
-    #[error("window {window}: the loss is {value}; the model's numbers overflow")]
+    #[error("window or choice {window}: the loss is {value}; the model's numbers overflow")]
     NotFinite {
-        /// Which window, from 0.
+        /// Which window or choice, from 0.
         window: usize,
         /// Its loss.
         value: f64,
     },
+    /// A choice and its context are one token together, before which nothing stands.
+    #[error("{text:?} is one token: a choice needs a context of its own")]
+    OneToken {
+        /// Both.
+        text: String,
+    },
+    /// A text cannot be tokenized.
+    #[error(transparent)]
+    Data(#[from] DataError),
     /// The model cannot be read.
     #[error(transparent)]
     Model(#[from] ModelError),

@@ -1,5 +1,7 @@
 //! The forward through all blocks, block by block over many sequences.
 
+use std::collections::BTreeMap;
+
 use oq_models::{Model, ModelError};
 use tch::{Device, Tensor};
 
@@ -35,14 +37,17 @@ pub(crate) fn run_blocks(
     after_block: &mut dyn FnMut(),
 ) -> Result<(), ModelError> {
     let decoder = model.decoder();
-    // All sequences of a call have one length.
-    let Some(t) = states.first().map(|x| x.size()[1]) else { return Ok(()) };
-    let ctx = decoder.context(t as usize, device);
+    // One for each length of sequences.
+    let mut contexts = BTreeMap::new();
+    for x in &*states {
+        let t = x.size()[1];
+        contexts.entry(t).or_insert_with(|| decoder.context(t as usize, device));
+    }
     for block_idx in 0..decoder.dims().n_layers {
         let block = model.block(block_idx, device)?;
         block.with_ops(|ops| {
             for x in states.iter_mut() {
-                *x = decoder.block(ops, &ctx, x);
+                *x = decoder.block(ops, &contexts[&x.size()[1]], x);
             }
         });
         after_block();

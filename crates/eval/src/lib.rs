@@ -1,9 +1,11 @@
-//! Measures a model: next-token perplexity and logits, one block of weights in memory at a time.
+//! Measures a model: next-token perplexity, zero-shot accuracy and logits, one block of weights in memory at a time.
 
 mod error;
 mod forward;
 mod perplexity;
+mod zero_shot;
 
 pub use error::EvalError;
 pub use forward::{Progress, logits};
 pub use perplexity::{Perplexity, perplexity};
+pub use zero_shot::{Accuracy, zero_shot};

@@ -1,10 +1,10 @@
-//! `omniquant eval`: perplexity.
+//! `omniquant eval`: perplexity, zero-shot accuracy.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use oq_data::{AddSpecial, Hub, Split, Tokenizer, load_text};
-use oq_eval::{Perplexity, perplexity};
+use oq_data::{AddSpecial, Hub, Split, Task, Tokenizer, load_text};
+use oq_eval::{Perplexity, perplexity, zero_shot};
 use oq_models::{Form, HeadKind, Model};
 use oq_recipe::ModelEntry;
 use serde_json::json;
@@ -35,6 +35,9 @@ pub fn run(args: &EvalArgs, out: &Output) -> Result<()> {
     let kernels = running::kernels(args.kernels, &model, device);
     let form = Form { kernels, compute: machine::compute(args.compute, device), head };
     let model = model.with_form(form)?;
+    if !args.tasks.is_empty() {
+        return ask(args, &named, &model, (form, device), out);
+    }
     let subject = Subject::new(named.entry, &args.data, args.seqlen);
     let started = std::time::Instant::now();
     let (tokens, result) = subject.measure(&model, device, "measuring", out)?;
@@ -48,6 +51,33 @@ pub fn run(args: &EvalArgs, out: &Output) -> Result<()> {
         let took = seconds(started.elapsed().as_secs_f64());
         format!("perplexity {:.4}  ({what}; {tokens} tokens in all; {took})", result.value())
     })
+}
+
+/// Zero-shot accuracy.
+fn ask(args: &EvalArgs, named: &Named, model: &Model, (form, device): (Form, Device), out: &Output) -> Result<()> {
+    let started = std::time::Instant::now();
+    let tokenizer = Tokenizer::open(model.dir())?;
+    let (mut values, mut lines) = (Vec::new(), Vec::new());
+    // All of them are there before the first is asked.
+    let load = |&task: &Task| Ok((task, task.load(args.data.data_dir.as_deref())?));
+    for (task, mut items) in args.tasks.iter().map(load).collect::<Result<Vec<_>>>()? {
+        items.truncate(args.items.map_or(usize::MAX, |n| n as usize));
+        let bar = out.bar(task.name());
+        let result =
+            zero_shot(model, &tokenizer, &items, device, &mut |progress| bar.set(progress.done, progress.total))?;
+        drop(bar);
+        let share = |share: f64| format!("{:6.2} +- {:.2}", 100.0 * share, 100.0 * result.error_of(share));
+        let normalized = task.is_normalized().then_some(result.normalized);
+        let per_character = normalized.map_or(String::new(), |value| format!("   per character {}", share(value)));
+        lines.push(format!("{:<14}{:>6} items {}{per_character}", task.name(), result.items, share(result.plain)));
+        values.push(json!({"task": task.name(), "items": result.items, "accuracy": result.plain,
+            "accuracy_error": result.error_of(result.plain), "accuracy_per_character": normalized,
+            "accuracy_per_character_error": normalized.map(|value| result.error_of(value))}));
+    }
+    let value = json!({"model": named.name, "rtn": args.rtn, "quantized": model.quantization(), "tasks": values,
+        "kernels": form.kernels.name(), "compute": form.compute.name(), "head": form.head.name(), "device": machine::device_name(device),
+        "wall_secs": started.elapsed().as_secs_f64(), "peak_bytes": machine::peak_bytes()});
+    out.result(&value, || lines.join("\n"))
 }
 
 /// What is measured on.

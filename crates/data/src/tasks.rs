@@ -1,0 +1,333 @@
+//! Zero-shot tasks: questions with choices, of which a model should find the right one the likeliest.
+//!
+//! Prompts are those of the field's common evaluation harness (`lm-evaluation-harness` 0.4), so that numbers can be compared. A
+//! task is read from `tasks/` under the folder of datasets:
+//!
+//! | task | file | an item's JSON |
+//! |---|---|---|
+//! | `piqa` | `piqa.valid.jsonl`, and `piqa.valid-labels.lst` with a 0 or 1 per line | `goal`, `sol1`, `sol2` |
+//! | `arc_easy` | `arc_easy.test.jsonl` | `question`, `choices`, `gold` |
+//! | `arc_challenge` | `arc_challenge.test.jsonl` | the same |
+//! | `boolq` | `boolq.validation.jsonl` | `query` (`Passage: .. \nQuestion: ..?`), `choices`, `gold` |
+//! | `hellaswag` | `hellaswag.val.jsonl`, or `hellaswag.val-1000.jsonl`, its first 1000 items | `activity_label`, `ctx_a`, `ctx_b`, `endings`, `label` |
+//! | `winogrande` | `winogrande.validation.jsonl` | `context_options`, `continuation`, `gold` |
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use crate::DataError;
+use crate::error::read_text;
+
+/// A zero-shot task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[expect(missing_docs, reason = "their names")]
+pub enum Task {
+    Piqa,
+    ArcEasy,
+    ArcChallenge,
+    Boolq,
+    Hellaswag,
+    Winogrande,
+}
+
+/// One item of a task.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Item {
+    /// Two or more.
+    pub choices: Vec<Choice>,
+    /// Index of the right one.
+    pub gold: usize,
+}
+
+/// What a model may say, and after what.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Choice {
+    /// Ends without a space.
+    pub context: String,
+    /// Its likelihood after the context is asked for. Begins with a space.
+    pub continuation: String,
+}
+
+impl Task {
+    /// All of them.
+    pub const ALL: [Self; 6] =
+        [Self::Piqa, Self::ArcEasy, Self::ArcChallenge, Self::Boolq, Self::Hellaswag, Self::Winogrande];
+
+    /// As the command line writes it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Piqa => "piqa",
+            Self::ArcEasy => "arc_easy",
+            Self::ArcChallenge => "arc_challenge",
+            Self::Boolq => "boolq",
+            Self::Hellaswag => "hellaswag",
+            Self::Winogrande => "winogrande",
+        }
+    }
+
+    /// Whether the harness also reports choices by their likelihood per character.
+    pub const fn is_normalized(self) -> bool {
+        !matches!(self, Self::Boolq | Self::Winogrande)
+    }
+
+    /// Files that it may be in, the best first.
+    const fn files(self) -> &'static [&'static str] {
+        match self {
+            Self::Piqa => &["piqa.valid.jsonl"],
+            Self::ArcEasy => &["arc_easy.test.jsonl"],
+            Self::ArcChallenge => &["arc_challenge.test.jsonl"],
+            Self::Boolq => &["boolq.validation.jsonl"],
+            Self::Hellaswag => &["hellaswag.val.jsonl", "hellaswag.val-1000.jsonl"],
+            Self::Winogrande => &["winogrande.validation.jsonl"],
+        }
+    }
+
+    /// Reads the items from `tasks/` under `data_dir`.
+    pub fn load(self, data_dir: Option<&Path>) -> Result<Vec<Item>, DataError> {
+        let path = self.path(data_dir)?;
+        let items = match self {
+            Self::Piqa => {
+                let labels_path = path.with_file_name("piqa.valid-labels.lst");
+                let labels = read_text(&labels_path)?;
+                let labels: Vec<&str> = labels.lines().collect();
+                let items: Vec<Piqa> = lines(&path)?;
+                if labels.len() != items.len() {
+                    let reason = format!("{} labels for {} items", labels.len(), items.len());
+                    return Err(DataError::corrupt(&labels_path, reason));
+                }
+                let label = |(number, label): (usize, &&str)| {
+                    let unreadable = |_| DataError::corrupt(&labels_path, format!("line {}: not 0 or 1", number + 1));
+                    label.trim().parse::<usize>().map_err(unreadable)
+                };
+                let labels = labels.iter().enumerate().map(label).collect::<Result<Vec<_>, _>>()?;
+                items.into_iter().zip(labels).map(|(item, gold)| item.item(gold)).collect()
+            }
+            Self::ArcEasy | Self::ArcChallenge => lines::<Arc>(&path)?.into_iter().map(Arc::item).collect(),
+            Self::Boolq => lines::<Boolq>(&path)?.into_iter().map(Boolq::item).collect(),
+            Self::Hellaswag => lines::<Hellaswag>(&path)?.into_iter().map(Hellaswag::item).collect(),
+            Self::Winogrande => lines::<Winogrande>(&path)?.into_iter().map(Winogrande::item).collect(),
+        };
+        check(&path, items)
+    }
+
+    fn path(self, data_dir: Option<&Path>) -> Result<PathBuf, DataError> {
+        let files = self.files();
+        let paths = data_dir.iter().flat_map(|dir| files.iter().map(|file| dir.join("tasks").join(file)));
+        let missing =
+            || DataError::MissingTask { name: self.name(), file: files[0], data_dir: data_dir.map(Path::to_path_buf) };
+        paths.into_iter().find(|path| path.is_file()).ok_or_else(missing)
+    }
+}
+
+impl fmt::Display for Task {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Task {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let names = Self::ALL.map(Self::name).join(", ");
+        Self::ALL.into_iter().find(|task| task.name() == text).ok_or_else(|| format!("must be one of {names}"))
+    }
+}
+
+#[derive(Deserialize)]
+struct Piqa {
+    goal: String,
+    sol1: String,
+    sol2: String,
+}
+
+#[derive(Deserialize)]
+struct Arc {
+    question: String,
+    choices: Vec<String>,
+    gold: usize,
+}
+
+#[derive(Deserialize)]
+struct Boolq {
+    query: String,
+    choices: Vec<String>,
+    gold: usize,
+}
+
+#[derive(Deserialize)]
+struct Hellaswag {
+    activity_label: String,
+    ctx_a: String,
+    ctx_b: String,
+    endings: Vec<String>,
+    label: usize,
+}
+
+#[derive(Deserialize)]
+struct Winogrande {
+    context_options: Vec<String>,
+    continuation: String,
+    gold: usize,
+}
+
+/// Choices after one context.
+fn after(context: &str, choices: &[String], gold: usize) -> Item {
+    let choice =
+        |choice: &String| Choice { context: context.trim_end().to_owned(), continuation: format!(" {choice}") };
+    Item { choices: choices.iter().map(choice).collect(), gold }
+}
+
+fn question(question: &str) -> String {
+    format!("Question: {question}\nAnswer:")
+}
+
+impl Piqa {
+    fn item(self, gold: usize) -> Item {
+        after(&question(&self.goal), &[self.sol1, self.sol2], gold)
+    }
+}
+
+impl Arc {
+    fn item(self) -> Item {
+        after(&question(&self.question), &self.choices, self.gold)
+    }
+}
+
+impl Boolq {
+    fn item(self) -> Item {
+        let query = self.query.strip_prefix("Passage: ").unwrap_or(&self.query);
+        after(&format!("{query}\nAnswer:"), &self.choices, self.gold)
+    }
+}
+
+impl Hellaswag {
+    fn item(self) -> Item {
+        let context = format!("{}: {} {}", self.activity_label, self.ctx_a, capitalized(&self.ctx_b));
+        let endings: Vec<String> = self.endings.iter().map(|ending| without_marks(ending)).collect();
+        after(&without_marks(&context), &endings, self.label)
+    }
+}
+
+impl Winogrande {
+    fn item(self) -> Item {
+        let continuation = format!(" {}", self.continuation.trim());
+        let choice =
+            |context: String| Choice { context: context.trim_end().to_owned(), continuation: continuation.clone() };
+        Item { choices: self.context_options.into_iter().map(choice).collect(), gold: self.gold }
+    }
+}
+
+/// The first letter large, the others small.
+fn capitalized(text: &str) -> String {
+    let mut letters = text.chars();
+    let first = letters.next().into_iter().flat_map(char::to_uppercase);
+    first.chain(letters.flat_map(char::to_lowercase)).collect()
+}
+
+/// HellaSwag's texts without the marks that WikiHow's have: `[title]`, `[step]`.
+fn without_marks(text: &str) -> String {
+    let text = text.trim().replace(" [title]", ". ");
+    let (mut kept, mut rest) = (String::with_capacity(text.len()), text.as_str());
+    while let Some(start) = rest.find('[') {
+        let end = rest[start..].find([']', '\n']).filter(|&end| rest.as_bytes()[start + end] == b']');
+        let Some(end) = end else {
+            kept.push_str(&rest[..=start]);
+            rest = &rest[start + 1..];
+            continue;
+        };
+        kept.push_str(&rest[..start]);
+        rest = &rest[start + end + 1..];
+    }
+    kept.push_str(rest);
+    kept.replace("  ", " ")
+}
+
+/// A file's lines of JSON.
+fn lines<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>, DataError> {
+    let parse = |(number, line): (usize, &str)| {
+        serde_json::from_str(line).map_err(|error| DataError::corrupt(path, format!("line {}: {error}", number + 1)))
+    };
+    read_text(path)?.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()).map(parse).collect()
+}
+
+/// Refuses items that cannot be asked.
+fn check(path: &Path, items: Vec<Item>) -> Result<Vec<Item>, DataError> {
+    if items.is_empty() {
+        return Err(DataError::corrupt(path, "no items"));
+    }
+    for (idx, Item { choices, gold }) in items.iter().enumerate() {
+        let has_text = |choice: &Choice| !choice.context.is_empty() && !choice.continuation.trim().is_empty();
+        if choices.len() < 2 || *gold >= choices.len() || !choices.iter().all(has_text) {
+            let reason = format!("item {}: {} choices, the right one is number {gold}", idx + 1, choices.len());
+            return Err(DataError::corrupt(path, reason));
+        }
+    }
+    Ok(items)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check_load(task: Task, files: &[(&str, &str)], contexts: &[&str], continuations: &[&str], gold: usize) {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("tasks")).unwrap();
+        for (name, text) in files {
+            std::fs::write(dir.path().join("tasks").join(name), text).unwrap();
+        }
+        let items = task.load(Some(dir.path())).unwrap();
+        let [Item { choices, gold: found }] = &items[..] else { panic!("{items:?}") };
+        assert_eq!(choices.iter().map(|choice| &*choice.context).collect::<Vec<_>>(), contexts);
+        assert_eq!(choices.iter().map(|choice| &*choice.continuation).collect::<Vec<_>>(), continuations);
+        assert_eq!(*found, gold);
+    }
+
+    #[test]
+    fn prompts_are_the_harness_s() {
+        let piqa = r#"{"goal": "dresser", "sol1": "one", "sol2": "two "}"#;
+        let context = "Question: dresser\nAnswer:";
+        let files = [("piqa.valid.jsonl", piqa), ("piqa.valid-labels.lst", "1\n")];
+        check_load(Task::Piqa, &files, &[context; 2], &[" one", " two "], 1);
+        let arc = r#"{"question": "Why?", "choices": ["a", "b", "c"], "gold": 2}"#;
+        let context = "Question: Why?\nAnswer:";
+        check_load(Task::ArcEasy, &[("arc_easy.test.jsonl", arc)], &[context; 3], &[" a", " b", " c"], 2);
+        let boolq = r#"{"query": "Passage: It is.\nQuestion: is it?", "choices": ["no", "yes"], "gold": 1}"#;
+        let context = "It is.\nQuestion: is it?\nAnswer:";
+        check_load(Task::Boolq, &[("boolq.validation.jsonl", boolq)], &[context; 2], &[" no", " yes"], 1);
+        let winogrande = r#"{"context_options": ["So Ann", "So Bea"], "continuation": "won.", "gold": 0}"#;
+        let file = [("winogrande.validation.jsonl", winogrande)];
+        check_load(Task::Winogrande, &file, &["So Ann", "So Bea"], &[" won."; 2], 0);
+        let hellaswag = r#"{"activity_label": "Roof", "ctx_a": "A man [header] sits [title] Up.", "ctx_b": "he HAS",
+            "endings": ["goes [substeps] on.", "ends ["], "label": 1}"#
+            .replace('\n', "");
+        let file = [("hellaswag.val-1000.jsonl", &*hellaswag)];
+        let context = "Roof: A man sits. Up. He has";
+        check_load(Task::Hellaswag, &file, &[context; 2], &[" goes on.", " ends ["], 1);
+    }
+
+    #[test]
+    fn broken_files_are_named() {
+        #[track_caller]
+        fn check(text: &str, expected: &str) {
+            let dir = tempfile::tempdir().unwrap();
+            std::fs::create_dir(dir.path().join("tasks")).unwrap();
+            std::fs::write(dir.path().join("tasks/arc_easy.test.jsonl"), text).unwrap();
+            let error = Task::ArcEasy.load(Some(dir.path())).expect_err("must be refused").to_string();
+            assert!(error.contains("arc_easy.test.jsonl") && error.contains(expected), "{error}");
+        }
+        check("", "no items");
+        check("{\"question\": \"Why?\"}", "line 1: missing field");
+        check("{\"question\": \"Why?\", \"choices\": [\"a\"], \"gold\": 0}", "item 1: 1 choices");
+        check("{\"question\": \"Why?\", \"choices\": [\"a\", \"b\"], \"gold\": 2}", "the right one is number 2");
+        let error = Task::Piqa.load(Some(Path::new("nowhere"))).expect_err("must be refused").to_string();
+        assert!(error.contains("piqa.valid.jsonl") && error.contains("--data-dir"), "{error}");
+        assert_eq!("arc".parse::<Task>().expect_err("no task").split(", ").count(), Task::ALL.len());
+        assert!(Task::ALL.into_iter().all(|task| task.to_string().parse() == Ok(task)));
+    }
+}

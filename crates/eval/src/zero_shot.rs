@@ -1,0 +1,293 @@
+//! Zero-shot accuracy: of each item's choices, is the right one the likeliest?
+//!
+//! As the field's common evaluation harness does it: a choice is worth the sum of its tokens' log-likelihoods after the context, or
+//! that per character of its text; context and choice are tokenized together, without special tokens, and cut where the context's
+//! own tokens end.
+
+use std::collections::HashMap;
+
+use oq_data::{AddSpecial, Choice, Item, Tokenizer};
+use oq_models::layers::token_nll;
+use oq_models::{Head, Model, ModelError};
+use tch::{Device, Kind, Tensor};
+
+use crate::error::EvalError;
+use crate::forward::{Progress, embed, run_blocks};
+
+/// Hidden states of this many bytes go through a block together, so that its weights are read once for all of them.
+const STATES_BYTES: usize = 512 << 20;
+/// Tokens of sequences that are computed with at once.
+const BATCH_TOKENS: usize = 2048;
+/// Lengths are rounded up to multiples of this.
+const STEP: usize = 16;
+/// Positions whose logits are held at once.
+const LOGIT_ROWS: i64 = 512;
+
+/// A measured accuracy.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Accuracy {
+    /// Items.
+    pub items: usize,
+    /// Share of them whose right choice is the likeliest.
+    pub plain: f64,
+    /// Share of them whose right choice is the likeliest per character.
+    pub normalized: f64,
+}
+
+impl Accuracy {
+    /// Standard error of a share of the items.
+    pub fn error_of(&self, share: f64) -> f64 {
+        (share * (1.0 - share) / (self.items.max(2) - 1) as f64).sqrt()
+    }
+}
+
+/// One continuation of one sequence.
+struct Request {
+    /// Which of the sequences.
+    sequence: usize,
+    /// Where in it the first token of the continuation is predicted.
+    first: usize,
+    /// The continuation.
+    targets: Vec<u32>,
+}
+
+/// Asks `model` all items.
+pub fn zero_shot(
+    model: &Model,
+    tokenizer: &Tokenizer,
+    items: &[Item],
+    device: Device,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Accuracy, EvalError> {
+    let choices = || items.iter().flat_map(|item| &item.choices);
+    let (mut sequences, mut seen, mut requests) = (Vec::new(), HashMap::new(), Vec::new());
+    for choice in choices() {
+        let (ids, targets) = tokens(tokenizer, choice, model.decoder().dims().max_positions)?;
+        let first = ids.len() - targets.len();
+        // Choices of one token share all that is read.
+        let sequence = *seen.entry(ids.clone()).or_insert_with(|| {
+            sequences.push(ids);
+            sequences.len() - 1
+        });
+        requests.push(Request { sequence, first, targets });
+    }
+    let values = log_likelihoods(model, &sequences, &requests, device, progress)?;
+    let per_character = choices().zip(&values).map(|(choice, value)| {
+        // Without the space before.
+        value / (choice.continuation.chars().count() - 1).max(1) as f64
+    });
+    let right = |values: Vec<f64>| {
+        let mut values = values.into_iter();
+        let is_right = |item: &&Item| {
+            let of_item: Vec<f64> = values.by_ref().take(item.choices.len()).collect();
+            // The first of equals.
+            let best = of_item
+                .iter()
+                .enumerate()
+                .fold(0, |best, (idx, value)| if *value > of_item[best] { idx } else { best });
+            best == item.gold
+        };
+        items.iter().filter(is_right).count() as f64 / items.len().max(1) as f64
+    };
+    let normalized = right(per_character.collect());
+    Ok(Accuracy { items: items.len(), plain: right(values), normalized })
+}
+
+/// What a model reads of a choice, all tokens but the last, and the tokens of its continuation. Of what is longer than `longest` the
+/// beginning is left out.
+fn tokens(tokenizer: &Tokenizer, choice: &Choice, longest: usize) -> Result<(Vec<u32>, Vec<u32>), EvalError> {
+    let context = tokenizer.encode(&choice.context, AddSpecial::No)?.len();
+    let whole = tokenizer.encode(&format!("{}{}", choice.context, choice.continuation), AddSpecial::No)?;
+    if whole.len() < 2 {
+        return Err(EvalError::OneToken { text: format!("{}{}", choice.context, choice.continuation) });
+    }
+    // Some tokenizers may join the end of the one and the beginning of the other.
+    let context = context.clamp(1, whole.len() - 1);
+    let targets = whole[context..].to_vec();
+    let read = &whole[..whole.len() - 1];
+    let read = &read[read.len().saturating_sub(longest.max(targets.len()))..];
+    Ok((read.to_vec(), targets))
+}
+
+/// Sum of the log-likelihoods of each request's tokens.
+fn log_likelihoods(
+    model: &Model,
+    sequences: &[Vec<u32>],
+    requests: &[Request],
+    device: Device,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Vec<f64>, EvalError> {
+    let _no_grad = tch::no_grad_guard();
+    let mut of_sequence = vec![Vec::new(); sequences.len()];
+    for (idx, request) in requests.iter().enumerate() {
+        of_sequence[request.sequence].push(idx);
+    }
+    let dims = model.decoder().dims();
+    let batches = batches(sequences);
+    let bytes = |batch: &[usize]| batch.len() * padded(sequences[batch[0]].len()) * dims.hidden * 4;
+    let chunks = chunks(&batches, |batch| bytes(batch));
+    let (mut done, total) = (0, chunks.len() * dims.n_layers);
+    let mut values = vec![0.0; requests.len()];
+    for chunk in chunks {
+        let ids: Vec<Tensor> = chunk.iter().map(|batch| ids_of(batch, sequences)).collect();
+        let mut states = embed(model, &ids, device)?;
+        run_blocks(model, &mut states, device, &mut || {
+            done += 1;
+            progress(Progress { done, total });
+        })?;
+        let head = model.head(device)?;
+        for (batch, x) in chunk.iter().zip(&states) {
+            for (row, &sequence) in batch.iter().enumerate() {
+                for &idx in &of_sequence[sequence] {
+                    let value = log_likelihood(model, &x.get(row as i64), &head, &requests[idx], device)?;
+                    if !value.is_finite() {
+                        return Err(EvalError::NotFinite { window: idx, value });
+                    }
+                    values[idx] = value;
+                }
+            }
+        }
+    }
+    Ok(values)
+}
+
+/// Of a request's tokens after a sequence's last hidden states `x [t, hidden]`.
+fn log_likelihood(
+    model: &Model,
+    x: &Tensor,
+    head: &Head,
+    request: &Request,
+    device: Device,
+) -> Result<f64, ModelError> {
+    let n = request.targets.len() as i64;
+    let x = x.narrow(0, request.first as i64, n);
+    let x = model.decoder().finish(&model.outer(device), &x.unsqueeze(0))?.squeeze_dim(0);
+    let targets: Vec<i64> = request.targets.iter().map(|&id| i64::from(id)).collect();
+    let targets = Tensor::from_slice(&targets).to_device(device);
+    let rows = x.split(LOGIT_ROWS, 0).into_iter().zip(targets.split(LOGIT_ROWS, 0));
+    Ok(rows.map(|(x, targets)| -token_nll(&head.logits(&x), &targets).sum(Kind::Double).double_value(&[])).sum())
+}
+
+/// Sequences that are computed with at once, by their indices: those of one padded length, the longest first.
+fn batches(sequences: &[Vec<u32>]) -> Vec<Vec<usize>> {
+    let mut order: Vec<usize> = (0..sequences.len()).collect();
+    order.sort_by_key(|&idx| std::cmp::Reverse(sequences[idx].len()));
+    let mut batches: Vec<Vec<usize>> = Vec::new();
+    for idx in order {
+        let length = padded(sequences[idx].len());
+        match batches.last_mut() {
+            Some(batch)
+                if padded(sequences[batch[0]].len()) == length && (batch.len() + 1) * length <= BATCH_TOKENS =>
+            {
+                batch.push(idx);
+            }
+            _ => batches.push(vec![idx]),
+        }
+    }
+    batches
+}
+
+/// Batches in runs of at most [`STATES_BYTES`], or of one.
+fn chunks(batches: &[Vec<usize>], bytes: impl Fn(&[usize]) -> usize) -> Vec<&[Vec<usize>]> {
+    let (mut chunks, mut start, mut sum) = (Vec::new(), 0, 0);
+    for (idx, batch) in batches.iter().enumerate() {
+        let own = bytes(batch);
+        if idx > start && sum + own > STATES_BYTES {
+            chunks.push(&batches[start..idx]);
+            (start, sum) = (idx, 0);
+        }
+        sum += own;
+    }
+    if start < batches.len() {
+        chunks.push(&batches[start..]);
+    }
+    chunks
+}
+
+fn padded(length: usize) -> usize {
+    length.next_multiple_of(STEP)
+}
+
+/// `[b, t]`, filled up at the ends, which no position before them sees.
+fn ids_of(batch: &[usize], sequences: &[Vec<u32>]) -> Tensor {
+    let length = padded(sequences[batch[0]].len());
+    let row = |&idx: &usize| {
+        let ids = sequences[idx].iter().map(|&id| i64::from(id));
+        ids.chain(std::iter::repeat(0)).take(length)
+    };
+    let flat: Vec<i64> = batch.iter().flat_map(row).collect();
+    Tensor::from_slice(&flat).view([batch.len() as i64, length as i64])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::logits;
+    use std::path::Path;
+
+    #[test]
+    fn likelihoods_are_those_of_whole_sequences() {
+        // Both sides in f32; batches sum in other orders.
+        const TOLERANCE: f64 = 1e-3;
+        for name in ["tiny-llama", "tiny-opt", "tiny-falcon"] {
+            let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures").join(name);
+            let model = Model::open(&dir).unwrap();
+            // Two share their sequence, lengths and batches differ.
+            let sequence = |n: u32| (0..n).map(|i| 5 + (i * i + 3 * n) % 90).collect::<Vec<u32>>();
+            let sequences: Vec<Vec<u32>> = [7, 40, 33, 16, 17, 100].map(sequence).to_vec();
+            let targets = |sequence: usize, n: usize, last: u32| {
+                let ids = &sequences[sequence];
+                let first = ids.len() - n;
+                let targets = ids[first + 1..].iter().copied().chain([last]).collect();
+                Request { sequence, first, targets }
+            };
+            let requests = [(0, 3, 9), (1, 1, 8), (1, 1, 7), (2, 12, 6), (3, 16, 5), (4, 2, 9), (5, 60, 8)]
+                .map(|(s, n, last)| targets(s, n, last));
+            let values = log_likelihoods(&model, &sequences, &requests, Device::Cpu, &mut |_| ()).unwrap();
+            for (request, value) in requests.iter().zip(values) {
+                let ids: Vec<i64> = sequences[request.sequence].iter().map(|&id| i64::from(id)).collect();
+                let logits = logits(&model, &Tensor::from_slice(&ids).unsqueeze(0), Device::Cpu).unwrap();
+                let log_p = logits.squeeze_dim(0).log_softmax(-1, Kind::Double);
+                let of_token =
+                    |(i, &id): (usize, &u32)| log_p.double_value(&[(request.first + i) as i64, i64::from(id)]);
+                let expected: f64 = request.targets.iter().enumerate().map(of_token).sum();
+                assert!((value - expected).abs() < TOLERANCE, "{name}: {value} for {expected}");
+            }
+        }
+    }
+
+    #[test]
+    fn choices_are_cut_where_the_context_ends() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/tiny-llama");
+        let tokenizer = Tokenizer::open(&dir).unwrap();
+        let choice = Choice { context: "Question: why\nAnswer:".to_owned(), continuation: " because it is".to_owned() };
+        let (read, targets) = tokens(&tokenizer, &choice, 1000).unwrap();
+        let whole = tokenizer.encode("Question: why\nAnswer: because it is", AddSpecial::No).unwrap();
+        let context = tokenizer.encode("Question: why\nAnswer:", AddSpecial::No).unwrap();
+        assert_eq!(read, whole[..whole.len() - 1]);
+        assert_eq!(targets, whole[context.len()..]);
+        let (short, same) = tokens(&tokenizer, &choice, targets.len() + 1).unwrap();
+        assert_eq!((&short[..], same), (&read[read.len() - targets.len() - 1..], targets));
+    }
+
+    #[test]
+    fn batches_hold_every_sequence_once() {
+        let sequences: Vec<Vec<u32>> = (1..400).map(|n| vec![0; 1 + n * 37 % 300]).collect();
+        let batches = batches(&sequences);
+        let mut all: Vec<usize> = batches.concat();
+        all.sort_unstable();
+        assert!(all.into_iter().eq(0..sequences.len()));
+        assert!(batches.iter().all(|batch| batch.len() * padded(sequences[batch[0]].len()) <= BATCH_TOKENS));
+        let bytes = |batch: &[usize]| batch.len() * 40_000_000;
+        let chunks = chunks(&batches, bytes);
+        assert_eq!(chunks.concat(), batches);
+        let sum = |chunk: &[Vec<usize>]| chunk.iter().map(|batch| bytes(batch)).sum::<usize>();
+        assert!(chunks.iter().all(|chunk| chunk.len() == 1 || sum(chunk) <= STATES_BYTES));
+    }
+
+    #[test]
+    fn errors_are_those_of_a_share() {
+        let accuracy = Accuracy { items: 101, plain: 0.5, normalized: 0.2 };
+        assert_eq!((accuracy.error_of(0.5), accuracy.error_of(0.2)), (0.05, 0.04));
+    }
+}
