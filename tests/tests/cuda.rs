@@ -36,16 +36,17 @@ fn logits_equal_the_cpus() {
     assert!(error < LOGITS, "{error}");
 }
 
-/// Final losses of a short run by the recipe of configs/.
+/// Final losses of a short run by the recipe of configs/, and divergences of tuning.
 fn losses(model: &str, scheme: &str, device: Device, compute: Compute) -> Vec<f64> {
-    let overrides = Overrides { samples: Some(4), seqlen: Some(64), epochs: Some(4), ..Overrides::default() };
+    let few = Overrides { samples: Some(4), seqlen: Some(64), epochs: Some(4), ..Overrides::default() };
+    let overrides = Overrides { tune_epochs: Some(2), ..few };
     let recipe = Recipe::resolve(scheme.parse().unwrap(), find(model), None, &overrides).unwrap();
     let segments: Vec<Vec<u32>> = (0..4).map(|i| (0..64).map(|t| (t * 7 + i * 131) % 1024).collect()).collect();
     let out = tempfile::tempdir().unwrap();
     let options = Options { device, compute, cache_memory: None, out: out.path().join("out"), resume: false };
     let model = Model::open(&fixture(model)).unwrap();
     let outcome = quantize(&model, &recipe, &segments, &options, &mut |_| ControlFlow::Continue(())).unwrap();
-    outcome.blocks.iter().map(|block| block.final_loss.unwrap()).collect()
+    outcome.blocks.iter().map(|block| block.final_loss.unwrap()).chain(outcome.tuning).collect()
 }
 
 #[test]
