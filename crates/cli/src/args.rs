@@ -182,8 +182,8 @@ pub struct RecipeArgs {
     /// Add the error on the quantized model's own input to the loss: true or false
     #[arg(long, value_name = "BOOL")]
     pub aug_loss: Option<bool>,
-    /// How much is learned: default, fast (a quarter of the epochs), best (and then all blocks tuned together) or paper (clipping
-    /// alone, as published)
+    /// How much is learned: default (in half of the paper's epochs), fast (a quarter), best (and then all blocks tuned together) or paper
+    /// (clipping alone, as published)
     #[arg(long, value_name = "PRESET")]
     pub preset: Option<Preset>,
     /// What is minimized: relative (each token's error as a share of its size) or mse

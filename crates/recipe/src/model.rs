@@ -203,7 +203,9 @@ fn register(folder: &Embedded) -> Registered {
         parse(folder.model, &at("model.toml")).unwrap_or_else(|error| panic!("embedded file is wrong: {error}"));
     entry.name = folder.name.to_owned();
     let recipes = folder.recipes.iter().map(|(file, text)| {
-        RecipeFile::parse(text, &at(file)).unwrap_or_else(|error| panic!("embedded file is wrong: {error}"))
+        let recipe =
+            RecipeFile::parse(text, &at(file)).unwrap_or_else(|error| panic!("embedded file is wrong: {error}"));
+        RecipeFile { is_published: true, ..recipe }
     });
     Registered { entry, recipes: recipes.collect() }
 }

@@ -30,6 +30,9 @@ pub struct RecipeFile {
     /// `[tune]`
     #[serde(default)]
     pub tune: TunePatch,
+    /// Whether it holds a paper's settings, whose epochs a preset takes a share of; a file of one's own says what it says.
+    #[serde(skip)]
+    pub(crate) is_published: bool,
 }
 
 impl RecipeFile {

@@ -142,9 +142,9 @@ pub enum Loss {
 pub enum Preset {
     /// The method as published: clipping alone, from 98 % of the range.
     Paper,
-    /// [`Self::Default`] with a quarter of the epochs.
+    /// [`Self::Default`] in half of its epochs.
     Fast,
-    /// Clipping from a search, rounding from second-order compensation, both learned, in as many epochs as the paper's.
+    /// Clipping from a search, rounding from second-order compensation, both learned, in half of the paper's epochs.
     #[default]
     Default,
     /// [`Self::Default`], and then all blocks tuned together.
@@ -161,10 +161,11 @@ impl Preset {
         tune.epochs = if self == Self::Best { TUNE_EPOCHS } else { 0 };
     }
 
-    /// Epochs, where the paper or the model's recipe has `epochs`.
+    /// Epochs, where the paper or the model's settings have `epochs`.
     fn epochs(self, epochs: usize) -> usize {
         match self {
-            Self::Paper | Self::Default | Self::Best => epochs,
+            Self::Paper => epochs,
+            Self::Default | Self::Best => epochs.div_ceil(2),
             Self::Fast => epochs.div_ceil(4),
         }
     }
@@ -233,7 +234,8 @@ impl FromStr for Method {
 
 impl Recipe {
     /// Settles every setting: the paper's for this scheme and family, under the preset, under the model's own defaults, under a
-    /// recipe file, under the command line. Without a model the family is taken to be LLaMA.
+    /// recipe file, under the command line. Of the epochs of the paper and the model the preset takes its share. Without a model
+    /// the family is taken to be LLaMA.
     ///
     /// A transformation that is asked for, by the command line or by `smoothquant`, gets the paper's sites where none
     /// are given.
@@ -251,13 +253,17 @@ impl Recipe {
         if let Some(model) = model {
             recipe.apply(None, &model.calibration, &model.learn, &model.transform, &TunePatch::default());
         }
-        if let Some(file) = file {
-            if file.scheme != scheme {
-                return Err(RecipeError::OtherScheme { in_file: file.scheme, asked: scheme });
+        let lay = |recipe: &mut Self, file: Option<&RecipeFile>| {
+            if let Some(file) = file {
+                recipe.apply(file.method, &file.calibration, &file.learn, &file.transform, &file.tune);
             }
-            recipe.apply(file.method, &file.calibration, &file.learn, &file.transform, &file.tune);
+        };
+        if let Some(file) = file.filter(|file| file.scheme != scheme) {
+            return Err(RecipeError::OtherScheme { in_file: file.scheme, asked: scheme });
         }
+        lay(&mut recipe, file.filter(|file| file.is_published));
         recipe.learn.epochs = preset.epochs(recipe.learn.epochs);
+        lay(&mut recipe, file.filter(|file| !file.is_published));
         overrides.apply_to(&mut recipe);
         if overrides.sites.is_none() {
             let wanted = overrides.transform.or((recipe.method == Method::Smoothquant).then_some(true));
@@ -358,7 +364,7 @@ fn refused(key: &'static str, value: impl ToString, allowed: impl Into<String>) 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::find;
+    use crate::{find, recipe_for};
 
     fn resolve(scheme: &str, model: Option<&str>, file: &str, overrides: Overrides) -> Result<Recipe, RecipeError> {
         let scheme = scheme.parse().unwrap();
@@ -370,8 +376,8 @@ mod tests {
     fn later_layers_win() {
         let none = Overrides::default;
         let epochs = |model, file, overrides| resolve("w2a16g64", model, file, overrides).unwrap().learn.epochs;
-        assert_eq!(epochs(None, "", none()), 40);
-        assert_eq!(epochs(Some("smollm2-135m"), "", none()), 5);
+        assert_eq!(epochs(None, "", none()), 20);
+        assert_eq!(epochs(Some("smollm2-135m"), "", none()), 3);
         assert_eq!(epochs(Some("smollm2-135m"), "learn.epochs = 7", none()), 7);
         let typed = Overrides { epochs: Some(9), ..none() };
         assert_eq!(epochs(Some("smollm2-135m"), "learn.epochs = 7", typed.clone()), 9);
@@ -388,15 +394,21 @@ mod tests {
             assert_eq!(tune.epochs > 0, preset == Some(Preset::Best));
         }
         let ours = |epochs| (Start::Compensate, Rounding::Learned, Loss::Relative, epochs);
-        check(None, "", ours(5));
-        check(Some(Preset::Default), "", ours(5));
+        check(None, "", ours(3));
+        check(Some(Preset::Default), "", ours(3));
         check(Some(Preset::Fast), "", ours(2));
-        check(Some(Preset::Best), "", ours(5));
+        check(Some(Preset::Best), "", ours(3));
         check(Some(Preset::Paper), "", (Start::Whole, Rounding::Fixed, Loss::Mse, 5));
-        check(Some(Preset::Fast), "learn.epochs = 7", ours(2));
-        check(None, "learn.start = \"search\"\nlearn.loss = \"mse\"", (Start::Search, Rounding::Learned, Loss::Mse, 5));
+        check(Some(Preset::Fast), "learn.epochs = 7", ours(7));
+        check(None, "learn.start = \"search\"\nlearn.loss = \"mse\"", (Start::Search, Rounding::Learned, Loss::Mse, 3));
+        let opt = recipe_for("opt-66b", "w4a16".parse().unwrap());
+        let resolve = |preset| {
+            let overrides = Overrides { preset: Some(preset), ..Overrides::default() };
+            Recipe::resolve("w4a16".parse().unwrap(), find("opt-66b"), opt, &overrides).unwrap().learn.epochs
+        };
+        assert_eq!([Preset::Paper, Preset::Default, Preset::Fast].map(resolve), [20, 10, 5]);
         let typed = Overrides { preset: Some(Preset::Best), epochs: Some(4), ..Overrides::default() };
-        assert_eq!(resolve("w4a16", None, "", typed).unwrap().learn.epochs, 4);
+        assert_eq!(self::resolve("w4a16", None, "", typed).unwrap().learn.epochs, 4);
         assert_eq!("slow".parse::<Preset>(), Err("must be one of paper, fast, default, best".to_owned()));
     }
 
