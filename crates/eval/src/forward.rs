@@ -2,8 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use oq_models::{Model, ModelError};
-use tch::{Device, Tensor};
+use oq_models::layers::token_nll;
+use oq_models::{Head, Model, ModelError};
+use tch::{Device, Kind, Tensor};
+
+/// Hidden states of this many bytes go through a block together, so that its weights are read once for all of them.
+pub(crate) const STATES_BYTES: usize = 512 << 20;
+/// Tokens whose logits are held at once: 512 rows of 128k entries are 256 MiB.
+const LOGIT_ROWS: i64 = 512;
 
 /// How far a measurement is.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -53,4 +59,10 @@ pub(crate) fn run_blocks(
         after_block();
     }
     Ok(())
+}
+
+/// Sum of the negative log-likelihoods of tokens `targets [n]`, each after a normed state of `x [n, width]`.
+pub(crate) fn nll(head: &Head, x: &Tensor, targets: &Tensor) -> f64 {
+    let rows = x.split(LOGIT_ROWS, 0).into_iter().zip(targets.split(LOGIT_ROWS, 0));
+    rows.map(|(x, targets)| token_nll(&head.logits(&x), &targets).sum(Kind::Double).double_value(&[])).sum()
 }

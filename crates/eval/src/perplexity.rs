@@ -3,17 +3,11 @@
 //! The text is tokenized once and cut into windows that do not overlap, the last partial one dropped; each window is read
 //! from its own first token. The result is `exp` of the mean over windows of the window's mean next-token cross-entropy.
 
-use oq_models::layers::token_nll;
 use oq_models::{Head, Model, ModelError};
 use tch::{Device, Tensor};
 
 use crate::error::EvalError;
-use crate::forward::{Progress, embed, run_blocks};
-
-/// Hidden states of this many bytes go through a block together, so that its weights are read once for all of them.
-const STATES_BYTES: usize = 512 << 20;
-/// Tokens whose logits are held at once: 512 rows of 128k entries are 256 MiB.
-const LOGIT_ROWS: i64 = 512;
+use crate::forward::{Progress, STATES_BYTES, embed, nll, run_blocks};
 
 /// A measured perplexity.
 #[derive(Clone, Debug, PartialEq)]
@@ -81,13 +75,5 @@ fn mean_nll(model: &Model, x: &Tensor, head: &Head, ids: &Tensor, device: Device
     let x = model.decoder().finish(&model.outer(device), x)?.squeeze_dim(0); // [t, hidden]
     let ids = ids.squeeze_dim(0);
     let predicted = x.size()[0] - 1;
-    let mut sum = 0.0;
-    let mut start = 0;
-    while start < predicted {
-        let rows = LOGIT_ROWS.min(predicted - start);
-        let logits = head.logits(&x.narrow(0, start, rows));
-        sum += token_nll(&logits, &ids.narrow(0, start + 1, rows)).sum(tch::Kind::Double).double_value(&[]);
-        start += rows;
-    }
-    Ok(sum / predicted as f64)
+    Ok(nll(head, &x.narrow(0, 0, predicted), &ids.narrow(0, 1, predicted)) / predicted as f64)
 }

@@ -7,21 +7,16 @@
 use std::collections::HashMap;
 
 use oq_data::{AddSpecial, Choice, Item, Tokenizer};
-use oq_models::layers::token_nll;
 use oq_models::{Head, Model, ModelError};
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 
 use crate::error::EvalError;
-use crate::forward::{Progress, embed, run_blocks};
+use crate::forward::{Progress, STATES_BYTES, embed, nll, run_blocks};
 
-/// Hidden states of this many bytes go through a block together, so that its weights are read once for all of them.
-const STATES_BYTES: usize = 512 << 20;
 /// Tokens of sequences that are computed with at once.
 const BATCH_TOKENS: usize = 2048;
 /// Lengths are rounded up to multiples of this.
 const STEP: usize = 16;
-/// Positions whose logits are held at once.
-const LOGIT_ROWS: i64 = 512;
 
 /// A measured accuracy.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -164,8 +159,7 @@ fn log_likelihood(
     let x = model.decoder().finish(&model.outer(device), &x.unsqueeze(0))?.squeeze_dim(0);
     let targets: Vec<i64> = request.targets.iter().map(|&id| i64::from(id)).collect();
     let targets = Tensor::from_slice(&targets).to_device(device);
-    let rows = x.split(LOGIT_ROWS, 0).into_iter().zip(targets.split(LOGIT_ROWS, 0));
-    Ok(rows.map(|(x, targets)| -token_nll(&head.logits(&x), &targets).sum(Kind::Double).double_value(&[])).sum())
+    Ok(-nll(head, &x, &targets))
 }
 
 /// Sequences that are computed with at once, by their indices: those of one padded length, the longest first.
@@ -224,6 +218,7 @@ mod tests {
     use super::*;
     use crate::logits;
     use std::path::Path;
+    use tch::Kind;
 
     #[test]
     fn likelihoods_are_those_of_whole_sequences() {
