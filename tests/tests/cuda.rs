@@ -41,7 +41,7 @@ fn losses(model: &str, scheme: &str, device: Device, compute: Compute) -> Vec<f6
     let few = Overrides { samples: Some(4), seqlen: Some(64), epochs: Some(4), ..Overrides::default() };
     let overrides = Overrides { tune_epochs: Some(2), ..few };
     let recipe = Recipe::resolve(scheme.parse().unwrap(), find(model), None, &overrides).unwrap();
-    let segments: Vec<Vec<u32>> = (0..4).map(|i| (0..64).map(|t| (t * 7 + i * 131) % 1024).collect()).collect();
+    let segments: Vec<Vec<u32>> = (0..12).map(|i| (0..64).map(|t| (t * 7 + i * 131) % 1024).collect()).collect();
     let out = tempfile::tempdir().unwrap();
     let options = Options { device, compute, cache_memory: None, out: out.path().join("out"), resume: false };
     let model = Model::open(&fixture(model)).unwrap();

@@ -4,14 +4,19 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use oq_tests::{fixture, omniquant, run};
+use oq_calib::{Options, Outcome};
+use oq_models::{Compute, Model};
+use oq_recipe::{Overrides, Recipe};
+use oq_tests::{fixture, omniquant, run, tokens};
 use serde_json::Value;
+use tch::Device;
 
 /// Far above the seconds that a run takes on an idle machine.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -136,17 +141,14 @@ fn damage_is_mended() {
 
 #[test]
 fn predictions_come_nearer() {
-    // Enough tokens that they are not learned by heart.
+    // On the same text in every pass; the first divergence is the mean over steps that already go down.
+    let text: Vec<Vec<u32>> = tokens("calib.txt").chunks_exact(256).take(8).map(<[u32]>::to_vec).collect();
+    let divergences = learned_from(&[&text[..]; 4].concat(), text.len(), 3e-3).tuning;
+    assert!(divergences.len() == 3 && divergences[2] < 0.95 * divergences[0], "{divergences:?}");
+
     let tuned = |out: &Path, epochs| run(&mut quantize_with(out, ["32", "256"], [epochs, "3e-3"]), 0);
     let dir = tempfile::tempdir().unwrap();
     tuned(dir.path(), "3");
-    let divergences: Vec<f64> = events(dir.path())
-        .iter()
-        .filter(|event| event["event"] == "tuned")
-        .map(|event| event["divergence"].as_f64().unwrap())
-        .collect();
-    // The first is the mean over steps that already go down.
-    assert!(divergences.len() == 3 && divergences[2] < 0.95 * divergences[0], "{divergences:?}");
     let record: Value = serde_json::from_slice(&fs::read(dir.path().join("run.json")).unwrap()).unwrap();
     assert_eq!(record["tuning"].as_array().map(Vec::len), Some(3));
 
@@ -159,6 +161,40 @@ fn predictions_come_nearer() {
     tuned(untuned.path(), "0");
     let (with, without) = (perplexity(dir.path()), perplexity(untuned.path()));
     assert!(with < 0.98 * without, "{with} with, {without} without");
+}
+
+/// Outcome of a run on these segments, those of the blocks first, which are `samples`.
+fn learned_from(segments: &[Vec<u32>], samples: usize, tune_lr: f64) -> Outcome {
+    let tune_epochs = Some(segments.len() / samples - 1);
+    let few =
+        Overrides { samples: Some(samples), seqlen: Some(segments[0].len()), epochs: Some(1), ..Overrides::default() };
+    let overrides = Overrides { tune_epochs, tune_lr: Some(tune_lr), ..few };
+    let recipe = Recipe::resolve("w2a16g64".parse().unwrap(), None, None, &overrides).unwrap();
+    let out = tempfile::tempdir().unwrap();
+    let (device, compute) = (Device::Cpu, Compute::F32);
+    let options = Options { device, compute, cache_memory: None, out: out.path().to_owned(), resume: false };
+    let model = Model::open(&fixture("tiny-llama")).unwrap();
+    oq_calib::quantize(&model, &recipe, segments, &options, &mut |_| ControlFlow::Continue(())).unwrap()
+}
+
+/// Outcome of a short run on segments of noise, by the seeds of those of the blocks and of two passes of tuning.
+fn learned_from_noise(seeds: [u32; 3]) -> Outcome {
+    let segment = |seed: u32| (0..16u32).map(|t| (seed * 997 + t * t * 31 + t * seed) % 1024).collect();
+    let segments: Vec<Vec<u32>> = seeds.iter().flat_map(|seed| [segment(2 * seed), segment(2 * seed + 1)]).collect();
+    learned_from(&segments, 2, 5e-4)
+}
+
+#[test]
+fn each_pass_has_segments_of_its_own() {
+    let of_blocks = |outcome: &Outcome| outcome.blocks[0].losses.clone();
+    let before = learned_from_noise([1, 2, 3]);
+    let other_last = learned_from_noise([1, 2, 4]);
+    assert_eq!((of_blocks(&other_last), other_last.tuning[0]), (of_blocks(&before), before.tuning[0]));
+    assert_ne!(other_last.tuning[1], before.tuning[1]);
+    let other_first = learned_from_noise([1, 4, 3]);
+    assert_eq!(of_blocks(&other_first), of_blocks(&before));
+    assert_ne!(other_first.tuning[0], before.tuning[0]);
+    assert_ne!(of_blocks(&learned_from_noise([4, 2, 3])), of_blocks(&before));
 }
 
 #[test]

@@ -98,9 +98,14 @@ pub enum CalibError {
         /// What happened.
         source: Box<CalibError>,
     },
-    /// Learning without text.
-    #[error("no calibration segments: the method learns from text")]
-    NoSegments,
+    /// Too little text, or more than is read.
+    #[error("{given} calibration segments, where the recipe reads {wanted}")]
+    Segments {
+        /// How many there are.
+        given: usize,
+        /// [`oq_recipe::Recipe::segments`].
+        wanted: usize,
+    },
     /// The quantizer refused a linear.
     #[error("{linear}: {reason}")]
     Linear {

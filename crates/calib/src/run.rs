@@ -79,8 +79,9 @@ fn checked_sites(model: &Model, recipe: &Recipe) -> Result<Vec<Site>, CalibError
 
 /// Quantizes `model` by `recipe` into a packed directory.
 ///
-/// `segments` are token ids of equal length to learn from; a method that learns nothing ignores them. `on` hears of progress and
-/// can ask the run to stop, which it does within a step; what is finished stays for [`Options::resume`].
+/// `segments` are token ids of equal length to learn from, [`Recipe::segments`] of them: those of the blocks, then those of each pass of
+/// tuning; a method that reads no text ignores them. `on` hears of progress and can ask the run to stop, which it does within a
+/// step; what is finished stays for [`Options::resume`].
 pub fn quantize(
     model: &Model,
     recipe: &Recipe,
@@ -89,8 +90,9 @@ pub fn quantize(
     on: &mut dyn FnMut(Notice) -> ControlFlow<()>,
 ) -> Result<Outcome, CalibError> {
     let transform = Transform::new(checked_sites(model, recipe)?, options.device);
-    if recipe.method.reads_text() && segments.is_empty() {
-        return Err(CalibError::NoSegments);
+    let segments = if recipe.method.reads_text() { segments } else { &[] };
+    if segments.len() != recipe.segments() {
+        return Err(CalibError::Segments { given: segments.len(), wanted: recipe.segments() });
     }
     check_outer(model)?;
     let n_blocks = model.decoder().dims().n_layers;
@@ -103,7 +105,7 @@ pub fn quantize(
     }
     let resumed_blocks = journal.finished().len().min(n_blocks);
     if !was_complete {
-        let work = Work::of(recipe, n_blocks, segments.len(), resumed_blocks);
+        let work = Work::of(recipe, n_blocks, resumed_blocks);
         let (transform, stages) = (&transform, &stages);
         let mut run = Run { model, recipe, options, transform, stages, on, n_blocks, work };
         if journal.finished().len() < stages.n_shards() {
@@ -152,19 +154,19 @@ impl Run<'_> {
     fn all_blocks(&mut self, journal: &mut Journal, segments: &[Vec<u32>]) -> Result<(), CalibError> {
         let _no_grad = tch::no_grad_guard();
         let t = segments.first().map_or(0, Vec::len);
-        let cache = self.cache(segments.len() * t);
-        let mut states = self.first_states(&cache, segments)?;
         let ctx = self.model.decoder().context(t, self.options.device);
-        for block_idx in 0..self.n_blocks {
-            let taken = self.take_block(block_idx, &ctx, &mut states, journal);
-            taken.map_err(|error| error.in_block(block_idx))?;
-            self.progress(block_idx + 1)?;
+        let (own, of_tuning) = segments.split_at(segments.len().min(self.recipe.calibration.samples));
+        if self.work.resumed_blocks < self.n_blocks {
+            let cache = self.cache(own.len() * t);
+            let mut states = self.first_states(&cache, own)?;
+            for block_idx in 0..self.n_blocks {
+                let taken = self.take_block(block_idx, &ctx, &mut states, journal);
+                taken.map_err(|error| error.in_block(block_idx))?;
+                self.progress(block_idx + 1)?;
+            }
         }
         match self.stages.untuned() {
-            Some(blocks) => {
-                drop(states.quantized);
-                self.tune(blocks, &ctx, &states.full, segments, journal)
-            }
+            Some(blocks) => self.tune(blocks, &ctx, of_tuning, journal),
             None => Ok(()),
         }
     }
@@ -203,14 +205,20 @@ impl Run<'_> {
         if !self.recipe.method.reads_text() {
             return Ok(states);
         }
-        let outer = self.model.outer(self.options.device);
-        for batch in segments.chunks(self.recipe.calibration.batch) {
-            states.full.push(&self.model.decoder().embed(&outer, &ids_of(batch))?)?;
-        }
+        self.embed(segments, &mut states.full)?;
         if self.recipe.method.learns() {
             states.quantized = states.full.map(Tensor::shallow_clone)?;
         }
         Ok(states)
+    }
+
+    /// Puts the embedded segments in the place of what `states` holds.
+    fn embed(&self, segments: &[Vec<u32>], states: &mut Store<'_>) -> Result<(), CalibError> {
+        let outer = self.model.outer(self.options.device);
+        for (idx, batch) in segments.chunks(self.recipe.calibration.batch).enumerate() {
+            states.put(idx, &self.model.decoder().embed(&outer, &ids_of(batch))?)?;
+        }
+        Ok(())
     }
 
     /// A block's tensors, while the next one's are read ahead.
@@ -245,8 +253,7 @@ impl Run<'_> {
         let cast = self.cast(&weights);
         forward_all(decoder, &self.full(&cast), ctx, &mut states.full)?;
         drop(cast);
-        // Of no more use where all blocks are there.
-        if self.recipe.method.learns() && self.work.resumed_blocks < self.n_blocks {
+        if self.recipe.method.learns() {
             self.stages.learned().read_block(block_idx, self.options.device)?.put_into(&mut weights);
             forward_all(decoder, &self.quantized(&self.cast(&weights)), ctx, &mut states.quantized)?;
         }

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use oq_recipe::Recipe;
+use oq_recipe::{Calibration, Recipe};
 
 /// What a run has to do.
 #[derive(Debug)]
@@ -20,14 +20,15 @@ pub(crate) struct Work {
     started: Instant,
 }
 
-/// Steps of a block that a step of tuning takes as long as, for each block: it runs forwards twice, and makes weights twice.
+/// Steps of a block that a step of tuning takes as long as, for each block: it runs forwards twice more, and makes weights twice.
 const TUNING_STEPS: usize = 2;
 
 impl Work {
     /// Of a run that begins now.
-    pub(crate) fn of(recipe: &Recipe, n_blocks: usize, segments: usize, resumed_blocks: usize) -> Self {
+    pub(crate) fn of(recipe: &Recipe, n_blocks: usize, resumed_blocks: usize) -> Self {
         let learns = recipe.method.learns();
-        let batches = if learns { segments.div_ceil(recipe.calibration.batch) } else { 1 };
+        let Calibration { samples, batch, .. } = recipe.calibration;
+        let batches = if learns { samples.div_ceil(batch) } else { 1 };
         let epochs = if learns { recipe.learn.epochs } else { 1 };
         let tuning = if learns { recipe.tune.epochs * batches } else { 0 };
         let mut work = Self { n_blocks, batches, epochs, tuning, resumed_blocks, found: 0, started: Instant::now() };

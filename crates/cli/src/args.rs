@@ -182,8 +182,8 @@ pub struct RecipeArgs {
     /// Add the error on the quantized model's own input to the loss: true or false
     #[arg(long, value_name = "BOOL")]
     pub aug_loss: Option<bool>,
-    /// How much is learned: default (in half of the paper's epochs), fast (a quarter), best (and then all blocks tuned together) or paper
-    /// (clipping alone, as published)
+    /// How much is learned: default (in half of the paper's epochs), fast (a quarter), best (on four
+    /// times as much text, and then all blocks tuned together) or paper (clipping alone, as published)
     #[arg(long, value_name = "PRESET")]
     pub preset: Option<Preset>,
     /// What is minimized: relative (each token's error as a share of its size) or mse
@@ -214,7 +214,7 @@ pub struct RecipeArgs {
     /// Where scales start: 0 evens out the weights, 1 the activations
     #[arg(long, value_name = "X")]
     pub let_alpha: Option<f64>,
-    /// Passes over the segments in which all blocks' scales, norms and biases are tuned together, after the blocks; 0 for none
+    /// Passes, each over new segments, in which all blocks' scales, norms and biases are tuned together, after the blocks; 0 for none
     #[arg(long, value_name = "N")]
     pub tune_epochs: Option<usize>,
     /// Learning rate of that tuning

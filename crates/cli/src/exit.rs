@@ -108,7 +108,7 @@ fn calib_code(error: &CalibError) -> u8 {
         | CalibError::TuningDiverged { .. }
         | CalibError::Overflow { .. }
         | CalibError::Linear { .. } => NUMERIC,
-        CalibError::NoSegments | CalibError::Site(_) => USAGE,
+        CalibError::Segments { .. } | CalibError::Site(_) => USAGE,
         CalibError::Model(error) => model_code(error),
         CalibError::Format(error) => format_code(error),
         CalibError::Cache { source, .. } => io_code(source),

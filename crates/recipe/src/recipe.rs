@@ -119,7 +119,7 @@ pub struct Transform {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Tune {
-    /// Passes over the segments; 0 for none.
+    /// Passes, each over as many segments as blocks learn from, of its own; 0 for none.
     pub epochs: usize,
     /// AdamW's learning rate at first, which falls linearly to 0: of the logarithms of scales and norms, and of biases in units of
     /// their root mean square; positive.
@@ -147,32 +147,35 @@ pub enum Preset {
     /// Clipping from a search, rounding from second-order compensation, both learned, in half of the paper's epochs.
     #[default]
     Default,
-    /// [`Self::Default`], and then all blocks tuned together.
+    /// [`Self::Default`] on four times as much text in an eighth of the paper's epochs, and then all blocks tuned together on as much again.
     Best,
 }
 
 impl Preset {
-    /// Lays the preset over the paper's settings, but for the epochs.
+    /// Lays the preset over the paper's settings, but for what it takes a share of.
     fn apply_to(self, Recipe { learn, tune, .. }: &mut Recipe) {
         (learn.start, learn.rounding, learn.loss) = match self {
             Self::Paper => (Start::Whole, Rounding::Fixed, Loss::Mse),
             Self::Fast | Self::Default | Self::Best => (Start::Compensate, Rounding::Learned, Loss::Relative),
         };
-        tune.epochs = if self == Self::Best { TUNE_EPOCHS } else { 0 };
+        tune.epochs = usize::from(self == Self::Best);
     }
 
-    /// Epochs, where the paper or the model's settings have `epochs`.
-    fn epochs(self, epochs: usize) -> usize {
-        match self {
-            Self::Paper => epochs,
-            Self::Default | Self::Best => epochs.div_ceil(2),
-            Self::Fast => epochs.div_ceil(4),
-        }
+    /// Takes the preset's share of the text and the epochs of the paper or the model's settings.
+    fn take_share(self, Recipe { calibration, learn, .. }: &mut Recipe) {
+        let (text, share) = match self {
+            Self::Paper => (1, 1),
+            Self::Fast => (1, 4),
+            Self::Default => (1, 2),
+            Self::Best => (4, 8),
+        };
+        calibration.samples = calibration.samples.saturating_mul(text);
+        learn.epochs = learn.epochs.div_ceil(share);
     }
 }
 
-/// Passes of tuning in [`Preset::Best`].
-const TUNE_EPOCHS: usize = 4;
+/// More passes of tuning than anybody makes: each has text of its own.
+const MAX_TUNE_EPOCHS: usize = 1000;
 
 /// A choice by its name in recipes and on the command line.
 macro_rules! choice {
@@ -234,7 +237,7 @@ impl FromStr for Method {
 
 impl Recipe {
     /// Settles every setting: the paper's for this scheme and family, under the preset, under the model's own defaults, under a
-    /// recipe file, under the command line. Of the epochs of the paper and the model the preset takes its share. Without a model
+    /// recipe file, under the command line. Of the text and the epochs of the paper and the model the preset takes its share. Without a model
     /// the family is taken to be LLaMA.
     ///
     /// A transformation that is asked for, by the command line or by `smoothquant`, gets the paper's sites where none
@@ -262,7 +265,7 @@ impl Recipe {
             return Err(RecipeError::OtherScheme { in_file: file.scheme, asked: scheme });
         }
         lay(&mut recipe, file.filter(|file| file.is_published));
-        recipe.learn.epochs = preset.epochs(recipe.learn.epochs);
+        preset.take_share(&mut recipe);
         lay(&mut recipe, file.filter(|file| !file.is_published));
         overrides.apply_to(&mut recipe);
         if overrides.sites.is_none() {
@@ -290,6 +293,12 @@ impl Recipe {
     pub fn to_toml(&self) -> Result<String, RecipeError> {
         self.validate()?;
         Ok(toml::to_string(self).expect("strings, flags and numbers in TOML's range are all a recipe holds"))
+    }
+
+    /// Segments of calibration text that a run reads: those of the blocks, and as many for each pass of tuning.
+    pub const fn segments(&self) -> usize {
+        let passes = if self.method.learns() { self.tune.epochs } else { 0 };
+        if self.method.reads_text() { self.calibration.samples.saturating_mul(1 + passes) } else { 0 }
     }
 
     fn validate(&self) -> Result<(), RecipeError> {
@@ -347,6 +356,9 @@ impl Recipe {
         if !(tune_lr.is_finite() && *tune_lr > 0.0) {
             return Err(refused("tune.lr", tune_lr, "positive and finite, such as 3e-4"));
         }
+        if *tune_epochs > MAX_TUNE_EPOCHS {
+            return Err(refused("tune.epochs", tune_epochs, format!("{MAX_TUNE_EPOCHS} or less")));
+        }
         Ok(())
     }
 }
@@ -389,15 +401,17 @@ mod tests {
         #[track_caller]
         fn check(preset: Option<Preset>, file: &str, expected: (Start, Rounding, Loss, usize)) {
             let overrides = Overrides { preset, ..Overrides::default() };
-            let Recipe { learn, tune, .. } = resolve("w4a16", Some("smollm2-135m"), file, overrides).unwrap();
+            let Recipe { calibration, learn, tune, .. } =
+                resolve("w4a16", Some("smollm2-135m"), file, overrides).unwrap();
             assert_eq!((learn.start, learn.rounding, learn.loss, learn.epochs), expected);
-            assert_eq!(tune.epochs > 0, preset == Some(Preset::Best));
+            let is_best = preset == Some(Preset::Best);
+            assert_eq!((calibration.samples, tune.epochs), if is_best { (64, 1) } else { (16, 0) });
         }
         let ours = |epochs| (Start::Compensate, Rounding::Learned, Loss::Relative, epochs);
         check(None, "", ours(3));
         check(Some(Preset::Default), "", ours(3));
         check(Some(Preset::Fast), "", ours(2));
-        check(Some(Preset::Best), "", ours(3));
+        check(Some(Preset::Best), "", ours(1));
         check(Some(Preset::Paper), "", (Start::Whole, Rounding::Fixed, Loss::Mse, 5));
         check(Some(Preset::Fast), "learn.epochs = 7", ours(7));
         check(None, "learn.start = \"search\"\nlearn.loss = \"mse\"", (Start::Search, Rounding::Learned, Loss::Mse, 3));
@@ -406,9 +420,10 @@ mod tests {
             let overrides = Overrides { preset: Some(preset), ..Overrides::default() };
             Recipe::resolve("w4a16".parse().unwrap(), find("opt-66b"), opt, &overrides).unwrap().learn.epochs
         };
-        assert_eq!([Preset::Paper, Preset::Default, Preset::Fast].map(resolve), [20, 10, 5]);
+        assert_eq!([Preset::Paper, Preset::Default, Preset::Fast, Preset::Best].map(resolve), [20, 10, 5, 3]);
         let typed = Overrides { preset: Some(Preset::Best), epochs: Some(4), ..Overrides::default() };
-        assert_eq!(self::resolve("w4a16", None, "", typed).unwrap().learn.epochs, 4);
+        let typed = self::resolve("w4a16", None, "", typed).unwrap();
+        assert_eq!((typed.learn.epochs, typed.calibration.samples, typed.segments()), (4, 512, 1024));
         assert_eq!("slow".parse::<Preset>(), Err("must be one of paper, fast, default, best".to_owned()));
     }
 
@@ -477,6 +492,7 @@ mod tests {
         check(Overrides { seqlen: Some(1 << 63), ..none() }, &too_large("calibration.seqlen"));
         check(Overrides { epochs: Some(1 << 63), ..none() }, &too_large("learn.epochs"));
         check(Overrides { tune_epochs: Some(1 << 63), ..none() }, &too_large("tune.epochs"));
+        check(Overrides { tune_epochs: Some(1001), ..none() }, "tune.epochs = 1001: must be 1000 or less");
         let batch = |given| format!("calibration.batch = {given}: must be 1 to calibration.samples, which is 128");
         check(Overrides { batch: Some(0), ..none() }, &batch(0));
         check(Overrides { batch: Some(129), ..none() }, &batch(129));

@@ -198,12 +198,12 @@ impl Rates {
         }
     }
 
-    /// Forwards, and forwards and backwards, through all blocks; predictions of both models, and their gradient.
+    /// Forwards in full precision and quantized, and forwards and backwards, through all blocks; predictions of both models, and their gradient.
     fn tuning_step(&self, counts: &Counts) -> f64 {
         let (tokens, weights) = (counts.batch_tokens as f64, counts.weights as f64);
-        let block = 4.0 * 2.0 * tokens * weights / self.products
-            + (2.0 + ATTENTION_BACKWARD) * attention_flops(counts, tokens) / self.attention
-            + (1.0 + FORWARD_SHARE) * tokens * activation_bytes(counts) / self.memory
+        let block = 5.0 * 2.0 * tokens * weights / self.products
+            + (3.0 + ATTENTION_BACKWARD) * attention_flops(counts, tokens) / self.attention
+            + (1.0 + 2.0 * FORWARD_SHARE) * tokens * activation_bytes(counts) / self.memory
             + TUNING_BYTES * weights / self.memory
             + 2.0 * counts.block_bytes as f64 / self.disk
             + 2.0 * (OPS_PER_BLOCK + OPS_PER_LINEAR * counts.linears as f64) * self.secs_per_op;

@@ -1,9 +1,9 @@
 //! The last part of a run: all blocks together.
 
 use oq_models::Context;
-use oq_recipe::{BlockRecord, Event};
+use oq_recipe::{BlockRecord, Calibration, Event};
 
-use super::{Notice, Run, ids_of};
+use super::{Notice, Run, forward_all, ids_of};
 use crate::error::CalibError;
 use crate::journal::{Finished, Journal};
 use crate::learn::ATTEMPTS;
@@ -13,43 +13,46 @@ use crate::student::Place;
 use crate::tune::{Subject, Tuner};
 
 impl Run<'_> {
-    /// Tunes the blocks towards the last states in full precision, and writes them.
+    /// Tunes the blocks towards the last states in full precision, each pass on segments of its own, and writes them.
     pub(super) fn tune(
         &mut self,
         blocks: &Output<'_>,
         ctx: &Context,
-        targets: &Store<'_>,
         segments: &[Vec<u32>],
         journal: &mut Journal,
     ) -> Result<(), CalibError> {
         let (model, options, recipe) = (self.model, self.options, self.recipe);
+        let Calibration { samples, batch, .. } = recipe.calibration;
         let subject = Subject {
             model,
             blocks,
             ctx,
             act: recipe.scheme.act,
             place: Place { device: options.device, compute: options.compute },
-            batches: targets.len(),
+            batches: samples.div_ceil(batch),
             tune: &recipe.tune,
         };
-        let per_batch = recipe.calibration.batch * segments.first().map_or(0, Vec::len) * model.decoder().dims().hidden;
-        // Beside the targets.
-        let cache = Cache { n_stores: 2, len: self.n_blocks * per_batch, ..self.cache(0) };
+        let per_segment = segments.first().map_or(0, Vec::len) * model.decoder().dims().hidden;
+        let of_targets = Cache { n_stores: 2, len: samples * per_segment, ..self.cache(0) };
+        let cache = Cache { len: self.n_blocks * batch * per_segment, ..of_targets.clone() };
+        let mut targets = Store::new(&of_targets);
         let mut tuner = Tuner::new(subject, Store::new(&cache))?;
         let path = self.stages.tuning_path();
         if let Err(error) = tuner.restore(&path) {
             tracing::warn!(%error, "what tuning had come to cannot be read: it starts again");
             tuner.start(recipe.tune.lr)?;
         }
-        self.work.resume_tuning(tuner.divergences().len() * targets.len());
+        self.work.resume_tuning(tuner.divergences().len() * subject.batches);
         let mut retries = 0;
         while tuner.divergences().len() < recipe.tune.epochs {
             let epoch = tuner.divergences().len();
-            match self.tuning_epoch(&mut tuner, targets, segments)? {
+            let segments = &segments[epoch * samples..][..samples];
+            self.finish_in_full(ctx, segments, &mut targets)?;
+            match self.tuning_epoch(&mut tuner, &targets, segments)? {
                 Ok(divergence) => {
                     tuner.finish_epoch(divergence);
                     tuner.save(&path)?;
-                    let secs_left = self.work.secs_left(self.work.in_tuning((epoch + 1) * targets.len()));
+                    let secs_left = self.work.secs_left(self.work.in_tuning((epoch + 1) * subject.batches));
                     self.tell(Event::Tuned { epoch, divergence, lr: tuner.lr(), secs_left }, self.n_blocks)?;
                 }
                 Err(batch) => {
@@ -73,6 +76,21 @@ impl Run<'_> {
                 retries: retries as usize,
             };
             journal.finish(Finished { shard, sha256, record })?;
+        }
+        Ok(())
+    }
+
+    /// The last states of the segments in full precision.
+    fn finish_in_full(
+        &mut self,
+        ctx: &Context,
+        segments: &[Vec<u32>],
+        states: &mut Store<'_>,
+    ) -> Result<(), CalibError> {
+        self.embed(segments, states)?;
+        for block in 0..self.n_blocks {
+            let cast = self.cast(&self.load_block(block)?);
+            forward_all(self.model.decoder(), &self.full(&cast), ctx, states)?;
         }
         Ok(())
     }

@@ -164,7 +164,7 @@ fn text(model: &str, recipe: &Recipe, plan: &Plan, setting: &Setting<'_>) -> Str
     }
     if plan.tuning_steps > 0 {
         let (epochs, steps, lr) = (recipe.tune.epochs, plan.tuning_steps, recipe.tune.lr);
-        line("tuning", format!("{epochs} epochs, {steps} steps of all blocks, AdamW at {lr:e}"));
+        line("tuning", format!("{epochs} epochs of new segments, {steps} steps of all blocks, AdamW at {lr:e}"));
     }
     for linear in &plan.linears {
         let shape = format!("[{}, {}]", linear.out_features, linear.in_features);

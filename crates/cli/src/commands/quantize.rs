@@ -53,7 +53,7 @@ pub fn run(args: &QuantizeArgs, out: &Output) -> Result<()> {
     let segments = if recipe.method.reads_text() {
         let c = &recipe.calibration;
         let ids = tokens(model.dir(), &c.data, Split::Train, args.eval.data_dir.as_deref())?;
-        segments(&ids, c.samples, c.seqlen, c.seed)?
+        segments(&ids, recipe.segments(), c.seqlen, c.seed)?
     } else {
         Vec::new()
     };
