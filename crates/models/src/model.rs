@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use oq_formats::{Checkpoint, Dtype, FormatError, PackedCheckpoint, TensorView, quantization_of, read_config};
+use oq_formats::{Checkpoint, Dtype, FormatError, PackedCheckpoint, TensorView, is_rotated_online, quantization_of, read_config};
 use oq_quant_core::{ActSpec, QuantSpec, QuantizedTensor, RotateKind, WeightSpec};
 use serde_json::Value;
 use tch::{Device, Tensor};
@@ -55,7 +55,8 @@ impl Model {
         };
         let (round_to_nearest, form) = (None, Form::default());
         let dir = dir.to_owned();
-        let model = Self { dir, config, decoder, weights, round_to_nearest, form, rotator: None, online: None };
+        let online = is_rotated_online(&config).then(|| Online::new(decoder.dims()).map(Rc::new)).transpose()?;
+        let model = Self { dir, config, decoder, weights, round_to_nearest, form, rotator: None, online };
         model.check_tensors()?;
         Ok(model)
     }

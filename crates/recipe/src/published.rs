@@ -4,7 +4,7 @@
 
 use oq_quant_core::{ActSpec, QuantSpec, SiteKind};
 
-use crate::{Calibration, Family, Learn, Loss, Method, Recipe, Rounding, Start, Transform, Tune};
+use crate::{Calibration, Family, Learn, Loss, Method, Recipe, Rotate, Rounding, Start, Transform, Tune};
 
 /// The paper's settings for a scheme; `chat` and `post_norm` are those of [`crate::ModelEntry`].
 ///
@@ -40,6 +40,7 @@ pub(crate) fn published(scheme: QuantSpec, family: Family, chat: bool, post_norm
         transform: published_transform(scheme, family, post_norm),
         // The paper has none.
         tune: Tune { epochs: 0, lr: 5e-4 },
+        rotate: Rotate::default(),
     }
 }
 

@@ -4,12 +4,12 @@ use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
 
-use oq_quant_core::{QuantSpec, SiteKind};
+use oq_quant_core::{QuantSpec, RotateKind, SiteKind};
 use serde::{Deserialize, Serialize};
 
 use crate::parse::parse;
 use crate::published::{default_sites, published};
-use crate::{Family, ModelEntry, Overrides, RecipeError, RecipeFile, TunePatch};
+use crate::{Family, ModelEntry, Overrides, RecipeError, RecipeFile, RotatePatch, TunePatch};
 
 /// Everything that decides what calibration computes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -28,6 +28,8 @@ pub struct Recipe {
     pub transform: Transform,
     /// What is learned after all blocks; only `omniquant` reads it.
     pub tune: Tune,
+    /// Orthogonal matrices that are put into the model first.
+    pub rotate: Rotate,
 }
 
 /// How codes are found.
@@ -124,6 +126,16 @@ pub struct Tune {
     /// AdamW's learning rate at first, which falls linearly to 0: of the logarithms of scales and norms, and of biases in units of
     /// their root mean square; positive.
     pub lr: f64,
+}
+
+/// Orthogonal matrices that are put into the model before anything else (QuaRot, arXiv 2404.00456).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rotate {
+    /// Where.
+    pub kind: RotateKind,
+    /// Decides the matrices; at most 2^63 - 1.
+    pub seed: u64,
 }
 
 /// What is minimized.
@@ -251,11 +263,12 @@ impl Recipe {
         let preset = overrides.preset.unwrap_or_default();
         preset.apply_to(&mut recipe);
         if let Some(model) = model {
-            recipe.apply(None, &model.calibration, &model.learn, &model.transform, &TunePatch::default());
+            let (tune, rotate) = (TunePatch::default(), RotatePatch::default());
+            recipe.apply(None, &model.calibration, &model.learn, &model.transform, &tune, &rotate);
         }
         let lay = |recipe: &mut Self, file: Option<&RecipeFile>| {
             if let Some(file) = file {
-                recipe.apply(file.method, &file.calibration, &file.learn, &file.transform, &file.tune);
+                recipe.apply(file.method, &file.calibration, &file.learn, &file.transform, &file.tune, &file.rotate);
             }
         };
         if let Some(file) = file.filter(|file| file.scheme != scheme) {
@@ -310,6 +323,7 @@ impl Recipe {
             ("calibration.seed", *seed),
             ("learn.epochs", *epochs as u64),
             ("tune.epochs", *tune_epochs as u64),
+            ("rotate.seed", self.rotate.seed),
         ];
         // The largest integer of TOML, in which recipes are kept.
         if let Some((key, value)) = integers.into_iter().find(|(_, value)| i64::try_from(*value).is_err()) {
@@ -429,6 +443,7 @@ mod tests {
             },
             transform: Transform { sites: vec![SiteKind::Updown, SiteKind::Qk], shift: true, lr: 0.125, alpha: 0.0 },
             tune: Tune { epochs: 2, lr: 0.5 },
+            rotate: Rotate { kind: RotateKind::Online, seed: 0 },
         };
         let typed = Overrides {
             method: Some(Method::Rtn),
@@ -451,6 +466,7 @@ mod tests {
             alpha: Some(0.0),
             tune_epochs: Some(2),
             tune_lr: Some(0.5),
+            rotate: Some(RotateKind::Online),
         };
         assert_eq!(Recipe::resolve(scheme, None, None, &typed).unwrap(), expected);
 
