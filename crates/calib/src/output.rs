@@ -5,9 +5,12 @@ use std::path::Path;
 use oq_formats::{Checkpoint, Dtype, FormatError, OutTensor, PackedWriter, packed_linear, packed_tensors, sha256_file};
 use oq_models::{Model, ModelError, OuterOps, Param, tensor_of};
 use oq_quant_core::QuantSpec;
-use tch::Device;
+use tch::{Device, Kind, Tensor};
 
 use crate::student::Merged;
+
+/// Values outside the blocks that are rotated at a time.
+const SLAB: usize = 1 << 22;
 
 /// A packed model on its way to disk.
 pub(crate) struct Output<'a> {
@@ -103,11 +106,20 @@ impl<'a> Output<'a> {
         if !self.model.is_rotated() {
             return Ok(OutTensor::copy_from(checkpoint, param.name)?);
         }
-        let tensor = self.model.outer(Device::Cpu).param(param.name)?;
-        let values = Vec::<f32>::try_from(tensor.contiguous().view(-1)).expect("outer tensors are f32");
+        let outer = self.model.outer(Device::Cpu);
+        let values = |tensor: Tensor| Vec::try_from(tensor.contiguous().view(-1)).expect("outer tensors are f32");
+        let [n, width] = param.shape[..] else {
+            let tensor = values(outer.param(param.name)?);
+            return Ok(OutTensor::from_f32(param.name, &param.shape, &tensor, Dtype::F32)?);
+        };
         let stored = checkpoint.tensor(self.model.stored_name(param.name))?.dtype;
-        let dtype = if param.shape.len() == 1 || stored == Dtype::F32 { Dtype::F32 } else { Dtype::F16 };
-        Ok(OutTensor::from_f32(param.name, &param.shape, &values, dtype)?)
+        let dtype = if stored == Dtype::F32 { Dtype::F32 } else { Dtype::F16 };
+        let rows = (SLAB / width).max(1);
+        let slabs = (0..n).step_by(rows).map(|first| {
+            let ids = Tensor::arange_start(first as i64, n.min(first + rows) as i64, (Kind::Int64, Device::Cpu));
+            Ok::<_, ModelError>(values(outer.rows(param.name, &ids)?))
+        });
+        OutTensor::from_f32_slabs(param.name, &param.shape, dtype, slabs)
     }
 
     /// Writes what lies outside the blocks, the index and the config.

@@ -439,5 +439,5 @@ fn ids_of(segments: &[Vec<u32>]) -> Tensor {
 /// Refuses NaN and infinity outside the blocks, which are copied without being computed with.
 fn check_outer(model: &Model) -> Result<(), CalibError> {
     let params = model.decoder().outer_params();
-    Ok(params.iter().try_for_each(|param| model.checkpoint().check_finite(param.name))?)
+    Ok(params.iter().try_for_each(|param| model.checkpoint().check_finite(model.stored_name(param.name)))?)
 }

@@ -31,11 +31,8 @@ impl Signs {
 pub(crate) fn factors(n: usize) -> Option<Vec<Signs>> {
     let twos = n.checked_ilog2()?.min(n.trailing_zeros());
     let odd = n >> twos;
-    let (paley, rest) = if odd == 1 {
-        (None, twos)
-    } else {
-        (2..=twos).find_map(|k| Some((Some(paley(odd << k)?), twos - k)))?
-    };
+    let (paley, rest) =
+        if odd == 1 { (None, twos) } else { (2..=twos).find_map(|k| Some((Some(paley(odd << k)?), twos - k)))? };
     let parts = rest.div_ceil(LARGEST);
     let twos = (0..parts).map(|part| sylvester(rest * (part + 1) / parts - rest * part / parts));
     let factors: Vec<Signs> = paley.into_iter().chain(twos).collect();

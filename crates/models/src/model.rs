@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use oq_formats::{Checkpoint, Dtype, FormatError, PackedCheckpoint, TensorView, is_rotated_online, quantization_of, read_config};
+use oq_formats::{
+    Checkpoint, Dtype, FormatError, PackedCheckpoint, TensorView, is_rotated_online, quantization_of, read_config,
+};
 use oq_quant_core::{ActSpec, QuantSpec, QuantizedTensor, RotateKind, WeightSpec};
 use serde_json::Value;
 use tch::{Device, Tensor};
@@ -364,12 +366,15 @@ impl OuterOps for Outer<'_> {
     fn rows(&self, table: &str, ids: &Tensor) -> Result<Tensor, ModelError> {
         let mut shape = ids.size();
         let flat = Vec::<i64>::try_from(ids.view(-1)).expect("token ids are a vector of i64");
-        let view = self.model.checkpoint().tensor(table)?;
+        let view = self.model.checkpoint().tensor(self.model.stored_name(table))?;
         let rows = rows_of(&view, &flat)?;
         shape.push(rows.size()[1]);
         self.model.checkpoint().release();
         let rows = match &self.model.rotator {
-            Some(rotator) => rotator.rows(table, rows),
+            Some(rotator) => {
+                let load = |name: &str| self.model.load(name, Device::Cpu);
+                rotator.rows(self.model.decoder.head(), table, rows, load)?
+            }
             None => rows,
         };
         Ok(rows.view(&shape[..]).to_device(self.device))

@@ -69,8 +69,7 @@ pub struct Online {
 impl Online {
     /// Of a model of these sizes.
     pub fn new(dims: Dims) -> Result<Self, RotateError> {
-        let hadamard =
-            |what, width| Orthogonal::hadamard(width).ok_or(RotateError::Width { what, width });
+        let hadamard = |what, width| Orthogonal::hadamard(width).ok_or(RotateError::Width { what, width });
         Ok(Self { heads: hadamard("heads", dims.head_dim)?, inner: hadamard("the MLP", dims.intermediate)? })
     }
 
@@ -121,6 +120,11 @@ impl Rotator {
     /// Whether the head's matrix has to part from the embedding's.
     pub(crate) fn unties(&self) -> bool {
         self.residual.tables.contains(&self.stored_head)
+    }
+
+    /// The rotation of the residual stream.
+    pub fn stream(&self) -> &Rotation {
+        &self.stream
     }
 
     /// What is rotated while the model runs.
@@ -194,9 +198,27 @@ impl Rotator {
         Ok(self.stream.turn(&beta))
     }
 
-    /// Rows of a table outside the blocks.
-    pub(crate) fn rows(&self, table: &str, rows: Tensor) -> Tensor {
-        if self.residual.tables.contains(&table) { self.stream.turn(&rows) } else { rows }
+    /// Rows of a matrix outside the blocks, as they are stored, of a model whose head is `head`; `load` gives whole tensors.
+    pub(crate) fn rows<E: From<RotateError>>(
+        &self,
+        head: &str,
+        name: &str,
+        rows: Tensor,
+        load: impl Fn(&str) -> Result<Tensor, E>,
+    ) -> Result<Tensor, E> {
+        if name != head {
+            return Ok(self.of_table(name, rows));
+        }
+        // It reads the last norm.
+        let gamma = self.residual.last_norm.map(|norm| load(&format!("{norm}.weight"))).transpose()?;
+        Ok(self.stream.turn(&gamma.map_or(rows.shallow_clone(), |gamma| {
+            let gamma = gamma.to_device(rows.device());
+            rows * gamma
+        })))
+    }
+
+    fn of_table(&self, name: &str, rows: Tensor) -> Tensor {
+        if self.residual.tables.contains(&name) { self.stream.turn(&rows) } else { rows }
     }
 
     /// A tensor outside the blocks, of a model whose head is `head`; `load` gives those that are stored.
@@ -206,18 +228,14 @@ impl Rotator {
         name: &str,
         load: impl Fn(&str) -> Result<Tensor, E>,
     ) -> Result<Tensor, E> {
-        let Some(norm) = self.residual.last_norm else {
-            let stored = load(if name == head { self.stored_head } else { name })?;
-            return Ok(if name == head { self.stream.turn(&stored) } else { self.rows(name, stored) });
-        };
-        let gamma = format!("{norm}.weight");
         if name == head {
-            return Ok(self.stream.turn(&(load(self.stored_head)? * load(&gamma)?)));
+            return self.rows(head, name, load(self.stored_head)?, load);
         }
-        match name.strip_prefix(norm) {
-            Some(".weight") => Ok(load(name)?.ones_like()),
-            Some(".bias") => Ok(self.norm_bias(norm, Some(&load(&gamma)?), &load(name)?)?),
-            _ => Ok(self.rows(name, load(name)?)),
+        let stored = load(name)?;
+        match self.residual.last_norm.and_then(|norm| Some((norm, name.strip_prefix(norm)?))) {
+            Some((_, ".weight")) => Ok(stored.ones_like()),
+            Some((norm, ".bias")) => Ok(self.norm_bias(norm, Some(&load(&format!("{norm}.weight"))?), &stored)?),
+            _ => Ok(self.of_table(name, stored)),
         }
     }
 }

@@ -192,7 +192,8 @@ impl Overrides {
     /// Lays the command line over a recipe, but for [`Overrides::preset`] and [`Overrides::transform`].
     pub(crate) fn apply_to(&self, recipe: &mut Recipe) {
         let Self { method, data, samples, seqlen, epochs, seed, lwc_lr, batch, aug_loss, .. } = self.clone();
-        let Self { loss, start, rounding, sites, shift, let_lr, alpha, tune_epochs, tune_lr, rotate, .. } = self.clone();
+        let Self { loss, start, rounding, sites, shift, let_lr, alpha, tune_epochs, tune_lr, rotate, .. } =
+            self.clone();
         let calibration = CalibrationPatch { data, samples, seqlen, seed, batch };
         let learn = LearnPatch { epochs, lwc_lr, aug_loss, loss, start, rounding };
         let transform = TransformPatch { sites, shift, lr: let_lr, alpha };
