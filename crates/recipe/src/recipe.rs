@@ -8,7 +8,7 @@ use oq_quant_core::{QuantSpec, RotateKind, SiteKind};
 use serde::{Deserialize, Serialize};
 
 use crate::parse::parse;
-use crate::published::{default_sites, published};
+use crate::published::{default_rotation, default_sites, published};
 use crate::{Family, ModelEntry, Overrides, RecipeError, RecipeFile, RotatePatch, TunePatch};
 
 /// Everything that decides what calibration computes.
@@ -249,6 +249,7 @@ impl Recipe {
     /// recipe file, under the command line. Of the epochs of the paper and the model the preset takes its share. Without a model
     /// the family is taken to be LLaMA.
     ///
+    /// Rotations that nothing is said of are those that help the scheme, where a method learns and is not the paper's.
     /// A transformation that is asked for, by the command line or by `smoothquant`, gets the paper's sites where none
     /// are given.
     pub fn resolve(
@@ -278,6 +279,10 @@ impl Recipe {
         recipe.learn.epochs = preset.epochs(recipe.learn.epochs);
         lay(&mut recipe, file.filter(|file| !file.is_published));
         overrides.apply_to(&mut recipe);
+        let asked = overrides.rotate.or(file.and_then(|file| file.rotate.kind));
+        if asked.is_none() && preset != Preset::Paper && recipe.method.learns() {
+            recipe.rotate.kind = default_rotation(scheme, family);
+        }
         if overrides.sites.is_none() {
             let wanted = overrides.transform.or((recipe.method == Method::Smoothquant).then_some(true));
             match wanted {
@@ -424,6 +429,33 @@ mod tests {
         let typed = Overrides { preset: Some(Preset::Best), epochs: Some(4), ..Overrides::default() };
         assert_eq!(self::resolve("w4a16", None, "", typed).unwrap().learn.epochs, 4);
         assert_eq!("slow".parse::<Preset>(), Err("must be one of paper, fast, default, best".to_owned()));
+    }
+
+    #[test]
+    fn few_bits_of_activations_are_rotated_where_nothing_else_is_said() {
+        #[track_caller]
+        fn check(scheme: &str, model: Option<&str>, file: &str, overrides: Overrides, expected: RotateKind) {
+            assert_eq!(resolve(scheme, model, file, overrides).unwrap().rotate, Rotate { kind: expected, seed: 0 });
+        }
+        use RotateKind::{Merged, Online};
+        let none = Overrides::default;
+        check("w4a4", None, "", none(), Online);
+        check("w4a4", Some("llama2-7b"), "", none(), Online);
+        check("w4a5", None, "", none(), RotateKind::None);
+        check("w4a16", None, "", none(), RotateKind::None);
+        check("w4a4", Some("opt-125m"), "", none(), RotateKind::None);
+        check("w4a4", Some("opt-125m"), "", Overrides { rotate: Some(Online), ..none() }, Online);
+        check("w4a4", Some("falcon-7b"), "", none(), RotateKind::None);
+        check("w4a4", None, "", Overrides { preset: Some(Preset::Paper), ..none() }, RotateKind::None);
+        check("w4a4", None, "", Overrides { preset: Some(Preset::Best), ..none() }, Online);
+        check("w4a4", None, "", Overrides { method: Some(Method::Rtn), ..none() }, RotateKind::None);
+        check("w4a4", None, "method = \"smoothquant\"", none(), RotateKind::None);
+        check("w4a4", None, "rotate.kind = \"none\"", none(), RotateKind::None);
+        check("w4a4", None, "rotate.kind = \"none\"", Overrides { rotate: Some(Merged), ..none() }, Merged);
+        let paper = Overrides { preset: Some(Preset::Paper), rotate: Some(Merged), ..none() };
+        check("w4a16", None, "", paper, Merged);
+        let seeded = resolve("w4a4", None, "rotate.seed = 5", none()).unwrap().rotate;
+        assert_eq!(seeded, Rotate { kind: Online, seed: 5 });
     }
 
     #[test]
