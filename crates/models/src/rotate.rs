@@ -108,7 +108,7 @@ impl Rotator {
         let online = (kind == RotateKind::Online).then(|| Online::new(dims).map(Rc::new)).transpose()?;
         Ok(Some(Self {
             stream: Rotation::new(dims.hidden, seed, residual.centred),
-            values: Rotation::new(dims.head_dim, seed ^ 1 << 63, false),
+            values: Rotation::new(dims.head_dim, seed ^ (1 << 63), false),
             value_sites: decoder.sites(SiteKind::Vo).map_err(reasoned)?,
             stored_head: decoder.head(),
             head_dim: dims.head_dim as i64,
