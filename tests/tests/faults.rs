@@ -246,7 +246,11 @@ fn transformations_that_do_not_fit_the_model() {
     check("opt-falcon-variants/opt-no-affine", &[], &["no norm site", "no weights", "--let-sites vo,qk"]);
     let reasons = ["on the residual itself", "--rotate none"];
     check("opt-postnorm-proj", &["--rotate", "merged", "--let-sites", "vo"], &reasons);
-    check("opt-falcon-variants/opt-projected", &["--no-let"], &["different widths", "--rotate none"]);
+    check(
+        "opt-falcon-variants/opt-projected",
+        &["--rotate", "merged", "--no-let"],
+        &["different widths", "--rotate none"],
+    );
     check("tiny-llama", &["--rotate", "hadamard"], &["must be one of none, merged, online"]);
     check("tiny-llama", &["--let-sites", "norm,norm"], &["let.sites", "without repetition"]);
     check("tiny-llama", &["--let-sites", "mlp"], &["`mlp` is not a site", "norm, vo, qk and updown"]);
