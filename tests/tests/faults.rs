@@ -244,6 +244,14 @@ fn transformations_that_do_not_fit_the_model() {
     check("tiny-llama", &["--let-shift", "true"], &["let.shift", "no biases", "--let-shift false"]);
     check("opt-falcon-variants/opt-no-bias", &[], &["let.shift", "--let-shift false"]);
     check("opt-falcon-variants/opt-no-affine", &[], &["no norm site", "no weights", "--let-sites vo,qk"]);
+    let reasons = ["on the residual itself", "--rotate none"];
+    check("opt-postnorm-proj", &["--rotate", "merged", "--let-sites", "vo"], &reasons);
+    check(
+        "opt-falcon-variants/opt-projected",
+        &["--rotate", "merged", "--no-let"],
+        &["different widths", "--rotate none"],
+    );
+    check("tiny-llama", &["--rotate", "hadamard"], &["must be one of none, merged, online"]);
     check("tiny-llama", &["--let-sites", "norm,norm"], &["let.sites", "without repetition"]);
     check("tiny-llama", &["--let-sites", "mlp"], &["`mlp` is not a site", "norm, vo, qk and updown"]);
     check("tiny-llama", &["--let-alpha", "1.5"], &["let.alpha = 1.5", "0 to 1"]);

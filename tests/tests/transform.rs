@@ -13,16 +13,17 @@ use oq_eval::perplexity;
 use oq_formats::{Checkpoint, Dtype};
 use oq_models::layers::token_nll;
 use oq_models::{ActPoint, BlockOps, BlockWeights, Compute, DenseOps, LinearName, Model, fake_quantize_tokens};
-use oq_quant_core::{Bits, QuantSpec, SiteKind};
+use oq_quant_core::{Bits, QuantSpec, RotateKind, SiteKind};
 use oq_recipe::{Method, Overrides, Recipe, find, recipe_for};
 use oq_tests::{fixture, tokens};
 use tch::{Device, Kind, Tensor};
 
 const TINY: [&str; 3] = ["tiny-llama", "tiny-opt", "tiny-falcon"];
 
-/// The recipe of configs/ for a tiny model, on fewer segments and epochs than it asks for.
+/// The recipe of configs/ for a tiny model, on fewer segments and epochs than it asks for, of models as they are.
 fn recipe(model: &str, scheme: &str, overrides: Overrides) -> Recipe {
     let scheme: QuantSpec = scheme.parse().unwrap();
+    let overrides = Overrides { rotate: Some(RotateKind::None), ..overrides };
     Recipe::resolve(scheme, find(model), recipe_for(model, scheme), &overrides).unwrap()
 }
 

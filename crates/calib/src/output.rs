@@ -3,11 +3,14 @@
 use std::path::Path;
 
 use oq_formats::{Checkpoint, Dtype, FormatError, OutTensor, PackedWriter, packed_linear, packed_tensors, sha256_file};
-use oq_models::{Model, ModelError, tensor_of};
+use oq_models::{Model, ModelError, OuterOps, Param, tensor_of};
 use oq_quant_core::QuantSpec;
-use tch::Device;
+use tch::{Device, Kind, Tensor};
 
 use crate::student::Merged;
+
+/// Values outside the blocks that are rotated at a time.
+const SLAB: usize = 1 << 22;
 
 /// A packed model on its way to disk.
 pub(crate) struct Output<'a> {
@@ -20,6 +23,7 @@ impl<'a> Output<'a> {
     /// Makes the directory, or takes up the one that is there.
     pub(crate) fn create(dir: &Path, model: &'a Model, spec: QuantSpec) -> Result<Self, FormatError> {
         let writer = PackedWriter::create(dir, model.dir(), model.decoder().dims().n_layers)?;
+        let writer = writer.rotated_online(model.online().is_some());
         Ok(Self { writer, model, spec })
     }
 
@@ -66,7 +70,7 @@ impl<'a> Output<'a> {
     }
 
     /// Names of a block's tensors that are not packed.
-    fn params(&self) -> impl Iterator<Item = String> {
+    pub(crate) fn params(&self) -> impl Iterator<Item = String> {
         let layout = self.model.decoder().block_layout();
         let biases = layout.linears.into_iter().filter(|linear| linear.bias).map(|l| format!("{}.bias", l.name.0));
         layout.params.into_iter().map(|param| param.name.to_owned()).chain(biases)
@@ -84,19 +88,49 @@ impl<'a> Output<'a> {
         }
         let Ok(written) = Checkpoint::open(self.writer.dir()) else { return false };
         let params = self.model.decoder().outer_params();
-        params.iter().all(|param| self.model.checkpoint().is_same(&written, param.name).unwrap_or(false))
+        let is_same = |param: &Param| match self.model.is_rotated() {
+            false => self.model.checkpoint().is_same(&written, param.name).unwrap_or(false),
+            true => {
+                let made = self.outer_tensor(param);
+                let there = written.tensor(param.name).map(OutTensor::copy_of);
+                made.ok().zip(there.ok()).is_some_and(|(made, there)| made == there)
+            }
+        };
+        params.iter().all(is_same)
+    }
+
+    /// A tensor outside the blocks: as it is in the checkpoint or, of a rotated model, made anew: matrices in f16 as the packed model's
+    /// type is, in f32 where the original's is; vectors in f32.
+    fn outer_tensor(&self, param: &Param) -> Result<OutTensor<'_>, ModelError> {
+        let checkpoint = self.model.checkpoint();
+        if !self.model.is_rotated() {
+            return Ok(OutTensor::copy_from(checkpoint, param.name)?);
+        }
+        let outer = self.model.outer(Device::Cpu);
+        let values = |tensor: Tensor| Vec::try_from(tensor.contiguous().view(-1)).expect("outer tensors are f32");
+        let [n, width] = param.shape[..] else {
+            let tensor = values(outer.param(param.name)?);
+            return Ok(OutTensor::from_f32(param.name, &param.shape, &tensor, Dtype::F32)?);
+        };
+        let stored = checkpoint.tensor(self.model.stored_name(param.name))?.dtype;
+        let dtype = if stored == Dtype::F32 { Dtype::F32 } else { Dtype::F16 };
+        let rows = (SLAB / width).max(1);
+        let slabs = (0..n).step_by(rows).map(|first| {
+            let ids = Tensor::arange_start(first as i64, n.min(first + rows) as i64, (Kind::Int64, Device::Cpu));
+            Ok::<_, ModelError>(values(outer.rows(param.name, &ids)?))
+        });
+        OutTensor::from_f32_slabs(param.name, &param.shape, dtype, slabs)
     }
 
     /// Writes what lies outside the blocks, the index and the config.
-    pub(crate) fn finish(&self) -> Result<(), FormatError> {
-        let checkpoint = self.model.checkpoint();
+    pub(crate) fn finish(&self) -> Result<(), ModelError> {
         let params = self.model.decoder().outer_params();
-        let tensors = params.iter().map(|param| OutTensor::copy_from(checkpoint, param.name));
+        let tensors = params.iter().map(|param| self.outer_tensor(param));
         self.writer.write_rest(&tensors.collect::<Result<Vec<_>, _>>()?)?;
         // Embeddings, projections, head: a head that shares the embedding's weights has no tensor of its own.
         let matrices = params.iter().filter(|param| param.shape.len() == 2);
         let mut ignore = vec!["lm_head"];
         ignore.extend(matrices.map(|param| param.name.trim_end_matches(".weight")).filter(|name| *name != "lm_head"));
-        self.writer.finish(self.model.config(), self.spec, &ignore)
+        Ok(self.writer.finish(self.model.config(), self.spec, &ignore)?)
     }
 }

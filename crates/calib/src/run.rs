@@ -7,9 +7,9 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use oq_let::{Site, Transform, Values};
-use oq_models::{BlockOps, BlockWeights, Compute, Context, Decoder, DenseOps, LinearName, Model};
-use oq_quant_core::{QuantizedTensor, TensorError, WeightSpec};
-use oq_recipe::{BlockRecord, Event, Loss, Recipe, Start, Transform as Transformation};
+use oq_models::{BlockOps, BlockWeights, Compute, Context, Decoder, DenseOps, LinearName, Model, ModelError, Rotator};
+use oq_quant_core::{QuantizedTensor, RotateKind, TensorError, WeightSpec};
+use oq_recipe::{BlockRecord, Event, Loss, Recipe, Rotate, Start, Transform as Transformation};
 use tch::{Device, Tensor};
 
 use crate::error::CalibError;
@@ -68,6 +68,7 @@ pub struct Outcome {
 
 /// Refuses a recipe that asks for what the model cannot have; reads no weights.
 pub fn check(model: &Model, recipe: &Recipe) -> Result<(), CalibError> {
+    Rotator::new(model.decoder(), recipe.rotate.kind, recipe.rotate.seed).map_err(ModelError::from)?;
     checked_sites(model, recipe).map(drop)
 }
 
@@ -89,6 +90,8 @@ pub fn quantize(
     options: &Options,
     on: &mut dyn FnMut(Notice) -> ControlFlow<()>,
 ) -> Result<Outcome, CalibError> {
+    let rotated = rotated(model, recipe)?;
+    let model = rotated.as_ref().unwrap_or(model);
     let transform = Transform::new(checked_sites(model, recipe)?, options.device);
     let segments = if recipe.method.reads_text() { segments } else { &[] };
     if segments.len() != recipe.segments() {
@@ -121,6 +124,13 @@ pub fn quantize(
         resumed_blocks,
         was_complete,
     })
+}
+
+/// The model with the matrices that the recipe puts into it.
+fn rotated(model: &Model, recipe: &Recipe) -> Result<Option<Model>, ModelError> {
+    let Rotate { kind, seed } = recipe.rotate;
+    let rotated = || Model::open(model.dir())?.rotated(kind, seed);
+    (kind != RotateKind::None).then(rotated).transpose()
 }
 
 /// Hidden states of the calibration segments between blocks; no batches where a method has no use for them.
@@ -300,7 +310,7 @@ impl Run<'_> {
         let Transformation { shift, alpha, .. } = self.recipe.transform;
         let start = Values::smooth(self.transform.sites(), shift, alpha, &seen, self.options.device);
 
-        let (merged, descent) = if self.recipe.method.learns() {
+        let (mut merged, descent) = if self.recipe.method.learns() {
             let targets = [Some(&states.full), second.as_ref()].into_iter().flatten().collect();
             let task = Task {
                 decoder,
@@ -322,6 +332,9 @@ impl Run<'_> {
             let merged = merge(&weights, self.transform, &start, linears, round);
             (merged.map_err(|(name, error)| self.linear_error(block_idx, name, error))?, Descent::default())
         };
+        if self.model.is_rotated() {
+            merged.keep_params(&weights, self.stages.learned().params());
+        }
         let mut final_loss = None;
         if self.recipe.method.learns() {
             merged.put_into(&mut weights);
@@ -433,5 +446,5 @@ fn ids_of(segments: &[Vec<u32>]) -> Tensor {
 /// Refuses NaN and infinity outside the blocks, which are copied without being computed with.
 fn check_outer(model: &Model) -> Result<(), CalibError> {
     let params = model.decoder().outer_params();
-    Ok(params.iter().try_for_each(|param| model.checkpoint().check_finite(param.name))?)
+    Ok(params.iter().try_for_each(|param| model.checkpoint().check_finite(model.stored_name(param.name)))?)
 }

@@ -82,6 +82,13 @@ pub(crate) struct Merged {
 }
 
 impl Merged {
+    /// Takes the params named as they are in `weights`, where they were not changed.
+    pub(crate) fn keep_params(&mut self, weights: &BlockWeights, names: impl Iterator<Item = String>) {
+        for name in names {
+            self.params.entry(name).or_insert_with_key(|name| weights.get(name).shallow_clone());
+        }
+    }
+
     /// Puts the values of the codes, and what else changed, in the place of a block's tensors.
     pub(crate) fn put_into(&self, weights: &mut BlockWeights) {
         for (&name, packed) in &self.codes {
@@ -323,8 +330,8 @@ impl BlockOps for StudentOps<'_> {
         multiply(x, &self.leaves[&weight_name(name)], self.find(&format!("{}.bias", name.0)))
     }
 
-    fn act(&self, _point: ActPoint, x: Tensor) -> Tensor {
-        self.compute.cast(quantize_act(self.act, x))
+    fn act(&self, point: ActPoint, x: Tensor) -> Tensor {
+        self.compute.cast(quantize_act(self.act, self.weights.turn(point, x)))
     }
 
     fn attention(&self, q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>) -> Tensor {

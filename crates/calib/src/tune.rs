@@ -191,7 +191,7 @@ impl<'a> Tuner<'a> {
 
     fn link<T>(&self, tensors: &BTreeMap<String, Tensor>, run: impl FnOnce(&Link<'_>) -> T) -> T {
         let Subject { model, ctx, act, place, .. } = self.subject;
-        let none = BlockWeights::new(BTreeMap::new());
+        let none = BlockWeights::new(BTreeMap::new()).with_online(model.online());
         run(&Link { decoder: model.decoder(), ctx, tensors, act, compute: place.compute, none })
     }
 

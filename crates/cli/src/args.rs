@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use oq_data::Task;
 use oq_formats::Dtype;
-use oq_quant_core::{QuantSpec, SiteKind};
+use oq_quant_core::{QuantSpec, RotateKind, SiteKind};
 use oq_recipe::{Loss, Method, Overrides, Preset, Profile, Rounding, Start, find_machine, machine_names};
 
 use crate::size::Size;
@@ -220,6 +220,10 @@ pub struct RecipeArgs {
     /// Learning rate of that tuning
     #[arg(long, value_name = "X")]
     pub tune_lr: Option<f64>,
+    /// Rotate channels first, so that none is much larger than the others: none, merged (into the weights) or online (also queries, keys
+    /// and what the MLP's last linear reads, while the model runs)
+    #[arg(long, value_name = "KIND")]
+    pub rotate: Option<RotateKind>,
 }
 
 impl RecipeArgs {
@@ -245,6 +249,7 @@ impl RecipeArgs {
             alpha: self.let_alpha,
             tune_epochs: self.tune_epochs,
             tune_lr: self.tune_lr,
+            rotate: self.rotate,
         }
     }
 }

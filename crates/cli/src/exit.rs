@@ -125,6 +125,7 @@ fn model_code(error: &ModelError) -> u8 {
         | ModelError::TooLong { .. }
         | ModelError::PackedDevice { .. }
         | ModelError::Kernel(_)
+        | ModelError::Rotate(_)
         | ModelError::AlreadyQuantized { .. } => USAGE,
         ModelError::Quantize { source: oq_quant_core::TensorError::GroupDoesNotDivide { .. }, .. } => USAGE,
         ModelError::Quantize { .. } => NUMERIC,

@@ -84,6 +84,23 @@ impl<'a> OutTensor<'a> {
         Self::new(name, dtype, shape, bytes)
     }
 
+    /// [`Self::from_f32`], some values at a time.
+    ///
+    /// # Errors
+    /// As there, or those of `slabs`.
+    pub fn from_f32_slabs<E: From<FormatError>>(
+        name: &str,
+        shape: &[usize],
+        dtype: Dtype,
+        slabs: impl IntoIterator<Item = Result<Vec<f32>, E>>,
+    ) -> Result<Self, E> {
+        let mut bytes = Vec::new();
+        for slab in slabs {
+            bytes.extend(f32_to_bytes(name, &slab?, dtype)?);
+        }
+        Ok(Self::new(name, dtype, shape, bytes)?)
+    }
+
     pub(crate) fn from_f16(name: String, shape: &[usize], values: &[f16]) -> Self {
         Self::from_elements(name, Dtype::F16, shape, to_bytes(values, f16::to_le_bytes))
     }

@@ -1,6 +1,7 @@
 //! A block's weights and who multiplies with them.
 
 use std::collections::BTreeMap;
+use std::rc::Rc;
 
 use oq_quant_core::ActSpec;
 use tch::{Kind, Tensor};
@@ -8,14 +9,19 @@ use tch::{Kind, Tensor};
 use crate::act::quantize_act;
 use crate::attention::attention;
 use crate::family::{Linear, LinearName};
+use crate::rotate::Online;
 
 /// Where activations may be quantized.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ActPoint {
     /// What one or more linears read, `[b, t, in]`.
     LinearInput,
-    /// Queries and keys, turned by their positions, and values: `[b, heads, t, d]`.
-    Heads,
+    /// The same of the linear that reads what the MLP makes inside.
+    Inner,
+    /// Queries or keys, turned by their positions: `[b, heads, t, d]`.
+    QueryKey,
+    /// Values: `[b, heads, t, d]`.
+    Value,
 }
 
 /// The operations of a block that depend on how its weights are held.
@@ -45,12 +51,26 @@ pub(crate) fn several<const N: usize>(ops: &dyn BlockOps, names: &[LinearName; N
 #[derive(Debug)]
 pub struct BlockWeights {
     tensors: BTreeMap<String, Tensor>,
+    online: Option<Rc<Online>>,
 }
 
 impl BlockWeights {
     /// Takes a block's tensors.
     pub fn new(tensors: BTreeMap<String, Tensor>) -> Self {
-        Self { tensors }
+        Self { tensors, online: None }
+    }
+
+    /// The same tensors, for activations that are rotated while the block runs.
+    pub fn with_online(self, online: Option<Rc<Online>>) -> Self {
+        Self { online, ..self }
+    }
+
+    /// An activation on its way into a product, rotated where these weights are for rotated ones.
+    pub fn turn(&self, point: ActPoint, x: Tensor) -> Tensor {
+        match &self.online {
+            Some(online) => online.turn(point, x),
+            None => x,
+        }
     }
 
     /// A tensor by name.
@@ -83,7 +103,8 @@ impl BlockWeights {
 
     /// The same block with its linears' weights as products need them; norms and biases stay f32.
     pub fn cast(&self, linears: &[Linear], compute: Compute) -> Self {
-        let mut cast = Self::new(self.tensors.iter().map(|(name, t)| (name.clone(), t.shallow_clone())).collect());
+        let mut cast = Self::new(self.tensors.iter().map(|(name, t)| (name.clone(), t.shallow_clone())).collect())
+            .with_online(self.online.clone());
         for linear in linears {
             cast.set(format!("{}.weight", linear.name.0), compute.cast(self.weight(linear.name).shallow_clone()));
         }
@@ -162,8 +183,8 @@ impl BlockOps for DenseOps<'_> {
         multiply(x, self.weights.weight(name), self.weights.bias(name))
     }
 
-    fn act(&self, _point: ActPoint, x: Tensor) -> Tensor {
-        self.compute.cast(quantize_act(self.act, x))
+    fn act(&self, point: ActPoint, x: Tensor) -> Tensor {
+        self.compute.cast(quantize_act(self.act, self.weights.turn(point, x)))
     }
 
     fn param(&self, name: &str) -> Tensor {

@@ -7,6 +7,8 @@ use oq_kernels::KernelError;
 use oq_quant_core::{QuantSpec, TensorError};
 use tch::Device;
 
+use crate::rotate::RotateError;
+
 /// Why a model was not opened or a part of it not loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
@@ -54,6 +56,9 @@ pub enum ModelError {
         /// Why.
         source: TensorError,
     },
+    /// It cannot be rotated.
+    #[error(transparent)]
+    Rotate(#[from] RotateError),
     /// A token id beyond the vocabulary.
     #[error("token id {id} at position {index}: the vocabulary has {vocab} entries (is this the model's tokenizer?)")]
     TokenId {

@@ -17,6 +17,7 @@ use crate::family::{BlockLayout, Context, Decoder, Dims, Family, Linear, LinearN
 use crate::layers::{Activation, layer_norm};
 use crate::mask;
 use crate::rope::{self, Rope};
+use crate::rotate::Residual;
 
 /// The entry in [`crate::FAMILIES`].
 pub const FAMILY: Family = Family { name: "Falcon", model_types: &["falcon"], read: |json| Ok(Box::new(read(json)?)) };
@@ -158,15 +159,15 @@ impl Falcon {
         // Per key/value head: the query heads that read it, then itself twice.
         let fused = ops.linear(QKV, h).view([b, t, groups, share + 2, d]);
         let heads = |from, n| fused.narrow(3, from, n).reshape([b, t, groups * n, d]).transpose(1, 2);
-        let q = ops.act(ActPoint::Heads, ctx.turn(&heads(0, share))); // [b, n_heads, t, d]
-        let k = ops.act(ActPoint::Heads, ctx.turn(&heads(share, 1))); // [b, n_kv_heads, t, d]
-        let v = ops.act(ActPoint::Heads, heads(share + 1, 1)); // [b, n_kv_heads, t, d]
+        let q = ops.act(ActPoint::QueryKey, ctx.turn(&heads(0, share))); // [b, n_heads, t, d]
+        let k = ops.act(ActPoint::QueryKey, ctx.turn(&heads(share, 1))); // [b, n_kv_heads, t, d]
+        let v = ops.act(ActPoint::Value, heads(share + 1, 1)); // [b, n_kv_heads, t, d]
         ops.linear(DENSE, &ops.act(ActPoint::LinearInput, ops.attention(&q, &k, &v, ctx.mask.as_ref())))
     }
 
     /// `h [b, t, hidden]`, as linears see it -> `[b, t, hidden]`.
     fn mlp(&self, ops: &dyn BlockOps, h: &Tensor) -> Tensor {
-        ops.linear(DOWN, &ops.act(ActPoint::LinearInput, self.activation.apply(&ops.linear(UP, h))))
+        ops.linear(DOWN, &ops.act(ActPoint::Inner, self.activation.apply(&ops.linear(UP, h))))
     }
 }
 
@@ -227,6 +228,18 @@ impl Decoder for Falcon {
             }
             SiteKind::Updown => Err("its activation is not ReLU, and does not let factors through"),
         }
+    }
+
+    fn residual(&self) -> Result<Residual, &'static str> {
+        let readers = self.norm_readers().iter().map(|&(norm, readers)| (module(norm[0]), readers));
+        Ok(Residual {
+            centred: true,
+            readers: readers.collect(),
+            writers: &[DENSE, DOWN],
+            tables: &[EMBED],
+            last_norm: Some(module(LAST_NORM[0])),
+            inner: DOWN,
+        })
     }
 
     fn outer_params(&self) -> Vec<Param> {

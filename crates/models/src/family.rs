@@ -11,6 +11,7 @@ use crate::block::BlockOps;
 use crate::config::Config;
 use crate::error::ModelError;
 use crate::rope::Rotary;
+use crate::rotate::Residual;
 use crate::{falcon, llama, opt};
 
 /// A linear of a block, by its name in the checkpoint below the block's prefix: `self_attn.q_proj`.
@@ -126,6 +127,8 @@ pub trait Decoder: Send + Sync {
     fn block_layout(&self) -> BlockLayout;
     /// Where channels of a block may be rescaled, with their ties, or why there is no such place.
     fn sites(&self, kind: SiteKind) -> Result<Vec<Site>, &'static str>;
+    /// What stands on the residual stream, or why it cannot be rotated.
+    fn residual(&self) -> Result<Residual, &'static str>;
     /// The tensors outside the blocks: embedding first, then last norm, head.
     fn outer_params(&self) -> Vec<Param>;
     /// Name of the matrix that makes logits, `[vocab, width]`; the embedding's where the two are tied.

@@ -13,14 +13,17 @@ pub mod falcon;
 pub mod family;
 mod few;
 mod form;
+mod hadamard;
 mod head;
 pub mod layers;
 pub mod llama;
 mod mask;
 mod model;
 pub mod opt;
+mod orthogonal;
 mod packed;
 pub mod rope;
+mod rotate;
 pub mod runtime;
 mod tensors;
 
@@ -32,5 +35,7 @@ pub use family::{BlockLayout, Context, Decoder, Dims, FAMILIES, Family, Linear, 
 pub use form::{Block, Form, Kernels};
 pub use head::{Head, HeadKind};
 pub use model::{Model, Outer};
+pub use orthogonal::{Orthogonal, Rotation};
 pub use packed::PackedOps;
+pub use rotate::{Online, Residual, RotateError, Rotator};
 pub use tensors::tensor_of;

@@ -19,6 +19,7 @@ use crate::family::{BlockLayout, Context, Decoder, Dims, Family, Linear, LinearN
 use crate::layers::{Activation, rms_norm, split_heads};
 use crate::mask;
 use crate::rope::{self, Rope};
+use crate::rotate::Residual;
 
 /// The entry in [`crate::FAMILIES`].
 pub const FAMILY: Family = Family {
@@ -189,6 +190,17 @@ impl Decoder for Llama {
         })
     }
 
+    fn residual(&self) -> Result<Residual, &'static str> {
+        Ok(Residual {
+            centred: false,
+            readers: vec![(module(INPUT_NORM), QKV), (module(POST_ATTENTION_NORM), GATE_UP)],
+            writers: &[O, DOWN],
+            tables: &[EMBED],
+            last_norm: Some(module(LAST_NORM)),
+            inner: DOWN,
+        })
+    }
+
     fn outer_params(&self) -> Vec<Param> {
         let Dims { vocab, hidden, .. } = self.dims;
         let mut params =
@@ -225,18 +237,18 @@ impl Decoder for Llama {
         let [q, k, v] = several(ops, QKV, &h).map(|x| split_heads(&x, head_dim));
         let turned = |x, norm| {
             let x = if self.head_norms { rms_norm(&x, &ops.param(norm), self.rms_norm_eps) } else { x };
-            ops.act(ActPoint::Heads, ctx.turn(&x))
+            ops.act(ActPoint::QueryKey, ctx.turn(&x))
         };
         let q = turned(q, Q_NORM); // [b, n_heads, t, d]
         let k = turned(k, K_NORM); // [b, n_kv_heads, t, d]
-        let v = ops.act(ActPoint::Heads, v); // [b, n_kv_heads, t, d]
+        let v = ops.act(ActPoint::Value, v); // [b, n_kv_heads, t, d]
         let mixed = ops.act(ActPoint::LinearInput, ops.attention(&q, &k, &v, ctx.mask.as_ref()));
         let x = x + ops.linear(O, &mixed);
 
         let h = ops.act(ActPoint::LinearInput, rms_norm(&x, &ops.param(POST_ATTENTION_NORM), self.rms_norm_eps));
         let [gate, up] = several(ops, GATE_UP, &h);
         let gated = self.activation.apply(&gate) * up; // [b, t, intermediate]
-        x + ops.linear(DOWN, &ops.act(ActPoint::LinearInput, gated))
+        x + ops.linear(DOWN, &ops.act(ActPoint::Inner, gated))
     }
 
     fn finish(&self, outer: &dyn OuterOps, x: &Tensor) -> Result<Tensor, ModelError> {

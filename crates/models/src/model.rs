@@ -2,9 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
-use oq_formats::{Checkpoint, FormatError, PackedCheckpoint, quantization_of, read_config};
-use oq_quant_core::{ActSpec, QuantSpec, QuantizedTensor, WeightSpec};
+use oq_formats::{
+    Checkpoint, Dtype, FormatError, PackedCheckpoint, TensorView, is_rotated_online, quantization_of, read_config,
+};
+use oq_quant_core::{ActSpec, QuantSpec, QuantizedTensor, RotateKind, WeightSpec};
 use serde_json::Value;
 use tch::{Device, Tensor};
 
@@ -14,6 +17,7 @@ use crate::family::{BlockLayout, Decoder, Linear, OuterOps, Param, decoder_of};
 use crate::form::{Block, Form, Kernels};
 use crate::head::Head;
 use crate::packed::{Codes, PackedOps};
+use crate::rotate::{Online, Rotator};
 use crate::tensors::{rows_of, tensor_of};
 
 /// A model on disk: full precision or packed.
@@ -24,6 +28,8 @@ pub struct Model {
     weights: Weights,
     round_to_nearest: Option<QuantSpec>,
     form: Form,
+    rotator: Option<Rotator>,
+    online: Option<Rc<Online>>,
 }
 
 enum Weights {
@@ -49,17 +55,52 @@ impl Model {
             Some(_) => Weights::Packed(PackedCheckpoint::open(dir)?),
             None => Weights::Dense(under_head(Checkpoint::open(dir)?, &*decoder)),
         };
-        let model =
-            Self { dir: dir.to_owned(), config, decoder, weights, round_to_nearest: None, form: Form::default() };
+        let (round_to_nearest, form) = (None, Form::default());
+        let dir = dir.to_owned();
+        let online = is_rotated_online(&config).then(|| Online::new(decoder.dims()).map(Rc::new)).transpose()?;
+        let model = Self { dir, config, decoder, weights, round_to_nearest, form, rotator: None, online };
         model.check_tensors()?;
         Ok(model)
     }
 
     /// The same model with its linears rounded to nearest as they are loaded, and activations as the setting says: the baseline of
     /// every quantizer.
+    ///
+    /// # Panics
+    /// When it is rotated: `quantize` rounds such a model.
     pub fn with_round_to_nearest(self, spec: QuantSpec) -> Result<Self, ModelError> {
+        assert!(!self.is_rotated(), "weights are rounded as they are stored");
         self.check_quantizable(spec.weight)?;
         Ok(Self { round_to_nearest: Some(spec), ..self })
+    }
+
+    /// The same model with orthogonal matrices in it, which `seed` decides: it computes what it did. A head that shares the embedding's matrix
+    /// becomes one of its own, in [`Self::config`] too.
+    ///
+    /// # Errors
+    /// When the model has no place for them, or is quantized.
+    pub fn rotated(self, kind: RotateKind, seed: u64) -> Result<Self, ModelError> {
+        if let Some(spec) = self.quantization().or(self.round_to_nearest) {
+            return Err(ModelError::AlreadyQuantized { dir: self.dir, spec });
+        }
+        let Some(rotator) = Rotator::new(&*self.decoder, kind, seed)? else { return Ok(self) };
+        let (mut config, mut decoder) = (self.config, self.decoder);
+        if rotator.unties() {
+            config["tie_word_embeddings"] = false.into();
+            decoder = decoder_of(&config)?;
+        }
+        let online = rotator.online().cloned();
+        Ok(Self { config, decoder, rotator: Some(rotator), online, ..self })
+    }
+
+    /// Whether its tensors are rotated as they are loaded.
+    pub fn is_rotated(&self) -> bool {
+        self.rotator.is_some()
+    }
+
+    /// What is rotated while it runs.
+    pub fn online(&self) -> Option<Rc<Online>> {
+        self.online.clone()
     }
 
     /// The same model with its matrices held and multiplied in another way than dense ones in f32.
@@ -147,7 +188,11 @@ impl Model {
                 tensors.insert(format!("{}.bias", linear.name.0), self.load(&format!("{name}.bias"), device)?);
             }
         }
-        Ok(BlockWeights::new(tensors))
+        let block = BlockWeights::new(tensors);
+        Ok(match &self.rotator {
+            Some(rotator) => rotator.block(block)?,
+            None => block.with_online(self.online()),
+        })
     }
 
     fn load_params(
@@ -177,14 +222,24 @@ impl Model {
                 let prefix = self.decoder.block_prefix(block_idx);
                 let of_group = |group: &Vec<Linear>| group.iter().map(|linear| self.codes(&prefix, linear)).collect();
                 let params = self.load_params(&prefix, &layout, device)?;
-                Ok(Block::Packed(PackedOps::new(layout.groups().iter().map(of_group), params, self.act(), compute)?))
+                let ops = PackedOps::new(layout.groups().iter().map(of_group), params, self.act(), compute)?;
+                Ok(Block::Packed(ops.with_online(self.online())))
             }
         }
     }
 
     /// The matrix that makes logits, in the model's form.
     pub fn head(&self, device: Device) -> Result<Head, ModelError> {
-        let head = Head::new(&self.checkpoint().tensor(self.decoder.head())?, self.form.head, device);
+        let name = self.decoder.head();
+        if self.rotator.is_some() {
+            let head = self.outer(Device::Cpu).param(name)?;
+            let shape: Vec<usize> = head.size().iter().map(|&n| n as usize).collect();
+            let mut bytes = vec![0; head.numel() * size_of::<f32>()];
+            head.copy_data_u8(&mut bytes, head.numel());
+            let view = TensorView { name, dtype: Dtype::F32, shape: &shape, bytes: &bytes };
+            return Head::new(&view, self.form.head, device);
+        }
+        let head = Head::new(&self.checkpoint().tensor(name)?, self.form.head, device);
         self.checkpoint().release();
         head
     }
@@ -231,6 +286,14 @@ impl Model {
         let bias =
             linear.bias.then(|| Ok::<_, ModelError>(self.checkpoint().tensor(&format!("{name}.bias"))?.to_f32_vec()?));
         Ok(Codes { name: linear.name, weight, bias: bias.transpose()? })
+    }
+
+    /// The tensor of the checkpoint that one outside the blocks is, or is made from: the embedding's, for a head that shared it.
+    pub fn stored_name<'a>(&self, outer: &'a str) -> &'a str {
+        match &self.rotator {
+            Some(rotator) if outer == self.decoder.head() => rotator.stored_head,
+            _ => outer,
+        }
     }
 
     fn load(&self, name: &str, device: Device) -> Result<Tensor, ModelError> {
@@ -303,14 +366,25 @@ impl OuterOps for Outer<'_> {
     fn rows(&self, table: &str, ids: &Tensor) -> Result<Tensor, ModelError> {
         let mut shape = ids.size();
         let flat = Vec::<i64>::try_from(ids.view(-1)).expect("token ids are a vector of i64");
-        let view = self.model.checkpoint().tensor(table)?;
+        let view = self.model.checkpoint().tensor(self.model.stored_name(table))?;
         let rows = rows_of(&view, &flat)?;
         shape.push(rows.size()[1]);
         self.model.checkpoint().release();
+        let rows = match &self.model.rotator {
+            Some(rotator) => {
+                let load = |name: &str| self.model.load(name, Device::Cpu);
+                rotator.rows(self.model.decoder.head(), table, rows, load)?
+            }
+            None => rows,
+        };
         Ok(rows.view(&shape[..]).to_device(self.device))
     }
 
     fn param(&self, name: &str) -> Result<Tensor, ModelError> {
-        self.model.load(name, self.device)
+        let load = |name: &str| self.model.load(name, self.device);
+        match &self.model.rotator {
+            Some(rotator) => rotator.outer(self.model.decoder.head(), name, load),
+            None => load(name),
+        }
     }
 }

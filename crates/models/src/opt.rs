@@ -16,6 +16,7 @@ use crate::error::ModelError;
 use crate::family::{BlockLayout, Context, Decoder, Dims, Family, Linear, LinearName, OuterOps, Param, module};
 use crate::layers::{Activation, layer_norm, split_heads};
 use crate::mask;
+use crate::rotate::Residual;
 
 /// The entry in [`crate::FAMILIES`].
 pub const FAMILY: Family = Family { name: "OPT", model_types: &["opt"], read: |json| Ok(Box::new(read(json)?)) };
@@ -153,6 +154,23 @@ impl Decoder for Opt {
         }
     }
 
+    fn residual(&self) -> Result<Residual, &'static str> {
+        if !self.norm_first {
+            return Err("its norms stand at the ends of its blocks' halves, on the residual itself");
+        }
+        if self.embedding != self.dims.hidden {
+            return Err("its embedding and its residual are of different widths");
+        }
+        Ok(Residual {
+            centred: true,
+            readers: vec![(module(ATTENTION_NORM[0]), QKV), (module(MLP_NORM[0]), &[FC1])],
+            writers: &[OUT, FC2],
+            tables: &[EMBED, POSITIONS],
+            last_norm: (self.last_norm && self.norm_has_params).then(|| module(LAST_NORM[0])),
+            inner: FC2,
+        })
+    }
+
     fn outer_params(&self) -> Vec<Param> {
         let Dims { vocab, hidden, max_positions, .. } = self.dims;
         let param = |name, rows, cols| Param { name, shape: vec![rows, cols] };
@@ -197,12 +215,14 @@ impl Decoder for Opt {
         let x = self.residual(ops, ATTENTION_NORM, x, |h| {
             let h = input(h);
             // [b, n_heads, t, d]
-            let heads = |x| ops.act(ActPoint::Heads, split_heads(&x, self.dims.head_dim));
-            let [q, k, v] = several(ops, QKV, &h).map(heads);
+            let [q, k, v] = several(ops, QKV, &h).map(|x| split_heads(&x, self.dims.head_dim));
+            let [q, k] = [q, k].map(|x| ops.act(ActPoint::QueryKey, x));
+            let v = ops.act(ActPoint::Value, v);
             ops.linear(OUT, &input(ops.attention(&q, &k, &v, ctx.mask.as_ref())))
         });
         self.residual(ops, MLP_NORM, &x, |h| {
-            ops.linear(FC2, &input(self.activation.apply(&ops.linear(FC1, &input(h)))))
+            let inner = self.activation.apply(&ops.linear(FC1, &input(h)));
+            ops.linear(FC2, &ops.act(ActPoint::Inner, inner))
         })
     }
 

@@ -1,6 +1,7 @@
 //! Packed weights, multiplied as they are.
 
 use std::collections::BTreeMap;
+use std::rc::Rc;
 
 use half::bf16;
 use oq_kernels::{Element, KERNELS, Kernel, Operands, PackedLinear};
@@ -12,6 +13,7 @@ use crate::attention::attention;
 use crate::block::{ActPoint, BlockOps, Compute};
 use crate::error::ModelError;
 use crate::family::LinearName;
+use crate::rotate::Online;
 
 /// A block of packed linears in the layout that kernels compute on, with its other tensors in f32; on the CPU.
 ///
@@ -22,6 +24,7 @@ pub struct PackedOps {
     joints: Vec<Joint>,
     params: BTreeMap<String, Tensor>,
     act: ActSpec,
+    online: Option<Rc<Online>>,
     compute: Compute,
 }
 
@@ -51,7 +54,12 @@ impl PackedOps {
     ) -> Result<Self, ModelError> {
         let kernel = kernel_of(compute)?;
         let joints = groups.into_iter().map(|group| Joint::new(group?, kernel)).collect::<Result<_, _>>()?;
-        Ok(Self { joints, params, act, compute })
+        Ok(Self { joints, params, act, online: None, compute })
+    }
+
+    /// The same block, for activations that are rotated while it runs.
+    pub(crate) fn with_online(self, online: Option<Rc<Online>>) -> Self {
+        Self { online, ..self }
     }
 
     /// Bytes of weights, scales, zero points and other tensors.
@@ -111,7 +119,11 @@ impl BlockOps for PackedOps {
         names.iter().map(|&name| self.linear(name, x)).collect()
     }
 
-    fn act(&self, _point: ActPoint, x: Tensor) -> Tensor {
+    fn act(&self, point: ActPoint, x: Tensor) -> Tensor {
+        let x = match &self.online {
+            Some(online) => online.turn(point, x),
+            None => x,
+        };
         quantize_act(self.act, x)
     }
 

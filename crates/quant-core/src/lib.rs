@@ -16,12 +16,14 @@
 
 mod grid;
 mod pack;
+mod rotate;
 mod site;
 mod spec;
 mod tensor;
 
 pub use grid::{Grid, Range, SCALE_MAX, SCALE_MIN, f16_toward_zero};
 pub use pack::{PackError, pack_row, packed_words, unpack_row};
+pub use rotate::RotateKind;
 pub use site::{SiteKind, UnknownSite};
 pub use spec::{ActSpec, Bits, GroupSize, QuantSpec, SpecError, Symmetry, WeightSpec};
 pub use tensor::{Clip, QuantizedTensor, TensorError};

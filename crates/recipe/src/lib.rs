@@ -27,6 +27,6 @@ mod record;
 pub use error::RecipeError;
 pub use machine::{Profile, find_machine, machine_names};
 pub use model::{EvalDefaults, Family, ModelEntry, Shape, Source, find, names, recipe_for, schemes_of};
-pub use patch::{CalibrationPatch, LearnPatch, Overrides, RecipeFile, TransformPatch, TunePatch};
-pub use recipe::{Calibration, Learn, Loss, Method, Preset, Recipe, Rounding, Start, Transform, Tune};
+pub use patch::{CalibrationPatch, LearnPatch, Overrides, RecipeFile, RotatePatch, TransformPatch, TunePatch};
+pub use recipe::{Calibration, Learn, Loss, Method, Preset, Recipe, Rotate, Rounding, Start, Transform, Tune};
 pub use record::{BlockRecord, Event, RunRecord};

@@ -2,11 +2,11 @@
 
 use std::path::Path;
 
-use oq_quant_core::{QuantSpec, SiteKind};
+use oq_quant_core::{QuantSpec, RotateKind, SiteKind};
 use serde::Deserialize;
 
 use crate::parse::parse;
-use crate::{Calibration, Learn, Loss, Method, Preset, Recipe, RecipeError, Rounding, Start, Transform, Tune};
+use crate::{Calibration, Learn, Loss, Method, Preset, Recipe, RecipeError, Rotate, Rounding, Start, Transform, Tune};
 
 /// A recipe as a file writes it: everything but the scheme may be left out.
 ///
@@ -30,6 +30,9 @@ pub struct RecipeFile {
     /// `[tune]`
     #[serde(default)]
     pub tune: TunePatch,
+    /// `[rotate]`
+    #[serde(default)]
+    pub rotate: RotatePatch,
     /// Whether it holds a paper's settings, whose epochs a preset takes a share of; a file of one's own says what it says.
     #[serde(skip)]
     pub(crate) is_published: bool,
@@ -94,6 +97,15 @@ pub struct TunePatch {
     pub lr: Option<f64>,
 }
 
+/// [`Rotate`], key by key.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "every field is explained in Rotate")]
+pub struct RotatePatch {
+    pub kind: Option<RotateKind>,
+    pub seed: Option<u64>,
+}
+
 /// What the command line sets; it has the last word.
 #[derive(Clone, Debug, Default, PartialEq)]
 #[expect(missing_docs, reason = "every other field is explained in Recipe and its sections")]
@@ -123,6 +135,8 @@ pub struct Overrides {
     pub tune_epochs: Option<usize>,
     /// [`Tune::lr`]
     pub tune_lr: Option<f64>,
+    /// [`Rotate::kind`]
+    pub rotate: Option<RotateKind>,
 }
 
 impl Recipe {
@@ -134,6 +148,7 @@ impl Recipe {
         learn: &LearnPatch,
         transform: &TransformPatch,
         tune: &TunePatch,
+        rotate: &RotatePatch,
     ) {
         fn set<T: Clone>(value: &mut T, patch: &Option<T>) {
             if let Some(patch) = patch {
@@ -166,6 +181,10 @@ impl Recipe {
         let Tune { epochs, lr } = &mut self.tune;
         set(epochs, &tune.epochs);
         set(lr, &tune.lr);
+
+        let Rotate { kind, seed } = &mut self.rotate;
+        set(kind, &rotate.kind);
+        set(seed, &rotate.seed);
     }
 }
 
@@ -173,11 +192,13 @@ impl Overrides {
     /// Lays the command line over a recipe, but for [`Overrides::preset`] and [`Overrides::transform`].
     pub(crate) fn apply_to(&self, recipe: &mut Recipe) {
         let Self { method, data, samples, seqlen, epochs, seed, lwc_lr, batch, aug_loss, .. } = self.clone();
-        let Self { loss, start, rounding, sites, shift, let_lr, alpha, tune_epochs, tune_lr, .. } = self.clone();
+        let Self { loss, start, rounding, sites, shift, let_lr, alpha, tune_epochs, tune_lr, rotate, .. } =
+            self.clone();
         let calibration = CalibrationPatch { data, samples, seqlen, seed, batch };
         let learn = LearnPatch { epochs, lwc_lr, aug_loss, loss, start, rounding };
         let transform = TransformPatch { sites, shift, lr: let_lr, alpha };
         let tune = TunePatch { epochs: tune_epochs, lr: tune_lr };
-        recipe.apply(method, &calibration, &learn, &transform, &tune);
+        let rotate = RotatePatch { kind: rotate, seed: None };
+        recipe.apply(method, &calibration, &learn, &transform, &tune, &rotate);
     }
 }

@@ -4,12 +4,12 @@ use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
 
-use oq_quant_core::{QuantSpec, SiteKind};
+use oq_quant_core::{QuantSpec, RotateKind, SiteKind};
 use serde::{Deserialize, Serialize};
 
 use crate::parse::parse;
-use crate::published::{default_sites, published};
-use crate::{Family, ModelEntry, Overrides, RecipeError, RecipeFile, TunePatch};
+use crate::published::{default_rotation, default_sites, published};
+use crate::{Family, ModelEntry, Overrides, RecipeError, RecipeFile, RotatePatch, TunePatch};
 
 /// Everything that decides what calibration computes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -28,6 +28,8 @@ pub struct Recipe {
     pub transform: Transform,
     /// What is learned after all blocks; only `omniquant` reads it.
     pub tune: Tune,
+    /// Orthogonal matrices that are put into the model first.
+    pub rotate: Rotate,
 }
 
 /// How codes are found.
@@ -124,6 +126,16 @@ pub struct Tune {
     /// AdamW's learning rate at first, which falls linearly to 0: of the logarithms of scales and norms, and of biases in units of
     /// their root mean square; positive.
     pub lr: f64,
+}
+
+/// Orthogonal matrices that are put into the model before anything else (QuaRot, arXiv 2404.00456).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rotate {
+    /// Where.
+    pub kind: RotateKind,
+    /// Decides the matrices; at most 2^63 - 1.
+    pub seed: u64,
 }
 
 /// What is minimized.
@@ -240,6 +252,7 @@ impl Recipe {
     /// recipe file, under the command line. Of the text and the epochs of the paper and the model the preset takes its share. Without a model
     /// the family is taken to be LLaMA.
     ///
+    /// Rotations that nothing is said of are those that help the scheme, where a method learns and is not the paper's.
     /// A transformation that is asked for, by the command line or by `smoothquant`, gets the paper's sites where none
     /// are given.
     pub fn resolve(
@@ -254,11 +267,12 @@ impl Recipe {
         let preset = overrides.preset.unwrap_or_default();
         preset.apply_to(&mut recipe);
         if let Some(model) = model {
-            recipe.apply(None, &model.calibration, &model.learn, &model.transform, &TunePatch::default());
+            let (tune, rotate) = (TunePatch::default(), RotatePatch::default());
+            recipe.apply(None, &model.calibration, &model.learn, &model.transform, &tune, &rotate);
         }
         let lay = |recipe: &mut Self, file: Option<&RecipeFile>| {
             if let Some(file) = file {
-                recipe.apply(file.method, &file.calibration, &file.learn, &file.transform, &file.tune);
+                recipe.apply(file.method, &file.calibration, &file.learn, &file.transform, &file.tune, &file.rotate);
             }
         };
         if let Some(file) = file.filter(|file| file.scheme != scheme) {
@@ -268,6 +282,10 @@ impl Recipe {
         preset.take_share(&mut recipe);
         lay(&mut recipe, file.filter(|file| !file.is_published));
         overrides.apply_to(&mut recipe);
+        let asked = overrides.rotate.or(file.and_then(|file| file.rotate.kind));
+        if asked.is_none() && preset != Preset::Paper && recipe.method.learns() {
+            recipe.rotate.kind = default_rotation(scheme, family);
+        }
         if overrides.sites.is_none() {
             let wanted = overrides.transform.or((recipe.method == Method::Smoothquant).then_some(true));
             match wanted {
@@ -319,6 +337,7 @@ impl Recipe {
             ("calibration.seed", *seed),
             ("learn.epochs", *epochs as u64),
             ("tune.epochs", *tune_epochs as u64),
+            ("rotate.seed", self.rotate.seed),
         ];
         // The largest integer of TOML, in which recipes are kept.
         if let Some((key, value)) = integers.into_iter().find(|(_, value)| i64::try_from(*value).is_err()) {
@@ -428,6 +447,33 @@ mod tests {
     }
 
     #[test]
+    fn few_bits_of_activations_are_rotated_where_nothing_else_is_said() {
+        #[track_caller]
+        fn check(scheme: &str, model: Option<&str>, file: &str, overrides: Overrides, expected: RotateKind) {
+            assert_eq!(resolve(scheme, model, file, overrides).unwrap().rotate, Rotate { kind: expected, seed: 0 });
+        }
+        use RotateKind::{Merged, Online};
+        let none = Overrides::default;
+        check("w4a4", None, "", none(), Online);
+        check("w4a4", Some("llama2-7b"), "", none(), Online);
+        check("w4a5", None, "", none(), RotateKind::None);
+        check("w4a16", None, "", none(), RotateKind::None);
+        check("w4a4", Some("opt-125m"), "", none(), RotateKind::None);
+        check("w4a4", Some("opt-125m"), "", Overrides { rotate: Some(Online), ..none() }, Online);
+        check("w4a4", Some("falcon-7b"), "", none(), RotateKind::None);
+        check("w4a4", None, "", Overrides { preset: Some(Preset::Paper), ..none() }, RotateKind::None);
+        check("w4a4", None, "", Overrides { preset: Some(Preset::Best), ..none() }, Online);
+        check("w4a4", None, "", Overrides { method: Some(Method::Rtn), ..none() }, RotateKind::None);
+        check("w4a4", None, "method = \"smoothquant\"", none(), RotateKind::None);
+        check("w4a4", None, "rotate.kind = \"none\"", none(), RotateKind::None);
+        check("w4a4", None, "rotate.kind = \"none\"", Overrides { rotate: Some(Merged), ..none() }, Merged);
+        let paper = Overrides { preset: Some(Preset::Paper), rotate: Some(Merged), ..none() };
+        check("w4a16", None, "", paper, Merged);
+        let seeded = resolve("w4a4", None, "rotate.seed = 5", none()).unwrap().rotate;
+        assert_eq!(seeded, Rotate { kind: Online, seed: 5 });
+    }
+
+    #[test]
     fn every_key_reaches_the_recipe() {
         let scheme: QuantSpec = "w3a16g64".parse().unwrap();
         let expected = Recipe {
@@ -444,6 +490,7 @@ mod tests {
             },
             transform: Transform { sites: vec![SiteKind::Updown, SiteKind::Qk], shift: true, lr: 0.125, alpha: 0.0 },
             tune: Tune { epochs: 2, lr: 0.5 },
+            rotate: Rotate { kind: RotateKind::Online, seed: 0 },
         };
         let typed = Overrides {
             method: Some(Method::Rtn),
@@ -466,6 +513,7 @@ mod tests {
             alpha: Some(0.0),
             tune_epochs: Some(2),
             tune_lr: Some(0.5),
+            rotate: Some(RotateKind::Online),
         };
         assert_eq!(Recipe::resolve(scheme, None, None, &typed).unwrap(), expected);
 

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use oq_let::{Action, Site};
 use oq_models::{ActPoint, BlockLayout, BlockOps, Compute, Decoder, Dims, LinearName};
-use oq_quant_core::{ActSpec, packed_words};
+use oq_quant_core::{ActSpec, RotateKind, packed_words};
 use oq_recipe::{Calibration, Recipe, Rounding, Start};
 use tch::{Device, Kind, Tensor};
 
@@ -119,6 +119,12 @@ impl Counts {
         let norms = layout.params.iter().map(|param| numbers(&param.shape)).sum::<u64>();
         let biases = layout.linears.iter().filter(|linear| linear.bias).map(|linear| linear.out_features as u64);
         block_bytes += norms * F16;
+        let params = decoder.outer_params();
+        // A head that shares the embedding's matrix parts from it.
+        let parted =
+            params.iter().filter(|param| recipe.rotate.kind != RotateKind::None && param.name == decoder.head());
+        let parted = parted.filter(|head| head.name == params[0].name);
+        let outer = params.iter();
         let batches = if learns { samples.div_ceil(batch) as u64 } else { 0 };
         let rows: usize = layout.linears.iter().map(|linear| linear.out_features).sum();
         let other_rows = (dims.n_heads + 2 * dims.n_kv_heads) * dims.head_dim + 2 * dims.hidden;
@@ -156,7 +162,7 @@ impl Counts {
             },
             quantizes_act: recipe.scheme.act != ActSpec::Float,
             block_bytes,
-            outer_bytes: decoder.outer_params().iter().map(|param| numbers(&param.shape) * F16).sum(),
+            outer_bytes: F16 * outer.chain(parted).map(|param| numbers(&param.shape)).sum::<u64>(),
         }
     }
 

@@ -8,7 +8,7 @@ use oq_calib::{Accelerator, Machine, Parts, Plan, Setting};
 use oq_formats::{quantization_of, read_config};
 use oq_models::family::decoder_of;
 use oq_models::{Compute, ModelError};
-use oq_quant_core::ActSpec;
+use oq_quant_core::{ActSpec, RotateKind};
 use oq_recipe::{ModelEntry, Profile, Recipe, Shape, Source};
 use serde_json::{Value, json};
 
@@ -150,6 +150,14 @@ fn text(model: &str, recipe: &Recipe, plan: &Plan, setting: &Setting<'_>) -> Str
     line("setting", format!("{} by {}", recipe.scheme, recipe.method));
     if let ActSpec::PerToken(bits) = recipe.scheme.act {
         line("activations", format!("{} bits per token: inputs of linears, queries, keys, values", bits.get()));
+    }
+    match recipe.rotate.kind {
+        RotateKind::None => {}
+        RotateKind::Merged => line("rotated", "residual stream and values, in the weights".to_owned()),
+        RotateKind::Online => line(
+            "rotated",
+            "residual stream and values, in the weights; queries, keys and the MLP's inside, while it runs".to_owned(),
+        ),
     }
     if recipe.method.reads_text() {
         let c = &recipe.calibration;

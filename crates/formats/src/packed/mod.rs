@@ -25,10 +25,12 @@
 
 mod config;
 mod layout;
+mod online;
 mod reader;
 mod writer;
 
 pub use config::{quantization_config, quantization_of};
 pub use layout::{packed_linear, packed_tensors};
+pub use online::is_rotated_online;
 pub use reader::PackedCheckpoint;
 pub use writer::PackedWriter;

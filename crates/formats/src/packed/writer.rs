@@ -8,6 +8,7 @@ use oq_quant_core::QuantSpec;
 use serde_json::{Map, Value, json};
 
 use super::config::packed_config;
+use super::online;
 use crate::atomic::remove_leftovers;
 use crate::checkpoint::{INDEX, shard_contents};
 use crate::{CONFIG, FormatError, OutTensor, atomic_write, atomic_write_with, write_shard};
@@ -35,6 +36,7 @@ pub struct PackedWriter {
     dir: PathBuf,
     source: PathBuf,
     n_blocks: usize,
+    rotated_online: bool,
 }
 
 impl PackedWriter {
@@ -51,7 +53,12 @@ impl PackedWriter {
             return Err(FormatError::OutputIsSource { dir: dir.to_owned() });
         }
         remove_leftovers(dir)?;
-        Ok(Self { dir: dir.to_owned(), source: source.to_owned(), n_blocks })
+        Ok(Self { dir: dir.to_owned(), source: source.to_owned(), n_blocks, rotated_online: false })
+    }
+
+    /// The same, for a model whose activations are rotated while it runs, or not.
+    pub fn rotated_online(self, rotated_online: bool) -> Self {
+        Self { rotated_online, ..self }
     }
 
     /// The directory.
@@ -102,7 +109,11 @@ impl PackedWriter {
         for name in SIDE_FILES {
             copy_if_there(&self.source.join(name), &self.dir.join(name))?;
         }
-        write_json(&self.dir.join(CONFIG), &packed_config(config, spec, ignore))
+        let mut config = packed_config(config, spec, ignore);
+        if self.rotated_online {
+            online::mark(&mut config);
+        }
+        write_json(&self.dir.join(CONFIG), &config)
     }
 
     fn write_index(&self) -> Result<(), FormatError> {

@@ -1,0 +1,193 @@
+//! Orthogonal matrices that channels are rotated by.
+
+use tch::{Device, Kind, Tensor};
+
+use crate::hadamard;
+
+/// Numbers that are rotated at a time: 128 MiB in f64.
+const SLAB: i64 = 1 << 24;
+
+/// An orthogonal matrix `[n, n]`, a Kronecker product of small ones where the width has a Hadamard matrix.
+#[derive(Debug)]
+pub struct Orthogonal {
+    /// Each `[m, m]`; the matrix is `scale` times their Kronecker product.
+    factors: Vec<Tensor>,
+    scale: f64,
+}
+
+impl Orthogonal {
+    /// A Hadamard matrix over the square root of its order; none where none is known for `n`.
+    pub fn hadamard(n: usize) -> Option<Self> {
+        let factors = hadamard::factors(n)?.into_iter().map(|factor| {
+            let signs: Vec<f32> = factor.signs.iter().map(|&sign| f32::from(sign)).collect();
+            Tensor::from_slice(&signs).view([factor.order as i64; 2])
+        });
+        Some(Self { factors: factors.collect(), scale: (n as f64).sqrt().recip() })
+    }
+
+    /// Of any width, and random; the first column is the all-ones direction, as that of a Hadamard matrix.
+    fn random(n: usize, numbers: &mut SplitMix) -> Self {
+        let normal: Vec<f64> = (0..n * n).map(|_| numbers.normal()).collect();
+        let columns = Tensor::from_slice(&normal).view([n as i64; 2]);
+        let _ = columns.select(1, 0).fill_(1.0);
+        Self { factors: vec![Tensor::linalg_qr(&columns, "reduced").0], scale: 1.0 }
+    }
+
+    /// `x [.., n]` times the matrix, in f64 where `x` is, else in f32.
+    pub fn apply(&self, x: &Tensor) -> Tensor {
+        self.multiply(x, false)
+    }
+
+    /// `x [.., n]` times the matrix's transpose, which is its inverse.
+    pub fn apply_inverse(&self, x: &Tensor) -> Tensor {
+        self.multiply(x, true)
+    }
+
+    fn multiply(&self, x: &Tensor, transposed: bool) -> Tensor {
+        let kind = if x.kind() == Kind::Double { Kind::Double } else { Kind::Float };
+        let shape = x.size();
+        let mut x = x.to_kind(kind) * self.scale;
+        let mut after = *shape.last().expect("activations have channels");
+        for factor in &self.factors {
+            let factor = factor.to_kind(kind).to_device(x.device());
+            let factor = if transposed { factor.transpose(0, 1) } else { factor };
+            let m = factor.size()[0];
+            after /= m;
+            x = match after {
+                1 => x.reshape([-1, m]).matmul(&factor),
+                _ => factor.transpose(0, 1).matmul(&x.reshape([-1, m, after])), // [.., m, after]
+            };
+        }
+        x.reshape(shape)
+    }
+}
+
+/// A rotation of channels that is merged into weights.
+#[derive(Debug)]
+pub struct Rotation {
+    basis: Orthogonal,
+    /// `[n]` f64.
+    signs: Tensor,
+    fixes_ones: bool,
+}
+
+impl Rotation {
+    /// `D H` for random signs `D` and a Hadamard matrix `H`, or a random orthogonal matrix where the width has none. With `fixes_ones`
+    /// it leaves the all-ones direction where it is, and so the mean of channels: `H D Hᵀ`, as the first column of `H` is that direction.
+    pub fn new(n: usize, seed: u64, fixes_ones: bool) -> Self {
+        let mut numbers = SplitMix(seed);
+        let mut signs: Vec<f64> = (0..n).map(|_| if numbers.next() >> 63 == 0 { 1.0 } else { -1.0 }).collect();
+        if fixes_ones {
+            signs[0] = 1.0;
+        }
+        let basis = Orthogonal::hadamard(n).unwrap_or_else(|| Orthogonal::random(n, &mut numbers));
+        Self { basis, signs: Tensor::from_slice(&signs), fixes_ones }
+    }
+
+    /// `x [.., n]` -> `x R`, computed in f64, in the kind of `x`.
+    pub fn turn(&self, x: &Tensor) -> Tensor {
+        let n = self.signs.size()[0];
+        let signs = self.signs.to_device(x.device());
+        let slabs = x.reshape([-1, n]).split((SLAB / n).max(1), 0).into_iter().map(|slab| {
+            let slab = slab.to_kind(Kind::Double);
+            let turned = match self.fixes_ones {
+                false => self.basis.apply(&(slab * &signs)),
+                true => self.basis.apply_inverse(&(self.basis.apply(&slab) * &signs)),
+            };
+            turned.to_kind(x.kind())
+        });
+        Tensor::cat(&slabs.collect::<Vec<_>>(), 0).view_as(x)
+    }
+
+    /// `w [n, ..]` -> `Rᵀ w`.
+    pub fn turn_rows(&self, w: &Tensor) -> Tensor {
+        self.turn(&w.transpose(0, 1).contiguous()).transpose(0, 1).contiguous()
+    }
+
+    /// The matrix itself, `[n, n]` f64.
+    pub fn matrix(&self) -> Tensor {
+        self.turn(&Tensor::eye(self.signs.size()[0], (Kind::Double, Device::Cpu)))
+    }
+}
+
+/// Random numbers that are the same everywhere (Steele et al. 2014).
+struct SplitMix(u64);
+
+impl SplitMix {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// Above 0, up to 1.
+    fn uniform(&mut self) -> f64 {
+        ((self.next() >> 11) + 1) as f64 / (1u64 << 53) as f64
+    }
+
+    /// Box and Muller's.
+    fn normal(&mut self) -> f64 {
+        (-2.0 * self.uniform().ln()).sqrt() * (std::f64::consts::TAU * self.uniform()).cos()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Sums of some hundred products in f64.
+    const TOLERANCE: f64 = 1e-12;
+
+    fn largest(x: &Tensor) -> f64 {
+        x.abs().max().double_value(&[])
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+        /// Of widths with a Hadamard matrix and without.
+        #[test]
+        fn rotations_are_orthogonal(n in 1..200usize, seed in any::<u64>(), fixes_ones in any::<bool>()) {
+            let rotation = Rotation::new(n, seed, fixes_ones);
+            let r = rotation.matrix();
+            let eye = Tensor::eye(n as i64, (Kind::Double, Device::Cpu));
+            prop_assert!(largest(&(r.matmul(&r.transpose(0, 1)) - &eye)) < TOLERANCE);
+            if fixes_ones {
+                let ones = Tensor::ones([1, n as i64], (Kind::Double, Device::Cpu));
+                prop_assert!(largest(&(rotation.turn(&ones) - &ones)) < TOLERANCE);
+                prop_assert!(largest(&(rotation.turn_rows(&ones.transpose(0, 1)) - ones.transpose(0, 1))) < TOLERANCE);
+            }
+            let w = Tensor::randn([n as i64, 3], (Kind::Double, Device::Cpu));
+            prop_assert!(largest(&(rotation.turn_rows(&w) - r.transpose(0, 1).matmul(&w))) < TOLERANCE);
+            // As flat as signs over a square root, where nothing is left in place.
+            if !fixes_ones && Orthogonal::hadamard(n).is_some() {
+                prop_assert!(largest(&(r.abs() - (n as f64).sqrt().recip())) < TOLERANCE);
+            }
+        }
+
+        #[test]
+        fn hadamard_matrices_undo_themselves_in_f32(n in 1..160usize, seed in any::<i64>()) {
+            if let Some(hadamard) = Orthogonal::hadamard(n) {
+                tch::manual_seed(seed);
+                let x = Tensor::randn([2, 3, n as i64], (Kind::Float, Device::Cpu));
+                let there = hadamard.apply(&x);
+                prop_assert!(largest(&(hadamard.apply_inverse(&there) - &x)) < 1e-5);
+                let lengths = |x: &Tensor| x.square().sum_dim_intlist([-1i64].as_slice(), false, Kind::Double);
+                prop_assert!(largest(&(lengths(&there) / lengths(&x) - 1.0)) < 1e-5);
+            }
+        }
+    }
+
+    #[test]
+    fn seeds_decide() {
+        let matrix = |seed| Rotation::new(36, seed, false).matrix();
+        assert_eq!(largest(&(matrix(1) - matrix(1))), 0.0);
+        assert!(largest(&(matrix(1) - matrix(2))) > 0.1);
+        // Of a width without a Hadamard matrix too.
+        let matrix = |seed| Rotation::new(30, seed, true).matrix();
+        assert_eq!(largest(&(matrix(1) - matrix(1))), 0.0);
+        assert!(largest(&(matrix(1) - matrix(2))) > 0.1);
+    }
+}

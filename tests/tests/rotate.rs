@@ -1,0 +1,329 @@
+//! Rotated models compute what the original ones do, and are packed as they were measured.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use oq_calib::{CalibError, Notice, Options, Outcome, check, quantize};
+use oq_data::segments;
+use oq_eval::{logits, perplexity};
+use oq_formats::{Dtype, is_rotated_online};
+use oq_generate::Loaded;
+use oq_models::{
+    BlockWeights, Compute, DenseOps, Form, HeadKind, Kernels, Model, ModelError, OuterOps, RotateError, Rotator,
+};
+use oq_quant_core::{QuantSpec, RotateKind};
+use oq_recipe::{Event, Method, Overrides, Recipe, find, recipe_for};
+use oq_tests::{fixture, relative_error, tokens};
+use tch::{Device, Kind, Tensor};
+
+/// Largest difference over the largest number: f64 has sixteen digits, and sums have some hundred terms.
+const TOLERANCE: f64 = 1e-9;
+/// Undoing a piece changes outputs by far more.
+const BROKEN: f64 = 1e-4;
+/// Between logits in f32 of two models with the same function: as far apart as two libraries are in the golden tests.
+const F32_TOLERANCE: f64 = 1e-4;
+const TOKENS: usize = 12;
+const ROTATED: [RotateKind; 2] = [RotateKind::Merged, RotateKind::Online];
+
+/// Every checkpoint of the fixtures.
+fn checkpoints() -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut folders = vec![fixture("")];
+    while let Some(folder) = folders.pop() {
+        if folder.join("config.json").is_file() {
+            found.push(folder.clone());
+        }
+        folders.extend(std::fs::read_dir(&folder).unwrap().map(|e| e.unwrap().path()).filter(|path| path.is_dir()));
+    }
+    found.sort();
+    found
+}
+
+fn f64_block(model: &Model) -> BlockWeights {
+    let weights = model.load_block(1, Device::Cpu).unwrap();
+    BlockWeights::new(weights.tensors().iter().map(|(name, t)| (name.clone(), t.to_kind(Kind::Double))).collect())
+}
+
+fn copy(weights: &BlockWeights) -> BlockWeights {
+    BlockWeights::new(weights.tensors().iter().map(|(name, t)| (name.clone(), t.shallow_clone())).collect())
+}
+
+/// How far a block on a rotated stream is from the original, rotated.
+fn error(model: &Model, rotator: &Rotator, original: &BlockWeights, rotated: &BlockWeights) -> f64 {
+    let decoder = model.decoder();
+    let x = Tensor::randn([2, TOKENS as i64, decoder.dims().hidden as i64], (Kind::Double, Device::Cpu)) * 3.0;
+    let ctx = decoder.context(TOKENS, Device::Cpu);
+    let expected = rotator.stream().turn(&decoder.block(&DenseOps::new(original), &ctx, &x));
+    let got = decoder.block(&DenseOps::new(rotated), &ctx, &rotator.stream().turn(&x));
+    let largest = |x: &Tensor| x.abs().max().double_value(&[]);
+    largest(&(got - &expected)) / largest(&expected)
+}
+
+/// Ids without meaning, `[1, n]`.
+fn ids(model: &Model, n: i64) -> Tensor {
+    let vocab = model.decoder().dims().vocab as i64;
+    Tensor::from_slice(&(0..n).map(|i| (i * 37 + 11) % vocab).collect::<Vec<_>>()).unsqueeze(0)
+}
+
+fn values(x: &Tensor) -> Vec<f32> {
+    Vec::try_from(x.contiguous().view(-1)).unwrap()
+}
+
+#[test]
+fn rotated_models_compute_what_they_did() {
+    let _no_grad = tch::no_grad_guard();
+    let (mut rotated, mut refused) = (0, Vec::new());
+    for dir in checkpoints() {
+        let name = dir.strip_prefix(fixture("")).unwrap().display().to_string();
+        for kind in ROTATED {
+            let model = Model::open(&dir).unwrap();
+            let rotator = match Rotator::new(model.decoder(), kind, 7) {
+                Ok(rotator) => rotator.unwrap(),
+                Err(error) => {
+                    let message = error.to_string();
+                    assert!(matches!(model.rotated(kind, 7), Err(ModelError::Rotate(again)) if again == error));
+                    refused.push(format!("{name} {kind}: {message}"));
+                    continue;
+                }
+            };
+            let original = f64_block(&model);
+            let block = rotator.block(copy(&original)).unwrap();
+            let off = error(&model, &rotator, &original, &block);
+            assert!(off <= TOLERANCE, "{name} {kind}: relative error {off:.1e}");
+
+            let ids = ids(&model, TOKENS as i64);
+            let expected = values(&logits(&model, &ids, Device::Cpu).unwrap());
+            let was_tied = model.decoder().outer_params().len();
+            let model = model.rotated(kind, 7).unwrap();
+            let got = values(&logits(&model, &ids, Device::Cpu).unwrap());
+            let off = relative_error(&got, &expected);
+            assert!(off <= F32_TOLERANCE, "{name} {kind}: relative error of logits {off:.1e}");
+            assert_ne!(model.decoder().head(), model.decoder().outer_params()[0].name, "{name}: the head is its own");
+            let unties = model.decoder().outer_params().len() - was_tied;
+            assert!(unties == 0 || (unties == 1 && model.config()["tie_word_embeddings"] == false), "{name}");
+            rotated += 1;
+        }
+    }
+    // Post-norm and projected OPT; three heads of the MLP or of attention have no Hadamard matrix.
+    println!("{rotated} rotated\n{}", refused.join("\n"));
+    assert!(rotated >= 80, "{rotated} rotated; {refused:#?}");
+    let expected = ["opt-postnorm-proj merged", "opt-falcon-variants/opt-350m-like merged", "opt-projected merged"];
+    assert!(expected.iter().all(|part| refused.iter().any(|refused| refused.contains(part))), "{refused:#?}");
+}
+
+#[test]
+fn every_piece_is_needed() {
+    let _no_grad = tch::no_grad_guard();
+    tch::manual_seed(1);
+    for folder in
+        ["tiny-llama", "llama-gqa-tied", "llama-like-variants/qwen3", "tiny-opt", "tiny-falcon", "falcon-40b-like"]
+    {
+        let model = Model::open(&fixture(folder)).unwrap();
+        let rotator = Rotator::new(model.decoder(), RotateKind::Online, 3).unwrap().unwrap();
+        let original = f64_block(&model);
+        let rotated = || rotator.block(copy(&original)).unwrap();
+        for linear in model.decoder().block_layout().linears {
+            let mut block = rotated();
+            let name = format!("{}.weight", linear.name.0);
+            block.set(name.clone(), original.get(&name).shallow_clone());
+            let off = error(&model, &rotator, &original, &block);
+            assert!(off > BROKEN, "{folder}: {name} as it was: {off:.1e}");
+        }
+        let off = error(&model, &rotator, &original, &rotated().with_online(None));
+        assert!(off > BROKEN, "{folder}: without rotations while it runs: {off:.1e}");
+    }
+}
+
+#[test]
+fn a_norm_that_cannot_be_folded_is_named() {
+    let model = Model::open(&fixture("tiny-falcon")).unwrap();
+    let rotator = Rotator::new(model.decoder(), RotateKind::Merged, 3).unwrap().unwrap();
+    let mut block = f64_block(&model);
+    let zeroed = block.get("input_layernorm.weight").copy();
+    let _ = zeroed.get(5).fill_(0.0);
+    block.set("input_layernorm.weight".to_owned(), zeroed);
+    let error = rotator.block(block).unwrap_err();
+    assert_eq!(error, RotateError::Norm { norm: "input_layernorm".to_owned() });
+}
+
+fn recipe(model: &str, scheme: &str, rotate: RotateKind, more: Overrides) -> Recipe {
+    let scheme: QuantSpec = scheme.parse().unwrap();
+    let overrides = Overrides { samples: Some(4), seqlen: Some(64), epochs: Some(2), rotate: Some(rotate), ..more };
+    Recipe::resolve(scheme, find(model), recipe_for(model, scheme), &overrides).unwrap()
+}
+
+fn calibration(recipe: &Recipe) -> Vec<Vec<u32>> {
+    let c = &recipe.calibration;
+    segments(&tokens("calib.txt"), c.samples, c.seqlen, c.seed).unwrap()
+}
+
+fn options(out: &Path, resume: bool) -> Options {
+    Options { device: Device::Cpu, compute: Compute::F32, cache_memory: None, out: out.to_owned(), resume }
+}
+
+fn quantized(model: &str, recipe: &Recipe, out: &Path) -> Outcome {
+    let model = Model::open(&fixture(model)).unwrap();
+    quantize(&model, recipe, &calibration(recipe), &options(out, false), &mut |_| ControlFlow::Continue(())).unwrap()
+}
+
+#[test]
+fn the_packed_model_is_the_one_that_was_measured() {
+    // Sums of the same squares in the same order, but for the batches' mean.
+    const LOSS_TOLERANCE: f64 = 1e-6;
+    // f16 has eleven digits; of a matrix in f32 all are kept.
+    const F16_STEP: f64 = 1.0 / 2048.0;
+    let _no_grad = tch::no_grad_guard();
+    for (name, kind, more) in [
+        ("tiny-llama", RotateKind::Merged, Overrides::default()),
+        ("tiny-llama", RotateKind::Online, Overrides::default()),
+        ("tiny-opt", RotateKind::Online, Overrides::default()),
+        ("tiny-falcon", RotateKind::Online, Overrides { transform: Some(false), ..Overrides::default() }),
+    ] {
+        let recipe = recipe(name, "w4a6g32", kind, more);
+        let out = tempfile::tempdir().unwrap();
+        let outcome = quantized(name, &recipe, out.path());
+        let packed = Model::open(out.path()).unwrap();
+        assert_eq!(packed.quantization(), Some(recipe.scheme));
+        assert_eq!(is_rotated_online(packed.config()), kind == RotateKind::Online);
+        let rotated = Model::open(&fixture(name)).unwrap().rotated(kind, recipe.rotate.seed).unwrap();
+
+        let decoder = rotated.decoder();
+        for param in decoder.outer_params() {
+            let [made, stored] = [&rotated, &packed].map(|model| model.outer(Device::Cpu).param(param.name).unwrap());
+            let off = ((&made - stored).abs().max() / made.abs().max()).double_value(&[]);
+            let dtype = packed.checkpoint().tensor(param.name).unwrap().dtype;
+            assert!(off <= if dtype == Dtype::F32 { 0.0 } else { F16_STEP }, "{name}: {}: {off:.1e}", param.name);
+        }
+        let ctx = decoder.context(64, Device::Cpu);
+        let mut states: Vec<[Tensor; 2]> = calibration(&recipe)
+            .iter()
+            .map(|ids| {
+                let ids = Tensor::from_slice(&ids.iter().map(|&id| i64::from(id)).collect::<Vec<_>>()).unsqueeze(0);
+                let embed = || decoder.embed(&rotated.outer(Device::Cpu), &ids).unwrap();
+                [embed(), embed()]
+            })
+            .collect();
+        for (block_idx, block) in outcome.blocks.iter().enumerate() {
+            let full = rotated.load_block(block_idx, Device::Cpu).unwrap();
+            let stored = packed.load_block(block_idx, Device::Cpu).unwrap();
+            let mut sum = 0.0;
+            for [x, y] in &mut states {
+                *x = decoder.block(&DenseOps::new(&full), &ctx, x);
+                *y = decoder.block(&packed.ops(&stored), &ctx, y);
+                sum += (&*x - &*y).square().mean(Kind::Double).double_value(&[]);
+            }
+            let (got, recorded) = (sum / states.len() as f64, block.final_loss.unwrap());
+            let off = (got / recorded - 1.0).abs();
+            assert!(off <= LOSS_TOLERANCE, "{name} {kind}: block {block_idx}: {got}, {recorded} recorded");
+        }
+    }
+}
+
+#[test]
+fn a_model_that_is_rotated_while_it_runs_is_the_same_in_pieces_and_in_packed_products() {
+    // A token's grid may place a number that lies between two codes on either, where sums come in another order.
+    const QUANTIZED: f64 = 0.05;
+    let out = tempfile::tempdir().unwrap();
+    let recipe = recipe(
+        "tiny-llama",
+        "w4a8g32",
+        RotateKind::Online,
+        Overrides { method: Some(Method::Rtn), ..Overrides::default() },
+    );
+    quantized("tiny-llama", &recipe, out.path());
+    let _no_grad = tch::no_grad_guard();
+    let form = |kernels| Form { kernels, compute: Compute::F32, head: HeadKind::Wide };
+    let model = Model::open(out.path()).unwrap();
+    let ids = ids(&model, 20);
+    let whole = logits(&model, &ids, Device::Cpu).unwrap().squeeze_dim(0);
+    for kernels in [Kernels::Dense, Kernels::Packed] {
+        let model = Model::open(out.path()).unwrap().with_form(form(kernels)).unwrap();
+        let loaded = Loaded::new(model, Device::Cpu, &mut |_, _| {}).unwrap();
+        let mut session = loaded.session();
+        let ids: Vec<u32> = Vec::<i64>::try_from(ids.view(-1)).unwrap().into_iter().map(|id| id as u32).collect();
+        let mut last = Vec::new();
+        for piece in [&ids[..9], &ids[9..10], &ids[10..19], &ids[19..]] {
+            last = session.extend(piece).unwrap();
+        }
+        let off = relative_error(&last, &values(&whole.get(19)));
+        assert!(off <= QUANTIZED, "{}: {off:.1e}", kernels.name());
+    }
+}
+
+#[test]
+fn rotations_help_few_bits() {
+    /// Without rotations it is 68.9.
+    const ROUNDED: f64 = 21.0;
+    let rtn = || Overrides { method: Some(Method::Rtn), ..Overrides::default() };
+    let perplexities = [RotateKind::None, RotateKind::Merged, RotateKind::Online].map(|kind| {
+        let out = tempfile::tempdir().unwrap();
+        quantized("tiny-llama", &recipe("tiny-llama", "w4a4", kind, rtn()), out.path());
+        let model = Model::open(out.path()).unwrap();
+        perplexity(&model, &tokens("eval.txt"), 256, None, Device::Cpu, &mut |_| {}).unwrap().value()
+    });
+    let [none, merged, online] = perplexities;
+    assert!(none > 2.0 * merged && merged < ROUNDED && online < merged, "{perplexities:?}");
+}
+
+fn files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
+    let shards = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    let shards = shards.filter(|path| path.extension().is_some_and(|kind| kind == "safetensors" || kind == "json"));
+    shards
+        .map(|path| (path.file_name().unwrap().to_string_lossy().into_owned(), std::fs::read(&path).unwrap()))
+        .collect()
+}
+
+#[test]
+fn a_stopped_run_ends_in_the_same_bytes() {
+    for (name, kind, tune_epochs) in
+        [("tiny-opt", RotateKind::Merged, None), ("tiny-llama", RotateKind::Online, Some(1))]
+    {
+        let recipe = recipe(name, "w4a4", kind, Overrides { tune_epochs, ..Overrides::default() });
+        let (whole, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        quantized(name, &recipe, whole.path());
+
+        let model = Model::open(&fixture(name)).unwrap();
+        let run = |resume, stop_after: usize| {
+            let mut finished = 0;
+            quantize(&model, &recipe, &calibration(&recipe), &options(parts.path(), resume), &mut |notice| {
+                finished += usize::from(matches!(notice, Notice::Event(Event::BlockFinished(_))));
+                if finished == stop_after { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            })
+        };
+        assert!(matches!(run(false, 2), Err(CalibError::Stopped { block: 2, n_blocks: 4, .. })));
+        let outcome = run(true, usize::MAX).unwrap();
+        assert_eq!((outcome.resumed_blocks, outcome.blocks.len()), (2, 4));
+        assert_eq!(files(whole.path()), files(parts.path()), "{name}");
+        assert!(run(true, usize::MAX).unwrap().was_complete, "{name}: nothing is left to do");
+
+        // What lies outside the blocks is made again where it is not what it was.
+        let rest = parts.path().join("model-00005-of-00005.safetensors");
+        let mut bytes = std::fs::read(&rest).unwrap();
+        let last = bytes.len() - 1;
+        bytes[last] ^= 1;
+        std::fs::write(&rest, bytes).unwrap();
+        assert!(!run(true, usize::MAX).unwrap().was_complete, "{name}: a bit is another");
+        assert_eq!(files(whole.path()), files(parts.path()), "{name}");
+    }
+}
+
+#[test]
+fn models_without_a_place_for_them_are_refused_before_weights_are_read() {
+    let recipe = |kind| recipe("opt-350m", "w4a16", kind, Overrides::default());
+    let model = Model::open(&fixture("opt-postnorm-proj")).unwrap();
+    let error = check(&model, &recipe(RotateKind::Merged)).unwrap_err().to_string();
+    assert!(error.contains("on the residual itself; say --rotate none"), "{error}");
+    check(&model, &recipe(RotateKind::None)).unwrap();
+
+    // No matrix of 1 and -1 has 150 rows at right angles.
+    let model = Model::open(&fixture("llama-mha")).unwrap();
+    let mut config = model.config().clone();
+    config["intermediate_size"] = 150.into();
+    let decoder = oq_models::family::decoder_of(&config).unwrap();
+    let error = Rotator::new(&*decoder, RotateKind::Online, 0).unwrap_err().to_string();
+    assert!(error.contains("150 channels") && error.contains("say --rotate merged"), "{error}");
+    assert!(Rotator::new(&*decoder, RotateKind::Merged, 0).unwrap().is_some());
+}
