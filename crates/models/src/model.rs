@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use oq_formats::{Checkpoint, FormatError, PackedCheckpoint, quantization_of, read_config};
+use oq_formats::{Checkpoint, FormatError, PackedCheckpoint, Quantization, quantization_of, read_config};
 use oq_quant_core::{ActSpec, QuantSpec, QuantizedTensor, WeightSpec};
 use serde_json::Value;
 use tch::{Device, Tensor};
@@ -67,7 +67,7 @@ impl Model {
     /// # Errors
     /// When packed weights are asked for, and the model is neither packed nor rounded as it is loaded.
     pub fn with_form(self, form: Form) -> Result<Self, ModelError> {
-        if form.kernels == Kernels::Packed && self.quantization().or(self.round_to_nearest).is_none() {
+        if form.kernels == Kernels::Packed && self.quantization().is_none() && self.round_to_nearest.is_none() {
             return Err(FormatError::NotPacked { dir: self.dir }.into());
         }
         Ok(Self { form, ..self })
@@ -80,8 +80,8 @@ impl Model {
 
     /// Refuses a model that is packed already, and a group size that does not cut every linear's rows into equal parts.
     pub fn check_quantizable(&self, spec: WeightSpec) -> Result<(), ModelError> {
-        if let Some(spec) = self.quantization() {
-            return Err(ModelError::AlreadyQuantized { dir: self.dir.clone(), spec });
+        if let Some(quantization) = self.quantization() {
+            return Err(ModelError::AlreadyQuantized { dir: self.dir.clone(), quantization: quantization.clone() });
         }
         for linear in self.decoder.block_layout().linears {
             if !spec.group.divides(linear.in_features) {
@@ -112,17 +112,18 @@ impl Model {
         &*self.decoder
     }
 
-    /// The setting of a packed model.
-    pub fn quantization(&self) -> Option<QuantSpec> {
+    /// How a packed model is quantized.
+    pub fn quantization(&self) -> Option<&Quantization> {
         match &self.weights {
             Weights::Dense(_) => None,
-            Weights::Packed(packed) => Some(packed.spec()),
+            Weights::Packed(packed) => Some(packed.quantization()),
         }
     }
 
     /// How activations are seen by its linears and its attention.
     pub fn act(&self) -> ActSpec {
-        self.quantization().or(self.round_to_nearest).map_or(ActSpec::Float, |spec| spec.act)
+        let of_packed = self.quantization().map(Quantization::act);
+        of_packed.or(self.round_to_nearest.map(|spec| spec.act)).unwrap_or(ActSpec::Float)
     }
 
     /// The operations of a block that [`Self::load_block`] gave.

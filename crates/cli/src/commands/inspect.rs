@@ -32,7 +32,7 @@ pub fn run(args: &InspectArgs, out: &Output) -> Result<()> {
         line("vocabulary", format!("{}, context {}", dims.vocab, dims.max_positions));
         line("parameters", format!("{:.3} million in {} tensors", summary.params as f64 / 1e6, summary.tensors));
         line("on disk", format!("{} in {} shards", bytes(summary.total_bytes), summary.shards));
-        match (summary.quantized, summary.bits_per_weight()) {
+        match (&summary.quantized, summary.bits_per_weight()) {
             (Some(spec), Some(bits)) => {
                 line("quantized", format!("{spec}, {bits:.3} bits per weight with scales and zero points"));
                 line("  codes", bytes(summary.packed_bytes));

@@ -102,8 +102,8 @@ fn config(named: &Named, out: &Output) -> Result<Value> {
         Some(config) => config,
         None => read_config(&named.directory(out)?)?,
     };
-    if let Some(spec) = quantization_of(&config)? {
-        return Err(ModelError::AlreadyQuantized { dir: named.name.clone().into(), spec }.into());
+    if let Some(quantization) = quantization_of(&config)? {
+        return Err(ModelError::AlreadyQuantized { dir: named.name.clone().into(), quantization }.into());
     }
     Ok(config)
 }

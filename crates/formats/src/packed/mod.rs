@@ -12,6 +12,9 @@
 //! and every other tensor (biases, norms, embeddings, head) stays as it is in its own type. Loaders: transformers 5 with pip
 //! `compressed-tensors` from 0.18 on (0.17 packs 3, 5, 6 and 7 bits otherwise), and vLLM.
 //!
+//! **Groups.** Linears that are not all quantized alike stand in `config_groups` by their names, a group for each spec. Names, patterns
+//! (`re:.*down_proj`) and `Linear` are read ([`Quantization`] says in which order they count).
+//!
 //! **The type that `config.json` asks for.** Loaders may keep scales in the model's type, whatever the file holds. f16 and f32
 //! hold our f16 scales exactly; bf16 would cut three of their eleven digits, an error of up to 0.4 % that all weights of a group
 //! share. So a model that computed in bf16 asks for `float16` once it is packed (its bf16 tensors are cast on loading), and one
@@ -26,9 +29,11 @@
 mod config;
 mod layout;
 mod reader;
+mod scheme;
 mod writer;
 
 pub use config::{quantization_config, quantization_of};
 pub use layout::{packed_linear, packed_tensors};
 pub use reader::PackedCheckpoint;
+pub use scheme::Quantization;
 pub use writer::PackedWriter;

@@ -4,10 +4,10 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use oq_quant_core::QuantSpec;
 use serde_json::{Map, Value, json};
 
 use super::config::packed_config;
+use super::scheme::Quantization;
 use crate::atomic::remove_leftovers;
 use crate::checkpoint::{INDEX, shard_contents};
 use crate::{CONFIG, FormatError, OutTensor, atomic_write, atomic_write_with, write_shard};
@@ -97,12 +97,12 @@ impl PackedWriter {
     ///
     /// # Errors
     /// [`FormatError::MissingShard`] when a block was not written; [`FormatError::TwiceWritten`] when two shards hold one name.
-    pub fn finish(&self, config: &Value, spec: QuantSpec, ignore: &[&str]) -> Result<(), FormatError> {
+    pub fn finish(&self, config: &Value, quantization: &Quantization, ignore: &[&str]) -> Result<(), FormatError> {
         self.write_index()?;
         for name in SIDE_FILES {
             copy_if_there(&self.source.join(name), &self.dir.join(name))?;
         }
-        write_json(&self.dir.join(CONFIG), &packed_config(config, spec, ignore))
+        write_json(&self.dir.join(CONFIG), &packed_config(config, quantization, ignore))
     }
 
     fn write_index(&self) -> Result<(), FormatError> {
