@@ -64,11 +64,7 @@ pub fn inspect(dir: &Path) -> Result<Summary, FormatError> {
     Ok(sum_up(model.checkpoint(), Some(model.quantization().clone()), params_by_bits))
 }
 
-fn sum_up(
-    checkpoint: &Checkpoint,
-    quantized: Option<Quantization>,
-    params_by_bits: BTreeMap<u32, u64>,
-) -> Summary {
+fn sum_up(checkpoint: &Checkpoint, quantized: Option<Quantization>, params_by_bits: BTreeMap<u32, u64>) -> Summary {
     let quantized_params = params_by_bits.values().sum();
     let mut summary = Summary {
         shards: checkpoint.shards().len(),

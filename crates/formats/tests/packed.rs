@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 
 use half::f16;
 use oq_formats::{
-    Checkpoint, Dtype, FormatError, OutTensor, PackedCheckpoint, PackedWriter, Quantization, inspect, packed_tensors, read_config,
-    sha256_file, write_shard,
+    Checkpoint, Dtype, FormatError, OutTensor, PackedCheckpoint, PackedWriter, Quantization, inspect, packed_tensors,
+    read_config, sha256_file, write_shard,
 };
 use oq_quant_core::{Bits, GroupSize, QuantSpec, QuantizedTensor, Symmetry, WeightSpec};
 use proptest::prelude::*;

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use oq_formats::FormatError;
+use oq_formats::{FormatError, Quantization};
 use oq_kernels::KernelError;
 use oq_quant_core::TensorError;
 use tch::Device;

@@ -40,6 +40,7 @@ pub(crate) fn published(scheme: QuantSpec, family: Family, chat: bool, post_norm
         transform: published_transform(scheme, family, post_norm),
         // The paper has none.
         tune: Tune { epochs: 0, lr: 5e-4 },
+        bits: None,
     }
 }
 

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::parse::parse;
 use crate::published::{default_sites, published};
-use crate::{Family, ModelEntry, Overrides, RecipeError, RecipeFile, TunePatch};
+use crate::{BitBudget, Family, ModelEntry, Overrides, RecipeError, RecipeFile, TunePatch, bits};
 
 /// Everything that decides what calibration computes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -28,6 +28,9 @@ pub struct Recipe {
     pub transform: Transform,
     /// What is learned after all blocks; only `omniquant` reads it.
     pub tune: Tune,
+    /// An average of bits in place of the scheme's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bits: Option<BitBudget>,
 }
 
 /// How codes are found.
@@ -255,6 +258,9 @@ impl Recipe {
         }
         let lay = |recipe: &mut Self, file: Option<&RecipeFile>| {
             if let Some(file) = file {
+                if let Some(crate::BitsPatch { average, choices }) = file.bits.clone() {
+                    recipe.apply_bits(Some(average), choices);
+                }
                 recipe.apply(file.method, &file.calibration, &file.learn, &file.transform, &file.tune);
             }
         };
@@ -265,6 +271,9 @@ impl Recipe {
         recipe.learn.epochs = preset.epochs(recipe.learn.epochs);
         lay(&mut recipe, file.filter(|file| !file.is_published));
         overrides.apply_to(&mut recipe);
+        if let Some(choices) = overrides.bit_choices.as_ref().filter(|_| recipe.bits.is_none()) {
+            return Err(refused("bits.choices", bits::list(choices), "given with bits.average (--bits)"));
+        }
         if overrides.sites.is_none() {
             let wanted = overrides.transform.or((recipe.method == Method::Smoothquant).then_some(true));
             match wanted {
@@ -292,7 +301,13 @@ impl Recipe {
         Ok(toml::to_string(self).expect("strings, flags and numbers in TOML's range are all a recipe holds"))
     }
 
+    /// Whether anything is measured on text.
+    pub fn reads_text(&self) -> bool {
+        self.method.reads_text() || self.bits.is_some()
+    }
+
     fn validate(&self) -> Result<(), RecipeError> {
+        self.bits.as_ref().map_or(Ok(()), BitBudget::validate)?;
         let Calibration { data, samples, seqlen, seed, batch } = &self.calibration;
         let Learn { epochs, lwc_lr, .. } = &self.learn;
         let Transform { sites, shift: _, lr, alpha } = &self.transform;
@@ -357,12 +372,14 @@ fn list(sites: &[SiteKind]) -> String {
     format!("[{}]", quoted.join(", "))
 }
 
-fn refused(key: &'static str, value: impl ToString, allowed: impl Into<String>) -> RecipeError {
+pub(crate) fn refused(key: &'static str, value: impl ToString, allowed: impl Into<String>) -> RecipeError {
     RecipeError::Value { key, value: value.to_string(), allowed: allowed.into() }
 }
 
 #[cfg(test)]
 mod tests {
+    use oq_quant_core::Bits;
+
     use super::*;
     use crate::{find, recipe_for};
 
@@ -429,6 +446,7 @@ mod tests {
             },
             transform: Transform { sites: vec![SiteKind::Updown, SiteKind::Qk], shift: true, lr: 0.125, alpha: 0.0 },
             tune: Tune { epochs: 2, lr: 0.5 },
+            bits: Some(BitBudget { average: 2.5, choices: vec![Bits::ALL[0], Bits::ALL[5]] }),
         };
         let typed = Overrides {
             method: Some(Method::Rtn),
@@ -451,6 +469,8 @@ mod tests {
             alpha: Some(0.0),
             tune_epochs: Some(2),
             tune_lr: Some(0.5),
+            bits: Some(2.5),
+            bit_choices: Some(vec![Bits::ALL[0], Bits::ALL[5]]),
         };
         assert_eq!(Recipe::resolve(scheme, None, None, &typed).unwrap(), expected);
 

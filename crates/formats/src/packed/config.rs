@@ -106,7 +106,8 @@ pub fn quantization_of(config: &Value) -> Result<Option<Quantization>, FormatErr
             found.add(name.as_str().ok_or_else(|| wrong("targets", targets, "a list of modules"))?, weight)?;
         }
     }
-    let none = || FormatError::QuantConfig { field: "config_groups", got: "empty".to_owned(), expected: "a group or more" };
+    let none =
+        || FormatError::QuantConfig { field: "config_groups", got: "empty".to_owned(), expected: "a group or more" };
     found.ok_or_else(none).map(Some)
 }
 
@@ -240,8 +241,14 @@ mod tests {
             groups["group_1"] = groups["group_0"].clone();
             groups["group_1"][field] = value;
         };
-        check_refused(|q| second(q, "input_activations", json!(null)), "input_activations is absent, expected the same");
-        check_refused(|q| second(q, "weights", json!({"num_bits": 2, "strategy": "channel"})), "\"Linear\" in two groups");
+        check_refused(
+            |q| second(q, "input_activations", json!(null)),
+            "input_activations is absent, expected the same",
+        );
+        check_refused(
+            |q| second(q, "weights", json!({"num_bits": 2, "strategy": "channel"})),
+            "\"Linear\" in two groups",
+        );
         check_refused(|q| group(q, "weights", json!(4)), "weights is 4, expected an object");
         let weights =
             |q: &mut Value, field: &str, value: Value| q["config_groups"]["group_0"]["weights"][field] = value;

@@ -174,7 +174,10 @@ mod tests {
         assert_eq!(["a.o_proj", "b.o_proj", "b.o_proj_2", "b.fc"].map(bits), [Some(3), Some(5), Some(4), Some(2)]);
         // From the name's beginning, as Python's `re.match`.
         let found = with(&[("re:o_proj|layers", 3)]).unwrap();
-        assert_eq!(["layers.o_proj", "o_proj", "x.o_proj"].map(|name| found.weight(name).is_some()), [true, true, false]);
+        assert_eq!(
+            ["layers.o_proj", "o_proj", "x.o_proj"].map(|name| found.weight(name).is_some()),
+            [true, true, false]
+        );
         assert_eq!(found.to_string(), "w3a16g64");
     }
 
