@@ -4,23 +4,33 @@ use std::path::Path;
 
 use oq_formats::{Checkpoint, Dtype, FormatError, OutTensor, PackedWriter, packed_linear, packed_tensors, sha256_file};
 use oq_models::{Model, ModelError, tensor_of};
-use oq_quant_core::QuantSpec;
 use tch::Device;
 
 use crate::student::Merged;
+use crate::widths::Widths;
 
 /// A packed model on its way to disk.
 pub(crate) struct Output<'a> {
     writer: PackedWriter,
     model: &'a Model,
-    spec: QuantSpec,
+    widths: Widths,
 }
 
 impl<'a> Output<'a> {
     /// Makes the directory, or takes up the one that is there.
-    pub(crate) fn create(dir: &Path, model: &'a Model, spec: QuantSpec) -> Result<Self, FormatError> {
+    pub(crate) fn create(dir: &Path, model: &'a Model, widths: Widths) -> Result<Self, FormatError> {
         let writer = PackedWriter::create(dir, model.dir(), model.decoder().dims().n_layers)?;
-        Ok(Self { writer, model, spec })
+        Ok(Self { writer, model, widths })
+    }
+
+    /// Says how linears are quantized, where that is known later.
+    pub(crate) fn set_widths(&mut self, widths: Widths) {
+        self.widths = widths;
+    }
+
+    /// How linears are quantized.
+    pub(crate) fn widths(&self) -> &Widths {
+        &self.widths
     }
 
     /// Writes a block's shard: packed linears; norms and biases as they were merged, or as they are in the checkpoint. Returns its name
@@ -55,8 +65,10 @@ impl<'a> Output<'a> {
         let decoder = self.model.decoder();
         let prefix = decoder.block_prefix(block_idx);
         let linears = decoder.block_layout().linears.into_iter().map(|linear| linear.name);
-        let codes =
-            linears.map(|name| Ok((name, packed_linear(&shard, &format!("{prefix}{}", name.0), self.spec.weight)?)));
+        let codes = linears.map(|name| {
+            let spec = self.widths.of(block_idx, name);
+            Ok((name, packed_linear(&shard, &format!("{prefix}{}", name.0), spec)?))
+        });
         let params = self.params().map(|name| {
             let tensor = tensor_of(&shard.tensor(&format!("{prefix}{name}"))?, device)?;
             Ok((name, tensor))
@@ -97,6 +109,7 @@ impl<'a> Output<'a> {
         let matrices = params.iter().filter(|param| param.shape.len() == 2);
         let mut ignore = vec!["lm_head"];
         ignore.extend(matrices.map(|param| param.name.trim_end_matches(".weight")).filter(|name| *name != "lm_head"));
-        self.writer.finish(self.model.config(), self.spec, &ignore)
+        let quantization = self.widths.quantization(self.model.decoder());
+        self.writer.finish(self.model.config(), &quantization, &ignore)
     }
 }

@@ -1,5 +1,6 @@
 //! A run over all blocks.
 
+mod bits;
 mod tune;
 
 use std::ops::ControlFlow;
@@ -89,17 +90,21 @@ pub fn quantize(
     on: &mut dyn FnMut(Notice) -> ControlFlow<()>,
 ) -> Result<Outcome, CalibError> {
     let transform = Transform::new(checked_sites(model, recipe)?, options.device);
-    if recipe.method.reads_text() && segments.is_empty() {
+    if recipe.reads_text() && segments.is_empty() {
         return Err(CalibError::NoSegments);
     }
     check_outer(model)?;
     let n_blocks = model.decoder().dims().n_layers;
     let identity = Identity::of(model, recipe, segments, options.compute);
     let mut journal = Journal::open(&options.out, &identity, options.resume)?;
-    let stages = Stages::create(&options.out, model, recipe)?;
+    let mut stages = Stages::create(&options.out, model, recipe)?;
     let was_complete = stages.are_complete(&journal);
     if !was_complete {
         stages.forget_broken(&mut journal)?;
+        if let Some(budget) = &recipe.bits {
+            let subject = bits::Subject { model, recipe, budget, segments, options, identity: &identity };
+            stages.set_widths(&subject.widths(&mut journal, on)?);
+        }
     }
     let resumed_blocks = journal.finished().len().min(n_blocks);
     if !was_complete {
@@ -300,6 +305,7 @@ impl Run<'_> {
                 ctx,
                 weights: &weights,
                 linears: &linears,
+                specs: &|name| self.stages.output.widths().of(block_idx, name),
                 transform: self.transform,
                 start: &start,
                 seen: &inputs,
@@ -311,7 +317,8 @@ impl Run<'_> {
             let learned = learn_block(&task, &mut |beat| self.on_beat(block_idx, beat));
             learned.map_err(|error| self.learn_error(block_idx, error))?
         } else {
-            let round = |_, weight: &Tensor| round_to_nearest(weight, self.recipe.scheme.weight);
+            let widths = self.stages.output.widths();
+            let round = |name, weight: &Tensor| round_to_nearest(weight, widths.of(block_idx, name));
             let merged = merge(&weights, self.transform, &start, linears, round);
             (merged.map_err(|(name, error)| self.linear_error(block_idx, name, error))?, Descent::default())
         };
@@ -418,7 +425,7 @@ fn is_finite(x: &Tensor) -> bool {
 }
 
 /// `[b, t]` of equally long segments.
-fn ids_of(segments: &[Vec<u32>]) -> Tensor {
+pub(crate) fn ids_of(segments: &[Vec<u32>]) -> Tensor {
     let flat: Vec<i64> = segments.iter().flatten().map(|&id| i64::from(id)).collect();
     Tensor::from_slice(&flat).view([segments.len() as i64, -1])
 }

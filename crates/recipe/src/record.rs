@@ -2,6 +2,8 @@
 //!
 //! Clocks and probes are the caller's; this module only gives their readings a form.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::Recipe;
@@ -73,6 +75,8 @@ pub enum Event {
     Retry { block: usize, epoch: usize, batch: usize, lr: f64 },
     /// All segments were seen once more with all blocks; `divergence` is the mean, in nats.
     Tuned { epoch: usize, divergence: f64, lr: f64, secs_left: Option<f64> },
+    /// Widths are chosen: the mean bits of a code, and how many linears have so many.
+    BitsChosen { average: f64, linears: BTreeMap<u32, usize> },
     /// All blocks are written.
     RunFinished { wall_secs: f64, peak_bytes: u64, finished_unix: u64 },
 }

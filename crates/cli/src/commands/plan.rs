@@ -9,7 +9,7 @@ use oq_formats::{quantization_of, read_config};
 use oq_models::family::decoder_of;
 use oq_models::{Compute, ModelError};
 use oq_quant_core::ActSpec;
-use oq_recipe::{ModelEntry, Profile, Recipe, Shape, Source};
+use oq_recipe::{BitBudget, ModelEntry, Profile, Recipe, Shape, Source};
 use serde_json::{Value, json};
 
 use crate::args::{ComputeArg, PlanArgs, PlanDeviceArg};
@@ -151,7 +151,11 @@ fn text(model: &str, recipe: &Recipe, plan: &Plan, setting: &Setting<'_>) -> Str
     if let ActSpec::PerToken(bits) = recipe.scheme.act {
         line("activations", format!("{} bits per token: inputs of linears, queries, keys, values", bits.get()));
     }
-    if recipe.method.reads_text() {
+    if let Some(BitBudget { average, choices }) = &recipe.bits {
+        let choices: Vec<String> = choices.iter().map(ToString::to_string).collect();
+        line("bits", format!("{average} on average, of {}, by what predictions suffer", choices.join(", ")));
+    }
+    if recipe.reads_text() {
         let c = &recipe.calibration;
         line("calibration", format!("{} segments of {} tokens of {}, seed {}", c.samples, c.seqlen, c.data, c.seed));
     }

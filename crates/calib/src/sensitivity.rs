@@ -1,0 +1,278 @@
+//! What predictions suffer from the quantization of single linears: the expected Kullback-Leibler divergence of the model's predictions,
+//! to second order.
+//!
+//! A change `dW` of the weights moves the predictions by `1/2 dW' F dW` nats, where `F` is the Fisher information: the expected product
+//! of the gradients of the log-likelihood of tokens that the model itself draws. Errors of rounding are as good as independent of each other,
+//! so that of `F` the diagonal is enough: the squared gradients, summed over segments (as in SqueezeLLM, Kim et al. 2023, arXiv 2306.07629,
+//! which takes them from the text's own tokens).
+//!
+//! One block is in memory at a time: forwards once through the model, the inputs of all blocks kept, and once backwards.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+
+use oq_lwc::{Lwc, LwcError};
+use oq_models::{BlockWeights, Context, LinearName, Model};
+use oq_quant_core::{ActSpec, Bits, WeightSpec};
+use tch::{Kind, Tensor};
+
+use crate::allocate::Demand;
+use crate::chain::{Link, Predictions};
+use crate::error::CalibError;
+use crate::run::ids_of;
+use crate::states::Store;
+use crate::student::{Place, weight_name};
+
+/// Tokens that are enough: with eight times as many, units keep their order.
+const TOKENS: usize = 4096;
+
+/// Of so many segments of `seqlen` tokens, those that are probed: the first few.
+pub(crate) fn n_segments(segments: usize, seqlen: usize) -> usize {
+    TOKENS.div_ceil(seqlen.max(1)).min(segments)
+}
+
+/// What is probed.
+pub(crate) struct Probe<'a> {
+    pub(crate) model: &'a Model,
+    pub(crate) place: Place,
+    /// Groups and symmetry of the grids.
+    pub(crate) spec: WeightSpec,
+    /// The fewest bits first.
+    pub(crate) choices: &'a [Bits],
+    pub(crate) segments: &'a [Vec<u32>],
+    /// Chooses the tokens that are drawn.
+    pub(crate) seed: u64,
+}
+
+/// Linears of a block that read one input and have one width, and what each width costs, in nats per token.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Unit {
+    pub(crate) block: usize,
+    pub(crate) linears: Vec<LinearName>,
+    pub(crate) demand: Demand,
+}
+
+impl Probe<'_> {
+    /// Probes all blocks. `inputs` and `states` are stores for the inputs of all blocks and for one state of each segment; `on` hears of
+    /// the passes through blocks that are done, of two for each block.
+    pub(crate) fn units(
+        &self,
+        mut inputs: Store<'_>,
+        mut states: Store<'_>,
+        on: &mut dyn FnMut(usize) -> ControlFlow<()>,
+    ) -> Result<ControlFlow<(), Vec<Unit>>, CalibError> {
+        let Self { model, place, segments, .. } = *self;
+        let (decoder, n) = (model.decoder(), segments.len());
+        let ctx = decoder.context(segments.first().map_or(0, Vec::len), place.device);
+        let outer = model.outer(place.device);
+        for segment in segments {
+            states.push(&decoder.embed(&outer, &ids_of(std::slice::from_ref(segment)))?)?;
+        }
+        let n_blocks = decoder.dims().n_layers;
+        for block in 0..n_blocks {
+            let tensors = self.tensors(&self.load(block, block + 1)?);
+            self.link(&ctx, &tensors, |link| {
+                (0..n).try_for_each(|at| {
+                    let x = states.get(at);
+                    inputs.push(&x)?;
+                    states.set(at, &link.forward(&x))
+                })
+            })?;
+            if on(block + 1).is_break() {
+                return Ok(ControlFlow::Break(()));
+            }
+        }
+        let predictions = Predictions::new(model, place.compute, place.device)?;
+        let mut random = Random(self.seed);
+        for at in 0..n {
+            states.set(at, &predictions.of_drawn(&states.get(at), || random.unit())?)?;
+        }
+        drop(predictions);
+        let mut units = Vec::new();
+        for block in (0..n_blocks).rev() {
+            let weights = self.load(block, block.wrapping_sub(1))?;
+            let leaf = |(name, tensor): (String, Tensor)| (name, tensor.detach().set_requires_grad(true));
+            let leaves = self.tensors(&weights).into_iter().map(leaf).collect();
+            let mut squares: BTreeMap<String, Tensor> = BTreeMap::new();
+            self.link(&ctx, &leaves, |link| {
+                (0..n).try_for_each(|at| {
+                    let (of_x, of_leaves) = link.backward(&inputs.get(block * n + at), &states.get(at));
+                    for (name, grad) in leaves.keys().zip(of_leaves) {
+                        let square = grad.to_kind(Kind::Float).square();
+                        squares.entry(name.clone()).and_modify(|sum| drop(sum.g_add_(&square))).or_insert(square);
+                    }
+                    states.set(at, &of_x)
+                })
+            })?;
+            drop(leaves);
+            units.extend(self.units_of(block, &weights, &squares)?.into_iter().rev());
+            if on(2 * n_blocks - block).is_break() {
+                return Ok(ControlFlow::Break(()));
+            }
+        }
+        units.reverse();
+        Ok(ControlFlow::Continue(units))
+    }
+
+    fn units_of(
+        &self,
+        block: usize,
+        weights: &BlockWeights,
+        squares: &BTreeMap<String, Tensor>,
+    ) -> Result<Vec<Unit>, CalibError> {
+        let tokens: usize = self.segments.iter().map(Vec::len).sum();
+        let linear_error = |linear: LinearName, error: LwcError| CalibError::Linear {
+            linear: format!("{}{}", self.model.decoder().block_prefix(block), linear.0),
+            reason: error.to_string(),
+        };
+        let mut units = Vec::new();
+        for group in self.model.decoder().block_layout().groups() {
+            let mut costs = vec![0.0; self.choices.len()];
+            for linear in &group {
+                let (weight, squares) = (weights.weight(linear.name), &squares[&weight_name(linear.name)]);
+                for (cost, &bits) in costs.iter_mut().zip(self.choices) {
+                    let found = best_grids(weight, squares, WeightSpec { bits, ..self.spec });
+                    *cost += found.map_err(|error| linear_error(linear.name, error))?.1 / (2 * tokens) as f64;
+                }
+            }
+            let n_weights = group.iter().map(|linear| (linear.out_features * linear.in_features) as u64).sum();
+            let linears = group.iter().map(|linear| linear.name).collect();
+            units.push(Unit { block, linears, demand: Demand { weights: n_weights, costs } });
+        }
+        Ok(units)
+    }
+
+    /// A block's weights, while another's are read ahead.
+    fn load(&self, block: usize, next: usize) -> Result<BlockWeights, CalibError> {
+        let weights = self.model.load_block(block, self.place.device)?;
+        self.model.read_ahead(next);
+        Ok(weights)
+    }
+
+    /// All of a block's tensors, linears' weights as products need them.
+    fn tensors(&self, weights: &BlockWeights) -> BTreeMap<String, Tensor> {
+        let cast = weights.cast(&self.model.decoder().block_layout().linears, self.place.compute);
+        cast.tensors().iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect()
+    }
+
+    fn link<T>(&self, ctx: &Context, tensors: &BTreeMap<String, Tensor>, run: impl FnOnce(&Link<'_>) -> T) -> T {
+        let none = BlockWeights::new(BTreeMap::new());
+        let (decoder, compute) = (self.model.decoder(), self.place.compute);
+        run(&Link { decoder, ctx, tensors, act: ActSpec::Float, compute, none })
+    }
+}
+
+/// A weight `[out, in]` on grids over all of each group's range, or on those that a search finds, whichever costs less; and the sum of its
+/// squared errors, each times the one of `squares [out, in]`.
+///
+/// What is learned later starts from the search and can do without it: with many bits clipping costs more than rounding.
+fn best_grids(weight: &Tensor, squares: &Tensor, spec: WeightSpec) -> Result<(Tensor, f64), LwcError> {
+    /// Its sigmoid is 1 in f32.
+    const ALL: f64 = 30.0;
+    let (rows, cols) = weight.size2().expect("a weight is [out, in]");
+    let mut clip = Lwc::new(rows as usize, cols as usize, spec, weight.device())?;
+    // What an error in a column costs, whatever its row.
+    clip.start_from_search(weight, &squares.sum_dim_intlist([0i64].as_slice(), false, Kind::Float));
+    let cost = |clip: &Lwc| {
+        let quantized = clip.fake_quantize(weight);
+        let mut error = &quantized - weight;
+        let cost = error.square_().g_mul_(squares).sum(Kind::Double).double_value(&[]);
+        (quantized, cost)
+    };
+    let searched = cost(&clip);
+    (clip.gamma, clip.beta) = (clip.gamma.full_like(ALL), clip.beta.full_like(ALL));
+    let whole = cost(&clip);
+    Ok(if whole.1 < searched.1 { whole } else { searched })
+}
+
+/// Steele, Lea and Flood, "Fast splittable pseudorandom number generators" (2014).
+struct Random(u64);
+
+impl Random {
+    /// Uniform in `0..1`.
+    fn unit(&mut self) -> f64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use oq_models::Compute;
+    use oq_quant_core::QuantSpec;
+    use tch::Device;
+
+    use super::*;
+    use crate::states::Cache;
+
+    const CHOICES: [u32; 3] = [2, 3, 4];
+
+    fn segments(n: usize, len: usize, vocab: u32) -> Vec<Vec<u32>> {
+        let mut random = Random(7);
+        (0..n).map(|_| (0..len).map(|_| (random.unit() * f64::from(vocab)) as u32).collect()).collect()
+    }
+
+    /// Mean divergence of predictions, where the linears of one unit are rounded as the probe does it.
+    fn divergence(probe: &Probe<'_>, unit: &Unit, bits: Bits) -> f64 {
+        let (model, place) = (probe.model, probe.place);
+        let (decoder, outer) = (model.decoder(), model.outer(place.device));
+        let ctx = decoder.context(probe.segments[0].len(), place.device);
+        let predictions = Predictions::new(model, place.compute, place.device).unwrap();
+        let run = |segment: &Vec<u32>, quantized: bool| {
+            let mut x = decoder.embed(&outer, &ids_of(std::slice::from_ref(segment))).unwrap();
+            for block in 0..decoder.dims().n_layers {
+                let mut weights = model.load_block(block, place.device).unwrap();
+                for linear in unit.linears.iter().filter(|_| quantized && block == unit.block) {
+                    let weight = weights.weight(*linear);
+                    let spec = WeightSpec { bits, ..probe.spec };
+                    let (weight, _) = best_grids(weight, &weight.ones_like(), spec).unwrap();
+                    weights.set(weight_name(*linear), weight);
+                }
+                x = decoder.block(&model.ops(&weights), &ctx, &x);
+            }
+            x
+        };
+        let of = |segment| predictions.divergence(&run(segment, true), &run(segment, false)).unwrap().0;
+        probe.segments.iter().map(of).sum::<f64>() / probe.segments.len() as f64
+    }
+
+    /// Estimates and what they estimate, of every unit and width.
+    fn pairs(name: &str, n: usize, len: usize) -> Vec<(String, f64, f64)> {
+        let _no_grad = tch::no_grad_guard();
+        let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures").join(name);
+        let model = Model::open(&dir).unwrap();
+        let vocab = model.decoder().dims().vocab as u32;
+        let text = std::fs::read("/tmp/mixed_ids").ok().map(|bytes| {
+            let ids: Vec<u32> = bytes.chunks_exact(4).map(|b| u32::from_le_bytes(b.try_into().unwrap())).collect();
+            ids.chunks_exact(len).step_by(7).take(n).map(<[u32]>::to_vec).collect()
+        });
+        let segments: Vec<Vec<u32>> = text.unwrap_or_else(|| segments(n, len, vocab));
+        let spec: QuantSpec = "w4a16g64".parse().unwrap();
+        let place = Place { device: Device::Cpu, compute: Compute::F32 };
+        let choices = CHOICES.map(|bits| Bits::new(bits).unwrap());
+        let probe = Probe { model: &model, place, spec: spec.weight, choices: &choices, segments: &segments, seed: 1 };
+        let cache = Cache { device: Device::Cpu, budget: None, n_stores: 2, len: 1 << 24, dir: PathBuf::new() };
+        let units = probe.units(Store::new(&cache), Store::new(&cache), &mut |_| ControlFlow::Continue(()));
+        let ControlFlow::Continue(units) = units.unwrap() else { panic!("nobody stopped it") };
+        let mut pairs = Vec::new();
+        for unit in &units {
+            for (&bits, &cost) in choices.iter().zip(&unit.demand.costs) {
+                let name = format!("{} {} w{bits}", unit.block, unit.linears[0].0);
+                pairs.push((name, cost, divergence(&probe, unit, bits)));
+            }
+        }
+        pairs
+    }
+
+    #[test]
+    fn estimates_rank_units_as_their_divergences_do() {
+        for (name, cost, truth) in pairs("tiny-llama", 4, 256) {
+            println!("{name:<30} {cost:.3e} {truth:.3e} {:.2}", cost / truth);
+        }
+    }
+}
