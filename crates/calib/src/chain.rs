@@ -1,8 +1,9 @@
 //! The model backwards: from the divergence of its predictions to its last hidden states, and through blocks that are read again for it.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 
-use oq_models::{BlockWeights, Compute, Context, Decoder, Model, ModelError, OuterOps};
+use oq_models::{ActPoint, BlockOps, BlockWeights, Compute, Context, Decoder, LinearName, Model, ModelError, OuterOps};
 use oq_quant_core::ActSpec;
 use tch::{Device, Kind, Tensor};
 
@@ -119,5 +120,50 @@ impl Link<'_> {
         let wanted = std::iter::once(&x).chain(self.tensors.values()).collect();
         let mut grads = backward(linear, wanted, ops.cut(), true);
         (grads.remove(0), grads)
+    }
+
+    /// Gradients of the input `x` and of what each linear gives, with what it was given, from that of the output.
+    pub(crate) fn backward_to_linears(&self, x: &Tensor, d_out: &Tensor) -> (Tensor, BTreeMap<LinearName, Tap>) {
+        let x = x.detach().set_requires_grad(true);
+        let ops = TappedOps { ops: self.ops(), calls: RefCell::new(Vec::new()) };
+        let linear = tch::with_grad(|| (self.decoder.block(&ops, self.ctx, &x) * d_out).sum(Kind::Float));
+        let calls = ops.calls.into_inner();
+        let wanted = std::iter::once(&x).chain(calls.iter().map(|(_, _, y)| y)).collect();
+        let mut grads = backward(linear, wanted, ops.ops.cut(), true);
+        let of_x = grads.remove(0);
+        let taps = calls.iter().zip(grads).map(|((name, x, _), grad)| (*name, Tap { x: x.detach(), grad }));
+        (of_x, taps.collect())
+    }
+}
+
+/// What a linear was given, `[b, t, in]`, and the gradient of what it gave, `[b, t, out]`.
+pub(crate) struct Tap {
+    pub(crate) x: Tensor,
+    pub(crate) grad: Tensor,
+}
+
+/// Remembers what linears are given and give.
+struct TappedOps<'a> {
+    ops: StudentOps<'a>,
+    calls: RefCell<Vec<(LinearName, Tensor, Tensor)>>,
+}
+
+impl BlockOps for TappedOps<'_> {
+    fn linear(&self, name: LinearName, x: &Tensor) -> Tensor {
+        let y = self.ops.linear(name, x);
+        self.calls.borrow_mut().push((name, x.shallow_clone(), y.shallow_clone()));
+        y
+    }
+
+    fn act(&self, point: ActPoint, x: Tensor) -> Tensor {
+        self.ops.act(point, x)
+    }
+
+    fn attention(&self, q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>) -> Tensor {
+        self.ops.attention(q, k, v, mask)
+    }
+
+    fn param(&self, name: &str) -> Tensor {
+        self.ops.param(name)
     }
 }

@@ -1,10 +1,10 @@
 //! What predictions suffer from the quantization of single linears: the expected Kullback-Leibler divergence of the model's predictions,
 //! to second order.
 //!
-//! A change `dW` of the weights moves the predictions by `1/2 dW' F dW` nats, where `F` is the Fisher information: the expected product
-//! of the gradients of the log-likelihood of tokens that the model itself draws. Errors of rounding are as good as independent of each other,
-//! so that of `F` the diagonal is enough: the squared gradients, summed over segments (as in SqueezeLLM, Kim et al. 2023, arXiv 2306.07629,
-//! which takes them from the text's own tokens).
+//! Where the outputs of linears at token `t` move by `dW x_t`, the predictions move by `1/2 E (s_t . dW x_t)^2` nats, summed over tokens.
+//! `s_t` is the gradient of the log-likelihood with respect to those outputs, for tokens that are drawn from the predictions themselves:
+//! the mean of its products with itself is the Fisher information, which is the divergence's second derivative. Errors of different tokens are taken
+//! to be independent.
 //!
 //! One block is in memory at a time: forwards once through the model, the inputs of all blocks kept, and once backwards.
 
@@ -17,11 +17,11 @@ use oq_quant_core::{ActSpec, Bits, WeightSpec};
 use tch::{Kind, Tensor};
 
 use crate::allocate::Demand;
-use crate::chain::{Link, Predictions};
+use crate::chain::{Link, Predictions, Tap};
 use crate::error::CalibError;
 use crate::run::ids_of;
 use crate::states::Store;
-use crate::student::{Place, weight_name};
+use crate::student::Place;
 
 /// Tokens that are enough: with eight times as many, units keep their order.
 const TOKENS: usize = 4096;
@@ -37,6 +37,8 @@ pub(crate) struct Probe<'a> {
     pub(crate) place: Place,
     /// Groups and symmetry of the grids.
     pub(crate) spec: WeightSpec,
+    /// Whether groups are clipped.
+    pub(crate) clips: bool,
     /// The fewest bits first.
     pub(crate) choices: &'a [Bits],
     pub(crate) segments: &'a [Vec<u32>],
@@ -91,21 +93,17 @@ impl Probe<'_> {
         let mut units = Vec::new();
         for block in (0..n_blocks).rev() {
             let weights = self.load(block, block.wrapping_sub(1))?;
-            let leaf = |(name, tensor): (String, Tensor)| (name, tensor.detach().set_requires_grad(true));
-            let leaves = self.tensors(&weights).into_iter().map(leaf).collect();
-            let mut squares: BTreeMap<String, Tensor> = BTreeMap::new();
-            self.link(&ctx, &leaves, |link| {
+            let tensors = self.tensors(&weights);
+            let mut taps = Vec::with_capacity(n);
+            self.link(&ctx, &tensors, |link| {
                 (0..n).try_for_each(|at| {
-                    let (of_x, of_leaves) = link.backward(&inputs.get(block * n + at), &states.get(at));
-                    for (name, grad) in leaves.keys().zip(of_leaves) {
-                        let square = grad.to_kind(Kind::Float).square();
-                        squares.entry(name.clone()).and_modify(|sum| drop(sum.g_add_(&square))).or_insert(square);
-                    }
+                    let (of_x, of_linears) = link.backward_to_linears(&inputs.get(block * n + at), &states.get(at));
+                    taps.push(of_linears);
                     states.set(at, &of_x)
                 })
             })?;
-            drop(leaves);
-            units.extend(self.units_of(block, &weights, &squares)?.into_iter().rev());
+            drop(tensors);
+            units.extend(self.units_of(block, &weights, &taps)?.into_iter().rev());
             if on(2 * n_blocks - block).is_break() {
                 return Ok(ControlFlow::Break(()));
             }
@@ -114,26 +112,39 @@ impl Probe<'_> {
         Ok(ControlFlow::Continue(units))
     }
 
+    /// `taps`: what the linears of each segment were given, with the gradients of what they gave.
     fn units_of(
         &self,
         block: usize,
         weights: &BlockWeights,
-        squares: &BTreeMap<String, Tensor>,
+        taps: &[BTreeMap<LinearName, Tap>],
     ) -> Result<Vec<Unit>, CalibError> {
         let tokens: usize = self.segments.iter().map(Vec::len).sum();
-        let linear_error = |linear: LinearName, error: LwcError| CalibError::Linear {
-            linear: format!("{}{}", self.model.decoder().block_prefix(block), linear.0),
-            reason: error.to_string(),
-        };
         let mut units = Vec::new();
         for group in self.model.decoder().block_layout().groups() {
-            let mut costs = vec![0.0; self.choices.len()];
-            for linear in &group {
-                let (weight, squares) = (weights.weight(linear.name), &squares[&weight_name(linear.name)]);
-                for (cost, &bits) in costs.iter_mut().zip(self.choices) {
-                    let found = best_grids(weight, squares, WeightSpec { bits, ..self.spec });
-                    *cost += found.map_err(|error| linear_error(linear.name, error))?.1 / (2 * tokens) as f64;
-                }
+            let mut costs = Vec::with_capacity(self.choices.len());
+            for &bits in self.choices {
+                let errors = group.iter().map(|linear| {
+                    let weight = weights.weight(linear.name);
+                    let found = rounded(weight, WeightSpec { bits, ..self.spec }, self.clips).map_err(|error| {
+                        let linear = format!("{}{}", self.model.decoder().block_prefix(block), linear.name.0);
+                        CalibError::Linear { linear, reason: error.to_string() }
+                    })?;
+                    Ok((linear.name, self.place.compute.cast(found - weight)))
+                });
+                let errors = errors.collect::<Result<Vec<_>, CalibError>>()?;
+                let of_segment = |taps: &BTreeMap<LinearName, Tap>| {
+                    let moved = errors.iter().map(|(name, error)| {
+                        let Tap { x, grad } = &taps[name];
+                        (x.linear(error, None::<&Tensor>) * grad).sum_dim_intlist(
+                            [-1i64].as_slice(),
+                            false,
+                            Kind::Float,
+                        )
+                    });
+                    moved.sum::<Tensor>().square().sum(Kind::Double).double_value(&[])
+                };
+                costs.push(taps.iter().map(of_segment).sum::<f64>() / (2 * tokens) as f64);
             }
             let n_weights = group.iter().map(|linear| (linear.out_features * linear.in_features) as u64).sum();
             let linears = group.iter().map(|linear| linear.name).collect();
@@ -162,27 +173,22 @@ impl Probe<'_> {
     }
 }
 
-/// A weight `[out, in]` on grids over all of each group's range, or on those that a search finds, whichever costs less; and the sum of its
-/// squared errors, each times the one of `squares [out, in]`.
-///
-/// What is learned later starts from the search and can do without it: with many bits clipping costs more than rounding.
-fn best_grids(weight: &Tensor, squares: &Tensor, spec: WeightSpec) -> Result<(Tensor, f64), LwcError> {
+/// A weight `[out, in]` rounded to nearest: on grids over all of each group's range, or, where it `clips`, on those that a search finds if
+/// their error is smaller. With many bits clipping costs more than rounding, and what is learned later can do without it.
+fn rounded(weight: &Tensor, spec: WeightSpec, clips: bool) -> Result<Tensor, LwcError> {
     /// Its sigmoid is 1 in f32.
     const ALL: f64 = 30.0;
     let (rows, cols) = weight.size2().expect("a weight is [out, in]");
     let mut clip = Lwc::new(rows as usize, cols as usize, spec, weight.device())?;
-    // What an error in a column costs, whatever its row.
-    clip.start_from_search(weight, &squares.sum_dim_intlist([0i64].as_slice(), false, Kind::Float));
-    let cost = |clip: &Lwc| {
-        let quantized = clip.fake_quantize(weight);
-        let mut error = &quantized - weight;
-        let cost = error.square_().g_mul_(squares).sum(Kind::Double).double_value(&[]);
-        (quantized, cost)
-    };
-    let searched = cost(&clip);
     (clip.gamma, clip.beta) = (clip.gamma.full_like(ALL), clip.beta.full_like(ALL));
-    let whole = cost(&clip);
-    Ok(if whole.1 < searched.1 { whole } else { searched })
+    let whole = clip.fake_quantize(weight);
+    if !clips {
+        return Ok(whole);
+    }
+    clip.start_from_search(weight, &Tensor::ones([cols], (Kind::Float, weight.device())));
+    let searched = clip.fake_quantize(weight);
+    let error = |quantized: &Tensor| (quantized - weight).square().sum(Kind::Double).double_value(&[]);
+    Ok(if error(&whole) < error(&searched) { whole } else { searched })
 }
 
 /// Steele, Lea and Flood, "Fast splittable pseudorandom number generators" (2014).
@@ -209,6 +215,7 @@ mod tests {
 
     use super::*;
     use crate::states::Cache;
+    use crate::student::weight_name;
 
     const CHOICES: [u32; 3] = [2, 3, 4];
 
@@ -229,8 +236,7 @@ mod tests {
                 let mut weights = model.load_block(block, place.device).unwrap();
                 for linear in unit.linears.iter().filter(|_| quantized && block == unit.block) {
                     let weight = weights.weight(*linear);
-                    let spec = WeightSpec { bits, ..probe.spec };
-                    let (weight, _) = best_grids(weight, &weight.ones_like(), spec).unwrap();
+                    let weight = rounded(weight, WeightSpec { bits, ..probe.spec }, probe.clips).unwrap();
                     weights.set(weight_name(*linear), weight);
                 }
                 x = decoder.block(&model.ops(&weights), &ctx, &x);
@@ -255,7 +261,15 @@ mod tests {
         let spec: QuantSpec = "w4a16g64".parse().unwrap();
         let place = Place { device: Device::Cpu, compute: Compute::F32 };
         let choices = CHOICES.map(|bits| Bits::new(bits).unwrap());
-        let probe = Probe { model: &model, place, spec: spec.weight, choices: &choices, segments: &segments, seed: 1 };
+        let probe = Probe {
+            model: &model,
+            place,
+            spec: spec.weight,
+            clips: true,
+            choices: &choices,
+            segments: &segments,
+            seed: 1,
+        };
         let cache = Cache { device: Device::Cpu, budget: None, n_stores: 2, len: 1 << 24, dir: PathBuf::new() };
         let units = probe.units(Store::new(&cache), Store::new(&cache), &mut |_| ControlFlow::Continue(()));
         let ControlFlow::Continue(units) = units.unwrap() else { panic!("nobody stopped it") };

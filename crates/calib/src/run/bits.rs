@@ -63,6 +63,7 @@ impl Subject<'_> {
             model,
             place: Place { device: *device, compute: *compute },
             spec: recipe.scheme.weight,
+            clips: recipe.method.learns(),
             choices: &budget.choices,
             segments,
             seed: recipe.calibration.seed,
