@@ -215,52 +215,20 @@ mod tests {
 
     use super::*;
     use crate::states::Cache;
-    use crate::student::weight_name;
 
-    const CHOICES: [u32; 3] = [2, 3, 4];
-
-    fn segments(n: usize, len: usize, vocab: u32) -> Vec<Vec<u32>> {
-        let mut random = Random(7);
-        (0..n).map(|_| (0..len).map(|_| (random.unit() * f64::from(vocab)) as u32).collect()).collect()
-    }
-
-    /// Mean divergence of predictions, where the linears of one unit are rounded as the probe does it.
-    fn divergence(probe: &Probe<'_>, unit: &Unit, bits: Bits) -> f64 {
-        let (model, place) = (probe.model, probe.place);
-        let (decoder, outer) = (model.decoder(), model.outer(place.device));
-        let ctx = decoder.context(probe.segments[0].len(), place.device);
-        let predictions = Predictions::new(model, place.compute, place.device).unwrap();
-        let run = |segment: &Vec<u32>, quantized: bool| {
-            let mut x = decoder.embed(&outer, &ids_of(std::slice::from_ref(segment))).unwrap();
-            for block in 0..decoder.dims().n_layers {
-                let mut weights = model.load_block(block, place.device).unwrap();
-                for linear in unit.linears.iter().filter(|_| quantized && block == unit.block) {
-                    let weight = weights.weight(*linear);
-                    let weight = rounded(weight, WeightSpec { bits, ..probe.spec }, probe.clips).unwrap();
-                    weights.set(weight_name(*linear), weight);
-                }
-                x = decoder.block(&model.ops(&weights), &ctx, &x);
-            }
-            x
-        };
-        let of = |segment| predictions.divergence(&run(segment, true), &run(segment, false)).unwrap().0;
-        probe.segments.iter().map(of).sum::<f64>() / probe.segments.len() as f64
-    }
-
-    /// Estimates and what they estimate, of every unit and width.
-    fn pairs(name: &str, n: usize, len: usize) -> Vec<(String, f64, f64)> {
+    /// Estimates and the divergences that they estimate: the linears of each unit rounded to 3 bits, all others left alone.
+    fn pairs(name: &str) -> Vec<(String, f64, f64)> {
         let _no_grad = tch::no_grad_guard();
         let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures").join(name);
         let model = Model::open(&dir).unwrap();
-        let vocab = model.decoder().dims().vocab as u32;
-        let text = std::fs::read("/tmp/mixed_ids").ok().map(|bytes| {
-            let ids: Vec<u32> = bytes.chunks_exact(4).map(|b| u32::from_le_bytes(b.try_into().unwrap())).collect();
-            ids.chunks_exact(len).step_by(7).take(n).map(<[u32]>::to_vec).collect()
-        });
-        let segments: Vec<Vec<u32>> = text.unwrap_or_else(|| segments(n, len, vocab));
-        let spec: QuantSpec = "w4a16g64".parse().unwrap();
+        let decoder = model.decoder();
+        let mut random = Random(7);
+        let vocab = decoder.dims().vocab as f64;
+        let segments: Vec<Vec<u32>> =
+            (0..8).map(|_| (0..64).map(|_| (random.unit() * vocab) as u32).collect()).collect();
+        let spec: QuantSpec = "w3a16g64".parse().unwrap();
         let place = Place { device: Device::Cpu, compute: Compute::F32 };
-        let choices = CHOICES.map(|bits| Bits::new(bits).unwrap());
+        let choices = [spec.weight.bits];
         let probe = Probe {
             model: &model,
             place,
@@ -270,23 +238,66 @@ mod tests {
             segments: &segments,
             seed: 1,
         };
-        let cache = Cache { device: Device::Cpu, budget: None, n_stores: 2, len: 1 << 24, dir: PathBuf::new() };
+        let cache = Cache { device: Device::Cpu, budget: None, n_stores: 2, len: 1 << 20, dir: PathBuf::new() };
         let units = probe.units(Store::new(&cache), Store::new(&cache), &mut |_| ControlFlow::Continue(()));
         let ControlFlow::Continue(units) = units.unwrap() else { panic!("nobody stopped it") };
-        let mut pairs = Vec::new();
-        for unit in &units {
-            for (&bits, &cost) in choices.iter().zip(&unit.demand.costs) {
-                let name = format!("{} {} w{bits}", unit.block, unit.linears[0].0);
-                pairs.push((name, cost, divergence(&probe, unit, bits)));
-            }
+
+        let (ctx, outer) = (decoder.context(64, place.device), model.outer(place.device));
+        let blocks: Vec<BlockWeights> =
+            (0..decoder.dims().n_layers).map(|block| model.load_block(block, place.device).unwrap()).collect();
+        // Before each block and after the last.
+        let mut states = vec![decoder.embed(&outer, &ids_of(&segments)).unwrap()];
+        for weights in &blocks {
+            states.push(decoder.block(&model.ops(weights), &ctx, states.last().unwrap()));
         }
-        pairs
+        let predictions = Predictions::new(&model, place.compute, place.device).unwrap();
+        let pair = |unit: &Unit| {
+            let mut weights = blocks[unit.block].cast(&[], place.compute);
+            for &linear in &unit.linears {
+                let weight = rounded(weights.weight(linear), probe.spec, probe.clips).unwrap();
+                weights.set(format!("{}.weight", linear.0), weight);
+            }
+            let mut x = decoder.block(&model.ops(&weights), &ctx, &states[unit.block]);
+            for weights in &blocks[unit.block + 1..] {
+                x = decoder.block(&model.ops(weights), &ctx, &x);
+            }
+            let (divergence, _) = predictions.divergence(&x, states.last().unwrap()).unwrap();
+            (format!("{name} {} {}", unit.block, unit.linears[0].0), unit.demand.costs[0], divergence)
+        };
+        units.iter().map(pair).collect()
     }
 
     #[test]
-    fn estimates_rank_units_as_their_divergences_do() {
-        for (name, cost, truth) in pairs("tiny-llama", 4, 256) {
-            println!("{name:<30} {cost:.3e} {truth:.3e} {:.2}", cost / truth);
+    fn estimates_are_the_divergences_of_single_units() {
+        for name in ["tiny-llama", "tiny-opt", "tiny-falcon"] {
+            let pairs = pairs(name);
+            for (unit, estimate, divergence) in &pairs {
+                let ratio = estimate / divergence;
+                // One draw for each of 512 tokens, second order, and errors of tokens that attention adds up taken as independent: 0.4 to 2.2
+                // where queries, keys and values are rounded, 0.6 to 1.5 elsewhere.
+                assert!((0.3..3.0).contains(&ratio), "{unit}: {estimate:e} for {divergence:e}");
+            }
+            let orders = pairs.iter().enumerate().flat_map(|(at, a)| pairs[..at].iter().map(move |b| (a, b)));
+            let alike: Vec<bool> = orders.map(|(a, b)| (a.1 < b.1) == (a.2 < b.2)).collect();
+            let share = alike.iter().filter(|alike| **alike).count() as f64 / alike.len() as f64;
+            assert!(share > 0.8, "{name}: {share} of pairs of units in their order");
+        }
+    }
+
+    #[test]
+    fn one_seed_gives_one_estimate() {
+        assert_eq!(pairs("tiny-llama"), pairs("tiny-llama"));
+    }
+
+    #[test]
+    fn draws_are_uniform() {
+        let mut random = Random(5);
+        let draws: Vec<f64> = (0..4096).map(|_| random.unit()).collect();
+        assert!(draws.iter().all(|draw| (0.0..1.0).contains(draw)));
+        for tenth in 0..10 {
+            let share = draws.iter().filter(|draw| (**draw * 10.0) as usize == tenth).count() as f64 / 4096.0;
+            // Three standard deviations and a half.
+            assert!((share - 0.1).abs() < 0.0165, "{tenth}: {share}");
         }
     }
 }

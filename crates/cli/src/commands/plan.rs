@@ -222,6 +222,8 @@ fn time(plan: &Plan) -> String {
     let estimate = if time.estimate { " (estimate)" } else { "" };
     let step = if plan.steps_per_block > 0 { format!(", {:.3} s per step", time.step_secs) } else { String::new() };
     let tuning = if time.tuning_secs > 0.0 { format!(", tuning {}", about(time.tuning_secs)) } else { String::new() };
+    let probing =
+        if time.probing_secs > 0.0 { format!(", choosing bits {}", about(time.probing_secs)) } else { String::new() };
     let (total, block) = (about(time.total_secs), time.block_secs);
-    format!("about {total}{estimate}, {block:.1} s per block{step}{tuning}, in {}", plan.compute)
+    format!("about {total}{estimate}, {block:.1} s per block{step}{probing}{tuning}, in {}", plan.compute)
 }
