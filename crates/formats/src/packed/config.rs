@@ -35,9 +35,11 @@ pub fn quantization_config(quantization: &Quantization, ignore: &[&str]) -> Valu
         "ignore": ignore,
         "config_groups": groups,
     });
-    // What transformers does otherwise is wanted for quantized activations alone, and only works without zero points.
-    let has_zero_points = quantization.groups().any(|(spec, _)| spec.symmetry == Symmetry::Asymmetric);
-    if act == ActSpec::Float || has_zero_points {
+    // What transformers does otherwise is wanted for quantized activations alone, and only works without zero points. Told this, it
+    // takes all linears for ones of the first group.
+    if let Some(spec) = quantization.uniform()
+        && (act == ActSpec::Float || spec.weight.symmetry == Symmetry::Asymmetric)
+    {
         config["dequantize"] = true.into();
     }
     config
@@ -274,6 +276,9 @@ mod tests {
         assert_eq!(told("w3a16sym"), Some(json!(true)));
         assert_eq!(told("w4a4"), Some(json!(true)));
         assert_eq!(told("w4a4sym"), None);
+        let linears = ["w4a16sym", "w3a16sym"].map(|text| (text.to_owned(), text.parse::<QuantSpec>().unwrap().weight));
+        let mixed = Quantization::of_linears(ActSpec::Float, linears);
+        assert_eq!(quantization_config(&mixed, &[]).get("dequantize"), None);
     }
 
     #[track_caller]
