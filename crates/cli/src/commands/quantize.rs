@@ -208,7 +208,8 @@ impl Job<'_> {
         let rounded = Model::open(self.model.dir())?.with_round_to_nearest(self.recipe.scheme)?;
         let rounded = measure("round to nearest".to_owned(), &rounded)?;
         let name = match self.recipe.method {
-            Method::Rtn => return Ok(vec![full, rounded]),
+            Method::Rtn if self.recipe.bits.is_none() => return Ok(vec![full, rounded]),
+            Method::Rtn => "mixed bits",
             Method::Smoothquant => "SmoothQuant",
             Method::Omniquant => "OmniQuant",
         };
