@@ -109,13 +109,13 @@ impl Choice {
         Ok(atomic_write(&dir.join(WIDTHS), text.as_bytes())?)
     }
 
-    /// Linears of each width.
-    pub(crate) fn linears(&self) -> BTreeMap<u32, usize> {
-        let mut linears = BTreeMap::new();
+    /// Widths with the linears that have them.
+    pub(crate) fn linears(&self) -> Vec<(u32, usize)> {
+        let mut linears: BTreeMap<u32, usize> = BTreeMap::new();
         for unit in &self.units {
             *linears.entry(unit.bits.get()).or_default() += unit.linears.len();
         }
-        linears
+        linears.into_iter().collect()
     }
 
     /// The widths of all linears, `spec` for the rest; none where it is not the choice of a model of this shape.

@@ -2,8 +2,6 @@
 //!
 //! Clocks and probes are the caller's; this module only gives their readings a form.
 
-use std::collections::BTreeMap;
-
 use serde::{Deserialize, Serialize};
 
 use crate::Recipe;
@@ -76,7 +74,7 @@ pub enum Event {
     /// All segments were seen once more with all blocks; `divergence` is the mean, in nats.
     Tuned { epoch: usize, divergence: f64, lr: f64, secs_left: Option<f64> },
     /// Widths are chosen: the mean bits of a code, and how many linears have so many.
-    BitsChosen { average: f64, linears: BTreeMap<u32, usize> },
+    BitsChosen { average: f64, linears: Vec<(u32, usize)> },
     /// All blocks are written.
     RunFinished { wall_secs: f64, peak_bytes: u64, finished_unix: u64 },
 }
@@ -146,6 +144,10 @@ mod tests {
         check(
             &Event::BlockFinished(block()),
             r#"{"event":"block_finished","index":1,"losses":[0.25,0.125],"final_loss":0.5,"wall_secs":1.5,"retries":1}"#,
+        );
+        check(
+            &Event::BitsChosen { average: 3.25, linears: vec![(3, 21), (4, 7)] },
+            r#"{"event":"bits_chosen","average":3.25,"linears":[[3,21],[4,7]]}"#,
         );
         check(
             &Event::Retry { block: 1, epoch: 2, batch: 3, lr: 0.005 },
