@@ -18,7 +18,7 @@ fuzz_target!(init: drop(write("a.safetensors", SHARD)), |bytes: &[u8]| {
     if let Ok(config) = read_config(scratch()) {
         ModelEntry::of_directory(scratch(), &config);
         if let Ok(Some(spec)) = quantization_of(&config) {
-            let ours = json!({"quantization_config": quantization_config(spec, &["lm_head"])});
+            let ours = json!({"quantization_config": quantization_config(&spec, &["lm_head"])});
             assert_eq!(quantization_of(&ours).expect("our own is read"), Some(spec));
         }
     }

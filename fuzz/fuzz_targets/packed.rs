@@ -14,7 +14,7 @@ const SPECS: [&str; 6] = ["w4a16g8", "w3a16", "w2a16g4sym", "w8a8", "w4a4g32", "
 fuzz_target!(|bytes: &[u8]| {
     let Some((&choice, shard)) = bytes.split_first() else { return };
     let spec: QuantSpec = SPECS[usize::from(choice) % SPECS.len()].parse().expect("a setting");
-    let config = json!({"quantization_config": quantization_config(spec, &["lm_head"])});
+    let config = json!({"quantization_config": quantization_config(&spec.into(), &["lm_head"])});
     write("config.json", config.to_string().as_bytes());
     write("model.safetensors", shard);
     let _ = inspect(scratch());

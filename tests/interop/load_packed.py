@@ -7,6 +7,9 @@ DIR is a compressed-tensors (pack-quantized) model directory. IDS holds input_id
 f32 [b, t, vocab], computed on the CPU in f32. With --compare, OURS holds our logits of the same shape: prints the
 largest difference over the largest magnitude and exits 1 beyond 1e-3.
 
+Where config_groups holds several groups, each linear is decoded by the group that names it: transformers 5.23 would take the first
+one for all.
+
 Weights are dequantized on loading (dequantize=True). The default way, packed until the first forward, refuses every
 asymmetric checkpoint with a size mismatch of weight_zero_point in compressed-tensors 0.18 to 0.20 (0.17 loads them):
 they give the empty model unpacked zero points. A dequantized model does not quantize its activations, so a directory
@@ -24,6 +27,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, CompressedTensorsConfig
+from transformers.integrations.compressed_tensors import CompressedTensorsDequantize
 
 # The loader computes s * (q - z) in the scale's type, so f16 scales round the weights to f16: 2e-4 on small models.
 # With f32 scales only the order of summation differs. A wrong code, scale or zero point moves the logits by far more.
@@ -37,6 +41,19 @@ def tensor(path, name):
     return tensors[name]
 
 
+def decode_by_group():
+    """Has each linear decoded by the group that has it among its targets."""
+    convert = CompressedTensorsDequantize.convert
+
+    def by_group(self, input_dict, source_patterns, target_patterns, full_layer_name=None, **kwargs):
+        groups = self.hf_quantizer.compressor.quantization_config.config_groups.values()
+        name = full_layer_name.removesuffix(".weight")
+        self.scheme = next((group for group in groups if name in group.targets), None)
+        return convert(self, input_dict, source_patterns, target_patterns, full_layer_name, **kwargs)
+
+    CompressedTensorsDequantize.convert = by_group
+
+
 def load(folder):
     config = json.loads((Path(folder) / "config.json").read_text())
     method = config.get("quantization_config", {}).get("quant_method")
@@ -45,6 +62,8 @@ def load(folder):
     groups = config["quantization_config"]["config_groups"]
     if any(group.get("input_activations") for group in groups.values()):
         sys.exit(f"{folder}: quantizes activations, which a dequantized model leaves alone; pack the weights alone")
+    if len(groups) > 1:
+        decode_by_group()
     model, report = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=torch.float32,

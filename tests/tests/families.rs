@@ -143,7 +143,7 @@ fn learned_clipping_beats_rounding_to_nearest() {
         assert_eq!(rounded, measure(&in_memory), "{folder}");
 
         let learned = quantized(&fixture(folder), SCHEME, Method::Omniquant, &out.path().join("learned"));
-        assert_eq!(learned.quantization(), Some(spec(SCHEME)));
+        assert_eq!(learned.quantization(), Some(&spec(SCHEME).into()));
         let learned = measure(&learned);
         assert!(learned < 0.97 * rounded, "{folder}: {learned} learned, {rounded} rounded");
     }

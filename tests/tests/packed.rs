@@ -190,7 +190,7 @@ fn check(scheme: &str) {
         let recipe = recipe(scheme, method, QUICK);
         let (out, _) = quantized(&source, &recipe, &calibration(&recipe));
         let packed = Model::open(out.path()).unwrap();
-        assert_eq!(packed.quantization(), Some(spec));
+        assert_eq!(packed.quantization(), Some(&spec.into()));
         let got = answer(&packed);
         assert!(got.iter().all(|x| x.is_finite()));
         let dense = by_hand::dense(out.path(), &source);

@@ -52,7 +52,7 @@ fn cost(model: &str, recipe: &Recipe) -> f64 {
     let out = tempfile::tempdir().unwrap();
     quantized(model, recipe, out.path());
     let packed = Model::open(out.path()).unwrap();
-    assert_eq!(packed.quantization(), Some(recipe.scheme));
+    assert_eq!(packed.quantization(), Some(&recipe.scheme.into()));
     measure(&packed)
 }
 

@@ -1,8 +1,9 @@
 //! The model backwards: from the divergence of its predictions to its last hidden states, and through blocks that are read again for it.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 
-use oq_models::{BlockWeights, Compute, Context, Decoder, Model, ModelError, OuterOps};
+use oq_models::{ActPoint, BlockOps, BlockWeights, Compute, Context, Decoder, LinearName, Model, ModelError, OuterOps};
 use oq_quant_core::ActSpec;
 use tch::{Device, Kind, Tensor};
 
@@ -29,27 +30,56 @@ impl<'a> Predictions<'a> {
     /// Kullback-Leibler divergence of the predictions after `x` from those after `target`, both `[b, t, hidden]`, as the mean over
     /// positions in nats, and its gradient with respect to `x`.
     pub(crate) fn divergence(&self, x: &Tensor, target: &Tensor) -> Result<(f64, Tensor), ModelError> {
+        let target = self.model.decoder().finish(&self.model.outer(self.device), target)?.flatten(0, -2);
+        let n = target.size()[0] as f64;
+        let mut targets = target.split(POSITIONS, 0).into_iter();
+        let mut sum = 0.0;
+        let grad = self.gradient(x, |mut ours| {
+            let target = targets.next().expect("as many positions as the target has");
+            // In place where that can be: these are the largest tensors there are.
+            let mut theirs = self.log_probabilities(&target);
+            let p = theirs.exp();
+            sum += theirs.g_sub_(&ours).g_mul_(&p).sum(Kind::Double).double_value(&[]);
+            drop(theirs);
+            ours.exp_().g_sub_(&p).g_div_scalar_(n)
+        })?;
+        Ok((sum / n, grad))
+    }
+
+    /// Gradient with respect to `x [b, t, hidden]` of the log-likelihood of one token after each position, drawn from the predictions
+    /// themselves by numbers uniform in `0..1`.
+    pub(crate) fn of_drawn(&self, x: &Tensor, mut uniform: impl FnMut() -> f64) -> Result<Tensor, ModelError> {
+        self.gradient(x, |mut ours| {
+            let p = ours.exp_(); // [n, vocab]
+            let n = p.size()[0];
+            let draws: Vec<f32> = (0..n).map(|_| uniform() as f32).collect();
+            let cumulative = p.cumsum(-1, Kind::Float);
+            // Of the sum as it was rounded, so that there is an entry beyond each.
+            let draws = Tensor::from_slice(&draws).to_device(self.device).unsqueeze(-1) * cumulative.narrow(-1, -1, 1);
+            let drawn = cumulative.le_tensor(&draws).sum_dim_intlist([-1i64].as_slice(), true, Kind::Int64);
+            let drawn = drawn.clamp_max(p.size()[1] - 1);
+            let ones = Tensor::ones([n, 1], (Kind::Float, self.device));
+            p.neg().scatter_add(-1, &drawn, &ones)
+        })
+    }
+
+    /// Gradient with respect to `x [b, t, hidden]` from the one that `of_logits` makes of log-probabilities `[n, vocab]`, part of the
+    /// positions after part.
+    fn gradient(&self, x: &Tensor, mut of_logits: impl FnMut(Tensor) -> Tensor) -> Result<Tensor, ModelError> {
         let (decoder, outer) = (self.model.decoder(), self.model.outer(self.device));
         let leaf = x.detach().set_requires_grad(true);
         let finished = tch::with_grad(|| decoder.finish(&outer, &leaf))?; // [b, t, width]
-        let target = decoder.finish(&outer, target)?.flatten(0, -2);
-        let n = target.size()[0] as f64;
-        let parts = finished.detach().flatten(0, -2).split(POSITIONS, 0).into_iter().zip(target.split(POSITIONS, 0));
-        let (sums, grads): (Vec<_>, Vec<_>) = parts
-            .map(|(x, target)| {
-                // In place where that can be: these are the largest tensors there are.
-                let (mut ours, mut theirs) = (self.log_probabilities(&x), self.log_probabilities(&target));
-                let p = theirs.exp();
-                let sum = theirs.g_sub_(&ours).g_mul_(&p).sum(Kind::Double).double_value(&[]);
-                drop(theirs);
-                let difference = ours.exp_().g_sub_(&p).g_div_scalar_(n);
-                (sum, self.compute.cast(difference).matmul(&self.head).to_kind(Kind::Float))
+        let parts = finished.detach().flatten(0, -2).split(POSITIONS, 0).into_iter();
+        let grads: Vec<Tensor> = parts
+            .map(|x| {
+                let of_logits = of_logits(self.log_probabilities(&x));
+                self.compute.cast(of_logits).matmul(&self.head).to_kind(Kind::Float)
             })
-            .unzip();
+            .collect();
         let grad = Tensor::cat(&grads, 0).view_as(&finished);
         // The function of the normed states that has this gradient.
         let linear = tch::with_grad(|| (&finished * grad).sum(Kind::Float));
-        Ok((sums.iter().sum::<f64>() / n, Tensor::run_backward(&[linear], &[&leaf], false, false).remove(0)))
+        Ok(Tensor::run_backward(&[linear], &[&leaf], false, false).remove(0))
     }
 
     /// `[n, width]` -> `[n, vocab]`.
@@ -90,5 +120,50 @@ impl Link<'_> {
         let wanted = std::iter::once(&x).chain(self.tensors.values()).collect();
         let mut grads = backward(linear, wanted, ops.cut(), true);
         (grads.remove(0), grads)
+    }
+
+    /// Gradients of the input `x` and of what each linear gives, with what it was given, from that of the output.
+    pub(crate) fn backward_to_linears(&self, x: &Tensor, d_out: &Tensor) -> (Tensor, BTreeMap<LinearName, Tap>) {
+        let x = x.detach().set_requires_grad(true);
+        let ops = TappedOps { ops: self.ops(), calls: RefCell::new(Vec::new()) };
+        let linear = tch::with_grad(|| (self.decoder.block(&ops, self.ctx, &x) * d_out).sum(Kind::Float));
+        let calls = ops.calls.into_inner();
+        let wanted = std::iter::once(&x).chain(calls.iter().map(|(_, _, y)| y)).collect();
+        let mut grads = backward(linear, wanted, ops.ops.cut(), true);
+        let of_x = grads.remove(0);
+        let taps = calls.iter().zip(grads).map(|((name, x, _), grad)| (*name, Tap { x: x.detach(), grad }));
+        (of_x, taps.collect())
+    }
+}
+
+/// What a linear was given, `[b, t, in]`, and the gradient of what it gave, `[b, t, out]`.
+pub(crate) struct Tap {
+    pub(crate) x: Tensor,
+    pub(crate) grad: Tensor,
+}
+
+/// Remembers what linears are given and give.
+struct TappedOps<'a> {
+    ops: StudentOps<'a>,
+    calls: RefCell<Vec<(LinearName, Tensor, Tensor)>>,
+}
+
+impl BlockOps for TappedOps<'_> {
+    fn linear(&self, name: LinearName, x: &Tensor) -> Tensor {
+        let y = self.ops.linear(name, x);
+        self.calls.borrow_mut().push((name, x.shallow_clone(), y.shallow_clone()));
+        y
+    }
+
+    fn act(&self, point: ActPoint, x: Tensor) -> Tensor {
+        self.ops.act(point, x)
+    }
+
+    fn attention(&self, q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>) -> Tensor {
+        self.ops.attention(q, k, v, mask)
+    }
+
+    fn param(&self, name: &str) -> Tensor {
+        self.ops.param(name)
     }
 }

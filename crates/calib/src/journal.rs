@@ -11,6 +11,7 @@ use oq_recipe::BlockRecord;
 use serde::{Deserialize, Serialize};
 
 use crate::identity::Identity;
+use crate::widths::WIDTHS;
 
 /// Name of the journal in the output directory.
 pub const JOURNAL: &str = "journal.jsonl";
@@ -183,7 +184,7 @@ fn holds_files(dir: &Path) -> std::io::Result<bool> {
         if name == UNTUNED && std::fs::read_dir(entry.path()).is_ok_and(|mut dir| dir.next().is_none()) {
             continue;
         }
-        if ![JOURNAL, "events.jsonl", "run.json", "recipe.toml"].iter().any(|own| name == *own) {
+        if ![JOURNAL, WIDTHS, "events.jsonl", "run.json", "recipe.toml"].iter().any(|own| name == *own) {
             return Ok(true);
         }
     }

@@ -6,6 +6,7 @@ use std::ops::ControlFlow;
 use oq_let::{Transform, Values};
 use oq_lwc::LwcError;
 use oq_models::{BlockOps, BlockWeights, Context, Decoder, LinearName};
+use oq_quant_core::WeightSpec;
 use oq_recipe::{Loss, Recipe, Rounding};
 use tch::{Kind, Tensor};
 
@@ -22,6 +23,8 @@ pub(crate) struct Task<'a> {
     pub(crate) ctx: &'a Context,
     pub(crate) weights: &'a BlockWeights,
     pub(crate) linears: &'a [LinearName],
+    /// How each is quantized.
+    pub(crate) specs: &'a dyn Fn(LinearName) -> WeightSpec,
     pub(crate) transform: &'a Transform,
     /// Where scales and shifts start.
     pub(crate) start: &'a Values,
@@ -76,7 +79,7 @@ pub(crate) fn learn_block(
     let plan = Plan { epochs: learn.epochs, batches: task.inputs.len(), lr: learn.lwc_lr };
     let start = |lr| {
         let start = (task.transform, task.start.copy());
-        let student = Student::new(task.weights, task.linears, *scheme, start, task.seen, task.place);
+        let student = Student::new(task.weights, task.linears, (task.specs, scheme.act), start, task.seen, task.place);
         let mut student = student.map_err(|source| LearnError::Linear { linear: task.linears[0], source })?;
         if learn.rounding == Rounding::Learned {
             student.round_within(plan.epochs * plan.batches);

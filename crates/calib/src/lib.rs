@@ -6,6 +6,7 @@
 //! whatever the model's depth. A killed run goes on after its last finished block and ends in the same bytes.
 
 mod adamw;
+mod allocate;
 mod chain;
 mod compensate;
 mod error;
@@ -16,11 +17,13 @@ mod learn;
 mod output;
 mod plan;
 mod run;
+mod sensitivity;
 mod sites;
 mod stages;
 mod states;
 mod student;
 mod tune;
+mod widths;
 mod work;
 
 pub use error::CalibError;

@@ -4,10 +4,10 @@ use std::path::Path;
 
 use oq_formats::{Checkpoint, Dtype, FormatError, OutTensor, PackedWriter, packed_linear, packed_tensors, sha256_file};
 use oq_models::{Model, ModelError, OuterOps, Param, tensor_of};
-use oq_quant_core::QuantSpec;
 use tch::{Device, Kind, Tensor};
 
 use crate::student::Merged;
+use crate::widths::Widths;
 
 /// Values outside the blocks that are rotated at a time.
 const SLAB: usize = 1 << 22;
@@ -16,15 +16,25 @@ const SLAB: usize = 1 << 22;
 pub(crate) struct Output<'a> {
     writer: PackedWriter,
     model: &'a Model,
-    spec: QuantSpec,
+    widths: Widths,
 }
 
 impl<'a> Output<'a> {
     /// Makes the directory, or takes up the one that is there.
-    pub(crate) fn create(dir: &Path, model: &'a Model, spec: QuantSpec) -> Result<Self, FormatError> {
+    pub(crate) fn create(dir: &Path, model: &'a Model, widths: Widths) -> Result<Self, FormatError> {
         let writer = PackedWriter::create(dir, model.dir(), model.decoder().dims().n_layers)?;
         let writer = writer.rotated_online(model.online().is_some());
-        Ok(Self { writer, model, spec })
+        Ok(Self { writer, model, widths })
+    }
+
+    /// Says how linears are quantized, where that is known later.
+    pub(crate) fn set_widths(&mut self, widths: Widths) {
+        self.widths = widths;
+    }
+
+    /// How linears are quantized.
+    pub(crate) fn widths(&self) -> &Widths {
+        &self.widths
     }
 
     /// Writes a block's shard: packed linears; norms and biases as they were merged, or as they are in the checkpoint. Returns its name
@@ -59,8 +69,10 @@ impl<'a> Output<'a> {
         let decoder = self.model.decoder();
         let prefix = decoder.block_prefix(block_idx);
         let linears = decoder.block_layout().linears.into_iter().map(|linear| linear.name);
-        let codes =
-            linears.map(|name| Ok((name, packed_linear(&shard, &format!("{prefix}{}", name.0), self.spec.weight)?)));
+        let codes = linears.map(|name| {
+            let spec = self.widths.of(block_idx, name);
+            Ok((name, packed_linear(&shard, &format!("{prefix}{}", name.0), spec)?))
+        });
         let params = self.params().map(|name| {
             let tensor = tensor_of(&shard.tensor(&format!("{prefix}{name}"))?, device)?;
             Ok((name, tensor))
@@ -131,6 +143,7 @@ impl<'a> Output<'a> {
         let matrices = params.iter().filter(|param| param.shape.len() == 2);
         let mut ignore = vec!["lm_head"];
         ignore.extend(matrices.map(|param| param.name.trim_end_matches(".weight")).filter(|name| *name != "lm_head"));
-        Ok(self.writer.finish(self.model.config(), self.spec, &ignore)?)
+        let quantization = self.widths.quantization(self.model.decoder());
+        Ok(self.writer.finish(self.model.config(), &quantization, &ignore)?)
     }
 }

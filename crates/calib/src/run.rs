@@ -1,5 +1,6 @@
 //! A run over all blocks.
 
+mod bits;
 mod tune;
 
 use std::ops::ControlFlow;
@@ -93,7 +94,7 @@ pub fn quantize(
     let rotated = rotated(model, recipe)?;
     let model = rotated.as_ref().unwrap_or(model);
     let transform = Transform::new(checked_sites(model, recipe)?, options.device);
-    let segments = if recipe.method.reads_text() { segments } else { &[] };
+    let segments = if recipe.reads_text() { segments } else { &[] };
     if segments.len() != recipe.segments() {
         return Err(CalibError::Segments { given: segments.len(), wanted: recipe.segments() });
     }
@@ -101,10 +102,14 @@ pub fn quantize(
     let n_blocks = model.decoder().dims().n_layers;
     let identity = Identity::of(model, recipe, segments, options.compute);
     let mut journal = Journal::open(&options.out, &identity, options.resume)?;
-    let stages = Stages::create(&options.out, model, recipe)?;
+    let mut stages = Stages::create(&options.out, model, recipe)?;
     let was_complete = stages.are_complete(&journal);
     if !was_complete {
         stages.forget_broken(&mut journal)?;
+        if let Some(budget) = &recipe.bits {
+            let subject = bits::Subject { model, recipe, budget, segments, options, identity: &identity };
+            stages.set_widths(&subject.widths(&mut journal, on)?);
+        }
     }
     let resumed_blocks = journal.finished().len().min(n_blocks);
     if !was_complete {
@@ -317,6 +322,7 @@ impl Run<'_> {
                 ctx,
                 weights: &weights,
                 linears: &linears,
+                specs: &|name| self.stages.output.widths().of(block_idx, name),
                 transform: self.transform,
                 start: &start,
                 seen: &inputs,
@@ -328,7 +334,8 @@ impl Run<'_> {
             let learned = learn_block(&task, &mut |beat| self.on_beat(block_idx, beat));
             learned.map_err(|error| self.learn_error(block_idx, error))?
         } else {
-            let round = |_, weight: &Tensor| round_to_nearest(weight, self.recipe.scheme.weight);
+            let widths = self.stages.output.widths();
+            let round = |name, weight: &Tensor| round_to_nearest(weight, widths.of(block_idx, name));
             let merged = merge(&weights, self.transform, &start, linears, round);
             (merged.map_err(|(name, error)| self.linear_error(block_idx, name, error))?, Descent::default())
         };
@@ -438,7 +445,7 @@ fn is_finite(x: &Tensor) -> bool {
 }
 
 /// `[b, t]` of equally long segments.
-fn ids_of(segments: &[Vec<u32>]) -> Tensor {
+pub(crate) fn ids_of(segments: &[Vec<u32>]) -> Tensor {
     let flat: Vec<i64> = segments.iter().flatten().map(|&id| i64::from(id)).collect();
     Tensor::from_slice(&flat).view([segments.len() as i64, -1])
 }

@@ -8,6 +8,7 @@ use oq_recipe::Recipe;
 use crate::error::CalibError;
 use crate::journal::{Journal, UNTUNED};
 use crate::output::Output;
+use crate::widths::Widths;
 
 /// The shards of a run. Its journal has a line for each: first of learned blocks, then of tuned ones, if there are such.
 pub(crate) struct Stages<'a> {
@@ -22,11 +23,18 @@ pub(crate) struct Stages<'a> {
 impl<'a> Stages<'a> {
     /// Makes the directories, or takes up those that are there.
     pub(crate) fn create(out: &Path, model: &'a Model, recipe: &Recipe) -> Result<Self, CalibError> {
-        let output = Output::create(out, model, recipe.scheme)?;
+        let output = Output::create(out, model, Widths::uniform(recipe.scheme))?;
         let untuned_dir = out.join(UNTUNED);
         let tunes = recipe.method.learns() && recipe.tune.epochs > 0;
-        let untuned = tunes.then(|| Output::create(&untuned_dir, model, recipe.scheme)).transpose()?;
+        let untuned = || Output::create(&untuned_dir, model, Widths::uniform(recipe.scheme));
+        let untuned = tunes.then(untuned).transpose()?;
         Ok(Self { output, untuned, untuned_dir, n_blocks: model.decoder().dims().n_layers })
+    }
+
+    /// Says how linears are quantized, where that is known later.
+    pub(crate) fn set_widths(&mut self, widths: &Widths) {
+        let outputs = [Some(&mut self.output), self.untuned.as_mut()];
+        outputs.into_iter().flatten().for_each(|output| output.set_widths(widths.clone()));
     }
 
     /// Where learned blocks go.

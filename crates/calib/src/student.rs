@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use oq_let::{Action, Transform, Values};
 use oq_lwc::{Lwc, LwcError};
 use oq_models::{ActPoint, BlockOps, BlockWeights, Compute, LinearName, Mixed, attention, multiply, quantize_act};
-use oq_quant_core::{ActSpec, QuantSpec, QuantizedTensor};
+use oq_quant_core::{ActSpec, QuantizedTensor, WeightSpec};
 use tch::{Device, Kind, Tensor};
 
 use crate::adamw::AdamW;
@@ -107,12 +107,12 @@ pub(crate) fn dequantized(packed: &QuantizedTensor, like: &Tensor) -> Tensor {
 }
 
 impl<'a> Student<'a> {
-    /// Clipping and rounding at their start for every linear named, as far as its inputs were `seen`, and the transformation at the
+    /// Clipping and rounding at their start for every linear named, quantized as `specs` says, as far as its inputs were `seen`, and the transformation at the
     /// values given.
     pub(crate) fn new(
         weights: &'a BlockWeights,
         linears: &[LinearName],
-        spec: QuantSpec,
+        (specs, act): (&dyn Fn(LinearName) -> WeightSpec, ActSpec),
         (transform, values): (&'a Transform, Values),
         seen: &Inputs,
         place: Place,
@@ -126,7 +126,7 @@ impl<'a> Student<'a> {
             .iter()
             .map(|&name| {
                 let (out_features, in_features) = weights.weight(name).size2().expect("a weight is [out, in]");
-                let mut clip = Lwc::new(out_features as usize, in_features as usize, spec.weight, place.device)?;
+                let mut clip = Lwc::new(out_features as usize, in_features as usize, specs(name), place.device)?;
                 if let Some(moments) = seen.moments(name).filter(|_| !rescaled(name)) {
                     clip.start_from_search(weights.weight(name), &moments.squares);
                     if !moments.products.is_empty() {
@@ -143,7 +143,7 @@ impl<'a> Student<'a> {
                 clip.offsets = Some(offsets);
             }
         }
-        Ok(Self { weights, transform, act: spec.act, compute: place.compute, clips, values, rounding: None })
+        Ok(Self { weights, transform, act, compute: place.compute, clips, values, rounding: None })
     }
 
     /// Learns rounding too, in so many steps.

@@ -274,6 +274,7 @@ mod tests {
 
     use super::*;
     use crate::states::Cache;
+    use crate::widths::Widths;
     use crate::{Options, quantize};
 
     const TOKENS: usize = 24;
@@ -299,7 +300,7 @@ mod tests {
             let weights = model.load_block(block, device).unwrap();
             target = model.decoder().block(&model.ops(&weights), &ctx, &target);
         }
-        let blocks = Output::create(out.path(), &model, scheme).unwrap();
+        let blocks = Output::create(out.path(), &model, Widths::uniform(scheme)).unwrap();
         let (act, place) = (scheme.act, Place { device, compute });
         let subject = Subject { model: &model, blocks: &blocks, ctx: &ctx, act, place, batches: 1, tune: &recipe.tune };
         let len = TOKENS * x.size()[2] as usize * model.decoder().dims().n_layers;

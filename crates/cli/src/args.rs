@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use oq_data::Task;
 use oq_formats::Dtype;
-use oq_quant_core::{QuantSpec, RotateKind, SiteKind};
+use oq_quant_core::{Bits, QuantSpec, RotateKind, SiteKind};
 use oq_recipe::{Loss, Method, Overrides, Preset, Profile, Rounding, Start, find_machine, machine_names};
 
 use crate::size::Size;
@@ -224,6 +224,12 @@ pub struct RecipeArgs {
     /// and what the MLP's last linear reads, while the model runs)
     #[arg(long, value_name = "KIND")]
     pub rotate: Option<RotateKind>,
+    /// Bits of a code on average, such as 3.25: each linear gets a width by how much the predictions suffer, in place of the scheme's
+    #[arg(long, value_name = "X")]
+    pub bits: Option<f64>,
+    /// Widths to choose among [default: 2,3,4,5,6,8]
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    pub bit_choices: Option<Vec<Bits>>,
 }
 
 impl RecipeArgs {
@@ -250,6 +256,8 @@ impl RecipeArgs {
             tune_epochs: self.tune_epochs,
             tune_lr: self.tune_lr,
             rotate: self.rotate,
+            bits: self.bits,
+            bit_choices: self.bit_choices.clone(),
         }
     }
 }
@@ -272,6 +280,7 @@ pub struct EvalDataArgs {
 #[command(after_help = "Examples:
   omniquant quantize tiny-llama --scheme w2a16g64 --report
   omniquant quantize tiny-opt --scheme w4a4 --report
+  omniquant quantize tiny-llama --scheme w3a16g64 --bits 3.25 --report
   omniquant quantize ./my-llama --scheme w3a16g128 --calib notes.txt --samples 32 --out my-llama-w3
   omniquant quantize llama2-7b --scheme w4a16g128 --out llama2-7b-w4 --resume
 

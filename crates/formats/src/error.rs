@@ -293,6 +293,9 @@ pub enum HeaderFault {
 /// What is wrong with a packed linear.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum PackedFault {
+    /// Nothing says how it is quantized.
+    #[error("no group of quantization_config has it among its targets")]
+    NoGroup,
     /// A tensor is not there.
     #[error("{part} is missing")]
     Missing {

@@ -3,10 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use oq_quant_core::QuantSpec;
 use serde::Serialize;
 
-use crate::{Checkpoint, FormatError, PackedCheckpoint, quantization_of, read_config};
+use crate::{Checkpoint, FormatError, PackedCheckpoint, Quantization, quantization_of, read_config};
 
 /// Sizes of a model on disk. Bytes are those of the tensors, without headers.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -20,7 +19,9 @@ pub struct Summary {
     /// Weights that are kept as codes.
     pub quantized_params: u64,
     /// How they are quantized; none for a full-precision model.
-    pub quantized: Option<QuantSpec>,
+    pub quantized: Option<Quantization>,
+    /// Weights that are kept as codes by the bits of a code.
+    pub params_by_bits: BTreeMap<u32, u64>,
     /// Bytes of all tensors.
     pub total_bytes: u64,
     /// Bytes of codes.
@@ -36,6 +37,12 @@ pub struct Summary {
 }
 
 impl Summary {
+    /// Mean bits of a code; none for a full-precision model.
+    pub fn bits_per_code(&self) -> Option<f64> {
+        let bits: u64 = self.params_by_bits.iter().map(|(bits, params)| u64::from(*bits) * params).sum();
+        (self.quantized_params > 0).then(|| bits as f64 / self.quantized_params as f64)
+    }
+
     /// Bits that a quantized weight takes with its share of scales and zero points; none for a full-precision model.
     pub fn bits_per_weight(&self) -> Option<f64> {
         let bytes = self.packed_bytes + self.scale_bytes + self.zero_point_bytes;
@@ -45,27 +52,27 @@ impl Summary {
 
 /// Sums up a model directory, full precision or packed. Reads headers and `config.json`.
 pub fn inspect(dir: &Path) -> Result<Summary, FormatError> {
-    match quantization_of(&read_config(dir)?)? {
-        None => Ok(sum_up(&Checkpoint::open(dir)?, None, 0)),
-        Some(spec) => {
-            let model = PackedCheckpoint::open(dir)?;
-            let mut params = 0;
-            for name in model.linear_names() {
-                let [rows, cols] = model.linear_shape(name)?;
-                params += (rows * cols) as u64;
-            }
-            Ok(sum_up(model.checkpoint(), Some(spec), params))
-        }
+    if quantization_of(&read_config(dir)?)?.is_none() {
+        return Ok(sum_up(&Checkpoint::open(dir)?, None, BTreeMap::new()));
     }
+    let model = PackedCheckpoint::open(dir)?;
+    let mut params_by_bits = BTreeMap::new();
+    for name in model.linear_names() {
+        let [rows, cols] = model.linear_shape(name)?;
+        *params_by_bits.entry(model.weight(name)?.bits.get()).or_default() += (rows * cols) as u64;
+    }
+    Ok(sum_up(model.checkpoint(), Some(model.quantization().clone()), params_by_bits))
 }
 
-fn sum_up(checkpoint: &Checkpoint, quantized: Option<QuantSpec>, quantized_params: u64) -> Summary {
+fn sum_up(checkpoint: &Checkpoint, quantized: Option<Quantization>, params_by_bits: BTreeMap<u32, u64>) -> Summary {
+    let quantized_params = params_by_bits.values().sum();
     let mut summary = Summary {
         shards: checkpoint.shards().len(),
         tensors: 0,
         params: quantized_params,
         quantized_params,
         quantized,
+        params_by_bits,
         total_bytes: 0,
         packed_bytes: 0,
         scale_bytes: 0,

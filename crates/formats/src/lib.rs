@@ -43,7 +43,9 @@ pub use checkpoint::{Checkpoint, Shard};
 pub use digest::sha256_file;
 pub use error::{FormatError, HeaderFault, PackedFault};
 pub use inspect::{Summary, inspect};
-pub use packed::{PackedCheckpoint, PackedWriter, is_rotated_online, packed_linear, packed_tensors, quantization_of};
+pub use packed::{
+    PackedCheckpoint, PackedWriter, Quantization, is_rotated_online, packed_linear, packed_tensors, quantization_of,
+};
 pub use pickle::PickleFault;
 pub use safetensors::Dtype;
 pub use scratch::Scratch;

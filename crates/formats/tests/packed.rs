@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 
 use half::f16;
 use oq_formats::{
-    Checkpoint, Dtype, FormatError, OutTensor, PackedCheckpoint, PackedWriter, inspect, packed_tensors, read_config,
-    sha256_file, write_shard,
+    Checkpoint, Dtype, FormatError, OutTensor, PackedCheckpoint, PackedWriter, Quantization, inspect, packed_tensors,
+    read_config, sha256_file, write_shard,
 };
 use oq_quant_core::{Bits, GroupSize, QuantSpec, QuantizedTensor, Symmetry, WeightSpec};
 use proptest::prelude::*;
@@ -27,7 +27,7 @@ fn spec(text: &str) -> QuantSpec {
 /// A directory with a config and one shard of one linear `l`.
 fn packed_dir(spec: QuantSpec, tensors: &[OutTensor<'_>]) -> TempDir {
     let dir = TempDir::new().unwrap();
-    let config = json!({"quantization_config": oq_formats::packed::quantization_config(spec, &["lm_head"])});
+    let config = json!({"quantization_config": oq_formats::packed::quantization_config(&spec.into(), &["lm_head"])});
     fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
     write_shard(&dir.path().join("model.safetensors"), tensors).unwrap();
     dir
@@ -56,7 +56,7 @@ proptest! {
         let spec = QuantSpec { weight, act: oq_quant_core::ActSpec::Float };
         let dir = packed_dir(spec, &packed_tensors("l", &tensor));
         let model = PackedCheckpoint::open(dir.path()).unwrap();
-        prop_assert_eq!(model.spec(), spec);
+        prop_assert_eq!(model.quantization().uniform(), Some(spec));
         prop_assert_eq!(model.linear("l").unwrap(), tensor);
         prop_assert_eq!(model.checkpoint().contains("l.weight_zero_point"), !symmetric);
     }
@@ -181,7 +181,7 @@ fn pack_model(source: &Path, out: &Path, spec: QuantSpec) {
         writer.write_block(block_idx, shard).unwrap();
     }
     writer.write_rest(&shards[n_blocks]).unwrap();
-    writer.finish(&read_config(source).unwrap(), spec, &["lm_head"]).unwrap();
+    writer.finish(&read_config(source).unwrap(), &spec.into(), &["lm_head"]).unwrap();
 }
 
 fn files_of(dir: &Path) -> BTreeMap<PathBuf, String> {
@@ -212,7 +212,7 @@ fn a_packed_directory_is_complete_and_repeatable() {
     );
 
     let model = PackedCheckpoint::open(one.path()).unwrap();
-    assert_eq!(model.spec(), spec);
+    assert_eq!(model.quantization().uniform(), Some(spec));
     assert_eq!(model.config()["torch_dtype"], "float16");
     assert_eq!(model.config()["model_type"], "llama");
     let linears: Vec<_> = model.linear_names().collect();
@@ -237,7 +237,7 @@ fn a_summary_adds_up() {
 
     let dense = inspect(source.path()).unwrap();
     let params = 2 * 10 * 64 + 64 + 2 * (96 * 64 + 64);
-    assert_eq!((dense.params, dense.quantized_params, dense.quantized), (params, 0, None));
+    assert_eq!((dense.params, dense.quantized_params, &dense.quantized), (params, 0, &None));
     assert_eq!((dense.tensors, dense.shards), (7, 1));
     assert_eq!(dense.dense_bytes, dense.total_bytes);
     assert_eq!(dense.bytes_by_dtype["F32"], 64 * 4);
@@ -251,9 +251,39 @@ fn a_summary_adds_up() {
     assert_eq!(packed.zero_point_bytes, 2 * 96 * 2 * 3 / 8);
     // 3 bits, and in each group of 32 a scale of 16 and a zero point of 3.
     assert_eq!(packed.bits_per_weight(), Some(3.0 + 19.0 / 32.0));
+    assert_eq!((packed.bits_per_code(), packed.params_by_bits), (Some(3.0), BTreeMap::from([(3, 2 * 96 * 64)])));
     let shapes = 2 * 2 * 8;
     let parts = packed.packed_bytes + packed.scale_bytes + packed.zero_point_bytes + packed.dense_bytes + shapes;
     assert_eq!(packed.total_bytes, parts);
+}
+
+#[test]
+fn linears_of_several_widths_come_back() {
+    let (narrow, wide) = (spec("w2a16g32").weight, spec("w5a16g32").weight);
+    let tensor = |spec, seed| QuantizedTensor::quantize(&wave(6 * 64, seed), 6, 64, spec).unwrap();
+    let (a, b) = (tensor(narrow, 0.0), tensor(wide, 1.0));
+    let write = |linears: &[(&str, WeightSpec)]| {
+        let linears = linears.iter().map(|(name, spec)| ((*name).to_owned(), *spec));
+        let mixed = Quantization::of_linears(oq_quant_core::ActSpec::Float, linears);
+        let dir = TempDir::new().unwrap();
+        let config = json!({"quantization_config": oq_formats::packed::quantization_config(&mixed, &["lm_head"])});
+        fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+        let tensors: Vec<_> = packed_tensors("a", &a).into_iter().chain(packed_tensors("b", &b)).collect();
+        write_shard(&dir.path().join("model.safetensors"), &tensors).unwrap();
+        dir
+    };
+    let dir = write(&[("a", narrow), ("b", wide)]);
+    let model = PackedCheckpoint::open(dir.path()).unwrap();
+    assert_eq!((model.linear("a").unwrap(), model.linear("b").unwrap()), (a.clone(), b.clone()));
+    let summary = inspect(dir.path()).unwrap();
+    assert_eq!((summary.bits_per_code(), summary.quantized_params), (Some(3.5), 2 * 6 * 64));
+    assert_eq!(summary.quantized.unwrap().to_string(), "w2a16g32, w5a16g32");
+
+    let refused = |dir: TempDir| inspect(dir.path()).unwrap_err().to_string();
+    let message = refused(write(&[("a", narrow), ("c", wide)]));
+    assert_eq!(message, "b: no group of quantization_config has it among its targets");
+    let message = refused(write(&[("a", wide), ("b", narrow)]));
+    assert!(message.contains("a: weight_packed is [6, 4], expected [6, 10]"), "{message}");
 }
 
 #[test]
@@ -280,7 +310,7 @@ fn an_unfinished_directory_is_not_a_model_and_can_be_finished() {
     let writer = PackedWriter::create(out.path(), source.path(), 2).unwrap();
     let config = read_config(source.path()).unwrap();
     fs::copy(whole.path().join("model-00001-of-00003.safetensors"), writer.block_path(0)).unwrap();
-    let error = writer.finish(&config, spec, &["lm_head"]).unwrap_err();
+    let error = writer.finish(&config, &spec.into(), &["lm_head"]).unwrap_err();
     assert!(error.is_missing_input(), "{error:?}");
     assert!(error.to_string().contains("model-00002-of-00003.safetensors"), "{error}");
     assert!(PackedCheckpoint::open(out.path()).unwrap_err().is_missing_input());
@@ -291,7 +321,7 @@ fn an_unfinished_directory_is_not_a_model_and_can_be_finished() {
     assert!(writer.block_path(0).exists() && !writer.block_path(1).exists());
     fs::copy(whole.path().join("model-00002-of-00003.safetensors"), writer.block_path(1)).unwrap();
     fs::copy(whole.path().join("model-00003-of-00003.safetensors"), writer.rest_path()).unwrap();
-    writer.finish(&config, spec, &["lm_head"]).unwrap();
+    writer.finish(&config, &spec.into(), &["lm_head"]).unwrap();
     assert_eq!(files_of(out.path()), files_of(whole.path()));
 }
 
@@ -306,7 +336,7 @@ fn refuses_what_would_spoil_a_model() {
     let norm = OutTensor::from_f32("norm", &[1], &[1.0], Dtype::F16).unwrap();
     writer.write_block(0, std::slice::from_ref(&norm)).unwrap();
     writer.write_rest(&[norm]).unwrap();
-    let error = writer.finish(&json!({}), spec("w4a16"), &[]).unwrap_err();
+    let error = writer.finish(&json!({}), &spec("w4a16").into(), &[]).unwrap_err();
     assert!(error.to_string().contains("two tensors are named `norm`"), "{error}");
 
     let error = PackedCheckpoint::open(source.path()).unwrap_err();

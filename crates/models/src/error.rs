@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
-use oq_formats::FormatError;
+use oq_formats::{FormatError, Quantization};
 use oq_kernels::KernelError;
-use oq_quant_core::{QuantSpec, TensorError};
+use oq_quant_core::TensorError;
 use tch::Device;
 
 use crate::rotate::RotateError;
@@ -41,12 +41,12 @@ pub enum ModelError {
         expected: Vec<usize>,
     },
     /// The model is packed already.
-    #[error("{} is quantized already ({spec}): give its full-precision original", dir.display())]
+    #[error("{} is quantized already ({quantization}): give its full-precision original", dir.display())]
     AlreadyQuantized {
         /// The model.
         dir: PathBuf,
         /// Its setting.
-        spec: QuantSpec,
+        quantization: Quantization,
     },
     /// A linear cannot be quantized as asked.
     #[error("{linear}: {source}")]

@@ -53,7 +53,7 @@ pub struct BlockLayout {
 
 impl BlockLayout {
     /// All linears, those that are asked for at once side by side.
-    pub(crate) fn groups(&self) -> Vec<Vec<Linear>> {
+    pub fn groups(&self) -> Vec<Vec<Linear>> {
         let mut groups: Vec<Vec<Linear>> = Vec::new();
         for &linear in &self.linears {
             let together = self.together.iter().find(|names| names.contains(&linear.name));

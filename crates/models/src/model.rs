@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use oq_formats::{
-    Checkpoint, Dtype, FormatError, PackedCheckpoint, TensorView, is_rotated_online, quantization_of, read_config,
+    Checkpoint, Dtype, FormatError, PackedCheckpoint, Quantization, TensorView, is_rotated_online, quantization_of,
+    read_config,
 };
 use oq_quant_core::{ActSpec, QuantSpec, QuantizedTensor, RotateKind, WeightSpec};
 use serde_json::Value;
@@ -78,10 +79,14 @@ impl Model {
     /// becomes one of its own, in [`Self::config`] too.
     ///
     /// # Errors
-    /// When the model has no place for them, or is quantized.
+    /// When the model has no place for them, or is packed.
+    ///
+    /// # Panics
+    /// When its linears are rounded to nearest as they are loaded.
     pub fn rotated(self, kind: RotateKind, seed: u64) -> Result<Self, ModelError> {
-        if let Some(spec) = self.quantization().or(self.round_to_nearest) {
-            return Err(ModelError::AlreadyQuantized { dir: self.dir, spec });
+        assert!(self.round_to_nearest.is_none(), "weights are rounded as they are stored");
+        if let Some(quantization) = self.quantization() {
+            return Err(ModelError::AlreadyQuantized { quantization: quantization.clone(), dir: self.dir });
         }
         let Some(rotator) = Rotator::new(&*self.decoder, kind, seed)? else { return Ok(self) };
         let (mut config, mut decoder) = (self.config, self.decoder);
@@ -108,7 +113,7 @@ impl Model {
     /// # Errors
     /// When packed weights are asked for, and the model is neither packed nor rounded as it is loaded.
     pub fn with_form(self, form: Form) -> Result<Self, ModelError> {
-        if form.kernels == Kernels::Packed && self.quantization().or(self.round_to_nearest).is_none() {
+        if form.kernels == Kernels::Packed && self.quantization().is_none() && self.round_to_nearest.is_none() {
             return Err(FormatError::NotPacked { dir: self.dir }.into());
         }
         Ok(Self { form, ..self })
@@ -121,8 +126,8 @@ impl Model {
 
     /// Refuses a model that is packed already, and a group size that does not cut every linear's rows into equal parts.
     pub fn check_quantizable(&self, spec: WeightSpec) -> Result<(), ModelError> {
-        if let Some(spec) = self.quantization() {
-            return Err(ModelError::AlreadyQuantized { dir: self.dir.clone(), spec });
+        if let Some(quantization) = self.quantization() {
+            return Err(ModelError::AlreadyQuantized { dir: self.dir.clone(), quantization: quantization.clone() });
         }
         for linear in self.decoder.block_layout().linears {
             if !spec.group.divides(linear.in_features) {
@@ -153,17 +158,18 @@ impl Model {
         &*self.decoder
     }
 
-    /// The setting of a packed model.
-    pub fn quantization(&self) -> Option<QuantSpec> {
+    /// How a packed model is quantized.
+    pub fn quantization(&self) -> Option<&Quantization> {
         match &self.weights {
             Weights::Dense(_) => None,
-            Weights::Packed(packed) => Some(packed.spec()),
+            Weights::Packed(packed) => Some(packed.quantization()),
         }
     }
 
     /// How activations are seen by its linears and its attention.
     pub fn act(&self) -> ActSpec {
-        self.quantization().or(self.round_to_nearest).map_or(ActSpec::Float, |spec| spec.act)
+        let of_packed = self.quantization().map(Quantization::act);
+        of_packed.or(self.round_to_nearest.map(|spec| spec.act)).unwrap_or(ActSpec::Float)
     }
 
     /// The operations of a block that [`Self::load_block`] gave.

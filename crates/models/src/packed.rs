@@ -53,7 +53,16 @@ impl PackedOps {
         compute: Compute,
     ) -> Result<Self, ModelError> {
         let kernel = kernel_of(compute)?;
-        let joints = groups.into_iter().map(|group| Joint::new(group?, kernel)).collect::<Result<_, _>>()?;
+        let mut joints = Vec::new();
+        for group in groups {
+            let group = group?;
+            let alike = group.iter().all(|codes| codes.weight.spec() == group[0].weight.spec());
+            // One matrix has one setting.
+            let parts = if alike { vec![group] } else { group.into_iter().map(|codes| vec![codes]).collect() };
+            for part in parts {
+                joints.push(Joint::new(part, kernel)?);
+            }
+        }
         Ok(Self { joints, params, act, online: None, compute })
     }
 

@@ -9,9 +9,39 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// Width of a code, 2 to 8 bits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+/// Width of a code, 2 to 8 bits; in files a number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "u32", into = "u32")]
 pub struct Bits(u8);
+
+impl TryFrom<u32> for Bits {
+    type Error = SpecError;
+
+    fn try_from(bits: u32) -> Result<Self, SpecError> {
+        Self::new(bits)
+    }
+}
+
+impl From<Bits> for u32 {
+    fn from(bits: Bits) -> Self {
+        bits.get()
+    }
+}
+
+impl fmt::Display for Bits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl FromStr for Bits {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let bits: u32 = text.parse().map_err(|_| format!("`{text}` is not a number of bits"))?;
+        Self::new(bits).map_err(|error| error.to_string())
+    }
+}
 
 impl Bits {
     /// All widths a grid may have.

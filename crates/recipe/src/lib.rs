@@ -15,6 +15,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod bits;
 mod error;
 mod machine;
 mod model;
@@ -24,9 +25,12 @@ mod published;
 mod recipe;
 mod record;
 
+pub use bits::BitBudget;
 pub use error::RecipeError;
 pub use machine::{Profile, find_machine, machine_names};
 pub use model::{EvalDefaults, Family, ModelEntry, Shape, Source, find, names, recipe_for, schemes_of};
-pub use patch::{CalibrationPatch, LearnPatch, Overrides, RecipeFile, RotatePatch, TransformPatch, TunePatch};
+pub use patch::{
+    BitsPatch, CalibrationPatch, LearnPatch, Overrides, RecipeFile, RotatePatch, TransformPatch, TunePatch,
+};
 pub use recipe::{Calibration, Learn, Loss, Method, Preset, Recipe, Rotate, Rounding, Start, Transform, Tune};
 pub use record::{BlockRecord, Event, RunRecord};

@@ -2,11 +2,13 @@
 
 use std::path::Path;
 
-use oq_quant_core::{QuantSpec, RotateKind, SiteKind};
+use oq_quant_core::{Bits, QuantSpec, RotateKind, SiteKind};
 use serde::Deserialize;
 
 use crate::parse::parse;
-use crate::{Calibration, Learn, Loss, Method, Preset, Recipe, RecipeError, Rotate, Rounding, Start, Transform, Tune};
+use crate::{
+    BitBudget, Calibration, Learn, Loss, Method, Preset, Recipe, RecipeError, Rotate, Rounding, Start, Transform, Tune,
+};
 
 /// A recipe as a file writes it: everything but the scheme may be left out.
 ///
@@ -33,6 +35,8 @@ pub struct RecipeFile {
     /// `[rotate]`
     #[serde(default)]
     pub rotate: RotatePatch,
+    /// `[bits]`
+    pub bits: Option<BitsPatch>,
     /// Whether it holds a paper's settings, whose epochs a preset takes a share of; a file of one's own says what it says.
     #[serde(skip)]
     pub(crate) is_published: bool,
@@ -106,6 +110,15 @@ pub struct RotatePatch {
     pub seed: Option<u64>,
 }
 
+/// [`BitBudget`], whose average must be there.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "every field is explained in BitBudget")]
+pub struct BitsPatch {
+    pub average: f64,
+    pub choices: Option<Vec<Bits>>,
+}
+
 /// What the command line sets; it has the last word.
 #[derive(Clone, Debug, Default, PartialEq)]
 #[expect(missing_docs, reason = "every other field is explained in Recipe and its sections")]
@@ -137,6 +150,10 @@ pub struct Overrides {
     pub tune_lr: Option<f64>,
     /// [`Rotate::kind`]
     pub rotate: Option<RotateKind>,
+    /// [`BitBudget::average`]
+    pub bits: Option<f64>,
+    /// [`BitBudget::choices`]
+    pub bit_choices: Option<Vec<Bits>>,
 }
 
 impl Recipe {
@@ -186,6 +203,16 @@ impl Recipe {
         set(kind, &rotate.kind);
         set(seed, &rotate.seed);
     }
+
+    /// Lays a budget of bits over the recipe; choices alone go to the budget that is there.
+    pub(crate) fn apply_bits(&mut self, average: Option<f64>, choices: Option<Vec<Bits>>) {
+        if let Some(average) = average {
+            self.bits.get_or_insert_with(|| BitBudget::new(average)).average = average;
+        }
+        if let (Some(bits), Some(choices)) = (&mut self.bits, choices) {
+            bits.choices = choices;
+        }
+    }
 }
 
 impl Overrides {
@@ -200,5 +227,6 @@ impl Overrides {
         let tune = TunePatch { epochs: tune_epochs, lr: tune_lr };
         let rotate = RotatePatch { kind: rotate, seed: None };
         recipe.apply(method, &calibration, &learn, &transform, &tune, &rotate);
+        recipe.apply_bits(self.bits, self.bit_choices.clone());
     }
 }

@@ -41,6 +41,7 @@ pub(crate) fn published(scheme: QuantSpec, family: Family, chat: bool, post_norm
         // The paper has none.
         tune: Tune { epochs: 0, lr: 5e-4 },
         rotate: Rotate::default(),
+        bits: None,
     }
 }
 

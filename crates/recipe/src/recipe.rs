@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::parse::parse;
 use crate::published::{default_rotation, default_sites, published};
-use crate::{Family, ModelEntry, Overrides, RecipeError, RecipeFile, RotatePatch, TunePatch};
+use crate::{BitBudget, Family, ModelEntry, Overrides, RecipeError, RecipeFile, RotatePatch, TunePatch, bits};
 
 /// Everything that decides what calibration computes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -30,6 +30,9 @@ pub struct Recipe {
     pub tune: Tune,
     /// Orthogonal matrices that are put into the model first.
     pub rotate: Rotate,
+    /// An average of bits in place of the scheme's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bits: Option<BitBudget>,
 }
 
 /// How codes are found.
@@ -273,6 +276,9 @@ impl Recipe {
         let lay = |recipe: &mut Self, file: Option<&RecipeFile>| {
             if let Some(file) = file {
                 recipe.apply(file.method, &file.calibration, &file.learn, &file.transform, &file.tune, &file.rotate);
+                if let Some(crate::BitsPatch { average, choices }) = file.bits.clone() {
+                    recipe.apply_bits(Some(average), choices);
+                }
             }
         };
         if let Some(file) = file.filter(|file| file.scheme != scheme) {
@@ -282,6 +288,9 @@ impl Recipe {
         preset.take_share(&mut recipe);
         lay(&mut recipe, file.filter(|file| !file.is_published));
         overrides.apply_to(&mut recipe);
+        if let Some(choices) = overrides.bit_choices.as_ref().filter(|_| recipe.bits.is_none()) {
+            return Err(refused("bits.choices", bits::list(choices), "given with bits.average (--bits)"));
+        }
         let asked = overrides.rotate.or(file.and_then(|file| file.rotate.kind));
         if asked.is_none() && preset != Preset::Paper && recipe.method.learns() {
             recipe.rotate.kind = default_rotation(scheme, family);
@@ -313,13 +322,19 @@ impl Recipe {
         Ok(toml::to_string(self).expect("strings, flags and numbers in TOML's range are all a recipe holds"))
     }
 
+    /// Whether anything is measured on text.
+    pub const fn reads_text(&self) -> bool {
+        self.method.reads_text() || self.bits.is_some()
+    }
+
     /// Segments of calibration text that a run reads: those of the blocks, and as many for each pass of tuning.
     pub const fn segments(&self) -> usize {
         let passes = if self.method.learns() { self.tune.epochs } else { 0 };
-        if self.method.reads_text() { self.calibration.samples.saturating_mul(1 + passes) } else { 0 }
+        if self.reads_text() { self.calibration.samples.saturating_mul(1 + passes) } else { 0 }
     }
 
     fn validate(&self) -> Result<(), RecipeError> {
+        self.bits.as_ref().map_or(Ok(()), BitBudget::validate)?;
         let Calibration { data, samples, seqlen, seed, batch } = &self.calibration;
         let Learn { epochs, lwc_lr, .. } = &self.learn;
         let Transform { sites, shift: _, lr, alpha } = &self.transform;
@@ -388,12 +403,14 @@ fn list(sites: &[SiteKind]) -> String {
     format!("[{}]", quoted.join(", "))
 }
 
-fn refused(key: &'static str, value: impl ToString, allowed: impl Into<String>) -> RecipeError {
+pub(crate) fn refused(key: &'static str, value: impl ToString, allowed: impl Into<String>) -> RecipeError {
     RecipeError::Value { key, value: value.to_string(), allowed: allowed.into() }
 }
 
 #[cfg(test)]
 mod tests {
+    use oq_quant_core::Bits;
+
     use super::*;
     use crate::{find, recipe_for};
 
@@ -491,6 +508,7 @@ mod tests {
             transform: Transform { sites: vec![SiteKind::Updown, SiteKind::Qk], shift: true, lr: 0.125, alpha: 0.0 },
             tune: Tune { epochs: 2, lr: 0.5 },
             rotate: Rotate { kind: RotateKind::Online, seed: 0 },
+            bits: Some(BitBudget { average: 2.5, choices: vec![Bits::ALL[0], Bits::ALL[5]] }),
         };
         let typed = Overrides {
             method: Some(Method::Rtn),
@@ -514,6 +532,8 @@ mod tests {
             tune_epochs: Some(2),
             tune_lr: Some(0.5),
             rotate: Some(RotateKind::Online),
+            bits: Some(2.5),
+            bit_choices: Some(vec![Bits::ALL[0], Bits::ALL[5]]),
         };
         assert_eq!(Recipe::resolve(scheme, None, None, &typed).unwrap(), expected);
 

@@ -73,6 +73,8 @@ pub enum Event {
     Retry { block: usize, epoch: usize, batch: usize, lr: f64 },
     /// All segments were seen once more with all blocks; `divergence` is the mean, in nats.
     Tuned { epoch: usize, divergence: f64, lr: f64, secs_left: Option<f64> },
+    /// Widths are chosen: the mean bits of a code, and how many linears have so many.
+    BitsChosen { average: f64, linears: Vec<(u32, usize)> },
     /// All blocks are written.
     RunFinished { wall_secs: f64, peak_bytes: u64, finished_unix: u64 },
 }
@@ -142,6 +144,10 @@ mod tests {
         check(
             &Event::BlockFinished(block()),
             r#"{"event":"block_finished","index":1,"losses":[0.25,0.125],"final_loss":0.5,"wall_secs":1.5,"retries":1}"#,
+        );
+        check(
+            &Event::BitsChosen { average: 3.25, linears: vec![(3, 21), (4, 7)] },
+            r#"{"event":"bits_chosen","average":3.25,"linears":[[3,21],[4,7]]}"#,
         );
         check(
             &Event::Retry { block: 1, epoch: 2, batch: 3, lr: 0.005 },

@@ -4,13 +4,14 @@ use std::cell::RefCell;
 use std::collections::BTreeSet;
 
 use oq_let::{Action, Site};
-use oq_models::{ActPoint, BlockLayout, BlockOps, Compute, Decoder, Dims, LinearName};
-use oq_quant_core::{ActSpec, RotateKind, packed_words};
+use oq_models::{ActPoint, BlockLayout, BlockOps, Compute, Decoder, Dims, Linear, LinearName};
+use oq_quant_core::{ActSpec, Bits, RotateKind, packed_words};
 use oq_recipe::{Calibration, Recipe, Rounding, Start};
 use tch::{Device, Kind, Tensor};
 
 use crate::compensate::WEIGHTS;
 use crate::inputs::PART;
+use crate::sensitivity::n_segments;
 
 /// f32, in which a block is held and learns.
 pub(super) const F32: u64 = 4;
@@ -31,6 +32,12 @@ pub(super) struct Counts {
     pub(super) steps: u64,
     /// Steps of tuning all blocks together; 0 where there is none.
     pub(super) tuning_steps: u64,
+    /// Tokens on which it is measured what each width costs; 0 where none are chosen.
+    pub(super) probed_tokens: u64,
+    /// Widths to choose among.
+    pub(super) choices: u64,
+    /// Numbers per token that linears are given, each input once, and give.
+    pub(super) tapped: u64,
     /// Targets of a step; 0 where nothing is learned.
     pub(super) targets: u64,
     /// Weights of a block's linears.
@@ -108,13 +115,24 @@ impl Counts {
             let chosen = layout.linears.iter().filter(|linear| of(linear.name));
             chosen.map(|linear| (linear.out_features * linear.in_features) as u64).sum()
         };
-        let mut block_bytes = 0;
-        for linear in &layout.linears {
-            let (rows, groups) = (linear.out_features, spec.group.count(linear.in_features));
-            let words = rows * packed_words(linear.in_features, spec.bits) + packed_words(rows, spec.bits) * groups;
-            let half = rows * groups + if linear.bias { rows } else { 0 };
-            block_bytes += words as u64 * 4 + half as u64 * F16;
-        }
+        let packed_bytes = |bits: Bits| {
+            let of_linear = |linear: &Linear| {
+                let (rows, groups) = (linear.out_features, spec.group.count(linear.in_features));
+                let words = rows * packed_words(linear.in_features, bits) + packed_words(rows, bits) * groups;
+                let half = rows * groups + if linear.bias { rows } else { 0 };
+                words as u64 * 4 + half as u64 * F16
+            };
+            layout.linears.iter().map(of_linear).sum::<u64>()
+        };
+        let mut block_bytes = match &recipe.bits {
+            None => packed_bytes(spec.bits),
+            // Between the sizes at the widths around the average.
+            Some(budget) => {
+                let [below, above] = [budget.average.floor(), budget.average.ceil()]
+                    .map(|bits| Bits::new(bits as u32).map_or(0, packed_bytes) as f64);
+                (below + (above - below) * budget.average.fract()).ceil() as u64
+            }
+        };
         let numbers = |shape: &[usize]| shape.iter().product::<usize>() as u64;
         let norms = layout.params.iter().map(|param| numbers(&param.shape)).sum::<u64>();
         let biases = layout.linears.iter().filter(|linear| linear.bias).map(|linear| linear.out_features as u64);
@@ -136,6 +154,9 @@ impl Counts {
             steps: (recipe.learn.epochs as u64).saturating_mul(batches),
             tuning_steps: (recipe.tune.epochs as u64).saturating_mul(batches),
             params: norms + biases.sum::<u64>(),
+            probed_tokens: recipe.bits.as_ref().map_or(0, |_| (n_segments(samples, seqlen) * seqlen) as u64),
+            choices: recipe.bits.as_ref().map_or(0, |budget| budget.choices.len() as u64),
+            tapped: (widths.iter().sum::<usize>() + rows) as u64,
             targets: if learns { 1 + u64::from(recipe.learn.aug_loss) } else { 0 },
             weights: sum(&|_| true),
             largest: layout.linears.iter().map(|l| (l.out_features * l.in_features) as u64).max().unwrap_or(0),

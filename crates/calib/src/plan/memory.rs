@@ -78,12 +78,14 @@ impl Parts {
 
 impl MemoryPlan {
     pub(super) fn new(counts: &Counts, setting: &Setting<'_>) -> Self {
-        let text = if counts.tokens > 0 { setting.text_bytes } else { 0 };
-        let (states, masks) = (states(counts), if counts.tokens > 0 { F32 * mask(counts) } else { 0 });
+        let text = if counts.tokens + counts.probed_tokens > 0 { setting.text_bytes } else { 0 };
+        let (states, masks) =
+            (states(counts), if counts.tokens + counts.probed_tokens > 0 { F32 * mask(counts) } else { 0 });
         let within = |states: u64| setting.cache_memory.map_or(states, |budget| budget.min(states));
         let held = within(states);
-        let tuning = tuning(counts);
-        let spilled_bytes = tuning.iter().map(|(_, states)| *states).chain([states]).map(|all| all - within(all)).max();
+        // What goes through all blocks at once, forwards and back.
+        let passes: Vec<(Parts, u64)> = [probing(counts), tuning(counts)].into_iter().flatten().collect();
+        let spilled_bytes = passes.iter().map(|(_, states)| *states).chain([states]).map(|all| all - within(all)).max();
         let spilled_bytes = spilled_bytes.unwrap_or(0);
         let program = Parts { program_bytes: PROGRAM_BYTES, text_bytes: TOKENIZED * text, ..Parts::default() };
         let tokenizing = Parts { text_bytes: TOKENIZING * text, ..program };
@@ -98,13 +100,13 @@ impl MemoryPlan {
                 step_bytes: parts.step_bytes + holes(held.saturating_add(parts.step_bytes)),
                 ..with(program)
             });
-            let tuning = tuning.map(|(parts, states)| {
-                let held = within(states);
+            let passes = passes.iter().map(|(parts, states)| {
+                let held = within(*states);
                 let step_bytes = parts.step_bytes + holes(held.saturating_add(parts.step_bytes));
                 let cache_bytes = held.saturating_add(masks);
                 Parts { cache_bytes, step_bytes, block_bytes: parts.block_bytes, ..program }
             });
-            let phases = [tokenizing, with(loading), with(coding), copying].into_iter().chain(learning).chain(tuning);
+            let phases = [tokenizing, with(loading), with(coding), copying].into_iter().chain(learning).chain(passes);
             return Self { host: Parts::largest(phases), device: None, spilled_bytes };
         }
         let program = Parts { program_bytes: PROGRAM_BYTES + CUDA_HOST_BYTES, ..program };
@@ -127,13 +129,13 @@ impl MemoryPlan {
             step_bytes: slack(parts.step_bytes),
             ..context
         });
-        let tuning = tuning.map(|(parts, states)| Parts {
+        let passes = passes.iter().map(|(parts, states)| Parts {
             block_bytes: slack(parts.block_bytes),
             step_bytes: slack(parts.step_bytes),
-            cache_bytes: if setting.cache_memory.is_some() { 0 } else { states }.saturating_add(masks),
+            cache_bytes: if setting.cache_memory.is_some() { 0 } else { *states }.saturating_add(masks),
             ..context
         });
-        let on_device = on_device.chain(tuning);
+        let on_device = on_device.chain(passes);
         let host = Parts::largest([tokenizing, loading, coding, copying]);
         Self { host, device: Some(Parts::largest(on_device)), spilled_bytes }
     }
@@ -199,6 +201,24 @@ fn tuning(counts: &Counts) -> Option<(Parts, u64)> {
     let parts = Parts { block_bytes, step_bytes, ..Parts::default() };
     let states = F32.saturating_mul(hidden).saturating_mul(counts.tokens + n_layers * counts.batch_tokens);
     (counts.tuning_steps > 0).then_some((parts, states))
+}
+
+/// While it is measured what each width costs: a block's weights in f32 and as products need them, the largest linears rounded in two ways and
+/// their errors; what linears are given and the gradients of what they give; the head, and a few tensors of predictions. And the hidden states:
+/// the inputs of all blocks, and the states themselves.
+fn probing(counts: &Counts) -> Option<(Parts, u64)> {
+    let dims = counts.dims;
+    let (n_layers, hidden, vocab) = (dims.n_layers as u64, dims.hidden as u64, dims.vocab as u64);
+    let product = counts.product_bytes;
+    let values = (F32 + product) * counts.weights + (4 * F32 + 2 * product) * counts.largest;
+    let head = product * vocab * hidden;
+    let predictions = PREDICTIONS * F32 * vocab * counts.seqlen.min(POSITIONS as u64);
+    let one_segment = step(counts) / (counts.batch_tokens / counts.seqlen).max(1);
+    let tapped = product.saturating_mul(counts.tapped).saturating_mul(counts.probed_tokens);
+    let step_bytes = tapped.saturating_add(one_segment).max(predictions);
+    let parts = Parts { block_bytes: values + head, step_bytes, ..Parts::default() };
+    let states = F32.saturating_mul(hidden).saturating_mul((n_layers + 1) * counts.probed_tokens);
+    (counts.probed_tokens > 0).then_some((parts, states))
 }
 
 /// Hidden states between blocks: targets, inputs, and the second targets.

@@ -100,6 +100,8 @@ pub struct TimePlan {
     pub block_secs: f64,
     /// Tuning all blocks together.
     pub tuning_secs: f64,
+    /// Measuring what each width costs, where widths are chosen.
+    pub probing_secs: f64,
     /// All blocks, tuning, and what lies outside.
     pub total_secs: f64,
 }
@@ -133,6 +135,7 @@ impl TimePlan {
         let other_secs = rates.other(counts);
         let block_secs = counts.steps as f64 * step_secs + other_secs;
         let tuning_secs = counts.tuning_steps as f64 * rates.tuning_step(counts);
+        let probing_secs = if counts.probed_tokens > 0 { rates.probing(counts) } else { 0.0 };
         // Looked through for numbers that are not finite, then copied.
         let outer_secs = 2.0 * counts.outer_bytes as f64 / rates.disk;
         Self {
@@ -143,7 +146,8 @@ impl TimePlan {
             other_secs,
             block_secs,
             tuning_secs,
-            total_secs: counts.dims.n_layers as f64 * block_secs + tuning_secs + outer_secs,
+            probing_secs,
+            total_secs: counts.dims.n_layers as f64 * block_secs + tuning_secs + probing_secs + outer_secs,
         }
     }
 }
@@ -209,6 +213,21 @@ impl Rates {
             + 2.0 * (OPS_PER_BLOCK + OPS_PER_LINEAR * counts.linears as f64) * self.secs_per_op;
         let predictions = tokens * counts.dims.vocab as f64;
         let head = 3.0 * 2.0 * predictions * counts.dims.hidden as f64 / self.products
+            + PREDICTION_BYTES * predictions / self.memory;
+        counts.dims.n_layers as f64 * block + head
+    }
+
+    /// Forwards through all blocks, and forwards and backwards; each width's error of weights, and what it does to outputs.
+    fn probing(&self, counts: &Counts) -> f64 {
+        let (tokens, weights, choices) = (counts.probed_tokens as f64, counts.weights as f64, counts.choices as f64);
+        let block = (3.0 + choices) * 2.0 * tokens * weights / self.products
+            + (2.0 + ATTENTION_BACKWARD) * attention_flops(counts, tokens) / self.attention
+            + (1.0 + FORWARD_SHARE) * tokens * activation_bytes(counts) / self.memory
+            // A search is as long as two steps' clipping; then the weights are rounded in two ways.
+            + 4.0 * choices * self.clip_bytes * weights / self.memory
+            + 2.0 * F16 as f64 * weights / self.disk;
+        let predictions = tokens * counts.dims.vocab as f64;
+        let head = 2.0 * 2.0 * predictions * counts.dims.hidden as f64 / self.products
             + PREDICTION_BYTES * predictions / self.memory;
         counts.dims.n_layers as f64 * block + head
     }

@@ -32,9 +32,18 @@ pub fn run(args: &InspectArgs, out: &Output) -> Result<()> {
         line("vocabulary", format!("{}, context {}", dims.vocab, dims.max_positions));
         line("parameters", format!("{:.3} million in {} tensors", summary.params as f64 / 1e6, summary.tensors));
         line("on disk", format!("{} in {} shards", bytes(summary.total_bytes), summary.shards));
-        match (summary.quantized, summary.bits_per_weight()) {
+        match (&summary.quantized, summary.bits_per_weight()) {
             (Some(spec), Some(bits)) => {
                 line("quantized", format!("{spec}, {bits:.3} bits per weight with scales and zero points"));
+                if spec.uniform().is_none() {
+                    let shares = summary.params_by_bits.iter().map(|(bits, params)| {
+                        let share = 100.0 * *params as f64 / summary.quantized_params as f64;
+                        format!("{share:.1} % of {bits} bits")
+                    });
+                    let average = summary.bits_per_code().unwrap_or_default();
+                    let shares = shares.collect::<Vec<_>>().join(", ");
+                    line("  widths", format!("{average:.3} bits on average: {shares}"));
+                }
                 line("  codes", bytes(summary.packed_bytes));
                 line("  scales", bytes(summary.scale_bytes));
                 line("  zero points", bytes(summary.zero_point_bytes));

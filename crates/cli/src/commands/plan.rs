@@ -9,7 +9,7 @@ use oq_formats::{quantization_of, read_config};
 use oq_models::family::decoder_of;
 use oq_models::{Compute, ModelError};
 use oq_quant_core::{ActSpec, RotateKind};
-use oq_recipe::{ModelEntry, Profile, Recipe, Shape, Source};
+use oq_recipe::{BitBudget, ModelEntry, Profile, Recipe, Shape, Source};
 use serde_json::{Value, json};
 
 use crate::args::{ComputeArg, PlanArgs, PlanDeviceArg};
@@ -102,8 +102,8 @@ fn config(named: &Named, out: &Output) -> Result<Value> {
         Some(config) => config,
         None => read_config(&named.directory(out)?)?,
     };
-    if let Some(spec) = quantization_of(&config)? {
-        return Err(ModelError::AlreadyQuantized { dir: named.name.clone().into(), spec }.into());
+    if let Some(quantization) = quantization_of(&config)? {
+        return Err(ModelError::AlreadyQuantized { dir: named.name.clone().into(), quantization }.into());
     }
     Ok(config)
 }
@@ -159,7 +159,11 @@ fn text(model: &str, recipe: &Recipe, plan: &Plan, setting: &Setting<'_>) -> Str
             "residual stream and values, in the weights; queries, keys and the MLP's inside, while it runs".to_owned(),
         ),
     }
-    if recipe.method.reads_text() {
+    if let Some(BitBudget { average, choices }) = &recipe.bits {
+        let choices: Vec<String> = choices.iter().map(ToString::to_string).collect();
+        line("bits", format!("{average} on average, of {}, by what predictions suffer", choices.join(", ")));
+    }
+    if recipe.reads_text() {
         let c = &recipe.calibration;
         line("calibration", format!("{} segments of {} tokens of {}, seed {}", c.samples, c.seqlen, c.data, c.seed));
     }
@@ -226,6 +230,8 @@ fn time(plan: &Plan) -> String {
     let estimate = if time.estimate { " (estimate)" } else { "" };
     let step = if plan.steps_per_block > 0 { format!(", {:.3} s per step", time.step_secs) } else { String::new() };
     let tuning = if time.tuning_secs > 0.0 { format!(", tuning {}", about(time.tuning_secs)) } else { String::new() };
+    let probing =
+        if time.probing_secs > 0.0 { format!(", choosing bits {}", about(time.probing_secs)) } else { String::new() };
     let (total, block) = (about(time.total_secs), time.block_secs);
-    format!("about {total}{estimate}, {block:.1} s per block{step}{tuning}, in {}", plan.compute)
+    format!("about {total}{estimate}, {block:.1} s per block{step}{probing}{tuning}, in {}", plan.compute)
 }

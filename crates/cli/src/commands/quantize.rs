@@ -33,7 +33,8 @@ pub fn run(args: &QuantizeArgs, out: &Output) -> Result<()> {
     named.recipe(&args.recipe, None)?;
     let model = Model::open(&named.directory(out)?)?;
     let recipe = named.recipe(&args.recipe, Some(model.config()))?;
-    let default_out = || PathBuf::from(format!("{}-{}", named.stem(), recipe.scheme));
+    let bits = recipe.bits.as_ref().map_or_else(String::new, |bits| format!("-{}bits", bits.average));
+    let default_out = || PathBuf::from(format!("{}-{}{bits}", named.stem(), recipe.scheme));
     let dir = args.out.clone().unwrap_or_else(default_out);
     check(&model, &recipe)?;
     let compute = machine::compute(args.compute, device);
@@ -50,7 +51,7 @@ pub fn run(args: &QuantizeArgs, out: &Output) -> Result<()> {
     refuse(&plan)?;
     out.note(&planned(&plan));
 
-    let segments = if recipe.method.reads_text() {
+    let segments = if recipe.reads_text() {
         let c = &recipe.calibration;
         let ids = tokens(model.dir(), &c.data, Split::Train, args.eval.data_dir.as_deref())?;
         segments(&ids, recipe.segments(), c.seqlen, c.seed)?
@@ -207,7 +208,8 @@ impl Job<'_> {
         let rounded = Model::open(self.model.dir())?.with_round_to_nearest(self.recipe.scheme)?;
         let rounded = measure("round to nearest".to_owned(), &rounded)?;
         let name = match self.recipe.method {
-            Method::Rtn => return Ok(vec![full, rounded]),
+            Method::Rtn if self.recipe.bits.is_none() => return Ok(vec![full, rounded]),
+            Method::Rtn => "mixed bits",
             Method::Smoothquant => "SmoothQuant",
             Method::Omniquant => "OmniQuant",
         };
@@ -247,6 +249,10 @@ impl Show {
             Notice::Event(Event::Tuned { epoch, divergence, secs_left, .. }) => self.bar.line(|| {
                 let left = secs_left.map_or(String::new(), |secs| format!(", {} left", seconds(secs)));
                 format!("tuning epoch {} of {}, divergence {divergence:.4}{left}", epoch + 1, self.tune_epochs)
+            }),
+            Notice::Event(Event::BitsChosen { average, linears }) => self.bar.line(|| {
+                let widths: Vec<String> = linears.iter().map(|(bits, n)| format!("{n} of {bits} bits")).collect();
+                format!("linears: {}; {average:.3} bits on average", widths.join(", "))
             }),
             Notice::Event(_) => {}
         }

@@ -1,53 +1,69 @@
-//! `quantization_config` in `config.json`: a [`QuantSpec`] there and back.
+//! `quantization_config` in `config.json`: a [`Quantization`] there and back.
 
-use oq_quant_core::{ActSpec, Bits, GroupSize, QuantSpec, Symmetry, WeightSpec};
+use oq_quant_core::{ActSpec, Bits, GroupSize, Symmetry, WeightSpec};
 use serde_json::{Map, Value, json};
 
+use super::scheme::Quantization;
 use crate::FormatError;
 
 const METHOD: &str = "compressed-tensors";
 const FORMAT: &str = "pack-quantized";
 const KEY: &str = "quantization_config";
 
-/// The value of `quantization_config` for a model whose linears, all but those named in `ignore`, are quantized by `spec`.
+/// The value of `quantization_config` for a model whose linears, all but those named in `ignore`, are quantized so.
+///
+/// Linears that are not all alike are named one by one, a group for each spec: that is the one kind of target of which every loader
+/// has the same idea.
 ///
 /// `ignore` holds module names as in the checkpoint, without `.weight`; `lm_head` always belongs there.
-pub fn quantization_config(spec: QuantSpec, ignore: &[&str]) -> Value {
+pub fn quantization_config(quantization: &Quantization, ignore: &[&str]) -> Value {
+    let act = quantization.act();
+    let groups = quantization.groups().enumerate().map(|(idx, (spec, targets))| {
+        // The format is said inside the group too: with quantized activations loaders would infer another one.
+        let mut group = json!({"targets": targets, "weights": weights(spec), "format": FORMAT});
+        if let ActSpec::PerToken(bits) = act {
+            group["input_activations"] = json!({"num_bits": bits.get(), "type": "int", "symmetric": false, "strategy": "token",
+                "dynamic": true});
+        }
+        (format!("group_{idx}"), group)
+    });
+    let groups: Map<String, Value> = groups.collect();
+    let mut config = json!({
+        "quant_method": METHOD,
+        "format": FORMAT,
+        "quantization_status": "compressed",
+        "ignore": ignore,
+        "config_groups": groups,
+    });
+    // What transformers does otherwise is wanted for quantized activations alone, and only works without zero points. Told this, it
+    // takes all linears for ones of the first group.
+    if let Some(spec) = quantization.uniform()
+        && (act == ActSpec::Float || spec.weight.symmetry == Symmetry::Asymmetric)
+    {
+        config["dequantize"] = true.into();
+    }
+    config
+}
+
+fn weights(spec: WeightSpec) -> Value {
     let mut weights = json!({
-        "num_bits": spec.weight.bits.get(),
+        "num_bits": spec.bits.get(),
         "type": "int",
-        "symmetric": spec.weight.symmetry == Symmetry::Symmetric,
+        "symmetric": spec.symmetry == Symmetry::Symmetric,
         "dynamic": false,
     });
-    match spec.weight.group {
+    match spec.group {
         GroupSize::PerChannel => weights["strategy"] = "channel".into(),
         GroupSize::Channels(n) => {
             weights["strategy"] = "group".into();
             weights["group_size"] = n.get().into();
         }
     }
-    // Said inside the group too: with quantized activations loaders would infer another format.
-    let mut group = json!({"targets": ["Linear"], "weights": weights, "format": FORMAT});
-    if let ActSpec::PerToken(bits) = spec.act {
-        group["input_activations"] =
-            json!({"num_bits": bits.get(), "type": "int", "symmetric": false, "strategy": "token", "dynamic": true});
-    }
-    let mut config = json!({
-        "quant_method": METHOD,
-        "format": FORMAT,
-        "quantization_status": "compressed",
-        "ignore": ignore,
-        "config_groups": {"group_0": group},
-    });
-    // What transformers does otherwise is wanted for quantized activations alone, and only works without zero points.
-    if spec.act == ActSpec::Float || spec.weight.symmetry == Symmetry::Asymmetric {
-        config["dequantize"] = true.into();
-    }
-    config
+    weights
 }
 
 /// The packed model's `config.json`: the source's, with the quantization and a type that keeps scales exact.
-pub(crate) fn packed_config(source: &Value, spec: QuantSpec, ignore: &[&str]) -> Value {
+pub(crate) fn packed_config(source: &Value, quantization: &Quantization, ignore: &[&str]) -> Value {
     let mut config = source.as_object().cloned().unwrap_or_default();
     // transformers 5 writes `dtype` and reads both, 4 knows `torch_dtype`.
     let keys: Vec<&str> = ["dtype", "torch_dtype"].into_iter().filter(|key| config.contains_key(*key)).collect();
@@ -56,7 +72,7 @@ pub(crate) fn packed_config(source: &Value, spec: QuantSpec, ignore: &[&str]) ->
         let dtype = kept.unwrap_or("float16").to_owned();
         config.insert(key.to_owned(), dtype.into());
     }
-    config.insert(KEY.to_owned(), quantization_config(spec, ignore));
+    config.insert(KEY.to_owned(), quantization_config(quantization, ignore));
     Value::Object(config)
 }
 
@@ -65,7 +81,7 @@ pub(crate) fn packed_config(source: &Value, spec: QuantSpec, ignore: &[&str]) ->
 /// # Errors
 /// [`FormatError::QuantMethod`] for methods other than compressed-tensors, [`FormatError::QuantConfig`] for settings that are
 /// not integer grids per group or per output channel with, at most, dynamic activations per token.
-pub fn quantization_of(config: &Value) -> Result<Option<QuantSpec>, FormatError> {
+pub fn quantization_of(config: &Value) -> Result<Option<Quantization>, FormatError> {
     let Some(quantization) = config.get(KEY).filter(|value| !value.is_null()) else { return Ok(None) };
     let method = quantization.get("quant_method").and_then(Value::as_str).unwrap_or("none given");
     if method != METHOD {
@@ -73,32 +89,37 @@ pub fn quantization_of(config: &Value) -> Result<Option<QuantSpec>, FormatError>
     }
     expect(quantization, "format", &[json!(FORMAT)], "\"pack-quantized\"")?;
     expect(quantization, "kv_cache_scheme", &[Value::Null], "absent")?;
-    let groups = quantization.get("config_groups").and_then(Value::as_object);
-    let group = match groups.map(|groups| groups.values().collect::<Vec<_>>()).as_deref() {
-        Some([group]) => *group,
-        other => {
-            return Err(FormatError::QuantConfig {
-                field: "config_groups",
-                got: format!("{} groups", other.map_or(0, <[_]>::len)),
-                expected: "one group",
-            });
+    let groups = quantization.get("config_groups");
+    let groups = groups.and_then(Value::as_object).ok_or_else(|| wrong("config_groups", groups, "an object"))?;
+    let mut found: Option<Quantization> = None;
+    for group in groups.values() {
+        expect(group, "output_activations", &[Value::Null], "absent")?;
+        let weights = group.get("weights").and_then(Value::as_object);
+        let weights = weights.ok_or_else(|| wrong("weights", group.get("weights"), "an object"))?;
+        let (weight, act) = (weight_spec(weights)?, act_spec(group)?);
+        let found = found.get_or_insert_with(|| Quantization::none(act));
+        if found.act() != act {
+            return Err(wrong("input_activations", group.get("input_activations"), "the same in all groups"));
         }
-    };
-    expect(group, "targets", &[json!(["Linear"])], "[\"Linear\"]")?;
-    expect(group, "output_activations", &[Value::Null], "absent")?;
-    let weights = group.get("weights").and_then(Value::as_object);
-    let weights = weights.ok_or_else(|| wrong("weights", group.get("weights"), "an object"))?;
-    let act = match group.get("input_activations").filter(|value| !value.is_null()) {
-        None => ActSpec::Float,
-        Some(act) => {
-            expect(act, "type", &[json!("int"), Value::Null], "\"int\"")?;
-            expect(act, "symmetric", &[json!(false)], "false (for activations)")?;
-            expect(act, "dynamic", &[json!(true)], "true (for activations)")?;
-            expect(act, "strategy", &[json!("token")], "\"token\" (for activations)")?;
-            ActSpec::PerToken(bits(act)?)
+        let targets = group.get("targets");
+        let names = targets.and_then(Value::as_array).filter(|targets| !targets.is_empty());
+        let names = names.ok_or_else(|| wrong("targets", targets, "a list of modules"))?;
+        for name in names {
+            found.add(name.as_str().ok_or_else(|| wrong("targets", targets, "a list of modules"))?, weight)?;
         }
-    };
-    Ok(Some(QuantSpec { weight: weight_spec(weights)?, act }))
+    }
+    let none =
+        || FormatError::QuantConfig { field: "config_groups", got: "empty".to_owned(), expected: "a group or more" };
+    found.ok_or_else(none).map(Some)
+}
+
+fn act_spec(group: &Value) -> Result<ActSpec, FormatError> {
+    let Some(act) = group.get("input_activations").filter(|value| !value.is_null()) else { return Ok(ActSpec::Float) };
+    expect(act, "type", &[json!("int"), Value::Null], "\"int\"")?;
+    expect(act, "symmetric", &[json!(false)], "false (for activations)")?;
+    expect(act, "dynamic", &[json!(true)], "true (for activations)")?;
+    expect(act, "strategy", &[json!("token")], "\"token\" (for activations)")?;
+    Ok(ActSpec::PerToken(bits(act)?))
 }
 
 fn weight_spec(weights: &Map<String, Value>) -> Result<WeightSpec, FormatError> {
@@ -144,14 +165,20 @@ fn wrong(field: &'static str, got: Option<&Value>, expected: &'static str) -> Fo
 
 #[cfg(test)]
 mod tests {
+    use oq_quant_core::QuantSpec;
+
     use super::*;
+
+    fn uniform(text: &str) -> Quantization {
+        text.parse::<QuantSpec>().unwrap().into()
+    }
 
     #[test]
     fn a_spec_comes_back_from_what_is_written() {
         for text in ["w4a16g64", "w3a16", "w2a16g128sym", "w8a8", "w4a4sym", "w5a16g32"] {
-            let spec: QuantSpec = text.parse().unwrap();
-            let config = packed_config(&json!({"model_type": "llama"}), spec, &["lm_head"]);
-            assert_eq!(quantization_of(&config).unwrap(), Some(spec), "{text}");
+            let config = packed_config(&json!({"model_type": "llama"}), &uniform(text), &["lm_head"]);
+            assert_eq!(config["quantization_config"]["config_groups"]["group_0"]["targets"], json!(["Linear"]));
+            assert_eq!(quantization_of(&config).unwrap(), Some(uniform(text)), "{text}");
         }
         assert_eq!(quantization_of(&json!({"model_type": "llama"})).unwrap(), None);
         assert_eq!(quantization_of(&json!({"quantization_config": null})).unwrap(), None);
@@ -164,13 +191,36 @@ mod tests {
             "config_groups": {"group_0": {"targets": ["Linear"], "input_activations": null,
                 "weights": {"num_bits": 4, "group_size": 128, "actorder": "weight", "observer": "mse"}}},
         }});
-        assert_eq!(quantization_of(&config).unwrap(), Some("w4a16g128sym".parse().unwrap()));
+        assert_eq!(quantization_of(&config).unwrap(), Some(uniform("w4a16g128sym")));
+    }
+
+    #[test]
+    fn groups_come_back_with_their_targets() {
+        let spec = |text: &str| text.parse::<QuantSpec>().unwrap();
+        let linears = [("a.o", "w3a4g64"), ("b.o", "w2a4g64"), ("b.up", "w3a4g64")];
+        let linears = linears.map(|(name, text)| (name.to_owned(), spec(text).weight));
+        let mixed = Quantization::of_linears(spec("w3a4g64").act, linears);
+        let config = packed_config(&json!({}), &mixed, &["lm_head"]);
+        let groups = &config["quantization_config"]["config_groups"];
+        assert_eq!(groups["group_0"]["targets"], json!(["a.o", "b.up"]));
+        assert_eq!(groups["group_1"]["targets"], json!(["b.o"]));
+        assert_eq!(groups["group_1"]["weights"]["num_bits"], 2);
+        assert_eq!(quantization_of(&config).unwrap(), Some(mixed));
+        // As llm-compressor writes them.
+        let weights = |bits: u32| json!({"num_bits": bits, "strategy": "group", "group_size": 64, "symmetric": false});
+        let config = json!({"quantization_config": {"quant_method": METHOD, "format": FORMAT, "config_groups": {
+            "group_0": {"targets": ["re:.*(gate|up)_proj$", "Linear"], "weights": weights(4)},
+            "group_1": {"targets": ["re:.*down_proj$"], "weights": weights(8)}}}});
+        let read = quantization_of(&config).unwrap().unwrap();
+        let bits = |name: &str| read.weight(name).map(|spec| spec.bits.get());
+        assert_eq!(["x.up_proj", "x.down_proj", "x.o_proj"].map(bits), [Some(4), Some(8), Some(4)]);
+        let again = json!({"quantization_config": quantization_config(&read, &[])});
+        assert_eq!(quantization_of(&again).unwrap(), Some(read));
     }
 
     #[track_caller]
     fn check_refused(edit: impl Fn(&mut Value), part: &str) {
-        let spec = "w4a8g64".parse().unwrap();
-        let mut config = packed_config(&json!({}), spec, &["lm_head"]);
+        let mut config = packed_config(&json!({}), &uniform("w4a8g64"), &["lm_head"]);
         edit(&mut config["quantization_config"]);
         let message = quantization_of(&config).unwrap_err().to_string();
         assert!(message.contains(part), "{message}");
@@ -180,11 +230,27 @@ mod tests {
     fn refuses_what_it_does_not_read() {
         check_refused(|q| q["quant_method"] = "gptq".into(), "`gptq` is not read: only compressed-tensors");
         check_refused(|q| q["format"] = "marlin-24".into(), "format is \"marlin-24\"");
-        check_refused(|q| q["config_groups"]["group_1"] = json!({}), "2 groups, expected one");
-        check_refused(|q| q["config_groups"] = json!(null), "0 groups");
+        check_refused(|q| q["config_groups"]["group_1"] = json!({}), "weights is absent");
+        check_refused(|q| q["config_groups"] = json!(null), "config_groups is absent");
+        check_refused(|q| q["config_groups"] = json!({}), "config_groups is empty");
         check_refused(|q| q["kv_cache_scheme"] = json!({"num_bits": 8}), "kv_cache_scheme");
         let group = |q: &mut Value, field: &str, value: Value| q["config_groups"]["group_0"][field] = value;
-        check_refused(|q| group(q, "targets", json!(["re:.*q_proj"])), "targets");
+        check_refused(|q| group(q, "targets", json!([])), "targets is [], expected a list of modules");
+        check_refused(|q| group(q, "targets", json!(["Linear", 3])), "targets is [\"Linear\",3]");
+        check_refused(|q| group(q, "targets", json!(["re:*"])), "targets is \"re:*\", expected a regular expression");
+        let second = |q: &mut Value, field: &str, value: Value| {
+            let groups = &mut q["config_groups"];
+            groups["group_1"] = groups["group_0"].clone();
+            groups["group_1"][field] = value;
+        };
+        check_refused(
+            |q| second(q, "input_activations", json!(null)),
+            "input_activations is absent, expected the same",
+        );
+        check_refused(
+            |q| second(q, "weights", json!({"num_bits": 2, "strategy": "channel"})),
+            "\"Linear\" in two groups",
+        );
         check_refused(|q| group(q, "weights", json!(4)), "weights is 4, expected an object");
         let weights =
             |q: &mut Value, field: &str, value: Value| q["config_groups"]["group_0"]["weights"][field] = value;
@@ -205,16 +271,19 @@ mod tests {
 
     #[test]
     fn loaders_decode_at_once_where_activations_are_none_of_their_business() {
-        let told = |text: &str| quantization_config(text.parse().unwrap(), &[]).get("dequantize").cloned();
+        let told = |text: &str| quantization_config(&uniform(text), &[]).get("dequantize").cloned();
         assert_eq!(told("w3a16g64"), Some(json!(true)));
         assert_eq!(told("w3a16sym"), Some(json!(true)));
         assert_eq!(told("w4a4"), Some(json!(true)));
         assert_eq!(told("w4a4sym"), None);
+        let linears = ["w4a16sym", "w3a16sym"].map(|text| (text.to_owned(), text.parse::<QuantSpec>().unwrap().weight));
+        let mixed = Quantization::of_linears(ActSpec::Float, linears);
+        assert_eq!(quantization_config(&mixed, &[]).get("dequantize"), None);
     }
 
     #[track_caller]
     fn check_dtype(source: Value, expected: Value) {
-        let mut config = packed_config(&source, "w4a16".parse().unwrap(), &[]);
+        let mut config = packed_config(&source, &uniform("w4a16"), &[]);
         config.as_object_mut().unwrap().remove("quantization_config");
         assert_eq!(config, expected);
     }

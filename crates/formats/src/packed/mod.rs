@@ -12,6 +12,10 @@
 //! and every other tensor (biases, norms, embeddings, head) stays as it is in its own type. Loaders: transformers 5 with pip
 //! `compressed-tensors` from 0.18 on (0.17 packs 3, 5, 6 and 7 bits otherwise), and vLLM.
 //!
+//! **Groups.** Linears that are not all quantized alike stand in `config_groups` by their names, a group for each spec. Names, patterns
+//! (`re:.*down_proj`) and `Linear` are read ([`Quantization`] says in which order they count). transformers 5.23 loads such a model if its
+//! grids are symmetric. Asymmetric ones it refuses: `"dequantize"`, below, decodes all linears by the first group.
+//!
 //! **The type that `config.json` asks for.** Loaders may keep scales in the model's type, whatever the file holds. f16 and f32
 //! hold our f16 scales exactly; bf16 would cut three of their eleven digits, an error of up to 0.4 % that all weights of a group
 //! share. So a model that computed in bf16 asks for `float16` once it is packed (its bf16 tensors are cast on loading), and one
@@ -27,10 +31,12 @@ mod config;
 mod layout;
 mod online;
 mod reader;
+mod scheme;
 mod writer;
 
 pub use config::{quantization_config, quantization_of};
 pub use layout::{packed_linear, packed_tensors};
 pub use online::is_rotated_online;
 pub use reader::PackedCheckpoint;
+pub use scheme::Quantization;
 pub use writer::PackedWriter;

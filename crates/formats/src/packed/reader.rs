@@ -2,19 +2,20 @@
 
 use std::path::Path;
 
-use oq_quant_core::{QuantSpec, QuantizedTensor};
+use oq_quant_core::{QuantizedTensor, WeightSpec};
 use serde_json::Value;
 
 use super::config::quantization_of;
 use super::layout::{self, PACKED};
-use crate::{Checkpoint, FormatError, read_config};
+use super::scheme::Quantization;
+use crate::{Checkpoint, FormatError, PackedFault, read_config};
 
 /// A packed model: its quantized linears, and its other tensors through [`Self::checkpoint`].
 #[derive(Debug)]
 pub struct PackedCheckpoint {
     checkpoint: Checkpoint,
     config: Value,
-    spec: QuantSpec,
+    quantization: Quantization,
 }
 
 impl PackedCheckpoint {
@@ -24,8 +25,8 @@ impl PackedCheckpoint {
     /// [`FormatError::NotPacked`] for a full-precision model; otherwise as [`Checkpoint::open`] and [`quantization_of`].
     pub fn open(dir: &Path) -> Result<Self, FormatError> {
         let config = read_config(dir)?;
-        let spec = quantization_of(&config)?.ok_or_else(|| FormatError::NotPacked { dir: dir.to_owned() })?;
-        Ok(Self { checkpoint: Checkpoint::open(dir)?, config, spec })
+        let quantization = quantization_of(&config)?.ok_or_else(|| FormatError::NotPacked { dir: dir.to_owned() })?;
+        Ok(Self { checkpoint: Checkpoint::open(dir)?, config, quantization })
     }
 
     /// Reads one quantized linear by its name without `.weight`, such as `model.layers.0.self_attn.q_proj`.
@@ -33,7 +34,7 @@ impl PackedCheckpoint {
     /// # Errors
     /// [`FormatError::Packed`] when a part is missing or the parts do not agree.
     pub fn linear(&self, name: &str) -> Result<QuantizedTensor, FormatError> {
-        layout::packed_linear(&self.checkpoint, name, self.spec.weight)
+        layout::packed_linear(&self.checkpoint, name, self.weight(name)?)
     }
 
     /// `[out_features, in_features]` of one quantized linear, without reading its codes.
@@ -41,7 +42,7 @@ impl PackedCheckpoint {
     /// # Errors
     /// [`FormatError::Packed`] when the shape or the codes are missing, or do not agree.
     pub fn linear_shape(&self, name: &str) -> Result<[usize; 2], FormatError> {
-        layout::read_shape(&self.checkpoint, name, self.spec.weight)
+        layout::read_shape(&self.checkpoint, name, self.weight(name)?)
     }
 
     /// Whether the linear of that name is quantized.
@@ -65,7 +66,15 @@ impl PackedCheckpoint {
     }
 
     /// How it is quantized.
-    pub fn spec(&self) -> QuantSpec {
-        self.spec
+    pub fn quantization(&self) -> &Quantization {
+        &self.quantization
+    }
+
+    /// How one linear is quantized.
+    ///
+    /// # Errors
+    /// [`FormatError::Packed`] when no group of `quantization_config` has it among its targets.
+    pub fn weight(&self, name: &str) -> Result<WeightSpec, FormatError> {
+        self.quantization.weight(name).ok_or_else(|| FormatError::packed(name, PackedFault::NoGroup))
     }
 }

@@ -4,11 +4,11 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use oq_quant_core::QuantSpec;
 use serde_json::{Map, Value, json};
 
 use super::config::packed_config;
 use super::online;
+use super::scheme::Quantization;
 use crate::atomic::remove_leftovers;
 use crate::checkpoint::{INDEX, shard_contents};
 use crate::{CONFIG, FormatError, OutTensor, atomic_write, atomic_write_with, write_shard};
@@ -104,12 +104,12 @@ impl PackedWriter {
     ///
     /// # Errors
     /// [`FormatError::MissingShard`] when a block was not written; [`FormatError::TwiceWritten`] when two shards hold one name.
-    pub fn finish(&self, config: &Value, spec: QuantSpec, ignore: &[&str]) -> Result<(), FormatError> {
+    pub fn finish(&self, config: &Value, quantization: &Quantization, ignore: &[&str]) -> Result<(), FormatError> {
         self.write_index()?;
         for name in SIDE_FILES {
             copy_if_there(&self.source.join(name), &self.dir.join(name))?;
         }
-        let mut config = packed_config(config, spec, ignore);
+        let mut config = packed_config(config, quantization, ignore);
         if self.rotated_online {
             online::mark(&mut config);
         }

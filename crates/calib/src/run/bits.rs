@@ -1,0 +1,85 @@
+//! The first part of a run with an average of bits: which width each linear gets.
+
+use std::ops::ControlFlow;
+use std::time::Instant;
+
+use oq_models::Model;
+use oq_recipe::{BitBudget, Event, Recipe};
+
+use super::{Notice, Options};
+use crate::error::CalibError;
+use crate::identity::Identity;
+use crate::journal::Journal;
+use crate::sensitivity::{Probe, n_segments};
+use crate::states::{Cache, Store};
+use crate::student::Place;
+use crate::widths::{Choice, Widths};
+
+/// What widths are chosen for.
+pub(super) struct Subject<'a> {
+    pub(super) model: &'a Model,
+    pub(super) recipe: &'a Recipe,
+    pub(super) budget: &'a BitBudget,
+    pub(super) segments: &'a [Vec<u32>],
+    pub(super) options: &'a Options,
+    pub(super) identity: &'a Identity,
+}
+
+impl Subject<'_> {
+    /// The widths that an earlier run chose, else those that are measured now; blocks that were made by others are forgotten.
+    pub(super) fn widths(
+        &self,
+        journal: &mut Journal,
+        on: &mut dyn FnMut(Notice) -> ControlFlow<()>,
+    ) -> Result<Widths, CalibError> {
+        let (decoder, scheme, out) = (self.model.decoder(), self.recipe.scheme, &self.options.out);
+        let before = Choice::read(out, self.identity);
+        if let Some(widths) = before.and_then(|choice| choice.widths(decoder, scheme)) {
+            return Ok(widths);
+        }
+        if !journal.finished().is_empty() {
+            tracing::warn!("which widths were chosen is not known any more: all blocks are made again");
+            journal.truncate(0)?;
+        }
+        let choice = self.choose(on)?;
+        choice.write(out)?;
+        let event = Event::BitsChosen { average: choice.average, linears: choice.linears() };
+        if on(Notice::Event(event)).is_break() {
+            return Err(self.stopped());
+        }
+        Ok(choice.widths(decoder, scheme).expect("all linears of the model were measured"))
+    }
+
+    fn choose(&self, on: &mut dyn FnMut(Notice) -> ControlFlow<()>) -> Result<Choice, CalibError> {
+        let _no_grad = tch::no_grad_guard();
+        let Self { model, recipe, budget, options, .. } = *self;
+        let started = Instant::now();
+        let segments = &self.segments[..n_segments(self.segments.len(), recipe.calibration.seqlen)];
+        let (dims, tokens) = (model.decoder().dims(), segments.iter().map(Vec::len).sum::<usize>());
+        let Options { device, compute, cache_memory, out, .. } = options;
+        let cache = |len| Cache { device: *device, budget: *cache_memory, n_stores: 2, len, dir: out.clone() };
+        let (inputs, states) = (cache(dims.n_layers * tokens * dims.hidden), cache(tokens * dims.hidden));
+        let probe = Probe {
+            model,
+            place: Place { device: *device, compute: *compute },
+            spec: recipe.scheme.weight,
+            clips: recipe.method.learns(),
+            choices: &budget.choices,
+            segments,
+            seed: recipe.calibration.seed,
+        };
+        let total = 2 * dims.n_layers;
+        let mut on = |done| on(Notice::Progress { done, total });
+        match probe.units(Store::new(&inputs), Store::new(&states), &mut on)? {
+            ControlFlow::Continue(units) => {
+                Ok(Choice::new(self.identity, budget, units, started.elapsed().as_secs_f64()))
+            }
+            ControlFlow::Break(()) => Err(self.stopped()),
+        }
+    }
+
+    fn stopped(&self) -> CalibError {
+        let n_blocks = self.model.decoder().dims().n_layers;
+        CalibError::Stopped { block: 0, n_blocks, out: self.options.out.clone() }
+    }
+}

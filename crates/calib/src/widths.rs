@@ -1,0 +1,134 @@
+//! How the linears of a run are quantized: all alike, or each unit with the width that was chosen for it, which is kept in a file beside
+//! the journal, so that a run that goes on does not measure again.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use oq_formats::{Quantization, atomic_write};
+use oq_models::{Decoder, LinearName};
+use oq_quant_core::{Bits, QuantSpec, WeightSpec};
+use oq_recipe::BitBudget;
+use serde::{Deserialize, Serialize};
+
+use crate::allocate::{Demand, allocate};
+use crate::error::CalibError;
+use crate::identity::Identity;
+use crate::sensitivity::Unit;
+
+/// Name of the file in the output directory.
+pub(crate) const WIDTHS: &str = "bits.json";
+
+/// How each linear of a model is quantized.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Widths {
+    spec: QuantSpec,
+    /// Widths of the linears of each block; none where all have the setting's.
+    blocks: Vec<BTreeMap<LinearName, Bits>>,
+}
+
+impl Widths {
+    /// All linears alike.
+    pub(crate) fn uniform(spec: QuantSpec) -> Self {
+        Self { spec, blocks: Vec::new() }
+    }
+
+    /// How a linear is quantized.
+    pub(crate) fn of(&self, block: usize, linear: LinearName) -> WeightSpec {
+        let bits = self.blocks.get(block).map_or(self.spec.weight.bits, |widths| widths[&linear]);
+        WeightSpec { bits, ..self.spec.weight }
+    }
+
+    /// The same as loaders are told it.
+    pub(crate) fn quantization(&self, decoder: &dyn Decoder) -> Quantization {
+        if self.blocks.is_empty() {
+            return self.spec.into();
+        }
+        let linears = (0..self.blocks.len()).flat_map(|block| {
+            let prefix = decoder.block_prefix(block);
+            let names = self.blocks[block].keys();
+            names.map(move |&name| (format!("{prefix}{}", name.0), self.of(block, name))).collect::<Vec<_>>()
+        });
+        Quantization::of_linears(self.spec.act, linears)
+    }
+}
+
+/// The file: which widths were chosen in which run, and from what.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Choice {
+    /// The run that it was made for.
+    identity: Identity,
+    /// Mean bits of a code.
+    pub(crate) average: f64,
+    /// Seconds that measuring took.
+    wall_secs: f64,
+    /// Widths that were to choose among.
+    choices: Vec<Bits>,
+    units: Vec<Chosen>,
+}
+
+/// Linears that have one width.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Chosen {
+    block: usize,
+    linears: Vec<String>,
+    weights: u64,
+    bits: Bits,
+    /// Nats per token that each width would cost by itself.
+    divergence: Vec<f64>,
+}
+
+impl Choice {
+    /// Chooses by what was measured.
+    pub(crate) fn new(identity: &Identity, budget: &BitBudget, units: Vec<Unit>, wall_secs: f64) -> Self {
+        let demands: Vec<Demand> = units.iter().map(|unit| unit.demand.clone()).collect();
+        let widths: Vec<u32> = budget.choices.iter().map(|bits| bits.get()).collect();
+        let places = allocate(&demands, &widths, budget.average);
+        let chosen = units.into_iter().zip(places).map(|(unit, place)| Chosen {
+            block: unit.block,
+            linears: unit.linears.iter().map(|name| name.0.to_owned()).collect(),
+            weights: unit.demand.weights,
+            bits: budget.choices[place],
+            divergence: unit.demand.costs,
+        });
+        let units: Vec<Chosen> = chosen.collect();
+        let weights: u64 = units.iter().map(|unit| unit.weights).sum();
+        let bits: u64 = units.iter().map(|unit| unit.weights * u64::from(unit.bits.get())).sum();
+        let average = bits as f64 / weights as f64;
+        Self { identity: identity.clone(), average, wall_secs, choices: budget.choices.clone(), units }
+    }
+
+    /// The one that is in `dir`, if it was made for this run.
+    pub(crate) fn read(dir: &Path, identity: &Identity) -> Option<Self> {
+        let choice: Self = serde_json::from_slice(&std::fs::read(dir.join(WIDTHS)).ok()?).ok()?;
+        (choice.identity == *identity).then_some(choice)
+    }
+
+    /// Writes it, whole or not at all.
+    pub(crate) fn write(&self, dir: &Path) -> Result<(), CalibError> {
+        let text = serde_json::to_string_pretty(self).expect("plain data is JSON") + "\n";
+        Ok(atomic_write(&dir.join(WIDTHS), text.as_bytes())?)
+    }
+
+    /// Widths with the linears that have them.
+    pub(crate) fn linears(&self) -> Vec<(u32, usize)> {
+        let mut linears: BTreeMap<u32, usize> = BTreeMap::new();
+        for unit in &self.units {
+            *linears.entry(unit.bits.get()).or_default() += unit.linears.len();
+        }
+        linears.into_iter().collect()
+    }
+
+    /// The widths of all linears, `spec` for the rest; none where it is not the choice of a model of this shape.
+    pub(crate) fn widths(&self, decoder: &dyn Decoder, spec: QuantSpec) -> Option<Widths> {
+        let layout = decoder.block_layout();
+        let mut blocks = vec![BTreeMap::new(); decoder.dims().n_layers];
+        for unit in &self.units {
+            for name in &unit.linears {
+                let linear = layout.linears.iter().find(|linear| linear.name.0 == name)?;
+                blocks.get_mut(unit.block)?.insert(linear.name, unit.bits);
+            }
+        }
+        let is_whole = blocks.iter().all(|widths| widths.len() == layout.linears.len());
+        is_whole.then_some(Widths { spec, blocks })
+    }
+}
