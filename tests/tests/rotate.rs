@@ -186,7 +186,7 @@ fn the_packed_model_is_the_one_that_was_measured() {
         let out = tempfile::tempdir().unwrap();
         let outcome = quantized(name, &recipe, out.path());
         let packed = Model::open(out.path()).unwrap();
-        assert_eq!(packed.quantization(), Some(recipe.scheme));
+        assert_eq!(packed.quantization(), Some(&recipe.scheme.into()));
         assert_eq!(is_rotated_online(packed.config()), kind == RotateKind::Online);
         let rotated = Model::open(&fixture(name)).unwrap().rotated(kind, recipe.rotate.seed).unwrap();
 

@@ -62,7 +62,7 @@ pub struct BlockRecord {
 #[expect(missing_docs, reason = "fields mean what they mean in RunRecord and BlockRecord")]
 pub enum Event {
     /// The recipe is resolved and the model is open.
-    RunStarted { model: String, recipe: Recipe, blocks: usize, started_unix: u64 },
+    RunStarted { model: String, recipe: Box<Recipe>, blocks: usize, started_unix: u64 },
     /// A block's weights are loaded.
     BlockStarted { block: usize },
     /// All segments were seen once more; `secs_left` is for the whole run, once it can be told.
@@ -157,7 +157,8 @@ mod tests {
             &Event::RunFinished { wall_secs: 2.5, peak_bytes: 4096, finished_unix: 1_700_000_012 },
             r#"{"event":"run_finished","wall_secs":2.5,"peak_bytes":4096,"finished_unix":1700000012}"#,
         );
-        let started = Event::RunStarted { model: "opt-125m".to_owned(), recipe: recipe(), blocks: 12, started_unix: 1 };
+        let started =
+            Event::RunStarted { model: "opt-125m".to_owned(), recipe: Box::new(recipe()), blocks: 12, started_unix: 1 };
         assert_eq!(serde_json::from_str::<Event>(&started.to_line()).unwrap(), started);
         assert_eq!(started.to_line().matches('\n').count(), 1);
     }

@@ -135,7 +135,7 @@ impl Job<'_> {
         let mut events = Events { path: self.dir.join("events.jsonl"), file: None };
         let begun = Event::RunStarted {
             model: self.named.name.clone(),
-            recipe: self.recipe.clone(),
+            recipe: Box::new(self.recipe.clone()),
             blocks: n_blocks,
             started_unix,
         };

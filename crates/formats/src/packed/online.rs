@@ -23,14 +23,16 @@ pub fn is_rotated_online(config: &Value) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use oq_quant_core::QuantSpec;
+
     use super::*;
     use crate::packed::config::packed_config;
-    use crate::quantization_of;
+    use crate::{Quantization, quantization_of};
 
     #[test]
     fn the_mark_is_read_and_hides_nothing() {
-        let spec = "w4a4".parse().unwrap();
-        let mut config = packed_config(&serde_json::json!({"model_type": "llama"}), spec, &["lm_head"]);
+        let spec: Quantization = "w4a4".parse::<QuantSpec>().unwrap().into();
+        let mut config = packed_config(&serde_json::json!({"model_type": "llama"}), &spec, &["lm_head"]);
         assert!(!is_rotated_online(&config));
         mark(&mut config);
         assert!(is_rotated_online(&config));
