@@ -388,7 +388,7 @@ impl Recipe {
             return Err(refused("let.alpha", alpha, "0 to 1"));
         }
         if !(tune_lr.is_finite() && *tune_lr > 0.0) {
-            return Err(refused("tune.lr", tune_lr, "positive and finite, such as 3e-4"));
+            return Err(refused("tune.lr", tune_lr, "positive and finite, such as 3e-3"));
         }
         if *tune_epochs > MAX_TUNE_EPOCHS {
             return Err(refused("tune.epochs", tune_epochs, format!("{MAX_TUNE_EPOCHS} or less")));
@@ -571,7 +571,7 @@ mod tests {
             check(Overrides { lwc_lr: Some(lr), ..none() }, &message);
             let message = format!("let.lr = {lr}: must be positive and finite, such as 5e-3");
             check(Overrides { let_lr: Some(lr), ..none() }, &message);
-            let message = format!("tune.lr = {lr}: must be positive and finite, such as 3e-4");
+            let message = format!("tune.lr = {lr}: must be positive and finite, such as 3e-3");
             check(Overrides { tune_lr: Some(lr), ..none() }, &message);
         }
         for alpha in [-0.5, 1.5, f64::NAN, f64::INFINITY] {
