@@ -1,0 +1,262 @@
+use oq_quant_core::Bits;
+
+use super::*;
+use crate::{find, recipe_for};
+
+fn resolve(scheme: &str, model: Option<&str>, file: &str, overrides: Overrides) -> Result<Recipe, RecipeError> {
+    let scheme = scheme.parse().unwrap();
+    let file = RecipeFile::parse(&format!("scheme = \"{scheme}\"\n{file}"), Path::new("my.toml")).unwrap();
+    Recipe::resolve(scheme, model.map(|name| find(name).unwrap()), Some(&file), &overrides)
+}
+
+#[test]
+fn later_layers_win() {
+    let none = Overrides::default;
+    let epochs = |model, file, overrides| resolve("w2a16g64", model, file, overrides).unwrap().learn.epochs;
+    assert_eq!(epochs(None, "", none()), 20);
+    assert_eq!(epochs(Some("smollm2-135m"), "", none()), 3);
+    assert_eq!(epochs(Some("smollm2-135m"), "learn.epochs = 7", none()), 7);
+    let typed = Overrides { epochs: Some(9), ..none() };
+    assert_eq!(epochs(Some("smollm2-135m"), "learn.epochs = 7", typed.clone()), 9);
+    assert_eq!(epochs(None, "", typed), 9);
+}
+
+#[test]
+fn presets_lie_between_the_paper_and_the_recipe() {
+    #[track_caller]
+    fn check(preset: Option<Preset>, file: &str, expected: (Start, Rounding, Loss, usize)) {
+        let overrides = Overrides { preset, ..Overrides::default() };
+        let Recipe { calibration, learn, tune, .. } = resolve("w4a16", Some("smollm2-135m"), file, overrides).unwrap();
+        assert_eq!((learn.start, learn.rounding, learn.loss, learn.epochs), expected);
+        let is_best = preset == Some(Preset::Best);
+        assert_eq!((calibration.samples, tune.epochs), if is_best { (64, 1) } else { (16, 0) });
+    }
+    let ours = |epochs| (Start::Compensate, Rounding::Learned, Loss::Relative, epochs);
+    check(None, "", ours(3));
+    check(Some(Preset::Default), "", ours(3));
+    check(Some(Preset::Fast), "", ours(2));
+    check(Some(Preset::Best), "", ours(1));
+    check(Some(Preset::Paper), "", (Start::Whole, Rounding::Fixed, Loss::Mse, 5));
+    check(Some(Preset::Fast), "learn.epochs = 7", ours(7));
+    check(None, "learn.start = \"search\"\nlearn.loss = \"mse\"", (Start::Search, Rounding::Learned, Loss::Mse, 3));
+    let opt = recipe_for("opt-66b", "w4a16".parse().unwrap());
+    let resolve = |preset| {
+        let overrides = Overrides { preset: Some(preset), ..Overrides::default() };
+        Recipe::resolve("w4a16".parse().unwrap(), find("opt-66b"), opt, &overrides).unwrap().learn.epochs
+    };
+    assert_eq!([Preset::Paper, Preset::Default, Preset::Fast, Preset::Best].map(resolve), [20, 10, 5, 3]);
+    let typed = Overrides { preset: Some(Preset::Best), epochs: Some(4), ..Overrides::default() };
+    let typed = self::resolve("w4a16", None, "", typed).unwrap();
+    assert_eq!((typed.learn.epochs, typed.calibration.samples, typed.segments()), (4, 512, 1024));
+    assert_eq!("slow".parse::<Preset>(), Err("must be one of paper, fast, default, best".to_owned()));
+}
+
+#[test]
+fn few_bits_of_activations_are_rotated_where_nothing_else_is_said() {
+    #[track_caller]
+    fn check(scheme: &str, model: Option<&str>, file: &str, overrides: Overrides, expected: RotateKind) {
+        assert_eq!(resolve(scheme, model, file, overrides).unwrap().rotate, Rotate { kind: expected, seed: 0 });
+    }
+    use RotateKind::{Merged, Online};
+    let none = Overrides::default;
+    check("w4a4", None, "", none(), Online);
+    check("w4a4", Some("llama2-7b"), "", none(), Online);
+    check("w4a5", None, "", none(), RotateKind::None);
+    check("w4a16", None, "", none(), RotateKind::None);
+    check("w4a4", Some("opt-125m"), "", none(), RotateKind::None);
+    check("w4a4", Some("opt-125m"), "", Overrides { rotate: Some(Online), ..none() }, Online);
+    check("w4a4", Some("falcon-7b"), "", none(), RotateKind::None);
+    check("w4a4", None, "", Overrides { preset: Some(Preset::Paper), ..none() }, RotateKind::None);
+    check("w4a4", None, "", Overrides { preset: Some(Preset::Best), ..none() }, Online);
+    check("w4a4", None, "", Overrides { method: Some(Method::Rtn), ..none() }, RotateKind::None);
+    check("w4a4", None, "method = \"smoothquant\"", none(), RotateKind::None);
+    check("w4a4", None, "rotate.kind = \"none\"", none(), RotateKind::None);
+    check("w4a4", None, "rotate.kind = \"none\"", Overrides { rotate: Some(Merged), ..none() }, Merged);
+    let paper = Overrides { preset: Some(Preset::Paper), rotate: Some(Merged), ..none() };
+    check("w4a16", None, "", paper, Merged);
+    let seeded = resolve("w4a4", None, "rotate.seed = 5", none()).unwrap().rotate;
+    assert_eq!(seeded, Rotate { kind: Online, seed: 5 });
+}
+
+#[test]
+fn every_key_reaches_the_recipe() {
+    let scheme: QuantSpec = "w3a16g64".parse().unwrap();
+    let expected = Recipe {
+        scheme,
+        method: Method::Rtn,
+        calibration: Calibration { data: "my text.txt".to_owned(), samples: 6, seqlen: 12, seed: 7, batch: 3 },
+        learn: Learn {
+            epochs: 11,
+            lwc_lr: 0.25,
+            aug_loss: true,
+            loss: Loss::Mse,
+            start: Start::Whole,
+            rounding: Rounding::Fixed,
+        },
+        transform: Transform { sites: vec![SiteKind::Updown, SiteKind::Qk], shift: true, lr: 0.125, alpha: 0.0 },
+        tune: Tune { epochs: 2, lr: 0.5 },
+        rotate: Rotate { kind: RotateKind::Online, seed: 0 },
+        bits: Some(BitBudget { average: 2.5, choices: vec![Bits::ALL[0], Bits::ALL[5]] }),
+    };
+    let typed = Overrides {
+        method: Some(Method::Rtn),
+        data: Some("my text.txt".to_owned()),
+        samples: Some(6),
+        seqlen: Some(12),
+        epochs: Some(11),
+        seed: Some(7),
+        lwc_lr: Some(0.25),
+        batch: Some(3),
+        aug_loss: Some(true),
+        loss: Some(Loss::Mse),
+        start: Some(Start::Whole),
+        rounding: Some(Rounding::Fixed),
+        preset: None,
+        transform: None,
+        sites: Some(vec![SiteKind::Updown, SiteKind::Qk]),
+        shift: Some(true),
+        let_lr: Some(0.125),
+        alpha: Some(0.0),
+        tune_epochs: Some(2),
+        tune_lr: Some(0.5),
+        rotate: Some(RotateKind::Online),
+        bits: Some(2.5),
+        bit_choices: Some(vec![Bits::ALL[0], Bits::ALL[5]]),
+    };
+    assert_eq!(Recipe::resolve(scheme, None, None, &typed).unwrap(), expected);
+
+    let text = expected.to_toml().unwrap();
+    let file = RecipeFile::parse(&text, Path::new("recipe.toml")).unwrap();
+    assert_eq!(Recipe::resolve(scheme, find("opt-125m"), Some(&file), &Overrides::default()).unwrap(), expected);
+}
+
+#[test]
+fn bad_values() {
+    #[track_caller]
+    fn check(overrides: Overrides, expected: &str) {
+        let error = Recipe::resolve("w4a16".parse().unwrap(), None, None, &overrides).expect_err("must be refused");
+        assert_eq!(error.to_string(), expected);
+    }
+    let none = Overrides::default;
+    let data = "calibration.data = \" \": must be a dataset such as wikitext2, or a text file";
+    check(Overrides { data: Some(" ".to_owned()), ..none() }, data);
+    check(Overrides { samples: Some(0), ..none() }, "calibration.samples = 0: must be 1 or more");
+    check(Overrides { seqlen: Some(1), ..none() }, "calibration.seqlen = 1: must be 2 or more");
+    let too_large = |key| format!("{key} = 9223372036854775808: must be 9223372036854775807 (2^63 - 1) or less");
+    check(Overrides { seed: Some(1 << 63), ..none() }, &too_large("calibration.seed"));
+    check(Overrides { samples: Some(1 << 63), ..none() }, &too_large("calibration.samples"));
+    check(Overrides { seqlen: Some(1 << 63), ..none() }, &too_large("calibration.seqlen"));
+    check(Overrides { epochs: Some(1 << 63), ..none() }, &too_large("learn.epochs"));
+    check(Overrides { tune_epochs: Some(1 << 63), ..none() }, &too_large("tune.epochs"));
+    check(Overrides { tune_epochs: Some(1001), ..none() }, "tune.epochs = 1001: must be 1000 or less");
+    let batch = |given| format!("calibration.batch = {given}: must be 1 to calibration.samples, which is 128");
+    check(Overrides { batch: Some(0), ..none() }, &batch(0));
+    check(Overrides { batch: Some(129), ..none() }, &batch(129));
+    let epochs = "learn.epochs = 0: must be 1 or more (to learn nothing, use method = \"rtn\")";
+    check(Overrides { epochs: Some(0), ..none() }, epochs);
+    for lr in [0.0, -0.01, f64::NAN, f64::INFINITY] {
+        let message = format!("learn.lwc_lr = {lr}: must be positive and finite, such as 1e-2");
+        check(Overrides { lwc_lr: Some(lr), ..none() }, &message);
+        let message = format!("let.lr = {lr}: must be positive and finite, such as 5e-3");
+        check(Overrides { let_lr: Some(lr), ..none() }, &message);
+        let message = format!("tune.lr = {lr}: must be positive and finite, such as 3e-3");
+        check(Overrides { tune_lr: Some(lr), ..none() }, &message);
+    }
+    for alpha in [-0.5, 1.5, f64::NAN, f64::INFINITY] {
+        check(Overrides { alpha: Some(alpha), ..none() }, &format!("let.alpha = {alpha}: must be 0 to 1"));
+    }
+    let twice = vec![SiteKind::Vo, SiteKind::Norm, SiteKind::Vo];
+    let message = "let.sites = [\"vo\", \"norm\", \"vo\"]: must be without repetition";
+    check(Overrides { sites: Some(twice), ..none() }, message);
+    let empty = "let.sites = []: must be one or more of norm, vo, qk, updown for smoothquant (to round only, use \
+                 method = \"rtn\")";
+    let smoothquant = Some(Method::Smoothquant);
+    check(Overrides { method: smoothquant, transform: Some(false), ..none() }, empty);
+    check(Overrides { method: smoothquant, sites: Some(vec![]), ..none() }, empty);
+}
+
+#[test]
+fn sites_follow_what_is_asked_for() {
+    #[track_caller]
+    fn check(scheme: &str, model: Option<&str>, file: &str, overrides: Overrides, expected: &[SiteKind]) {
+        let recipe = resolve(scheme, model, file, overrides).unwrap();
+        assert_eq!(recipe.transform.sites, expected);
+    }
+    use SiteKind::{Norm, Qk, Updown, Vo};
+    let none = Overrides::default;
+    let on = || Overrides { transform: Some(true), ..none() };
+    let off = || Overrides { transform: Some(false), ..none() };
+    let method = |method| Overrides { method: Some(method), ..none() };
+    let smoothquant = || method(Method::Smoothquant);
+
+    check("w4a16", None, "", none(), &[]);
+    check("w4a16", None, "", on(), &[Norm, Vo]);
+    check("w4a16", None, "", smoothquant(), &[Norm, Vo]);
+    check("w4a16", None, "method = \"smoothquant\"", none(), &[Norm, Vo]);
+    check("w4a16", Some("opt-350m"), "let.sites = []", on(), &[Vo]);
+    check("w4a4", None, "", off(), &[]);
+    check("w4a4", None, "let.sites = []", none(), &[]);
+    check("w4a4", None, "let.sites = []", on(), &[Norm, Vo, Qk]);
+    check("w4a4", None, "let.sites = []", smoothquant(), &[Norm, Vo, Qk]);
+    check("w4a4", None, "let.sites = [\"updown\"]", on(), &[Updown]);
+    check("w4a4", None, "let.sites = [\"updown\"]", smoothquant(), &[Updown]);
+    check("w4a4", None, "let.sites = [\"updown\"]", off(), &[]);
+    let typed = Overrides { sites: Some(vec![Qk]), ..on() };
+    check("w4a4", None, "let.sites = [\"updown\"]", typed, &[Qk]);
+    // Kept as resolved, though nothing reads them.
+    check("w4a4", None, "", method(Method::Rtn), &[Norm, Vo, Qk]);
+}
+
+#[test]
+fn refuses_a_file_for_another_scheme() {
+    let file = RecipeFile::parse("scheme = \"w3a16\"", Path::new("my.toml")).unwrap();
+    let error = Recipe::resolve("w4a16".parse().unwrap(), None, Some(&file), &Overrides::default());
+    let expected =
+        "the recipe file is for w3a16, but the scheme asked for is w4a16: give one of them, or make them equal";
+    assert_eq!(error.expect_err("must be refused").to_string(), expected);
+}
+
+#[test]
+fn methods_have_names() {
+    for method in [Method::Omniquant, Method::Smoothquant, Method::Rtn] {
+        assert_eq!(method.to_string().parse::<Method>().unwrap(), method);
+    }
+    let error = "gptq".parse::<Method>().expect_err("must be refused");
+    assert_eq!(error.to_string(), "method = \"gptq\": must be omniquant, smoothquant or rtn");
+}
+
+#[test]
+fn toml_round_trip() {
+    let typed = Overrides {
+        data: Some("a \"quoted\"\\path\n.txt".to_owned()),
+        seed: Some(i64::MAX as u64),
+        lwc_lr: Some(0.1 + 0.2), // needs all 17 digits
+        ..Overrides::default()
+    };
+    let recipe = Recipe::resolve("w3a16g64sym".parse().unwrap(), None, None, &typed).unwrap();
+    let text = recipe.to_toml().unwrap();
+    assert_eq!(Recipe::parse(&text, Path::new("recipe.toml")).unwrap(), recipe);
+
+    let incomplete = text.replace("batch = 1\n", "");
+    let error = Recipe::parse(&incomplete, Path::new("recipe.toml")).expect_err("must be refused").to_string();
+    assert!(error.contains("missing key `batch`"), "{error}");
+    for (line, key) in [("sites = []\n", "sites"), ("shift = false\n", "shift"), ("alpha = 0.5\n", "alpha")] {
+        let error = Recipe::parse(&text.replace(line, ""), Path::new("recipe.toml")).expect_err("must be refused");
+        assert!(error.to_string().contains(&format!("missing key `{key}`")), "{error}");
+    }
+    let without = &text[..text.find("[let]").unwrap()];
+    let error = Recipe::parse(without, Path::new("recipe.toml")).expect_err("must be refused").to_string();
+    assert!(error.contains("missing key `let`"), "{error}");
+    let hostile = text.replace("samples = 128", "samples = 0");
+    assert!(matches!(Recipe::parse(&hostile, Path::new("recipe.toml")), Err(RecipeError::Value { .. })));
+}
+
+#[test]
+fn reading_says_which_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("absent.toml");
+    let error = RecipeFile::read(&file).expect_err("must be refused").to_string();
+    assert!(error.contains("absent.toml: cannot be read"), "{error}");
+    std::fs::write(&file, "scheme = \"w4a16\"\n").unwrap();
+    assert_eq!(RecipeFile::read(&file).unwrap().method, None);
+}
