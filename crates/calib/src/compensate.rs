@@ -24,8 +24,7 @@ pub(crate) fn fill(offsets: &Tensor, clip: &Lwc, weight: &Tensor, moments: &Mome
         let (first, n) = (idx as i64 * PART, products.size()[0]);
         // The channels that say most come first: their errors have the most columns left to be made good by.
         let order = products.diagonal(0, 0, 1).argsort(0, true); // [n]
-        let damping = DAMPING.max(SHRINKING * n as f64 / moments.tokens.max(1) as f64);
-        let Some(factor) = factor(products, &order, damping) else { continue };
+        let Some(factor) = factor(products, &order, damping(n, moments.tokens)) else { continue };
         let groups = ((&order + first).divide_scalar_mode(group, "floor")).to_kind(Kind::Int64);
         let groups = Vec::<i64>::try_from(groups).expect("a vector of i64");
         let rows = weight.size()[0];
@@ -39,6 +38,30 @@ pub(crate) fn fill(offsets: &Tensor, clip: &Lwc, weight: &Tensor, moments: &Mome
             offsets.narrow(0, row, len).narrow(1, first, n).copy_(&back);
         }
     }
+}
+
+/// Share of rounding's error at a linear's outputs that compensation leaves, from 0 to 1, if errors of weights are alike and as good as independent:
+/// what each channel holds that those after it do not tell, of all that it holds.
+pub(crate) fn share_left(moments: &Moments) -> f64 {
+    let of_part = |products: &Tensor| {
+        let (diagonal, n) = (products.diagonal(0, 0, 1), products.size()[0]);
+        let damping = damping(n, moments.tokens);
+        let held = (1.0 + damping) * diagonal.sum(Kind::Double).double_value(&[]);
+        let factor = factor(products, &diagonal.argsort(0, true), damping);
+        let left = factor.map(|upper| {
+            let told = upper.diagonal(0, 0, 1).to_kind(Kind::Double).square();
+            told.reciprocal().sum(Kind::Double).double_value(&[])
+        });
+        (left.unwrap_or(held), held)
+    };
+    let (left, held) =
+        moments.products.iter().map(of_part).fold((0.0, 0.0), |sum, part| (sum.0 + part.0, sum.1 + part.1));
+    if held > 0.0 { (left / held).min(1.0) } else { 1.0 }
+}
+
+/// Share of the mean diagonal that is added to that of so many channels, seen in so many tokens.
+fn damping(channels: i64, tokens: i64) -> f64 {
+    DAMPING.max(SHRINKING * channels as f64 / tokens.max(1) as f64)
 }
 
 /// The upper triangular `U` with `Uᵀ U = (H + damping)⁻¹`, for `H [n, n]` with its channels in another order.
@@ -182,6 +205,23 @@ mod tests {
             let compensated = error(&clip, &weight, &x);
             assert!(compensated < 0.6 * nearest, "{scheme}: {compensated} of {nearest}");
         }
+    }
+
+    #[test]
+    fn the_share_that_is_left_is_what_compensation_leaves() {
+        tch::manual_seed(5);
+        let (x, moments) = inputs(96);
+        let weight = Tensor::randn([200, 96], (Kind::Float, Device::Cpu));
+        let mut clip = start(&weight, &moments, "w4a16g32");
+        let nearest = error(&clip, &weight, &x);
+        clip.offsets = Some(offsets(&clip, &weight, &moments));
+        let (share, compensated) = (share_left(&moments), error(&clip, &weight, &x) / nearest);
+        // Of four bits, so that few weights are clipped, whose errors are not like the others.
+        assert!((0.75..1.33).contains(&(share / compensated)), "{share} for {compensated}");
+        // Channels that have nothing to do with each other: nothing is made good.
+        let alone = Tensor::eye(96, (Kind::Float, Device::Cpu));
+        let alone = Moments { squares: alone.diagonal(0, 0, 1).copy(), products: vec![alone], tokens: TOKENS };
+        assert!((share_left(&alone) - 1.0).abs() < 1e-6);
     }
 
     #[test]

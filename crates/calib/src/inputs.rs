@@ -27,7 +27,7 @@ pub(crate) struct Moments {
 
 impl Moments {
     /// Nothing yet, for inputs like `x`.
-    fn new(x: &Tensor, with_products: bool) -> Self {
+    pub(crate) fn new(x: &Tensor, with_products: bool) -> Self {
         let n = *x.size().last().expect("inputs have channels");
         let zeros = |shape: &[i64]| Tensor::zeros(shape, (Kind::Float, x.device()));
         let widths = (0..n).step_by(PART as usize).map(|first| PART.min(n - first));
@@ -35,8 +35,9 @@ impl Moments {
         Self { squares: zeros(&[n]), products, tokens: 0 }
     }
 
+    /// Sums up inputs `[.., n]`.
     // In place: what is allocated and freed again between tensors that stay leaves holes in memory.
-    fn add(&mut self, x: &Tensor) {
+    pub(crate) fn add(&mut self, x: &Tensor) {
         let x = x.detach().to_kind(Kind::Float).flatten(0, -2); // [tokens, n]
         self.tokens += x.size()[0];
         let _ = self.squares.g_add_(&x.square().sum_dim_intlist([0].as_slice(), false, None::<Kind>));
@@ -50,7 +51,7 @@ impl Moments {
     }
 
     /// Fills in what [`Self::add`] leaves out.
-    fn finish(&mut self) {
+    pub(crate) fn finish(&mut self) {
         for products in &self.products {
             strips(products).for_each(|strip| strip.mirror(products));
         }

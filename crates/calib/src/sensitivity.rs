@@ -18,7 +18,9 @@ use tch::{Kind, Tensor};
 
 use crate::allocate::Demand;
 use crate::chain::{Link, Predictions, Tap};
+use crate::compensate::share_left;
 use crate::error::CalibError;
+use crate::inputs::Moments;
 use crate::run::ids_of;
 use crate::states::Store;
 use crate::student::Place;
@@ -39,6 +41,8 @@ pub(crate) struct Probe<'a> {
     pub(crate) spec: WeightSpec,
     /// Whether groups are clipped.
     pub(crate) clips: bool,
+    /// Whether errors of rounding are made good by what is rounded after it.
+    pub(crate) compensates: bool,
     /// The fewest bits first.
     pub(crate) choices: &'a [Bits],
     pub(crate) segments: &'a [Vec<u32>],
@@ -123,6 +127,7 @@ impl Probe<'_> {
         let mut units = Vec::new();
         for group in self.model.decoder().block_layout().groups() {
             let mut costs = Vec::with_capacity(self.choices.len());
+            let left = if self.compensates { share_left(&moments(taps, group[0].name)) } else { 1.0 };
             for &bits in self.choices {
                 let errors = group.iter().map(|linear| {
                     let weight = weights.weight(linear.name);
@@ -144,7 +149,7 @@ impl Probe<'_> {
                     });
                     moved.sum::<Tensor>().square().sum(Kind::Double).double_value(&[])
                 };
-                costs.push(taps.iter().map(of_segment).sum::<f64>() / (2 * tokens) as f64);
+                costs.push(left * taps.iter().map(of_segment).sum::<f64>() / (2 * tokens) as f64);
             }
             let n_weights = group.iter().map(|linear| (linear.out_features * linear.in_features) as u64).sum();
             let linears = group.iter().map(|linear| linear.name).collect();
@@ -171,6 +176,14 @@ impl Probe<'_> {
         let (decoder, compute) = (self.model.decoder(), self.place.compute);
         run(&Link { decoder, ctx, tensors, act: ActSpec::Float, compute, none })
     }
+}
+
+/// How the channels go together that a linear is given.
+fn moments(taps: &[BTreeMap<LinearName, Tap>], linear: LinearName) -> Moments {
+    let mut moments = Moments::new(&taps[0][&linear].x, true);
+    taps.iter().for_each(|taps| moments.add(&taps[&linear].x));
+    moments.finish();
+    moments
 }
 
 /// A weight `[out, in]` rounded to nearest: on grids over all of each group's range, or, where it `clips`, on those that a search finds if
@@ -234,6 +247,7 @@ mod tests {
             place,
             spec: spec.weight,
             clips: true,
+            compensates: false,
             choices: &choices,
             segments: &segments,
             seed: 1,

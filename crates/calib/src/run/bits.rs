@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::time::Instant;
 
 use oq_models::Model;
-use oq_recipe::{BitBudget, Event, Recipe};
+use oq_recipe::{BitBudget, Event, Recipe, Start};
 
 use super::{Notice, Options};
 use crate::error::CalibError;
@@ -64,6 +64,7 @@ impl Subject<'_> {
             place: Place { device: *device, compute: *compute },
             spec: recipe.scheme.weight,
             clips: recipe.method.learns(),
+            compensates: recipe.method.learns() && recipe.learn.start == Start::Compensate,
             choices: &budget.choices,
             segments,
             seed: recipe.calibration.seed,
