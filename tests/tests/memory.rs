@@ -13,7 +13,7 @@ use tempfile::TempDir;
 const HIDDEN: usize = 512;
 const INTERMEDIATE: usize = 1536;
 const VOCAB: usize = 1024;
-const SHALLOW: usize = 8;
+const SHALLOW: usize = 16;
 const DEEP: usize = 32;
 
 /// A block's weights in f16, as the checkpoint holds them: the least that a leak would keep of a block.
@@ -87,18 +87,15 @@ const RECIPE: [&str; 10] = [
     "1",
 ];
 
-/// Threads that happen to run at the same time make a peak some percent higher: the least of a few runs is what a run needs.
-const RUNS: usize = 3;
-
-/// Peak memory of a run and what was planned for it, in bytes.
-fn quantize(model: &Path) -> (u64, u64) {
-    let peaks = (0..RUNS).map(|_| {
+/// Peak memory of so many runs and what was planned for one, in bytes.
+fn quantize(model: &Path, runs: usize) -> (u64, u64) {
+    let peaks = (0..runs).map(|_| {
         let out = tempfile::tempdir().unwrap();
         let mut command = omniquant();
         command.arg("quantize").arg(model).args(RECIPE).args(["--json", "--out"]).arg(out.path());
         bytes(&run_json(&mut command)["run"]["peak_bytes"])
     });
-    let peak = peaks.min().unwrap();
+    let peak = peaks.max().unwrap();
     let plan = run_json(omniquant().arg("plan").arg(model).args(RECIPE).arg("--json"));
     (peak, bytes(&plan["peak_bytes"]))
 }
@@ -137,7 +134,10 @@ fn check_flat(what: &str, shallow: u64, deep: u64) {
 #[test]
 fn peak_does_not_grow_with_depth() {
     let (shallow, deep) = (model(SHALLOW), model(DEEP));
-    let ((peak, planned), (deep_peak, deep_planned)) = (quantize(shallow.path()), quantize(deep.path()));
+    // A peak is where much happens to be held at the same time, some percent more or less in each block: the largest of as many blocks is
+    // compared, in one run or in several.
+    let ((peak, planned), (deep_peak, deep_planned)) =
+        (quantize(shallow.path(), DEEP / SHALLOW), quantize(deep.path(), 1));
     if peak == 0 {
         println!("skipped: this system does not say what memory a process took");
         return;
