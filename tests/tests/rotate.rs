@@ -157,7 +157,7 @@ fn recipe(model: &str, scheme: &str, rotate: RotateKind, more: Overrides) -> Rec
 
 fn calibration(recipe: &Recipe) -> Vec<Vec<u32>> {
     let c = &recipe.calibration;
-    segments(&tokens("calib.txt"), c.samples, c.seqlen, c.seed).unwrap()
+    segments(&tokens("calib.txt"), recipe.segments(), c.seqlen, c.seed).unwrap()
 }
 
 fn options(out: &Path, resume: bool) -> Options {

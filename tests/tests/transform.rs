@@ -33,7 +33,7 @@ fn short() -> Overrides {
 
 fn calibration(recipe: &Recipe) -> Vec<Vec<u32>> {
     let c = &recipe.calibration;
-    segments(&tokens("calib.txt"), c.samples, c.seqlen, c.seed).unwrap()
+    segments(&tokens("calib.txt"), recipe.segments(), c.seqlen, c.seed).unwrap()
 }
 
 fn quantized(model: &str, recipe: &Recipe, out: &Path) -> Outcome {
@@ -69,7 +69,7 @@ impl BlockOps for InputsOnly<'_> {
     }
 
     fn act(&self, point: ActPoint, x: Tensor) -> Tensor {
-        if point == ActPoint::LinearInput { fake_quantize_tokens(&x, self.bits) } else { x }
+        if matches!(point, ActPoint::LinearInput | ActPoint::Inner) { fake_quantize_tokens(&x, self.bits) } else { x }
     }
 
     fn param(&self, name: &str) -> Tensor {
