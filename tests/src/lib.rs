@@ -1,4 +1,6 @@
-//! What the end-to-end tests share: where fixtures lie and how the program is run.
+//! What the end-to-end tests share: where fixtures lie, how the program is run, and runs through the libraries.
+
+mod models;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -7,6 +9,8 @@ use std::sync::OnceLock;
 use oq_data::{AddSpecial, Tokenizer};
 use serde_json::Value;
 use tempfile::TempDir;
+
+pub use models::{calibration, check_recorded_losses, checkpoints, f64_block, in_f32, measure, model_files};
 
 /// The repository's root.
 pub fn repository() -> &'static Path {

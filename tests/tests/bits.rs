@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use oq_formats::{Checkpoint, PackedCheckpoint};
 use oq_quant_core::QuantizedTensor;
-use oq_tests::{fixture, omniquant, run, run_json};
+use oq_tests::{fixture, model_files, omniquant, run, run_json};
 use serde_json::Value;
 
 /// Far above the seconds that a run takes on an idle machine.
@@ -25,15 +25,6 @@ fn quantize(out: &Path, options: &[&str]) -> Command {
     command.args(["--threads", "1", "--quiet", "--resume", "--out"]).arg(out);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     command
-}
-
-/// The files that make the model.
-fn model_files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
-    let is_model =
-        |name: &String| name.ends_with(".safetensors") || name.ends_with("index.json") || name == "config.json";
-    let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap());
-    let names = entries.map(|entry| entry.file_name().into_string().unwrap()).filter(is_model);
-    names.map(|name| (name.clone(), fs::read(dir.join(name)).unwrap())).collect()
 }
 
 fn json(path: &Path) -> Value {

@@ -3,12 +3,12 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use oq_let::{Action, Site, Transform, Values};
 use oq_models::{ActPoint, BlockOps, BlockWeights, DenseOps, LinearName, Model};
 use oq_quant_core::SiteKind;
-use oq_tests::fixture;
+use oq_tests::{checkpoints, f64_block, fixture};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use tch::{Device, Kind, Tensor};
@@ -18,25 +18,6 @@ const TOLERANCE: f64 = 1e-9;
 /// Undoing a tie changes every output by far more.
 const BROKEN: f64 = 1e-3;
 const TOKENS: i64 = 12;
-
-/// Every checkpoint of the fixtures.
-fn checkpoints() -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    let mut folders = vec![fixture("")];
-    while let Some(folder) = folders.pop() {
-        if folder.join("config.json").is_file() {
-            found.push(folder.clone());
-        }
-        folders.extend(std::fs::read_dir(&folder).unwrap().map(|e| e.unwrap().path()).filter(|path| path.is_dir()));
-    }
-    found.sort();
-    found
-}
-
-fn f64_block(model: &Model) -> BlockWeights {
-    let weights = model.load_block(1, Device::Cpu).unwrap();
-    BlockWeights::new(weights.tensors().iter().map(|(name, t)| (name.clone(), t.to_kind(Kind::Double))).collect())
-}
 
 /// Scales from 1/20 to 20 and shifts from -5 to 5.
 fn random_values(sites: &[Site], seed: i64) -> Values {

@@ -5,13 +5,13 @@
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use oq_calib::{Options, quantize};
-use oq_eval::{logits, perplexity};
+use oq_calib::quantize;
+use oq_eval::logits;
 use oq_formats::{Checkpoint, read_config};
-use oq_models::{Compute, DenseOps, Model, ModelError};
+use oq_models::{DenseOps, Model, ModelError};
 use oq_quant_core::QuantSpec;
 use oq_recipe::{Method, Overrides, Recipe};
-use oq_tests::{copied, fixture, omniquant, relative_error, tokens};
+use oq_tests::{copied, fixture, in_f32, measure, omniquant, relative_error, tokens};
 use serde_json::{Value, json};
 use tch::{Device, Tensor};
 
@@ -83,12 +83,6 @@ fn variants_answer_as_transformers() {
     check_variants("llama-like-variants", 4);
 }
 
-fn measure(model: &Model) -> f64 {
-    let result = perplexity(model, &tokens("eval.txt"), 256, None, Device::Cpu, &mut |_| {}).unwrap();
-    assert_eq!(result.window_nll.len(), 39);
-    result.value()
-}
-
 #[track_caller]
 fn check_perplexity(what: &str, got: f64, expected: f64, tolerance: f64) {
     assert!((got / expected - 1.0).abs() <= tolerance, "{what}: perplexity {got}, expected {expected}");
@@ -126,10 +120,8 @@ fn quantized(dir: &Path, scheme: &str, method: Method, out: &Path) -> Model {
     let recipe = Recipe::resolve(spec(scheme), None, None, &overrides).unwrap();
     let ids = tokens("calib.txt");
     let segments: Vec<Vec<u32>> = ids.chunks_exact(SEQLEN).take(16).map(<[u32]>::to_vec).collect();
-    let options =
-        Options { device: Device::Cpu, compute: Compute::F32, cache_memory: None, out: out.to_owned(), resume: false };
     let model = Model::open(dir).unwrap();
-    quantize(&model, &recipe, &segments, &options, &mut |_| ControlFlow::Continue(())).unwrap();
+    quantize(&model, &recipe, &segments, &in_f32(out, false), &mut |_| ControlFlow::Continue(())).unwrap();
     Model::open(out).unwrap()
 }
 

@@ -2,10 +2,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use oq_eval::{logits, perplexity};
+use oq_eval::logits;
 use oq_formats::FormatError;
 use oq_models::{Compute, Form, HeadKind, Kernels, Model, ModelError};
-use oq_tests::{fixture, relative_error, tokens};
+use oq_tests::{fixture, measure, relative_error};
 use tch::{Device, Kind, Tensor};
 
 /// Both multiply the same numbers, in f32, and sum them in other orders: as far apart as two libraries are in the golden tests.
@@ -65,10 +65,6 @@ fn logits_of_every_family() {
     for name in ["falcon-rw-like", "falcon-rw-six-heads", "falcon-11b-like", "opt-350m-like", "opt-no-affine"] {
         check(&format!("opt-falcon-variants/{name}"), "w4a16");
     }
-}
-
-fn measure(model: &Model) -> f64 {
-    perplexity(model, &tokens("eval.txt"), 256, None, Device::Cpu, &mut |_| {}).unwrap().value()
 }
 
 #[test]

@@ -11,24 +11,26 @@ use serde_json::Value;
 
 /// Each package of `crates/` and the packages of this workspace that it may depend on.
 const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
+    ("oq-random", &[]),
     ("oq-quant-core", &[]),
     ("oq-recipe", &["oq-quant-core"]),
     ("oq-formats", &["oq-quant-core"]),
-    ("oq-data", &[]),
+    ("oq-data", &["oq-random"]),
     ("oq-kernels", &["oq-quant-core"]),
     ("oq-slices", &[]),
     ("oq-attention", &[]),
     ("oq-lwc", &["oq-quant-core", "oq-slices"]),
     ("oq-let", &["oq-quant-core"]),
     // Of oq-let only its words for sites.
-    ("oq-models", &["oq-quant-core", "oq-formats", "oq-let", "oq-slices", "oq-attention", "oq-kernels"]),
-    ("oq-calib", &["oq-quant-core", "oq-recipe", "oq-formats", "oq-lwc", "oq-let", "oq-models"]),
+    ("oq-models", &["oq-quant-core", "oq-random", "oq-formats", "oq-let", "oq-slices", "oq-attention", "oq-kernels"]),
+    ("oq-calib", &["oq-quant-core", "oq-random", "oq-recipe", "oq-formats", "oq-lwc", "oq-let", "oq-models"]),
     ("oq-eval", &["oq-quant-core", "oq-data", "oq-models"]),
-    ("oq-generate", &["oq-attention", "oq-data", "oq-models", "oq-slices"]),
+    ("oq-generate", &["oq-attention", "oq-data", "oq-models", "oq-random", "oq-slices"]),
     (
         "oq-cli",
         &[
             "oq-quant-core",
+            "oq-random",
             "oq-recipe",
             "oq-formats",
             "oq-data",
@@ -44,7 +46,7 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
 
 /// Packages that build, and run their own tests, where there is no libtorch.
 const WITHOUT_LIBTORCH: &[&str] =
-    &["oq-quant-core", "oq-recipe", "oq-formats", "oq-data", "oq-attention", "oq-kernels", "xtask"];
+    &["oq-random", "oq-quant-core", "oq-recipe", "oq-formats", "oq-data", "oq-attention", "oq-kernels", "xtask"];
 
 /// Files that may hold unsafe code.
 const UNSAFE: &[&str] = &[

@@ -7,14 +7,14 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use half::f16;
-use oq_calib::{JOURNAL, Options, Outcome, quantize};
+use oq_calib::{JOURNAL, Outcome, quantize};
 use oq_data::segments;
 use oq_eval::{logits, perplexity};
 use oq_formats::{Checkpoint, Dtype, OutTensor, TensorView, write_shard};
-use oq_models::{Compute, DenseOps, Model};
+use oq_models::{DenseOps, Model};
 use oq_quant_core::{QuantSpec, Symmetry};
 use oq_recipe::{Method, Overrides, Recipe};
-use oq_tests::{fixture, relative_error, tokens};
+use oq_tests::{calibration, fixture, in_f32, relative_error, tokens};
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 use tempfile::TempDir;
@@ -40,11 +40,6 @@ fn recipe(scheme: &str, method: Method, size: Size) -> Recipe {
     Recipe::resolve(scheme.parse().unwrap(), None, None, &overrides).unwrap()
 }
 
-fn calibration(recipe: &Recipe) -> Vec<Vec<u32>> {
-    let c = &recipe.calibration;
-    segments(&tokens("calib.txt"), c.samples, c.seqlen, c.seed).unwrap()
-}
-
 /// Ids below `vocab` without meaning, for models that have no tokenizer.
 fn noise(recipe: &Recipe, vocab: usize) -> Vec<Vec<u32>> {
     let c = &recipe.calibration;
@@ -54,15 +49,9 @@ fn noise(recipe: &Recipe, vocab: usize) -> Vec<Vec<u32>> {
 
 fn quantized(source: &Path, recipe: &Recipe, segments: &[Vec<u32>]) -> (TempDir, Outcome) {
     let out = tempfile::tempdir().unwrap();
-    let options = Options {
-        device: Device::Cpu,
-        compute: Compute::F32,
-        cache_memory: None,
-        out: out.path().to_owned(),
-        resume: false,
-    };
     let model = Model::open(source).unwrap();
-    let outcome = quantize(&model, recipe, segments, &options, &mut |_| ControlFlow::Continue(())).unwrap();
+    let outcome =
+        quantize(&model, recipe, segments, &in_f32(out.path(), false), &mut |_| ControlFlow::Continue(())).unwrap();
     assert_eq!(outcome.blocks.len(), model.decoder().dims().n_layers);
     (out, outcome)
 }

@@ -10,6 +10,7 @@ use std::sync::OnceLock;
 use std::thread::{scope, sleep};
 use std::time::{Duration, Instant};
 
+use oq_random::SplitMix64;
 use oq_tests::{copied, fixture, omniquant, run};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -107,20 +108,6 @@ fn wait(child: &mut Child, mut until: impl FnMut() -> bool) -> Option<ExitStatus
     None
 }
 
-/// SplitMix64, so that a failure comes again.
-struct Random(u64);
-
-impl Random {
-    /// Uniform in `0..1`.
-    fn unit(&mut self) -> f64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
-    }
-}
-
 fn finished_blocks(out: &Path) -> usize {
     fs::read_to_string(out.join("journal.jsonl")).map_or(0, |journal| journal.lines().count().saturating_sub(1))
 }
@@ -132,7 +119,7 @@ fn has_temporary_file(out: &Path) -> bool {
 
 /// Kills runs into one directory until one ends by itself. Returns how many blocks were finished at each kill.
 fn killed_round(round: u64) -> Vec<usize> {
-    let random = &mut Random(round);
+    let random = &mut SplitMix64::new(round);
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("out");
     // From before the program is loaded to after its last file.

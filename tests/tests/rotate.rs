@@ -2,13 +2,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::collections::BTreeMap;
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use oq_calib::{CalibError, Notice, Options, Outcome, check, quantize};
-use oq_data::segments;
-use oq_eval::{logits, perplexity};
+use oq_calib::{CalibError, Notice, Outcome, check, quantize};
+use oq_eval::logits;
 use oq_formats::{Dtype, is_rotated_online};
 use oq_generate::Loaded;
 use oq_models::{
@@ -16,7 +14,9 @@ use oq_models::{
 };
 use oq_quant_core::{QuantSpec, RotateKind};
 use oq_recipe::{Event, Method, Overrides, Recipe, find, recipe_for};
-use oq_tests::{fixture, relative_error, tokens};
+use oq_tests::{
+    calibration, check_recorded_losses, checkpoints, f64_block, fixture, in_f32, measure, model_files, relative_error,
+};
 use tch::{Device, Kind, Tensor};
 
 /// Largest difference over the largest number: f64 has sixteen digits, and sums have some hundred terms.
@@ -27,25 +27,6 @@ const BROKEN: f64 = 1e-4;
 const F32_TOLERANCE: f64 = 1e-4;
 const TOKENS: usize = 12;
 const ROTATED: [RotateKind; 2] = [RotateKind::Merged, RotateKind::Online];
-
-/// Every checkpoint of the fixtures.
-fn checkpoints() -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    let mut folders = vec![fixture("")];
-    while let Some(folder) = folders.pop() {
-        if folder.join("config.json").is_file() {
-            found.push(folder.clone());
-        }
-        folders.extend(std::fs::read_dir(&folder).unwrap().map(|e| e.unwrap().path()).filter(|path| path.is_dir()));
-    }
-    found.sort();
-    found
-}
-
-fn f64_block(model: &Model) -> BlockWeights {
-    let weights = model.load_block(1, Device::Cpu).unwrap();
-    BlockWeights::new(weights.tensors().iter().map(|(name, t)| (name.clone(), t.to_kind(Kind::Double))).collect())
-}
 
 fn copy(weights: &BlockWeights) -> BlockWeights {
     BlockWeights::new(weights.tensors().iter().map(|(name, t)| (name.clone(), t.shallow_clone())).collect())
@@ -155,24 +136,13 @@ fn recipe(model: &str, scheme: &str, rotate: RotateKind, more: Overrides) -> Rec
     Recipe::resolve(scheme, find(model), recipe_for(model, scheme), &overrides).unwrap()
 }
 
-fn calibration(recipe: &Recipe) -> Vec<Vec<u32>> {
-    let c = &recipe.calibration;
-    segments(&tokens("calib.txt"), recipe.segments(), c.seqlen, c.seed).unwrap()
-}
-
-fn options(out: &Path, resume: bool) -> Options {
-    Options { device: Device::Cpu, compute: Compute::F32, cache_memory: None, out: out.to_owned(), resume }
-}
-
 fn quantized(model: &str, recipe: &Recipe, out: &Path) -> Outcome {
     let model = Model::open(&fixture(model)).unwrap();
-    quantize(&model, recipe, &calibration(recipe), &options(out, false), &mut |_| ControlFlow::Continue(())).unwrap()
+    quantize(&model, recipe, &calibration(recipe), &in_f32(out, false), &mut |_| ControlFlow::Continue(())).unwrap()
 }
 
 #[test]
 fn the_packed_model_is_the_one_that_was_measured() {
-    // Sums of the same squares in the same order, but for the batches' mean.
-    const LOSS_TOLERANCE: f64 = 1e-6;
     // f16 has eleven digits; of a matrix in f32 all are kept.
     const F16_STEP: f64 = 1.0 / 2048.0;
     let _no_grad = tch::no_grad_guard();
@@ -197,28 +167,7 @@ fn the_packed_model_is_the_one_that_was_measured() {
             let dtype = packed.checkpoint().tensor(param.name).unwrap().dtype;
             assert!(off <= if dtype == Dtype::F32 { 0.0 } else { F16_STEP }, "{name}: {}: {off:.1e}", param.name);
         }
-        let ctx = decoder.context(64, Device::Cpu);
-        let mut states: Vec<[Tensor; 2]> = calibration(&recipe)
-            .iter()
-            .map(|ids| {
-                let ids = Tensor::from_slice(&ids.iter().map(|&id| i64::from(id)).collect::<Vec<_>>()).unsqueeze(0);
-                let embed = || decoder.embed(&rotated.outer(Device::Cpu), &ids).unwrap();
-                [embed(), embed()]
-            })
-            .collect();
-        for (block_idx, block) in outcome.blocks.iter().enumerate() {
-            let full = rotated.load_block(block_idx, Device::Cpu).unwrap();
-            let stored = packed.load_block(block_idx, Device::Cpu).unwrap();
-            let mut sum = 0.0;
-            for [x, y] in &mut states {
-                *x = decoder.block(&DenseOps::new(&full), &ctx, x);
-                *y = decoder.block(&packed.ops(&stored), &ctx, y);
-                sum += (&*x - &*y).square().mean(Kind::Double).double_value(&[]);
-            }
-            let (got, recorded) = (sum / states.len() as f64, block.final_loss.unwrap());
-            let off = (got / recorded - 1.0).abs();
-            assert!(off <= LOSS_TOLERANCE, "{name} {kind}: block {block_idx}: {got}, {recorded} recorded");
-        }
+        check_recorded_losses(&rotated, &packed, &calibration(&recipe), &outcome);
     }
 }
 
@@ -262,18 +211,10 @@ fn rotations_help_few_bits() {
         let out = tempfile::tempdir().unwrap();
         quantized("tiny-llama", &recipe("tiny-llama", "w4a4", kind, rtn()), out.path());
         let model = Model::open(out.path()).unwrap();
-        perplexity(&model, &tokens("eval.txt"), 256, None, Device::Cpu, &mut |_| {}).unwrap().value()
+        measure(&model)
     });
     let [none, merged, online] = perplexities;
     assert!(none > 2.0 * merged && merged < ROUNDED && online < merged, "{perplexities:?}");
-}
-
-fn files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
-    let shards = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
-    let shards = shards.filter(|path| path.extension().is_some_and(|kind| kind == "safetensors" || kind == "json"));
-    shards
-        .map(|path| (path.file_name().unwrap().to_string_lossy().into_owned(), std::fs::read(&path).unwrap()))
-        .collect()
 }
 
 #[test]
@@ -288,7 +229,7 @@ fn a_stopped_run_ends_in_the_same_bytes() {
         let model = Model::open(&fixture(name)).unwrap();
         let run = |resume, stop_after: usize| {
             let mut finished = 0;
-            quantize(&model, &recipe, &calibration(&recipe), &options(parts.path(), resume), &mut |notice| {
+            quantize(&model, &recipe, &calibration(&recipe), &in_f32(parts.path(), resume), &mut |notice| {
                 finished += usize::from(matches!(notice, Notice::Event(Event::BlockFinished(_))));
                 if finished == stop_after { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
             })
@@ -296,7 +237,7 @@ fn a_stopped_run_ends_in_the_same_bytes() {
         assert!(matches!(run(false, 2), Err(CalibError::Stopped { block: 2, n_blocks: 4, .. })));
         let outcome = run(true, usize::MAX).unwrap();
         assert_eq!((outcome.resumed_blocks, outcome.blocks.len()), (2, 4));
-        assert_eq!(files(whole.path()), files(parts.path()), "{name}");
+        assert_eq!(model_files(whole.path()), model_files(parts.path()), "{name}");
         assert!(run(true, usize::MAX).unwrap().was_complete, "{name}: nothing is left to do");
 
         // What lies outside the blocks is made again where it is not what it was.
@@ -306,7 +247,7 @@ fn a_stopped_run_ends_in_the_same_bytes() {
         bytes[last] ^= 1;
         std::fs::write(&rest, bytes).unwrap();
         assert!(!run(true, usize::MAX).unwrap().was_complete, "{name}: a bit is another");
-        assert_eq!(files(whole.path()), files(parts.path()), "{name}");
+        assert_eq!(model_files(whole.path()), model_files(parts.path()), "{name}");
     }
 }
 

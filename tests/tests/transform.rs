@@ -3,19 +3,16 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use oq_calib::{CalibError, Notice, Options, Outcome, quantize};
-use oq_data::segments;
-use oq_eval::perplexity;
+use oq_calib::{CalibError, Notice, Outcome, quantize};
 use oq_formats::{Checkpoint, Dtype};
 use oq_models::layers::token_nll;
-use oq_models::{ActPoint, BlockOps, BlockWeights, Compute, DenseOps, LinearName, Model, fake_quantize_tokens};
+use oq_models::{ActPoint, BlockOps, BlockWeights, LinearName, Model, fake_quantize_tokens};
 use oq_quant_core::{Bits, QuantSpec, RotateKind, SiteKind};
 use oq_recipe::{Method, Overrides, Recipe, find, recipe_for};
-use oq_tests::{fixture, tokens};
+use oq_tests::{calibration, check_recorded_losses, fixture, in_f32, measure, model_files, tokens};
 use tch::{Device, Kind, Tensor};
 
 const TINY: [&str; 3] = ["tiny-llama", "tiny-opt", "tiny-falcon"];
@@ -31,20 +28,9 @@ fn short() -> Overrides {
     Overrides { samples: Some(16), epochs: Some(10), batch: Some(1), ..Overrides::default() }
 }
 
-fn calibration(recipe: &Recipe) -> Vec<Vec<u32>> {
-    let c = &recipe.calibration;
-    segments(&tokens("calib.txt"), recipe.segments(), c.seqlen, c.seed).unwrap()
-}
-
 fn quantized(model: &str, recipe: &Recipe, out: &Path) -> Outcome {
-    let options =
-        Options { device: Device::Cpu, compute: Compute::F32, cache_memory: None, out: out.to_owned(), resume: false };
     let model = Model::open(&fixture(model)).unwrap();
-    quantize(&model, recipe, &calibration(recipe), &options, &mut |_| ControlFlow::Continue(())).unwrap()
-}
-
-fn measure(model: &Model) -> f64 {
-    perplexity(model, &tokens("eval.txt"), 256, None, Device::Cpu, &mut |_| {}).unwrap().value()
+    quantize(&model, recipe, &calibration(recipe), &in_f32(out, false), &mut |_| ControlFlow::Continue(())).unwrap()
 }
 
 /// Quantizes by a recipe and measures what was written.
@@ -144,8 +130,6 @@ fn transformation_helps_weights_alone() {
 
 #[test]
 fn the_packed_model_is_the_one_that_was_measured() {
-    // Sums of the same squares in the same order, but for the batches' mean.
-    const TOLERANCE: f64 = 1e-6;
     for (model, sites) in
         [("tiny-llama", SiteKind::ALL.to_vec()), ("tiny-opt", SiteKind::ALL.to_vec()), ("tiny-falcon", Vec::new())]
     {
@@ -160,32 +144,9 @@ fn the_packed_model_is_the_one_that_was_measured() {
         let out = tempfile::tempdir().unwrap();
         let outcome = quantized(model, &recipe, out.path());
 
-        let _no_grad = tch::no_grad_guard();
         let (full, packed) = (Model::open(&fixture(model)).unwrap(), Model::open(out.path()).unwrap());
         assert_eq!(packed.act(), recipe.scheme.act);
-        let decoder = full.decoder();
-        let ctx = decoder.context(64, Device::Cpu);
-        let ids: Vec<Tensor> = calibration(&recipe)
-            .iter()
-            .map(|ids| Tensor::from_slice(&ids.iter().map(|&id| i64::from(id)).collect::<Vec<_>>()).unsqueeze(0))
-            .collect();
-        let embed = |ids: &Tensor| decoder.embed(&full.outer(Device::Cpu), ids).unwrap();
-        let mut states: Vec<[Tensor; 2]> = ids.iter().map(|ids| [embed(ids), embed(ids)]).collect();
-        for (block_idx, block) in outcome.blocks.iter().enumerate() {
-            let weights = full.load_block(block_idx, Device::Cpu).unwrap();
-            let stored = packed.load_block(block_idx, Device::Cpu).unwrap();
-            let mut sum = 0.0;
-            for [x, y] in &mut states {
-                *x = decoder.block(&DenseOps::new(&weights), &ctx, x);
-                *y = decoder.block(&packed.ops(&stored), &ctx, y);
-                sum += (&*x - &*y).square().mean(Kind::Double).double_value(&[]);
-            }
-            let (got, recorded) = (sum / states.len() as f64, block.final_loss.unwrap());
-            assert!(
-                (got / recorded - 1.0).abs() <= TOLERANCE,
-                "{model}: block {block_idx}: {got}, {recorded} recorded"
-            );
-        }
+        check_recorded_losses(&full, &packed, &calibration(&recipe), &outcome);
         // What took scales up is stored in f32; nothing of the transformation remains beside it.
         let (before, after) = (full.checkpoint(), packed.checkpoint());
         for view in after.tensors().filter(|view| before.contains(view.name)) {
@@ -195,14 +156,6 @@ fn the_packed_model_is_the_one_that_was_measured() {
         }
         assert!(after.tensors().any(|view| view.dtype == Dtype::F32), "{model}: something was merged");
     }
-}
-
-fn files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
-    let shards = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
-    let shards = shards.filter(|path| path.extension().is_some_and(|kind| kind == "safetensors" || kind == "json"));
-    shards
-        .map(|path| (path.file_name().unwrap().to_string_lossy().into_owned(), std::fs::read(&path).unwrap()))
-        .collect()
 }
 
 #[test]
@@ -221,15 +174,8 @@ fn a_stopped_run_ends_in_the_same_bytes() {
 
         let model = Model::open(&fixture("tiny-opt")).unwrap();
         let run = |resume, stop_after: usize| {
-            let options = Options {
-                device: Device::Cpu,
-                compute: Compute::F32,
-                cache_memory: None,
-                out: parts.path().to_owned(),
-                resume,
-            };
             let mut finished = 0;
-            quantize(&model, &recipe, &calibration(&recipe), &options, &mut |notice| {
+            quantize(&model, &recipe, &calibration(&recipe), &in_f32(parts.path(), resume), &mut |notice| {
                 finished += usize::from(matches!(notice, Notice::Event(oq_recipe::Event::BlockFinished(_))));
                 if finished == stop_after { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
             })
@@ -237,7 +183,7 @@ fn a_stopped_run_ends_in_the_same_bytes() {
         assert!(matches!(run(false, 2), Err(CalibError::Stopped { block: 2, n_blocks: 4, .. })));
         let outcome = run(true, usize::MAX).unwrap();
         assert_eq!((outcome.resumed_blocks, outcome.blocks.len()), (2, 4));
-        assert_eq!(files(whole.path()), files(parts.path()), "{method}");
+        assert_eq!(model_files(whole.path()), model_files(parts.path()), "{method}");
     }
 }
 

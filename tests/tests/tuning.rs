@@ -11,12 +11,11 @@ use std::sync::OnceLock;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use oq_calib::{Options, Outcome};
-use oq_models::{Compute, Model};
+use oq_calib::{CalibError, Notice, Outcome};
+use oq_models::Model;
 use oq_recipe::{Overrides, Recipe};
-use oq_tests::{fixture, omniquant, run, tokens};
+use oq_tests::{fixture, in_f32, model_files, omniquant, run, tokens};
 use serde_json::Value;
-use tch::Device;
 
 /// Far above the seconds that a run takes on an idle machine.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -37,15 +36,6 @@ fn quantize_with(out: &Path, [samples, seqlen]: [&str; 2], [tune_epochs, tune_lr
         .arg(out);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     command
-}
-
-/// The files that make the model.
-fn model_files(dir: &Path) -> Files {
-    let is_model =
-        |name: &String| name.ends_with(".safetensors") || name.ends_with("index.json") || name == "config.json";
-    let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap());
-    let names = entries.map(|entry| entry.file_name().into_string().unwrap()).filter(is_model);
-    names.map(|name| (name.clone(), fs::read(dir.join(name)).unwrap())).collect()
 }
 
 fn whole() -> &'static Files {
@@ -165,23 +155,53 @@ fn predictions_come_nearer() {
 
 /// Outcome of a run on these segments, those of the blocks first, which are `samples`.
 fn learned_from(segments: &[Vec<u32>], samples: usize, tune_lr: f64) -> Outcome {
+    let out = tempfile::tempdir().unwrap();
+    learned_in(out.path(), segments, samples, tune_lr, &mut |_| ControlFlow::Continue(())).unwrap()
+}
+
+/// The same in `out`, which may hold an earlier run.
+fn learned_in(
+    out: &Path,
+    segments: &[Vec<u32>],
+    samples: usize,
+    tune_lr: f64,
+    on: &mut dyn FnMut(Notice) -> ControlFlow<()>,
+) -> Result<Outcome, CalibError> {
     let tune_epochs = Some(segments.len() / samples - 1);
     let few =
         Overrides { samples: Some(samples), seqlen: Some(segments[0].len()), epochs: Some(1), ..Overrides::default() };
     let overrides = Overrides { tune_epochs, tune_lr: Some(tune_lr), ..few };
     let recipe = Recipe::resolve("w2a16g64".parse().unwrap(), None, None, &overrides).unwrap();
-    let out = tempfile::tempdir().unwrap();
-    let (device, compute) = (Device::Cpu, Compute::F32);
-    let options = Options { device, compute, cache_memory: None, out: out.path().to_owned(), resume: false };
     let model = Model::open(&fixture("tiny-llama")).unwrap();
-    oq_calib::quantize(&model, &recipe, segments, &options, &mut |_| ControlFlow::Continue(())).unwrap()
+    oq_calib::quantize(&model, &recipe, segments, &in_f32(out, true), on)
 }
 
-/// Outcome of a short run on segments of noise, by the seeds of those of the blocks and of two passes of tuning.
-fn learned_from_noise(seeds: [u32; 3]) -> Outcome {
+/// Segments of noise, by the seeds of those of the blocks and of two passes of tuning, two of each.
+fn noise(seeds: [u32; 3]) -> Vec<Vec<u32>> {
     let segment = |seed: u32| (0..16u32).map(|t| (seed * 997 + t * t * 31 + t * seed) % 1024).collect();
-    let segments: Vec<Vec<u32>> = seeds.iter().flat_map(|seed| [segment(2 * seed), segment(2 * seed + 1)]).collect();
-    learned_from(&segments, 2, 5e-4)
+    seeds.iter().flat_map(|seed| [segment(2 * seed), segment(2 * seed + 1)]).collect()
+}
+
+fn learned_from_noise(seeds: [u32; 3]) -> Outcome {
+    learned_from(&noise(seeds), 2, 5e-4)
+}
+
+#[test]
+fn a_run_stops_while_the_targets_of_an_epoch_are_made() {
+    let (out, segments) = (tempfile::tempdir().unwrap(), noise([1, 2, 3]));
+    // Blocks take four steps each, and the first epoch of tuning begins with passes of four blocks.
+    let mut asked = Vec::new();
+    let stopped = learned_in(out.path(), &segments, 2, 5e-4, &mut |notice| match notice {
+        Notice::Progress { done, total } => {
+            asked.push((done, total));
+            if done > 9 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        }
+        Notice::Event(_) => ControlFlow::Continue(()),
+    });
+    assert!(matches!(stopped, Err(CalibError::TuningStopped { epoch: 0, epochs: 2, .. })), "{stopped:?}");
+    assert_eq!(asked.last(), Some(&(10, 48)), "{asked:?}");
+    let resumed = learned_in(out.path(), &segments, 2, 5e-4, &mut |_| ControlFlow::Continue(())).unwrap();
+    assert_eq!(resumed.tuning, learned_from_noise([1, 2, 3]).tuning);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! A run over all blocks.
 
 mod bits;
+mod passes;
 mod tune;
 
 use std::ops::ControlFlow;
@@ -8,19 +9,18 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use oq_let::{Site, Transform, Values};
-use oq_models::{BlockOps, BlockWeights, Compute, Context, Decoder, DenseOps, LinearName, Model, ModelError, Rotator};
+use oq_models::{Compute, Context, LinearName, Model, ModelError, Rotator};
 use oq_quant_core::{QuantizedTensor, RotateKind, TensorError, WeightSpec};
-use oq_recipe::{BlockRecord, Event, Loss, Recipe, Rotate, Start, Transform as Transformation};
+use oq_recipe::{BlockRecord, Event, Loss, Recipe, Rotate, Transform as Transformation};
 use tch::{Device, Tensor};
 
+use self::passes::{Passed, States, forward_all};
 use crate::error::CalibError;
 use crate::identity::Identity;
-use crate::inputs::{InputOps, Inputs};
 use crate::journal::{Finished, Journal};
 use crate::learn::{Beat, Descent, LearnError, Task, error, learn_block};
 use crate::sites::{Seen, sites_of};
 use crate::stages::Stages;
-use crate::states::{Cache, Store};
 use crate::student::{Place, merge};
 use crate::work::Work;
 
@@ -138,22 +138,6 @@ fn rotated(model: &Model, recipe: &Recipe) -> Result<Option<Model>, ModelError> 
     (kind != RotateKind::None).then(rotated).transpose()
 }
 
-/// Hidden states of the calibration segments between blocks; no batches where a method has no use for them.
-struct States<'a> {
-    /// After the full-precision blocks.
-    full: Store<'a>,
-    /// After the quantized blocks.
-    quantized: Store<'a>,
-}
-
-/// What a pass in full precision gives beside the states.
-struct Passed<'a> {
-    /// With the second loss: what the full-precision block makes of the quantized blocks' output.
-    second: Option<Store<'a>>,
-    /// What linears were given.
-    inputs: Inputs,
-}
-
 struct Run<'a> {
     model: &'a Model,
     recipe: &'a Recipe,
@@ -200,108 +184,6 @@ impl Run<'_> {
         let finished = self.one_block(block_idx, ctx, states)?;
         journal.finish(finished.clone())?;
         self.tell(Event::BlockFinished(finished.record), block_idx + 1)
-    }
-
-    /// How the states of so many tokens are held.
-    fn cache(&self, tokens: usize) -> Cache {
-        let n_stores = match (self.recipe.method.learns(), self.recipe.learn.aug_loss) {
-            (true, true) => 3,
-            (true, false) => 2,
-            (false, _) => 1,
-        };
-        let Options { device, cache_memory, out, .. } = self.options;
-        let len = tokens * self.model.decoder().dims().hidden;
-        Cache { device: *device, budget: *cache_memory, n_stores, len, dir: out.clone() }
-    }
-
-    /// The embedded segments, for methods that look at text.
-    fn first_states<'c>(&self, cache: &'c Cache, segments: &[Vec<u32>]) -> Result<States<'c>, CalibError> {
-        let mut states = States { full: Store::new(cache), quantized: Store::new(cache) };
-        if !self.recipe.method.reads_text() {
-            return Ok(states);
-        }
-        self.embed(segments, &mut states.full)?;
-        if self.recipe.method.learns() {
-            states.quantized = states.full.map(Tensor::shallow_clone)?;
-        }
-        Ok(states)
-    }
-
-    /// Puts the embedded segments in the place of what `states` holds.
-    fn embed(&self, segments: &[Vec<u32>], states: &mut Store<'_>) -> Result<(), CalibError> {
-        let outer = self.model.outer(self.options.device);
-        for (idx, batch) in segments.chunks(self.recipe.calibration.batch).enumerate() {
-            states.put(idx, &self.model.decoder().embed(&outer, &ids_of(batch))?)?;
-        }
-        Ok(())
-    }
-
-    /// A block's tensors, while the next one's are read ahead.
-    fn load_block(&self, block_idx: usize) -> Result<BlockWeights, CalibError> {
-        let weights = self.model.load_block(block_idx, self.options.device)?;
-        self.model.read_ahead(block_idx + 1);
-        Ok(weights)
-    }
-
-    /// A block's weights as products need them.
-    fn cast(&self, weights: &BlockWeights) -> BlockWeights {
-        weights.cast(&self.model.decoder().block_layout().linears, self.options.compute)
-    }
-
-    /// The full-precision block.
-    fn full<'a>(&self, cast: &'a BlockWeights) -> DenseOps<'a> {
-        DenseOps::new(cast).with_compute(self.options.compute)
-    }
-
-    /// The quantized block.
-    fn quantized<'a>(&self, cast: &'a BlockWeights) -> DenseOps<'a> {
-        self.full(cast).with_act(self.recipe.scheme.act)
-    }
-
-    /// Takes the states through a block that an earlier run finished.
-    fn replay_block(&self, block_idx: usize, ctx: &Context, states: &mut States<'_>) -> Result<(), CalibError> {
-        if !self.recipe.method.reads_text() {
-            return Ok(());
-        }
-        let decoder = self.model.decoder();
-        let mut weights = self.load_block(block_idx)?;
-        let cast = self.cast(&weights);
-        forward_all(decoder, &self.full(&cast), ctx, &mut states.full)?;
-        drop(cast);
-        if self.recipe.method.learns() {
-            self.stages.learned().read_block(block_idx, self.options.device)?.put_into(&mut weights);
-            forward_all(decoder, &self.quantized(&self.cast(&weights)), ctx, &mut states.quantized)?;
-        }
-        Ok(())
-    }
-
-    /// Takes the states through the block in full precision, for its targets and the statistics of its inputs.
-    fn pass_in_full<'c>(
-        &self,
-        block_idx: usize,
-        weights: &BlockWeights,
-        linears: &[LinearName],
-        ctx: &Context,
-        states: &mut States<'c>,
-    ) -> Result<Passed<'c>, CalibError> {
-        if states.full.is_empty() {
-            return Ok(Passed { second: None, inputs: Inputs::default() });
-        }
-        let decoder = self.model.decoder();
-        let cast = self.cast(weights);
-        let full = self.full(&cast);
-        let aug_loss = self.recipe.method.learns() && self.recipe.learn.aug_loss;
-        let second = aug_loss.then(|| states.quantized.map(|x| decoder.block(&full, ctx, x))).transpose()?;
-        let start = if self.recipe.method.learns() { self.recipe.learn.start } else { Start::Whole };
-        let watched = InputOps::new(full, self.transform.sites(), linears, start);
-        for batch in 0..states.full.len() {
-            let x = decoder.block(&watched, ctx, &states.full.get(batch));
-            if !is_finite(&x) {
-                return Err(CalibError::Overflow { block: block_idx, batch });
-            }
-            states.full.set(batch, &x)?;
-        }
-        Ok(Passed { second, inputs: watched.finish() })
     }
 
     fn one_block(&mut self, block_idx: usize, ctx: &Context, states: &mut States<'_>) -> Result<Finished, CalibError> {
@@ -423,25 +305,11 @@ impl Run<'_> {
     }
 }
 
-/// Takes all batches through a block, in place.
-fn forward_all(
-    decoder: &dyn Decoder,
-    ops: &dyn BlockOps,
-    ctx: &Context,
-    states: &mut Store<'_>,
-) -> Result<(), CalibError> {
-    (0..states.len()).try_for_each(|batch| states.set(batch, &decoder.block(ops, ctx, &states.get(batch))))
-}
-
 /// Codes of a weight `[out, in]` on the MinMax grids of its groups.
 fn round_to_nearest(weight: &Tensor, spec: WeightSpec) -> Result<QuantizedTensor, TensorError> {
     let (rows, cols) = weight.size2().expect("a weight is [out, in]");
     let flat = Vec::<f32>::try_from(weight.contiguous().view(-1)).expect("blocks are loaded in f32");
     QuantizedTensor::quantize(&flat, rows as usize, cols as usize, spec)
-}
-
-fn is_finite(x: &Tensor) -> bool {
-    x.isfinite().all().int64_value(&[]) != 0
 }
 
 /// `[b, t]` of equally long segments.

@@ -11,8 +11,8 @@ pub(crate) struct Work {
     /// Steps of an epoch.
     batches: usize,
     epochs: usize,
-    /// Steps of tuning, each of which goes through all blocks.
-    tuning: usize,
+    /// Epochs of tuning, in each of which the model is run in full precision and every step goes through all blocks.
+    tune_epochs: usize,
     /// Blocks that an earlier run had finished.
     pub(crate) resumed_blocks: usize,
     /// What this run found done when it began to learn.
@@ -30,15 +30,16 @@ impl Work {
         let Calibration { samples, batch, .. } = recipe.calibration;
         let batches = if learns { samples.div_ceil(batch) } else { 1 };
         let epochs = if learns { recipe.learn.epochs } else { 1 };
-        let tuning = if learns { recipe.tune.epochs * batches } else { 0 };
-        let mut work = Self { n_blocks, batches, epochs, tuning, resumed_blocks, found: 0, started: Instant::now() };
+        let tune_epochs = if learns { recipe.tune.epochs } else { 0 };
+        let mut work =
+            Self { n_blocks, batches, epochs, tune_epochs, resumed_blocks, found: 0, started: Instant::now() };
         work.found = work.in_block(resumed_blocks, 0, 0);
         work
     }
 
     /// All of it.
     pub(crate) fn total(&self) -> usize {
-        self.in_tuning(self.tuning)
+        self.in_tuning(self.tune_epochs, 0, 0)
     }
 
     /// Done after so many steps of an epoch of a block.
@@ -46,15 +47,18 @@ impl Work {
         (block * self.epochs + epoch) * self.batches + steps
     }
 
-    /// Done after so many steps of tuning.
-    pub(crate) fn in_tuning(&self, steps: usize) -> usize {
-        self.in_block(self.n_blocks, 0, 0) + steps * self.n_blocks * TUNING_STEPS
+    /// Done after so many epochs of tuning, and in the next one `passed` blocks of the pass in full precision and so many steps.
+    pub(crate) fn in_tuning(&self, epochs: usize, passed: usize, steps: usize) -> usize {
+        // Forwards alone: a third of a step, and a block's weights are read.
+        let pass = self.batches.div_ceil(2);
+        let epoch = self.n_blocks * (pass + self.batches * TUNING_STEPS);
+        self.in_block(self.n_blocks, 0, 0) + epochs * epoch + passed * pass + steps * self.n_blocks * TUNING_STEPS
     }
 
-    /// Notes that an earlier run had done so many steps of tuning.
-    pub(crate) fn resume_tuning(&mut self, steps: usize) {
+    /// Notes that an earlier run had done so many epochs of tuning.
+    pub(crate) fn resume_tuning(&mut self, epochs: usize) {
         if self.resumed_blocks == self.n_blocks {
-            self.found = self.in_tuning(steps);
+            self.found = self.in_tuning(epochs, 0, 0);
             self.started = Instant::now();
         }
     }

@@ -1,5 +1,7 @@
 //! How the next token is chosen from logits.
 
+use oq_random::SplitMix64;
+
 use crate::error::GenerateError;
 
 /// What decides among tokens.
@@ -34,7 +36,7 @@ pub struct Sampling {
 #[derive(Clone, Debug)]
 pub struct Sampler {
     sampling: Sampling,
-    state: u64,
+    random: SplitMix64,
 }
 
 impl Sampler {
@@ -55,7 +57,7 @@ impl Sampler {
         }
         let penalty = sampling.repetition_penalty;
         check("repetition penalty", penalty, is_positive(penalty), "a positive number is needed; 1 changes nothing")?;
-        Ok(Self { sampling, state: sampling.seed })
+        Ok(Self { sampling, random: SplitMix64::new(sampling.seed) })
     }
 
     /// The next token after a text of the ids `seen`: `logits [vocab]`, finite.
@@ -68,7 +70,7 @@ impl Sampler {
             }
             Choice::Draw { temperature, top_p, top_k } => {
                 let left = distribution(&logits, temperature, top_p, top_k);
-                let mut point = self.uniform();
+                let mut point = self.random.unit();
                 let found = left.iter().find(|(_, probability)| {
                     point -= probability;
                     point < 0.0
@@ -77,16 +79,6 @@ impl Sampler {
                 found.unwrap_or(&left[left.len() - 1]).0
             }
         }
-    }
-
-    /// Uniform in `0..1`: SplitMix64 (Steele et al. 2014).
-    fn uniform(&mut self) -> f64 {
-        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.state;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^= z >> 31;
-        (z >> 11) as f64 / (1u64 << 53) as f64
     }
 }
 

@@ -1,5 +1,6 @@
 //! Orthogonal matrices that channels are rotated by.
 
+use oq_random::SplitMix64;
 use tch::{Device, Kind, Tensor};
 
 use crate::hadamard;
@@ -26,7 +27,7 @@ impl Orthogonal {
     }
 
     /// Of any width, and random; the first column is the all-ones direction, as that of a Hadamard matrix.
-    fn random(n: usize, numbers: &mut SplitMix) -> Self {
+    fn random(n: usize, numbers: &mut SplitMix64) -> Self {
         let normal: Vec<f64> = (0..n * n).map(|_| numbers.normal()).collect();
         let columns = Tensor::from_slice(&normal).view([n as i64; 2]);
         let _ = columns.select(1, 0).fill_(1.0);
@@ -75,8 +76,8 @@ impl Rotation {
     /// `D H` for random signs `D` and a Hadamard matrix `H`, or a random orthogonal matrix where the width has none. With `fixes_ones`
     /// it leaves the all-ones direction where it is, and so the mean of channels: `H D Hᵀ`, as the first column of `H` is that direction.
     pub fn new(n: usize, seed: u64, fixes_ones: bool) -> Self {
-        let mut numbers = SplitMix(seed);
-        let mut signs: Vec<f64> = (0..n).map(|_| if numbers.next() >> 63 == 0 { 1.0 } else { -1.0 }).collect();
+        let mut numbers = SplitMix64::new(seed);
+        let mut signs: Vec<f64> = (0..n).map(|_| if numbers.bits() >> 63 == 0 { 1.0 } else { -1.0 }).collect();
         if fixes_ones {
             signs[0] = 1.0;
         }
@@ -107,29 +108,6 @@ impl Rotation {
     /// The matrix itself, `[n, n]` f64.
     pub fn matrix(&self) -> Tensor {
         self.turn(&Tensor::eye(self.signs.size()[0], (Kind::Double, Device::Cpu)))
-    }
-}
-
-/// Random numbers that are the same everywhere (Steele et al. 2014).
-struct SplitMix(u64);
-
-impl SplitMix {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// Above 0, up to 1.
-    fn uniform(&mut self) -> f64 {
-        ((self.next() >> 11) + 1) as f64 / (1u64 << 53) as f64
-    }
-
-    /// Box and Muller's.
-    fn normal(&mut self) -> f64 {
-        (-2.0 * self.uniform().ln()).sqrt() * (std::f64::consts::TAU * self.uniform()).cos()
     }
 }
 

@@ -78,9 +78,11 @@ impl Parts {
 
 impl MemoryPlan {
     pub(super) fn new(counts: &Counts, setting: &Setting<'_>) -> Self {
-        let text = if counts.tokens + counts.probed_tokens > 0 { setting.text_bytes } else { 0 };
-        let (states, masks) =
-            (states(counts), if counts.tokens + counts.probed_tokens > 0 { F32 * mask(counts) } else { 0 });
+        let states = states(counts);
+        let (text, masks) = match counts.tokens + counts.probed_tokens {
+            0 => (0, 0),
+            _ => (setting.text_bytes, F32 * mask(counts)),
+        };
         let within = |states: u64| setting.cache_memory.map_or(states, |budget| budget.min(states));
         let held = within(states);
         // What goes through all blocks at once, forwards and back.

@@ -1,9 +1,12 @@
 //! The last part of a run: all blocks together.
 
+use std::ops::ControlFlow;
+
 use oq_models::Context;
 use oq_recipe::{BlockRecord, Calibration, Event};
 
-use super::{Notice, Run, forward_all, ids_of};
+use super::passes::{forward_all, is_finite};
+use super::{Notice, Run, ids_of};
 use crate::error::CalibError;
 use crate::journal::{Finished, Journal};
 use crate::learn::ATTEMPTS;
@@ -42,17 +45,17 @@ impl Run<'_> {
             tracing::warn!(%error, "what tuning had come to cannot be read: it starts again");
             tuner.start(recipe.tune.lr)?;
         }
-        self.work.resume_tuning(tuner.divergences().len() * subject.batches);
+        self.work.resume_tuning(tuner.divergences().len());
         let mut retries = 0;
         while tuner.divergences().len() < recipe.tune.epochs {
             let epoch = tuner.divergences().len();
             let segments = &segments[epoch * samples..][..samples];
-            self.finish_in_full(ctx, segments, &mut targets)?;
+            self.finish_in_full(ctx, segments, epoch, &mut targets)?;
             match self.tuning_epoch(&mut tuner, &targets, segments)? {
                 Ok(divergence) => {
                     tuner.finish_epoch(divergence);
                     tuner.save(&path)?;
-                    let secs_left = self.work.secs_left(self.work.in_tuning((epoch + 1) * subject.batches));
+                    let secs_left = self.work.secs_left(self.work.in_tuning(epoch + 1, 0, 0));
                     self.tell(Event::Tuned { epoch, divergence, lr: tuner.lr(), secs_left }, self.n_blocks)?;
                 }
                 Err(batch) => {
@@ -80,19 +83,35 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// The last states of the segments in full precision.
+    /// The last states of an epoch's segments in full precision.
     fn finish_in_full(
         &mut self,
         ctx: &Context,
         segments: &[Vec<u32>],
+        epoch: usize,
         states: &mut Store<'_>,
     ) -> Result<(), CalibError> {
         self.embed(segments, states)?;
         for block in 0..self.n_blocks {
             let cast = self.cast(&self.load_block(block)?);
             forward_all(self.model.decoder(), &self.full(&cast), ctx, states)?;
+            if let Some(batch) = states.iter().position(|x| !is_finite(&x)) {
+                return Err(CalibError::Overflow { block, batch });
+            }
+            if self.tuning_progress(epoch, block + 1, 0).is_break() {
+                return Err(self.stopped_in_tuning(epoch));
+            }
         }
         Ok(())
+    }
+
+    fn tuning_progress(&mut self, epoch: usize, passed: usize, steps: usize) -> ControlFlow<()> {
+        let (done, total) = (self.work.in_tuning(epoch, passed, steps), self.work.total());
+        (self.on)(Notice::Progress { done, total })
+    }
+
+    fn stopped_in_tuning(&self, epoch: usize) -> CalibError {
+        CalibError::TuningStopped { epoch, epochs: self.recipe.tune.epochs, out: self.options.out.clone() }
     }
 
     /// The mean divergence of an epoch, or the batch at which it was not finite.
@@ -103,7 +122,7 @@ impl Run<'_> {
         segments: &[Vec<u32>],
     ) -> Result<Result<f64, usize>, CalibError> {
         let outer = self.model.outer(self.options.device);
-        let before = tuner.divergences().len() * targets.len();
+        let epoch = tuner.divergences().len();
         let mut sum = 0.0;
         for (idx, batch) in segments.chunks(self.recipe.calibration.batch).enumerate() {
             let x = self.model.decoder().embed(&outer, &ids_of(batch))?;
@@ -113,12 +132,9 @@ impl Run<'_> {
             }
             tracing::debug!(batch = idx, divergence, "tuned");
             sum += divergence;
-            let (done, total) = (self.work.in_tuning(before + idx + 1), self.work.total());
             let last = idx + 1 == targets.len();
-            if (self.on)(Notice::Progress { done, total }).is_break() && !last {
-                let epoch = tuner.divergences().len();
-                let Self { recipe, options, .. } = self;
-                return Err(CalibError::TuningStopped { epoch, epochs: recipe.tune.epochs, out: options.out.clone() });
+            if self.tuning_progress(epoch, self.n_blocks, idx + 1).is_break() && !last {
+                return Err(self.stopped_in_tuning(epoch));
             }
         }
         Ok(Ok(sum / targets.len() as f64))

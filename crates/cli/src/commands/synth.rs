@@ -11,6 +11,7 @@ use anyhow::Result;
 use half::{bf16, f16};
 use oq_formats::{Dtype, FormatError, OutTensor, atomic_write, write_shard};
 use oq_models::family::{Decoder, decoder_of};
+use oq_random::SplitMix64;
 use oq_recipe::{ModelEntry, Shape};
 use rayon::prelude::*;
 use serde_json::{Value, json};
@@ -175,7 +176,7 @@ impl Planned {
     fn random(&self, seed: u64, dtype: Dtype) -> Result<OutTensor<'static>, FormatError> {
         let (mean, deviation) = self.moments();
         let stream = stream(seed, &self.name);
-        let value = |i| mean + deviation * normal(word(stream, i));
+        let value = |i| mean + deviation * normal(SplitMix64::at(stream, i));
         let n = self.len();
         let bytes = match dtype {
             Dtype::F16 => fill(n, |i| f16::from_f32(value(i)).to_le_bytes()),
@@ -201,14 +202,6 @@ fn fill<const N: usize>(n: usize, value: impl Fn(u64) -> [u8; N] + Sync) -> Vec<
 fn stream(seed: u64, name: &str) -> u64 {
     let bytes = seed.to_le_bytes().into_iter().chain(name.bytes());
     bytes.fold(0xCBF2_9CE4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01B3))
-}
-
-/// The `i`-th number of SplitMix64 (Steele et al. 2014). Any of them without those before it, so that threads need not agree.
-fn word(stream: u64, i: u64) -> u64 {
-    let z = stream.wrapping_add(i.wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15));
-    let z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    z ^ (z >> 31)
 }
 
 /// Mean 0, deviation 1 and nearly normal: the sum of four uniform numbers of 16 bits. Never beyond 2 sqrt(3).
@@ -258,7 +251,7 @@ mod tests {
     fn numbers_are_as_described() {
         const N: u64 = 1 << 20;
         let stream = stream(7, "model.layers.0.mlp.up_proj.weight");
-        let values: Vec<f64> = (0..N).map(|i| f64::from(normal(word(stream, i)))).collect();
+        let values: Vec<f64> = (0..N).map(|i| f64::from(normal(SplitMix64::at(stream, i)))).collect();
         let moment = |power| values.iter().map(|x: &f64| x.powi(power)).sum::<f64>() / N as f64;
         // Five standard errors of a mean of 2^20: 5 / 1024, and sqrt(2) times that for squares.
         assert!(moment(1).abs() < 5e-3, "mean {}", moment(1));
@@ -277,7 +270,7 @@ mod tests {
         let made = |name, seed| tensor(name).random(seed, Dtype::F16).unwrap();
         assert_eq!(made("a.weight", 1), made("a.weight", 1));
         assert_ne!(made("a.weight", 1), made("a.weight", 2));
-        let values = |name: &str| fill(8, |i| word(stream(1, name), i).to_le_bytes());
+        let values = |name: &str| fill(8, |i| SplitMix64::at(stream(1, name), i).to_le_bytes());
         assert_ne!(values("a.weight"), values("b.weight"));
         // The second chunk goes on where the first one ended.
         let all = fill(CHUNK + 1, |i| i.to_le_bytes());

@@ -1,0 +1,149 @@
+//! Hidden states of the calibration segments, and how they go through blocks.
+
+use oq_models::{BlockOps, BlockWeights, Context, Decoder, DenseOps, LinearName};
+use oq_recipe::Start;
+use tch::Tensor;
+
+use super::{Options, Run, ids_of};
+use crate::error::CalibError;
+use crate::inputs::{InputOps, Inputs};
+use crate::states::{Cache, Store};
+
+/// Hidden states of the calibration segments between blocks; no batches where a method has no use for them.
+pub(super) struct States<'a> {
+    /// After the full-precision blocks.
+    pub(super) full: Store<'a>,
+    /// After the quantized blocks.
+    pub(super) quantized: Store<'a>,
+}
+
+/// What a pass in full precision gives beside the states.
+pub(super) struct Passed<'a> {
+    /// With the second loss: what the full-precision block makes of the quantized blocks' output.
+    pub(super) second: Option<Store<'a>>,
+    /// What linears were given.
+    pub(super) inputs: Inputs,
+}
+
+impl Run<'_> {
+    /// How the states of so many tokens are held.
+    pub(super) fn cache(&self, tokens: usize) -> Cache {
+        let n_stores = match (self.recipe.method.learns(), self.recipe.learn.aug_loss) {
+            (true, true) => 3,
+            (true, false) => 2,
+            (false, _) => 1,
+        };
+        let Options { device, cache_memory, out, .. } = self.options;
+        let len = tokens * self.model.decoder().dims().hidden;
+        Cache { device: *device, budget: *cache_memory, n_stores, len, dir: out.clone() }
+    }
+
+    /// The embedded segments, for methods that look at text.
+    pub(super) fn first_states<'c>(&self, cache: &'c Cache, segments: &[Vec<u32>]) -> Result<States<'c>, CalibError> {
+        let mut states = States { full: Store::new(cache), quantized: Store::new(cache) };
+        if !self.recipe.method.reads_text() {
+            return Ok(states);
+        }
+        self.embed(segments, &mut states.full)?;
+        if self.recipe.method.learns() {
+            states.quantized = states.full.map(Tensor::shallow_clone)?;
+        }
+        Ok(states)
+    }
+
+    /// Puts the embedded segments in the place of what `states` holds.
+    pub(super) fn embed(&self, segments: &[Vec<u32>], states: &mut Store<'_>) -> Result<(), CalibError> {
+        let outer = self.model.outer(self.options.device);
+        for (idx, batch) in segments.chunks(self.recipe.calibration.batch).enumerate() {
+            states.put(idx, &self.model.decoder().embed(&outer, &ids_of(batch))?)?;
+        }
+        Ok(())
+    }
+
+    /// A block's tensors, while the next one's are read ahead.
+    pub(super) fn load_block(&self, block_idx: usize) -> Result<BlockWeights, CalibError> {
+        let weights = self.model.load_block(block_idx, self.options.device)?;
+        self.model.read_ahead(block_idx + 1);
+        Ok(weights)
+    }
+
+    /// A block's weights as products need them.
+    pub(super) fn cast(&self, weights: &BlockWeights) -> BlockWeights {
+        weights.cast(&self.model.decoder().block_layout().linears, self.options.compute)
+    }
+
+    /// The full-precision block.
+    pub(super) fn full<'a>(&self, cast: &'a BlockWeights) -> DenseOps<'a> {
+        DenseOps::new(cast).with_compute(self.options.compute)
+    }
+
+    /// The quantized block.
+    pub(super) fn quantized<'a>(&self, cast: &'a BlockWeights) -> DenseOps<'a> {
+        self.full(cast).with_act(self.recipe.scheme.act)
+    }
+
+    /// Takes the states through a block that an earlier run finished.
+    pub(super) fn replay_block(
+        &self,
+        block_idx: usize,
+        ctx: &Context,
+        states: &mut States<'_>,
+    ) -> Result<(), CalibError> {
+        if !self.recipe.method.reads_text() {
+            return Ok(());
+        }
+        let decoder = self.model.decoder();
+        let mut weights = self.load_block(block_idx)?;
+        let cast = self.cast(&weights);
+        forward_all(decoder, &self.full(&cast), ctx, &mut states.full)?;
+        drop(cast);
+        if self.recipe.method.learns() {
+            self.stages.learned().read_block(block_idx, self.options.device)?.put_into(&mut weights);
+            forward_all(decoder, &self.quantized(&self.cast(&weights)), ctx, &mut states.quantized)?;
+        }
+        Ok(())
+    }
+
+    /// Takes the states through the block in full precision, for its targets and the statistics of its inputs.
+    pub(super) fn pass_in_full<'c>(
+        &self,
+        block_idx: usize,
+        weights: &BlockWeights,
+        linears: &[LinearName],
+        ctx: &Context,
+        states: &mut States<'c>,
+    ) -> Result<Passed<'c>, CalibError> {
+        if states.full.is_empty() {
+            return Ok(Passed { second: None, inputs: Inputs::default() });
+        }
+        let decoder = self.model.decoder();
+        let cast = self.cast(weights);
+        let full = self.full(&cast);
+        let aug_loss = self.recipe.method.learns() && self.recipe.learn.aug_loss;
+        let second = aug_loss.then(|| states.quantized.map(|x| decoder.block(&full, ctx, x))).transpose()?;
+        let start = if self.recipe.method.learns() { self.recipe.learn.start } else { Start::Whole };
+        let watched = InputOps::new(full, self.transform.sites(), linears, start);
+        for batch in 0..states.full.len() {
+            let x = decoder.block(&watched, ctx, &states.full.get(batch));
+            if !is_finite(&x) {
+                return Err(CalibError::Overflow { block: block_idx, batch });
+            }
+            states.full.set(batch, &x)?;
+        }
+        Ok(Passed { second, inputs: watched.finish() })
+    }
+}
+
+/// Takes all batches through a block, in place.
+pub(super) fn forward_all(
+    decoder: &dyn Decoder,
+    ops: &dyn BlockOps,
+    ctx: &Context,
+    states: &mut Store<'_>,
+) -> Result<(), CalibError> {
+    (0..states.len()).try_for_each(|batch| states.set(batch, &decoder.block(ops, ctx, &states.get(batch))))
+}
+
+pub(super) fn is_finite(x: &Tensor) -> bool {
+    x.isfinite().all().int64_value(&[]) != 0
+}

@@ -1,0 +1,185 @@
+//! Options that several commands have.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use oq_quant_core::{Bits, QuantSpec, RotateKind, SiteKind};
+use oq_recipe::{Loss, Method, Overrides, Preset, Rounding, Start};
+
+use super::values::{ComputeArg, DeviceArg, HeadArg, KernelsArg};
+
+/// Which recipe to follow.
+#[derive(Clone, Debug, Args)]
+pub struct RecipeArgs {
+    /// Bits of weights and activations, groups: w4a16g128, w3a16 (per channel), w4a16g64sym (symmetric), w4a4 and w6a6
+    /// (activations too) [default: the recipe file's]
+    #[arg(long, value_name = "S", required_unless_present = "recipe")]
+    pub scheme: Option<QuantSpec>,
+    /// A recipe file; without one, configs/MODEL/SCHEME.toml, else the paper's settings for the scheme
+    #[arg(long, value_name = "FILE")]
+    pub recipe: Option<PathBuf>,
+    /// omniquant (learned clipping and transformation), smoothquant (a transformation that is not learned) or rtn (round to
+    /// nearest)
+    #[arg(long, value_name = "M")]
+    pub method: Option<Method>,
+    /// Calibration text: wikitext2, wikitext2:valid, or a file
+    #[arg(long, value_name = "DATA")]
+    pub calib: Option<String>,
+    /// Calibration segments
+    #[arg(long, value_name = "N")]
+    pub samples: Option<usize>,
+    /// Tokens of a calibration segment
+    #[arg(long, value_name = "N")]
+    pub seqlen: Option<usize>,
+    /// Passes over the segments for each block
+    #[arg(long, value_name = "N")]
+    pub epochs: Option<usize>,
+    /// Seed of the choice of segments
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+    /// Learning rate of the clipping strengths
+    #[arg(long, value_name = "X")]
+    pub lwc_lr: Option<f64>,
+    /// Segments per optimizer step
+    #[arg(long, value_name = "N")]
+    pub batch: Option<usize>,
+    /// Add the error on the quantized model's own input to the loss: true or false
+    #[arg(long, value_name = "BOOL")]
+    pub aug_loss: Option<bool>,
+    /// How much is learned: default (in half of the paper's epochs), fast (a quarter), best (on four
+    /// times as much text, and then all blocks tuned together) or paper (clipping alone, as published)
+    #[arg(long, value_name = "PRESET")]
+    pub preset: Option<Preset>,
+    /// What is minimized: relative (each token's error as a share of its size) or mse
+    #[arg(long, value_name = "LOSS")]
+    pub loss: Option<Loss>,
+    /// Where learning starts: compensate (weights make good each other's rounding errors), search (least error of weights, by
+    /// their inputs) or whole (98 % of the range, as published)
+    #[arg(long, value_name = "START")]
+    pub start: Option<Start>,
+    /// How weights are rounded: learned, or fixed as they start
+    #[arg(long, value_name = "HOW")]
+    pub rounding: Option<Rounding>,
+    /// Transform channels equivalently before rounding, at the sites of the paper where the recipe has none
+    #[arg(long = "let", conflicts_with = "no_let")]
+    pub use_let: bool,
+    /// Transform nothing
+    #[arg(long)]
+    pub no_let: bool,
+    /// Where to transform: a list of norm, vo, qk, updown, such as norm,vo
+    #[arg(long, value_name = "LIST", value_delimiter = ',', conflicts_with = "no_let")]
+    pub let_sites: Option<Vec<SiteKind>>,
+    /// Also shift channels, where linears have biases (OPT): true or false
+    #[arg(long, value_name = "BOOL")]
+    pub let_shift: Option<bool>,
+    /// Learning rate of the scales and shifts of channels
+    #[arg(long, value_name = "X")]
+    pub let_lr: Option<f64>,
+    /// Where scales start: 0 evens out the weights, 1 the activations
+    #[arg(long, value_name = "X")]
+    pub let_alpha: Option<f64>,
+    /// Passes, each over new segments, in which all blocks' scales, norms and biases are tuned together, after the blocks; 0 for none
+    #[arg(long, value_name = "N")]
+    pub tune_epochs: Option<usize>,
+    /// Learning rate of that tuning
+    #[arg(long, value_name = "X")]
+    pub tune_lr: Option<f64>,
+    /// Rotate channels first, so that none is much larger than the others: none, merged (into the weights) or online (also queries, keys
+    /// and what the MLP's last linear reads, while the model runs)
+    #[arg(long, value_name = "KIND")]
+    pub rotate: Option<RotateKind>,
+    /// Bits of a code on average, such as 3.25: each linear gets a width by how much the predictions suffer, in place of the scheme's
+    #[arg(long, value_name = "X")]
+    pub bits: Option<f64>,
+    /// Widths to choose among [default: 2,3,4,5,6,8]
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    pub bit_choices: Option<Vec<Bits>>,
+}
+
+impl RecipeArgs {
+    pub fn overrides(&self) -> Overrides {
+        Overrides {
+            method: self.method,
+            data: self.calib.clone(),
+            samples: self.samples,
+            seqlen: self.seqlen,
+            epochs: self.epochs,
+            seed: self.seed,
+            lwc_lr: self.lwc_lr,
+            batch: self.batch,
+            aug_loss: self.aug_loss,
+            loss: self.loss,
+            start: self.start,
+            rounding: self.rounding,
+            preset: self.preset,
+            transform: if self.no_let { Some(false) } else { self.use_let.then_some(true) },
+            sites: self.let_sites.clone(),
+            shift: self.let_shift,
+            let_lr: self.let_lr,
+            alpha: self.let_alpha,
+            tune_epochs: self.tune_epochs,
+            tune_lr: self.tune_lr,
+            rotate: self.rotate,
+            bits: self.bits,
+            bit_choices: self.bit_choices.clone(),
+        }
+    }
+}
+
+/// What to measure on.
+#[derive(Clone, Debug, Args)]
+pub struct EvalDataArgs {
+    /// Text to measure on: wikitext2, wikitext2:valid, or a file [default: the model's, else wikitext2]
+    #[arg(long, value_name = "DATA")]
+    pub data: Option<String>,
+    /// Folder of datasets (wikitext2/wiki.test.raw, ...); also the variable OMNIQUANT_DATA
+    #[arg(long, value_name = "DIR", env = "OMNIQUANT_DATA")]
+    pub data_dir: Option<PathBuf>,
+    /// Measure the first N windows only [default: all]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub windows: Option<u32>,
+}
+
+/// How a model runs.
+#[derive(Clone, Debug, Args)]
+pub struct RunArgs {
+    /// packed (weights are multiplied as they are, on the CPU), dense (they are decoded first), or auto: packed where they
+    /// can be
+    #[arg(long, value_name = "KERNELS", value_enum, default_value_t = KernelsArg::Auto)]
+    pub kernels: KernelsArg,
+    /// Products in f32, bf16, or auto: bf16 where the device multiplies it fast
+    #[arg(long, value_name = "KIND", value_enum, default_value_t = ComputeArg::Auto)]
+    pub compute: ComputeArg,
+    /// The matrix that makes logits: stored (as it is) or w8 (rounded to 8 bits, for speed; on the CPU)
+    #[arg(long, value_name = "HEAD", value_enum, default_value_t = HeadArg::Stored)]
+    pub head: HeadArg,
+    /// auto, cpu or cuda:N
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    pub device: DeviceArg,
+}
+
+/// How tokens are chosen.
+#[derive(Clone, Debug, Args)]
+pub struct SamplingArgs {
+    /// Most tokens to write
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    pub max_tokens: usize,
+    /// How daring: 0 always takes the likeliest token, 1 draws as the model says
+    #[arg(long, value_name = "T", default_value_t = 0.0)]
+    pub temperature: f64,
+    /// Draw from the likeliest tokens that together are as probable as this [default: from all]
+    #[arg(long, value_name = "P")]
+    pub top_p: Option<f64>,
+    /// Draw from so many of the likeliest tokens [default: from all]
+    #[arg(long, value_name = "N")]
+    pub top_k: Option<usize>,
+    /// Make tokens that are in the text already less likely; 1 leaves them
+    #[arg(long, value_name = "R", default_value_t = 1.0)]
+    pub repetition_penalty: f64,
+    /// Same seed, same draws
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+    /// End before this string; may be given several times
+    #[arg(long, value_name = "S")]
+    pub stop: Vec<String>,
+}

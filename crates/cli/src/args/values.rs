@@ -1,0 +1,103 @@
+//! Values of options that have words of their own.
+
+use clap::ValueEnum;
+use oq_formats::Dtype;
+use oq_recipe::{Profile, find_machine, machine_names};
+
+/// Where blocks are computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceArg {
+    Auto,
+    Cpu,
+    Cuda(usize),
+}
+
+impl std::str::FromStr for DeviceArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "cpu" => Ok(Self::Cpu),
+            "cuda" => Ok(Self::Cuda(0)),
+            _ => text
+                .strip_prefix("cuda:")
+                .and_then(|index| index.parse().ok())
+                .map(Self::Cuda)
+                .ok_or_else(|| "expected auto, cpu, cuda or cuda:N".to_owned()),
+        }
+    }
+}
+
+/// What products are computed in while blocks are learned; by itself bf16 where the device multiplies it fast, else f32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ComputeArg {
+    Auto,
+    F32,
+    Bf16,
+}
+
+/// Who multiplies with linears.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum KernelsArg {
+    Auto,
+    Dense,
+    Packed,
+}
+
+/// How the head is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum HeadArg {
+    Stored,
+    W8,
+}
+
+/// The machine that a run is planned for.
+#[derive(Clone, Copy, Debug)]
+pub enum PlanDeviceArg {
+    /// This one.
+    Here(DeviceArg),
+    /// One of `configs/machines`.
+    Named(&'static Profile),
+}
+
+impl std::str::FromStr for PlanDeviceArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Some(profile) = find_machine(text) {
+            return Ok(Self::Named(profile));
+        }
+        text.parse().map(Self::Here).map_err(|error: String| {
+            let known = machine_names().collect::<Vec<_>>().join(", ");
+            format!("{error}, or a machine of configs/machines: {known}")
+        })
+    }
+}
+
+/// How weights are stored.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum FloatType {
+    F16,
+    Bf16,
+    F32,
+}
+
+impl FloatType {
+    pub fn dtype(self) -> Dtype {
+        match self {
+            Self::F16 => Dtype::F16,
+            Self::Bf16 => Dtype::BF16,
+            Self::F32 => Dtype::F32,
+        }
+    }
+
+    /// As `config.json` has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F16 => "float16",
+            Self::Bf16 => "bfloat16",
+            Self::F32 => "float32",
+        }
+    }
+}

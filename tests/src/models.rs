@@ -1,0 +1,89 @@
+//! Runs and measurements through the libraries, without the program.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use oq_calib::{Options, Outcome};
+use oq_eval::perplexity;
+use oq_models::{BlockWeights, Compute, DenseOps, Model};
+use oq_recipe::Recipe;
+use tch::{Device, Kind, Tensor};
+
+use crate::{fixture, tokens};
+
+/// The folder of every checkpoint of the fixtures.
+pub fn checkpoints() -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut folders = vec![fixture("")];
+    while let Some(folder) = folders.pop() {
+        if folder.join("config.json").is_file() {
+            found.push(folder.clone());
+        }
+        let entries = std::fs::read_dir(&folder).expect("fixtures can be listed");
+        folders.extend(entries.map(|entry| entry.expect("an entry").path()).filter(|path| path.is_dir()));
+    }
+    found.sort();
+    found
+}
+
+/// The second block in f64, in which rounding is no excuse.
+pub fn f64_block(model: &Model) -> BlockWeights {
+    let weights = model.load_block(1, Device::Cpu).expect("fixtures can be read");
+    BlockWeights::new(weights.tensors().iter().map(|(name, t)| (name.clone(), t.to_kind(Kind::Double))).collect())
+}
+
+/// What a recipe learns from, of the fixtures' calibration text.
+pub fn calibration(recipe: &Recipe) -> Vec<Vec<u32>> {
+    let c = &recipe.calibration;
+    oq_data::segments(&tokens("calib.txt"), recipe.segments(), c.seqlen, c.seed).expect("the text is long enough")
+}
+
+/// A run into `out` on the CPU, in f32, which sums alike everywhere.
+pub fn in_f32(out: &Path, resume: bool) -> Options {
+    Options { device: Device::Cpu, compute: Compute::F32, cache_memory: None, out: out.to_owned(), resume }
+}
+
+/// Perplexity of the fixtures' evaluation text, in windows of 256.
+pub fn measure(model: &Model) -> f64 {
+    let result = perplexity(model, &tokens("eval.txt"), 256, None, Device::Cpu, &mut |_| {});
+    let result = result.expect("the text is long enough");
+    assert_eq!(result.window_nll.len(), 39);
+    result.value()
+}
+
+/// The files that make a model: no journal and no record.
+pub fn model_files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
+    let is_model =
+        |name: &String| name.ends_with(".safetensors") || name.ends_with("index.json") || name == "config.json";
+    let entries = std::fs::read_dir(dir).expect("the folder can be listed");
+    let names = entries.map(|entry| entry.expect("an entry").file_name().into_string().expect("our names are UTF-8"));
+    names.filter(is_model).map(|name| (name.clone(), std::fs::read(dir.join(name)).expect("it can be read"))).collect()
+}
+
+/// Holds the mean squared errors of blocks that a run recorded to those of the packed model on the run's segments.
+#[track_caller]
+pub fn check_recorded_losses(full: &Model, packed: &Model, segments: &[Vec<u32>], outcome: &Outcome) {
+    /// Sums of the same squares in the same order, but for the batches' mean.
+    const TOLERANCE: f64 = 1e-6;
+    let _no_grad = tch::no_grad_guard();
+    let decoder = full.decoder();
+    let (ctx, outer) = (decoder.context(segments[0].len(), Device::Cpu), full.outer(Device::Cpu));
+    let embed = |ids: &Vec<u32>| {
+        let ids: Vec<i64> = ids.iter().map(|&id| i64::from(id)).collect();
+        let embed = || decoder.embed(&outer, &Tensor::from_slice(&ids).unsqueeze(0)).expect("ids of its vocabulary");
+        [embed(), embed()]
+    };
+    let mut states: Vec<[Tensor; 2]> = segments.iter().map(embed).collect();
+    for (block_idx, block) in outcome.blocks.iter().enumerate() {
+        let [weights, stored] =
+            [full, packed].map(|model| model.load_block(block_idx, Device::Cpu).expect("it can be read"));
+        let mut sum = 0.0;
+        for [x, y] in &mut states {
+            *x = decoder.block(&DenseOps::new(&weights), &ctx, x);
+            *y = decoder.block(&packed.ops(&stored), &ctx, y);
+            sum += (&*x - &*y).square().mean(Kind::Double).double_value(&[]);
+        }
+        let (got, recorded) = (sum / states.len() as f64, block.final_loss.expect("the run learned"));
+        assert!((got / recorded - 1.0).abs() <= TOLERANCE, "block {block_idx}: {got}, {recorded} recorded");
+    }
+}
