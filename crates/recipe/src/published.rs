@@ -39,7 +39,7 @@ pub(crate) fn published(scheme: QuantSpec, family: Family, chat: bool, post_norm
         },
         transform: published_transform(scheme, family, post_norm),
         // The paper has none; the rate was chosen on SmolLM2-135M (`benches/record`).
-        tune: Tune { epochs: 0, lr: 3e-3 },
+        tune: Tune { epochs: 0, lr: 5e-3 },
         rotate: Rotate::default(),
         bits: None,
     }

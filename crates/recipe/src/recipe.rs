@@ -388,7 +388,7 @@ impl Recipe {
             return Err(refused("let.alpha", alpha, "0 to 1"));
         }
         if !(tune_lr.is_finite() && *tune_lr > 0.0) {
-            return Err(refused("tune.lr", tune_lr, "positive and finite, such as 3e-3"));
+            return Err(refused("tune.lr", tune_lr, "positive and finite, such as 5e-3"));
         }
         if *tune_epochs > MAX_TUNE_EPOCHS {
             return Err(refused("tune.epochs", tune_epochs, format!("{MAX_TUNE_EPOCHS} or less")));

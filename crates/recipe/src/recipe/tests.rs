@@ -159,7 +159,7 @@ fn bad_values() {
         check(Overrides { lwc_lr: Some(lr), ..none() }, &message);
         let message = format!("let.lr = {lr}: must be positive and finite, such as 5e-3");
         check(Overrides { let_lr: Some(lr), ..none() }, &message);
-        let message = format!("tune.lr = {lr}: must be positive and finite, such as 3e-3");
+        let message = format!("tune.lr = {lr}: must be positive and finite, such as 5e-3");
         check(Overrides { tune_lr: Some(lr), ..none() }, &message);
     }
     for alpha in [-0.5, 1.5, f64::NAN, f64::INFINITY] {
