@@ -109,6 +109,12 @@ fn a_run_that_does_not_fit_hears_what_would() {
     assert_eq!(refused["plan"]["mends"], json!([]));
 }
 
+#[test]
+fn a_rotation_that_the_model_cannot_have_is_told() {
+    let error = stderr(&mut plan(&["opt-350m", "--scheme", "w4a16", "--rotate", "merged"]), DOES_NOT_FIT);
+    assert!(error.contains("on the residual itself; say --rotate none"), "{error}");
+}
+
 /// A folder for the cache, with a profile of this machine's CPU in it.
 fn cache(profile: &str) -> TempDir {
     let cache = tempfile::tempdir().unwrap();

@@ -6,7 +6,7 @@ mod mend;
 mod time;
 
 use oq_let::Site;
-use oq_models::{Compute, Decoder};
+use oq_models::{Compute, Decoder, Rotator};
 use oq_quant_core::SiteKind;
 use oq_recipe::{Profile, Recipe};
 use serde::Serialize;
@@ -128,7 +128,7 @@ pub struct Plan {
 impl Plan {
     /// Plans a run of `recipe` on a model of this shape.
     ///
-    /// A group size that does not divide is listed as a problem like too little memory.
+    /// A group size that does not divide, sites and rotations that the model cannot have are listed as problems like too little memory.
     pub fn new(decoder: &dyn Decoder, recipe: &Recipe, setting: &Setting<'_>) -> Self {
         let spec = recipe.scheme.weight;
         let mut problems = Vec::new();
@@ -146,6 +146,8 @@ impl Plan {
             problems.push(error.to_string());
             Vec::new()
         });
+        let rotator = Rotator::new(decoder, recipe.rotate.kind, recipe.rotate.seed);
+        problems.extend(rotator.err().map(|error| error.to_string()));
         let counts = Counts::new(decoder, recipe, &sites, setting.compute);
         let on_device = setting.machine.device.is_some();
         let memory = MemoryPlan::new(&counts, setting);
