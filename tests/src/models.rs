@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use oq_calib::{Options, Outcome};
+use oq_data::segments_and_new;
 use oq_eval::perplexity;
 use oq_models::{BlockWeights, Compute, DenseOps, Model};
 use oq_recipe::Recipe;
@@ -35,7 +36,8 @@ pub fn f64_block(model: &Model) -> BlockWeights {
 /// What a recipe learns from, of the fixtures' calibration text.
 pub fn calibration(recipe: &Recipe) -> Vec<Vec<u32>> {
     let c = &recipe.calibration;
-    oq_data::segments(&tokens("calib.txt"), recipe.segments(), c.seqlen, c.seed).expect("the text is long enough")
+    let new = recipe.segments().saturating_sub(c.samples);
+    segments_and_new(&tokens("calib.txt"), c.samples, new, c.seqlen, c.seed).expect("the text is long enough")
 }
 
 /// A run into `out` on the CPU, in f32, which sums alike everywhere.

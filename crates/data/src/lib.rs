@@ -1,5 +1,5 @@
 //! Text in, token ids out: tokenizers ([`Tokenizer`]), evaluation and calibration texts ([`load_text`]), how ids are
-//! cut ([`segments`], [`windows`]), zero-shot tasks ([`Task`]), and the model hub ([`Hub`]) where either may come from.
+//! cut ([`segments`], [`segments_and_new`], [`windows`]), zero-shot tasks ([`Task`]), and the model hub ([`Hub`]) where either may come from.
 //!
 //! No tensors and no libtorch: ids are `u32`, texts are `String`.
 //!
@@ -29,6 +29,6 @@ pub use chat::{ChatTemplate, Message};
 pub use dataset::{DATASETS, Split, Text, load_text};
 pub use error::{DataError, ErrorKind};
 pub use hub::{DEFAULT_ENDPOINT, Hub, HubEvent};
-pub use sample::{segments, windows};
+pub use sample::{segments, segments_and_new, windows};
 pub use tasks::{Choice, Item, Task};
 pub use tokenizer::{AddSpecial, Tokenizer};

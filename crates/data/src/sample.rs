@@ -4,6 +4,9 @@ use oq_random::SplitMix64;
 
 use crate::error::DataError;
 
+/// Draws of a start, of which the one that shares the fewest tokens with earlier segments is taken.
+const TRIES: usize = 64;
+
 /// `samples` contiguous segments of `seqlen` ids, each start drawn uniformly from all `len - seqlen + 1` (segments may
 /// overlap or repeat).
 ///
@@ -12,6 +15,18 @@ use crate::error::DataError;
 ///
 /// Errors: a text shorter than one segment, a segment of no tokens.
 pub fn segments(ids: &[u32], samples: usize, seqlen: usize, seed: u64) -> Result<Vec<Vec<u32>>, DataError> {
+    segments_and_new(ids, samples, 0, seqlen, seed)
+}
+
+/// The segments of [`segments`], then `new` ones that share no token with any before them, where the text has room for such: each is
+/// the first of 64 draws that does not, else the one that shares the fewest.
+pub fn segments_and_new(
+    ids: &[u32],
+    samples: usize,
+    new: usize,
+    seqlen: usize,
+    seed: u64,
+) -> Result<Vec<Vec<u32>>, DataError> {
     if seqlen == 0 {
         return Err(DataError::EmptySegment);
     }
@@ -19,12 +34,21 @@ pub fn segments(ids: &[u32], samples: usize, seqlen: usize, seed: u64) -> Result
         return Err(DataError::TextTooShort { tokens: ids.len(), seqlen });
     };
     let mut random = SplitMix64::new(seed);
-    Ok((0..samples)
-        .map(|_| {
-            let start = random.below(last_start as u64 + 1) as usize;
-            ids[start..start + seqlen].to_vec()
-        })
-        .collect())
+    let mut draw = || random.below(last_start as u64 + 1) as usize;
+    let mut starts: Vec<usize> = (0..samples).map(|_| draw()).collect();
+    for _ in 0..new {
+        let shared = |start: usize| starts.iter().map(|&other| seqlen.saturating_sub(start.abs_diff(other))).sum();
+        let mut best = (usize::MAX, 0);
+        for _ in 0..TRIES {
+            let start = draw();
+            best = best.min((shared(start), start));
+            if best.0 == 0 {
+                break;
+            }
+        }
+        starts.push(best.1);
+    }
+    Ok(starts.into_iter().map(|start| ids[start..start + seqlen].to_vec()).collect())
 }
 
 /// Non-overlapping windows of `seqlen` ids in order; a last partial window is dropped. A `seqlen` of 0 gives none.
@@ -48,6 +72,23 @@ mod tests {
 
     /// A change here changes everybody's calibration set.
     const STARTS_OF_SEED_2: [u32; 6] = [373, 785, 434, 569, 836, 446];
+
+    #[test]
+    fn new_segments_share_nothing_where_there_is_room() {
+        let starts = |len: u32, new| -> Vec<u32> {
+            let ids: Vec<u32> = (0..len).collect();
+            segments_and_new(&ids, 6, new, 100, 2).unwrap().iter().map(|s| s[0]).collect()
+        };
+        // Half of the text at most.
+        let roomy = starts(2400, 6);
+        for (at, start) in roomy.iter().enumerate().skip(6) {
+            assert!(roomy[..at].iter().all(|other| other.abs_diff(*start) >= 100), "{roomy:?}");
+        }
+        // Those before them are what they are without.
+        assert_eq!(starts(1000, 3)[..6], STARTS_OF_SEED_2);
+        // Two segments long, and six drawn before: they overlap, and are had all the same.
+        assert_eq!(starts(200, 4).len(), 10);
+    }
 
     #[test]
     fn starts_are_uniform_and_reach_both_ends() {

@@ -11,7 +11,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use oq_calib::{Machine, Notice, Options, Outcome, Plan, Setting, check, quantize};
-use oq_data::{Split, segments};
+use oq_data::{Split, segments_and_new};
 use oq_formats::atomic_write;
 use oq_models::{Compute, Model};
 use oq_recipe::{Event, Method, Recipe, RunRecord};
@@ -54,7 +54,7 @@ pub fn run(args: &QuantizeArgs, out: &Output) -> Result<()> {
     let segments = if recipe.reads_text() {
         let c = &recipe.calibration;
         let ids = tokens(model.dir(), &c.data, Split::Train, args.eval.data_dir.as_deref())?;
-        segments(&ids, recipe.segments(), c.seqlen, c.seed)?
+        segments_and_new(&ids, c.samples, recipe.segments() - c.samples, c.seqlen, c.seed)?
     } else {
         Vec::new()
     };
