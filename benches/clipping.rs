@@ -1,7 +1,7 @@
 //! What a learning step pays for fake quantization: the fused closed form against libtorch's autograd through the definition,
 //! and a plain copy of the weights as the machine's own limit.
 //!
-//! `cargo xtask bench clipping`; throughput counts the bytes of the weight once.
+//! `cargo xtask bench --bench clipping`; throughput counts the bytes of the weight once.
 
 #![allow(missing_docs, reason = "criterion's macros make undocumented functions")]
 

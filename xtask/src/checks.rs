@@ -24,7 +24,7 @@ pub fn test(args: &[String]) -> Result<()> {
     process::ended(process::shown(&cargo), status)
 }
 
-/// Runs the criterion benches.
+/// Runs the benches.
 pub fn bench(args: &[String]) -> Result<()> {
     libtorch::ensure_ready()?;
     process::run(

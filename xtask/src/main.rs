@@ -53,14 +53,16 @@ Examples:
         override_usage = "cargo xtask quantize [MODEL] [options of `omniquant quantize`]",
         after_help = "\
 MODEL is a name in configs/, a local directory or a hub id, and comes first (default: tiny-llama).
-Options after it go to `omniquant quantize`. Unless given, --scheme is w2a16g64 for the tiny models,
-w3a16g64 for smollm2-135m and w4a16g128 for others (or what configs/ has of theirs), and --out is
-out/MODEL-SCHEME. Relative paths start at the repository's root. A run that was stopped goes on
-where it was when the same command is given again.
+Options after it go to `omniquant quantize`, and to `omniquant plan` but for --data, --data-dir,
+--windows, --report and --resume. Unless given, --scheme is w2a16g64 for the tiny models, w3a16g64
+for smollm2-135m and w4a16g128 for others (or what configs/ has of theirs), and --out is
+out/MODEL-SCHEME, followed by the options that decide the result: out/smollm2-135m-w3a16g64-fast.
+Relative paths start at the repository's root. A run that was stopped goes on where it was when
+the same command is given again.
 
 Examples:
   cargo xtask quantize
-  cargo xtask quantize smollm2-135m --epochs 5
+  cargo xtask quantize smollm2-135m --preset fast
   cargo xtask quantize meta-llama/Llama-2-7b-hf --scheme w3a16g128 --out /data/llama2-7b-w3"
     )]
     Quantize(PassedOn),
@@ -104,13 +106,16 @@ Examples:
   cargo xtask test resume -- --nocapture")]
     Test(PassedOn),
 
-    /// Set up, then run the criterion benches.
+    /// Set up, then run the benches: clipping (by criterion), kernels and step.
     #[command(after_help = "\
-What follows goes to `cargo bench`.
+What follows goes to `cargo bench`; words after -- go to the benches. step is skipped unless
+OMNIQUANT_STEP_MODEL names a model's directory.
 
 Examples:
   cargo xtask bench
-  cargo xtask bench -- q_proj")]
+  cargo xtask bench --bench clipping
+  cargo xtask bench --bench clipping -- q_proj
+  cargo xtask bench --bench kernels -- decode llama2-7b")]
     Bench(PassedOn),
 
     /// Everything that CI checks: formatting, clippy, tests, docs.

@@ -8,27 +8,25 @@ use crate::{fetch, program};
 
 const DEFAULT_MODEL: &str = "tiny-llama";
 
-/// Options that `omniquant plan` takes too, so that it plans the run that follows. The first three have defaults here.
-const PLANNED: [&str; 16] = [
+/// Options of `omniquant quantize` that `omniquant plan` does not take, and whether a value follows. All others go to both, so that
+/// what is planned is the run that follows.
+const NOT_PLANNED: [(&str, bool); 5] =
+    [("--resume", false), ("--report", false), ("--data", true), ("--data-dir", true), ("--windows", true)];
+
+/// Options that leave the result as it is, and the name of its directory too. The first three are that name already.
+const NOT_IN_NAME: [&str; 11] = [
     "--scheme",
     "--recipe",
     "--out",
-    "--method",
-    "--calib",
-    "--samples",
-    "--seqlen",
-    "--epochs",
-    "--seed",
-    "--lwc-lr",
-    "--batch",
-    "--aug-loss",
-    "--let-sites",
-    "--let-shift",
-    "--let-lr",
-    "--let-alpha",
+    "--device",
+    "--cache-memory",
+    "--threads",
+    "--json",
+    "--quiet",
+    "--verbose",
+    "--log-format",
+    "--help",
 ];
-/// Those of them that take no value.
-const PLANNED_FLAGS: [&str; 2] = ["--let", "--no-let"];
 
 /// The whole run. `args` is `[MODEL] [options for omniquant quantize]`.
 pub fn run(args: &[String]) -> Result<()> {
@@ -55,20 +53,20 @@ impl Request {
             Some((first, rest)) if !first.starts_with('-') => (first.as_str(), rest),
             _ => (DEFAULT_MODEL, args),
         };
-        let mut rest = options.to_vec();
-        let given = PLANNED.map(|name| take_value(&mut rest, name));
-        let [mut scheme, recipe, mut out, ..] = given.clone();
+        let (mut planned, mut rest) = split(options);
+        let scheme = value_of(&planned, "--scheme");
+        let recipe = value_of(&planned, "--recipe");
+        let out = value_of(&planned, "--out");
+        let mut ours = Vec::new();
+        let default = default_scheme(model);
         if scheme.is_none() && recipe.is_none() {
-            scheme = Some(default_scheme(model));
+            ours.extend(["--scheme".to_owned(), default.clone()]);
         }
-        let setting = scheme.as_deref().or(recipe.as_deref().map(stem)).unwrap_or_default();
-        out = out.or_else(|| Some(format!("out/{}-{setting}", stem(model))));
-
-        let values = [scheme, recipe, out].into_iter().chain(given.into_iter().skip(3));
-        let pairs = PLANNED.iter().zip(values).filter_map(|(name, value)| Some([(*name).to_owned(), value?]));
-        let flags = PLANNED_FLAGS.iter().filter(|flag| rest.iter().any(|word| word == *flag));
-        let planned: Vec<String> = pairs.flatten().chain(flags.map(|flag| (*flag).to_owned())).collect();
-        rest.retain(|word| !PLANNED_FLAGS.contains(&word.as_str()));
+        if out.is_none() {
+            let setting = scheme.or(recipe.map(stem)).unwrap_or(&default);
+            ours.extend(["--out".to_owned(), format!("out/{}-{setting}{}", stem(model), name_of(&planned))]);
+        }
+        planned.splice(0..0, ours);
         for flag in ["--report", "--resume"] {
             if !rest.iter().any(|word| word == flag) {
                 rest.insert(0, flag.to_owned());
@@ -84,6 +82,25 @@ impl Request {
     fn quantize(&self) -> Vec<String> {
         [&["quantize".to_owned(), self.model.clone()], self.planned.as_slice(), &self.rest].concat()
     }
+}
+
+/// The words for both commands, and those for `quantize` alone.
+fn split(options: &[String]) -> (Vec<String>, Vec<String>) {
+    let (mut planned, mut rest) = (Vec::new(), Vec::new());
+    let mut words = options.iter();
+    while let Some(word) = words.next() {
+        let (name, value) = halves(word);
+        match NOT_PLANNED.iter().find(|(ours, _)| *ours == name) {
+            None => planned.push(word.clone()),
+            Some((_, takes_value)) => {
+                rest.push(word.clone());
+                if *takes_value && value.is_none() {
+                    rest.extend(words.next().cloned());
+                }
+            }
+        }
+    }
+    (planned, rest)
 }
 
 /// The scheme to run where none is asked for: on the small models one whose result differs clearly from
@@ -106,18 +123,37 @@ fn stem(name: &str) -> &str {
     last.strip_suffix(".toml").unwrap_or(last)
 }
 
-/// Removes `--name VALUE` or `--name=VALUE` and returns the value.
-fn take_value(words: &mut Vec<String>, name: &str) -> Option<String> {
-    let at = words
-        .iter()
-        .position(|word| word.strip_prefix(name).is_some_and(|end| end.is_empty() || end.starts_with('=')))?;
-    if let Some((_, value)) = words[at].split_once('=') {
-        let value = value.to_owned();
-        words.remove(at);
-        return Some(value);
+/// `--name=VALUE` in two; other words have no value.
+fn halves(word: &str) -> (&str, Option<&str>) {
+    match word.split_once('=') {
+        Some((name, value)) if name.starts_with("--") => (name, Some(value)),
+        _ => (word, None),
     }
-    // Without a value the word stays, and omniquant says what it lacks.
-    (at + 1 < words.len()).then(|| words.drain(at..=at + 1).next_back().expect("two words are drained"))
+}
+
+/// The options among `words`, with their values. An option that lacks its value is left to the binary, which says so.
+fn options(words: &[String]) -> impl Iterator<Item = (&str, Option<&str>)> {
+    words.iter().enumerate().filter(|(_, word)| word.starts_with("--")).map(|(at, word)| {
+        let (name, value) = halves(word);
+        let next = words.get(at + 1).filter(|next| !next.starts_with('-'));
+        (name, value.or(next.map(String::as_str)))
+    })
+}
+
+fn value_of<'a>(words: &'a [String], name: &str) -> Option<&'a str> {
+    options(words).find(|(other, _)| *other == name)?.1
+}
+
+/// What the name of the result says besides model and scheme: each option that decides it, as two runs cannot have one directory.
+fn name_of(words: &[String]) -> String {
+    let named = options(words).filter(|(name, _)| !NOT_IN_NAME.contains(name));
+    let part = |(name, value): (&str, Option<&str>)| match (name.trim_start_matches("--"), value.map(stem)) {
+        ("preset" | "method", Some(value)) => format!("-{value}"),
+        ("bits", Some(value)) => format!("-{value}bits"),
+        (name, Some(value)) => format!("-{name}-{value}"),
+        (name, None) => format!("-{name}"),
+    };
+    named.map(part).collect()
 }
 
 #[cfg(test)]
@@ -141,23 +177,24 @@ mod tests {
         );
         check(
             "smollm2-135m --epochs 3 --windows 4",
-            "plan smollm2-135m --scheme w3a16g64 --out out/smollm2-135m-w3a16g64 --epochs 3",
-            "quantize smollm2-135m --scheme w3a16g64 --out out/smollm2-135m-w3a16g64 --epochs 3 --resume --report --windows 4",
+            "plan smollm2-135m --scheme w3a16g64 --out out/smollm2-135m-w3a16g64-epochs-3 --epochs 3",
+            "quantize smollm2-135m --scheme w3a16g64 --out out/smollm2-135m-w3a16g64-epochs-3 --epochs 3 --resume --report \
+             --windows 4",
         );
         check(
-            "facebook/opt-125m --out=/d/o --scheme=w4a4 --resume",
-            "plan facebook/opt-125m --scheme w4a4 --out /d/o",
-            "quantize facebook/opt-125m --scheme w4a4 --out /d/o --report --resume",
+            "facebook/opt-125m --out=/d/o --scheme=w4a4 --resume --data=x --data-dir y",
+            "plan facebook/opt-125m --out=/d/o --scheme=w4a4",
+            "quantize facebook/opt-125m --out=/d/o --scheme=w4a4 --report --resume --data=x --data-dir y",
         );
         check(
             "tiny-opt --no-let --scheme w4a4 --let-lr 1e-3",
-            "plan tiny-opt --scheme w4a4 --out out/tiny-opt-w4a4 --let-lr 1e-3 --no-let",
-            "quantize tiny-opt --scheme w4a4 --out out/tiny-opt-w4a4 --let-lr 1e-3 --no-let --resume --report",
+            "plan tiny-opt --out out/tiny-opt-w4a4-no-let-let-lr-1e-3 --no-let --scheme w4a4 --let-lr 1e-3",
+            "quantize tiny-opt --out out/tiny-opt-w4a4-no-let-let-lr-1e-3 --no-let --scheme w4a4 --let-lr 1e-3 --resume --report",
         );
         check(
-            "--seed 3 --scheme w3a16g64",
-            "plan tiny-llama --scheme w3a16g64 --out out/tiny-llama-w3a16g64 --seed 3",
-            "quantize tiny-llama --scheme w3a16g64 --out out/tiny-llama-w3a16g64 --seed 3 --resume --report",
+            "-q --threads 2 --scheme w3a16g64",
+            "plan tiny-llama --out out/tiny-llama-w3a16g64 -q --threads 2 --scheme w3a16g64",
+            "quantize tiny-llama --out out/tiny-llama-w3a16g64 -q --threads 2 --scheme w3a16g64 --resume --report",
         );
         check(
             "falcon-7b",
@@ -166,17 +203,50 @@ mod tests {
         );
         check(
             "models/a/ --recipe my/w3a16.toml",
-            "plan models/a/ --recipe my/w3a16.toml --out out/a-w3a16",
-            "quantize models/a/ --recipe my/w3a16.toml --out out/a-w3a16 --resume --report",
+            "plan models/a/ --out out/a-w3a16 --recipe my/w3a16.toml",
+            "quantize models/a/ --out out/a-w3a16 --recipe my/w3a16.toml --resume --report",
         );
+    }
+
+    #[test]
+    fn runs_that_differ_have_directories_of_their_own() {
+        let check = |line: &str, out: &str| {
+            let args: Vec<String> = line.split_whitespace().map(String::from).collect();
+            assert_eq!(value_of(&Request::new(&args).planned, "--out"), Some(out), "{line}");
+        };
+        check("smollm2-135m --preset fast", "out/smollm2-135m-w3a16g64-fast");
+        check("smollm2-135m --report --preset=best --windows 8 --device cpu", "out/smollm2-135m-w3a16g64-best");
+        check("--bits 3.25 --method rtn", "out/tiny-llama-w2a16g64-3.25bits-rtn");
+        check("llama2-7b --calib /d/my.txt --seed 3", "out/llama2-7b-w4a16g128-calib-my.txt-seed-3");
+        check("llama2-7b --let --cache-memory 8GiB --json", "out/llama2-7b-w4a16g128-let");
     }
 
     #[test]
     fn an_option_without_its_value_is_left_to_the_binary() {
         check(
             "llama2-7b --scheme",
-            "plan llama2-7b --scheme w4a16g128 --out out/llama2-7b-w4a16g128",
-            "quantize llama2-7b --scheme w4a16g128 --out out/llama2-7b-w4a16g128 --resume --report --scheme",
+            "plan llama2-7b --scheme w4a16g128 --out out/llama2-7b-w4a16g128 --scheme",
+            "quantize llama2-7b --scheme w4a16g128 --out out/llama2-7b-w4a16g128 --scheme --resume --report",
         );
+    }
+
+    /// Options by a help of the program, which its own tests keep true, and whether each takes a value.
+    fn in_help(help: &str) -> Vec<(&str, bool)> {
+        let starts = help.lines().filter_map(|line| {
+            let line = line.trim_start();
+            line.strip_prefix("-").and_then(|_| line.find("--").map(|at| &line[at..]))
+        });
+        starts.map(|line| (line.split([' ', '.']).next().expect("a part"), line.contains(" <"))).collect()
+    }
+
+    #[test]
+    fn plan_takes_what_it_is_given() {
+        let planned = in_help(include_str!("../../tests/tests/snapshots/cli__help-plan.snap"));
+        let all = in_help(include_str!("../../tests/tests/snapshots/cli__help-quantize.snap"));
+        let mut others: Vec<(&str, bool)> = all.into_iter().filter(|option| !planned.contains(option)).collect();
+        let mut expected = NOT_PLANNED.to_vec();
+        others.sort_unstable();
+        expected.sort_unstable();
+        assert_eq!(others, expected);
     }
 }
