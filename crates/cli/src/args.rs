@@ -107,13 +107,14 @@ pub enum Command {
   omniquant quantize ./my-llama --scheme w3a16g128 --calib notes.txt --samples 32 --out my-llama-w3
   omniquant quantize llama2-7b --scheme w4a16g128 --out llama2-7b-w4 --resume
 
+Options that show no default have the recipe's, which `omniquant plan MODEL --scheme S --json` prints.
 A run that was stopped or killed goes on with the same command and --resume.")]
 pub struct QuantizeArgs {
     /// Directory, name in configs/, or hub id
     pub model: String,
     #[command(flatten)]
     pub recipe: RecipeArgs,
-    /// Directory of the packed model [default: MODEL-SCHEME]
+    /// Directory of the packed model [default: MODEL-SCHEME, or MODEL-SCHEME-3.25bits with --bits 3.25]
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
     /// Go on with the run in --out (or begin it)
@@ -148,7 +149,7 @@ pub struct EvalArgs {
     pub model: String,
     #[command(flatten)]
     pub data: EvalDataArgs,
-    /// Tokens of a window [default: the model's, else 2048]
+    /// Tokens of a window [default: 2048, or without --data what configs/ has for the model]
     #[arg(long, value_name = "N")]
     pub seqlen: Option<usize>,
     /// Zero-shot accuracy in place of perplexity: a list of piqa, arc_easy, arc_challenge, boolq, hellaswag, winogrande, whose files lie
@@ -243,6 +244,7 @@ pub struct BenchArgs {
   omniquant plan llama2-70b --scheme w4a16g128 --device a100-40g
   omniquant plan tiny-llama --scheme w2a16g64 --json
 
+Options that show no default have the recipe's, which --json prints.
 What --measure finds is kept in the cache, and later plans of this machine say how long a run takes.")]
 pub struct PlanArgs {
     /// Directory, name in configs/, or hub id

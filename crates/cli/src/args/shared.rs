@@ -34,7 +34,7 @@ pub struct RecipeArgs {
     /// Passes over the segments for each block
     #[arg(long, value_name = "N")]
     pub epochs: Option<usize>,
-    /// Seed of the choice of segments
+    /// Seed of the choice of segments, and of the tokens that are drawn for --bits
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
     /// Learning rate of the clipping strengths
@@ -46,8 +46,9 @@ pub struct RecipeArgs {
     /// Add the error on the quantized model's own input to the loss: true or false
     #[arg(long, value_name = "BOOL")]
     pub aug_loss: Option<bool>,
-    /// How much is learned: default (in half of the paper's epochs), fast (a quarter), best (on four
-    /// times as much text, and then all blocks tuned together) or paper (clipping alone, as published)
+    /// How much is learned: default (in half of the paper's epochs), fast (a quarter), best (an eighth, on four times as much
+    /// text, and then all blocks tuned together) or paper (as published: clipping, and --let where the paper has it)
+    /// [default: default]
     #[arg(long, value_name = "PRESET")]
     pub preset: Option<Preset>,
     /// What is minimized: relative (each token's error as a share of its size) or mse
@@ -78,14 +79,16 @@ pub struct RecipeArgs {
     /// Where scales start: 0 evens out the weights, 1 the activations
     #[arg(long, value_name = "X")]
     pub let_alpha: Option<f64>,
-    /// Passes, each over new segments, in which all blocks' scales, norms and biases are tuned together, after the blocks; 0 for none
+    /// Passes, each over new segments, in which all blocks' scales, norms and biases are tuned together, after the blocks
+    /// [default: 1 by --preset best, else 0]
     #[arg(long, value_name = "N")]
     pub tune_epochs: Option<usize>,
-    /// Learning rate of that tuning
+    /// Learning rate of that tuning [default: 5e-3]
     #[arg(long, value_name = "X")]
     pub tune_lr: Option<f64>,
     /// Rotate channels first, so that none is much larger than the others: none, merged (into the weights) or online (also queries, keys
-    /// and what the MLP's last linear reads, while the model runs)
+    /// and what the MLP's last linear reads, while the model runs) [default: online for LLaMA with activations of 4 bits or
+    /// fewer, else none; none by --preset paper and where nothing is learned]
     #[arg(long, value_name = "KIND")]
     pub rotate: Option<RotateKind>,
     /// Bits of a code on average, such as 3.25: each linear gets a width by how much the predictions suffer, in place of the scheme's

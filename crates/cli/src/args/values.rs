@@ -29,7 +29,7 @@ impl std::str::FromStr for DeviceArg {
     }
 }
 
-/// What products are computed in while blocks are learned; by itself bf16 where the device multiplies it fast, else f32.
+/// What products are computed in; by itself bf16 where the device multiplies it fast, else f32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum ComputeArg {
     Auto,
