@@ -4,6 +4,9 @@ use serde_json::Value;
 
 use crate::error::ModelError;
 
+/// Far beyond any size of a model, and small enough that products of two sizes cannot overflow.
+pub(crate) const MAX: usize = 1 << 24;
+
 /// A view of one JSON object that names the key in every error.
 #[derive(Clone, Copy)]
 pub(crate) struct Config<'a> {
@@ -20,8 +23,9 @@ impl<'a> Config<'a> {
         self.json.get(key).filter(|value| !value.is_null())
     }
 
-    pub(crate) fn object(&self, key: &str) -> Option<Config<'a>> {
-        self.get(key).filter(|value| value.is_object()).map(Config::new)
+    pub(crate) fn object(&self, key: &str) -> Result<Option<Config<'a>>, ModelError> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        if value.is_object() { Ok(Some(Config::new(value))) } else { Err(self.wrong(key, "an object is needed")) }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -38,12 +42,10 @@ impl<'a> Config<'a> {
     }
 
     pub(crate) fn size_or_none(&self, key: &str) -> Result<Option<usize>, ModelError> {
-        // Far beyond any model, and small enough that products of two sizes cannot overflow.
-        const MAX: u64 = 1 << 24;
         let Some(value) = self.get(key) else { return Ok(None) };
         match value.as_u64() {
-            Some(n) if (1..=MAX).contains(&n) => Ok(Some(n as usize)),
-            Some(n) if n > MAX => Err(self.wrong(key, format!("no model has more than {MAX}"))),
+            Some(n) if (1..=MAX as u64).contains(&n) => Ok(Some(n as usize)),
+            Some(n) if n > MAX as u64 => Err(self.wrong(key, format!("no model has more than {MAX}"))),
             _ => Err(self.wrong(key, "a positive whole number is needed")),
         }
     }
@@ -71,8 +73,9 @@ impl<'a> Config<'a> {
         value.as_bool().ok_or_else(|| self.wrong(key, "true or false is needed"))
     }
 
-    pub(crate) fn text(&self, key: &str) -> Option<&'a str> {
-        self.get(key).and_then(Value::as_str)
+    pub(crate) fn text(&self, key: &str) -> Result<Option<&'a str>, ModelError> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        value.as_str().map(Some).ok_or_else(|| self.wrong(key, "a text is needed"))
     }
 
     pub(crate) fn wrong(&self, key: &str, expected: impl Into<String>) -> ModelError {

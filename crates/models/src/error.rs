@@ -78,7 +78,9 @@ pub enum ModelError {
         positions: usize,
     },
     /// Packed products are for the CPU.
-    #[error("packed weights are multiplied on the CPU, not on {device:?}: choose another device, or dense weights")]
+    #[error(
+        "packed weights are multiplied on the CPU, not on {device:?}: say --device cpu, or --kernels dense --head stored"
+    )]
     PackedDevice {
         /// What was asked for.
         device: Device,

@@ -172,7 +172,7 @@ pub static FAMILIES: &[Family] = &[llama::FAMILY, opt::FAMILY, falcon::FAMILY];
 /// Reads a `config.json` by its `model_type`.
 pub fn decoder_of(json: &Value) -> Result<Box<dyn Decoder>, ModelError> {
     let config = Config::new(json);
-    let model_type = config.text("model_type").ok_or_else(|| config.wrong("model_type", "a name is needed"))?;
+    let model_type = config.text("model_type")?.ok_or_else(|| config.wrong("model_type", "a name is needed"))?;
     match FAMILIES.iter().find(|family| family.model_types.contains(&model_type)) {
         Some(family) => (family.read)(json),
         None => {

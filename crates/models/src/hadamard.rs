@@ -1,10 +1,15 @@
 //! Hadamard matrices: entries of 1 and -1, rows at right angles to each other.
 //!
-//! Sylvester's for powers of two, Paley's (1933) beside them: of order `q + 1` for a prime `q = 4 i + 3`, and of order `2 (q + 1)` for a
-//! prime `q = 4 i + 1`. A Kronecker product of Hadamard matrices is one too, so most widths of models have one.
+//! Sylvester's for powers of two, Paley's (1933) beside them: of order `q + 1` for a field of `q = 4 i + 3` elements, and of order
+//! `2 (q + 1)` for one of `q = 4 i + 1`. A Kronecker product of Hadamard matrices is one too, so most widths of models have one.
+
+use crate::field::Field;
 
 /// Channels that a power of two's factor has at most.
 const LARGEST: u32 = 7; // 2^7: two of them make 16384.
+
+/// Paley's matrices are not made beyond this order: 64 MiB in f32, and products with it cost what those with weights do.
+const LARGEST_PALEY: usize = 4096;
 
 /// A square matrix of signs, row by row.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,15 +34,28 @@ impl Signs {
 
 /// Matrices whose Kronecker product is a Hadamard matrix of order `n`, each with a first column of ones; none where none is known here.
 pub(crate) fn factors(n: usize) -> Option<Vec<Signs>> {
-    let twos = n.checked_ilog2()?.min(n.trailing_zeros());
-    let odd = n >> twos;
-    let (paley, rest) =
-        if odd == 1 { (None, twos) } else { (2..=twos).find_map(|k| Some((Some(paley(odd << k)?), twos - k)))? };
+    let (paley, rest) = split(n)?;
     let parts = rest.div_ceil(LARGEST);
     let twos = (0..parts).map(|part| sylvester(rest * (part + 1) / parts - rest * part / parts));
-    let factors: Vec<Signs> = paley.into_iter().chain(twos).collect();
+    let factors: Vec<Signs> = paley.iter().map(Paley::signs).chain(twos).collect();
     // Of order 1.
     Some(if factors.is_empty() { vec![sylvester(0)] } else { factors })
+}
+
+/// Whether [`factors`] has some for `n`, which it does not make.
+pub(crate) fn is_known(n: usize) -> bool {
+    split(n).is_some()
+}
+
+/// One of Paley's, where `n` is no power of two, and the exponent of the power of two that is left.
+fn split(n: usize) -> Option<(Option<Paley>, u32)> {
+    let twos = n.checked_ilog2()?.min(n.trailing_zeros());
+    let odd = n >> twos;
+    if odd == 1 {
+        return Some((None, twos));
+    }
+    let mut exponents = (2..=twos).take_while(|k| odd <= LARGEST_PALEY >> k);
+    exponents.find_map(|k| Some((Some(Paley::of_order(odd << k)?), twos - k)))
 }
 
 /// Of order `2^k`.
@@ -45,50 +63,53 @@ fn sylvester(k: u32) -> Signs {
     Signs::new(1 << k, |i, j| if (i & j).count_ones().is_multiple_of(2) { 1 } else { -1 })
 }
 
-fn paley(order: usize) -> Option<Signs> {
-    let first = order - 1;
-    if first % 4 == 3 && is_prime(first) {
-        let square = squares(first);
-        let matrix = Signs::new(order, |i, j| match (i, j) {
-            _ if i == j => 1,
-            (0, _) => 1,
-            (_, 0) => -1,
-            _ => character(&square, i, j),
-        });
-        return Some(matrix.normalized());
-    }
-    let second = (order / 2).checked_sub(1)?;
-    if second % 4 == 1 && is_prime(second) {
-        let square = squares(second);
-        let matrix = Signs::new(order, |row, column| {
-            let (i, j, a, b) = (row / 2, column / 2, row % 2, column % 2);
-            let by = match (i, j) {
-                // The blocks of the diagonal: [1, -1; -1, -1].
-                _ if i == j => return if a + b == 0 { 1 } else { -1 },
-                (0, _) | (_, 0) => 1,
-                _ => character(&square, i, j),
+/// One of Paley's matrices, by the field whose squares make it.
+enum Paley {
+    /// Of order `q + 1`.
+    First(Field),
+    /// Of order `2 (q + 1)`.
+    Second(Field),
+}
+
+impl Paley {
+    /// Over the numbers modulo a prime where that can be, else over another field.
+    fn of_order(order: usize) -> Option<Self> {
+        let (first, second) = (order.checked_sub(1)?, (order / 2).checked_sub(1)?);
+        [1..=1, 2..=Field::LARGEST_DEGREE].into_iter().find_map(|degrees| {
+            let field = |q: usize, rest| {
+                let degrees = degrees.clone();
+                (q % 4 == rest).then(|| degrees.into_iter().find_map(|degree| Field::new(q, degree))).flatten()
             };
-            if a * b == 1 { -by } else { by }
-        });
-        return Some(matrix.normalized());
+            field(first, 3).map(Self::First).or_else(|| field(second, 1).map(Self::Second))
+        })
     }
-    None
+
+    fn signs(&self) -> Signs {
+        match self {
+            Self::First(field) => Signs::new(field.order() + 1, |i, j| match (i, j) {
+                _ if i == j => 1,
+                (0, _) => 1,
+                (_, 0) => -1,
+                _ => character(field, i, j),
+            }),
+            Self::Second(field) => Signs::new(2 * (field.order() + 1), |row, column| {
+                let (i, j, a, b) = (row / 2, column / 2, row % 2, column % 2);
+                let by = match (i, j) {
+                    // The blocks of the diagonal: [1, -1; -1, -1].
+                    _ if i == j => return if a + b == 0 { 1 } else { -1 },
+                    (0, _) | (_, 0) => 1,
+                    _ => character(field, i, j),
+                };
+                if a * b == 1 { -by } else { by }
+            }),
+        }
+        .normalized()
+    }
 }
 
-/// 1 where `i - j` is a square, else -1; both from 1 on.
-fn character(square: &[bool], i: usize, j: usize) -> i8 {
-    if square[(i + square.len() - j) % square.len()] { 1 } else { -1 }
-}
-
-/// Which numbers are squares other than 0, modulo `q`.
-fn squares(q: usize) -> Vec<bool> {
-    let mut square = vec![false; q];
-    (1..q).for_each(|i| square[i * i % q] = true);
-    square
-}
-
-fn is_prime(n: usize) -> bool {
-    n > 1 && (2..).take_while(|d| d * d <= n).all(|d| !n.is_multiple_of(d))
+/// 1 where the difference of two elements, counted from 1, is a square, else -1.
+fn character(field: &Field, i: usize, j: usize) -> i8 {
+    if field.is_square(field.minus(i - 1, j - 1)) { 1 } else { -1 }
 }
 
 #[cfg(test)]
@@ -117,7 +138,7 @@ mod tests {
         for n in [64, 80, 96, 128, 576, 768, 896, 1536, 2048, 2560, 3584, 4096, 4864, 5120, 5632, 6656, 7168, 8192] {
             check(&factors(n).unwrap(), n);
         }
-        for n in [8960, 12288, 13824, 14336, 17920, 18176, 18944, 28672, 32768] {
+        for n in [8960, 11008, 12288, 13824, 14336, 17920, 18176, 18944, 22016, 28672, 32768] {
             let factors = factors(n).unwrap();
             assert_eq!(factors.iter().map(|factor| factor.order).product::<usize>(), n);
         }
@@ -125,18 +146,54 @@ mod tests {
         assert_eq!(orders(576), [36, 16]);
         assert_eq!(orders(1536), [12, 128]);
         assert_eq!(orders(4096), [64, 64]);
+        assert_eq!(orders(6656), [52, 128]);
+        assert_eq!(orders(11008), [344, 32]);
+        assert_eq!(orders(22016), [344, 64]);
         assert_eq!(orders(1), [1]);
     }
 
     #[test]
     fn small_orders() {
-        for n in [1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 44, 48, 56, 60, 64, 68, 72, 76, 80, 84] {
+        for n in [1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 44, 48, 52, 56, 60, 64, 68, 72, 76, 80, 84, 344] {
             check(&factors(n).unwrap_or_else(|| panic!("order {n}")), n);
         }
         // No such matrix can be: three rows of it need a multiple of four.
         for n in [0, 3, 5, 6, 10, 18, 30, 54] {
             assert_eq!(factors(n), None, "order {n}");
         }
+    }
+
+    #[test]
+    fn primes_go_before_their_powers() {
+        // 27 = 3^3 would do for it as well.
+        assert!(matches!(Paley::of_order(28), Some(Paley::Second(field)) if field.order() == 13));
+        for (paley, order) in [
+            (Paley::First(Field::new(27, 3).unwrap()), 28),
+            (Paley::First(Field::new(11, 1).unwrap()), 12),
+            (Paley::Second(Field::new(9, 2).unwrap()), 20),
+            (Paley::Second(Field::new(125, 3).unwrap()), 252),
+        ] {
+            check(&[paley.signs()], order);
+        }
+    }
+
+    #[test]
+    fn matrices_over_primes_stay_what_they_are() {
+        // Models that were rotated while they run depend on them.
+        let row = |order, i: usize| {
+            let Signs { signs, .. } = Paley::of_order(order).unwrap().signs();
+            signs[i * order..][..order].iter().map(|&sign| if sign == 1 { '+' } else { '-' }).collect::<String>()
+        };
+        assert_eq!(row(12, 1), "+-+-+++---+-");
+        assert_eq!(row(28, 3), "+---+--++-+--+-+-+-++-+--++-");
+    }
+
+    #[test]
+    fn widths_that_no_model_has_are_answered_at_once() {
+        for n in [1031 << 40, (1 << 24) - 4, usize::MAX, usize::MAX - 3, 4 * 1031] {
+            assert!(!is_known(n) && factors(n).is_none(), "{n}");
+        }
+        assert!((1..400).all(|n| is_known(n) == factors(n).is_some()));
     }
 
     proptest! {

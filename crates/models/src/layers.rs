@@ -49,7 +49,7 @@ pub enum Activation {
 impl Activation {
     /// By the name that `config.json` gives.
     pub(crate) fn read(config: &Config<'_>, key: &str, default: Self) -> Result<Self, ModelError> {
-        match config.text(key) {
+        match config.text(key)? {
             None => Ok(default),
             Some("silu" | "swish") => Ok(Self::Silu),
             Some("gelu") => Ok(Self::Gelu),

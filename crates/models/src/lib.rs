@@ -1,6 +1,6 @@
 //! Decoder families: what a checkpoint holds and one forward for everyone who runs it.
 //!
-//! A family ([`llama`], [`opt`], [`falcon`]) is one file: its config, the names of its tensors, its forward over [`BlockOps`]. Who multiplies is
+//! A family (`llama`, `opt`, `falcon`) is one file: its config, the names of its tensors, its forward over [`BlockOps`]. Who multiplies is
 //! decided outside: [`DenseOps`] multiplies dense tensors, [`PackedOps`] packed ones; calibration brings its own. [`Model`] joins a
 //! family with a checkpoint on disk and hands out one block at a time, in the [`Form`] that is asked for.
 
@@ -9,20 +9,21 @@ mod attention;
 mod block;
 mod config;
 mod error;
-pub mod falcon;
+mod falcon;
 pub mod family;
 mod few;
+mod field;
 mod form;
 mod hadamard;
 mod head;
 pub mod layers;
-pub mod llama;
+mod llama;
 mod mask;
 mod model;
-pub mod opt;
+mod opt;
 mod orthogonal;
 mod packed;
-pub mod rope;
+mod rope;
 mod rotate;
 pub mod runtime;
 mod tensors;
@@ -37,5 +38,6 @@ pub use head::{Head, HeadKind};
 pub use model::{Model, Outer};
 pub use orthogonal::{Orthogonal, Rotation};
 pub use packed::PackedOps;
+pub use rope::Rotary;
 pub use rotate::{Online, Residual, RotateError, Rotator};
 pub use tensors::tensor_of;

@@ -13,7 +13,7 @@ use serde_json::Value;
 use tch::{Device, Tensor};
 
 use crate::block::{ActPoint, BlockOps, several};
-use crate::config::Config;
+use crate::config::{Config, MAX};
 use crate::error::ModelError;
 use crate::family::{BlockLayout, Context, Decoder, Dims, Family, Linear, LinearName, OuterOps, Param, module};
 use crate::layers::{Activation, rms_norm, split_heads};
@@ -67,7 +67,7 @@ fn read(json: &Value) -> Result<Llama, ModelError> {
     if !n_heads.is_multiple_of(n_kv_heads) {
         return Err(config.wrong("num_key_value_heads", format!("must divide num_attention_heads = {n_heads}")));
     }
-    let model_type = config.text("model_type").unwrap_or("llama");
+    let model_type = config.text("model_type")?.unwrap_or("llama");
     let head_dim = match config.size_or_none("head_dim")? {
         Some(head_dim) => head_dim,
         None if model_type == "qwen3" => 128,
@@ -79,6 +79,12 @@ fn read(json: &Value) -> Result<Llama, ModelError> {
     };
     if !head_dim.is_multiple_of(2) {
         return Err(config.wrong("head_dim", "must be even for a rotary embedding"));
+    }
+    // There are no more heads of keys and values.
+    let width = n_heads.saturating_mul(head_dim);
+    if width > MAX {
+        let expected = format!("heads of {head_dim} channels are {width} channels: no model has more than {MAX}");
+        return Err(config.wrong("num_attention_heads", expected));
     }
     let (qkv_bias, out_bias) = match (model_type, config.flag_or("attention_bias", false)?) {
         ("qwen2", _) => (true, false),

@@ -58,9 +58,12 @@ impl Model {
         };
         let (round_to_nearest, form) = (None, Form::default());
         let dir = dir.to_owned();
-        let online = is_rotated_online(&config).then(|| Online::new(decoder.dims()).map(Rc::new)).transpose()?;
-        let model = Self { dir, config, decoder, weights, round_to_nearest, form, rotator: None, online };
+        let mut model = Self { dir, config, decoder, weights, round_to_nearest, form, rotator: None, online: None };
         model.check_tensors()?;
+        // Its matrices are as large as the config says, which tensors vouch for by now.
+        if is_rotated_online(&model.config) {
+            model.online = Some(Rc::new(Online::new(model.decoder.dims())?));
+        }
         Ok(model)
     }
 

@@ -1,7 +1,7 @@
 //! Orthogonal matrices that channels are rotated by.
 
 use oq_random::SplitMix64;
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 use crate::hadamard;
 
@@ -87,27 +87,27 @@ impl Rotation {
 
     /// `x [.., n]` -> `x R`, computed in f64, in the kind of `x`.
     pub fn turn(&self, x: &Tensor) -> Tensor {
-        let n = self.signs.size()[0];
+        self.turn_in_slabs(x, (SLAB / self.signs.size()[0]).max(1))
+    }
+
+    /// [`Self::turn`], so many rows at a time: beside `x` and what comes out only these are held.
+    fn turn_in_slabs(&self, x: &Tensor, slab_rows: i64) -> Tensor {
         let signs = self.signs.to_device(x.device());
-        let slabs = x.reshape([-1, n]).split((SLAB / n).max(1), 0).into_iter().map(|slab| {
+        let rows = x.reshape([-1, signs.size()[0]]);
+        let turned = Tensor::empty(rows.size(), (x.kind(), x.device()));
+        for (slab, mut out) in rows.split(slab_rows, 0).into_iter().zip(turned.split(slab_rows, 0)) {
             let slab = slab.to_kind(Kind::Double);
-            let turned = match self.fixes_ones {
+            out.copy_(&match self.fixes_ones {
                 false => self.basis.apply(&(slab * &signs)),
                 true => self.basis.apply_inverse(&(self.basis.apply(&slab) * &signs)),
-            };
-            turned.to_kind(x.kind())
-        });
-        Tensor::cat(&slabs.collect::<Vec<_>>(), 0).view_as(x)
+            });
+        }
+        turned.view_as(x)
     }
 
     /// `w [n, ..]` -> `Rᵀ w`.
     pub fn turn_rows(&self, w: &Tensor) -> Tensor {
         self.turn(&w.transpose(0, 1).contiguous()).transpose(0, 1).contiguous()
-    }
-
-    /// The matrix itself, `[n, n]` f64.
-    pub fn matrix(&self) -> Tensor {
-        self.turn(&Tensor::eye(self.signs.size()[0], (Kind::Double, Device::Cpu)))
     }
 }
 
@@ -115,9 +115,14 @@ impl Rotation {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use tch::Device;
 
     /// Sums of some hundred products in f64.
     const TOLERANCE: f64 = 1e-12;
+
+    fn matrix(rotation: &Rotation) -> Tensor {
+        rotation.turn(&Tensor::eye(rotation.signs.size()[0], (Kind::Double, Device::Cpu)))
+    }
 
     fn largest(x: &Tensor) -> f64 {
         x.abs().max().double_value(&[])
@@ -129,7 +134,7 @@ mod tests {
         #[test]
         fn rotations_are_orthogonal(n in 1..200usize, seed in any::<u64>(), fixes_ones in any::<bool>()) {
             let rotation = Rotation::new(n, seed, fixes_ones);
-            let r = rotation.matrix();
+            let r = matrix(&rotation);
             let eye = Tensor::eye(n as i64, (Kind::Double, Device::Cpu));
             prop_assert!(largest(&(r.matmul(&r.transpose(0, 1)) - &eye)) < TOLERANCE);
             if fixes_ones {
@@ -159,13 +164,23 @@ mod tests {
     }
 
     #[test]
+    fn slabs_make_no_difference() {
+        for fixes_ones in [false, true] {
+            let rotation = Rotation::new(12, 3, fixes_ones);
+            let x = Tensor::randn([7, 12], (Kind::Float, Device::Cpu));
+            let whole = rotation.turn(&x);
+            assert_eq!((whole.kind(), whole.size()), (Kind::Float, vec![7, 12]));
+            assert_eq!(largest(&(rotation.turn_in_slabs(&x, 3) - whole)), 0.0);
+        }
+    }
+
+    #[test]
     fn seeds_decide() {
-        let matrix = |seed| Rotation::new(36, seed, false).matrix();
-        assert_eq!(largest(&(matrix(1) - matrix(1))), 0.0);
-        assert!(largest(&(matrix(1) - matrix(2))) > 0.1);
         // Of a width without a Hadamard matrix too.
-        let matrix = |seed| Rotation::new(30, seed, true).matrix();
-        assert_eq!(largest(&(matrix(1) - matrix(1))), 0.0);
-        assert!(largest(&(matrix(1) - matrix(2))) > 0.1);
+        for (n, fixes_ones) in [(36, false), (30, true)] {
+            let [first, again, other] = [1, 1, 2].map(|seed| matrix(&Rotation::new(n, seed, fixes_ones)));
+            assert_eq!(largest(&(&first - again)), 0.0);
+            assert!(largest(&(first - other)) > 0.1);
+        }
     }
 }

@@ -72,8 +72,10 @@ pub enum Scaling {
 /// precedence: a `rope_scaling` that says something replaces `rope_parameters` as a whole.
 pub(crate) fn read(config: &Config<'_>, head_dim: usize, max_positions: usize) -> Result<Rope, ModelError> {
     let nothing = serde_json::Value::Null;
-    let section = config.object("rope_scaling").filter(|section| !section.is_empty());
-    let section = section.or_else(|| config.object("rope_parameters")).unwrap_or_else(|| Config::new(&nothing));
+    let section = match config.object("rope_scaling")?.filter(|section| !section.is_empty()) {
+        Some(section) => section,
+        None => config.object("rope_parameters")?.unwrap_or_else(|| Config::new(&nothing)),
+    };
     let either = |key: &str, default: f64| match section.number(key)? {
         Some(value) => Ok(value),
         None => config.number_or(key, default),
@@ -90,8 +92,11 @@ pub(crate) fn read(config: &Config<'_>, head_dim: usize, max_positions: usize) -
     let needed = |key: &str| {
         section.number(key)?.ok_or_else(|| section.wrong(key, "a positive number is needed for this rope_type"))
     };
-    let kind = section.text("rope_type").or_else(|| section.text("type")).unwrap_or("default");
-    let scaling = match kind {
+    let kind = match section.text("rope_type")? {
+        Some(kind) => Some(kind),
+        None => section.text("type")?,
+    };
+    let scaling = match kind.unwrap_or("default") {
         "default" => Scaling::Default,
         "linear" => Scaling::Linear { factor: needed("factor")? },
         "dynamic" => Scaling::Dynamic { factor: needed("factor")?, max_positions },

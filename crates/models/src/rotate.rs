@@ -14,6 +14,7 @@ use tch::{Kind, Tensor};
 
 use crate::block::{ActPoint, BlockWeights};
 use crate::family::{Decoder, Dims, LinearName};
+use crate::hadamard;
 use crate::orthogonal::{Orthogonal, Rotation};
 
 /// What of a model stands on its residual stream.
@@ -69,8 +70,22 @@ pub struct Online {
 impl Online {
     /// Of a model of these sizes.
     pub fn new(dims: Dims) -> Result<Self, RotateError> {
-        let hadamard = |what, width| Orthogonal::hadamard(width).ok_or(RotateError::Width { what, width });
-        Ok(Self { heads: hadamard("heads", dims.head_dim)?, inner: hadamard("the MLP", dims.intermediate)? })
+        let hadamard = |(what, width)| Orthogonal::hadamard(width).ok_or(RotateError::Width { what, width });
+        let [heads, inner] = Self::widths(dims).map(hadamard);
+        Ok(Self { heads: heads?, inner: inner? })
+    }
+
+    /// What is rotated, and how many channels it has.
+    fn widths(dims: Dims) -> [(&'static str, usize); 2] {
+        [("heads", dims.head_dim), ("the MLP", dims.intermediate)]
+    }
+
+    /// Whether [`Self::new`] would do, without its matrices.
+    fn check(dims: Dims) -> Result<(), RotateError> {
+        match Self::widths(dims).into_iter().find(|&(_, width)| !hadamard::is_known(width)) {
+            Some((what, width)) => Err(RotateError::Width { what, width }),
+            None => Ok(()),
+        }
     }
 
     /// An activation on its way into a product.
@@ -99,22 +114,36 @@ pub struct Rotator {
 impl Rotator {
     /// Of matrices that `seed` decides; none for [`RotateKind::None`].
     pub fn new(decoder: &dyn Decoder, kind: RotateKind, seed: u64) -> Result<Option<Self>, RotateError> {
-        if kind == RotateKind::None {
-            return Ok(None);
-        }
-        let reasoned = |reason| RotateError::Residual { reason };
-        let residual = decoder.residual().map_err(reasoned)?;
+        let Some((residual, value_sites)) = Self::places(decoder, kind)? else { return Ok(None) };
         let dims = decoder.dims();
         let online = (kind == RotateKind::Online).then(|| Online::new(dims).map(Rc::new)).transpose()?;
         Ok(Some(Self {
             stream: Rotation::new(dims.hidden, seed, residual.centred),
             values: Rotation::new(dims.head_dim, seed ^ (1 << 63), false),
-            value_sites: decoder.sites(SiteKind::Vo).map_err(reasoned)?,
+            value_sites,
             stored_head: decoder.head(),
             head_dim: dims.head_dim as i64,
             residual,
             online,
         }))
+    }
+
+    /// Whether [`Self::new`] would do, without its matrices: sizes may be those of a config that no tensor has vouched for.
+    pub fn check(decoder: &dyn Decoder, kind: RotateKind) -> Result<(), RotateError> {
+        Self::places(decoder, kind).map(drop)
+    }
+
+    /// Where matrices stand; none for [`RotateKind::None`].
+    fn places(decoder: &dyn Decoder, kind: RotateKind) -> Result<Option<(Residual, Vec<Site>)>, RotateError> {
+        if kind == RotateKind::None {
+            return Ok(None);
+        }
+        let reasoned = |reason| RotateError::Residual { reason };
+        let residual = decoder.residual().map_err(reasoned)?;
+        if kind == RotateKind::Online {
+            Online::check(decoder.dims())?;
+        }
+        Ok(Some((residual, decoder.sites(SiteKind::Vo).map_err(reasoned)?)))
     }
 
     /// Whether the head's matrix has to part from the embedding's.
@@ -198,7 +227,8 @@ impl Rotator {
         Ok(self.stream.turn(&beta))
     }
 
-    /// Rows of a matrix outside the blocks, as they are stored, of a model whose head is `head`; `load` gives whole tensors.
+    /// Rows of a matrix outside the blocks, as they are stored and of no other use, of a model whose head is `head`; `load` gives whole
+    /// tensors.
     pub(crate) fn rows<E: From<RotateError>>(
         &self,
         head: &str,
@@ -211,10 +241,12 @@ impl Rotator {
         }
         // It reads the last norm.
         let gamma = self.residual.last_norm.map(|norm| load(&format!("{norm}.weight"))).transpose()?;
-        Ok(self.stream.turn(&gamma.map_or(rows.shallow_clone(), |gamma| {
-            let gamma = gamma.to_device(rows.device());
-            rows * gamma
-        })))
+        // In place: all rows of the head are as large as a block.
+        let mut rows = rows;
+        if let Some(gamma) = gamma {
+            let _ = rows.g_mul_(&gamma.to_device(rows.device()));
+        }
+        Ok(self.stream.turn(&rows))
     }
 
     fn of_table(&self, name: &str, rows: Tensor) -> Tensor {
@@ -245,6 +277,61 @@ fn put(block: &mut BlockWeights, module: &str, weight: Option<Tensor>, bias: Opt
     for (part, tensor) in [("weight", weight), ("bias", bias)] {
         if let Some(tensor) = tensor {
             block.set(format!("{module}.{part}"), tensor);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::Device;
+
+    use super::*;
+
+    /// Sylvester's, of any order that is a power of two.
+    fn sylvester(i: usize, j: usize) -> f64 {
+        if (i & j).count_ones().is_multiple_of(2) { 1.0 } else { -1.0 }
+    }
+
+    /// Paley's of order 12: squares modulo 11, and a first column of ones.
+    fn paley(i: usize, j: usize) -> f64 {
+        let is_square = |n: usize| [1, 3, 4, 5, 9].contains(&(n % 11));
+        match (i, j) {
+            (0, _) | (_, 0) => 1.0,
+            _ if i == j => -1.0,
+            _ if is_square(i + 11 - j) => -1.0,
+            _ => 1.0,
+        }
+    }
+
+    #[test]
+    fn queries_keys_and_what_is_inside_are_turned_by_hadamard_matrices() {
+        let dims = Dims {
+            n_layers: 1,
+            hidden: 32,
+            intermediate: 96,
+            n_heads: 2,
+            n_kv_heads: 2,
+            head_dim: 16,
+            vocab: 8,
+            max_positions: 8,
+        };
+        let online = Online::new(dims).unwrap();
+        let dense = |n: usize, sign: &dyn Fn(usize, usize) -> f64| {
+            let signs: Vec<f64> = (0..n * n).map(|at| sign(at / n, at % n)).collect();
+            Tensor::from_slice(&signs).view([n as i64; 2]) / (n as f64).sqrt()
+        };
+        let heads = dense(16, &sylvester);
+        let inner = dense(96, &|i, j| paley(i / 8, j / 8) * sylvester(i % 8, j % 8));
+        let random = |shape: &[i64]| Tensor::randn(shape, (Kind::Double, Device::Cpu));
+        for (point, x, matrix) in [
+            (ActPoint::QueryKey, random(&[1, 2, 5, 16]), Some(heads)),
+            (ActPoint::Inner, random(&[1, 5, 96]), Some(inner)),
+            (ActPoint::LinearInput, random(&[1, 5, 32]), None),
+            (ActPoint::Value, random(&[1, 2, 5, 16]), None),
+        ] {
+            let expected = matrix.map_or(x.shallow_clone(), |matrix| x.matmul(&matrix));
+            let off = (online.turn(point, x) - expected).abs().max().double_value(&[]);
+            assert!(off < 1e-12, "{point:?}: {off:.1e}");
         }
     }
 }
