@@ -20,7 +20,7 @@ pub fn atomic_write(path: &Path, bytes: &[u8]) -> Result<(), FormatError> {
 }
 
 /// Writes what `fill` writes to `path`, whole or not at all: when `fill` fails, nothing is left behind.
-pub fn atomic_write_with(
+pub(crate) fn atomic_write_with(
     path: &Path,
     fill: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
 ) -> Result<(), FormatError> {

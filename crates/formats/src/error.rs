@@ -164,7 +164,9 @@ pub enum FormatError {
         fault: PackedFault,
     },
     /// The model was quantized by something that is not read here.
-    #[error("quantization method `{method}` is not read: only compressed-tensors (pack-quantized) is")]
+    #[error(
+        "quantization method `{method}` is not read, only compressed-tensors (pack-quantized): give the full-precision original"
+    )]
     QuantMethod {
         /// What `quant_method` says.
         method: String,
@@ -180,7 +182,7 @@ pub enum FormatError {
         expected: &'static str,
     },
     /// A model that is not quantized, where a packed one is needed.
-    #[error("{}: config.json has no quantization_config: this is not a packed model", dir.display())]
+    #[error("{}: config.json has no quantization_config: this is not a packed model: say --kernels auto, or quantize it first", dir.display())]
     NotPacked {
         /// The model.
         dir: PathBuf,
@@ -344,32 +346,6 @@ pub enum PackedFault {
 }
 
 impl FormatError {
-    /// Whether something is absent, rather than damaged, unsupported or refused by the operating system.
-    pub fn is_missing_input(&self) -> bool {
-        matches!(
-            self,
-            Self::NoWeights { .. }
-                | Self::MissingFile { .. }
-                | Self::MissingShard { .. }
-                | Self::MissingTensor { .. }
-                | Self::Packed { fault: PackedFault::Missing { .. }, .. }
-        )
-    }
-
-    /// Whether something was read that cannot be right: truncated, contradictory or not a number.
-    pub fn is_corrupt(&self) -> bool {
-        matches!(
-            self,
-            Self::Truncated { .. }
-                | Self::Header { .. }
-                | Self::Pickle { .. }
-                | Self::ShardOutside { .. }
-                | Self::NotInShard { .. }
-                | Self::Json { .. }
-                | Self::NotFinite { .. }
-        ) || matches!(self, Self::Packed { fault, .. } if !matches!(fault, PackedFault::Missing { .. }))
-    }
-
     /// A failed read: an absent file is told from other refusals.
     pub(crate) fn reading(path: &Path, source: io::Error) -> Self {
         match source.kind() {

@@ -2,7 +2,7 @@
 //!
 //! - [`Checkpoint`] maps a directory's shards behind one table of names; [`TensorView`] gives values as f32.
 //! - [`PackedWriter`] writes the canonical packed model block by block, [`PackedCheckpoint`] reads it back (layout: [`packed`]).
-//! - [`atomic_write`] and [`atomic_write_with`] are how any file here comes to be: whole or not at all.
+//! - [`atomic_write`] is how any file here comes to be: whole or not at all.
 //! - [`Scratch`] is room on the disk for what does not fit in memory.
 //! - [`inspect`] sums a directory up.
 //!
@@ -38,7 +38,7 @@ mod view;
 
 use std::path::Path;
 
-pub use atomic::{atomic_write, atomic_write_with};
+pub use atomic::atomic_write;
 pub use checkpoint::{Checkpoint, Shard};
 pub use digest::sha256_file;
 pub use error::{FormatError, HeaderFault, PackedFault};
@@ -50,7 +50,7 @@ pub use pickle::PickleFault;
 pub use safetensors::Dtype;
 pub use scratch::Scratch;
 pub use shard::{OutTensor, write_shard};
-pub use view::{TensorView, first_non_finite};
+pub use view::TensorView;
 
 /// The file that describes a model.
 const CONFIG: &str = "config.json";

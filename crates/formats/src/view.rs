@@ -106,7 +106,7 @@ fn first_element<const N: usize>(bytes: &[u8], wanted: impl Fn([u8; N]) -> Optio
 }
 
 /// Place of the first NaN or infinity.
-pub fn first_non_finite(values: &[f32]) -> Option<usize> {
+pub(crate) fn first_non_finite(values: &[f32]) -> Option<usize> {
     first_where(values, |value| !value.is_finite())
 }
 

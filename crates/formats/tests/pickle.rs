@@ -55,7 +55,6 @@ fn shards_are_found_through_their_index() {
 #[track_caller]
 fn check_refused(path: &Path, part: &str) {
     let error = Checkpoint::open_file(path).unwrap_err();
-    assert!(error.is_corrupt(), "{error:?}");
     let message = error.to_string();
     assert!(message.contains(part), "{message}");
 }

@@ -1,6 +1,5 @@
 //! Rewrites a GGUF model as a Hugging Face directory.
 
-use std::collections::HashMap;
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -8,13 +7,13 @@ use std::path::{Path, PathBuf};
 use half::f16;
 use rayon::prelude::*;
 use safetensors::Dtype;
-use safetensors::tensor::{Metadata, TensorInfo};
-use serde_json::{Value as Json, json};
+use serde_json::Value as Json;
 
 use super::llama::{Llama, Placed};
 use super::tokenizer::Tokenizer;
 use super::{Gguf, GgufError};
 use crate::atomic::{atomic_write, atomic_write_with};
+use crate::header;
 
 /// Values that are dequantized at once: 8 MB of f16, so that memory does not grow with the model.
 const SLAB_VALUES: usize = 1 << 22;
@@ -88,22 +87,16 @@ fn write_weights(path: &Path, placed: &[Placed<'_>], progress: &mut dyn FnMut(Pr
     // Readers expect every tensor aligned to its type: the wider type first. The sort is stable.
     outputs.sort_by_key(|&(_, dtype)| dtype != Dtype::F32);
 
-    let mut end = 0;
-    let infos = outputs.iter().map(|&(placed, dtype)| {
-        let start = end;
-        end += placed.tensor.values() * dtype.bitsize() / 8;
-        (placed.name.clone(), TensorInfo { dtype, shape: placed.tensor.shape().to_vec(), data_offsets: (start, end) })
-    });
-    // transformers looks for this entry.
-    let format = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    let header = Metadata::new(Some(format), infos.collect()).expect("offsets follow each other by construction");
-    let mut header = json!(header).to_string().into_bytes();
-    header.resize(header.len().next_multiple_of(8), b' ');
+    let bytes_of = |placed: &Placed<'_>, dtype: Dtype| placed.tensor.values() * dtype.bitsize() / 8;
+    let entries = outputs
+        .iter()
+        .map(|&(placed, dtype)| (placed.name.clone(), dtype, placed.tensor.shape().to_vec(), bytes_of(placed, dtype)));
+    let header = header::encode(entries).expect("offsets follow each other by construction");
+    let data: usize = outputs.iter().map(|&(placed, dtype)| bytes_of(placed, dtype)).sum();
 
     // The writer speaks io::Error; a weight that was refused travels beside it.
     let mut refused = None;
     let written = atomic_write_with(path, |out| {
-        out.write_all(&(header.len() as u64).to_le_bytes())?;
         out.write_all(&header)?;
         for (i, &(placed, dtype)) in outputs.iter().enumerate() {
             write_tensor(out, placed, dtype, &mut refused)?;
@@ -113,7 +106,7 @@ fn write_weights(path: &Path, placed: &[Placed<'_>], progress: &mut dyn FnMut(Pr
     });
     match refused {
         Some(error) => Err(error),
-        None => written.map(|()| (8 + header.len() + end) as u64).map_err(GgufError::from),
+        None => written.map(|()| (header.len() + data) as u64).map_err(GgufError::from),
     }
 }
 

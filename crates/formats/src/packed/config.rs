@@ -3,6 +3,7 @@
 use oq_quant_core::{ActSpec, Bits, GroupSize, Symmetry, WeightSpec};
 use serde_json::{Map, Value, json};
 
+use super::online::{FORMAT as ROTATED, is_rotated_online};
 use super::scheme::Quantization;
 use crate::FormatError;
 
@@ -89,10 +90,13 @@ pub fn quantization_of(config: &Value) -> Result<Option<Quantization>, FormatErr
     }
     expect(quantization, "format", &[json!(FORMAT)], "\"pack-quantized\"")?;
     expect(quantization, "kv_cache_scheme", &[Value::Null], "absent")?;
+    no_transforms(quantization)?;
     let groups = quantization.get("config_groups");
     let groups = groups.and_then(Value::as_object).ok_or_else(|| wrong("config_groups", groups, "an object"))?;
     let mut found: Option<Quantization> = None;
+    let is_rotated = is_rotated_online(config);
     for group in groups.values() {
+        format_of(group, is_rotated)?;
         expect(group, "output_activations", &[Value::Null], "absent")?;
         let weights = group.get("weights").and_then(Value::as_object);
         let weights = weights.ok_or_else(|| wrong("weights", group.get("weights"), "an object"))?;
@@ -111,6 +115,25 @@ pub fn quantization_of(config: &Value) -> Result<Option<Quantization>, FormatErr
     let none =
         || FormatError::QuantConfig { field: "config_groups", got: "empty".to_owned(), expected: "a group or more" };
     found.ok_or_else(none).map(Some)
+}
+
+/// Refuses activations and weights that are multiplied with matrices other than those of a format of their own.
+fn no_transforms(quantization: &Value) -> Result<(), FormatError> {
+    let transforms = quantization.get("transform_config").unwrap_or(&Value::Null);
+    let groups = match transforms {
+        Value::Object(config) => config.get("config_groups").unwrap_or(&Value::Null),
+        other => other,
+    };
+    let is_empty = groups.is_null() || groups.as_object().is_some_and(Map::is_empty);
+    if is_empty { Ok(()) } else { Err(wrong("transform_config", Some(transforms), "absent or without groups")) }
+}
+
+/// Refuses a group of another format, and one that is not as rotated as the others.
+fn format_of(group: &Value, is_rotated: bool) -> Result<(), FormatError> {
+    match is_rotated {
+        false => expect(group, "format", &[json!(FORMAT), Value::Null], "\"pack-quantized\""),
+        true => expect(group, "format", &[json!(ROTATED)], "\"pack-quantized-rotated\" in all groups or in none"),
+    }
 }
 
 fn act_spec(group: &Value) -> Result<ActSpec, FormatError> {
@@ -218,6 +241,15 @@ mod tests {
         assert_eq!(quantization_of(&again).unwrap(), Some(read));
     }
 
+    #[test]
+    fn transforms_that_are_none_are_read_over() {
+        for none in [json!(null), json!({}), json!({"config_groups": null}), json!({"config_groups": {}})] {
+            let mut config = packed_config(&json!({}), &uniform("w4a16g64"), &["lm_head"]);
+            config["quantization_config"]["transform_config"] = none;
+            assert_eq!(quantization_of(&config).unwrap(), Some(uniform("w4a16g64")));
+        }
+    }
+
     #[track_caller]
     fn check_refused(edit: impl Fn(&mut Value), part: &str) {
         let mut config = packed_config(&json!({}), &uniform("w4a8g64"), &["lm_head"]);
@@ -228,13 +260,27 @@ mod tests {
 
     #[test]
     fn refuses_what_it_does_not_read() {
-        check_refused(|q| q["quant_method"] = "gptq".into(), "`gptq` is not read: only compressed-tensors");
+        check_refused(
+            |q| q["quant_method"] = "gptq".into(),
+            "`gptq` is not read, only compressed-tensors (pack-quantized): give the full-precision original",
+        );
         check_refused(|q| q["format"] = "marlin-24".into(), "format is \"marlin-24\"");
         check_refused(|q| q["config_groups"]["group_1"] = json!({}), "weights is absent");
         check_refused(|q| q["config_groups"] = json!(null), "config_groups is absent");
         check_refused(|q| q["config_groups"] = json!({}), "config_groups is empty");
+        let transforms = |q: &mut Value, value: Value| q["transform_config"] = value;
+        check_refused(
+            |q| transforms(q, json!({"config_groups": {"u": {"type": "hadamard", "apply": []}}})),
+            "transform_config is {\"config_groups\":{\"u\"",
+        );
+        check_refused(|q| transforms(q, json!("R1")), "transform_config is \"R1\", expected absent or without groups");
+        check_refused(
+            |q| transforms(q, json!({"config_groups": ["u"]})),
+            "transform_config is {\"config_groups\":[\"u\"]}",
+        );
         check_refused(|q| q["kv_cache_scheme"] = json!({"num_bits": 8}), "kv_cache_scheme");
         let group = |q: &mut Value, field: &str, value: Value| q["config_groups"]["group_0"][field] = value;
+        check_refused(|q| group(q, "format", json!("int-quantized")), "format is \"int-quantized\", expected");
         check_refused(|q| group(q, "targets", json!([])), "targets is [], expected a list of modules");
         check_refused(|q| group(q, "targets", json!(["Linear", 3])), "targets is [\"Linear\",3]");
         check_refused(|q| group(q, "targets", json!(["re:*"])), "targets is \"re:*\", expected a regular expression");
@@ -246,6 +292,10 @@ mod tests {
         check_refused(
             |q| second(q, "input_activations", json!(null)),
             "input_activations is absent, expected the same",
+        );
+        check_refused(
+            |q| second(q, "format", json!(ROTATED)),
+            "format is \"pack-quantized\", expected \"pack-quantized-rotated\" in all groups or in none",
         );
         check_refused(
             |q| second(q, "weights", json!({"num_bits": 2, "strategy": "channel"})),

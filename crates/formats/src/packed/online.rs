@@ -7,7 +7,7 @@
 use serde_json::Value;
 
 /// The format of linears in such a model.
-const FORMAT: &str = "pack-quantized-rotated";
+pub(super) const FORMAT: &str = "pack-quantized-rotated";
 
 /// Says in a packed model's `config.json` that its activations are rotated.
 pub(crate) fn mark(config: &mut Value) {
@@ -15,7 +15,7 @@ pub(crate) fn mark(config: &mut Value) {
     groups.into_iter().flat_map(|groups| groups.values_mut()).for_each(|group| group["format"] = FORMAT.into());
 }
 
-/// Whether a packed model's activations are rotated.
+/// Whether a packed model's activations are rotated: [`quantization_of`](super::quantization_of) refuses one that is so in part.
 pub fn is_rotated_online(config: &Value) -> bool {
     let groups = config.pointer("/quantization_config/config_groups").and_then(Value::as_object);
     groups.into_iter().flat_map(|groups| groups.values()).any(|group| group.get("format").is_some_and(|f| f == FORMAT))

@@ -45,11 +45,6 @@ impl PackedCheckpoint {
         layout::read_shape(&self.checkpoint, name, self.weight(name)?)
     }
 
-    /// Whether the linear of that name is quantized.
-    pub fn is_packed(&self, name: &str) -> bool {
-        self.checkpoint.contains(&format!("{name}.{PACKED}"))
-    }
-
     /// Names of all quantized linears, sorted.
     pub fn linear_names(&self) -> impl Iterator<Item = &str> {
         self.checkpoint.names().filter_map(|name| name.strip_suffix(PACKED)?.strip_suffix('.'))
