@@ -118,13 +118,21 @@ fn log_likelihoods(
         of_sequence[request.sequence].push(idx);
     }
     let dims = model.decoder().dims();
-    let batches = batches(sequences);
+    // A model reads no sequence's last token, and so says nothing of it.
+    for Request { first, targets, .. } in requests {
+        if let Some(i) = targets.iter().position(|&id| id as usize >= dims.vocab) {
+            let (id, index) = (i64::from(targets[i]), first + 1 + i);
+            return Err(ModelError::TokenId { id, index, vocab: dims.vocab }.into());
+        }
+    }
+    let padded = |length| padded(length, dims.max_positions);
+    let batches = batches(sequences, padded);
     let bytes = |batch: &[usize]| batch.len() * padded(sequences[batch[0]].len()) * dims.hidden * 4;
     let chunks = chunks(&batches, |batch| bytes(batch));
     let (mut done, total) = (0, chunks.len() * dims.n_layers);
     let mut values = vec![0.0; requests.len()];
     for chunk in chunks {
-        let ids: Vec<Tensor> = chunk.iter().map(|batch| ids_of(batch, sequences)).collect();
+        let ids: Vec<Tensor> = chunk.iter().map(|batch| ids_of(batch, sequences, padded)).collect();
         let mut states = embed(model, &ids, device)?;
         run_blocks(model, &mut states, device, &mut || {
             done += 1;
@@ -163,7 +171,7 @@ fn log_likelihood(
 }
 
 /// Sequences that are computed with at once, by their indices: those of one padded length, the longest first.
-fn batches(sequences: &[Vec<u32>]) -> Vec<Vec<usize>> {
+fn batches(sequences: &[Vec<u32>], padded: impl Fn(usize) -> usize) -> Vec<Vec<usize>> {
     let mut order: Vec<usize> = (0..sequences.len()).collect();
     order.sort_by_key(|&idx| std::cmp::Reverse(sequences[idx].len()));
     let mut batches: Vec<Vec<usize>> = Vec::new();
@@ -198,12 +206,13 @@ fn chunks(batches: &[Vec<usize>], bytes: impl Fn(&[usize]) -> usize) -> Vec<&[Ve
     chunks
 }
 
-fn padded(length: usize) -> usize {
-    length.next_multiple_of(STEP)
+/// Within the positions of the model, where the sequence itself is.
+fn padded(length: usize, max_positions: usize) -> usize {
+    length.next_multiple_of(STEP).min(max_positions.max(length))
 }
 
 /// `[b, t]`, filled up at the ends, which no position before them sees.
-fn ids_of(batch: &[usize], sequences: &[Vec<u32>]) -> Tensor {
+fn ids_of(batch: &[usize], sequences: &[Vec<u32>], padded: impl Fn(usize) -> usize) -> Tensor {
     let length = padded(sequences[batch[0]].len());
     let row = |&idx: &usize| {
         let ids = sequences[idx].iter().map(|&id| i64::from(id));
@@ -252,6 +261,16 @@ mod tests {
     }
 
     #[test]
+    fn tokens_beyond_the_vocabulary_are_refused_where_nothing_reads_them() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/tiny-llama");
+        let model = Model::open(&dir).unwrap();
+        let request = Request { sequence: 0, first: 1, targets: vec![3, 1024] };
+        let result = log_likelihoods(&model, &[vec![1, 2, 3]], &[request], Device::Cpu, &mut |_| ());
+        let token = ModelError::TokenId { id: 1024, index: 3, vocab: 1024 };
+        assert_eq!(result.unwrap_err().to_string(), token.to_string());
+    }
+
+    #[test]
     fn choices_are_cut_where_the_context_ends() {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/tiny-llama");
         let tokenizer = Tokenizer::open(&dir).unwrap();
@@ -268,7 +287,10 @@ mod tests {
     #[test]
     fn batches_hold_every_sequence_once() {
         let sequences: Vec<Vec<u32>> = (1..400).map(|n| vec![0; 1 + n * 37 % 300]).collect();
-        let batches = batches(&sequences);
+        // No longer than the positions of a model, where a sequence is not.
+        let padded = |length| padded(length, 299);
+        assert_eq!([16, 17, 289, 299, 300].map(padded), [16, 32, 299, 299, 300]);
+        let batches = batches(&sequences, padded);
         let mut all: Vec<usize> = batches.concat();
         all.sort_unstable();
         assert!(all.into_iter().eq(0..sequences.len()));
