@@ -32,7 +32,7 @@ pub struct QuantizedTensor {
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum TensorError {
     /// Groups must cut a row into equal parts.
-    #[error("group {group} does not divide in_features {in_features}")]
+    #[error("group {group} does not divide in_features {in_features}; take {}", one_that_does(*group, *in_features))]
     GroupDoesNotDivide {
         /// Channels of a group.
         group: usize,
@@ -334,6 +334,16 @@ impl QuantizedTensor {
     }
 }
 
+/// The largest power of two that is no larger than `group`, where groups of so many are worth their scales.
+fn one_that_does(group: usize, in_features: usize) -> String {
+    const LEAST: u32 = 3; // 8 channels.
+    let largest = in_features.trailing_zeros().min(group.checked_ilog2().unwrap_or(0));
+    match in_features {
+        1.. if largest >= LEAST => format!("one that does, such as g{}", 1usize << largest),
+        _ => "one that does, or a grid per channel".to_owned(),
+    }
+}
+
 fn check_len(part: &'static str, [rows, cols]: [usize; 2], expected: usize, got: usize) -> Result<(), TensorError> {
     if expected == got { Ok(()) } else { Err(TensorError::Length { part, rows, cols, expected, got }) }
 }
@@ -363,9 +373,18 @@ mod tests {
     #[test]
     fn refuses_sizes_that_do_not_fit() {
         let quantize = |text, len, rows, cols| QuantizedTensor::quantize(&vec![0.5; len], rows, cols, spec(text));
-        check_refused(quantize("w4a16g96", 1024, 1, 1024), "group 96 does not divide in_features 1024");
-        check_refused(quantize("w4a16g2", 0, 1, 1), "group 2 does not divide in_features 1");
-        check_refused(quantize("w4a16", 0, 1, 0), "group 0 does not divide in_features 0");
+        check_refused(
+            quantize("w4a16g96", 1024, 1, 1024),
+            "group 96 does not divide in_features 1024; take one that does, such as g64",
+        );
+        check_refused(
+            quantize("w4a16g2", 0, 1, 1),
+            "group 2 does not divide in_features 1; take one that does, or a grid per channel",
+        );
+        check_refused(
+            quantize("w4a16", 0, 1, 0),
+            "group 0 does not divide in_features 0; take one that does, or a grid per channel",
+        );
         check_refused(quantize("w4a16", 7, 2, 4), "weight: 8 values expected for [2, 4], got 7");
         let huge = format!("weight: {m} values expected for [{m}, 2], got 0", m = usize::MAX);
         check_refused(quantize("w4a16", 0, usize::MAX, 2), &huge);
@@ -417,7 +436,10 @@ mod tests {
         let (shape, scales, zeros) = ([2, 8], [0.5; 4], [8; 4]);
         assert!(parts("w4a16g4", shape, 2, &scales, &zeros).is_ok());
         assert!(parts("w4a16g4sym", shape, 2, &scales, &zeros).is_ok());
-        check_refused(parts("w4a16g3", shape, 2, &scales, &zeros), "group 3 does not divide in_features 8");
+        check_refused(
+            parts("w4a16g3", shape, 2, &scales, &zeros),
+            "group 3 does not divide in_features 8; take one that does, or a grid per channel",
+        );
         check_refused(parts("w4a16g4", shape, 3, &scales, &zeros), "packed codes: 2 values expected for [2, 8], got 3");
         check_refused(parts("w4a16g4", shape, 2, &scales[1..], &zeros), "scales: 4 values expected for [2, 8], got 3");
         check_refused(
