@@ -7,7 +7,7 @@ use oq_models::ModelError;
 #[derive(Debug, thiserror::Error)]
 pub enum GenerateError {
     /// Nothing to continue.
-    #[error("the prompt has no tokens")]
+    #[error("the prompt has no tokens: give it some text")]
     Empty,
     /// More positions than the model has learned.
     #[error("{tokens} tokens after {before} are beyond the {limit} positions of the model: shorten the prompt")]
