@@ -3,6 +3,7 @@
 use half::{bf16, f16};
 use oq_kernels::PackedLinear;
 use oq_quant_core::{Bits, GroupSize, QuantizedTensor, Symmetry, WeightSpec, packed_words};
+use oq_random::SplitMix64;
 use tch::{Device, Kind, Tensor};
 
 use crate::numbers;
@@ -88,11 +89,8 @@ impl Ours {
 
 /// Codes of all values.
 fn random_tensor([outs, ins]: [usize; 2], spec: WeightSpec) -> QuantizedTensor {
-    let mut state = 0x9e37_79b9_7f4a_7c15u64;
-    let mut next = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 32) as u32
-    };
+    let mut random = SplitMix64::new(0);
+    let mut next = || random.bits() as u32;
     let groups = outs * spec.group.count(ins);
     let words = (0..outs * packed_words(ins, spec.bits)).map(|_| next()).collect();
     let scales = (0..groups).map(|_| f16::from_f32(1e-3 * (1.0 + next() as f32 / u32::MAX as f32))).collect();

@@ -6,6 +6,7 @@ use std::fs;
 use std::path::Path;
 
 use oq_formats::{Dtype, OutTensor, write_shard};
+use oq_random::SplitMix64;
 use oq_tests::{fixture, omniquant, run_json};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -26,14 +27,9 @@ fn tolerance(peak: u64) -> u64 {
 /// A LLaMA of `n_layers` equal blocks of random weights.
 fn model(n_layers: usize) -> TempDir {
     let dir = tempfile::tempdir().unwrap();
-    let mut state = 1u64;
+    let mut numbers = SplitMix64::new(1);
     let mut random = |rows: usize, cols: usize| -> Vec<f32> {
-        let mut next = || {
-            // Knuth's MMIX generator; its upper bits are good.
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            ((state >> 40) as f32 / (1u64 << 24) as f32 - 0.5) * 0.1
-        };
-        (0..rows * cols).map(|_| next()).collect()
+        (0..rows * cols).map(|_| 0.1 * (numbers.unit() as f32 - 0.5)).collect()
     };
     let half = |values: &[f32]| values.iter().flat_map(|&x| half::f16::from_f32(x).to_le_bytes()).collect::<Vec<u8>>();
     let shapes = [

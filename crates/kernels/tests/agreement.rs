@@ -5,6 +5,7 @@
 use half::bf16;
 use oq_kernels::{Element, KERNELS, Kernel, KernelError, Operands, PackedLinear};
 use oq_quant_core::{Bits, GroupSize, QuantizedTensor, Symmetry, WeightSpec};
+use oq_random::SplitMix64;
 use proptest::prelude::*;
 
 /// One product: what goes in, and in f64 what should come out.
@@ -25,17 +26,13 @@ struct Case {
 
 /// Numbers between -1 and 1, some of them large or 0, the same for the same seed.
 fn numbers(len: usize, seed: u64) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut next = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 40) as f32 / (1 << 23) as f32 - 1.0
-    };
+    let mut random = SplitMix64::new(seed);
     let sized = |i: usize, x: f32| match i % 29 {
         3 => 0.0,
         7 => 20.0 * x,
         _ => x,
     };
-    (0..len).map(|i| sized(i, next())).collect()
+    (0..len).map(|i| sized(i, (2.0 * random.unit() - 1.0) as f32)).collect()
 }
 
 fn sum_of_sizes(values: &[f32]) -> f64 {
