@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use oq_let::{Action, Site, Transform, Values};
-use oq_models::{ActPoint, BlockOps, BlockWeights, DenseOps, LinearName, Model};
-use oq_quant_core::SiteKind;
+use oq_models::{ActPoint, BlockOps, BlockWeights, Compute, DenseOps, LinearName, Model, Rotator};
+use oq_quant_core::{RotateKind, SiteKind};
 use oq_tests::{checkpoints, f64_block, fixture};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -49,8 +49,8 @@ impl BlockOps for Unmerged<'_> {
         x.linear(self.find(&format!("{}.weight", name.0)).unwrap(), self.find(&format!("{}.bias", name.0)))
     }
 
-    fn act(&self, _point: ActPoint, x: Tensor) -> Tensor {
-        x
+    fn act(&self, point: ActPoint, x: Tensor) -> Tensor {
+        self.weights.turn(point, x)
     }
 
     fn param(&self, name: &str) -> Tensor {
@@ -67,7 +67,7 @@ fn errors(model: &Model, weights: &BlockWeights, sites: &[Site], seed: i64) -> [
     let original = decoder.block(&DenseOps::new(weights), &ctx, &x);
 
     let moved = Transform::new(sites.to_vec(), Device::Cpu).apply(&values, |name| weights.find(name));
-    let mut merged = BlockWeights::new(weights.tensors().iter().map(|(n, t)| (n.clone(), t.shallow_clone())).collect());
+    let mut merged = weights.cast(&[], Compute::F32); // As it is.
     moved.iter().for_each(|(name, tensor)| merged.set(name.clone(), tensor.shallow_clone()));
     let unmerged = decoder.block(&Unmerged { weights, moved }, &ctx, &x);
     let merged = decoder.block(&DenseOps::new(&merged), &ctx, &x);
@@ -114,6 +114,24 @@ fn every_site_of_every_model_is_an_equivalence() {
     assert_eq!((seen[&SiteKind::Vo], seen[&SiteKind::Qk]), (checkpoints.len(), checkpoints.len()));
     assert!(seen[&SiteKind::Norm] >= checkpoints.len() - 4, "{seen:?} of {}", checkpoints.len());
     assert!(seen[&SiteKind::Updown] >= 30 && shifting >= 20, "{seen:?}, {shifting} shift");
+}
+
+#[test]
+fn sites_of_rotated_models_are_equivalences() {
+    let mut seen = 0;
+    for dir in checkpoints() {
+        let model = Model::open(&dir).unwrap();
+        let Ok(rotator) = Rotator::new(model.decoder(), RotateKind::Online, 5) else { continue };
+        let weights = rotator.expect("it was asked for").block(f64_block(&model)).unwrap();
+        // What the MLP makes inside is turned between `updown`'s ports.
+        for kind in [SiteKind::Norm, SiteKind::Vo, SiteKind::Qk] {
+            if let Ok(sites) = model.decoder().sites(kind) {
+                check(&dir, &model, &weights, &sites);
+                seen += 1;
+            }
+        }
+    }
+    assert!(seen >= 3 * 30, "{seen}");
 }
 
 /// Gives each channel of a site a scale of its own where some were tied.

@@ -198,8 +198,12 @@ fn configs_that_no_model_has() {
     config("rms_norm_eps", json!(-1.0), &["rms_norm_eps is -1.0"]);
     config("hidden_act", json!("mish"), &["hidden_act is \"mish\"", "silu"]);
     config("rope_parameters", json!({"rope_type": "spiral", "rope_theta": 1e4}), &["spiral"]);
+    config("rope_scaling", json!("linear"), &["rope_scaling is \"linear\": an object is needed"]);
+    config("hidden_act", json!(["gelu"]), &["hidden_act is [\"gelu\"]: a text is needed"]);
+    config("head_dim", json!(1 << 24), &["num_attention_heads is 4", "67108864 channels: no model has more than"]);
+    config("model_type", json!(7), &["model_type is 7: a text is needed"]);
     config("model_type", Value::Null, &["model_type is missing"]);
-    config("quantization_config", json!({"quant_method": "gptq"}), &["`gptq` is not read", "compressed-tensors"]);
+    config("quantization_config", json!({"quant_method": "gptq"}), &["`gptq` is not read", "full-precision original"]);
 
     config(
         "intermediate_size",
@@ -222,7 +226,10 @@ fn configs_that_no_model_has() {
 fn schemes_that_do_not_fit_the_model() {
     let scheme =
         |scheme, parts: &[&str]| check_quantize_with(TINY, &["--scheme", scheme, "--calib", CALIB], USAGE, parts);
-    scheme("w4a16g96", &["model.layers.0.self_attn.q_proj: group 96 does not divide in_features 128"]);
+    scheme(
+        "w4a16g96",
+        &["model.layers.0.self_attn.q_proj: group 96 does not divide in_features 128; take one that does, such as g64"],
+    );
     scheme("w4a9", &["9 bits: a grid has 2 to 8 bits (16 for activations means not quantized)"]);
     scheme("int4", &["`int4` is not a setting", "w4a16g128"]);
     scheme("w1a16", &["1 bits: a grid has 2 to 8 bits"]);

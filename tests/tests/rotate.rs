@@ -10,7 +10,8 @@ use oq_eval::logits;
 use oq_formats::{Dtype, is_rotated_online};
 use oq_generate::Loaded;
 use oq_models::{
-    BlockWeights, Compute, DenseOps, Form, HeadKind, Kernels, Model, ModelError, OuterOps, RotateError, Rotator,
+    ActPoint, BlockWeights, Compute, DenseOps, Form, HeadKind, Kernels, Model, ModelError, Orthogonal, OuterOps,
+    RotateError, Rotator, quantize_act,
 };
 use oq_quant_core::{QuantSpec, RotateKind};
 use oq_recipe::{Event, Method, Overrides, Recipe, find, recipe_for};
@@ -187,6 +188,17 @@ fn a_model_that_is_rotated_while_it_runs_is_the_same_in_pieces_and_in_packed_pro
     let form = |kernels| Form { kernels, compute: Compute::F32, head: HeadKind::Wide };
     let model = Model::open(out.path()).unwrap();
     let ids = ids(&model, 20);
+
+    // Scores do not see it where both queries and keys are left as they are.
+    let d = model.decoder().dims().head_dim as i64;
+    let queries = Tensor::randn([1, 2, 5, d], (Kind::Float, Device::Cpu));
+    let expected = quantize_act(model.act(), Orthogonal::hadamard(d as usize).unwrap().apply(&queries));
+    for kernels in [Kernels::Dense, Kernels::Packed] {
+        let block = Model::open(out.path()).unwrap().with_form(form(kernels)).unwrap().block(1, Device::Cpu).unwrap();
+        let seen = block.with_ops(|ops| ops.act(ActPoint::QueryKey, queries.shallow_clone()));
+        assert_eq!(values(&seen), values(&expected), "{}", kernels.name());
+    }
+
     let whole = logits(&model, &ids, Device::Cpu).unwrap().squeeze_dim(0);
     for kernels in [Kernels::Dense, Kernels::Packed] {
         let model = Model::open(out.path()).unwrap().with_form(form(kernels)).unwrap();
@@ -200,6 +212,12 @@ fn a_model_that_is_rotated_while_it_runs_is_the_same_in_pieces_and_in_packed_pro
         let off = relative_error(&last, &values(&whole.get(19)));
         assert!(off <= QUANTIZED, "{}: {off:.1e}", kernels.name());
     }
+
+    // Tensors are looked at before matrices of the config's sizes are made.
+    let mut config = model.config().clone();
+    config["intermediate_size"] = 150.into();
+    std::fs::write(out.path().join("config.json"), config.to_string()).unwrap();
+    assert!(matches!(Model::open(out.path()), Err(ModelError::Shape { .. })));
 }
 
 #[test]
@@ -264,7 +282,19 @@ fn models_without_a_place_for_them_are_refused_before_weights_are_read() {
     let mut config = model.config().clone();
     config["intermediate_size"] = 150.into();
     let decoder = oq_models::family::decoder_of(&config).unwrap();
-    let error = Rotator::new(&*decoder, RotateKind::Online, 0).unwrap_err().to_string();
+    let refused = Rotator::new(&*decoder, RotateKind::Online, 0).unwrap_err();
+    let error = refused.to_string();
     assert!(error.contains("150 channels") && error.contains("say --rotate merged"), "{error}");
     assert!(Rotator::new(&*decoder, RotateKind::Merged, 0).unwrap().is_some());
+
+    // Sizes that no tensor vouches for cost nothing.
+    assert_eq!(Rotator::check(&*decoder, RotateKind::Online), Err(refused));
+    config["intermediate_size"] = ((1 << 24) - 4).into();
+    config["hidden_size"] = ((1 << 24) - 2).into();
+    config["head_dim"] = 64.into();
+    let decoder = oq_models::family::decoder_of(&config).unwrap();
+    let is_width = |error: &RotateError| matches!(error, RotateError::Width { what: "the MLP", width: 16_777_212 });
+    assert!(Rotator::check(&*decoder, RotateKind::Online).as_ref().is_err_and(is_width));
+    assert_eq!(Rotator::check(&*decoder, RotateKind::Merged), Ok(()));
+    assert_eq!(Rotator::check(&*decoder, RotateKind::None), Ok(()));
 }
