@@ -6,7 +6,7 @@
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use oq_calib::{CalibError, Notice, Outcome, quantize};
+use oq_calib::{CalibError, Notice, Outcome, check, quantize};
 use oq_formats::{Checkpoint, Dtype};
 use oq_models::layers::token_nll;
 use oq_models::{ActPoint, BlockOps, BlockWeights, LinearName, Model, fake_quantize_tokens};
@@ -156,6 +156,19 @@ fn the_packed_model_is_the_one_that_was_measured() {
         }
         assert!(after.tensors().any(|view| view.dtype == Dtype::F32), "{model}: something was merged");
     }
+}
+
+#[test]
+fn scales_do_not_pass_rotations_while_the_model_runs() {
+    let model = Model::open(&fixture("tiny-llama")).unwrap();
+    let sites = Some(vec![SiteKind::Norm, SiteKind::Vo, SiteKind::Updown]);
+    let recipe = |rotate| {
+        let overrides = Overrides { sites: sites.clone(), rotate: Some(rotate), ..Overrides::default() };
+        Recipe::resolve("w4a4".parse().unwrap(), None, None, &overrides).unwrap()
+    };
+    check(&model, &recipe(RotateKind::Merged)).unwrap();
+    let error = check(&model, &recipe(RotateKind::Online)).unwrap_err().to_string();
+    assert!(error.contains("no updown site") && error.ends_with("leave it out: --let-sites norm,vo"), "{error}");
 }
 
 #[test]

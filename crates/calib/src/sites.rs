@@ -1,8 +1,8 @@
 //! Which sites of a model a recipe transforms, and what their inputs hold.
 
-use oq_let::{InputStats, Site, Source};
-use oq_models::{BlockWeights, Decoder};
-use oq_quant_core::SiteKind;
+use oq_let::{Action, InputStats, Site, Source};
+use oq_models::{BlockWeights, Decoder, LinearName};
+use oq_quant_core::{RotateKind, SiteKind};
 use oq_recipe::Recipe;
 use tch::Tensor;
 
@@ -28,16 +28,23 @@ pub enum SiteError {
     Shift,
 }
 
+/// Why there are no scales on what the MLP's last linear reads.
+const ROTATED: &str = "what the MLP's last linear reads is rotated while the model runs, and scales do not pass that";
+
 /// The sites that `recipe` transforms; none for methods that transform nothing.
 pub(crate) fn sites_of(decoder: &dyn Decoder, recipe: &Recipe) -> Result<Vec<Site>, SiteError> {
     let transform = &recipe.transform;
     if !recipe.method.reads_text() {
         return Ok(Vec::new());
     }
+    let find = |kind| match (kind, recipe.rotate.kind) {
+        (SiteKind::Updown, RotateKind::Online) => Err(ROTATED),
+        _ => decoder.sites(kind),
+    };
     let mut sites = Vec::new();
     for &kind in &transform.sites {
-        let found = decoder.sites(kind).map_err(|reason| {
-            let others = transform.sites.iter().filter(|&&kind| decoder.sites(kind).is_ok());
+        let found = find(kind).map_err(|reason| {
+            let others = transform.sites.iter().filter(|&&kind| find(kind).is_ok());
             let others: Vec<&str> = others.map(|kind| kind.name()).collect();
             let mend =
                 if others.is_empty() { "--no-let".to_owned() } else { format!("--let-sites {}", others.join(",")) };
@@ -49,6 +56,12 @@ pub(crate) fn sites_of(decoder: &dyn Decoder, recipe: &Recipe) -> Result<Vec<Sit
         return Err(SiteError::Shift);
     }
     Ok(sites)
+}
+
+/// Whether the transformation scales what a linear is given.
+pub(crate) fn is_rescaled(sites: &[Site], linear: LinearName) -> bool {
+    let mut ports = sites.iter().flat_map(|site| &site.ports);
+    ports.any(|port| port.module == linear.0 && port.action == Action::MultiplyInput)
 }
 
 /// A block's weights and what their inputs held.

@@ -1,4 +1,5 @@
-//! The block that learns: its channels rescaled by an equivalent transformation, its linears fake-quantized by clipping.
+//! The block that learns: its channels rescaled by an equivalent transformation, its linears fake-quantized on clipped grids, their
+//! codes rounded from a start that may be compensated, by offsets that may be learned.
 //!
 //! The quantizer is cut out of autograd. Each step has two graphs. The first goes from scales and shifts to the transformed tensors.
 //! There it is cut: weights are fake-quantized without a graph, and they and the other transformed tensors become leaves of the
@@ -11,7 +12,7 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
-use oq_let::{Action, Transform, Values};
+use oq_let::{Transform, Values};
 use oq_lwc::{Lwc, LwcError};
 use oq_models::{ActPoint, BlockOps, BlockWeights, Compute, LinearName, Mixed, attention, multiply, quantize_act};
 use oq_quant_core::{ActSpec, QuantizedTensor, WeightSpec};
@@ -20,8 +21,9 @@ use tch::{Device, Kind, Tensor};
 use crate::adamw::AdamW;
 use crate::compensate;
 use crate::inputs::Inputs;
+use crate::sites::is_rescaled;
 
-/// What a block learns: clipping of each of its linears, scales and shifts of its sites.
+/// What a block learns: clipping and, where that is asked for, rounding of each of its linears, scales and shifts of its sites.
 pub(crate) struct Student<'a> {
     weights: &'a BlockWeights,
     transform: &'a Transform,
@@ -107,8 +109,8 @@ pub(crate) fn dequantized(packed: &QuantizedTensor, like: &Tensor) -> Tensor {
 }
 
 impl<'a> Student<'a> {
-    /// Clipping and rounding at their start for every linear named, quantized as `specs` says, as far as its inputs were `seen`, and the transformation at the
-    /// values given.
+    /// Clipping and rounding at their start for every linear named, quantized as `specs` says, as far as its inputs were `seen`, and
+    /// the transformation at the values given.
     pub(crate) fn new(
         weights: &'a BlockWeights,
         linears: &[LinearName],
@@ -118,10 +120,7 @@ impl<'a> Student<'a> {
         place: Place,
     ) -> Result<Self, LwcError> {
         // Its inputs are not those that were seen.
-        let rescaled = |name: LinearName| {
-            let mut ports = transform.sites().iter().flat_map(|site| &site.ports);
-            ports.any(|port| port.module == name.0 && port.action == Action::MultiplyInput)
-        };
+        let rescaled = |name: LinearName| is_rescaled(transform.sites(), name);
         let mut clips = linears
             .iter()
             .map(|&name| {
