@@ -23,19 +23,20 @@ pub(crate) struct Cache {
     pub(crate) device: Device,
     /// Bytes of memory for all stores together; none: as many as they need.
     pub(crate) budget: Option<u64>,
-    /// Stores that there are at the same time.
-    pub(crate) n_stores: usize,
     /// Numbers of one store.
     pub(crate) len: usize,
+    /// Numbers of all stores that there are at the same time, this one among them.
+    pub(crate) total: usize,
     /// Where files go.
     pub(crate) dir: PathBuf,
 }
 
 impl Cache {
-    /// Bytes of a store that are held in memory.
+    /// Bytes of a store that are held in memory: of the budget its share by length.
     fn in_memory(&self) -> usize {
         let whole = self.len * F32;
-        self.budget.map_or(whole, |budget| whole.min(budget as usize / self.n_stores.max(1)))
+        let share = |budget: u64| u128::from(budget) * self.len as u128 / self.total.max(1) as u128;
+        self.budget.map_or(whole, |budget| share(budget).min(whole as u128) as usize)
     }
 
     /// Where batches lie that are in memory: beside the blocks, unless there is too little room.
@@ -46,7 +47,7 @@ impl Cache {
     fn error(&self, source: io::Error) -> CalibError {
         CalibError::Cache {
             dir: self.dir.clone(),
-            bytes: (self.n_stores * (self.len * F32 - self.in_memory())) as u64,
+            bytes: ((self.total * F32) as u64).saturating_sub(self.budget.unwrap_or(u64::MAX)),
             source,
         }
     }
@@ -62,6 +63,7 @@ pub(crate) struct Store<'a> {
     file: Option<Scratch>,
 }
 
+/// A batch in memory, or in its part of the file, which it need not fill.
 #[derive(Debug)]
 enum Batch {
     Memory(Tensor),
@@ -90,7 +92,8 @@ impl<'a> Store<'a> {
             Batch::Memory(tensor) => tensor.shallow_clone(),
             Batch::File { shape, part } => {
                 let file = self.file.as_ref().expect(MADE);
-                file.read(part.clone(), |bytes| Tensor::from_data_size(bytes, shape, Kind::Float))
+                let len = shape.iter().product::<i64>() as usize * F32;
+                file.read(part.start..part.start + len, |bytes| Tensor::from_data_size(bytes, shape, Kind::Float))
             }
         };
         tensor.to_device(self.cache.device)
@@ -101,13 +104,15 @@ impl<'a> Store<'a> {
         (0..self.len()).map(|index| self.get(index))
     }
 
-    /// Puts a batch of the same shape in the place of another.
+    /// Puts a batch in the place of another that was as long or longer when it was added.
     pub(crate) fn set(&mut self, index: usize, x: &Tensor) -> Result<(), CalibError> {
         match &mut self.batches[index] {
             Batch::Memory(tensor) => *tensor = x.to_device(self.cache.home()),
-            Batch::File { part, .. } => {
-                let file = self.file.as_mut().expect(MADE);
-                file.write(part.start, &bytes_of(x)).map_err(|source| self.cache.error(source))?;
+            Batch::File { shape, part } => {
+                let (file, bytes) = (self.file.as_mut().expect(MADE), bytes_of(x));
+                assert!(bytes.len() <= part.len(), "{} bytes in the place of {}", bytes.len(), part.len());
+                *shape = x.size();
+                file.write(part.start, &bytes).map_err(|source| self.cache.error(source))?;
             }
         }
         Ok(())
@@ -186,7 +191,7 @@ mod tests {
             let shape = |i: usize| if short && i + 1 == n { [1, 3, 5] } else { SHAPE };
             let len_of = |i: usize| shape(i).iter().product::<i64>() as usize;
             let len = (0..n).map(len_of).sum();
-            let cache = Cache { device: Device::Cpu, budget, n_stores: 2, len, dir: dir.path().to_owned() };
+            let cache = Cache { device: Device::Cpu, budget, len, total: 2 * len, dir: dir.path().to_owned() };
             let tensor = |values: &[f32], i: usize| Tensor::from_slice(&values[..len_of(i)]).view(shape(i));
             let mut expected: Vec<Vec<f32>> = (0..n).map(|i| batch(i as f32)).collect();
             let mut store = Store::new(&cache);
@@ -216,9 +221,34 @@ mod tests {
     }
 
     #[test]
+    fn a_shorter_batch_takes_the_place_of_a_longer_one() {
+        let dir = tempfile::tempdir().unwrap();
+        for budget in [None, Some(0)] {
+            let dir = dir.path().to_owned();
+            let cache = Cache { device: Device::Cpu, budget, len: 2 * BATCH, total: 2 * BATCH, dir };
+            let mut store = Store::new(&cache);
+            let [first, second, third] = [0.0, 1.0, 2.0].map(|seed| Tensor::from_slice(&batch(seed)).view(SHAPE));
+            let short = third.narrow(0, 0, 1);
+            for (index, x) in [(0, &first), (1, &second), (0, &short), (0, &third), (0, &short)] {
+                store.put(index, x).unwrap();
+                assert_eq!(store.get(index), *x);
+            }
+            assert_eq!(store.get(1), second);
+        }
+    }
+
+    #[test]
+    fn a_budget_is_shared_by_length() {
+        let cache = |budget, len, total| Cache { device: Device::Cpu, budget, len, total, dir: PathBuf::new() };
+        let in_memory = |budget, len| cache(budget, len, 100).in_memory();
+        assert_eq!([in_memory(None, 90), in_memory(Some(400), 90), in_memory(Some(u64::MAX), 90)], [360; 3]);
+        assert_eq!([in_memory(Some(200), 90), in_memory(Some(200), 10), in_memory(Some(0), 90)], [180, 20, 0]);
+    }
+
+    #[test]
     fn a_place_where_no_file_can_be_made_is_named() {
         let dir = tempfile::tempdir().unwrap().path().join("gone");
-        let cache = Cache { device: Device::Cpu, budget: Some(0), n_stores: 1, len: BATCH, dir };
+        let cache = Cache { device: Device::Cpu, budget: Some(0), len: BATCH, total: BATCH, dir };
         let error = Store::new(&cache).push(&Tensor::from_slice(&batch(0.0)).view(SHAPE)).unwrap_err().to_string();
         assert!(error.contains("gone") && error.contains("120 bytes"), "{error}");
     }

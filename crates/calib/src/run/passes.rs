@@ -26,7 +26,7 @@ pub(super) struct Passed<'a> {
 }
 
 impl Run<'_> {
-    /// How the states of so many tokens are held.
+    /// How each store for the states of so many tokens is held.
     pub(super) fn cache(&self, tokens: usize) -> Cache {
         let n_stores = match (self.recipe.method.learns(), self.recipe.learn.aug_loss) {
             (true, true) => 3,
@@ -35,7 +35,7 @@ impl Run<'_> {
         };
         let Options { device, cache_memory, out, .. } = self.options;
         let len = tokens * self.model.decoder().dims().hidden;
-        Cache { device: *device, budget: *cache_memory, n_stores, len, dir: out.clone() }
+        Cache { device: *device, budget: *cache_memory, len, total: n_stores * len, dir: out.clone() }
     }
 
     /// The embedded segments, for methods that look at text.
@@ -144,6 +144,6 @@ pub(super) fn forward_all(
     (0..states.len()).try_for_each(|batch| states.set(batch, &decoder.block(ops, ctx, &states.get(batch))))
 }
 
-pub(super) fn is_finite(x: &Tensor) -> bool {
+pub(crate) fn is_finite(x: &Tensor) -> bool {
     x.isfinite().all().int64_value(&[]) != 0
 }
