@@ -235,17 +235,22 @@ fn weights_that_vanish_under_a_run() {
     check_whole("removed weights", dir.path());
 }
 
+/// Changes the first value of a tensor.
+fn set_first(model: &Path, tensor: &str, value: half::f16) {
+    let mut bytes = fs::read(model.join(WEIGHTS)).unwrap();
+    let header_bytes = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let header: Value = serde_json::from_slice(&bytes[8..8 + header_bytes]).unwrap();
+    let first = 8 + header_bytes + header[tensor]["data_offsets"][0].as_u64().unwrap() as usize;
+    bytes[first..first + 2].copy_from_slice(&value.to_le_bytes());
+    fs::write(model.join(WEIGHTS), bytes).unwrap();
+}
+
 #[test]
 fn a_block_that_holds_nan() {
     whole();
     let (model, dir) = (copied("tiny-llama"), tempfile::tempdir().unwrap());
     let up = "model.layers.2.mlp.up_proj.weight";
-    let mut bytes = fs::read(model.path().join(WEIGHTS)).unwrap();
-    let header_bytes = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
-    let header: Value = serde_json::from_slice(&bytes[8..8 + header_bytes]).unwrap();
-    let first = 8 + header_bytes + header[up]["data_offsets"][0].as_u64().unwrap() as usize;
-    bytes[first..first + 2].copy_from_slice(&half::f16::NAN.to_le_bytes());
-    fs::write(model.path().join(WEIGHTS), bytes).unwrap();
+    set_first(model.path(), up, half::f16::NAN);
     let output = quantize_model(model.path(), dir.path()).output().unwrap();
     assert_eq!(finished_blocks(dir.path()), 2);
     check_goes_on(model.path(), dir.path(), &output, 5, &["block 2: ", up, "value 0 is NaN"]);
@@ -293,6 +298,21 @@ fn damaged_files_are_made_again() {
     check_mended("a vanished index", |out| fs::remove_file(out.join("model.safetensors.index.json")).unwrap());
     check_mended("a vanished config", |out| fs::remove_file(out.join("config.json")).unwrap());
     check_mended("a vanished record", |out| fs::remove_file(out.join("run.json")).unwrap());
+}
+
+#[test]
+fn a_model_that_is_made_again_is_not_finished() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path();
+    finished(out);
+    change(&out.join("model-00001-of-00005.safetensors"));
+    let mut child = resume(out).spawn().unwrap();
+    assert_eq!(wait(&mut child, || finished_blocks(out) == 1), None, "ended before its second block");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(!out.join("config.json").exists());
+    run(&mut resume(out), 0);
+    check_whole("a killed mending", out);
 }
 
 #[test]
@@ -350,6 +370,33 @@ fn another_run_is_refused() {
     let mut command = quantize_model(model.path(), out);
     command.arg("--resume");
     check_refused(&mut command, out, &["holds a run with another model:"]);
+}
+
+#[test]
+fn blocks_of_another_checkpoint_are_refused() {
+    let model = copied("tiny-llama");
+    set_first(model.path(), "model.layers.2.mlp.up_proj.weight", half::f16::ONE);
+    let other = |out: &Path| {
+        let mut command = quantize_model(model.path(), out);
+        command.arg("--resume");
+        command
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path();
+    finished(out);
+    let parts = ["block 2 was made from another checkpoint", "choose another --out"];
+    check_refused(&mut other(out), out, &parts);
+    fs::remove_file(out.join("config.json")).unwrap();
+    check_refused(&mut other(out), out, &parts);
+
+    // Journals of earlier versions say nothing of it.
+    let mut lines = fs::read_to_string(out.join("journal.jsonl")).unwrap();
+    while let Some(start) = lines.find(",\"source\":\"") {
+        lines.replace_range(start..start + ",\"source\":\"\"".len() + 64, "");
+    }
+    fs::write(out.join("journal.jsonl"), lines).unwrap();
+    run(&mut resume(out), 0);
+    check_whole("a journal without sources", out);
 }
 
 #[test]

@@ -130,6 +130,38 @@ fn damage_is_mended() {
 }
 
 #[test]
+fn tuning_starts_again_where_its_blocks_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut child = quantize(dir.path()).spawn().unwrap();
+    until(&mut child, || tuned_epochs(dir.path()) == 1);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    fs::write(dir.path().join("untuned/model-00004-of-00005.safetensors"), b"").unwrap();
+    run(&mut quantize(dir.path()), 0);
+    check_whole(dir.path());
+    let is_first = |event: &&Value| event["event"] == "tuned" && event["epoch"] == 0;
+    assert_eq!(events(dir.path()).iter().filter(is_first).count(), 2, "the first epoch is gone through again");
+}
+
+#[test]
+fn blocks_of_two_tunings_are_not_mixed() {
+    let dir = tempfile::tempdir().unwrap();
+    let [first, third] = [1, 3].map(|shard| dir.path().join(format!("model-0000{shard}-of-00005.safetensors")));
+    let mut child = quantize(dir.path()).spawn().unwrap();
+    until(&mut child, || dir.path().join("untuned").exists());
+    // In the way of the third of the tuned blocks.
+    fs::create_dir(&third).unwrap();
+    assert!(!child.wait().unwrap().success());
+    fs::remove_dir(&third).unwrap();
+    let written = || fs::metadata(&first).unwrap().modified().unwrap();
+    let before = written();
+    fs::remove_file(dir.path().join("untuned/tuning.safetensors")).unwrap();
+    run(&mut quantize(dir.path()), 0);
+    check_whole(dir.path());
+    assert_ne!(written(), before, "the first block was left as it was");
+}
+
+#[test]
 fn predictions_come_nearer() {
     // On the same text in every pass; the first divergence is the mean over steps that already go down.
     let text: Vec<Vec<u32>> = tokens("calib.txt").chunks_exact(256).take(8).map(<[u32]>::to_vec).collect();

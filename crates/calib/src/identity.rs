@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use oq_formats::FormatError;
 use oq_models::{Compute, Model};
 use oq_recipe::Recipe;
 use serde::{Deserialize, Serialize};
@@ -69,6 +70,21 @@ impl Identity {
             false => format!("{} ({})", names.join(", "), changed.join(", ")),
         }
     }
+}
+
+/// Bytes of a tensor that tell whose it is.
+const FIRST: usize = 4 << 10;
+
+/// sha256 of the names and first bytes of the tensors that a block is made from: another for weights of another training.
+pub(crate) fn source_of(model: &Model, block_idx: usize) -> Result<String, FormatError> {
+    let (checkpoint, prefix) = (model.checkpoint(), model.decoder().block_prefix(block_idx));
+    let mut hash = Sha256::new();
+    for name in checkpoint.names().filter(|name| name.starts_with(&prefix)) {
+        let bytes = checkpoint.tensor(name)?.bytes;
+        hash.update(format!("{name}\n"));
+        hash.update(&bytes[..bytes.len().min(FIRST)]);
+    }
+    Ok(hex(&hash.finalize()))
 }
 
 /// The settings of a recipe by their keys, such as `learn.epochs`.

@@ -16,7 +16,7 @@ use crate::widths::WIDTHS;
 /// Name of the journal in the output directory.
 pub const JOURNAL: &str = "journal.jsonl";
 /// Name of the folder in it for blocks that are to be tuned.
-pub(crate) const UNTUNED: &str = "untuned";
+pub const UNTUNED: &str = "untuned";
 
 /// A finished block.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -25,6 +25,9 @@ pub(crate) struct Finished {
     pub(crate) shard: String,
     /// sha256 of the shard.
     pub(crate) sha256: String,
+    /// What the block was made from, as [`source_of`](crate::identity::source_of) tells it; journals of old have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) source: Option<String>,
     /// How it went.
     #[serde(flatten)]
     pub(crate) record: BlockRecord,
@@ -57,6 +60,18 @@ pub enum JournalError {
         dir: PathBuf,
         /// What differs.
         differences: String,
+    },
+    /// The run there was made from other weights.
+    #[error(
+        "{}: block {block} was made from another checkpoint than the one in {}: choose another --out", dir.display(), model.display()
+    )]
+    OtherSource {
+        /// The directory.
+        dir: PathBuf,
+        /// The first block whose weights are other ones.
+        block: usize,
+        /// The checkpoint that is there now.
+        model: PathBuf,
     },
     /// Another process is at it.
     #[error("{}: another run is writing there: wait for its end, or choose another --out", dir.display())]
@@ -209,6 +224,7 @@ mod tests {
         Finished {
             shard: format!("{index}.safetensors"),
             sha256: "0".into(),
+            source: (index > 0).then(|| "1".into()),
             record: BlockRecord {
                 index,
                 losses: vec![0.1, 1.0 / 3.0],

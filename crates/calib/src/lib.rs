@@ -1,9 +1,11 @@
-//! Block-wise calibration: learns how to clip each block's weights and to rescale its channels, and writes the packed model as it
-//! goes.
+//! Block-wise calibration: learns how to clip and round each block's weights and to rescale its channels, tunes all blocks together,
+//! and writes the packed model as it goes.
 //!
-//! [`quantize`] takes one block at a time: runs it in full precision for the targets, learns, merges, finalizes the codes, writes
-//! the block's shard, and passes the quantized block's output on. Memory is one block and the calibration tokens' hidden states,
-//! whatever the model's depth. A killed run goes on after its last finished block and ends in the same bytes.
+//! [`quantize`] chooses widths first, where an average of bits is asked for. It takes one block at a time: runs it in full precision for
+//! the targets, learns, merges, finalizes the codes, writes the block's shard, and passes the quantized block's output on. With epochs
+//! of tuning it then goes through all blocks, again one at a time, and writes each anew. Memory is one block and the calibration tokens'
+//! hidden states; of depth it has what tuning learns, three numbers per group. A killed run goes on after its last finished block or
+//! epoch and ends in the same bytes.
 
 mod adamw;
 mod allocate;
@@ -27,7 +29,7 @@ mod widths;
 mod work;
 
 pub use error::CalibError;
-pub use journal::{JOURNAL, JournalError};
+pub use journal::{JOURNAL, JournalError, UNTUNED};
 pub use plan::{
     Accelerator, LinearPlan, Machine, MemoryPlan, Mend, Parts, Plan, Setting, SitePlan, StepTime, TimePlan,
 };

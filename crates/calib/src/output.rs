@@ -27,6 +27,11 @@ impl<'a> Output<'a> {
         Ok(Self { writer, model, widths })
     }
 
+    /// Where it lies.
+    pub(crate) fn dir(&self) -> &Path {
+        self.writer.dir()
+    }
+
     /// Says how linears are quantized, where that is known later.
     pub(crate) fn set_widths(&mut self, widths: Widths) {
         self.widths = widths;

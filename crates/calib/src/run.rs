@@ -5,7 +5,7 @@ mod passes;
 mod tune;
 
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use oq_let::{Site, Transform, Values};
@@ -14,10 +14,11 @@ use oq_quant_core::{QuantizedTensor, RotateKind, TensorError, WeightSpec};
 use oq_recipe::{BlockRecord, Event, Loss, Recipe, Rotate, Transform as Transformation};
 use tch::{Device, Tensor};
 
+pub(crate) use self::passes::is_finite;
 use self::passes::{Passed, States, forward_all};
 use crate::error::CalibError;
-use crate::identity::Identity;
-use crate::journal::{Finished, Journal};
+use crate::identity::{Identity, source_of};
+use crate::journal::{Finished, Journal, JournalError};
 use crate::learn::{Beat, Descent, LearnError, Task, error, learn_block};
 use crate::sites::{Seen, sites_of};
 use crate::stages::Stages;
@@ -102,14 +103,18 @@ pub fn quantize(
     let n_blocks = model.decoder().dims().n_layers;
     let identity = Identity::of(model, recipe, segments, options.compute);
     let mut journal = Journal::open(&options.out, &identity, options.resume)?;
+    check_sources(model, &journal, &options.out)?;
     let mut stages = Stages::create(&options.out, model, recipe)?;
     let was_complete = stages.are_complete(&journal);
     if !was_complete {
+        stages.reopen()?;
         stages.forget_broken(&mut journal)?;
         if let Some(budget) = &recipe.bits {
-            let subject = bits::Subject { model, recipe, budget, segments, options, identity: &identity };
+            let sites = transform.sites();
+            let subject = bits::Subject { model, recipe, sites, budget, segments, options, identity: &identity };
             stages.set_widths(&subject.widths(&mut journal, on)?);
         }
+        stages.forget_tuning(&journal)?;
     }
     let resumed_blocks = journal.finished().len().min(n_blocks);
     if !was_complete {
@@ -129,6 +134,21 @@ pub fn quantize(
         resumed_blocks,
         was_complete,
     })
+}
+
+/// Refuses blocks that were made from other weights than the model has now.
+fn check_sources(model: &Model, journal: &Journal, out: &Path) -> Result<(), CalibError> {
+    let n_blocks = model.decoder().dims().n_layers;
+    for finished in journal.finished() {
+        let block = finished.record.index % n_blocks;
+        if let Some(source) = &finished.source
+            && *source != source_of(model, block)?
+        {
+            let (dir, model) = (out.to_owned(), model.dir().to_owned());
+            return Err(JournalError::OtherSource { dir, block, model }.into());
+        }
+    }
+    Ok(())
 }
 
 /// The model with the matrices that the recipe puts into it.
@@ -190,6 +210,7 @@ impl Run<'_> {
         let started = Instant::now();
         self.tell(Event::BlockStarted { block: block_idx }, block_idx)?;
         let decoder = self.model.decoder();
+        let source = Some(source_of(self.model, block_idx)?);
         let mut weights = self.load_block(block_idx)?;
         let linears: Vec<LinearName> = decoder.block_layout().linears.iter().map(|linear| linear.name).collect();
         let Passed { second, inputs } = self.pass_in_full(block_idx, &weights, &linears, ctx, states)?;
@@ -244,7 +265,7 @@ impl Run<'_> {
             wall_secs: started.elapsed().as_secs_f64(),
             retries: descent.retries as usize,
         };
-        Ok(Finished { shard, sha256, record })
+        Ok(Finished { shard, sha256, source, record })
     }
 
     fn on_beat(&mut self, block: usize, beat: Beat) -> ControlFlow<()> {

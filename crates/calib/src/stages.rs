@@ -1,7 +1,9 @@
 //! Where a run's shards go: those of learned blocks, and, where all blocks are tuned afterwards, those of the tuned ones.
 
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
+use oq_formats::FormatError;
 use oq_models::Model;
 use oq_recipe::Recipe;
 
@@ -62,6 +64,16 @@ impl<'a> Stages<'a> {
         self.has_all_blocks(journal) && self.output.is_complete()
     }
 
+    /// Takes back that the model is finished, before anything of it is made again.
+    pub(crate) fn reopen(&self) -> Result<(), CalibError> {
+        remove(&self.output.dir().join("config.json"))
+    }
+
+    /// Removes what tuning had come to, where blocks that it was learned on are made again.
+    pub(crate) fn forget_tuning(&self, journal: &Journal) -> Result<(), CalibError> {
+        if journal.finished().len() < self.n_blocks { remove(&self.tuning_path()) } else { Ok(()) }
+    }
+
     /// Whether all blocks of the packed model are as they were written; what led to them may be gone.
     fn has_all_blocks(&self, journal: &Journal) -> bool {
         let mut last = self.n_shards() - self.n_blocks..self.n_shards();
@@ -96,4 +108,25 @@ impl<'a> Stages<'a> {
             tracing::warn!(dir = %self.untuned_dir.display(), %error, "blocks before tuning cannot be removed");
         }
     }
+}
+
+/// Removes a file, on the disk too; none need be there.
+fn remove(path: &Path) -> Result<(), CalibError> {
+    let removed = std::fs::remove_file(path).and_then(|()| sync_dir(path.parent().unwrap_or(path)));
+    match removed {
+        Err(source) if source.kind() != ErrorKind::NotFound => {
+            Err(FormatError::Io { path: path.to_owned(), source }.into())
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(unix)]
+fn sync_dir(dir: &Path) -> io::Result<()> {
+    std::fs::File::open(dir)?.sync_all()
+}
+
+#[cfg(not(unix))]
+fn sync_dir(_dir: &Path) -> io::Result<()> {
+    Ok(())
 }

@@ -8,6 +8,7 @@ use oq_recipe::{BlockRecord, Calibration, Event};
 use super::passes::{forward_all, is_finite};
 use super::{Notice, Run, ids_of};
 use crate::error::CalibError;
+use crate::identity::source_of;
 use crate::journal::{Finished, Journal};
 use crate::learn::ATTEMPTS;
 use crate::output::Output;
@@ -36,14 +37,19 @@ impl Run<'_> {
             tune: &recipe.tune,
         };
         let per_segment = segments.first().map_or(0, Vec::len) * model.decoder().dims().hidden;
-        let of_targets = Cache { n_stores: 2, len: samples * per_segment, ..self.cache(0) };
-        let cache = Cache { len: self.n_blocks * batch * per_segment, ..of_targets.clone() };
+        let (of_targets, of_inputs) = (samples * per_segment, self.n_blocks * batch * per_segment);
+        let cache = |len| Cache { len, total: of_targets + of_inputs, ..self.cache(0) };
+        let (of_targets, cache) = (cache(of_targets), cache(of_inputs));
         let mut targets = Store::new(&of_targets);
         let mut tuner = Tuner::new(subject, Store::new(&cache))?;
         let path = self.stages.tuning_path();
         if let Err(error) = tuner.restore(&path) {
             tracing::warn!(%error, "what tuning had come to cannot be read: it starts again");
             tuner.start(recipe.tune.lr)?;
+        }
+        if tuner.divergences().len() < recipe.tune.epochs && journal.finished().len() > self.n_blocks {
+            tracing::warn!("what tuning had come to is gone: all tuned blocks are made again");
+            journal.truncate(self.n_blocks)?;
         }
         self.work.resume_tuning(tuner.divergences().len());
         let mut retries = 0;
@@ -78,7 +84,7 @@ impl Run<'_> {
                 wall_secs: 0.0,
                 retries: retries as usize,
             };
-            journal.finish(Finished { shard, sha256, record })?;
+            journal.finish(Finished { shard, sha256, source: Some(source_of(model, block)?), record })?;
         }
         Ok(())
     }
