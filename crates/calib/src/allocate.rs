@@ -1,7 +1,7 @@
 //! Which width each unit gets: the least cost in all that an average allows.
 //!
-//! This is a knapsack in which each unit takes one of several widths, solved exactly by dynamic programming over the bits that are
-//! spent beyond the least. Weights of models come in multiples of large numbers, so few different sums of bits are possible.
+//! This is a knapsack in which each unit takes one of several widths, solved by dynamic programming over the bits that are spent beyond
+//! the least: exactly as long as sums of bits are few, as weights of models come in multiples of large numbers; else with sums rounded up.
 
 /// Linears that have one width together.
 #[derive(Clone, Debug, PartialEq)]
@@ -19,10 +19,11 @@ const CELLS: u64 = 1 << 18;
 /// least cost. Where weights have no large common divisor, bits are counted in units that are rounded up, and the choice may be a little worse.
 ///
 /// # Panics
-/// When a unit has another number of costs than there are widths, or `average` is below the first width.
+/// When a unit has another number of costs than there are widths, a cost is not finite, or `average` is below the first width.
 pub(crate) fn allocate(units: &[Demand], widths: &[u32], average: f64) -> Vec<usize> {
     let least = *widths.first().expect("there are widths to choose among");
     assert!(units.iter().all(|unit| unit.costs.len() == widths.len()), "a cost for each width");
+    assert!(units.iter().flat_map(|unit| &unit.costs).all(|cost| cost.is_finite()), "costs can be compared");
     let weights: u64 = units.iter().map(|unit| unit.weights).sum();
     let allowed = (average * weights as f64).floor() as u64;
     let spare = allowed.checked_sub(u64::from(least) * weights).expect("the average is not below the first width");
@@ -138,6 +139,12 @@ mod tests {
             let (least, most) = (places.iter().min().unwrap(), places.iter().max().unwrap());
             prop_assert!(most - least <= 1, "{places:?}");
         }
+    }
+
+    #[test]
+    #[should_panic(expected = "costs can be compared")]
+    fn costs_that_are_not_finite_are_refused() {
+        allocate(&[Demand { weights: 64, costs: vec![f64::NAN; WIDTHS.len()] }], &WIDTHS, 4.0);
     }
 
     #[test]

@@ -11,6 +11,7 @@
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
+use oq_let::Site;
 use oq_lwc::{Lwc, LwcError};
 use oq_models::{BlockWeights, Context, LinearName, Model};
 use oq_quant_core::{ActSpec, Bits, WeightSpec};
@@ -22,7 +23,8 @@ use crate::chain::{Link, Predictions, Tap};
 use crate::compensate::share_left;
 use crate::error::CalibError;
 use crate::inputs::Moments;
-use crate::run::ids_of;
+use crate::run::{ids_of, is_finite};
+use crate::sites::is_rescaled;
 use crate::states::Store;
 use crate::student::Place;
 
@@ -42,8 +44,10 @@ pub(crate) struct Probe<'a> {
     pub(crate) spec: WeightSpec,
     /// Whether groups are clipped.
     pub(crate) clips: bool,
-    /// Whether errors of rounding are made good by what is rounded after it.
+    /// Whether errors of rounding are made good by what is rounded after it, but for linears whose inputs are rescaled.
     pub(crate) compensates: bool,
+    /// Where channels are rescaled.
+    pub(crate) sites: &'a [Site],
     /// The fewest bits first.
     pub(crate) choices: &'a [Bits],
     pub(crate) segments: &'a [Vec<u32>],
@@ -82,7 +86,11 @@ impl Probe<'_> {
                 (0..n).try_for_each(|at| {
                     let x = states.get(at);
                     inputs.push(&x)?;
-                    states.set(at, &link.forward(&x))
+                    let x = link.forward(&x);
+                    if !is_finite(&x) {
+                        return Err(CalibError::Overflow { block, batch: at });
+                    }
+                    states.set(at, &x)
                 })
             })?;
             if on(block + 1).is_break() {
@@ -128,7 +136,8 @@ impl Probe<'_> {
         let mut units = Vec::new();
         for group in self.model.decoder().block_layout().groups() {
             let mut costs = Vec::with_capacity(self.choices.len());
-            let left = if self.compensates { share_left(&moments(taps, group[0].name)) } else { 1.0 };
+            let compensates = self.compensates && !group.iter().any(|linear| is_rescaled(self.sites, linear.name));
+            let left = if compensates { share_left(&moments(taps, group[0].name)) } else { 1.0 };
             for &bits in self.choices {
                 let errors = group.iter().map(|linear| {
                     let weight = weights.weight(linear.name);
@@ -150,7 +159,13 @@ impl Probe<'_> {
                     });
                     moved.sum::<Tensor>().square().sum(Kind::Double).double_value(&[])
                 };
-                costs.push(left * taps.iter().map(of_segment).sum::<f64>() / (2 * tokens) as f64);
+                let cost = left * taps.iter().map(of_segment).sum::<f64>() / (2 * tokens) as f64;
+                if !cost.is_finite() {
+                    let linear = format!("{}{}", self.model.decoder().block_prefix(block), group[0].name.0);
+                    let reason = format!("what {bits} bits cost is not finite: take --compute f32, or no --bits");
+                    return Err(CalibError::Linear { linear, reason });
+                }
+                costs.push(cost);
             }
             let n_weights = group.iter().map(|linear| (linear.out_features * linear.in_features) as u64).sum();
             let linears = group.iter().map(|linear| linear.name).collect();
@@ -210,39 +225,52 @@ mod tests {
     use std::path::PathBuf;
 
     use oq_models::Compute;
-    use oq_quant_core::QuantSpec;
+    use oq_quant_core::{QuantSpec, SiteKind};
     use tch::Device;
 
     use super::*;
     use crate::states::Cache;
 
+    fn model(name: &str) -> Model {
+        Model::open(&PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures").join(name)).unwrap()
+    }
+
+    fn segments(model: &Model) -> Vec<Vec<u32>> {
+        let mut random = SplitMix64::new(7);
+        let vocab = model.decoder().dims().vocab as f64;
+        (0..8).map(|_| (0..64).map(|_| (random.unit() * vocab) as u32).collect()).collect()
+    }
+
+    /// Of 3 bits, without compensation or sites.
+    fn probe<'a>(model: &'a Model, segments: &'a [Vec<u32>]) -> Probe<'a> {
+        Probe {
+            model,
+            place: Place { device: Device::Cpu, compute: Compute::F32 },
+            spec: "w3a16g64".parse::<QuantSpec>().unwrap().weight,
+            clips: true,
+            compensates: false,
+            sites: &[],
+            choices: &Bits::ALL[1..2],
+            segments,
+            seed: 1,
+        }
+    }
+
+    fn units(probe: &Probe<'_>) -> Vec<Unit> {
+        let _no_grad = tch::no_grad_guard();
+        let cache = Cache { device: Device::Cpu, budget: None, len: 1 << 20, total: 2 << 20, dir: PathBuf::new() };
+        let units = probe.units(Store::new(&cache), Store::new(&cache), &mut |_| ControlFlow::Continue(()));
+        let ControlFlow::Continue(units) = units.unwrap() else { panic!("nobody stopped it") };
+        units
+    }
+
     /// Estimates and the divergences that they estimate: the linears of each unit rounded to 3 bits, all others left alone.
     fn pairs(name: &str) -> Vec<(String, f64, f64)> {
         let _no_grad = tch::no_grad_guard();
-        let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures").join(name);
-        let model = Model::open(&dir).unwrap();
-        let decoder = model.decoder();
-        let mut random = SplitMix64::new(7);
-        let vocab = decoder.dims().vocab as f64;
-        let segments: Vec<Vec<u32>> =
-            (0..8).map(|_| (0..64).map(|_| (random.unit() * vocab) as u32).collect()).collect();
-        let spec: QuantSpec = "w3a16g64".parse().unwrap();
-        let place = Place { device: Device::Cpu, compute: Compute::F32 };
-        let choices = [spec.weight.bits];
-        let probe = Probe {
-            model: &model,
-            place,
-            spec: spec.weight,
-            clips: true,
-            compensates: false,
-            choices: &choices,
-            segments: &segments,
-            seed: 1,
-        };
-        let cache = Cache { device: Device::Cpu, budget: None, n_stores: 2, len: 1 << 20, dir: PathBuf::new() };
-        let units = probe.units(Store::new(&cache), Store::new(&cache), &mut |_| ControlFlow::Continue(()));
-        let ControlFlow::Continue(units) = units.unwrap() else { panic!("nobody stopped it") };
-
+        let model = model(name);
+        let (decoder, segments) = (model.decoder(), segments(&model));
+        let probe = probe(&model, &segments);
+        let (place, units) = (probe.place, units(&probe));
         let (ctx, outer) = (decoder.context(64, place.device), model.outer(place.device));
         let blocks: Vec<BlockWeights> =
             (0..decoder.dims().n_layers).map(|block| model.load_block(block, place.device).unwrap()).collect();
@@ -282,6 +310,23 @@ mod tests {
             let alike: Vec<bool> = orders.map(|(a, b)| (a.1 < b.1) == (a.2 < b.2)).collect();
             let share = alike.iter().filter(|alike| **alike).count() as f64 / alike.len() as f64;
             assert!(share > 0.8, "{name}: {share} of pairs of units in their order");
+        }
+    }
+
+    #[test]
+    fn errors_are_made_good_where_inputs_are_not_rescaled() {
+        let model = model("tiny-llama");
+        let segments = segments(&model);
+        let plain = probe(&model, &segments);
+        // It scales what queries, keys, values, gate and up are given.
+        let sites = model.decoder().sites(SiteKind::Norm).unwrap();
+        let compensated = Probe { compensates: true, sites: &sites, ..probe(&model, &segments) };
+        for (with, without) in units(&compensated).iter().zip(units(&plain)) {
+            let (name, cost, whole) = (with.linears[0].0, with.demand.costs[0], without.demand.costs[0]);
+            match name {
+                "self_attn.q_proj" | "mlp.gate_proj" => assert_eq!(cost, whole, "{name}"),
+                _ => assert!(cost < 0.99 * whole, "{name}: {cost} of {whole}"),
+            }
         }
     }
 

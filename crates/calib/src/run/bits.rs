@@ -3,6 +3,7 @@
 use std::ops::ControlFlow;
 use std::time::Instant;
 
+use oq_let::Site;
 use oq_models::Model;
 use oq_recipe::{BitBudget, Event, Recipe, Start};
 
@@ -19,6 +20,7 @@ use crate::widths::{Choice, Widths};
 pub(super) struct Subject<'a> {
     pub(super) model: &'a Model,
     pub(super) recipe: &'a Recipe,
+    pub(super) sites: &'a [Site],
     pub(super) budget: &'a BitBudget,
     pub(super) segments: &'a [Vec<u32>],
     pub(super) options: &'a Options,
@@ -52,18 +54,22 @@ impl Subject<'_> {
 
     fn choose(&self, on: &mut dyn FnMut(Notice) -> ControlFlow<()>) -> Result<Choice, CalibError> {
         let _no_grad = tch::no_grad_guard();
-        let Self { model, recipe, budget, options, .. } = *self;
+        let Self { model, recipe, budget, sites, options, .. } = *self;
         let started = Instant::now();
-        let segments = &self.segments[..n_segments(self.segments.len(), recipe.calibration.seqlen)];
+        // None of those that tuning reads.
+        let segments = &self.segments[..n_segments(recipe.calibration.samples, recipe.calibration.seqlen)];
         let (dims, tokens) = (model.decoder().dims(), segments.iter().map(Vec::len).sum::<usize>());
         let Options { device, compute, cache_memory, out, .. } = options;
-        let cache = |len| Cache { device: *device, budget: *cache_memory, n_stores: 2, len, dir: out.clone() };
-        let (inputs, states) = (cache(dims.n_layers * tokens * dims.hidden), cache(tokens * dims.hidden));
+        let (of_inputs, of_states) = (dims.n_layers * tokens * dims.hidden, tokens * dims.hidden);
+        let total = of_inputs + of_states;
+        let cache = |len| Cache { device: *device, budget: *cache_memory, len, total, dir: out.clone() };
+        let (inputs, states) = (cache(of_inputs), cache(of_states));
         let probe = Probe {
             model,
             place: Place { device: *device, compute: *compute },
             spec: recipe.scheme.weight,
             clips: recipe.method.learns(),
+            sites,
             compensates: recipe.method.learns() && recipe.learn.start == Start::Compensate,
             choices: &budget.choices,
             segments,
