@@ -115,6 +115,47 @@ fn a_rotation_that_the_model_cannot_have_is_told() {
     assert!(error.contains("on the residual itself; say --rotate none"), "{error}");
 }
 
+#[test]
+fn a_group_that_does_not_divide_hears_of_one_that_does() {
+    let error = stderr(&mut plan(&["tiny-llama", "--scheme", "w4a16g96"]), DOES_NOT_FIT);
+    assert!(error.contains("group 96 does not divide in_features 128; take one that does, such as g64"), "{error}");
+}
+
+#[test]
+fn more_text_than_can_be_counted_does_not_fit() {
+    // Times 2048 it is 2^64.
+    let samples = (1u64 << 53).to_string();
+    for more in [vec![], vec!["--bits", "3.5"], vec!["--tune-epochs", "1"]] {
+        for batch in ["1", &samples] {
+            let mut command = plan(&["tiny-llama", "--scheme", "w4a16g64", "--seqlen", "2048", "--json"]);
+            command.args(["--samples", &samples, "--batch", batch, "--device", "rtx-4090"]).args(&more);
+            let output = run(&mut command, DOES_NOT_FIT);
+            let refused: Value = serde_json::from_slice(&output.stdout).unwrap();
+            assert!(refused["peak_device_bytes"].as_f64().unwrap() > 1e18, "{}", refused["plan"]["memory"]);
+        }
+    }
+}
+
+#[test]
+fn states_within_a_budget_are_those_of_the_largest_pass() {
+    let args = ["llama2-70b", "--scheme", "w4a16g128", "--device", "a100-80g", "--samples", "4", "--tune-epochs", "1"];
+    let planned = run_json(plan(&args).args(["--cache-memory", "64GiB", "--json"]));
+    // Four targets of 2048 tokens of 8192 channels and the inputs of 80 blocks, in f32; blocks are learned on eight.
+    assert_eq!(planned["plan"]["memory"]["host"]["cache_bytes"].as_f64().unwrap(), 84.0 * GIB / 16.0);
+}
+
+#[test]
+fn a_run_that_only_measures_widths_hears_what_would_fit() {
+    let config = json!({"model_type": "llama", "hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32,
+        "vocab_size": 32000, "num_hidden_layers": 32});
+    let overrides = Overrides { method: Some(Method::Rtn), bits: Some(3.5), ..Overrides::default() };
+    let recipe = Recipe::resolve("w4a16g128".parse().unwrap(), None, None, &overrides).unwrap();
+    let machine = Machine { memory_bytes: Some(4 << 30), disk_bytes: None, device: None };
+    let setting = Setting { compute: Compute::Bf16, machine, profile: None, text_bytes: 1 << 20, cache_memory: None };
+    let plan = Plan::new(&*decoder_of(&config).unwrap(), &recipe, &setting);
+    assert!(!plan.fits() && !plan.mends.is_empty(), "{:?}", plan.memory);
+}
+
 /// A folder for the cache, with a profile of this machine's CPU in it.
 fn cache(profile: &str) -> TempDir {
     let cache = tempfile::tempdir().unwrap();

@@ -143,18 +143,19 @@ impl Counts {
             params.iter().filter(|param| recipe.rotate.kind != RotateKind::None && param.name == decoder.head());
         let parted = parted.filter(|head| head.name == params[0].name);
         let outer = params.iter();
+        let probed_segments = n_segments(samples, seqlen);
         let batches = if learns { samples.div_ceil(batch) as u64 } else { 0 };
         let rows: usize = layout.linears.iter().map(|linear| linear.out_features).sum();
         let other_rows = (dims.n_heads + 2 * dims.n_kv_heads) * dims.head_dim + 2 * dims.hidden;
         Self {
             dims,
-            batch_tokens: (batch * seqlen) as u64,
+            batch_tokens: batch.saturating_mul(seqlen) as u64,
             seqlen: seqlen as u64,
-            tokens: if reads_text { (samples * seqlen) as u64 } else { 0 },
+            tokens: if reads_text { samples.saturating_mul(seqlen) as u64 } else { 0 },
             steps: (recipe.learn.epochs as u64).saturating_mul(batches),
             tuning_steps: (recipe.tune.epochs as u64).saturating_mul(batches),
             params: norms + biases.sum::<u64>(),
-            probed_tokens: recipe.bits.as_ref().map_or(0, |_| (n_segments(samples, seqlen) * seqlen) as u64),
+            probed_tokens: recipe.bits.as_ref().map_or(0, |_| probed_segments.saturating_mul(seqlen) as u64),
             choices: recipe.bits.as_ref().map_or(0, |budget| budget.choices.len() as u64),
             tapped: (widths.iter().sum::<usize>() + rows) as u64,
             targets: if learns { 1 + u64::from(recipe.learn.aug_loss) } else { 0 },

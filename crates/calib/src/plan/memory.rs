@@ -79,9 +79,9 @@ impl Parts {
 impl MemoryPlan {
     pub(super) fn new(counts: &Counts, setting: &Setting<'_>) -> Self {
         let states = states(counts);
-        let (text, masks) = match counts.tokens + counts.probed_tokens {
+        let (text, masks) = match counts.tokens.max(counts.probed_tokens) {
             0 => (0, 0),
-            _ => (setting.text_bytes, F32 * mask(counts)),
+            _ => (setting.text_bytes, mask(counts).saturating_mul(F32)),
         };
         let within = |states: u64| setting.cache_memory.map_or(states, |budget| budget.min(states));
         let held = within(states);
@@ -99,12 +99,12 @@ impl MemoryPlan {
             let copying = Parts { checkpoint_bytes: counts.outer_bytes, ..program };
             let learning = learning(counts, 0).map(|parts| Parts {
                 block_bytes: parts.block_bytes,
-                step_bytes: parts.step_bytes + holes(held.saturating_add(parts.step_bytes)),
+                step_bytes: parts.step_bytes.saturating_add(holes(held.saturating_add(parts.step_bytes))),
                 ..with(program)
             });
             let passes = passes.iter().map(|(parts, states)| {
                 let held = within(*states);
-                let step_bytes = parts.step_bytes + holes(held.saturating_add(parts.step_bytes));
+                let step_bytes = parts.step_bytes.saturating_add(holes(held.saturating_add(parts.step_bytes)));
                 let cache_bytes = held.saturating_add(masks);
                 Parts { cache_bytes, step_bytes, block_bytes: parts.block_bytes, ..program }
             });
@@ -114,7 +114,8 @@ impl MemoryPlan {
         let program = Parts { program_bytes: PROGRAM_BYTES + CUDA_HOST_BYTES, ..program };
         let tokenizing = Parts { program_bytes: program.program_bytes, ..tokenizing };
         // Within a budget the states are here, else on the device.
-        let (here, there) = if setting.cache_memory.is_some() { (held, 0) } else { (0, states) };
+        let most = passes.iter().map(|(_, states)| within(*states)).fold(held, u64::max);
+        let (here, there) = if setting.cache_memory.is_some() { (most, 0) } else { (0, states) };
         let program = Parts { cache_bytes: here, ..program };
         let loading = Parts { checkpoint_bytes: stored, block_bytes: F16 * counts.largest, ..program };
         // Codes are made on the host, one linear's weights after the other.
@@ -201,7 +202,8 @@ fn tuning(counts: &Counts) -> Option<(Parts, u64)> {
     let predictions = PREDICTIONS * F32 * vocab * counts.batch_tokens.min(POSITIONS as u64);
     let (block_bytes, step_bytes) = (learned + values + head, step(counts).max(predictions));
     let parts = Parts { block_bytes, step_bytes, ..Parts::default() };
-    let states = F32.saturating_mul(hidden).saturating_mul(counts.tokens + n_layers * counts.batch_tokens);
+    let tokens = counts.tokens.saturating_add(n_layers.saturating_mul(counts.batch_tokens));
+    let states = F32.saturating_mul(hidden).saturating_mul(tokens);
     (counts.tuning_steps > 0).then_some((parts, states))
 }
 
@@ -219,7 +221,7 @@ fn probing(counts: &Counts) -> Option<(Parts, u64)> {
     let tapped = product.saturating_mul(counts.tapped).saturating_mul(counts.probed_tokens);
     let step_bytes = tapped.saturating_add(one_segment).max(predictions);
     let parts = Parts { block_bytes: values + head, step_bytes, ..Parts::default() };
-    let states = F32.saturating_mul(hidden).saturating_mul((n_layers + 1) * counts.probed_tokens);
+    let states = F32.saturating_mul(hidden).saturating_mul((n_layers + 1).saturating_mul(counts.probed_tokens));
     (counts.probed_tokens > 0).then_some((parts, states))
 }
 
@@ -251,6 +253,6 @@ fn step(counts: &Counts) -> u64 {
     let plain = (16 + 8 * counts.targets) * hidden + 4 * product * counts.heads() + (8 + 4 * product) * intermediate;
     // Of each quantized number its levels and masks; of the widest tensor all that lies between.
     let quantized = if counts.quantizes_act { 8 * counts.product_inputs() + 20 * intermediate } else { 0 };
-    let masked = if product < F32 { product * mask(counts) } else { 0 };
+    let masked = if product < F32 { mask(counts).saturating_mul(product) } else { 0 };
     counts.batch_tokens.saturating_mul(plain + quantized).saturating_add(masked)
 }

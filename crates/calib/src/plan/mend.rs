@@ -55,7 +55,7 @@ pub(super) fn mends(decoder: &dyn Decoder, recipe: &Recipe, sites: &[Site], sett
         let bytes = memory.device.unwrap_or(memory.host).total();
         Shortage::of(&memory, setting.machine).is_empty().then_some(Mend { options, bytes })
     };
-    if !recipe.method.reads_text() {
+    if !recipe.reads_text() {
         return Vec::new();
     }
     let calibration = &recipe.calibration;

@@ -7,7 +7,7 @@ mod time;
 
 use oq_let::Site;
 use oq_models::{Compute, Decoder, Rotator};
-use oq_quant_core::SiteKind;
+use oq_quant_core::{SiteKind, TensorError};
 use oq_recipe::{Profile, Recipe};
 use serde::Serialize;
 
@@ -137,7 +137,8 @@ impl Plan {
             let (rows, cols) = (linear.out_features, linear.in_features);
             if !spec.group.divides(cols) {
                 let group = spec.group.len(cols);
-                problems.push(format!("{}: group {group} does not divide in_features {cols}", linear.name.0));
+                let error = TensorError::GroupDoesNotDivide { group, in_features: cols };
+                problems.push(format!("{}: {error}", linear.name.0));
             }
             let n_groups = rows * spec.group.count(cols);
             linears.push(LinearPlan { name: linear.name.0, out_features: rows, in_features: cols, n_groups });
@@ -146,8 +147,7 @@ impl Plan {
             problems.push(error.to_string());
             Vec::new()
         });
-        let rotator = Rotator::new(decoder, recipe.rotate.kind, recipe.rotate.seed);
-        problems.extend(rotator.err().map(|error| error.to_string()));
+        problems.extend(Rotator::check(decoder, recipe.rotate.kind).err().map(|error| error.to_string()));
         let counts = Counts::new(decoder, recipe, &sites, setting.compute);
         let on_device = setting.machine.device.is_some();
         let memory = MemoryPlan::new(&counts, setting);
