@@ -24,7 +24,7 @@ pub enum CalibError {
     /// Every attempt at a block met a loss that was not finite.
     #[error(
         "block {block}: the loss is not finite at epoch {epoch}, batch {batch}, after {attempts} attempts down to a learning rate \
-         of {lr:.1e}; finished blocks are kept"
+         of {lr:.1e}; take a lower --lwc-lr or --let-lr, or --compute f32, and another --out, as that is another run"
     )]
     Diverged {
         /// Which block.
@@ -54,7 +54,8 @@ pub enum CalibError {
     /// Every attempt at tuning met a divergence or a gradient that was not finite.
     #[error(
         "tuning: the divergence or its gradient is not finite at epoch {epoch}, batch {batch}, after {attempts} attempts down to a \
-         learning rate of {lr:.1e}; blocks are fine without it: --tune-epochs 0"
+         learning rate of {lr:.1e}; take a lower --tune-lr, or --tune-epochs 0, as blocks are fine without it, and another --out, as \
+         that is another run"
     )]
     TuningDiverged {
         /// Which epoch, from 0.
@@ -68,7 +69,8 @@ pub enum CalibError {
     },
     /// The full-precision model itself overflows.
     #[error(
-        "block {block}: the full-precision output of batch {batch} is not finite; the checkpoint's numbers overflow in f32"
+        "block {block}: the full-precision output of batch {batch} is not finite: the checkpoint's numbers overflow in f32; fetch it \
+         again, or take another one"
     )]
     Overflow {
         /// Which block.

@@ -1,4 +1,4 @@
-//! Learning one block (OmniQuant, eq. 1): clipping and transformation that minimize the distance between the full-precision
+//! Learning one block (OmniQuant, eq. 1): clipping, transformation and rounding that minimize the distance between the full-precision
 //! block's output and the fake-quantized block's.
 
 use std::ops::ControlFlow;

@@ -19,9 +19,9 @@ pub struct Recipe {
     pub scheme: QuantSpec,
     /// How codes are found.
     pub method: Method,
-    /// The text that blocks are run on; `rtn` reads none of it.
+    /// The text that blocks are run on; `rtn` reads none of it, unless an average of bits is to be measured.
     pub calibration: Calibration,
-    /// How clipping is learned; `rtn` and `smoothquant` read none of it.
+    /// How clipping and rounding are learned; `rtn` and `smoothquant` read none of it.
     pub learn: Learn,
     /// `[let]`: the learnable equivalent transformation; `rtn` reads none of it.
     #[serde(rename = "let")]
@@ -39,7 +39,8 @@ pub struct Recipe {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Method {
-    /// Clipping and an equivalent transformation, learned block by block (OmniQuant, arXiv 2308.13137).
+    /// Clipping and an equivalent transformation, learned block by block (OmniQuant, arXiv 2308.13137), rounding beside them where
+    /// [`Learn::rounding`] says so, and all blocks tuned together after that where [`Tune::epochs`] does.
     Omniquant,
     /// The transformation as learning would start with it, then round to nearest (SmoothQuant, arXiv 2211.10438):
     /// nothing is learned.
@@ -64,7 +65,7 @@ pub struct Calibration {
     pub batch: usize,
 }
 
-/// How clipping is learned.
+/// How clipping and rounding are learned.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Learn {
@@ -152,7 +153,8 @@ pub enum Loss {
     Relative,
 }
 
-/// Settings of [`Learn`] that go together: what is learned, from where, by which loss, for how long.
+/// Settings that go together: what is learned, from where, by which loss, for how long ([`Learn`]), from how many segments
+/// ([`Calibration::samples`]), and whether all blocks are tuned ([`Tune::epochs`]).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Preset {
     /// The method as published: clipping alone, from 98 % of the range.
@@ -162,7 +164,8 @@ pub enum Preset {
     /// Clipping from a search, rounding from second-order compensation, both learned, in half of the paper's epochs.
     #[default]
     Default,
-    /// [`Self::Default`] on four times as much text in an eighth of the paper's epochs, and then all blocks tuned together on as much again.
+    /// [`Self::Default`] on four times as much text in an eighth of the paper's epochs, and then all blocks tuned together on as much
+    /// again.
     Best,
 }
 
@@ -214,7 +217,7 @@ choice!(Loss { "mse" => Mse, "relative" => Relative });
 choice!(Preset { "paper" => Paper, "fast" => Fast, "default" => Default, "best" => Best });
 
 impl Method {
-    /// Whether blocks are run on text.
+    /// Whether blocks are run on text; for all that a run reads see [`Recipe::reads_text`].
     pub const fn reads_text(self) -> bool {
         !matches!(self, Self::Rtn)
     }

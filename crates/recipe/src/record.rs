@@ -65,13 +65,13 @@ pub enum Event {
     RunStarted { model: String, recipe: Box<Recipe>, blocks: usize, started_unix: u64 },
     /// A block's weights are loaded.
     BlockStarted { block: usize },
-    /// All segments were seen once more; `secs_left` is for the whole run, once it can be told.
+    /// A block was learned on all of its segments once more; `secs_left` is for the whole run, once it can be told.
     Epoch { block: usize, epoch: usize, loss: f64, lr: f64, secs_left: Option<f64> },
     /// A block is written.
     BlockFinished(BlockRecord),
     /// The loss was not finite: the block starts again with the learning rate `lr`.
     Retry { block: usize, epoch: usize, batch: usize, lr: f64 },
-    /// All segments were seen once more with all blocks; `divergence` is the mean, in nats.
+    /// All blocks were tuned on the segments of one more pass, which are its own; `divergence` is the mean, in nats.
     Tuned { epoch: usize, divergence: f64, lr: f64, secs_left: Option<f64> },
     /// Widths are chosen: the mean bits of a code, and how many linears have so many.
     BitsChosen { average: f64, linears: Vec<(u32, usize)> },
