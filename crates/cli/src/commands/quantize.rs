@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
-use oq_calib::{Machine, Notice, Options, Outcome, Plan, Setting, check, quantize};
+use oq_calib::{Machine, Notice, Options, Outcome, Plan, Setting, UNTUNED, check, quantize};
 use oq_data::{Split, segments_and_new};
 use oq_formats::atomic_write;
 use oq_models::{Compute, Model};
@@ -40,8 +40,7 @@ pub fn run(args: &QuantizeArgs, out: &Output) -> Result<()> {
     let compute = machine::compute(args.compute, device);
     let mut machine = Machine { device: machine::accelerator(device), ..machine::machine(&dir) };
     if args.resume {
-        // What an earlier run wrote there needs no room again.
-        machine.disk_bytes = machine.disk_bytes.map(|free| free + shard_bytes(&dir));
+        machine.disk_bytes = machine.disk_bytes.and_then(|free| room(&dir, free));
     }
     let profile = profile::stored(device)?;
     let cache_memory = args.cache_memory.map(|size| size.0);
@@ -95,6 +94,13 @@ fn planned(plan: &Plan) -> String {
         |time| format!("about {}", about(time.total_secs)),
     );
     format!("planned: {} of memory{device}, {time}", bytes(plan.memory.host.total()))
+}
+
+/// Room for a run that goes on in `dir`, where so many bytes are free: what it wrote there needs none again. None where the run is
+/// finished, whatever is free.
+fn room(dir: &Path, free: u64) -> Option<u64> {
+    let written = shard_bytes(dir) + shard_bytes(&dir.join(UNTUNED));
+    (!dir.join("config.json").exists()).then(|| free.saturating_add(written))
 }
 
 /// Bytes of the shards in `dir`; none where there is no such directory.
@@ -299,4 +305,25 @@ fn stop_on_ctrl_c() -> Result<Arc<AtomicBool>> {
 
 fn unix_now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn what_a_run_wrote_needs_no_room_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path();
+        assert_eq!(room(&out.join("none"), 7), Some(7));
+        fs::create_dir(out.join(UNTUNED)).unwrap();
+        fs::write(out.join("model-00001-of-00002.safetensors"), [0; 100]).unwrap();
+        fs::write(out.join(UNTUNED).join("model-00001-of-00002.safetensors"), [0; 30]).unwrap();
+        fs::write(out.join("journal.jsonl"), [0; 5]).unwrap();
+        assert_eq!(room(out, 7), Some(137));
+        fs::write(out.join("config.json"), "{}").unwrap();
+        assert_eq!(room(out, 7), None);
+    }
 }
