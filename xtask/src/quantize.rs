@@ -232,9 +232,10 @@ mod tests {
 
     /// Options by a help of the program, which its own tests keep true, and whether each takes a value.
     fn in_help(help: &str) -> Vec<(&str, bool)> {
+        // Two spaces before a short name, six before a long one, many before a description.
         let starts = help.lines().filter_map(|line| {
-            let line = line.trim_start();
-            line.strip_prefix("-").and_then(|_| line.find("--").map(|at| &line[at..]))
+            let own = line.strip_prefix("      ").or(line.strip_prefix("  "))?;
+            own.starts_with('-').then(|| own.find("--").map(|at| &own[at..])).flatten()
         });
         starts.map(|line| (line.split([' ', '.']).next().expect("a part"), line.contains(" <"))).collect()
     }
