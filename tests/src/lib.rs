@@ -10,7 +10,9 @@ use oq_data::{AddSpecial, Tokenizer};
 use serde_json::Value;
 use tempfile::TempDir;
 
-pub use models::{calibration, check_recorded_losses, checkpoints, f64_block, in_f32, measure, model_files};
+pub use models::{
+    block_losses, calibration, check_recorded_losses, checkpoints, f64_block, in_f32, measure, model_files,
+};
 
 /// The repository's root.
 pub fn repository() -> &'static Path {

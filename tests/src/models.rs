@@ -62,11 +62,8 @@ pub fn model_files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
     names.filter(is_model).map(|name| (name.clone(), std::fs::read(dir.join(name)).expect("it can be read"))).collect()
 }
 
-/// Holds the mean squared errors of blocks that a run recorded to those of the packed model on the run's segments.
-#[track_caller]
-pub fn check_recorded_losses(full: &Model, packed: &Model, segments: &[Vec<u32>], outcome: &Outcome) {
-    /// Sums of the same squares in the same order, but for the batches' mean.
-    const TOLERANCE: f64 = 1e-6;
+/// Mean squared error after each block of a quantized model on segments, as a run computes its final losses.
+pub fn block_losses(full: &Model, quantized: &Model, segments: &[Vec<u32>]) -> Vec<f64> {
     let _no_grad = tch::no_grad_guard();
     let decoder = full.decoder();
     let (ctx, outer) = (decoder.context(segments[0].len(), Device::Cpu), full.outer(Device::Cpu));
@@ -76,16 +73,29 @@ pub fn check_recorded_losses(full: &Model, packed: &Model, segments: &[Vec<u32>]
         [embed(), embed()]
     };
     let mut states: Vec<[Tensor; 2]> = segments.iter().map(embed).collect();
-    for (block_idx, block) in outcome.blocks.iter().enumerate() {
+    let loss = |block_idx| {
         let [weights, stored] =
-            [full, packed].map(|model| model.load_block(block_idx, Device::Cpu).expect("it can be read"));
+            [full, quantized].map(|model| model.load_block(block_idx, Device::Cpu).expect("it can be read"));
         let mut sum = 0.0;
         for [x, y] in &mut states {
             *x = decoder.block(&DenseOps::new(&weights), &ctx, x);
-            *y = decoder.block(&packed.ops(&stored), &ctx, y);
+            *y = decoder.block(&quantized.ops(&stored), &ctx, y);
             sum += (&*x - &*y).square().mean(Kind::Double).double_value(&[]);
         }
-        let (got, recorded) = (sum / states.len() as f64, block.final_loss.expect("the run learned"));
-        assert!((got / recorded - 1.0).abs() <= TOLERANCE, "block {block_idx}: {got}, {recorded} recorded");
+        sum / states.len() as f64
+    };
+    (0..decoder.dims().n_layers).map(loss).collect()
+}
+
+/// Holds the losses of blocks that a run recorded to those of the packed model on the run's segments.
+#[track_caller]
+pub fn check_recorded_losses(full: &Model, packed: &Model, segments: &[Vec<u32>], outcome: &Outcome) {
+    /// Sums of the same squares in the same order, but for the batches' mean.
+    const TOLERANCE: f64 = 1e-6;
+    let losses = block_losses(full, packed, segments);
+    assert_eq!(losses.len(), outcome.blocks.len());
+    for (block, got) in outcome.blocks.iter().zip(losses) {
+        let recorded = block.final_loss.expect("the run learned");
+        assert!((got / recorded - 1.0).abs() <= TOLERANCE, "block {}: {got}, {recorded} recorded", block.index);
     }
 }

@@ -11,10 +11,10 @@ use oq_calib::{JOURNAL, Outcome, quantize};
 use oq_data::segments;
 use oq_eval::{logits, perplexity};
 use oq_formats::{Checkpoint, Dtype, OutTensor, TensorView, write_shard};
-use oq_models::{DenseOps, Model};
+use oq_models::Model;
 use oq_quant_core::{QuantSpec, Symmetry};
 use oq_recipe::{Method, Overrides, Recipe};
-use oq_tests::{calibration, fixture, in_f32, relative_error, tokens};
+use oq_tests::{block_losses, calibration, fixture, in_f32, relative_error, tokens};
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 use tempfile::TempDir;
@@ -226,31 +226,6 @@ fn a_run_repeated_gives_the_same_bytes() {
     }
 }
 
-/// Mean squared error after each block of the model rounded to nearest, as a run computes its final losses.
-fn rounded_losses(source: &Path, spec: QuantSpec, segments: &[Vec<u32>]) -> Vec<f64> {
-    let _no_grad = tch::no_grad_guard();
-    let full = Model::open(source).unwrap();
-    let rounded = Model::open(source).unwrap().with_round_to_nearest(spec).unwrap();
-    let decoder = full.decoder();
-    let ctx = decoder.context(segments[0].len(), Device::Cpu);
-    let ids = |s: &Vec<u32>| Tensor::from_slice(&s.iter().map(|&id| i64::from(id)).collect::<Vec<_>>()).unsqueeze(0);
-    let embed = |s: &Vec<u32>| decoder.embed(&full.outer(Device::Cpu), &ids(s)).unwrap();
-    let mut states: Vec<(Tensor, Tensor)> = segments.iter().map(|s| (embed(s), embed(s))).collect();
-    let mut losses = Vec::new();
-    for block_idx in 0..decoder.dims().n_layers {
-        let weights = full.load_block(block_idx, Device::Cpu).unwrap();
-        let nearest = rounded.load_block(block_idx, Device::Cpu).unwrap();
-        let mut sum = 0.0;
-        for (x, y) in &mut states {
-            *x = decoder.block(&DenseOps::new(&weights), &ctx, x);
-            *y = decoder.block(&DenseOps::new(&nearest), &ctx, y);
-            sum += (&*x - &*y).square().mean(Kind::Double).double_value(&[]);
-        }
-        losses.push(sum / segments.len() as f64);
-    }
-    losses
-}
-
 #[test]
 fn learning_beats_rounding_to_nearest() {
     /// Full precision has 18.3, round-to-nearest 35.2, this run 27.3.
@@ -259,8 +234,9 @@ fn learning_beats_rounding_to_nearest() {
     let recipe = recipe("w2a16g64", Method::Omniquant, Size { samples: 8, seqlen: 256, epochs: 30 });
     let segments = calibration(&recipe);
     let (out, outcome) = quantized(&source, &recipe, &segments);
-    let rounded = rounded_losses(&source, recipe.scheme, &segments);
-    for (block, rounded) in outcome.blocks.iter().zip(rounded) {
+    let open = || Model::open(&source).unwrap();
+    let rounded = open().with_round_to_nearest(recipe.scheme).unwrap();
+    for (block, rounded) in outcome.blocks.iter().zip(block_losses(&open(), &rounded, &segments)) {
         let learned = block.final_loss.unwrap();
         assert!(learned < rounded, "block {}: loss {learned}, {rounded} when rounded to nearest", block.index);
         let (first, last) = (block.losses[0], block.losses[block.losses.len() - 1]);
