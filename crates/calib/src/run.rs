@@ -70,7 +70,7 @@ pub struct Outcome {
 
 /// Refuses a recipe that asks for what the model cannot have; reads no weights.
 pub fn check(model: &Model, recipe: &Recipe) -> Result<(), CalibError> {
-    Rotator::new(model.decoder(), recipe.rotate.kind, recipe.rotate.seed).map_err(ModelError::from)?;
+    Rotator::check(model.decoder(), recipe.rotate.kind).map_err(ModelError::from)?;
     checked_sites(model, recipe).map(drop)
 }
 
