@@ -1,9 +1,8 @@
 //! Where a run's shards go: those of learned blocks, and, where all blocks are tuned afterwards, those of the tuned ones.
 
-use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
-use oq_formats::FormatError;
+use oq_formats::remove_file;
 use oq_models::Model;
 use oq_recipe::Recipe;
 
@@ -66,12 +65,15 @@ impl<'a> Stages<'a> {
 
     /// Takes back that the model is finished, before anything of it is made again.
     pub(crate) fn reopen(&self) -> Result<(), CalibError> {
-        remove(&self.output.dir().join("config.json"))
+        Ok(remove_file(&self.output.dir().join("config.json"))?)
     }
 
     /// Removes what tuning had come to, where blocks that it was learned on are made again.
     pub(crate) fn forget_tuning(&self, journal: &Journal) -> Result<(), CalibError> {
-        if journal.finished().len() < self.n_blocks { remove(&self.tuning_path()) } else { Ok(()) }
+        if journal.finished().len() < self.n_blocks {
+            remove_file(&self.tuning_path())?;
+        }
+        Ok(())
     }
 
     /// Whether all blocks of the packed model are as they were written; what led to them may be gone.
@@ -108,25 +110,4 @@ impl<'a> Stages<'a> {
             tracing::warn!(dir = %self.untuned_dir.display(), %error, "blocks before tuning cannot be removed");
         }
     }
-}
-
-/// Removes a file, on the disk too; none need be there.
-fn remove(path: &Path) -> Result<(), CalibError> {
-    let removed = std::fs::remove_file(path).and_then(|()| sync_dir(path.parent().unwrap_or(path)));
-    match removed {
-        Err(source) if source.kind() != ErrorKind::NotFound => {
-            Err(FormatError::Io { path: path.to_owned(), source }.into())
-        }
-        _ => Ok(()),
-    }
-}
-
-#[cfg(unix)]
-fn sync_dir(dir: &Path) -> io::Result<()> {
-    std::fs::File::open(dir)?.sync_all()
-}
-
-#[cfg(not(unix))]
-fn sync_dir(_dir: &Path) -> io::Result<()> {
-    Ok(())
 }

@@ -53,7 +53,17 @@ fn try_write(path: &Path, fill: impl FnOnce(&mut BufWriter<File>) -> io::Result<
     sync_dir(dir)
 }
 
-/// Forces the new name to the disk too.
+/// Removes a file, on the disk too; none need be there.
+pub fn remove_file(path: &Path) -> Result<(), FormatError> {
+    match fs::remove_file(path).and_then(|()| sync_dir(parent(path))) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(FormatError::Io { path: path.to_owned(), source })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Forces a directory's names to the disk.
 #[cfg(unix)]
 fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
