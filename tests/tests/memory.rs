@@ -1,4 +1,8 @@
 //! Peak memory: one block's, whatever the number of blocks, and about what `omniquant plan` said.
+//!
+//! What a process holds is what it asked for and what its allocator kept of that. The first must not grow with the number of blocks
+//! and is the same in each run; it is measured with an allocator that keeps nothing ([`KEEP_NOTHING`]). The second is some percent more
+//! or less by chance, and is part of what is planned.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test fails by panicking and says what it measured")]
 
@@ -14,15 +18,19 @@ use tempfile::TempDir;
 const HIDDEN: usize = 512;
 const INTERMEDIATE: usize = 1536;
 const VOCAB: usize = 1024;
-const SHALLOW: usize = 16;
-const DEEP: usize = 32;
+const SHALLOW: usize = 8;
+const DEEP: usize = 24;
 
 /// A block's weights in f16, as the checkpoint holds them: the least that a leak would keep of a block.
 const BLOCK_BYTES: u64 = 2 * (4 * HIDDEN * HIDDEN + 3 * HIDDEN * INTERMEDIATE) as u64;
-/// Allocators hand memory back in their own time: 5 %.
+/// Threads that read ahead do so a little sooner or later: 0.5 % from run to run was seen, with 16 blocks and with 64.
 fn tolerance(peak: u64) -> u64 {
-    peak / 20
+    peak / 50
 }
+
+/// Maps what is asked for, from 128 KiB on, by itself, and hands it back when it is freed.
+const KEEP_NOTHING: (&str, &str) =
+    ("GLIBC_TUNABLES", "glibc.malloc.mmap_threshold=131072:glibc.malloc.trim_threshold=131072");
 
 /// A LLaMA of `n_layers` equal blocks of random weights.
 fn model(n_layers: usize) -> TempDir {
@@ -83,22 +91,22 @@ const RECIPE: [&str; 10] = [
     "1",
 ];
 
-/// Peak memory of so many runs and what was planned for one, in bytes.
-fn quantize(model: &Path, runs: usize) -> (u64, u64) {
-    let peaks = (0..runs).map(|_| {
-        let out = tempfile::tempdir().unwrap();
-        let mut command = omniquant();
-        command.arg("quantize").arg(model).args(RECIPE).args(["--json", "--out"]).arg(out.path());
-        bytes(&run_json(&mut command)["run"]["peak_bytes"])
-    });
-    let peak = peaks.max().unwrap();
-    let plan = run_json(omniquant().arg("plan").arg(model).args(RECIPE).arg("--json"));
-    (peak, bytes(&plan["peak_bytes"]))
+/// Peak memory of a run in bytes.
+fn quantize(model: &Path, env: Option<(&str, &str)>) -> u64 {
+    let out = tempfile::tempdir().unwrap();
+    let mut command = omniquant();
+    command.envs(env).arg("quantize").arg(model).args(RECIPE).args(["--json", "--out"]).arg(out.path());
+    bytes(&run_json(&mut command)["run"]["peak_bytes"])
+}
+
+/// What is planned for it.
+fn plan(model: &Path) -> u64 {
+    bytes(&run_json(omniquant().arg("plan").arg(model).args(RECIPE).arg("--json"))["peak_bytes"])
 }
 
 fn eval(model: &Path) -> u64 {
     let mut command = omniquant();
-    command.arg("eval").arg(model).args([
+    command.envs([KEEP_NOTHING]).arg("eval").arg(model).args([
         "--data",
         "tests/fixtures/eval.txt",
         "--seqlen",
@@ -130,18 +138,17 @@ fn check_flat(what: &str, shallow: u64, deep: u64) {
 #[test]
 fn peak_does_not_grow_with_depth() {
     let (shallow, deep) = (model(SHALLOW), model(DEEP));
-    // A peak is where much happens to be held at the same time, some percent more or less in each block: the largest of as many blocks is
-    // compared, in one run or in several.
-    let ((peak, planned), (deep_peak, deep_planned)) =
-        (quantize(shallow.path(), DEEP / SHALLOW), quantize(deep.path(), 1));
+    let peak = quantize(shallow.path(), Some(KEEP_NOTHING));
     if peak == 0 {
         println!("skipped: this system does not say what memory a process took");
         return;
     }
-    check_flat("quantize", peak, deep_peak);
-    assert_eq!(planned, deep_planned);
+    check_flat("quantize", peak, quantize(deep.path(), Some(KEEP_NOTHING)));
+    check_flat("eval", eval(shallow.path()), eval(deep.path()));
+
+    let (planned, peak) = (plan(shallow.path()), quantize(shallow.path(), None));
+    assert_eq!(planned, plan(deep.path()));
     println!("planned: {:.1} MiB, {:.2} of the peak", mib(planned), planned as f64 / peak as f64);
     // A plan that is off by more refuses what fits, or lets a machine run out of memory.
     assert!((peak / 4 * 3..=peak / 3 * 4).contains(&planned), "planned {planned} bytes, took {peak}");
-    check_flat("eval", eval(shallow.path()), eval(deep.path()));
 }

@@ -258,6 +258,8 @@ impl Shard {
         let is_pickled = path.extension().is_some_and(|extension| extension == "bin");
         let parse = if is_pickled { pickle::parse } else { header::parse };
         let entries = parse(&path, map.bytes())?;
+        // The pages around a header are some 100 KiB in each of a large model's shards.
+        map.release();
         Ok((Self { path, map }, entries))
     }
 
