@@ -3,8 +3,10 @@
 mod models;
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Child, Command, ExitStatus, Output};
 use std::sync::OnceLock;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use oq_data::{AddSpecial, Tokenizer};
 use serde_json::Value;
@@ -13,6 +15,9 @@ use tempfile::TempDir;
 pub use models::{
     block_losses, calibration, check_recorded_losses, checkpoints, f64_block, in_f32, measure, model_files,
 };
+
+/// Far above the seconds that a run of the tests takes on an idle machine: whoever waits longer waits for ever.
+pub const LIMIT: Duration = Duration::from_secs(120);
 
 /// The repository's root.
 pub fn repository() -> &'static Path {
@@ -97,6 +102,37 @@ pub fn run(command: &mut Command, code: i32) -> Output {
     assert_eq!(output.status.code(), Some(code), "{command:?}\n{stderr}");
     assert!(!stderr.contains("panicked"), "{command:?}\n{stderr}");
     output
+}
+
+/// Waits until `reached` says so, or for the end of the process.
+#[track_caller]
+pub fn wait(child: &mut Child, mut reached: impl FnMut() -> bool) -> Option<ExitStatus> {
+    let started = Instant::now();
+    while !reached() {
+        if let Some(status) = child.try_wait().expect("a child can be asked") {
+            return Some(status);
+        }
+        assert!(started.elapsed() < LIMIT, "the process neither ends nor gets there");
+        sleep(Duration::from_millis(1));
+    }
+    None
+}
+
+/// Starts a command and waits until it is where it is to be disturbed.
+#[track_caller]
+pub fn start(command: &mut Command, reached: impl FnMut() -> bool) -> Child {
+    let mut child = command.spawn().expect("the program starts");
+    let ended = wait(&mut child, reached);
+    assert!(ended.is_none(), "{command:?} ended before: {ended:?}");
+    child
+}
+
+/// Kills a command as soon as it is there.
+#[track_caller]
+pub fn kill(command: &mut Command, reached: impl FnMut() -> bool) {
+    let mut child = start(command, reached);
+    child.kill().expect("it runs");
+    child.wait().expect("it was started here");
 }
 
 /// Runs a command that prints one JSON object.

@@ -6,16 +6,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::thread::sleep;
-use std::time::{Duration, Instant};
 
 use oq_formats::{Checkpoint, PackedCheckpoint};
 use oq_quant_core::QuantizedTensor;
-use oq_tests::{fixture, model_files, omniquant, run, run_json};
+use oq_tests::{fixture, kill, model_files, omniquant, run, run_json};
 use serde_json::Value;
-
-/// Far above the seconds that a run takes on an idle machine.
-const LIMIT: Duration = Duration::from_secs(120);
 
 /// Four blocks, a few tenths of a second each.
 fn quantize(out: &Path, options: &[&str]) -> Command {
@@ -95,14 +90,7 @@ fn runs_that_are_disturbed_end_in_the_same_bytes() {
         ["journal.jsonl", "bits.json", "untuned/model-00002-of-00005.safetensors", "model-00001-of-00005.safetensors"]
     {
         let out = tempfile::tempdir().unwrap();
-        let mut child = quantize(out.path(), &options).spawn().unwrap();
-        let started = Instant::now();
-        while !out.path().join(reached).exists() {
-            assert!(child.try_wait().unwrap().is_none() && started.elapsed() < LIMIT, "{reached} is not seen");
-            sleep(Duration::from_millis(1));
-        }
-        child.kill().unwrap();
-        child.wait().unwrap();
+        kill(&mut quantize(out.path(), &options), || out.path().join(reached).exists());
         let chosen = fs::read(out.path().join("bits.json")).ok();
         run(&mut quantize(out.path(), &options), 0);
         check(out.path(), &expected, &units);

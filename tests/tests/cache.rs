@@ -6,15 +6,11 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::thread::sleep;
-use std::time::{Duration, Instant};
 
-use oq_tests::{fixture, omniquant, run};
+use oq_tests::{fixture, kill, omniquant, run};
 
 /// Two batches of two segments, and one of one.
 const SEGMENTS: [&str; 6] = ["--samples", "5", "--batch", "2", "--seqlen", "32"];
-/// Far above the seconds that a run takes.
-const LIMIT: Duration = Duration::from_secs(120);
 
 fn quantize(model: &str, args: &[&str], out: &Path) -> Command {
     let mut command = omniquant();
@@ -72,15 +68,7 @@ fn a_killed_run_leaves_no_cache_behind() {
         quantize("tiny-llama", &args, out)
     };
     run(&mut quantize(&whole, "1GiB"), 0);
-    let mut child = quantize(&out, "0").spawn().unwrap();
-    let started = Instant::now();
-    let first_shard = out.join("model-00001-of-00005.safetensors");
-    while !first_shard.exists() {
-        assert!(child.try_wait().unwrap().is_none() && started.elapsed() < LIMIT, "ended before its second block");
-        sleep(Duration::from_millis(1));
-    }
-    child.kill().unwrap();
-    child.wait().unwrap();
+    kill(&mut quantize(&out, "0"), || out.join("model-00001-of-00005.safetensors").exists());
     // Nothing but what a run without a cache leaves; a shard that was being written is cleared away by the next run.
     for entry in fs::read_dir(&out).unwrap() {
         let name = entry.unwrap().file_name().into_string().unwrap();

@@ -5,20 +5,18 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::sync::OnceLock;
-use std::thread::{scope, sleep};
+use std::thread::scope;
 use std::time::{Duration, Instant};
 
 use oq_random::SplitMix64;
-use oq_tests::{copied, fixture, omniquant, run};
+use oq_tests::{LIMIT, copied, fixture, kill, omniquant, run, start, wait};
 use serde_json::Value;
 use tempfile::TempDir;
 
 /// Runs that are killed; the first kills are spread evenly over the time that a run takes.
 const ROUNDS: u64 = 20;
-/// Far above the seconds that a run takes on an idle machine: whoever waits longer waits for ever.
-const LIMIT: Duration = Duration::from_secs(120);
 /// What a run says of itself, with times in it: not part of the model.
 const RECORDS: [&str; 4] = ["events.jsonl", "journal.jsonl", "recipe.toml", "run.json"];
 
@@ -95,19 +93,6 @@ fn check_whole(what: &str, out: &Path) {
     }
 }
 
-/// Waits for the end of a process, or until `until` says so.
-fn wait(child: &mut Child, mut until: impl FnMut() -> bool) -> Option<ExitStatus> {
-    let started = Instant::now();
-    while !until() {
-        if let Some(status) = child.try_wait().unwrap() {
-            return Some(status);
-        }
-        assert!(started.elapsed() < LIMIT, "a run does not end");
-        sleep(Duration::from_millis(1));
-    }
-    None
-}
-
 fn finished_blocks(out: &Path) -> usize {
     fs::read_to_string(out.join("journal.jsonl")).map_or(0, |journal| journal.lines().count().saturating_sub(1))
 }
@@ -164,8 +149,7 @@ fn check_stopped_by(signal: &str) {
     whole();
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("out");
-    let mut child = resume(&out).spawn().unwrap();
-    assert_eq!(wait(&mut child, || finished_blocks(&out) == 1), None, "ended before its second block");
+    let mut child = start(&mut resume(&out), || finished_blocks(&out) == 1);
     run(Command::new("kill").args(["-s", signal, &child.id().to_string()]), 0);
     wait(&mut child, || false);
     let output = child.wait_with_output().unwrap();
@@ -191,10 +175,9 @@ fn sigterm_stops_and_says_how_to_go_on() {
 /// Changes the weights of a copy of the model while block 1 learns, and waits for the end of the run.
 fn changed_under_a_run(change: impl FnOnce(&Path)) -> (TempDir, TempDir, Output) {
     let (model, dir) = (copied("tiny-llama"), tempfile::tempdir().unwrap());
-    let mut child = quantize_model(model.path(), dir.path()).spawn().unwrap();
     let events = || fs::read_to_string(dir.path().join("events.jsonl")).unwrap_or_default();
     let learns = || events().lines().any(|line| line.contains("\"epoch\"") && line.contains("\"block\":1,"));
-    assert_eq!(wait(&mut child, learns), None, "ended before its second block");
+    let mut child = start(&mut quantize_model(model.path(), dir.path()), learns);
     change(&model.path().join(WEIGHTS));
     wait(&mut child, || false);
     let output = child.wait_with_output().unwrap();
@@ -306,10 +289,7 @@ fn a_model_that_is_made_again_is_not_finished() {
     let out = dir.path();
     finished(out);
     change(&out.join("model-00001-of-00005.safetensors"));
-    let mut child = resume(out).spawn().unwrap();
-    assert_eq!(wait(&mut child, || finished_blocks(out) == 1), None, "ended before its second block");
-    child.kill().unwrap();
-    child.wait().unwrap();
+    kill(&mut resume(out), || finished_blocks(out) == 1);
     assert!(!out.join("config.json").exists());
     run(&mut resume(out), 0);
     check_whole("a killed mending", out);

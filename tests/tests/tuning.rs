@@ -6,19 +6,14 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::ops::ControlFlow;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::OnceLock;
-use std::thread::sleep;
-use std::time::{Duration, Instant};
 
 use oq_calib::{CalibError, Notice, Outcome};
 use oq_models::Model;
 use oq_recipe::{Overrides, Recipe};
-use oq_tests::{fixture, in_f32, model_files, omniquant, run, tokens};
+use oq_tests::{fixture, in_f32, kill, model_files, omniquant, run, start, tokens};
 use serde_json::Value;
-
-/// Far above the seconds that a run takes on an idle machine.
-const LIMIT: Duration = Duration::from_secs(120);
 
 type Files = BTreeMap<String, Vec<u8>>;
 
@@ -63,25 +58,11 @@ fn tuned_epochs(out: &Path) -> usize {
     events(out).iter().filter(|event| event["event"] == "tuned").count()
 }
 
-/// Waits until a run is where it is to be disturbed.
-#[track_caller]
-fn until(child: &mut Child, reached: impl Fn() -> bool) {
-    let started = Instant::now();
-    while !reached() {
-        assert!(child.try_wait().unwrap().is_none(), "the run ended before");
-        assert!(started.elapsed() < LIMIT, "the run does not get there");
-        sleep(Duration::from_millis(1));
-    }
-}
-
 /// Kills a run, and resumes it to its end.
 #[track_caller]
 fn check_killed(reached: impl Fn(&Path) -> bool) {
     let dir = tempfile::tempdir().unwrap();
-    let mut child = quantize(dir.path()).spawn().unwrap();
-    until(&mut child, || reached(dir.path()));
-    child.kill().unwrap();
-    child.wait().unwrap();
+    kill(&mut quantize(dir.path()), || reached(dir.path()));
     run(&mut quantize(dir.path()), 0);
     check_whole(dir.path());
 }
@@ -98,8 +79,7 @@ fn killed_runs_end_in_the_same_bytes() {
 #[test]
 fn ctrl_c_stops_and_says_how_to_go_on() {
     let dir = tempfile::tempdir().unwrap();
-    let mut child = quantize(dir.path()).spawn().unwrap();
-    until(&mut child, || tuned_epochs(dir.path()) == 1);
+    let child = start(&mut quantize(dir.path()), || tuned_epochs(dir.path()) == 1);
     run(Command::new("kill").args(["-s", "INT", &child.id().to_string()]), 0);
     let output = child.wait_with_output().unwrap();
     let stderr = String::from_utf8_lossy(&output.stderr);
@@ -132,10 +112,7 @@ fn damage_is_mended() {
 #[test]
 fn tuning_starts_again_where_its_blocks_do() {
     let dir = tempfile::tempdir().unwrap();
-    let mut child = quantize(dir.path()).spawn().unwrap();
-    until(&mut child, || tuned_epochs(dir.path()) == 1);
-    child.kill().unwrap();
-    child.wait().unwrap();
+    kill(&mut quantize(dir.path()), || tuned_epochs(dir.path()) == 1);
     fs::write(dir.path().join("untuned/model-00004-of-00005.safetensors"), b"").unwrap();
     run(&mut quantize(dir.path()), 0);
     check_whole(dir.path());
@@ -147,8 +124,7 @@ fn tuning_starts_again_where_its_blocks_do() {
 fn blocks_of_two_tunings_are_not_mixed() {
     let dir = tempfile::tempdir().unwrap();
     let [first, third] = [1, 3].map(|shard| dir.path().join(format!("model-0000{shard}-of-00005.safetensors")));
-    let mut child = quantize(dir.path()).spawn().unwrap();
-    until(&mut child, || dir.path().join("untuned").exists());
+    let mut child = start(&mut quantize(dir.path()), || dir.path().join("untuned").exists());
     // In the way of the third of the tuned blocks.
     fs::create_dir(&third).unwrap();
     assert!(!child.wait().unwrap().success());

@@ -69,14 +69,6 @@ pub struct LwcGrads {
 /// Why weights were not clipped or not quantized.
 #[derive(Debug, thiserror::Error)]
 pub enum LwcError {
-    /// Groups must cut a row into equal parts.
-    #[error("group {group} does not divide in_features {in_features}")]
-    GroupDoesNotDivide {
-        /// Channels of a group.
-        group: usize,
-        /// Channels of a row.
-        in_features: usize,
-    },
     /// The weight is not the one that the strengths were made for.
     #[error("the clipping is for a weight {expected:?}, got {got:?}")]
     Shape {
@@ -85,7 +77,7 @@ pub enum LwcError {
         /// What was given.
         got: Vec<i64>,
     },
-    /// The weight or the learned shares cannot be quantized.
+    /// Groups do not divide the row, or the weight or the learned shares cannot be quantized.
     #[error(transparent)]
     Quantize(#[from] TensorError),
 }
@@ -115,7 +107,7 @@ impl Lwc {
     /// Strengths of [`START`] for a weight `[out_features, in_features]`; refuses a group that does not divide `in_features`.
     pub fn new(out_features: usize, in_features: usize, spec: WeightSpec, device: Device) -> Result<Self, LwcError> {
         if !spec.group.divides(in_features) {
-            return Err(LwcError::GroupDoesNotDivide { group: spec.group.len(in_features), in_features });
+            return Err(TensorError::GroupDoesNotDivide { group: spec.group.len(in_features), in_features }.into());
         }
         let strength =
             || Tensor::full([out_features as i64, spec.group.count(in_features) as i64], START, (Kind::Float, device));
