@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
 
-use oq_quant_core::{QuantSpec, RotateKind, SiteKind};
+use oq_quant_core::{ActSpec, QuantSpec, RotateKind, SiteKind};
 use serde::{Deserialize, Serialize};
 
 use crate::parse::parse;
@@ -179,16 +179,17 @@ impl Preset {
         tune.epochs = usize::from(self == Self::Best);
     }
 
-    /// Changes what the paper's or the model's settings say: takes the preset's share of text and epochs, and of two targets the one
-    /// that lets a block mend what those before it lost (`benches/record`: the other costs a tenth of the perplexity at 2 bits).
-    fn amend(self, Recipe { calibration, learn, .. }: &mut Recipe) {
+    /// Changes what the paper's or the model's settings say: takes the preset's share of text and epochs, and for weights alone, of two
+    /// targets, the one that lets a block mend what those before it lost (`benches/record`: the other costs a tenth of the perplexity
+    /// at 2 bits; what rounded activations lose differs from token to token, and there it helps a little).
+    fn amend(self, Recipe { scheme, calibration, learn, .. }: &mut Recipe) {
         let (text, share) = match self {
             Self::Paper => (1, 1),
             Self::Fast => (1, 4),
             Self::Default => (1, 2),
             Self::Best => (4, 8),
         };
-        learn.aug_loss &= self == Self::Paper;
+        learn.aug_loss &= self == Self::Paper || scheme.act != ActSpec::Float;
         calibration.samples = calibration.samples.saturating_mul(text);
         learn.epochs = learn.epochs.div_ceil(share);
     }
@@ -257,8 +258,8 @@ impl FromStr for Method {
 
 impl Recipe {
     /// Settles every setting: the paper's for this scheme and family, under the preset, under the model's own defaults, under a
-    /// recipe file, under the command line. Of the text and the epochs of the paper and the model the preset takes its share, and none but
-    /// the paper's keeps their second target. Without a model the family is taken to be LLaMA.
+    /// recipe file, under the command line. Of the text and the epochs of the paper and the model the preset takes its share, and for
+    /// weights alone none but the paper's keeps their second target. Without a model the family is taken to be LLaMA.
     ///
     /// Rotations that nothing is said of are those that help the scheme, where a method learns and is not the paper's.
     /// A transformation that is asked for, by the command line or by `smoothquant`, gets the paper's sites where none

@@ -43,8 +43,8 @@ pub struct RecipeArgs {
     /// Segments per optimizer step
     #[arg(long, value_name = "N")]
     pub batch: Option<usize>,
-    /// Add the error on the quantized model's own input to the loss: true or false [default: where the paper has it and --preset is
-    /// paper]
+    /// Add the error on the quantized model's own input to the loss: true or false [default: where the paper has it, but
+    /// for weights alone only by --preset paper]
     #[arg(long, value_name = "BOOL")]
     pub aug_loss: Option<bool>,
     /// How much is learned: default (in half of the paper's epochs), fast (a quarter), best (an eighth, on four times as much

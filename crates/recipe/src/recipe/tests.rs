@@ -45,7 +45,7 @@ fn presets_lie_between_the_paper_and_the_recipe() {
         Recipe::resolve("w4a16".parse().unwrap(), find("opt-66b"), opt, &overrides).unwrap().learn.epochs
     };
     assert_eq!([Preset::Paper, Preset::Default, Preset::Fast, Preset::Best].map(resolve), [20, 10, 5, 3]);
-    // The paper's second target is its own.
+    // The paper's second target is for rounded activations, or its own.
     let both = |model, file, preset, aug_loss| {
         let overrides = Overrides { preset: Some(preset), aug_loss, ..Overrides::default() };
         self::resolve("w2a16g64", model, file, overrides).unwrap().learn.aug_loss
@@ -53,12 +53,12 @@ fn presets_lie_between_the_paper_and_the_recipe() {
     assert!(both(None, "", Preset::Paper, None) && both(Some("smollm2-135m"), "", Preset::Paper, None));
     assert!(![Preset::Fast, Preset::Default, Preset::Best].iter().any(|&preset| both(None, "", preset, None)));
     assert!(both(None, "learn.aug_loss = true", Preset::Default, None) && both(None, "", Preset::Best, Some(true)));
-    let published = |preset| {
-        let (scheme, overrides) =
-            ("w2a16g64".parse().unwrap(), Overrides { preset: Some(preset), ..Overrides::default() });
-        Recipe::resolve(scheme, find("llama2-7b"), recipe_for("llama2-7b", scheme), &overrides).unwrap().learn.aug_loss
+    let published = |scheme: &str, preset| {
+        let (scheme, overrides) = (scheme.parse().unwrap(), Overrides { preset: Some(preset), ..Overrides::default() });
+        Recipe::resolve(scheme, find("llama-7b"), recipe_for("llama-7b", scheme), &overrides).unwrap().learn.aug_loss
     };
-    assert!(published(Preset::Paper) && !published(Preset::Default));
+    assert!(published("w2a16g64", Preset::Paper) && !published("w2a16g64", Preset::Default));
+    assert!(published("w4a4", Preset::Default));
     let typed = Overrides { preset: Some(Preset::Best), epochs: Some(4), ..Overrides::default() };
     let typed = self::resolve("w4a16", None, "", typed).unwrap();
     assert_eq!((typed.learn.epochs, typed.calibration.samples, typed.segments()), (4, 512, 1024));
