@@ -84,6 +84,7 @@ pub(crate) fn source_of(model: &Model, block_idx: usize) -> Result<String, Forma
         hash.update(format!("{name}\n"));
         hash.update(&bytes[..bytes.len().min(FIRST)]);
     }
+    checkpoint.release();
     Ok(hex(&hash.finalize()))
 }
 

@@ -141,7 +141,6 @@ fn check_sources(model: &Model, journal: &Journal, out: &Path) -> Result<(), Cal
     let n_blocks = model.decoder().dims().n_layers;
     for finished in journal.finished() {
         let block = finished.record.index % n_blocks;
-        model.checkpoint().release();
         if let Some(source) = &finished.source
             && *source != source_of(model, block)?
         {

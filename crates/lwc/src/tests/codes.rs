@@ -160,6 +160,8 @@ fn results_are_detached_and_of_the_strengths_kind() {
 #[test]
 fn refuses_what_does_not_fit() {
     let error = Lwc::new(4, 1000, spec("w4a16g96"), Device::Cpu).unwrap_err();
+    let expected = TensorError::GroupDoesNotDivide { group: 96, in_features: 1000 };
+    assert!(matches!(&error, LwcError::Quantize(error) if *error == expected));
     assert_eq!(error.to_string(), "group 96 does not divide in_features 1000; take one that does, such as g8");
 
     let mut lwc = Lwc::new(4, 32, spec("w4a16"), Device::Cpu).unwrap();
