@@ -54,6 +54,7 @@ const UNSAFE: &[&str] = &[
     "crates/formats/src/mmap.rs",
     "crates/kernels/src/aarch64/mod.rs",
     "crates/kernels/src/x86_64/mod.rs",
+    "crates/models/src/runtime.rs",
     "crates/slices/src/lib.rs",
 ];
 

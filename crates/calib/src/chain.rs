@@ -69,14 +69,14 @@ impl<'a> Predictions<'a> {
         let (decoder, outer) = (self.model.decoder(), self.model.outer(self.device));
         let leaf = x.detach().set_requires_grad(true);
         let finished = tch::with_grad(|| decoder.finish(&outer, &leaf))?; // [b, t, width]
-        let parts = finished.detach().flatten(0, -2).split(POSITIONS, 0).into_iter();
-        let grads: Vec<Tensor> = parts
-            .map(|x| {
-                let of_logits = of_logits(self.log_probabilities(&x));
-                self.compute.cast(of_logits).matmul(&self.head).to_kind(Kind::Float)
-            })
-            .collect();
-        let grad = Tensor::cat(&grads, 0).view_as(&finished);
+        let finished_flat = finished.detach().flatten(0, -2);
+        // There before the parts are gone through: what is kept of each would part the memory that the next one needs in one piece.
+        let grad = finished_flat.zeros_like();
+        for (x, mut grad) in finished_flat.split(POSITIONS, 0).into_iter().zip(grad.split(POSITIONS, 0)) {
+            let of_logits = of_logits(self.log_probabilities(&x));
+            grad.copy_(&self.compute.cast(of_logits).matmul(&self.head));
+        }
+        let grad = grad.view_as(&finished);
         // The function of the normed states that has this gradient.
         let linear = tch::with_grad(|| (&finished * grad).sum(Kind::Float));
         Ok(Tensor::run_backward(&[linear], &[&leaf], false, false).remove(0))

@@ -13,6 +13,7 @@ use std::ops::ControlFlow;
 
 use oq_let::Site;
 use oq_lwc::{Lwc, LwcError};
+use oq_models::runtime::trim_memory;
 use oq_models::{BlockWeights, Context, LinearName, Model};
 use oq_quant_core::{ActSpec, Bits, WeightSpec};
 use oq_random::SplitMix64;
@@ -176,6 +177,7 @@ impl Probe<'_> {
 
     /// A block's weights, while another's are read ahead.
     fn load(&self, block: usize, next: usize) -> Result<BlockWeights, CalibError> {
+        trim_memory();
         let weights = self.model.load_block(block, self.place.device)?;
         self.model.read_ahead(next);
         Ok(weights)

@@ -1,5 +1,6 @@
 //! Hidden states of the calibration segments, and how they go through blocks.
 
+use oq_models::runtime::trim_memory;
 use oq_models::{BlockOps, BlockWeights, Context, Decoder, DenseOps, LinearName};
 use oq_recipe::Start;
 use tch::Tensor;
@@ -62,6 +63,7 @@ impl Run<'_> {
 
     /// A block's tensors, while the next one's are read ahead.
     pub(super) fn load_block(&self, block_idx: usize) -> Result<BlockWeights, CalibError> {
+        trim_memory();
         let weights = self.model.load_block(block_idx, self.options.device)?;
         self.model.read_ahead(block_idx + 1);
         Ok(weights)

@@ -3,6 +3,7 @@
 use std::ops::ControlFlow;
 
 use oq_models::Context;
+use oq_models::runtime::trim_memory;
 use oq_recipe::{BlockRecord, Calibration, Event};
 
 use super::passes::{forward_all, is_finite};
@@ -132,6 +133,7 @@ impl Run<'_> {
         let mut sum = 0.0;
         for (idx, batch) in segments.chunks(self.recipe.calibration.batch).enumerate() {
             let x = self.model.decoder().embed(&outer, &ids_of(batch))?;
+            trim_memory();
             let divergence = tuner.step(x, &targets.get(idx))?;
             if !divergence.is_finite() {
                 return Ok(Err(idx));
