@@ -36,8 +36,8 @@ pub fn settle() -> io::Result<()> {
 }
 
 /// Hands pages that the allocator keeps for later back to the system. With the settings of [`settle`] it keeps all that was ever freed, in
-/// pieces between those that live on, which a larger tensor does not fit into. To be called where what comes next is of other sizes than
-/// what was: memory that is used again is cleared anew, at some 10 ms for 100 MiB.
+/// pieces between those that live on, which a larger tensor does not fit into. To be called between blocks, not between operations: memory
+/// that is used again is cleared anew.
 #[allow(unsafe_code, reason = "a function of the C library")]
 pub fn trim_memory() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
