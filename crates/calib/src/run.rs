@@ -14,8 +14,8 @@ use oq_quant_core::{QuantizedTensor, RotateKind, TensorError, WeightSpec};
 use oq_recipe::{BlockRecord, Event, Loss, Recipe, Rotate, Transform as Transformation};
 use tch::{Device, Tensor};
 
-pub(crate) use self::passes::is_finite;
 use self::passes::{Passed, States, forward_all};
+pub(crate) use self::passes::{is_finite, load_block};
 use crate::error::CalibError;
 use crate::identity::{Identity, source_of};
 use crate::journal::{Finished, Journal, JournalError};

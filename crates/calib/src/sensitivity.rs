@@ -13,7 +13,6 @@ use std::ops::ControlFlow;
 
 use oq_let::Site;
 use oq_lwc::{Lwc, LwcError};
-use oq_models::runtime::trim_memory;
 use oq_models::{BlockWeights, Context, LinearName, Model};
 use oq_quant_core::{ActSpec, Bits, WeightSpec};
 use oq_random::SplitMix64;
@@ -24,7 +23,7 @@ use crate::chain::{Link, Predictions, Tap};
 use crate::compensate::share_left;
 use crate::error::CalibError;
 use crate::inputs::Moments;
-use crate::run::{ids_of, is_finite};
+use crate::run::{ids_of, is_finite, load_block};
 use crate::sites::is_rescaled;
 use crate::states::Store;
 use crate::student::Place;
@@ -82,7 +81,7 @@ impl Probe<'_> {
         }
         let n_blocks = decoder.dims().n_layers;
         for block in 0..n_blocks {
-            let tensors = self.tensors(&self.load(block, block + 1)?);
+            let tensors = self.tensors(&load_block(model, block, block + 1, place.device)?);
             self.link(&ctx, &tensors, |link| {
                 (0..n).try_for_each(|at| {
                     let x = states.get(at);
@@ -106,7 +105,7 @@ impl Probe<'_> {
         drop(predictions);
         let mut units = Vec::new();
         for block in (0..n_blocks).rev() {
-            let weights = self.load(block, block.wrapping_sub(1))?;
+            let weights = load_block(model, block, block.wrapping_sub(1), place.device)?;
             let tensors = self.tensors(&weights);
             let mut taps = Vec::with_capacity(n);
             self.link(&ctx, &tensors, |link| {
@@ -173,14 +172,6 @@ impl Probe<'_> {
             units.push(Unit { block, linears, demand: Demand { weights: n_weights, costs } });
         }
         Ok(units)
-    }
-
-    /// A block's weights, while another's are read ahead.
-    fn load(&self, block: usize, next: usize) -> Result<BlockWeights, CalibError> {
-        trim_memory();
-        let weights = self.model.load_block(block, self.place.device)?;
-        self.model.read_ahead(next);
-        Ok(weights)
     }
 
     /// All of a block's tensors, linears' weights as products need them.

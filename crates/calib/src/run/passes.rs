@@ -1,9 +1,9 @@
 //! Hidden states of the calibration segments, and how they go through blocks.
 
 use oq_models::runtime::trim_memory;
-use oq_models::{BlockOps, BlockWeights, Context, Decoder, DenseOps, LinearName};
+use oq_models::{BlockOps, BlockWeights, Context, Decoder, DenseOps, LinearName, Model};
 use oq_recipe::Start;
-use tch::Tensor;
+use tch::{Device, Tensor};
 
 use super::{Options, Run, ids_of};
 use crate::error::CalibError;
@@ -63,10 +63,7 @@ impl Run<'_> {
 
     /// A block's tensors, while the next one's are read ahead.
     pub(super) fn load_block(&self, block_idx: usize) -> Result<BlockWeights, CalibError> {
-        trim_memory();
-        let weights = self.model.load_block(block_idx, self.options.device)?;
-        self.model.read_ahead(block_idx + 1);
-        Ok(weights)
+        load_block(self.model, block_idx, block_idx + 1, self.options.device)
     }
 
     /// A block's weights as products need them.
@@ -134,6 +131,14 @@ impl Run<'_> {
         }
         Ok(Passed { second, inputs: watched.finish() })
     }
+}
+
+/// A block's tensors, after memory kept from before was handed back, while those of the block `next` are read ahead.
+pub(crate) fn load_block(model: &Model, block: usize, next: usize, device: Device) -> Result<BlockWeights, CalibError> {
+    trim_memory();
+    let weights = model.load_block(block, device)?;
+    model.read_ahead(next);
+    Ok(weights)
 }
 
 /// Takes all batches through a block, in place.
