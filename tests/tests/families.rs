@@ -7,8 +7,9 @@ use std::path::Path;
 
 use oq_calib::quantize;
 use oq_eval::logits;
-use oq_formats::{Checkpoint, read_config};
-use oq_models::{DenseOps, Model, ModelError};
+use oq_formats::{Checkpoint, OutTensor, read_config, write_shard};
+use oq_models::family::decoder_of;
+use oq_models::{Decoder, DenseOps, Model, ModelError};
 use oq_quant_core::QuantSpec;
 use oq_recipe::{Method, Overrides, Recipe};
 use oq_tests::{copied, fixture, in_f32, measure, omniquant, relative_error, tokens};
@@ -57,6 +58,72 @@ fn check(folder: &str) {
         x = decoder.block(&DenseOps::new(&weights), &ctx, &x);
     }
     check_close(folder, &decoder.finish(&outer, &x).unwrap(), &golden, &format!("hidden.{n_layers}"));
+}
+
+/// The decoder of a small config with some keys besides.
+fn configured(keys: &Value) -> Result<Box<dyn Decoder>, ModelError> {
+    let mut config = json!({"hidden_size": 256, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 64,
+        "vocab_size": 10});
+    config.as_object_mut().unwrap().extend(keys.as_object().unwrap().clone());
+    decoder_of(&config)
+}
+
+#[test]
+fn keys_that_are_not_written_mean_what_transformers_means() {
+    #[track_caller]
+    fn check(keys: &Value, kv_heads: usize, positions: usize, sees_all: bool) {
+        let decoder = configured(keys).unwrap();
+        let dims = decoder.dims();
+        assert_eq!((dims.n_kv_heads, dims.max_positions), (kv_heads, positions));
+        assert_eq!((decoder.mask_heads(4096), decoder.mask_heads(4097)), (0, usize::from(!sees_all)));
+    }
+    check(&json!({"model_type": "llama"}), 64, 2048, true);
+    check(&json!({"model_type": "mistral"}), 8, 131_072, false);
+    check(&json!({"model_type": "mistral", "sliding_window": null, "num_key_value_heads": null}), 64, 131_072, true);
+    check(&json!({"model_type": "mistral", "num_key_value_heads": 4, "max_position_embeddings": 512}), 4, 512, false);
+    check(&json!({"model_type": "qwen2"}), 32, 32_768, true);
+    let yarn = json!({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32_768});
+    check(&json!({"model_type": "qwen2", "rope_scaling": yarn}), 32, 131_072, true);
+}
+
+#[test]
+fn windows_of_some_blocks_are_refused() {
+    let slides = |keys: Value| {
+        let mut keys = keys.as_object().unwrap().clone();
+        keys.extend([("model_type".to_owned(), "qwen2".into()), ("use_sliding_window".to_owned(), true.into())]);
+        configured(&keys.into()).is_err()
+    };
+    assert!(slides(json!({"max_window_layers": 1})));
+    assert!(slides(json!({"layer_types": ["full_attention", "sliding_attention"]})));
+    // The first 28 blocks see everything.
+    assert!(!slides(json!({})) && slides(json!({"num_hidden_layers": 29})));
+    assert!(!slides(json!({"max_window_layers": 2})));
+    assert!(!slides(json!({"max_window_layers": 1, "sliding_window": null})));
+    assert!(!slides(json!({"layer_types": ["full_attention", "full_attention"], "max_window_layers": 1})));
+}
+
+#[test]
+fn a_head_that_differs_from_the_embedding_is_a_head() {
+    const EMBEDDING: &str = "model.embed_tokens.weight";
+    let tied = Model::open(&fixture("llama-gqa-tied")).unwrap();
+    let checkpoint = tied.checkpoint();
+    let embedding = checkpoint.tensor(EMBEDDING).unwrap();
+    let values = checkpoint.values(EMBEDDING).unwrap();
+    let ids = Tensor::from_slice(&[1i64, 5, 9, 2]).unsqueeze(0);
+    let _no_grad = tch::no_grad_guard();
+    let with_head = |factor: f32| {
+        let dir = copied("llama-gqa-tied");
+        let head: Vec<f32> = values.iter().map(|x| factor * x).collect();
+        let head = OutTensor::from_f32("lm_head.weight", embedding.shape, &head, embedding.dtype).unwrap();
+        let tensors = checkpoint.names().map(|name| OutTensor::copy_from(checkpoint, name).unwrap());
+        write_shard(&dir.path().join("model.safetensors"), &tensors.chain([head]).collect::<Vec<_>>()).unwrap();
+        let model = Model::open(dir.path()).unwrap();
+        (model.decoder().head(), logits(&model, &ids, Device::Cpu).unwrap())
+    };
+    let expected = logits(&tied, &ids, Device::Cpu).unwrap();
+    assert_eq!(with_head(1.0), (EMBEDDING, expected.shallow_clone()));
+    // Twice as large: exactly so in every type.
+    assert_eq!(with_head(2.0), ("lm_head.weight", expected * 2.0));
 }
 
 #[test]

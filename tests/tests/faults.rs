@@ -440,6 +440,36 @@ fn gguf_files_that_are_none() {
     fs::write(&gguf, [&b"GGUF\x03\0\0\0"[..], &[0xff; 64]].concat()).unwrap();
     check(&mut convert, INPUT, &["a.gguf"]);
     assert!(!out.join("config.json").exists());
+    // What is there stays there.
+    fs::create_dir_all(&out).unwrap();
+    fs::write(out.join("config.json"), "{}").unwrap();
+    check(&mut convert, USAGE, &["there are files already"]);
+    assert_eq!(fs::read(out.join("config.json")).unwrap(), b"{}");
+    // A path with one slash is no hub id where there is such a file.
+    fs::create_dir(dir.path().join("models")).unwrap();
+    fs::rename(&gguf, dir.path().join("models/a.gguf")).unwrap();
+    let mut inspect = omniquant();
+    inspect.args(["inspect", "models/a.gguf"]).current_dir(dir.path());
+    check(&mut inspect, USAGE, &["a file, not a model directory", "omniquant convert models/a.gguf"]);
+}
+
+#[test]
+fn what_would_fail_after_the_run_is_told_before_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let short = dir.path().join("short.txt");
+    fs::write(&short, "Far too short.").unwrap();
+    let out = dir.path().join("out");
+    let usual = ["--scheme", "w4a16g64", "--calib", CALIB];
+    let mut run = quantize(TINY, &out);
+    run.args(usual).arg("--report").arg("--data").arg(&short);
+    check(&mut run, USAGE, &["short.txt has", "less than a window of 512: give a longer text by --data"]);
+    let mut run = quantize(TINY, &out);
+    run.args(usual).arg("--report").arg("--data").arg(dir.path().join("none.txt"));
+    check(&mut run, INPUT, &["none.txt"]);
+    check(quantize(TINY, &out).args(usual).args(["--data", CALIB]), USAGE, &["add --report", "--calib"]);
+    assert!(!out.exists());
+    let bench = ["bench", TINY, "--prompt-tokens", "500", "--tokens", "13"];
+    check(omniquant().args(bench), USAGE, &["--prompt-tokens 500 and --tokens 13", "the 512 positions"]);
 }
 
 #[test]
@@ -514,7 +544,7 @@ fn check_small_disk(size: &str, more: &[&str], expected: &TempDir) {
         .arg(disk.path())
         .arg(size)
         .arg(answers.path());
-    shell.arg(run.get_program()).args(args).args(["--scheme", "w4a16g64", "--calib", CALIB]).args(more);
+    shell.arg(run.get_program()).args(args).args(["--scheme", "w4a16g64", "--calib", CALIB, "--force"]).args(more);
     shell.current_dir(run.get_current_dir().unwrap());
     let mounted = shell.output().map(|output| output.status.code());
     let answer = |name: &str| fs::read_to_string(answers.path().join(name)).unwrap_or_default();

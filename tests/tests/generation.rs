@@ -3,12 +3,14 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::ops::ControlFlow;
+use std::path::Path;
 
 use oq_data::{AddSpecial, Tokenizer};
 use oq_eval::logits;
 use oq_generate::{Choice, End, GenerateError, Generated, Loaded, Sampler, Sampling, Settings, TextStream, generate};
 use oq_models::{Compute, Form, HeadKind, Kernels, Model, ModelError};
 use oq_tests::{fixture, relative_error};
+use serde_json::json;
 use tch::{Device, Tensor};
 
 /// Sums in another order, and few positions in other loops than many: as far apart as two libraries are in the golden tests.
@@ -181,7 +183,7 @@ fn characters_that_tokens_cut_are_held_back() {
     let tokenizer = Tokenizer::open(&fixture("tiny-llama")).unwrap();
     let text = " naïve — 日本語, 🙂 and so on";
     let ids = tokenizer.encode(text, AddSpecial::No).unwrap();
-    let mut stream = TextStream::new(&tokenizer, &[], &[]);
+    let mut stream = TextStream::new(&tokenizer, &[], &[]).unwrap();
     let mut told = String::new();
     for &id in &ids {
         let piece = stream.push(id).unwrap();
@@ -193,9 +195,48 @@ fn characters_that_tokens_cut_are_held_back() {
 
     // What begins like a stop string and goes on otherwise is told late, and whole.
     let stops = ["so far".to_owned(), "nothing".to_owned()];
-    let mut stream = TextStream::new(&tokenizer, &[], &stops);
+    let mut stream = TextStream::new(&tokenizer, &[], &stops).unwrap();
     let pieces: Vec<_> = ids.iter().map(|&id| stream.push(id).unwrap()).collect();
     assert!(pieces.iter().all(|piece| piece.stop.is_none()));
     let told: String = pieces.into_iter().map(|piece| piece.text).collect();
     assert_eq!(told + &stream.finish().unwrap(), tokenizer.decode(&ids).unwrap());
+}
+
+/// A tokenizer as SentencePiece's are written for LLaMA: what it does not know is bytes, and a run of bytes that is no text is broken
+/// from its first byte on.
+fn tokenizer_of_bytes(dir: &Path) -> Tokenizer {
+    let bytes = (0..=255).map(|byte| format!("<0x{byte:02X}>"));
+    let letters = ('a'..='z').map(String::from).chain(["\u{2581}".to_owned()]);
+    let vocab: serde_json::Map<String, serde_json::Value> =
+        bytes.chain(letters).enumerate().map(|(id, token)| (token, id.into())).collect();
+    let space = |from: &str, to: &str| json!({"type": "Replace", "pattern": {"String": from}, "content": to});
+    let file = json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "post_processor": null,
+        "normalizer": space(" ", "\u{2581}"),
+        "pre_tokenizer": null,
+        "decoder": {"type": "Sequence", "decoders": [space("\u{2581}", " "), {"type": "ByteFallback"}, {"type": "Fuse"}]},
+        "model": {"type": "BPE", "vocab": vocab, "merges": [], "byte_fallback": true},
+    });
+    std::fs::write(dir.join("tokenizer.json"), file.to_string()).unwrap();
+    Tokenizer::open(dir).unwrap()
+}
+
+#[test]
+fn characters_of_byte_tokens_come_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let tokenizer = tokenizer_of_bytes(dir.path());
+    let text = "so it is தமிழ்நாடு 日本語日本語 🙂🙂🙂 and so on";
+    let ids = tokenizer.encode(text, AddSpecial::No).unwrap();
+    assert_eq!(tokenizer.decode(&ids).unwrap(), text);
+    // A prompt may end between any two characters.
+    for prompt in text.char_indices().map(|(at, _)| &text[..at]) {
+        let before = tokenizer.encode(prompt, AddSpecial::No).unwrap().len();
+        let mut stream = TextStream::new(&tokenizer, &ids[..before], &[]).unwrap();
+        let mut told = prompt.to_owned();
+        for &id in &ids[before..] {
+            told.push_str(&stream.push(id).unwrap().text);
+        }
+        told.push_str(&stream.finish().unwrap());
+        assert_eq!(told, text, "after {prompt:?}");
+    }
 }

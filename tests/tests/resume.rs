@@ -369,6 +369,12 @@ fn blocks_of_another_checkpoint_are_refused() {
     fs::remove_file(out.join("config.json")).unwrap();
     check_refused(&mut other(out), out, &parts);
 
+    // What lies outside the blocks is part of what they were learned on.
+    let outer = copied("tiny-llama");
+    set_first(outer.path(), "model.embed_tokens.weight", half::f16::ONE);
+    let mut command = quantize_model(outer.path(), out);
+    check_refused(command.arg("--resume"), out, &["holds a run with another model:"]);
+
     // Journals of earlier versions say nothing of it.
     let mut lines = fs::read_to_string(out.join("journal.jsonl")).unwrap();
     while let Some(start) = lines.find(",\"source\":\"") {

@@ -215,6 +215,34 @@ fn a_run_stops_while_the_targets_of_an_epoch_are_made() {
 }
 
 #[test]
+fn a_run_that_stops_within_an_epoch_keeps_its_steps() {
+    let [out, whole] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let segments = noise([1, 2, 3]);
+    // As above, and each of its two steps goes through four blocks for 8.
+    let stopped = learned_in(out.path(), &segments, 2, 5e-4, &mut |notice| match notice {
+        Notice::Progress { done: 20.., .. } => ControlFlow::Break(()),
+        _ => ControlFlow::Continue(()),
+    });
+    assert!(matches!(stopped, Err(CalibError::TuningStopped { epoch: 0, epochs: 2, .. })), "{stopped:?}");
+    let mut told = Vec::new();
+    let resumed = learned_in(out.path(), &segments, 2, 5e-4, &mut |notice| {
+        if let Notice::Progress { done, .. } = notice {
+            told.push(done);
+        }
+        ControlFlow::Continue(())
+    });
+    assert_eq!(told, [9, 10, 11, 12, 28, 29, 30, 31, 32, 40, 48]);
+    let unstopped = learned_in(whole.path(), &segments, 2, 5e-4, &mut |_| ControlFlow::Continue(())).unwrap();
+    assert_eq!(resumed.unwrap().tuning, unstopped.tuning);
+    for file in std::fs::read_dir(whole.path()).unwrap().map(|entry| entry.unwrap().file_name()) {
+        if file.to_string_lossy().ends_with(".safetensors") {
+            let [resumed, unstopped] = [&out, &whole].map(|dir| std::fs::read(dir.path().join(&file)).unwrap());
+            assert!(resumed == unstopped, "{file:?} differs");
+        }
+    }
+}
+
+#[test]
 fn each_pass_has_segments_of_its_own() {
     let of_blocks = |outcome: &Outcome| outcome.blocks[0].losses.clone();
     let before = learned_from_noise([1, 2, 3]);

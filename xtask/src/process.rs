@@ -35,6 +35,19 @@ pub fn run(command: &mut Command) -> Result<()> {
     ended(shown, status)
 }
 
+/// Shows the command, and becomes it where the system can: Ctrl-C is its own then, and so is its exit code.
+pub fn hand_over(command: &mut Command) -> Result<()> {
+    #[cfg(unix)]
+    {
+        let shown = shown(command);
+        eprintln!("+ {shown}");
+        let error = std::os::unix::process::CommandExt::exec(command);
+        Err(error).with_context(|| format!("cannot start `{shown}`"))
+    }
+    #[cfg(not(unix))]
+    run(command)
+}
+
 /// Turns the status of a finished child into a result; `command` is how messages name it.
 pub fn ended(command: String, status: ExitStatus) -> Result<()> {
     if status.success() { Ok(()) } else { Err(ChildFailed { command, status }.into()) }

@@ -1,5 +1,7 @@
 //! The program `omniquant`: built, then run. `cargo xtask synth` is one run of it.
 
+use std::process::Command;
+
 use anyhow::Result;
 
 use crate::{libtorch, locate, process};
@@ -12,13 +14,23 @@ pub fn build() -> Result<()> {
 
 /// Runs the built program from the repository's root, where the paths of `configs/` and `out/` start.
 pub fn run(args: &[String]) -> Result<()> {
+    process::run(&mut program(args))
+}
+
+/// [`run`], as the last thing that is done.
+pub fn hand_over(args: &[String]) -> Result<()> {
+    process::hand_over(&mut program(args))
+}
+
+fn program(args: &[String]) -> Command {
     let mut cargo = locate::cargo();
     cargo.args(["run", "--quiet", "--release", "--package", "oq-cli", "--bin", "omniquant", "--"]).args(args);
-    process::run(cargo.current_dir(locate::repository()))
+    cargo.current_dir(locate::repository());
+    cargo
 }
 
 /// Builds the program and has it write a model of random weights.
 pub fn synth(args: &[String]) -> Result<()> {
     build()?;
-    run(&[&["synth".to_owned()], args].concat())
+    hand_over(&[&["synth".to_owned()], args].concat())
 }

@@ -10,8 +10,14 @@ const DEFAULT_MODEL: &str = "tiny-llama";
 
 /// Options of `omniquant quantize` that `omniquant plan` does not take, and whether a value follows. All others go to both, so that
 /// what is planned is the run that follows.
-const NOT_PLANNED: [(&str, bool); 5] =
-    [("--resume", false), ("--report", false), ("--data", true), ("--data-dir", true), ("--windows", true)];
+const NOT_PLANNED: [(&str, bool); 6] = [
+    ("--force", false),
+    ("--resume", false),
+    ("--report", false),
+    ("--data", true),
+    ("--data-dir", true),
+    ("--windows", true),
+];
 
 /// Options that leave the result as it is, and the name of its directory too. The first three are that name already.
 const NOT_IN_NAME: [&str; 11] = [
@@ -33,8 +39,11 @@ pub fn run(args: &[String]) -> Result<()> {
     let request = Request::new(args);
     program::build()?;
     fetch::if_wheel(&request.model)?;
-    program::run(&request.plan())?;
-    program::run(&request.quantize())
+    let planned = program::run(&request.plan());
+    if !request.is_forced() {
+        planned?;
+    }
+    program::hand_over(&request.quantize())
 }
 
 /// What is asked for, as words for the binary.
@@ -73,6 +82,11 @@ impl Request {
             }
         }
         Self { model: model.to_owned(), planned, rest }
+    }
+
+    /// Whether what the plan refuses is tried all the same.
+    fn is_forced(&self) -> bool {
+        self.rest.iter().any(|word| word == "--force")
     }
 
     fn plan(&self) -> Vec<String> {
@@ -186,6 +200,8 @@ mod tests {
             "plan facebook/opt-125m --out=/d/o --scheme=w4a4",
             "quantize facebook/opt-125m --out=/d/o --scheme=w4a4 --report --resume --data=x --data-dir y",
         );
+        assert!(!Request::new(&["tiny-llama".to_owned()]).is_forced());
+        assert!(Request::new(&["tiny-llama".to_owned(), "--force".to_owned()]).is_forced());
         check(
             "tiny-opt --no-let --scheme w4a4 --let-lr 1e-3",
             "plan tiny-opt --out out/tiny-opt-w4a4-no-let-let-lr-1e-3 --no-let --scheme w4a4 --let-lr 1e-3",

@@ -40,7 +40,8 @@ pub enum CalibError {
     },
     /// It was asked to, after all blocks.
     #[error(
-        "stopped in epoch {epoch} of {epochs} of tuning: all blocks and {epoch} epochs are finished in {}; go on with --resume",
+        "stopped in epoch {} of {epochs} of tuning: all blocks and what tuning has come to are kept in {}; go on with --resume",
+        epoch + 1,
         out.display()
     )]
     TuningStopped {

@@ -17,7 +17,7 @@ pub(crate) struct Identity {
     pub(crate) version: String,
     /// The recipe as resolved, as JSON.
     pub(crate) recipe: String,
-    /// sha256 of `config.json` and of the shards' names, sizes and headers.
+    /// sha256 of `config.json`, of the shards' names, sizes and headers, and of the first bytes of what lies outside the blocks.
     pub(crate) model: String,
     /// sha256 of the calibration token ids.
     pub(crate) calibration: String,
@@ -27,7 +27,12 @@ pub(crate) struct Identity {
 
 impl Identity {
     /// Of a run on the calibration token ids `segments`.
-    pub(crate) fn of(model: &Model, recipe: &Recipe, segments: &[Vec<u32>], compute: Compute) -> Self {
+    pub(crate) fn of(
+        model: &Model,
+        recipe: &Recipe,
+        segments: &[Vec<u32>],
+        compute: Compute,
+    ) -> Result<Self, FormatError> {
         let mut of_model = Sha256::new();
         of_model.update(model.config().to_string());
         for tensor in model.checkpoint().tensors() {
@@ -36,17 +41,19 @@ impl Identity {
         for shard in model.checkpoint().shards() {
             of_model.update(format!("{}\n", shard.bytes()));
         }
+        let outer = model.decoder().outer_params();
+        of_model.update(digest_of(model, outer.iter().map(|param| model.stored_name(param.name)))?);
         let mut of_ids = Sha256::new();
         for id in segments.iter().flatten() {
             of_ids.update(id.to_le_bytes());
         }
-        Self {
+        Ok(Self {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             recipe: serde_json::to_string(recipe).expect("a recipe is plain data"),
             model: hex(&of_model.finalize()),
             calibration: hex(&of_ids.finalize()),
             compute: compute.name().to_owned(),
-        }
+        })
     }
 
     /// Which parts differ from those that are asked for now, and which settings of the recipe.
@@ -77,9 +84,14 @@ const FIRST: usize = 4 << 10;
 
 /// sha256 of the names and first bytes of the tensors that a block is made from: another for weights of another training.
 pub(crate) fn source_of(model: &Model, block_idx: usize) -> Result<String, FormatError> {
-    let (checkpoint, prefix) = (model.checkpoint(), model.decoder().block_prefix(block_idx));
+    let prefix = model.decoder().block_prefix(block_idx);
+    digest_of(model, model.checkpoint().names().filter(|name| name.starts_with(&prefix)))
+}
+
+fn digest_of<'a>(model: &Model, names: impl Iterator<Item = &'a str>) -> Result<String, FormatError> {
+    let checkpoint = model.checkpoint();
     let mut hash = Sha256::new();
-    for name in checkpoint.names().filter(|name| name.starts_with(&prefix)) {
+    for name in names {
         let bytes = checkpoint.tensor(name)?.bytes;
         hash.update(format!("{name}\n"));
         hash.update(&bytes[..bytes.len().min(FIRST)]);

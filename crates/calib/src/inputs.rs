@@ -8,6 +8,8 @@ use oq_models::{ActPoint, BlockOps, DenseOps, LinearName};
 use oq_recipe::Start;
 use tch::{Kind, Tensor};
 
+use crate::sites::is_rescaled;
+
 /// Channels whose products with each other are kept: those of wider inputs are kept in parts, so that memory does not grow with
 /// the square of the width. 8192 of them take 256 MiB.
 pub(crate) const PART: i64 = 8192;
@@ -118,11 +120,13 @@ pub(crate) struct InputOps<'a> {
 }
 
 impl<'a> InputOps<'a> {
-    /// Watches the first reader of each site, as the others are given the same, and what `start` needs of `linears`.
+    /// Watches the first reader of each site, as the others are given the same, and what `start` needs of `linears`, but for those that a
+    /// site rescales: what they will be given is not what is seen.
     pub(crate) fn new(ops: DenseOps<'a>, sites: &[Site], linears: &[LinearName], start: Start) -> Self {
         let readers = sites.iter().filter_map(|site| site.readers().next()).map(|reader| reader.module);
         let of_sites = readers.map(|module| (module, InputStats::default())).collect();
-        let linears = if start == Start::Whole { Vec::new() } else { linears.iter().map(|name| name.0).collect() };
+        let watched = linears.iter().filter(|name| start != Start::Whole && !is_rescaled(sites, **name));
+        let linears = watched.map(|name| name.0).collect();
         let seen = RefCell::new(Inputs { of_sites, moments: Vec::new() });
         Self { ops, start, linears, seen, last: RefCell::new(None) }
     }
@@ -175,8 +179,11 @@ impl BlockOps for InputOps<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use oq_models::Model;
+    use oq_quant_core::SiteKind;
     use tch::Device;
+
+    use super::*;
 
     #[test]
     fn products_are_those_of_all_pairs() {
@@ -194,5 +201,22 @@ mod tests {
             let squares = (&moments.squares - exact.diagonal(0, 0, 1)).abs().max().double_value(&[]);
             assert!(squares < 1e-3 && moments.tokens == 240, "{n}: {squares}");
         }
+    }
+
+    #[test]
+    fn what_will_be_rescaled_is_not_watched() {
+        let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/tiny-llama");
+        let model = Model::open(&dir).unwrap();
+        let (decoder, weights) = (model.decoder(), model.load_block(0, Device::Cpu).unwrap());
+        let sites = decoder.sites(SiteKind::Norm).unwrap();
+        let linears: Vec<LinearName> = decoder.block_layout().linears.iter().map(|linear| linear.name).collect();
+        let ops = InputOps::new(DenseOps::new(&weights), &sites, &linears, Start::Compensate);
+        let x = Tensor::ones([1, 3, decoder.dims().hidden as i64], (Kind::Float, Device::Cpu));
+        let _ = decoder.block(&ops, &decoder.context(3, Device::Cpu), &x);
+        let seen = ops.finish();
+        let watched: Vec<&str> =
+            linears.iter().filter(|name| seen.moments(**name).is_some()).map(|name| name.0).collect();
+        assert_eq!(watched, ["self_attn.o_proj", "mlp.down_proj"]);
+        assert_eq!(seen.of_sites.len(), 2);
     }
 }

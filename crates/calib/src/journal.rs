@@ -7,6 +7,7 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use oq_formats::is_leftover;
 use oq_recipe::BlockRecord;
 use serde::{Deserialize, Serialize};
 
@@ -191,15 +192,14 @@ impl Journal {
     }
 }
 
-/// Whether anything but a torn journal and the run's own records lies in `dir`.
+/// Whether anything but a torn journal, the run's own records and files that were never finished lies in `dir`.
 fn holds_files(dir: &Path) -> std::io::Result<bool> {
     for entry in std::fs::read_dir(dir)? {
         let entry = entry?;
         let name = entry.file_name();
-        if name == UNTUNED && std::fs::read_dir(entry.path()).is_ok_and(|mut dir| dir.next().is_none()) {
-            continue;
-        }
-        if ![JOURNAL, WIDTHS, "events.jsonl", "run.json", "recipe.toml"].iter().any(|own| name == *own) {
+        let is_own = [JOURNAL, WIDTHS, "events.jsonl", "run.json", "recipe.toml"].iter().any(|own| name == *own);
+        let is_empty = name == UNTUNED && holds_files(&entry.path()).is_ok_and(|holds| !holds);
+        if !(is_own || is_empty || is_leftover(&name)) {
             return Ok(true);
         }
     }

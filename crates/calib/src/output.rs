@@ -93,9 +93,15 @@ impl<'a> Output<'a> {
         layout.params.into_iter().map(|param| param.name.to_owned()).chain(biases)
     }
 
-    /// Whether a block's shard is the one that was written.
-    pub(crate) fn is_intact(&self, block_idx: usize, sha256: &str) -> bool {
-        sha256_file(&self.writer.block_path(block_idx)).is_ok_and(|found| found == sha256)
+    /// Whether a block's shard is there and the one that was written.
+    ///
+    /// # Errors
+    /// When it cannot be read, which says nothing of what is in it.
+    pub(crate) fn is_intact(&self, block_idx: usize, sha256: &str) -> Result<bool, FormatError> {
+        match sha256_file(&self.writer.block_path(block_idx)) {
+            Err(FormatError::MissingFile { .. }) => Ok(false),
+            found => Ok(found? == sha256),
+        }
     }
 
     /// Whether the directory has its index and config, and what lies outside the blocks as it is in the model.
@@ -106,7 +112,7 @@ impl<'a> Output<'a> {
         let Ok(written) = Checkpoint::open(self.writer.dir()) else { return false };
         let params = self.model.decoder().outer_params();
         let is_same = |param: &Param| match self.model.is_rotated() {
-            false => self.model.checkpoint().is_same(&written, param.name).unwrap_or(false),
+            false => self.model.checkpoint().is_same(param.name, (&written, param.name)).unwrap_or(false),
             true => {
                 let made = self.outer_tensor(param);
                 let there = written.tensor(param.name).map(OutTensor::copy_of);

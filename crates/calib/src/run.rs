@@ -8,8 +8,8 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use oq_let::{Site, Transform, Values};
-use oq_models::{Compute, Context, LinearName, Model, ModelError, Rotator};
+use oq_let::{Transform, Values};
+use oq_models::{Compute, Context, LinearName, Model, ModelError};
 use oq_quant_core::{QuantizedTensor, RotateKind, TensorError, WeightSpec};
 use oq_recipe::{BlockRecord, Event, Loss, Recipe, Rotate, Transform as Transformation};
 use tch::{Device, Tensor};
@@ -20,7 +20,7 @@ use crate::error::CalibError;
 use crate::identity::{Identity, source_of};
 use crate::journal::{Finished, Journal, JournalError};
 use crate::learn::{Beat, Descent, LearnError, Task, error, learn_block};
-use crate::sites::{Seen, sites_of};
+use crate::sites::{Seen, checked_sites, sites_of};
 use crate::stages::Stages;
 use crate::student::{Place, merge};
 use crate::work::Work;
@@ -70,14 +70,8 @@ pub struct Outcome {
 
 /// Refuses a recipe that asks for what the model cannot have; reads no weights.
 pub fn check(model: &Model, recipe: &Recipe) -> Result<(), CalibError> {
-    Rotator::check(model.decoder(), recipe.rotate.kind).map_err(ModelError::from)?;
-    checked_sites(model, recipe).map(drop)
-}
-
-/// [`check`], and the sites that the recipe transforms.
-fn checked_sites(model: &Model, recipe: &Recipe) -> Result<Vec<Site>, CalibError> {
     model.check_quantizable(recipe.scheme.weight)?;
-    Ok(sites_of(model.decoder(), recipe)?)
+    checked_sites(model.decoder(), recipe).map(drop)
 }
 
 /// Quantizes `model` by `recipe` into a packed directory.
@@ -92,20 +86,21 @@ pub fn quantize(
     options: &Options,
     on: &mut dyn FnMut(Notice) -> ControlFlow<()>,
 ) -> Result<Outcome, CalibError> {
+    check(model, recipe)?;
     let rotated = rotated(model, recipe)?;
     let model = rotated.as_ref().unwrap_or(model);
-    let transform = Transform::new(checked_sites(model, recipe)?, options.device);
+    let transform = Transform::new(sites_of(model.decoder(), recipe)?, options.device);
     let segments = if recipe.reads_text() { segments } else { &[] };
     if segments.len() != recipe.segments() {
         return Err(CalibError::Segments { given: segments.len(), wanted: recipe.segments() });
     }
     check_outer(model)?;
     let n_blocks = model.decoder().dims().n_layers;
-    let identity = Identity::of(model, recipe, segments, options.compute);
+    let identity = Identity::of(model, recipe, segments, options.compute)?;
     let mut journal = Journal::open(&options.out, &identity, options.resume)?;
     check_sources(model, &journal, &options.out)?;
     let mut stages = Stages::create(&options.out, model, recipe)?;
-    let was_complete = stages.are_complete(&journal);
+    let was_complete = stages.are_complete(&journal)?;
     if !was_complete {
         stages.reopen()?;
         stages.forget_broken(&mut journal)?;
@@ -250,12 +245,14 @@ impl Run<'_> {
             merged.put_into(&mut weights);
             forward_all(decoder, &self.quantized(&self.cast(&weights)), ctx, &mut states.quantized)?;
             // In plain squares whatever was minimized, so that runs can be compared.
-            let losses = states
-                .quantized
-                .iter()
-                .zip(states.full.iter())
-                .map(|(a, b)| error(Loss::Mse, &a, &b).double_value(&[]));
-            final_loss = Some(losses.sum::<f64>() / states.full.len() as f64);
+            let (mut sum, mut segments) = (0.0, 0.0);
+            for (a, b) in states.quantized.iter().zip(states.full.iter()) {
+                // The last batch may be a small one.
+                let in_batch = a.size()[0] as f64;
+                sum += in_batch * error(Loss::Mse, &a, &b).double_value(&[]);
+                segments += in_batch;
+            }
+            final_loss = Some(sum / segments);
         }
         let (shard, sha256) = self.stages.learned().write_block(block_idx, &merged)?;
         let record = BlockRecord {
@@ -298,8 +295,9 @@ impl Run<'_> {
         self.check(flow, block)
     }
 
-    /// `block`: the first one that is not finished.
+    /// `block`: the first one that this run has not been through.
     fn check(&self, flow: ControlFlow<()>, block: usize) -> Result<(), CalibError> {
+        let block = block.max(self.work.resumed_blocks);
         match flow {
             ControlFlow::Break(()) if block < self.n_blocks => Err(self.stopped(block)),
             _ => Ok(()),

@@ -1,11 +1,12 @@
 //! Which sites of a model a recipe transforms, and what their inputs hold.
 
 use oq_let::{Action, InputStats, Site, Source};
-use oq_models::{BlockWeights, Decoder, LinearName};
+use oq_models::{BlockWeights, Decoder, LinearName, ModelError, Rotator, check_groups};
 use oq_quant_core::{RotateKind, SiteKind};
-use oq_recipe::Recipe;
+use oq_recipe::{Method, Recipe};
 use tch::Tensor;
 
+use crate::error::CalibError;
 use crate::inputs::Inputs;
 
 /// Why a model cannot be transformed as a recipe asks.
@@ -18,7 +19,7 @@ pub enum SiteError {
         kind: SiteKind,
         /// Why it is not there.
         reason: &'static str,
-        /// An option that does: the other sites that were asked for and are there.
+        /// An option that does: the other sites that were asked for and are there, or none, or what is there at all.
         mend: String,
     },
     /// Nothing can take a shift up.
@@ -30,6 +31,13 @@ pub enum SiteError {
 
 /// Why there are no scales on what the MLP's last linear reads.
 const ROTATED: &str = "what the MLP's last linear reads is rotated while the model runs, and scales do not pass that";
+
+/// [`sites_of`], and an error where a recipe asks for what a model of this shape cannot have.
+pub(crate) fn checked_sites(decoder: &dyn Decoder, recipe: &Recipe) -> Result<Vec<Site>, CalibError> {
+    check_groups(decoder, recipe.scheme.weight)?;
+    Rotator::check(decoder, recipe.rotate.kind).map_err(ModelError::from)?;
+    Ok(sites_of(decoder, recipe)?)
+}
 
 /// The sites that `recipe` transforms; none for methods that transform nothing.
 pub(crate) fn sites_of(decoder: &dyn Decoder, recipe: &Recipe) -> Result<Vec<Site>, SiteError> {
@@ -44,10 +52,16 @@ pub(crate) fn sites_of(decoder: &dyn Decoder, recipe: &Recipe) -> Result<Vec<Sit
     let mut sites = Vec::new();
     for &kind in &transform.sites {
         let found = find(kind).map_err(|reason| {
-            let others = transform.sites.iter().filter(|&&kind| find(kind).is_ok());
-            let others: Vec<&str> = others.map(|kind| kind.name()).collect();
-            let mend =
-                if others.is_empty() { "--no-let".to_owned() } else { format!("--let-sites {}", others.join(",")) };
+            let there = |kinds: &[SiteKind]| {
+                let there: Vec<&str> =
+                    kinds.iter().filter(|&&kind| find(kind).is_ok()).map(|kind| kind.name()).collect();
+                (!there.is_empty()).then(|| format!("--let-sites {}", there.join(",")))
+            };
+            let mend = there(&transform.sites).unwrap_or_else(|| match recipe.method {
+                // It does nothing else.
+                Method::Smoothquant => there(&SiteKind::ALL).unwrap_or_else(|| "--method rtn".to_owned()),
+                _ => "--no-let".to_owned(),
+            });
             SiteError::Missing { kind, reason, mend }
         });
         sites.extend(found?);

@@ -1,5 +1,6 @@
 //! Where a run's shards go: those of learned blocks, and, where all blocks are tuned afterwards, those of the tuned ones.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use oq_formats::remove_file;
@@ -59,8 +60,8 @@ impl<'a> Stages<'a> {
     }
 
     /// Whether nothing is left to do.
-    pub(crate) fn are_complete(&self, journal: &Journal) -> bool {
-        self.has_all_blocks(journal) && self.output.is_complete()
+    pub(crate) fn are_complete(&self, journal: &Journal) -> Result<bool, CalibError> {
+        Ok(self.has_all_blocks(journal)? && self.output.is_complete())
     }
 
     /// Takes back that the model is finished, before anything of it is made again.
@@ -77,29 +78,33 @@ impl<'a> Stages<'a> {
     }
 
     /// Whether all blocks of the packed model are as they were written; what led to them may be gone.
-    fn has_all_blocks(&self, journal: &Journal) -> bool {
-        let mut last = self.n_shards() - self.n_blocks..self.n_shards();
-        journal.finished().len() == self.n_shards() && last.all(|at| self.is_intact(at, journal))
+    fn has_all_blocks(&self, journal: &Journal) -> Result<bool, CalibError> {
+        let last = self.n_shards() - self.n_blocks..self.n_shards();
+        Ok(journal.finished().len() == self.n_shards() && self.first_broken(last, journal)?.is_none())
     }
 
     /// Strikes the first shard that is not what the journal says, and those after it.
     pub(crate) fn forget_broken(&self, journal: &mut Journal) -> Result<(), CalibError> {
-        if self.has_all_blocks(journal) {
+        if self.has_all_blocks(journal)? {
             return Ok(());
         }
-        let bad = (0..journal.finished().len()).find(|&at| !self.is_intact(at, journal));
-        if let Some(bad) = bad {
+        if let Some(bad) = self.first_broken(0..journal.finished().len(), journal)? {
             tracing::warn!(shard = bad, "a finished shard is not what the journal says: it is made again");
             journal.truncate(bad)?;
         }
         Ok(())
     }
 
-    /// Whether a shard is the one that was written.
-    fn is_intact(&self, at: usize, journal: &Journal) -> bool {
-        let (output, block) =
-            if at < self.n_blocks { (self.learned(), at) } else { (&self.output, at - self.n_blocks) };
-        output.is_intact(block, &journal.finished()[at].sha256)
+    /// The first of these shards that is not the one that was written.
+    fn first_broken(&self, shards: Range<usize>, journal: &Journal) -> Result<Option<usize>, CalibError> {
+        for at in shards {
+            let (output, block) =
+                if at < self.n_blocks { (self.learned(), at) } else { (&self.output, at - self.n_blocks) };
+            if !output.is_intact(block, &journal.finished()[at].sha256)? {
+                return Ok(Some(at));
+            }
+        }
+        Ok(None)
     }
 
     /// Removes what only tuning needed, once the model is whole.

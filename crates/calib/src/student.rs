@@ -21,7 +21,6 @@ use tch::{Device, Kind, Tensor};
 use crate::adamw::AdamW;
 use crate::compensate;
 use crate::inputs::Inputs;
-use crate::sites::is_rescaled;
 
 /// What a block learns: clipping and, where that is asked for, rounding of each of its linears, scales and shifts of its sites.
 pub(crate) struct Student<'a> {
@@ -119,14 +118,12 @@ impl<'a> Student<'a> {
         seen: &Inputs,
         place: Place,
     ) -> Result<Self, LwcError> {
-        // Its inputs are not those that were seen.
-        let rescaled = |name: LinearName| is_rescaled(transform.sites(), name);
         let mut clips = linears
             .iter()
             .map(|&name| {
                 let (out_features, in_features) = weights.weight(name).size2().expect("a weight is [out, in]");
                 let mut clip = Lwc::new(out_features as usize, in_features as usize, specs(name), place.device)?;
-                if let Some(moments) = seen.moments(name).filter(|_| !rescaled(name)) {
+                if let Some(moments) = seen.moments(name) {
                     clip.start_from_search(weights.weight(name), &moments.squares);
                     if !moments.products.is_empty() {
                         clip.offsets = Some(weights.weight(name).zeros_like());

@@ -43,9 +43,22 @@ pub(crate) struct Tuner<'a> {
     inputs: Store<'a>,
     /// Mean divergence of each finished epoch, in nats.
     divergences: Vec<f64>,
+    /// Of the epoch that is not finished.
+    epoch: Progress,
     /// Learning rate at the first step.
     lr: f64,
     schedule: Descending,
+}
+
+/// How far an epoch is.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Progress {
+    /// Steps made.
+    pub(crate) steps: usize,
+    /// Segments that they were made on.
+    segments: usize,
+    /// Sum of the segments' divergences, in nats.
+    sum: f64,
 }
 
 /// What is learned of a block, by tensor: logarithms of what scales `[out, groups]` and norms are multiplied by; what is added to
@@ -116,7 +129,8 @@ impl<'a> Tuner<'a> {
         let Subject { model, place, tune, .. } = subject;
         let predictions = Predictions::new(model, place.compute, place.device)?;
         let (blocks, divergences, schedule) = (Vec::new(), Vec::new(), Descending::new(1.0, tune.epochs));
-        let mut tuner = Self { subject, predictions, blocks, inputs, divergences, lr: tune.lr, schedule };
+        let (epoch, lr) = (Progress::default(), tune.lr);
+        let mut tuner = Self { subject, predictions, blocks, inputs, divergences, epoch, lr, schedule };
         tuner.start(tune.lr)?;
         Ok(tuner)
     }
@@ -131,9 +145,17 @@ impl<'a> Tuner<'a> {
         self.lr
     }
 
-    /// Notes the mean divergence of an epoch.
-    pub(crate) fn finish_epoch(&mut self, divergence: f64) {
+    /// How far the epoch is that is not finished.
+    pub(crate) fn epoch(&self) -> Progress {
+        self.epoch
+    }
+
+    /// Ends an epoch, and gives the mean divergence of its segments.
+    pub(crate) fn finish_epoch(&mut self) -> f64 {
+        let Progress { sum, segments, .. } = std::mem::take(&mut self.epoch);
+        let divergence = sum / segments as f64;
         self.divergences.push(divergence);
+        divergence
     }
 
     /// Starts afresh at this learning rate.
@@ -142,7 +164,7 @@ impl<'a> Tuner<'a> {
         let n_blocks = model.decoder().dims().n_layers;
         let changes = |block| Ok(Changes::new(&blocks.read_block(block, place.device)?, place, lr));
         self.blocks = (0..n_blocks).map(changes).collect::<Result<_, CalibError>>()?;
-        (self.divergences, self.lr) = (Vec::new(), lr);
+        (self.divergences, self.epoch, self.lr) = (Vec::new(), Progress::default(), lr);
         self.schedule = Descending::new(1.0, tune.epochs * batches);
         Ok(())
     }
@@ -151,9 +173,14 @@ impl<'a> Tuner<'a> {
     /// before the step, and NaN where a gradient was not finite.
     pub(crate) fn step(&mut self, x: Tensor, target: &Tensor) -> Result<f64, CalibError> {
         let share = self.schedule.next();
-        self.descend(x, target, |Changes { tensors, optimizer }, grads| {
+        let segments = x.size()[0] as usize;
+        let divergence = self.descend(x, target, |Changes { tensors, optimizer }, grads| {
             optimizer.step_at(share, tensors.values_mut().zip(grads));
-        })
+        })?;
+        self.epoch.steps += 1;
+        self.epoch.segments += segments;
+        self.epoch.sum += segments as f64 * divergence;
+        Ok(divergence)
     }
 
     /// Gives each block the gradients of its changes, the last block first.
@@ -209,9 +236,11 @@ impl<'a> Tuner<'a> {
 
     /// Writes where tuning is, whole or not at all.
     pub(crate) fn save(&self, path: &Path) -> Result<(), FormatError> {
-        let numbers: Vec<u8> =
-            std::iter::once(&self.lr).chain(&self.divergences).flat_map(|x| x.to_le_bytes()).collect();
-        let mut tensors = vec![OutTensor::new("progress", Dtype::F64, &[1 + self.divergences.len()], numbers)?];
+        let Progress { steps, segments, sum } = self.epoch;
+        let numbers = [&[self.lr, steps as f64, segments as f64, sum], &self.divergences[..]].concat();
+        let shape = [numbers.len()];
+        let numbers: Vec<u8> = numbers.into_iter().flat_map(f64::to_le_bytes).collect();
+        let mut tensors = vec![OutTensor::new("progress", Dtype::F64, &shape, numbers)?];
         for (block, changes) in self.blocks.iter().enumerate() {
             for (name, [change, first, second]) in changes.parts() {
                 for (part, tensor) in [("change", change), ("first", first), ("second", second)] {
@@ -234,8 +263,10 @@ impl<'a> Tuner<'a> {
         let mut numbers = numbers.map(|bytes| f64::from_le_bytes(bytes.try_into().expect("8 bytes")));
         let lr = numbers.next().unwrap_or(self.lr);
         self.start(lr)?;
+        let [steps, segments, sum] = [(); 3].map(|()| numbers.next().unwrap_or_default());
+        self.epoch = Progress { steps: steps as usize, segments: segments as usize, sum };
         self.divergences = numbers.collect();
-        let steps = self.divergences.len() * self.subject.batches;
+        let steps = self.divergences.len() * self.subject.batches + self.epoch.steps;
         for (block, changes) in self.blocks.iter_mut().enumerate() {
             for (name, parts) in changes.parts_mut() {
                 for (part, tensor) in ["change", "first", "second"].into_iter().zip(parts) {
@@ -354,7 +385,7 @@ mod tests {
     fn steps_go_down_and_what_is_saved_goes_on() {
         with_tuner("tiny-llama", "w2a16g64", |tuner, x, target| {
             let first = tuner.step(x.shallow_clone(), target).unwrap();
-            tuner.finish_epoch(first);
+            tuner.finish_epoch();
             let dir = tempfile::tempdir().unwrap();
             let path = dir.path().join("tuning.safetensors");
             tuner.save(&path).unwrap();

@@ -57,6 +57,8 @@ impl Widths {
 pub(crate) struct Choice {
     /// The run that it was made for.
     identity: Identity,
+    /// What each block was made from, as [`source_of`](crate::identity::source_of) tells it.
+    sources: Vec<String>,
     /// Mean bits of a code.
     pub(crate) average: f64,
     /// Seconds that measuring took.
@@ -79,7 +81,12 @@ struct Chosen {
 
 impl Choice {
     /// Chooses by what was measured.
-    pub(crate) fn new(identity: &Identity, budget: &BitBudget, units: Vec<Unit>, wall_secs: f64) -> Self {
+    pub(crate) fn new(
+        (identity, sources): (&Identity, Vec<String>),
+        budget: &BitBudget,
+        units: Vec<Unit>,
+        wall_secs: f64,
+    ) -> Self {
         let demands: Vec<Demand> = units.iter().map(|unit| unit.demand.clone()).collect();
         let widths: Vec<u32> = budget.choices.iter().map(|bits| bits.get()).collect();
         let places = allocate(&demands, &widths, budget.average);
@@ -94,13 +101,13 @@ impl Choice {
         let weights: u64 = units.iter().map(|unit| unit.weights).sum();
         let bits: u64 = units.iter().map(|unit| unit.weights * u64::from(unit.bits.get())).sum();
         let average = bits as f64 / weights as f64;
-        Self { identity: identity.clone(), average, wall_secs, choices: budget.choices.clone(), units }
+        Self { identity: identity.clone(), sources, average, wall_secs, choices: budget.choices.clone(), units }
     }
 
-    /// The one that is in `dir`, if it was made for this run.
-    pub(crate) fn read(dir: &Path, identity: &Identity) -> Option<Self> {
+    /// The one that is in `dir`, if it was made for this run, from blocks of these sources.
+    pub(crate) fn read(dir: &Path, identity: &Identity, sources: &[String]) -> Option<Self> {
         let choice: Self = serde_json::from_slice(&std::fs::read(dir.join(WIDTHS)).ok()?).ok()?;
-        (choice.identity == *identity).then_some(choice)
+        (choice.identity == *identity && choice.sources == sources).then_some(choice)
     }
 
     /// Writes it, whole or not at all.

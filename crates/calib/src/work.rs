@@ -55,10 +55,10 @@ impl Work {
         self.in_block(self.n_blocks, 0, 0) + epochs * epoch + passed * pass + steps * self.n_blocks * TUNING_STEPS
     }
 
-    /// Notes that an earlier run had done so many epochs of tuning.
-    pub(crate) fn resume_tuning(&mut self, epochs: usize) {
+    /// Notes that an earlier run had done so many epochs of tuning, and so many steps of the next.
+    pub(crate) fn resume_tuning(&mut self, epochs: usize, steps: usize) {
         if self.resumed_blocks == self.n_blocks {
-            self.found = self.in_tuning(epochs, 0, 0);
+            self.found = self.in_tuning(epochs, 0, steps);
             self.started = Instant::now();
         }
     }

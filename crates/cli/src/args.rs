@@ -120,6 +120,9 @@ pub struct QuantizeArgs {
     /// Go on with the run in --out (or begin it)
     #[arg(long)]
     pub resume: bool,
+    /// Begin even where the plan says that memory or disk is too small
+    #[arg(long)]
+    pub force: bool,
     /// Then measure full precision, round-to-nearest and the result
     #[arg(long)]
     pub report: bool,
@@ -219,7 +222,7 @@ pub struct ChatArgs {
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-  omniquant bench tiny-llama
+  omniquant bench smollm2-135m
   omniquant bench llama2-7b-w4 --prompt-tokens 1024 --tokens 128 --runs 5
   omniquant bench llama2-7b-w4 --kernels dense --json")]
 pub struct BenchArgs {
@@ -302,7 +305,7 @@ pub struct LogitsArgs {
 pub struct ConvertArgs {
     /// A GGUF file of a LLaMA model
     pub gguf: PathBuf,
-    /// The directory to write
+    /// The directory to write, absent or empty
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
 }

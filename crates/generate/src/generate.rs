@@ -78,7 +78,7 @@ pub fn generate(
     let mut logits = session.extend(prompt)?;
     let prefill_secs = started.elapsed().as_secs_f64();
     let started = Instant::now();
-    let mut stream = TextStream::new(tokenizer, session.ids(), &settings.stops);
+    let mut stream = TextStream::new(tokenizer, session.ids(), &settings.stops)?;
     let (mut ids, mut text) = (Vec::new(), String::new());
     let end = loop {
         if ids.len() >= settings.max_tokens {

@@ -29,7 +29,12 @@ impl Loaded {
         });
         let blocks = blocks.collect::<Result<_, _>>()?;
         let head = model.head(device)?;
-        Ok(Self { model, blocks, head, params: RefCell::default(), device })
+        // What comes before and after the blocks is known to be sound before a sequence begins.
+        let outer = model.outer(device);
+        let vectors = model.decoder().outer_params().into_iter().filter(|param| param.shape.len() == 1);
+        let params = vectors.map(|param| Ok((param.name.to_owned(), outer.param(param.name)?)));
+        let params = params.collect::<Result<_, ModelError>>()?;
+        Ok(Self { model, blocks, head, params: RefCell::new(params), device })
     }
 
     /// A sequence of no tokens.

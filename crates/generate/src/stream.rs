@@ -36,9 +36,9 @@ const BROKEN: char = '\u{fffd}';
 
 impl<'a> TextStream<'a> {
     /// Text that follows that of `prompt`, and ends before one of `stops`.
-    pub fn new(tokenizer: &'a Tokenizer, prompt: &[u32], stops: &'a [String]) -> Self {
-        let ids = prompt[prompt.len().saturating_sub(BEFORE)..].to_vec();
-        Self { tokenizer, stops, told: ids.len(), ids, held: String::new() }
+    pub fn new(tokenizer: &'a Tokenizer, prompt: &[u32], stops: &'a [String]) -> Result<Self, GenerateError> {
+        let ids = prompt[start_of_end(tokenizer, prompt)?..].to_vec();
+        Ok(Self { tokenizer, stops, told: ids.len(), ids, held: String::new() })
     }
 
     /// Adds a token.
@@ -52,7 +52,7 @@ impl<'a> TextStream<'a> {
         // A decoder that changes its mind about earlier tokens says nothing new.
         let new = text.strip_prefix(&told).unwrap_or_default();
         self.held.push_str(new);
-        self.ids.drain(..self.told.saturating_sub(BEFORE));
+        self.ids.drain(..start_of_end(self.tokenizer, &self.ids)?);
         self.told = self.ids.len();
         Ok(self.release())
     }
@@ -79,4 +79,17 @@ impl<'a> TextStream<'a> {
         let rest = self.held.split_off(end.unwrap_or(self.held.len()));
         Piece { text: std::mem::replace(&mut self.held, rest), stop: None }
     }
+}
+
+/// Where the last tokens of `ids` begin that decide how a text goes on. Never within a character, of which a decoder of bytes makes the
+/// following ones broken too.
+fn start_of_end(tokenizer: &Tokenizer, ids: &[u32]) -> Result<usize, GenerateError> {
+    let latest = ids.len().saturating_sub(BEFORE);
+    for start in (latest.saturating_sub(LONGEST - 1)..=latest).rev() {
+        if !tokenizer.decode(&ids[start..])?.starts_with(BROKEN) {
+            return Ok(start);
+        }
+    }
+    // Broken bytes, whatever stands before them.
+    Ok(latest)
 }

@@ -9,7 +9,7 @@ use tch::{Kind, Tensor};
 use crate::act::quantize_act;
 use crate::attention::attention;
 use crate::family::{Linear, LinearName};
-use crate::rotate::Online;
+use crate::rotate::{Online, turn};
 
 /// Where activations may be quantized.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,10 +67,7 @@ impl BlockWeights {
 
     /// An activation on its way into a product, rotated where these weights are for rotated ones.
     pub fn turn(&self, point: ActPoint, x: Tensor) -> Tensor {
-        match &self.online {
-            Some(online) => online.turn(point, x),
-            None => x,
-        }
+        turn(self.online.as_deref(), point, x)
     }
 
     /// A tensor by name.

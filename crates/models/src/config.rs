@@ -23,6 +23,11 @@ impl<'a> Config<'a> {
         self.json.get(key).filter(|value| !value.is_null())
     }
 
+    /// Whether a key is written, `null` included.
+    pub(crate) fn is_written(&self, key: &str) -> bool {
+        self.json.get(key).is_some()
+    }
+
     pub(crate) fn object(&self, key: &str) -> Result<Option<Config<'a>>, ModelError> {
         let Some(value) = self.get(key) else { return Ok(None) };
         if value.is_object() { Ok(Some(Config::new(value))) } else { Err(self.wrong(key, "an object is needed")) }

@@ -13,7 +13,9 @@ use tch::{Device, Tensor};
 use crate::block::{ActPoint, BlockOps};
 use crate::config::Config;
 use crate::error::ModelError;
-use crate::family::{BlockLayout, Context, Decoder, Dims, Family, Linear, LinearName, OuterOps, Param, module};
+use crate::family::{
+    BlockLayout, Context, Decoder, Dims, Family, LM_HEAD, Linear, LinearName, OuterOps, Param, module,
+};
 use crate::layers::{Activation, layer_norm};
 use crate::mask;
 use crate::rope::{self, Rope};
@@ -32,7 +34,6 @@ const ATTENTION_NORM: Norm = ["ln_attn.weight", "ln_attn.bias"];
 const MLP_NORM: Norm = ["ln_mlp.weight", "ln_mlp.bias"];
 const EMBED: &str = "transformer.word_embeddings.weight";
 const LAST_NORM: Norm = ["transformer.ln_f.weight", "transformer.ln_f.bias"];
-const LM_HEAD: &str = "lm_head.weight";
 
 /// Names of a norm's weight and bias.
 type Norm = [&'static str; 2];

@@ -14,6 +14,9 @@ use crate::rope::Rotary;
 use crate::rotate::Residual;
 use crate::{falcon, llama, opt};
 
+/// What a head of its own is called in all families.
+pub(crate) const LM_HEAD: &str = "lm_head.weight";
+
 /// A linear of a block, by its name in the checkpoint below the block's prefix: `self_attn.q_proj`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LinearName(pub &'static str);

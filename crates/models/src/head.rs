@@ -17,7 +17,7 @@ pub enum HeadKind {
     /// In f32, which is the fastest for many rows.
     #[default]
     Wide,
-    /// As it is stored.
+    /// As it is stored, on the CPU; in f32 elsewhere.
     Stored,
     /// Rounded to 8 bits.
     W8,
@@ -52,8 +52,9 @@ impl Head {
     /// Takes the stored matrix.
     pub(crate) fn new(view: &TensorView<'_>, kind: HeadKind, device: Device) -> Result<Self, ModelError> {
         match kind {
-            HeadKind::Wide => Ok(Self::Dense(tensor_of(view, device)?)),
-            HeadKind::Stored => Ok(Self::Dense(stored_tensor_of(view, device)?)),
+            // Elsewhere than on the CPU all of it would be widened for each token.
+            HeadKind::Stored if device == Device::Cpu => Ok(Self::Dense(stored_tensor_of(view, device)?)),
+            HeadKind::Wide | HeadKind::Stored => Ok(Self::Dense(tensor_of(view, device)?)),
             HeadKind::W8 if device != Device::Cpu => Err(ModelError::PackedDevice { device }),
             HeadKind::W8 => {
                 let packed = PackedLinear::new(&in_8_bits(view)?, None)?;
@@ -70,8 +71,8 @@ impl Head {
         };
         let few = x.numel() <= FEW_ROWS * weight.size()[1] as usize;
         match weight.kind() {
-            Kind::Half if few && weight.device() == Device::Cpu => by_rows::<f16>(weight, x),
-            Kind::BFloat16 if few && weight.device() == Device::Cpu => by_rows::<bf16>(weight, x),
+            Kind::Half if few => by_rows::<f16>(weight, x),
+            Kind::BFloat16 if few => by_rows::<bf16>(weight, x),
             _ => x.linear(&weight.to_kind(Kind::Float), None::<&Tensor>),
         }
     }

@@ -35,7 +35,7 @@ pub use error::ModelError;
 pub use family::{BlockLayout, Context, Decoder, Dims, FAMILIES, Family, Linear, LinearName, OuterOps, Param};
 pub use form::{Block, Form, Kernels};
 pub use head::{Head, HeadKind};
-pub use model::{Model, Outer};
+pub use model::{Model, Outer, check_groups};
 pub use orthogonal::{Orthogonal, Rotation};
 pub use packed::PackedOps;
 pub use rope::Rotary;

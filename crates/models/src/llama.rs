@@ -15,7 +15,9 @@ use tch::{Device, Tensor};
 use crate::block::{ActPoint, BlockOps, several};
 use crate::config::{Config, MAX};
 use crate::error::ModelError;
-use crate::family::{BlockLayout, Context, Decoder, Dims, Family, Linear, LinearName, OuterOps, Param, module};
+use crate::family::{
+    BlockLayout, Context, Decoder, Dims, Family, LM_HEAD, Linear, LinearName, OuterOps, Param, module,
+};
 use crate::layers::{Activation, rms_norm, split_heads};
 use crate::mask;
 use crate::rope::{self, Rope};
@@ -43,7 +45,6 @@ const Q_NORM: &str = "self_attn.q_norm.weight";
 const K_NORM: &str = "self_attn.k_norm.weight";
 const EMBED: &str = "model.embed_tokens.weight";
 const LAST_NORM: &str = "model.norm.weight";
-const LM_HEAD: &str = "lm_head.weight";
 
 struct Llama {
     dims: Dims,
@@ -63,11 +64,18 @@ fn read(json: &Value) -> Result<Llama, ModelError> {
     let config = Config::new(json);
     let hidden = config.size("hidden_size")?;
     let n_heads = config.size("num_attention_heads")?;
-    let n_kv_heads = config.size_or("num_key_value_heads", n_heads)?;
+    let model_type = config.text("model_type")?.unwrap_or("llama");
+    // What a config means that does not write a key, by the classes of transformers.
+    let (kv_heads, positions) = match model_type {
+        "mistral" => (8, 131_072),
+        "qwen2" | "qwen3" => (32, 32_768),
+        _ => (n_heads, 2048),
+    };
+    let kv_heads = if config.is_written("num_key_value_heads") { n_heads } else { kv_heads };
+    let n_kv_heads = config.size_or("num_key_value_heads", kv_heads)?;
     if !n_heads.is_multiple_of(n_kv_heads) {
         return Err(config.wrong("num_key_value_heads", format!("must divide num_attention_heads = {n_heads}")));
     }
-    let model_type = config.text("model_type")?.unwrap_or("llama");
     let head_dim = match config.size_or_none("head_dim")? {
         Some(head_dim) => head_dim,
         None if model_type == "qwen3" => 128,
@@ -92,15 +100,16 @@ fn read(json: &Value) -> Result<Llama, ModelError> {
         (_, bias) => (bias, bias),
     };
     let window = match model_type {
+        "mistral" if !config.is_written("sliding_window") => Some(WINDOW),
         "mistral" => config.size_or_none("sliding_window")?,
-        // Not all blocks would have the window, in Qwen's case.
-        _ if config.flag_or("use_sliding_window", false)? => {
+        "qwen2" | "qwen3" if slides(&config)? => {
             return Err(config.wrong("use_sliding_window", "must be false: windows of some blocks are not read"));
         }
         _ => None,
     };
     let activation = Activation::read(&config, "hidden_act", Activation::Silu)?;
-    let max_positions = config.size_or("max_position_embeddings", 2048)?;
+    let max_positions = config.size_or("max_position_embeddings", positions)?;
+    let rope = rope::read(&config, head_dim, max_positions)?;
     Ok(Llama {
         dims: Dims {
             n_layers: config.size("num_hidden_layers")?,
@@ -110,7 +119,7 @@ fn read(json: &Value) -> Result<Llama, ModelError> {
             n_kv_heads,
             head_dim,
             vocab: config.size("vocab_size")?,
-            max_positions,
+            max_positions: rope.positions(max_positions),
         },
         rms_norm_eps: config.number_or("rms_norm_eps", 1e-6)?,
         activation,
@@ -120,8 +129,25 @@ fn read(json: &Value) -> Result<Llama, ModelError> {
         window,
         mlp_bias: config.flag_or("mlp_bias", false)?,
         tied: config.flag_or("tie_word_embeddings", false)?,
-        rope: rope::read(&config, head_dim, max_positions)?,
+        rope,
     })
+}
+
+/// Positions that Mistral's queries see where its config does not say.
+const WINDOW: usize = 4096;
+
+/// Whether some of Qwen's blocks see a window only.
+fn slides(config: &Config<'_>) -> Result<bool, ModelError> {
+    if !config.flag_or("use_sliding_window", false)? {
+        return Ok(false);
+    }
+    if let Some(types) = config.get("layer_types").and_then(Value::as_array) {
+        return Ok(types.iter().any(|kind| kind == "sliding_attention"));
+    }
+    let has_window = !config.is_written("sliding_window") || config.get("sliding_window").is_some();
+    // The blocks before that one see everything.
+    let first = config.get("max_window_layers").map_or(Some(28), Value::as_u64);
+    Ok(has_window && first.is_none_or(|first| first < config.size("num_hidden_layers").unwrap_or(usize::MAX) as u64))
 }
 
 impl Llama {

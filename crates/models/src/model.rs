@@ -8,13 +8,13 @@ use oq_formats::{
     Checkpoint, Dtype, FormatError, PackedCheckpoint, Quantization, TensorView, is_rotated_online, quantization_of,
     read_config,
 };
-use oq_quant_core::{ActSpec, QuantSpec, QuantizedTensor, RotateKind, WeightSpec};
+use oq_quant_core::{ActSpec, QuantSpec, QuantizedTensor, RotateKind, TensorError, WeightSpec};
 use serde_json::Value;
 use tch::{Device, Tensor};
 
 use crate::block::{BlockWeights, DenseOps};
 use crate::error::ModelError;
-use crate::family::{BlockLayout, Decoder, Linear, OuterOps, Param, decoder_of};
+use crate::family::{BlockLayout, Decoder, LM_HEAD, Linear, OuterOps, Param, decoder_of};
 use crate::form::{Block, Form, Kernels};
 use crate::head::Head;
 use crate::packed::{Codes, PackedOps};
@@ -50,12 +50,17 @@ impl Weights {
 impl Model {
     /// Opens a Hugging Face directory, packed or not, and checks that every tensor is there with the shape the config implies.
     pub fn open(dir: &Path) -> Result<Self, ModelError> {
-        let config = read_config(dir)?;
-        let decoder = decoder_of(&config)?;
+        let mut config = read_config(dir)?;
+        let mut decoder = decoder_of(&config)?;
         let weights = match quantization_of(&config)? {
             Some(_) => Weights::Packed(PackedCheckpoint::open(dir)?),
             None => Weights::Dense(under_head(Checkpoint::open(dir)?, &*decoder)),
         };
+        // As transformers has it since its version 5: a head that was trained is not the embedding's matrix, whatever the config says.
+        if has_other_head(weights.checkpoint(), &*decoder)? {
+            config["tie_word_embeddings"] = false.into();
+            decoder = decoder_of(&config)?;
+        }
         let (round_to_nearest, form) = (None, Form::default());
         let dir = dir.to_owned();
         let mut model = Self { dir, config, decoder, weights, round_to_nearest, form, rotator: None, online: None };
@@ -132,18 +137,7 @@ impl Model {
         if let Some(quantization) = self.quantization() {
             return Err(ModelError::AlreadyQuantized { dir: self.dir.clone(), quantization: quantization.clone() });
         }
-        for linear in self.decoder.block_layout().linears {
-            if !spec.group.divides(linear.in_features) {
-                return Err(ModelError::Quantize {
-                    linear: format!("{}{}", self.decoder.block_prefix(0), linear.name.0),
-                    source: oq_quant_core::TensorError::GroupDoesNotDivide {
-                        group: spec.group.len(linear.in_features),
-                        in_features: linear.in_features,
-                    },
-                });
-            }
-        }
-        Ok(())
+        check_groups(&*self.decoder, spec)
     }
 
     /// Where it lies.
@@ -292,8 +286,7 @@ impl Model {
         let name = format!("{prefix}{}", linear.name.0);
         let weight = self.quantized(&name, linear)?;
         let weight = weight.ok_or_else(|| FormatError::NotPacked { dir: self.dir.clone() })?;
-        let bias =
-            linear.bias.then(|| Ok::<_, ModelError>(self.checkpoint().tensor(&format!("{name}.bias"))?.to_f32_vec()?));
+        let bias = linear.bias.then(|| self.checkpoint().values(&format!("{name}.bias")));
         Ok(Codes { name: linear.name, weight, bias: bias.transpose()? })
     }
 
@@ -363,6 +356,31 @@ fn under_head(checkpoint: Checkpoint, decoder: &dyn Decoder) -> Checkpoint {
         }
         _ => checkpoint,
     }
+}
+
+/// Whether there is a head of its own, with other numbers, in a model whose head is the embedding's matrix.
+fn has_other_head(checkpoint: &Checkpoint, decoder: &dyn Decoder) -> Result<bool, FormatError> {
+    let tied = decoder.head();
+    if tied == LM_HEAD || !(checkpoint.contains(LM_HEAD) && checkpoint.contains(tied)) {
+        return Ok(false);
+    }
+    let [head, embedding] = [checkpoint.tensor(LM_HEAD)?, checkpoint.tensor(tied)?];
+    // One tensor of PyTorch's may have two names.
+    let is_one = head.bytes.as_ptr() == embedding.bytes.as_ptr();
+    Ok(head.shape == embedding.shape && !is_one && !checkpoint.is_same(LM_HEAD, (checkpoint, tied))?)
+}
+
+/// Refuses a group size that does not cut the rows of every linear into equal parts.
+pub fn check_groups(decoder: &dyn Decoder, spec: WeightSpec) -> Result<(), ModelError> {
+    for linear in decoder.block_layout().linears {
+        let in_features = linear.in_features;
+        if !spec.group.divides(in_features) {
+            let linear = format!("{}{}", decoder.block_prefix(0), linear.name.0);
+            let source = TensorError::GroupDoesNotDivide { group: spec.group.len(in_features), in_features };
+            return Err(ModelError::Quantize { linear, source });
+        }
+    }
+    Ok(())
 }
 
 /// The tensors outside the blocks, read when they are asked for.

@@ -13,7 +13,9 @@ use tch::{Device, Kind, Tensor};
 use crate::block::{ActPoint, BlockOps, several};
 use crate::config::Config;
 use crate::error::ModelError;
-use crate::family::{BlockLayout, Context, Decoder, Dims, Family, Linear, LinearName, OuterOps, Param, module};
+use crate::family::{
+    BlockLayout, Context, Decoder, Dims, Family, LM_HEAD, Linear, LinearName, OuterOps, Param, module,
+};
 use crate::layers::{Activation, layer_norm, split_heads};
 use crate::mask;
 use crate::rotate::Residual;
@@ -35,7 +37,6 @@ const POSITIONS: &str = "model.decoder.embed_positions.weight";
 const PROJECT_IN: &str = "model.decoder.project_in.weight";
 const PROJECT_OUT: &str = "model.decoder.project_out.weight";
 const LAST_NORM: Norm = ["model.decoder.final_layer_norm.weight", "model.decoder.final_layer_norm.bias"];
-const LM_HEAD: &str = "lm_head.weight";
 
 /// The table of positions begins with this many rows that no position uses.
 const POSITION_OFFSET: usize = 2;

@@ -13,7 +13,7 @@ use crate::attention::attention;
 use crate::block::{ActPoint, BlockOps, Compute};
 use crate::error::ModelError;
 use crate::family::LinearName;
-use crate::rotate::Online;
+use crate::rotate::{Online, turn};
 
 /// A block of packed linears in the layout that kernels compute on, with its other tensors in f32; on the CPU.
 ///
@@ -129,11 +129,7 @@ impl BlockOps for PackedOps {
     }
 
     fn act(&self, point: ActPoint, x: Tensor) -> Tensor {
-        let x = match &self.online {
-            Some(online) => online.turn(point, x),
-            None => x,
-        };
-        quantize_act(self.act, x)
+        quantize_act(self.act, turn(self.online.as_deref(), point, x))
     }
 
     fn attention(&self, q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>) -> Tensor {

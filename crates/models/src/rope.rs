@@ -139,6 +139,17 @@ fn yarn_attention(factor: f64, mscale: Option<f64>, mscale_all_dim: Option<f64>)
 }
 
 impl Rope {
+    /// Positions that it is made for, of a model that names so many.
+    pub(crate) fn positions(&self, named: usize) -> usize {
+        match self.scaling {
+            // Some configs name those of pre-training alone.
+            Scaling::Yarn { factor, original_max_positions, .. } => {
+                named.max((factor * original_max_positions) as usize)
+            }
+            _ => named,
+        }
+    }
+
     /// Frequencies of the channel pairs for a sequence of `t` tokens, and the factor of cosines and sines.
     pub fn frequencies(&self, t: usize) -> (Vec<f64>, f64) {
         let d = self.dim as f64;

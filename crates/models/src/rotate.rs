@@ -98,6 +98,14 @@ impl Online {
     }
 }
 
+/// An activation on its way into a product, rotated where its model is online.
+pub(crate) fn turn(online: Option<&Online>, point: ActPoint, x: Tensor) -> Tensor {
+    match online {
+        Some(online) => online.turn(point, x),
+        None => x,
+    }
+}
+
 /// Rotates a model's tensors.
 #[derive(Debug)]
 pub struct Rotator {

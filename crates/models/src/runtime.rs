@@ -35,6 +35,11 @@ pub fn settle() -> io::Result<()> {
     Ok(())
 }
 
+/// Whether this processor has instructions for products in bf16, with which libtorch is two to three times as fast as in f32.
+pub fn multiplies_bf16() -> bool {
+    oq_attention::is_fast()
+}
+
 /// Hands pages that the allocator keeps for later back to the system. With the settings of [`settle`] it keeps all that was ever freed, in
 /// pieces between those that live on, which a larger tensor does not fit into. To be called between blocks, not between operations: memory
 /// that is used again is cleared anew.

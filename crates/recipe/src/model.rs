@@ -8,6 +8,7 @@ use oq_quant_core::QuantSpec;
 use serde::{Deserialize, Serialize};
 
 use crate::parse::parse;
+use crate::published::SEQLEN;
 use crate::{CalibrationPatch, LearnPatch, RecipeFile, TransformPatch};
 
 /// What `configs/<name>/model.toml` says.
@@ -53,6 +54,8 @@ impl ModelEntry {
             Some("falcon") => Family::Falcon,
             _ => Family::Llama,
         };
+        // No longer segments than the model was made for.
+        let positions = config["max_position_embeddings"].as_u64().filter(|n| (2..SEQLEN as u64).contains(n));
         Self {
             name: dir.file_name().unwrap_or_default().to_string_lossy().into_owned(),
             family,
@@ -60,7 +63,7 @@ impl ModelEntry {
             post_norm: family == Family::Opt && config["do_layer_norm_before"] == false,
             source: Source::Path { path: dir.to_string_lossy().into_owned() },
             shape: None,
-            calibration: CalibrationPatch::default(),
+            calibration: CalibrationPatch { seqlen: positions.map(|n| n as usize), ..CalibrationPatch::default() },
             learn: LearnPatch::default(),
             transform: TransformPatch::default(),
             eval: EvalDefaults::default(),
@@ -237,5 +240,19 @@ mod tests {
         check(&json!({"model_type": "qwen3"}), Family::Llama, false);
         check(&json!({"model_type": 3}), Family::Llama, false);
         check(&json!({}), Family::Llama, false);
+    }
+
+    #[test]
+    fn segments_are_no_longer_than_a_model_is_made_for() {
+        let seqlen = |positions: Value| {
+            let config = json!({"model_type": "llama", "max_position_embeddings": positions});
+            let entry = ModelEntry::of_directory(Path::new("mine"), &config);
+            let scheme = "w4a16".parse().unwrap();
+            crate::Recipe::resolve(scheme, Some(&entry), None, &crate::Overrides::default()).unwrap().calibration.seqlen
+        };
+        assert_eq!(
+            [json!(512), json!(2048), json!(4096), json!(null), json!(0)].map(seqlen),
+            [512, 2048, 2048, 2048, 2048]
+        );
     }
 }

@@ -156,6 +156,29 @@ pub struct Overrides {
     pub bit_choices: Option<Vec<Bits>>,
 }
 
+impl Overrides {
+    /// The settings among these that a run by `recipe`, which they made, does not read.
+    pub fn unread(&self, recipe: &Recipe) -> Vec<&'static str> {
+        let learns = recipe.method.learns();
+        let transforms = recipe.method.reads_text() && !recipe.transform.sites.is_empty();
+        let settings = [
+            ("learn.epochs", self.epochs.is_some(), learns),
+            ("learn.lwc_lr", self.lwc_lr.is_some(), learns),
+            ("learn.aug_loss", self.aug_loss.is_some(), learns),
+            ("learn.loss", self.loss.is_some(), learns),
+            ("learn.start", self.start.is_some(), learns),
+            ("learn.rounding", self.rounding.is_some(), learns),
+            ("let.sites", self.sites.is_some() || self.transform == Some(true), recipe.method.reads_text()),
+            ("let.shift", self.shift == Some(true), transforms),
+            ("let.lr", self.let_lr.is_some(), transforms && learns),
+            ("let.alpha", self.alpha.is_some(), transforms),
+            ("tune.epochs", self.tune_epochs.is_some_and(|epochs| epochs > 0), learns),
+            ("tune.lr", self.tune_lr.is_some(), learns && recipe.tune.epochs > 0),
+        ];
+        settings.into_iter().filter(|(_, is_set, is_read)| *is_set && !is_read).map(|(key, ..)| key).collect()
+    }
+}
+
 impl Recipe {
     /// Lays a patch over the recipe.
     pub(crate) fn apply(

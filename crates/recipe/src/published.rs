@@ -6,6 +6,9 @@ use oq_quant_core::{ActSpec, QuantSpec, RotateKind, SiteKind};
 
 use crate::{Calibration, Family, Learn, Loss, Method, Recipe, Rotate, Rounding, Start, Transform, Tune};
 
+/// Tokens of a segment.
+pub(crate) const SEQLEN: usize = 2048;
+
 /// The paper's settings for a scheme; `chat` and `post_norm` are those of [`crate::ModelEntry`].
 ///
 /// Weight widths that the paper does not have take the settings of W4, activations of 5 bits and more those of W6A6, of
@@ -27,7 +30,7 @@ pub(crate) fn published(scheme: QuantSpec, family: Family, chat: bool, post_norm
     Recipe {
         scheme,
         method: Method::Omniquant,
-        calibration: Calibration { data: "wikitext2".to_owned(), samples: 128, seqlen: 2048, seed: 2, batch: 1 },
+        calibration: Calibration { data: "wikitext2".to_owned(), samples: 128, seqlen: SEQLEN, seed: 2, batch: 1 },
         // The paper's text swaps this rate with the one of its transformation; its code has 1e-2 here, 5e-3 there.
         learn: Learn {
             epochs,

@@ -148,7 +148,8 @@ fn as_bf16(bits: __m512i) -> __m512bh {
 #[target_feature(enable = "avx512f")]
 fn exp(x: __m512) -> __m512 {
     // Below this exp is 0 in f32; a larger exponent of 2 would not be a number to scale by.
-    let x = _mm512_max_ps(x, _mm512_set1_ps(-110.0));
+    // Of a NaN and a number the instruction takes the second.
+    let x = _mm512_max_ps(_mm512_set1_ps(-110.0), x);
     let x = _mm512_mul_ps(x, _mm512_set1_ps(std::f32::consts::LOG2_E));
     let whole = _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x);
     let part = _mm512_sub_ps(x, whole);
@@ -179,7 +180,7 @@ unsafe fn softmax_row(scale: f32, scores: &[f32], visible: usize, probs: &mut [u
     for start in (0..visible).step_by(LANES) {
         // SAFETY: the length is a multiple of the lanes.
         let s = unsafe { _mm512_loadu_ps(scores.as_ptr().add(start)) };
-        max = _mm512_mask_max_ps(max, lanes_below(start, visible), max, s);
+        max = _mm512_mask_max_ps(max, lanes_below(start, visible), s, max);
     }
     let max = _mm512_reduce_max_ps(max) * scale;
     let (scales, maxima) = (_mm512_set1_ps(scale), _mm512_set1_ps(max));

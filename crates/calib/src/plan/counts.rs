@@ -12,6 +12,7 @@ use tch::{Device, Kind, Tensor};
 use crate::compensate::WEIGHTS;
 use crate::inputs::PART;
 use crate::sensitivity::n_segments;
+use crate::sites::is_rescaled;
 
 /// f32, in which a block is held and learns.
 pub(super) const F32: u64 = 4;
@@ -101,10 +102,10 @@ impl Counts {
             let (n, part) = (n as u64, PART as u64);
             (0..n.div_ceil(part)).map(move |idx| part.min(n - idx * part))
         };
-        let squares: Vec<u64> = widths.iter().flat_map(|&n| parts(n)).map(|part| part * part).collect();
+        let watched = widths.iter().filter(|(_, is_rescaled)| !is_rescaled);
+        let squares: Vec<u64> = watched.flat_map(|&(n, _)| parts(n)).map(|part| part * part).collect();
         let (mut compensation, mut columns) = (0, 0);
-        for linear in layout.linears.iter().filter(|linear| compensates && ports(sites, linear.name).all(not_of_input))
-        {
+        for linear in layout.linears.iter().filter(|linear| compensates && !is_rescaled(sites, linear.name)) {
             for part in parts(linear.in_features) {
                 // Twice a factor and an inverse, a third of a product each; each error reaches half of the columns.
                 compensation += part.pow(3) + linear.out_features as u64 * part * part;
@@ -157,7 +158,7 @@ impl Counts {
             params: norms + biases.sum::<u64>(),
             probed_tokens: recipe.bits.as_ref().map_or(0, |_| probed_segments.saturating_mul(seqlen) as u64),
             choices: recipe.bits.as_ref().map_or(0, |budget| budget.choices.len() as u64),
-            tapped: (widths.iter().sum::<usize>() + rows) as u64,
+            tapped: (widths.iter().map(|(n, _)| n).sum::<usize>() + rows) as u64,
             targets: if learns { 1 + u64::from(recipe.learn.aug_loss) } else { 0 },
             weights: sum(&|_| true),
             largest: layout.linears.iter().map(|l| (l.out_features * l.in_features) as u64).max().unwrap_or(0),
@@ -222,17 +223,13 @@ fn ports(sites: &[Site], name: LinearName) -> impl Iterator<Item = Action> + '_ 
     ports.filter(move |port| port.module == name.0).map(|port| port.action)
 }
 
-fn not_of_input(action: Action) -> bool {
-    action != Action::MultiplyInput
-}
-
 /// What running a block on one token shows.
 #[derive(Default)]
 struct Probed {
     /// The linears whose inputs need gradients, as autograd finds them.
     differentiated: BTreeSet<LinearName>,
-    /// Channels of the inputs of linears, each input once.
-    widths: Vec<usize>,
+    /// Channels of the inputs of linears, each input once, and whether a site rescales it.
+    widths: Vec<(usize, bool)>,
 }
 
 fn probed(decoder: &dyn Decoder, layout: &BlockLayout, sites: &[Site]) -> Probed {
@@ -259,7 +256,7 @@ impl BlockOps for Probe<'_> {
         }
         let last = self.last.replace(Some(x.shallow_clone()));
         if last.is_none_or(|last| last.data_ptr() != x.data_ptr()) {
-            seen.widths.push(x.size()[2] as usize);
+            seen.widths.push((x.size()[2] as usize, is_rescaled(self.sites, name)));
         }
         let linear = self.layout.linears.iter().find(|linear| linear.name == name);
         let width = linear.expect("the forward runs the linears of its layout").out_features as i64;

@@ -109,7 +109,9 @@ impl MemoryPlan {
                 let cache_bytes = held.saturating_add(masks);
                 Parts { cache_bytes, step_bytes, block_bytes: parts.block_bytes, ..program }
             });
-            let phases = [tokenizing, with(loading), with(coding), copying].into_iter().chain(learning).chain(passes);
+            let saving = with(Parts { block_bytes: 2 * learned(counts), ..program });
+            let phases = [tokenizing, with(loading), with(coding), copying, saving].into_iter();
+            let phases = phases.chain(learning).chain(passes);
             return Self { host: Parts::largest(phases), device: None, spilled_bytes };
         }
         let program = Parts { program_bytes: PROGRAM_BYTES + CUDA_HOST_BYTES, ..program };
@@ -123,6 +125,7 @@ impl MemoryPlan {
         let codes = counts.weights + counts.block_bytes + 2 * F32 * counts.largest;
         let coding = Parts { block_bytes: codes, ..program };
         let copying = Parts { checkpoint_bytes: counts.outer_bytes, ..program };
+        let saving = Parts { block_bytes: learned(counts), ..program };
         let context =
             Parts { program_bytes: CUDA_DEVICE_BYTES, cache_bytes: there.saturating_add(masks), ..Parts::default() };
         let composed = COMPOSED_COPIES * F32 * counts.largest;
@@ -140,7 +143,7 @@ impl MemoryPlan {
             ..context
         });
         let on_device = on_device.chain(passes);
-        let host = Parts::largest([tokenizing, loading, coding, copying]);
+        let host = Parts::largest([tokenizing, loading, coding, copying, saving]);
         Self { host, device: Some(Parts::largest(on_device)), spilled_bytes }
     }
 }
@@ -191,17 +194,21 @@ fn learning(counts: &Counts, temporary: u64) -> impl Iterator<Item = Parts> {
     [Some(backward), to_scales, compensating].into_iter().flatten()
 }
 
+/// What tuning learns of all blocks, with two moments, in f32. It is copied to be kept on disk.
+fn learned(counts: &Counts) -> u64 {
+    if counts.tuning_steps > 0 { 3 * F32 * counts.dims.n_layers as u64 * (counts.grids + counts.params) } else { 0 }
+}
+
 /// While all blocks are tuned: a block's values, made of its codes, in f32 and as products need them, their gradients; what is learned of
 /// every block, and two moments; the head, and a few tensors of predictions. And the hidden states: targets, and a batch before each block.
 fn tuning(counts: &Counts) -> Option<(Parts, u64)> {
     let dims = counts.dims;
     let (n_layers, hidden, vocab) = (dims.n_layers as u64, dims.hidden as u64, dims.vocab as u64);
     let product = counts.product_bytes;
-    let learned = 3 * F32 * n_layers * (counts.grids + counts.params);
     let values = (2 * product + F32) * counts.weights + 2 * F32 * counts.largest + counts.block_bytes;
     let head = product * vocab * hidden;
     let predictions = PREDICTIONS * F32 * vocab * counts.batch_tokens.min(POSITIONS as u64);
-    let (block_bytes, step_bytes) = (learned + values + head, step(counts).max(predictions));
+    let (block_bytes, step_bytes) = (learned(counts) + values + head, step(counts).max(predictions));
     let parts = Parts { block_bytes, step_bytes, ..Parts::default() };
     let tokens = counts.tokens.saturating_add(n_layers.saturating_mul(counts.batch_tokens));
     let states = F32.saturating_mul(hidden).saturating_mul(tokens);

@@ -6,12 +6,13 @@ mod mend;
 mod time;
 
 use oq_let::Site;
-use oq_models::{Compute, Decoder, Rotator};
-use oq_quant_core::{SiteKind, TensorError};
+use oq_models::{Compute, Decoder};
+use oq_quant_core::SiteKind;
 use oq_recipe::{Profile, Recipe};
 use serde::Serialize;
 
-use crate::sites::sites_of;
+use crate::error::CalibError;
+use crate::sites::checked_sites;
 use counts::Counts;
 
 pub use memory::{MemoryPlan, Parts};
@@ -128,31 +129,21 @@ pub struct Plan {
 impl Plan {
     /// Plans a run of `recipe` on a model of this shape.
     ///
-    /// A group size that does not divide, sites and rotations that the model cannot have are listed as problems like too little memory.
-    pub fn new(decoder: &dyn Decoder, recipe: &Recipe, setting: &Setting<'_>) -> Self {
-        let spec = recipe.scheme.weight;
-        let mut problems = Vec::new();
-        let mut linears = Vec::new();
-        for linear in &decoder.block_layout().linears {
+    /// # Errors
+    /// When such a model cannot have what the recipe asks for, however much memory there is.
+    pub fn new(decoder: &dyn Decoder, recipe: &Recipe, setting: &Setting<'_>) -> Result<Self, CalibError> {
+        let sites = checked_sites(decoder, recipe)?;
+        let linears = decoder.block_layout().linears.into_iter().map(|linear| {
             let (rows, cols) = (linear.out_features, linear.in_features);
-            if !spec.group.divides(cols) {
-                let group = spec.group.len(cols);
-                let error = TensorError::GroupDoesNotDivide { group, in_features: cols };
-                problems.push(format!("{}: {error}", linear.name.0));
-            }
-            let n_groups = rows * spec.group.count(cols);
-            linears.push(LinearPlan { name: linear.name.0, out_features: rows, in_features: cols, n_groups });
-        }
-        let sites = sites_of(decoder, recipe).unwrap_or_else(|error| {
-            problems.push(error.to_string());
-            Vec::new()
+            let n_groups = rows * recipe.scheme.weight.group.count(cols);
+            LinearPlan { name: linear.name.0, out_features: rows, in_features: cols, n_groups }
         });
-        problems.extend(Rotator::check(decoder, recipe.rotate.kind).err().map(|error| error.to_string()));
+        let linears: Vec<LinearPlan> = linears.collect();
         let counts = Counts::new(decoder, recipe, &sites, setting.compute);
         let on_device = setting.machine.device.is_some();
         let memory = MemoryPlan::new(&counts, setting);
         let short = Shortage::of(&memory, setting.machine);
-        problems.extend(short.iter().map(Shortage::text));
+        let mut problems: Vec<String> = short.iter().map(Shortage::text).collect();
         let mends = if short.is_empty() { Vec::new() } else { mend::mends(decoder, recipe, &sites, setting) };
         let output_bytes = counts.output_bytes();
         let on_disk = output_bytes.saturating_add(memory.spilled_bytes).saturating_add(counts.tuning_bytes());
@@ -162,7 +153,7 @@ impl Plan {
         }
         let learns = recipe.method.learns();
         let sites: Vec<SitePlan> = sites.iter().map(|site| SitePlan::new(site, recipe.transform.shift)).collect();
-        Self {
+        Ok(Self {
             n_layers: decoder.dims().n_layers,
             learned_per_block: if learns {
                 let strengths: usize = linears.iter().map(|linear| 2 * linear.n_groups).sum();
@@ -181,7 +172,7 @@ impl Plan {
             time: setting.profile.map(|profile| TimePlan::new(&counts, profile, on_device)),
             problems,
             mends,
-        }
+        })
     }
 
     /// Whether the run can be made here.

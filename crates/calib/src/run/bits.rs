@@ -9,7 +9,7 @@ use oq_recipe::{BitBudget, Event, Recipe, Start};
 
 use super::{Notice, Options};
 use crate::error::CalibError;
-use crate::identity::Identity;
+use crate::identity::{Identity, source_of};
 use crate::journal::Journal;
 use crate::sensitivity::{Probe, n_segments};
 use crate::states::{Cache, Store};
@@ -35,7 +35,10 @@ impl Subject<'_> {
         on: &mut dyn FnMut(Notice) -> ControlFlow<()>,
     ) -> Result<Widths, CalibError> {
         let (decoder, scheme, out) = (self.model.decoder(), self.recipe.scheme, &self.options.out);
-        let before = Choice::read(out, self.identity);
+        let sources: Result<Vec<String>, _> =
+            (0..decoder.dims().n_layers).map(|block| source_of(self.model, block)).collect();
+        let sources = sources?;
+        let before = Choice::read(out, self.identity, &sources);
         if let Some(widths) = before.and_then(|choice| choice.widths(decoder, scheme)) {
             return Ok(widths);
         }
@@ -43,7 +46,7 @@ impl Subject<'_> {
             tracing::warn!("which widths were chosen is not known any more: all blocks are made again");
             journal.truncate(0)?;
         }
-        let choice = self.choose(on)?;
+        let choice = self.choose(sources, on)?;
         choice.write(out)?;
         let event = Event::BitsChosen { average: choice.average, linears: choice.linears() };
         if on(Notice::Event(event)).is_break() {
@@ -52,7 +55,11 @@ impl Subject<'_> {
         Ok(choice.widths(decoder, scheme).expect("all linears of the model were measured"))
     }
 
-    fn choose(&self, on: &mut dyn FnMut(Notice) -> ControlFlow<()>) -> Result<Choice, CalibError> {
+    fn choose(
+        &self,
+        sources: Vec<String>,
+        on: &mut dyn FnMut(Notice) -> ControlFlow<()>,
+    ) -> Result<Choice, CalibError> {
         let _no_grad = tch::no_grad_guard();
         let Self { model, recipe, budget, sites, options, .. } = *self;
         let started = Instant::now();
@@ -79,7 +86,7 @@ impl Subject<'_> {
         let mut on = |done| on(Notice::Progress { done, total });
         match probe.units(Store::new(&inputs), Store::new(&states), &mut on)? {
             ControlFlow::Continue(units) => {
-                Ok(Choice::new(self.identity, budget, units, started.elapsed().as_secs_f64()))
+                Ok(Choice::new((self.identity, sources), budget, units, started.elapsed().as_secs_f64()))
             }
             ControlFlow::Break(()) => Err(self.stopped()),
         }

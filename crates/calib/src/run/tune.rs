@@ -1,6 +1,8 @@
 //! The last part of a run: all blocks together.
 
 use std::ops::ControlFlow;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
 use oq_models::Context;
 use oq_models::runtime::trim_memory;
@@ -16,6 +18,9 @@ use crate::output::Output;
 use crate::states::{Cache, Store};
 use crate::student::Place;
 use crate::tune::{Subject, Tuner};
+
+/// How much of tuning a kill may undo.
+const SAVED_EVERY: Duration = Duration::from_secs(600);
 
 impl Run<'_> {
     /// Tunes the blocks towards the last states in full precision, each pass on segments of its own, and writes them.
@@ -52,15 +57,15 @@ impl Run<'_> {
             tracing::warn!("what tuning had come to is gone: all tuned blocks are made again");
             journal.truncate(self.n_blocks)?;
         }
-        self.work.resume_tuning(tuner.divergences().len());
+        self.work.resume_tuning(tuner.divergences().len(), tuner.epoch().steps);
         let mut retries = 0;
         while tuner.divergences().len() < recipe.tune.epochs {
             let epoch = tuner.divergences().len();
             let segments = &segments[epoch * samples..][..samples];
             self.finish_in_full(ctx, segments, epoch, &mut targets)?;
-            match self.tuning_epoch(&mut tuner, &targets, segments)? {
-                Ok(divergence) => {
-                    tuner.finish_epoch(divergence);
+            match self.tuning_epoch(&mut tuner, &targets, segments, &path)? {
+                Ok(()) => {
+                    let divergence = tuner.finish_epoch();
                     tuner.save(&path)?;
                     let secs_left = self.work.secs_left(self.work.in_tuning(epoch + 1, 0, 0));
                     self.tell(Event::Tuned { epoch, divergence, lr: tuner.lr(), secs_left }, self.n_blocks)?;
@@ -121,17 +126,20 @@ impl Run<'_> {
         CalibError::TuningStopped { epoch, epochs: self.recipe.tune.epochs, out: self.options.out.clone() }
     }
 
-    /// The mean divergence of an epoch, or the batch at which it was not finite.
+    /// The steps of an epoch that are not made yet; an inner error is the batch at which the divergence was not finite. What it has come
+    /// to is kept in `path` now and then, and when it is stopped.
     fn tuning_epoch(
         &mut self,
         tuner: &mut Tuner<'_>,
         targets: &Store<'_>,
         segments: &[Vec<u32>],
-    ) -> Result<Result<f64, usize>, CalibError> {
+        path: &Path,
+    ) -> Result<Result<(), usize>, CalibError> {
         let outer = self.model.outer(self.options.device);
         let epoch = tuner.divergences().len();
-        let mut sum = 0.0;
-        for (idx, batch) in segments.chunks(self.recipe.calibration.batch).enumerate() {
+        let mut saved = Instant::now();
+        let batches = segments.chunks(self.recipe.calibration.batch).enumerate();
+        for (idx, batch) in batches.skip(tuner.epoch().steps) {
             let x = self.model.decoder().embed(&outer, &ids_of(batch))?;
             trim_memory();
             let divergence = tuner.step(x, &targets.get(idx))?;
@@ -139,12 +147,19 @@ impl Run<'_> {
                 return Ok(Err(idx));
             }
             tracing::debug!(batch = idx, divergence, "tuned");
-            sum += divergence;
-            let last = idx + 1 == targets.len();
-            if self.tuning_progress(epoch, self.n_blocks, idx + 1).is_break() && !last {
+            let is_stopped = self.tuning_progress(epoch, self.n_blocks, idx + 1).is_break();
+            // What the whole epoch has come to is kept next.
+            if idx + 1 == targets.len() {
+                break;
+            }
+            if is_stopped || saved.elapsed() > SAVED_EVERY {
+                tuner.save(path)?;
+                saved = Instant::now();
+            }
+            if is_stopped {
                 return Err(self.stopped_in_tuning(epoch));
             }
         }
-        Ok(Ok(sum / targets.len() as f64))
+        Ok(Ok(()))
     }
 }

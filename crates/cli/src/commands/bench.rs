@@ -10,6 +10,7 @@ use serde_json::json;
 
 use crate::args::BenchArgs;
 use crate::commands::running::load;
+use crate::exit::CliError;
 use crate::machine;
 use crate::output::{Output, bytes};
 
@@ -21,7 +22,12 @@ const TRIES: usize = 5;
 pub fn run(args: &BenchArgs, out: &Output) -> Result<()> {
     let loaded = load(&args.model, &args.run, out)?;
     let before = machine::resident_bytes();
-    let (read, write) = (args.prompt_tokens as usize, args.tokens as usize);
+    let (read, write, limit) = (args.prompt_tokens as usize, args.tokens as usize, loaded.session().limit());
+    if read + write > limit {
+        let message =
+            format!("--prompt-tokens {read} and --tokens {write} are more than the {limit} positions of the model");
+        return Err(CliError::Usage(message).into());
+    }
     let bar = out.bar("measuring");
     let mut runs = Vec::new();
     for done in 0..args.runs as usize {

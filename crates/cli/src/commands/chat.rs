@@ -20,7 +20,7 @@ pub fn run(args: &ChatArgs, out: &Output) -> Result<()> {
     let template = ChatTemplate::open(dir)?;
     let tokenizer = Tokenizer::open(dir)?;
     let (settings, mut sampler) = settings(&args.sampling, tokenizer.eos())?;
-    let interrupt = Interrupt::install()?;
+    let interrupt = Interrupt::install(None)?;
 
     let message = |role: &str, content: &str| Message { role: role.to_owned(), content: content.to_owned() };
     let mut messages: Vec<Message> = args.system.iter().map(|system| message("system", system)).collect();

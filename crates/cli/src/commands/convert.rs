@@ -6,8 +6,10 @@ use serde_json::json;
 
 use crate::args::ConvertArgs;
 use crate::output::{Output, bytes};
+use crate::resolve::refuse_used;
 
 pub fn run(args: &ConvertArgs, out: &Output) -> Result<()> {
+    refuse_used(&args.out)?;
     let bar = out.bar("converting");
     let converted = convert_to_hf(&args.gguf, &args.out, &mut |progress| {
         bar.set(progress.done, progress.total);

@@ -1,10 +1,10 @@
 //! `omniquant eval`: perplexity, zero-shot accuracy.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::Result;
 use oq_data::{AddSpecial, Hub, Split, Task, Tokenizer, load_text};
-use oq_eval::{Perplexity, perplexity, zero_shot};
+use oq_eval::{Perplexity, Progress, perplexity, zero_shot};
 use oq_models::{Form, HeadKind, Model};
 use oq_recipe::ModelEntry;
 use serde_json::json;
@@ -12,6 +12,7 @@ use tch::Device;
 
 use crate::args::{EvalArgs, EvalDataArgs, HeadArg};
 use crate::commands::running;
+use crate::exit::CliError;
 use crate::machine;
 use crate::output::{Output, seconds};
 use crate::resolve::{Named, data_path};
@@ -38,9 +39,10 @@ pub fn run(args: &EvalArgs, out: &Output) -> Result<()> {
     if !args.tasks.is_empty() {
         return ask(args, &named, &model, (form, device), out);
     }
-    let subject = Subject::new(named.entry, &args.data, args.seqlen);
+    let subject = Subject::new(named.entry, &model, &args.data, args.seqlen)?;
     let started = std::time::Instant::now();
-    let (tokens, result) = subject.measure(&model, device, "measuring", out)?;
+    let result = subject.measure(&model, device, "measuring", out)?;
+    let tokens = subject.ids.len();
     let windows = result.window_nll.len();
     let value = json!({"model": named.name, "rtn": args.rtn, "quantized": model.quantization(), "data": subject.data,
         "seqlen": result.seqlen, "windows": windows, "tokens": tokens, "perplexity": result.value(),
@@ -84,33 +86,38 @@ fn ask(args: &EvalArgs, named: &Named, model: &Model, (form, device): (Form, Dev
 pub struct Subject {
     /// A dataset's name or a file.
     pub data: String,
-    data_dir: Option<PathBuf>,
+    /// Its tokens: one window at least.
+    ids: Vec<u32>,
     seqlen: usize,
     windows: Option<usize>,
 }
 
 impl Subject {
-    /// The command line's, else the model's own, else WikiText-2 in windows of 2048.
-    pub fn new(entry: Option<&ModelEntry>, args: &EvalDataArgs, seqlen: Option<usize>) -> Self {
+    /// The command line's, else the model's own, else WikiText-2 in windows of 2048, or of as many positions as the model has; by the
+    /// tokenizer of `model`.
+    pub fn new(entry: Option<&ModelEntry>, model: &Model, args: &EvalDataArgs, seqlen: Option<usize>) -> Result<Self> {
         let defaults = entry.map(|entry| entry.eval.clone()).unwrap_or_default();
         // A text of the user's own is not read in another text's windows.
         let own_data = args.data.is_none();
-        Self {
-            data: args.data.clone().or(defaults.data).unwrap_or_else(|| DEFAULT_DATA.to_owned()),
-            data_dir: args.data_dir.clone(),
-            seqlen: seqlen.or(defaults.seqlen.filter(|_| own_data)).unwrap_or(DEFAULT_SEQLEN),
-            windows: args.windows.map(|n| n as usize),
+        let data = args.data.clone().or(defaults.data).unwrap_or_else(|| DEFAULT_DATA.to_owned());
+        let ids = tokens(model.dir(), &data, Split::Test, args.data_dir.as_deref())?;
+        let longest = DEFAULT_SEQLEN.min(model.decoder().dims().max_positions);
+        let window = seqlen.or(defaults.seqlen.filter(|_| own_data)).unwrap_or(longest);
+        if seqlen.is_none() && ids.len() < window {
+            let message = format!(
+                "{data} has {} tokens, less than a window of {window}: give a longer text by --data",
+                ids.len()
+            );
+            return Err(CliError::Usage(message).into());
         }
+        Ok(Self { data, ids, seqlen: window, windows: args.windows.map(|n| n as usize) })
     }
 
-    /// Tokens of the text, and the perplexity of `model` on it.
-    pub fn measure(&self, model: &Model, device: Device, what: &str, out: &Output) -> Result<(usize, Perplexity)> {
-        let ids = tokens(model.dir(), &self.data, Split::Test, self.data_dir.as_deref())?;
+    /// The perplexity of `model`, whose tokenizer is the one of [`Self::new`].
+    pub fn measure(&self, model: &Model, device: Device, what: &str, out: &Output) -> Result<Perplexity> {
         let bar = out.bar(what);
-        let result = perplexity(model, &ids, self.seqlen, self.windows, device, &mut |progress| {
-            bar.set(progress.done, progress.total);
-        })?;
-        Ok((ids.len(), result))
+        let mut on = |progress: Progress| bar.set(progress.done, progress.total);
+        Ok(perplexity(model, &self.ids, self.seqlen, self.windows, device, &mut on)?)
     }
 
     /// `wikitext2, 8 windows of 2048`.

@@ -28,7 +28,7 @@ pub fn run(args: &GenerateArgs, out: &Output) -> Result<()> {
     let (settings, mut sampler) = settings(&args.sampling, tokenizer.eos())?;
     let prompt = tokenizer.encode(&prompt, AddSpecial::Yes)?;
     let mut session = loaded.session();
-    let interrupt = Interrupt::install()?;
+    let interrupt = Interrupt::install(None)?;
     let mut tell = |text: &str| {
         let is_read = out.is_json() || out.piece(text);
         if is_read && !interrupt.was_asked() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }

@@ -38,7 +38,7 @@ pub fn run(args: &PlanArgs, out: &Output) -> Result<()> {
     let text_bytes = text_bytes(&recipe);
     let cache_memory = args.cache_memory.map(|size| size.0);
     let setting = Setting { compute, machine, profile: profile.as_ref(), text_bytes, cache_memory };
-    let plan = Plan::new(&*decoder, &recipe, &setting);
+    let plan = Plan::new(&*decoder, &recipe, &setting)?;
     let value = json!({"model": named.name, "recipe": recipe, "plan": plan, "peak_bytes": plan.memory.host.total(),
         "peak_device_bytes": plan.memory.device.map(|parts| parts.total()), "machine": machine, "profile": profile,
         "fits": plan.fits()});

@@ -5,8 +5,6 @@ use std::fs::{File, OpenOptions};
 use std::io::Write as _;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
@@ -14,6 +12,7 @@ use oq_calib::{Machine, Notice, Options, Outcome, Plan, Setting, UNTUNED, check,
 use oq_data::{Split, segments_and_new};
 use oq_formats::atomic_write;
 use oq_models::{Compute, Model};
+use oq_quant_core::RotateKind;
 use oq_recipe::{Event, Method, Recipe, RunRecord};
 use serde_json::json;
 use tch::Device;
@@ -21,18 +20,33 @@ use tch::Device;
 use crate::args::QuantizeArgs;
 use crate::commands::eval::{Subject, tokens};
 use crate::commands::plan::{about, refuse, text_bytes};
+use crate::commands::running::Interrupt;
 use crate::exit::CliError;
 use crate::output::{Bar, Output, bytes, seconds};
 use crate::resolve::Named;
 use crate::{machine, profile};
 
 pub fn run(args: &QuantizeArgs, out: &Output) -> Result<()> {
+    if !args.report && (args.eval.data.is_some() || args.eval.windows.is_some()) {
+        let message = "--data and --windows are what --report measures on: add --report (calibration text is --calib)";
+        return Err(CliError::Usage(message.to_owned()).into());
+    }
     let device = machine::device(args.device)?;
     let named = Named::new(&args.model);
     // A mistake is told before anything is fetched.
     named.recipe(&args.recipe, None)?;
     let model = Model::open(&named.directory(out)?)?;
     let recipe = named.recipe(&args.recipe, Some(model.config()))?;
+    for key in args.recipe.overrides().unread(&recipe) {
+        out.note(&format!("note: {key} has no effect: nothing in this run reads it"));
+    }
+    let positions = model.decoder().dims().max_positions;
+    if recipe.reads_text() && recipe.calibration.seqlen > positions {
+        let seqlen = recipe.calibration.seqlen;
+        out.note(&format!(
+            "note: segments of {seqlen} tokens are longer than the {positions} positions that the model was made for"
+        ));
+    }
     let bits = recipe.bits.as_ref().map_or_else(String::new, |bits| format!("-{}bits", bits.average));
     let default_out = || PathBuf::from(format!("{}-{}{bits}", named.stem(), recipe.scheme));
     let dir = args.out.clone().unwrap_or_else(default_out);
@@ -46,10 +60,15 @@ pub fn run(args: &QuantizeArgs, out: &Output) -> Result<()> {
     let cache_memory = args.cache_memory.map(|size| size.0);
     let setting =
         Setting { compute, machine, profile: profile.as_ref(), text_bytes: text_bytes(&recipe), cache_memory };
-    let plan = Plan::new(model.decoder(), &recipe, &setting);
-    refuse(&plan)?;
+    let plan = Plan::new(model.decoder(), &recipe, &setting)?;
+    match refuse(&plan) {
+        Err(error) if args.force => out.note(&format!("note: {error}")),
+        refused => refused?,
+    }
     out.note(&planned(&plan));
 
+    // What the report needs is there before hours of learning.
+    let subject = args.report.then(|| Subject::new(named.entry, &model, &args.eval, None)).transpose()?;
     let segments = if recipe.reads_text() {
         let c = &recipe.calibration;
         let ids = tokens(model.dir(), &c.data, Split::Train, args.eval.data_dir.as_deref())?;
@@ -60,10 +79,11 @@ pub fn run(args: &QuantizeArgs, out: &Output) -> Result<()> {
     let job = Job { named: &named, recipe: &recipe, model: &model, dir: &dir, device, compute, cache_memory };
     let record = job.run(&segments, args.resume, out)?;
     let summary = oq_formats::inspect(&dir)?;
-    let mut report = Vec::new();
-    if args.report {
-        report = job.report(&Subject::new(named.entry, &args.eval, None), out)?;
-    }
+    let report = subject.map_or_else(|| Ok(Vec::new()), |subject| job.report(&subject, out));
+    let (report, failed) = match report {
+        Ok(report) => (report, None),
+        Err(error) => (Vec::new(), Some(error.context("quantized, but there is no report"))),
+    };
     let value = json!({"out": dir, "bytes": summary.total_bytes, "bits_per_weight": summary.bits_per_weight(),
         "run": record, "report": report});
     out.result(&value, || {
@@ -79,10 +99,11 @@ pub fn run(args: &QuantizeArgs, out: &Output) -> Result<()> {
             if i == 0 {
                 writeln!(text, "\nperplexity on {}", row.subject).expect("a string takes all");
             }
-            writeln!(text, "  {:<18}{:>10.4}", row.name, row.perplexity).expect("a string takes all");
+            writeln!(text, "  {:<20}{:>10.4}", row.name, row.perplexity).expect("a string takes all");
         }
         text
-    })
+    })?;
+    failed.map_or(Ok(()), Err)
 }
 
 /// What a run will take, in a line.
@@ -131,7 +152,7 @@ struct Row {
 impl Job<'_> {
     /// Quantizes, with progress on stderr and the record of the run in the output directory.
     fn run(&self, segments: &[Vec<u32>], resume: bool, out: &Output) -> Result<RunRecord> {
-        let stop = stop_on_ctrl_c()?;
+        let interrupt = Interrupt::install(Some("stopping; finished blocks are kept (once more to stop at once)"))?;
         let started = Instant::now();
         let started_unix = unix_now();
         let n_blocks = self.model.decoder().dims().n_layers;
@@ -149,7 +170,7 @@ impl Job<'_> {
         let mut failed = None;
         let Self { device, compute, cache_memory, .. } = *self;
         let options = Options { device, compute, cache_memory, out: self.dir.to_owned(), resume };
-        let result = quantize(self.model, self.recipe, segments, &options, &mut |notice| {
+        let mut on = |notice| {
             // The first notice comes when the directory is known to be this run's.
             let first = begun.take();
             let written = first.iter().chain(event_of(&notice)).try_for_each(|event| events.write(event));
@@ -158,8 +179,9 @@ impl Job<'_> {
                 failed = Some(error);
                 return ControlFlow::Break(());
             }
-            if stop.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-        });
+            if interrupt.was_asked() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        };
+        let result = interrupt.during(|| quantize(self.model, self.recipe, segments, &options, &mut on));
         if let Some(error) = failed {
             return Err(error);
         }
@@ -207,15 +229,17 @@ impl Job<'_> {
     /// Perplexity of the model in full precision, rounded to nearest, and as it was written.
     fn report(&self, subject: &Subject, out: &Output) -> Result<Vec<Row>> {
         let measure = |name: String, model: &Model| -> Result<Row> {
-            let (_, result) = subject.measure(model, self.device, &name, out)?;
+            let result = subject.measure(model, self.device, &name, out)?;
             Ok(Row { name, perplexity: result.value(), subject: subject.describe(&result) })
         };
         let full = measure("full precision".to_owned(), self.model)?;
         let rounded = Model::open(self.model.dir())?.with_round_to_nearest(self.recipe.scheme)?;
         let rounded = measure("round to nearest".to_owned(), &rounded)?;
+        let is_rotated = self.recipe.rotate.kind != RotateKind::None;
         let name = match self.recipe.method {
-            Method::Rtn if self.recipe.bits.is_none() => return Ok(vec![full, rounded]),
-            Method::Rtn => "mixed bits",
+            Method::Rtn if self.recipe.bits.is_some() => "mixed bits",
+            Method::Rtn if is_rotated => "rotated and rounded",
+            Method::Rtn => return Ok(vec![full, rounded]),
             Method::Smoothquant => "SmoothQuant",
             Method::Omniquant => "OmniQuant",
         };
@@ -287,20 +311,6 @@ impl Events {
         };
         file.write_all(event.to_line().as_bytes()).with_context(context)
     }
-}
-
-/// Set by the first Ctrl-C or SIGTERM; the second one ends the program at once.
-fn stop_on_ctrl_c() -> Result<Arc<AtomicBool>> {
-    let stop = Arc::new(AtomicBool::new(false));
-    let flag = Arc::clone(&stop);
-    let handler = move || {
-        if flag.swap(true, Ordering::Relaxed) {
-            std::process::exit(130);
-        }
-        eprintln!("stopping; finished blocks are kept (once more to stop at once)");
-    };
-    ctrlc::set_handler(handler).map_err(|e| CliError::Usage(format!("signals cannot be handled: {e}")))?;
-    Ok(stop)
 }
 
 fn unix_now() -> u64 {

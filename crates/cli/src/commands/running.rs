@@ -69,14 +69,17 @@ pub struct Interrupt {
 }
 
 impl Interrupt {
-    /// Handles the signals from here on: they end what [`Self::during`] runs, and the program at any other time, and when they come
-    /// again.
-    pub fn install() -> Result<Self, CliError> {
+    /// Handles the signals from here on: they end what [`Self::during`] runs, after a line with `note` where there is one, and the program
+    /// at any other time, and when they come again.
+    pub fn install(note: Option<&'static str>) -> Result<Self, CliError> {
         let interrupt = Self::default();
         let Self { busy, asked } = interrupt.clone();
         let handler = move || {
             if !busy.load(Ordering::Relaxed) || asked.swap(true, Ordering::Relaxed) {
                 std::process::exit(130);
+            }
+            if let Some(note) = note {
+                eprintln!("{note}");
             }
         };
         ctrlc::set_handler(handler).map_err(|e| CliError::Usage(format!("signals cannot be handled: {e}")))?;

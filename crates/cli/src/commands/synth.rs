@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -21,6 +20,7 @@ use crate::commands::plan::config_of;
 use crate::exit::CliError;
 use crate::machine;
 use crate::output::{Output, bytes, seconds};
+use crate::resolve::refuse_used;
 
 /// Of matrices: what the families' own training starts from (`initializer_range` in their configs).
 const DEVIATION: f32 = 0.02;
@@ -93,16 +93,6 @@ fn shape_of(args: &SynthArgs) -> Result<(&'static ModelEntry, Shape), CliError> 
 fn default_out(model: &str, layers: Option<u32>) -> PathBuf {
     let layers = layers.map_or(String::new(), |layers| format!("-{layers}l"));
     Path::new("out").join(format!("synth-{model}{layers}"))
-}
-
-fn refuse_used(dir: &Path) -> Result<(), CliError> {
-    let refused = |why: String| Err(CliError::Usage(format!("--out {}: {why}", dir.display())));
-    match fs::read_dir(dir).map(|mut entries| entries.next().is_some()) {
-        Ok(true) => refused("there are files already: remove them, or choose another".to_owned()),
-        Ok(false) => Ok(()),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-        Err(error) => refused(error.to_string()),
-    }
 }
 
 fn refuse_full(dir: &Path, needed: u64) -> Result<(), CliError> {

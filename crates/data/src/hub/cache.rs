@@ -65,8 +65,15 @@ impl RepoCache {
             return Ok(());
         }
         let path = self.dir.join("refs").join(&self.revision);
+        // A cache that is complete may be one that cannot be written.
+        if fs::read_to_string(&path).is_ok_and(|known| known.trim() == commit) {
+            return Ok(());
+        }
         create_parent(&path)?;
-        fs::write(&path, commit).map_err(|e| DataError::io(&path, "write", e))
+        // Whole or not at all for who reads it meanwhile.
+        let part = path.with_extension(format!("{}.part", std::process::id()));
+        let written = fs::write(&part, commit).and_then(|()| fs::rename(&part, &path));
+        written.map_err(|e| DataError::io(&path, "write", e))
     }
 
     /// The lock of one blob; `on_wait` is called before waiting for another process.

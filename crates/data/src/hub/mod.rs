@@ -84,7 +84,7 @@ const SMALL_FILES: [&str; 8] = [
     "chat_template.jinja",
 ];
 
-/// Weights in order of preference, each as (index of shards, single file).
+/// Weights in order of preference, each as (index of shards, single file); the single file comes first.
 const WEIGHTS: [(&str, &str); 2] =
     [("model.safetensors.index.json", "model.safetensors"), ("pytorch_model.bin.index.json", "pytorch_model.bin")];
 
@@ -229,6 +229,9 @@ fn take_model_files(
         get(file)?;
     }
     for (index, single) in WEIGHTS {
+        if has(single) {
+            return get(single).map(drop);
+        }
         if has(index) {
             for shard in shards(&get(index)?)? {
                 if !has(&shard) {
@@ -237,9 +240,6 @@ fn take_model_files(
                 get(&shard)?;
             }
             return Ok(());
-        }
-        if has(single) {
-            return get(single).map(drop);
         }
     }
     Err(missing("model.safetensors or pytorch_model.bin, alone or with its index"))

@@ -274,3 +274,20 @@ fn reading_says_which_file() {
     std::fs::write(&file, "scheme = \"w4a16\"\n").unwrap();
     assert_eq!(RecipeFile::read(&file).unwrap().method, None);
 }
+
+#[test]
+fn settings_that_nothing_reads_are_named() {
+    #[track_caller]
+    fn check(scheme: &str, overrides: Overrides, expected: &[&str]) {
+        let recipe = resolve(scheme, None, "", overrides.clone()).unwrap();
+        assert_eq!(overrides.unread(&recipe), expected);
+    }
+    let learning =
+        Overrides { epochs: Some(3), start: Some(Start::Search), tune_epochs: Some(2), ..Overrides::default() };
+    check("w4a16", learning.clone(), &[]);
+    let by = |method| Overrides { method: Some(method), alpha: Some(0.7), ..learning.clone() };
+    check("w4a4", by(Method::Smoothquant), &["learn.epochs", "learn.start", "tune.epochs"]);
+    check("w4a4", by(Method::Rtn), &["learn.epochs", "learn.start", "let.alpha", "tune.epochs"]);
+    let shift = Overrides { shift: Some(true), tune_lr: Some(1e-3), ..Overrides::default() };
+    check("w4a16", shift, &["let.shift", "tune.lr"]);
+}
