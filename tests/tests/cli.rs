@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::Path;
 use std::process::Stdio;
@@ -233,6 +234,24 @@ fn texts_are_continued() {
     assert_eq!(drawn("1"), drawn("1"));
     assert_ne!(drawn("1"), drawn("2"));
 
+    // What is said of draws and stops is done.
+    let with = |args: &[&str]| {
+        json(&[&["generate", "tiny-llama", "--prompt", "The river", "--max-tokens", "12"], args].concat())
+    };
+    let greedy = with(&[]);
+    let distinct =
+        |said: &Value| said["ids"].as_array().unwrap().iter().map(Value::as_u64).collect::<BTreeSet<_>>().len();
+    for narrow in [["--top-k", "1"], ["--top-p", "1e-9"]] {
+        assert_eq!(with(&[&["--temperature", "1"], &narrow[..]].concat())["ids"], greedy["ids"], "{narrow:?}");
+    }
+    assert!(distinct(&greedy) < 12, "{greedy}");
+    assert_eq!(distinct(&with(&["--repetition-penalty", "1e6"])), 12);
+    let whole = greedy["text"].as_str().unwrap();
+    let stop = &whole[whole.len() / 2..][..4];
+    let stopped = with(&["--stop", stop]);
+    assert_eq!((&stopped["end"], &stopped["stop"]), (&"stop".into(), &stop.into()));
+    assert_eq!(stopped["text"], whole[..whole.find(stop).unwrap()]);
+
     let refused = |args: &[&str], code: i32, reason: &str| {
         let output = run(omniquant().args(["generate", "tiny-llama", "-q"]).args(args), code);
         assert!(String::from_utf8_lossy(&output.stderr).contains(reason), "{output:?}");
@@ -265,6 +284,41 @@ fn conversations_need_a_template() {
     let answers: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(answers.len(), 2, "an empty line is no message: {lines}");
     assert!(answers.iter().all(|answer| answer["ids"].as_array().unwrap().len() <= 8));
+
+    // What the model reads is the conversation so far, by the template.
+    let generated =
+        |prompt: &str| json(&["generate", text(dir.path()), "--max-tokens", "8", "--prompt", prompt])["text"].clone();
+    let first = "system: Be brief.\nuser: Where does the river go?\nassistant:";
+    assert_eq!(answers[0]["text"], generated(first));
+    let answer = answers[0]["text"].as_str().unwrap();
+    let second = format!("{first} {answer}\nuser: And then?\nassistant:");
+    assert_eq!(answers[1]["text"], generated(&second), "after {second:?}");
+}
+
+#[test]
+fn tasks_are_asked() {
+    let dir = tempfile::tempdir().unwrap();
+    let tasks = dir.path().join("tasks");
+    std::fs::create_dir(&tasks).unwrap();
+    let arc = r#"{"question": "Where does the river go?", "choices": ["to the sea", "zq xj vw kq"], "gold": 0}"#;
+    std::fs::write(
+        tasks.join("arc_easy.test.jsonl"),
+        format!("{arc}\n{}\n", arc.replace("\"gold\": 0", "\"gold\": 1")),
+    )
+    .unwrap();
+    let boolq =
+        r#"{"query": "Passage: The river is old. \nQuestion: is the river old?", "choices": ["no", "yes"], "gold": 1}"#;
+    std::fs::write(tasks.join("boolq.validation.jsonl"), format!("{boolq}\n")).unwrap();
+    let said = json(&["eval", "tiny-llama", "--tasks", "arc_easy,boolq", "--data-dir", text(dir.path())]);
+    check_keys(&said, "model rtn quantized tasks kernels compute head device wall_secs peak_bytes");
+    let [arc, boolq] = &said["tasks"].as_array().unwrap()[..] else { panic!("{said}") };
+    // One of two is right, whatever is likelier.
+    assert_eq!((&arc["task"], &arc["items"], &arc["accuracy"]), (&"arc_easy".into(), &2.into(), &0.5.into()));
+    assert_eq!(arc["accuracy_per_character"], 0.5);
+    assert_eq!((&boolq["task"], &boolq["items"]), (&"boolq".into(), &1.into()));
+    assert!(boolq["accuracy_per_character"].is_null() && arc["accuracy_error"].as_f64().unwrap() > 0.0, "{said}");
+    let first = ["eval", "tiny-llama", "--tasks", "arc_easy", "--items", "1", "--data-dir", text(dir.path())];
+    assert_eq!(json(&first)["tasks"][0]["accuracy"], 1.0, "the sea is likelier than letters");
 }
 
 #[test]
@@ -301,6 +355,9 @@ fn a_run_leaves_records() {
     check_perplexity(&report[0]["perplexity"], 18.26);
     check_perplexity(&report[1]["perplexity"], 35.24);
     assert!(report[2]["perplexity"].as_f64().is_some_and(|x| x < 60.0), "{report:?}");
+    // The last is that of what was written.
+    let stored = json(&["eval", text(&out), "--data", text(&fixture("eval.txt")), "--seqlen", "256"]);
+    assert_eq!(report[2]["perplexity"], stored["perplexity"]);
 
     let record: RunRecord = serde_json::from_slice(&std::fs::read(out.join("run.json")).unwrap()).unwrap();
     assert_eq!(record, serde_json::from_value(said["run"].clone()).unwrap());

@@ -534,7 +534,7 @@ cp -r "$disk/out" "$answers/out"
 const MAY_NOT_MOUNT: i32 = 77;
 
 #[track_caller]
-fn check_small_disk(size: &str, more: &[&str], expected: &TempDir) {
+fn check_small_disk(size: &str, more: &[&str], says: &str, expected: &TempDir) {
     let (disk, answers) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let run = quantize(TINY, Path::new("unused"));
     let args: Vec<_> = run.get_args().take_while(|arg| *arg != "--out").collect();
@@ -556,6 +556,7 @@ fn check_small_disk(size: &str, more: &[&str], expected: &TempDir) {
     let (full, left) = (answer("full"), answer("left"));
     assert_eq!(answer("full-code").trim(), DOES_NOT_FIT.to_string(), "{size}: {full}");
     assert!(full.to_lowercase().contains("no space left") && !full.contains("panicked"), "{size}: {full}");
+    assert!(full.contains(says), "{size}: {full}");
     assert!(!left.contains("config.json") && !left.contains(".omniquant"), "{size}: {left}");
     let resumed = answer("resumed");
     assert_eq!(answer("resumed-code").trim(), "0", "{size}: {resumed}");
@@ -580,8 +581,8 @@ fn a_full_disk() {
     run(quantize(TINY, expected.path()).args(["--scheme", "w4a16g64", "--calib", CALIB]), 0);
     // Room for the journal alone, for a block or two, and for all blocks but not the head.
     for size in ["4k", "300k", "700k"] {
-        check_small_disk(size, &[], &expected);
+        check_small_disk(size, &[], "", &expected);
     }
     // Room for the journal and one of two stores of hidden states, of 32 KiB each.
-    check_small_disk("48k", &["--cache-memory", "0"], &expected);
+    check_small_disk("48k", &["--cache-memory", "0"], "hidden states that --cache-memory", &expected);
 }

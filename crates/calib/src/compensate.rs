@@ -4,7 +4,7 @@
 use oq_lwc::Lwc;
 use tch::{Kind, Tensor};
 
-use crate::inputs::{Moments, PART};
+use crate::inputs::Moments;
 
 /// Share of the mean of the diagonal that is added to it, so that there is an inverse (GPTQ, section 3.3).
 const DAMPING: f64 = 0.01;
@@ -18,17 +18,24 @@ pub(crate) const WEIGHTS: i64 = 1 << 24;
 /// Fills in `offsets [out, in]`, zeros before, for a `weight [out, in]` on the grids of `clip`. They stay zero where the inputs'
 /// moments have no inverse even so.
 pub(crate) fn fill(offsets: &Tensor, clip: &Lwc, weight: &Tensor, moments: &Moments) {
+    fill_by(WEIGHTS, offsets, clip, weight, moments);
+}
+
+/// [`fill`], with so many weights at once.
+fn fill_by(at_once: i64, offsets: &Tensor, clip: &Lwc, weight: &Tensor, moments: &Moments) {
     let grids = clip.grids(weight);
     let group = weight.size()[1] / grids[0].size()[1];
-    for (idx, products) in moments.products.iter().enumerate() {
-        let (first, n) = (idx as i64 * PART, products.size()[0]);
+    let mut next = 0;
+    for products in &moments.products {
+        let (first, n) = (next, products.size()[0]);
+        next += n;
         // The channels that say most come first: their errors have the most columns left to be made good by.
         let order = products.diagonal(0, 0, 1).argsort(0, true); // [n]
         let Some(factor) = factor(products, &order, damping(n, moments.tokens)) else { continue };
         let groups = ((&order + first).divide_scalar_mode(group, "floor")).to_kind(Kind::Int64);
         let groups = Vec::<i64>::try_from(groups).expect("a vector of i64");
         let rows = weight.size()[0];
-        let step = (WEIGHTS / n).max(1);
+        let step = (at_once / n).max(1);
         for row in (0..rows).step_by(step as usize) {
             let len = step.min(rows - row);
             let columns = weight.narrow(0, row, len).narrow(1, first, n).index_select(1, &order);
@@ -113,18 +120,22 @@ fn part_offsets(columns: &Tensor, factor: &Tensor, [scale, lowest, highest]: &[T
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::noise;
     use oq_quant_core::QuantSpec;
     use tch::Device;
 
     const TOKENS: i64 = 4000;
 
     /// Inputs whose channels go together, `[tokens, n]`, and what they sum up to.
-    fn inputs(n: i64) -> (Tensor, Moments) {
-        let options = (Kind::Float, Device::Cpu);
-        let x = Tensor::randn([TOKENS, 12], options).matmul(&Tensor::randn([12, n], options))
-            + Tensor::randn([TOKENS, n], options) * 0.3;
-        let products = x.transpose(0, 1).matmul(&x);
-        (x, Moments { squares: products.diagonal(0, 0, 1).copy(), products: vec![products], tokens: TOKENS })
+    fn inputs(seed: u64, n: i64) -> (Tensor, Moments) {
+        let x = noise(seed, &[TOKENS, 12]).matmul(&noise(seed + 1, &[12, n])) + noise(seed + 2, &[TOKENS, n]) * 0.3;
+        let moments = moments(&x);
+        (x, moments)
+    }
+
+    fn moments(x: &Tensor) -> Moments {
+        let products = x.transpose(0, 1).matmul(x);
+        Moments { squares: products.diagonal(0, 0, 1).copy(), products: vec![products], tokens: TOKENS }
     }
 
     fn offsets(clip: &Lwc, weight: &Tensor, moments: &Moments) -> Tensor {
@@ -181,9 +192,8 @@ mod tests {
         // f32 against f64: a place within 1e-4 of the middle between two codes may fall to either side, and what follows is another
         // valid result, so rows are compared and one of them may differ.
         const CLOSE: f64 = 2e-3;
-        tch::manual_seed(3);
-        let (_, moments) = inputs(160); // more than a batch
-        let weight = Tensor::randn([6, 160], (Kind::Float, Device::Cpu));
+        let (_, moments) = inputs(3, 160); // more than a batch
+        let weight = noise(13, &[6, 160]);
         let clip = start(&weight, &moments, "w3a16g32");
         let ours: Vec<f64> =
             Vec::try_from(offsets(&clip, &weight, &moments).to_kind(Kind::Double).view(-1)).expect("f64");
@@ -195,9 +205,8 @@ mod tests {
 
     #[test]
     fn outputs_are_nearer_than_those_of_rounding_to_nearest() {
-        tch::manual_seed(4);
-        let (x, moments) = inputs(96);
-        let weight = Tensor::randn([20, 96], (Kind::Float, Device::Cpu));
+        let (x, moments) = inputs(4, 96);
+        let weight = noise(14, &[20, 96]);
         for scheme in ["w4a16g32", "w3a16g48", "w2a16", "w3a16g32sym"] {
             let mut clip = start(&weight, &moments, scheme);
             let nearest = error(&clip, &weight, &x);
@@ -209,9 +218,8 @@ mod tests {
 
     #[test]
     fn the_share_that_is_left_is_what_compensation_leaves() {
-        tch::manual_seed(5);
-        let (x, moments) = inputs(96);
-        let weight = Tensor::randn([200, 96], (Kind::Float, Device::Cpu));
+        let (x, moments) = inputs(5, 96);
+        let weight = noise(15, &[200, 96]);
         let mut clip = start(&weight, &moments, "w4a16g32");
         let nearest = error(&clip, &weight, &x);
         clip.offsets = Some(offsets(&clip, &weight, &moments));
@@ -225,8 +233,35 @@ mod tests {
     }
 
     #[test]
+    fn parts_and_rows_are_gone_through_apart() {
+        let (x, _) = inputs(6, 96);
+        let weight = noise(17, &[20, 96]);
+        let halves = [0, 48].map(|first| (x.narrow(1, first, 48), weight.narrow(1, first, 48).contiguous()));
+        // Groups of 16, so that neither half begins with the first one.
+        let [left, right] = halves.map(|(x, weight)| {
+            let moments = moments(&x);
+            let clip = Lwc::new(20, 48, "w3a16g16".parse::<QuantSpec>().expect("a scheme").weight, Device::Cpu);
+            (offsets(&clip.expect("groups divide"), &weight, &moments), moments.products)
+        });
+        let expected = Tensor::cat(&[left.0, right.0], 1);
+        let whole =
+            Moments { squares: x.square(), products: left.1.into_iter().chain(right.1).collect(), tokens: TOKENS };
+        let clip = Lwc::new(20, 96, "w3a16g16".parse::<QuantSpec>().expect("a scheme").weight, Device::Cpu);
+        let clip = clip.expect("groups divide");
+        // All rows at once, and three at a time.
+        for at_once in [WEIGHTS, 3 * 48] {
+            let found = weight.zeros_like();
+            fill_by(at_once, &found, &clip, &weight, &whole);
+            let off = (found - &expected).abs().amax([1i64].as_slice(), false); // [20]
+            // Sums in another order: a row that meets the middle between two codes may go on otherwise.
+            let equal = off.lt(1e-3).sum(Kind::Int64).int64_value(&[]);
+            assert!(equal >= 19, "{equal} of 20 rows");
+        }
+    }
+
+    #[test]
     fn inputs_that_say_nothing_change_nothing() {
-        let weight = Tensor::randn([4, 64], (Kind::Float, Device::Cpu));
+        let weight = noise(16, &[4, 64]);
         let zeros = Tensor::zeros([64, 64], (Kind::Float, Device::Cpu));
         let silent =
             Moments { squares: Tensor::zeros([64], (Kind::Float, Device::Cpu)), products: vec![zeros], tokens: 1 };

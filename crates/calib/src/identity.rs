@@ -17,7 +17,7 @@ pub(crate) struct Identity {
     pub(crate) version: String,
     /// The recipe as resolved, as JSON.
     pub(crate) recipe: String,
-    /// sha256 of `config.json`, of the shards' names, sizes and headers, and of the first bytes of what lies outside the blocks.
+    /// sha256 of `config.json`, of the tensors' names, types and shapes, of the shards' sizes, and of the first bytes of what lies outside the blocks.
     pub(crate) model: String,
     /// sha256 of the calibration token ids.
     pub(crate) calibration: String,

@@ -179,17 +179,16 @@ impl BlockOps for InputOps<'_> {
 
 #[cfg(test)]
 mod tests {
-    use oq_models::Model;
     use oq_quant_core::SiteKind;
     use tch::Device;
 
     use super::*;
+    use crate::testing::{fixture, noise};
 
     #[test]
     fn products_are_those_of_all_pairs() {
-        tch::manual_seed(1);
         for n in [24, 512, 576, 1300] {
-            let batches = [(); 3].map(|()| Tensor::randn([2, 40, n], (Kind::Float, Device::Cpu)));
+            let batches = [1, 2, 3].map(|seed| noise(seed, &[2, 40, n]));
             let mut moments = Moments::new(&batches[0], true);
             batches.iter().for_each(|x| moments.add(x));
             moments.finish();
@@ -205,8 +204,7 @@ mod tests {
 
     #[test]
     fn what_will_be_rescaled_is_not_watched() {
-        let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/tiny-llama");
-        let model = Model::open(&dir).unwrap();
+        let model = fixture("tiny-llama");
         let (decoder, weights) = (model.decoder(), model.load_block(0, Device::Cpu).unwrap());
         let sites = decoder.sites(SiteKind::Norm).unwrap();
         let linears: Vec<LinearName> = decoder.block_layout().linears.iter().map(|linear| linear.name).collect();

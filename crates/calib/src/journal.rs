@@ -1,4 +1,4 @@
-//! What a run has finished, beside its output: one JSON line per block, so that a killed run goes on where it was.
+//! What a run has finished, beside its output: one JSON line per shard, so that a killed run goes on where it was.
 //!
 //! The first line names everything that decides the result. A line is appended and synced after the block's shard is in place;
 //! a torn last line counts as not written.
@@ -8,7 +8,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use oq_formats::is_leftover;
-use oq_recipe::BlockRecord;
+use oq_recipe::{BlockRecord, RECORDS};
 use serde::{Deserialize, Serialize};
 
 use crate::identity::Identity;
@@ -197,7 +197,7 @@ fn holds_files(dir: &Path) -> std::io::Result<bool> {
     for entry in std::fs::read_dir(dir)? {
         let entry = entry?;
         let name = entry.file_name();
-        let is_own = [JOURNAL, WIDTHS, "events.jsonl", "run.json", "recipe.toml"].iter().any(|own| name == *own);
+        let is_own = [JOURNAL, WIDTHS].iter().chain(&RECORDS).any(|own| name == *own);
         let is_empty = name == UNTUNED && holds_files(&entry.path()).is_ok_and(|holds| !holds);
         if !(is_own || is_empty || is_leftover(&name)) {
             return Ok(true);

@@ -169,7 +169,56 @@ fn tell(watch: &mut dyn FnMut(Beat) -> ControlFlow<()>, beat: Beat) -> Result<()
 
 #[cfg(test)]
 mod tests {
+    use oq_models::Compute;
+    use oq_recipe::{Loss, Overrides};
+    use tch::Device;
+
     use super::*;
+    use crate::testing::fixture;
+    use crate::{Options, quantize};
+
+    #[test]
+    fn a_tokens_error_counts_by_its_size_where_that_is_asked_for() {
+        let target = Tensor::from_slice(&[1.0f32, 1.0, 100.0, 100.0]).view([1, 2, 2]);
+        let of = |loss, off: [f32; 4]| {
+            error(loss, &(&target + Tensor::from_slice(&off).view([1, 2, 2])), &target).double_value(&[])
+        };
+        // A tenth of each token, and of one of them alone.
+        let (both, small) = ([0.1, 0.1, 10.0, 10.0], [0.1, 0.1, 0.0, 0.0]);
+        let close = |got: f64, expected: f64| assert!((got / expected - 1.0).abs() < 1e-4, "{got} for {expected}");
+        close(of(Loss::Relative, both), 0.01);
+        close(of(Loss::Relative, small), 0.005);
+        close(of(Loss::Mse, both), 50.005);
+        close(of(Loss::Mse, small), 0.005);
+        // Where there is nothing, any error is far too large, but a number.
+        let nothing = target.zeros_like();
+        assert!(error(Loss::Relative, &(&nothing + 1e-30), &nothing).double_value(&[]).is_finite());
+    }
+
+    #[test]
+    fn the_second_target_is_the_block_on_its_own_input() {
+        let model = fixture("tiny-llama");
+        let losses = |aug_loss| {
+            let out = tempfile::tempdir().unwrap();
+            let overrides = Overrides {
+                samples: Some(1),
+                seqlen: Some(32),
+                epochs: Some(1),
+                aug_loss: Some(aug_loss),
+                ..Overrides::default()
+            };
+            let recipe = Recipe::resolve("w2a16g64".parse().unwrap(), None, None, &overrides).unwrap();
+            let (device, compute) = (Device::Cpu, Compute::F32);
+            let options = Options { device, compute, cache_memory: None, out: out.path().to_owned(), resume: false };
+            let segments = [(0..32).map(|i| (i * i * 31 + 7) % 1024).collect()];
+            let outcome = quantize(&model, &recipe, &segments, &options, &mut |_| ControlFlow::Continue(()));
+            outcome.unwrap().blocks.into_iter().map(|block| block.losses[0]).collect::<Vec<_>>()
+        };
+        let (one, both) = (losses(false), losses(true));
+        // Both inputs of the first block are the embeddings. Later ones differ, and a block is nearer to what it makes of its own.
+        assert_eq!(both[0], 2.0 * one[0]);
+        assert!(both[1..].iter().zip(&one[1..]).all(|(both, one)| *both < 1.9 * one), "{both:?} for {one:?}");
+    }
 
     const PLAN: Plan = Plan { epochs: 2, batches: 3, lr: 0.5 };
 

@@ -4,8 +4,8 @@
 //! [`quantize`] chooses widths first, where an average of bits is asked for. It takes one block at a time: runs it in full precision for
 //! the targets, learns, merges, finalizes the codes, writes the block's shard, and passes the quantized block's output on. With epochs
 //! of tuning it then goes through all blocks, again one at a time, and writes each anew. Memory is one block and the calibration tokens'
-//! hidden states; of depth it has what tuning learns, three numbers per group. A killed run goes on after its last finished block or
-//! epoch and ends in the same bytes.
+//! hidden states; of depth it has what tuning learns, three numbers per group. A killed run goes on after its last finished block, or
+//! where tuning was kept last, and ends in the same bytes.
 
 mod adamw;
 mod allocate;
@@ -27,6 +27,9 @@ mod student;
 mod tune;
 mod widths;
 mod work;
+
+#[cfg(test)]
+mod testing;
 
 pub use error::CalibError;
 pub use journal::{JOURNAL, JournalError, UNTUNED};

@@ -46,9 +46,9 @@ pub struct Options {
 pub enum Notice {
     /// Something for the record.
     Event(Event),
-    /// Steps done and to do, over the whole run.
+    /// Work done and to do: of the choice of widths first, where there is one, then of all the rest.
     Progress {
-        /// Optimizer steps done (blocks, where nothing is learned).
+        /// In steps of a block or what takes as long; in blocks, where nothing is learned.
         done: usize,
         /// Of all.
         total: usize,
@@ -77,7 +77,7 @@ pub fn check(model: &Model, recipe: &Recipe) -> Result<(), CalibError> {
 /// Quantizes `model` by `recipe` into a packed directory.
 ///
 /// `segments` are token ids of equal length to learn from, [`Recipe::segments`] of them: those of the blocks, then those of each pass of
-/// tuning; a method that reads no text ignores them. `on` hears of progress and can ask the run to stop, which it does within a
+/// tuning; a recipe that reads no text ignores them. `on` hears of progress and can ask the run to stop, which it does within a
 /// step; what is finished stays for [`Options::resume`].
 pub fn quantize(
     model: &Model,

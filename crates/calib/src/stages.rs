@@ -27,9 +27,8 @@ impl<'a> Stages<'a> {
     pub(crate) fn create(out: &Path, model: &'a Model, recipe: &Recipe) -> Result<Self, CalibError> {
         let output = Output::create(out, model, Widths::uniform(recipe.scheme))?;
         let untuned_dir = out.join(UNTUNED);
-        let tunes = recipe.method.learns() && recipe.tune.epochs > 0;
         let untuned = || Output::create(&untuned_dir, model, Widths::uniform(recipe.scheme));
-        let untuned = tunes.then(untuned).transpose()?;
+        let untuned = (recipe.tune_epochs() > 0).then(untuned).transpose()?;
         Ok(Self { output, untuned, untuned_dir, n_blocks: model.decoder().dims().n_layers })
     }
 

@@ -159,6 +159,22 @@ impl<'a> Student<'a> {
     /// One step down `loss`, a function of the block's operations. Returns the loss before the step; when it or a gradient
     /// is not finite, NaN, and nothing has moved.
     pub(crate) fn step(&mut self, optimizer: &mut AdamW, loss: impl FnOnce(&dyn BlockOps) -> Tensor) -> f64 {
+        let Some(Gradients { value, moved, of_quantized, of_params }) = self.gradients(loss) else { return f64::NAN };
+        if let Some(rate) = self.rounding.as_mut().map(Descending::next) {
+            for (&name, clip) in &mut self.clips {
+                let name = weight_name(name);
+                let weight = moved.get(&name).unwrap_or_else(|| self.weights.get(&name));
+                clip.move_offsets(weight, &of_quantized[name.as_str()], rate);
+            }
+        }
+        let strengths = self.clips.values_mut().flat_map(|clip| [&mut clip.gamma, &mut clip.beta]);
+        optimizer.step(strengths.chain(self.values.tensors_mut()).zip(of_params));
+        self.values.keep_off_zero();
+        value
+    }
+
+    /// What a step needs; none where the loss or a gradient is not finite.
+    fn gradients(&self, loss: impl FnOnce(&dyn BlockOps) -> Tensor) -> Option<Gradients> {
         let values = self.values.leaves();
         // Runs record no graph otherwise.
         let moved = tch::with_grad(|| self.transform.apply(&values, |name| self.weights.find(name)));
@@ -167,7 +183,7 @@ impl<'a> Student<'a> {
         let loss = tch::with_grad(|| loss(&ops));
         let value = loss.double_value(&[]);
         if !value.is_finite() {
-            return f64::NAN;
+            return None;
         }
         // Only norms that learn stand above both parts of a block that attention has cut.
         let grads = backward(loss, leaves.values().collect(), ops.cut(), !moved.is_empty());
@@ -198,20 +214,8 @@ impl<'a> Student<'a> {
             of_params.extend(Tensor::run_backward(&[linear], &values.tensors().collect::<Vec<_>>(), false, false));
         }
         let sum: Tensor = of_params.iter().map(|grad| grad.sum(Kind::Float)).sum();
-        if !sum.double_value(&[]).is_finite() {
-            return f64::NAN;
-        }
-        if let Some(rate) = self.rounding.as_mut().map(Descending::next) {
-            for (&name, clip) in &mut self.clips {
-                let name = weight_name(name);
-                let weight = moved.get(&name).unwrap_or_else(|| self.weights.get(&name));
-                clip.move_offsets(weight, &of_quantized[name.as_str()], rate);
-            }
-        }
-        let strengths = self.clips.values_mut().flat_map(|clip| [&mut clip.gamma, &mut clip.beta]);
-        optimizer.step(strengths.chain(self.values.tensors_mut()).zip(of_params));
-        self.values.keep_off_zero();
-        value
+        let is_finite = sum.double_value(&[]).is_finite();
+        is_finite.then_some(Gradients { value, moved, of_quantized, of_params })
     }
 
     /// The leaves of the block's graph: quantized weights of all linears, and whatever else the transformation changed.
@@ -233,6 +237,18 @@ impl<'a> Student<'a> {
             self.clips[&name].quantize(weight)
         })
     }
+}
+
+/// What a step goes by.
+struct Gradients {
+    /// The loss.
+    value: f64,
+    /// The tensors that were transformed.
+    moved: BTreeMap<String, Tensor>,
+    /// Gradients of quantized weights, where rounding is learned.
+    of_quantized: BTreeMap<String, Tensor>,
+    /// Gradients of the strengths of each linear, then of scales and shifts.
+    of_params: Vec<Tensor>,
 }
 
 /// Applies a transformation, and makes the codes of what it gives.
@@ -346,3 +362,6 @@ impl BlockOps for StudentOps<'_> {
         self.find(name).unwrap_or_else(|| self.weights.get(name)).shallow_clone()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -297,23 +297,24 @@ impl Changes {
 #[cfg(test)]
 mod tests {
     use std::ops::ControlFlow;
-    use std::path::PathBuf;
 
     use oq_models::Compute;
+    use oq_random::SplitMix64;
     use oq_recipe::{Method, Overrides, Recipe};
     use tch::Device;
 
     use super::*;
     use crate::states::Cache;
+    use crate::testing::fixture;
     use crate::widths::Widths;
     use crate::{Options, quantize};
 
-    const TOKENS: usize = 24;
+    /// Predictions of more than one part.
+    const TOKENS: usize = 150;
 
     /// A tuner of a model that was rounded to nearest, with the embedded tokens and the last states in full precision.
     fn with_tuner(name: &str, scheme: &str, test: impl FnOnce(&mut Tuner<'_>, &Tensor, &Tensor)) {
-        let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures").join(name);
-        let model = Model::open(&dir).unwrap();
+        let model = fixture(name);
         let out = tempfile::tempdir().unwrap();
         let scheme = scheme.parse().unwrap();
         let rtn = Overrides { method: Some(Method::Rtn), tune_epochs: Some(2), ..Overrides::default() };
@@ -322,9 +323,10 @@ mod tests {
         let options = Options { device, compute, cache_memory: None, out: out.path().to_owned(), resume: false };
         quantize(&model, &recipe, &[], &options, &mut |_| ControlFlow::Continue(())).unwrap();
         let _no_grad = tch::no_grad_guard();
-        tch::manual_seed(1);
         let ctx = model.decoder().context(TOKENS, device);
-        let ids = Tensor::randint(model.decoder().dims().vocab as i64, [1, TOKENS as i64], (Kind::Int64, device));
+        let mut random = SplitMix64::new(1);
+        let ids = [(); TOKENS].map(|()| random.below(model.decoder().dims().vocab as u64) as i64);
+        let ids = Tensor::from_slice(&ids).unsqueeze(0);
         let x = model.decoder().embed(&model.outer(device), &ids).unwrap();
         let mut target = x.shallow_clone();
         for block in 0..model.decoder().dims().n_layers {

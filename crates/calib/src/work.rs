@@ -30,7 +30,7 @@ impl Work {
         let Calibration { samples, batch, .. } = recipe.calibration;
         let batches = if learns { samples.div_ceil(batch) } else { 1 };
         let epochs = if learns { recipe.learn.epochs } else { 1 };
-        let tune_epochs = if learns { recipe.tune.epochs } else { 0 };
+        let tune_epochs = recipe.tune_epochs();
         let mut work =
             Self { n_blocks, batches, epochs, tune_epochs, resumed_blocks, found: 0, started: Instant::now() };
         work.found = work.in_block(resumed_blocks, 0, 0);

@@ -152,7 +152,7 @@ pub struct EvalArgs {
     pub model: String,
     #[command(flatten)]
     pub data: EvalDataArgs,
-    /// Tokens of a window [default: 2048, or without --data what configs/ has for the model]
+    /// Tokens of a window [default: 2048, or as many as the model has positions for; without --data what configs/ has for it]
     #[arg(long, value_name = "N")]
     pub seqlen: Option<usize>,
     /// Zero-shot accuracy in place of perplexity: a list of piqa, arc_easy, arc_challenge, boolq, hellaswag, winogrande, whose files lie
@@ -172,7 +172,7 @@ pub struct EvalArgs {
     /// Products in f32, bf16, or auto: bf16 where the device multiplies it fast
     #[arg(long, value_name = "KIND", value_enum, default_value_t = ComputeArg::F32)]
     pub compute: ComputeArg,
-    /// The matrix that makes logits: stored (as it is) or w8 (rounded to 8 bits)
+    /// The matrix that makes logits: stored (as it is, held in f32 here) or w8 (rounded to 8 bits)
     #[arg(long, value_name = "HEAD", value_enum, default_value_t = HeadArg::Stored)]
     pub head: HeadArg,
     /// auto, cpu or cuda:N

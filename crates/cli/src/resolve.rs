@@ -126,11 +126,11 @@ fn from_wheel(name: &str, file: &str, bytes: u64, out: &Output) -> Result<PathBu
 
 /// `$XDG_CACHE_HOME/omniquant`, else `~/.cache/omniquant`.
 pub fn cache_dir() -> Result<PathBuf> {
-    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     // A relative path counts as none: so the standard has it.
-    let base =
-        set("XDG_CACHE_HOME").filter(|base| base.is_absolute()).or_else(|| set("HOME").map(|home| home.join(".cache")));
-    let base = base.ok_or_else(|| CliError::Missing("neither XDG_CACHE_HOME nor HOME is set".to_owned()))?;
+    let set = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let base = set("XDG_CACHE_HOME").or_else(|| set("HOME").map(|home| home.join(".cache")));
+    let mend = "neither XDG_CACHE_HOME nor HOME names an absolute folder: set one";
+    let base = base.ok_or_else(|| CliError::Missing(mend.to_owned()))?;
     Ok(base.join("omniquant"))
 }
 

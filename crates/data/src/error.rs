@@ -19,7 +19,7 @@ pub enum DataError {
     },
     /// A directory holds no chat template.
     #[error(
-        "{}: no chat template here (chat_template.jinja, or in tokenizer_config.json): a model that was not trained to chat can \
+        "{}: no chat template here (chat_template.jinja, or in tokenizer_config.json or chat_template.json): a model that was not trained to chat can \
          continue a text, `omniquant generate`",
         dir.display()
     )]

@@ -261,6 +261,40 @@ mod tests {
     }
 
     #[test]
+    fn the_likeliest_choice_is_the_answer() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/tiny-llama");
+        let (model, tokenizer) = (Model::open(&dir).unwrap(), Tokenizer::open(&dir).unwrap());
+        let choice =
+            |continuation: &str| Choice { context: "The man".to_owned(), continuation: continuation.to_owned() };
+        // One is short; one is likely for its length.
+        let choices = [" q", " and the old man went down to the river", " zq xj"].map(choice);
+        let worth = |choice: &Choice| {
+            let (read, targets) = tokens(&tokenizer, choice, 512).unwrap();
+            let ids: Vec<i64> = read.iter().map(|&id| i64::from(id)).collect();
+            let logits = logits(&model, &Tensor::from_slice(&ids).unsqueeze(0), Device::Cpu).unwrap();
+            let log_p = logits.squeeze_dim(0).log_softmax(-1, Kind::Double);
+            let first = read.len() - targets.len();
+            let of_token = |(i, &id): (usize, &u32)| log_p.double_value(&[(first + i) as i64, i64::from(id)]);
+            targets.iter().enumerate().map(of_token).sum::<f64>()
+        };
+        let best = |worths: [f64; 3]| (0..3).max_by(|&a, &b| worths[a].total_cmp(&worths[b])).unwrap();
+        let plain = best(choices.each_ref().map(worth));
+        let characters = |choice: &Choice| (choice.continuation.len() - 1) as f64;
+        let normalized = best(choices.each_ref().map(|choice| worth(choice) / characters(choice)));
+        assert_ne!(plain, normalized, "else the two cannot be told apart");
+        let ask = |golds: &[usize]| {
+            let items: Vec<Item> = golds.iter().map(|&gold| Item { choices: choices.to_vec(), gold }).collect();
+            let result = zero_shot(&model, &tokenizer, &items, Device::Cpu, &mut |_| ()).unwrap();
+            (result.items, result.plain, result.normalized)
+        };
+        for gold in 0..3 {
+            let is = |best: usize| f64::from(u8::from(best == gold));
+            assert_eq!(ask(&[gold]), (1, is(plain), is(normalized)));
+        }
+        assert_eq!(ask(&[plain, plain, normalized, plain]), (4, 0.75, 0.25));
+    }
+
+    #[test]
     fn tokens_beyond_the_vocabulary_are_refused_where_nothing_reads_them() {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/tiny-llama");
         let model = Model::open(&dir).unwrap();

@@ -76,8 +76,10 @@ mod tests {
     #[cfg(target_os = "linux")]
     fn resident() -> usize {
         let status = std::fs::read_to_string("/proc/self/status").unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("RssFile:")).unwrap();
-        line.trim().strip_suffix("kB").unwrap().trim().parse::<usize>().unwrap() * 1024
+        // A file on tmpfs is shared memory to the system.
+        let kinds = ["RssFile:", "RssShmem:"];
+        let lines = status.lines().filter_map(|line| kinds.iter().find_map(|kind| line.strip_prefix(kind)));
+        lines.map(|line| line.trim().strip_suffix("kB").unwrap().trim().parse::<usize>().unwrap() * 1024).sum()
     }
 
     #[cfg(target_os = "linux")]

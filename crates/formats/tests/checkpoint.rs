@@ -54,8 +54,10 @@ static MEASURING: Mutex<()> = Mutex::new(());
 #[cfg(target_os = "linux")]
 fn file_backed_memory() -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("RssFile:")).unwrap();
-    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+    // A file on tmpfs is shared memory to the system.
+    let kinds = ["RssFile:", "RssShmem:"];
+    let lines = status.lines().filter_map(|line| kinds.iter().find_map(|kind| line.strip_prefix(kind)));
+    lines.map(|line| line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024).sum()
 }
 
 #[cfg(target_os = "linux")]

@@ -1,6 +1,6 @@
 //! A linear layer of packed weights.
 
-use oq_quant_core::{QuantizedTensor, WeightSpec};
+use oq_quant_core::QuantizedTensor;
 use rayon::prelude::*;
 
 use crate::kernel::{Code, Fused, Kernel, Product, Vector};
@@ -26,7 +26,6 @@ const PARALLEL_COPY: usize = 1 << 16;
 #[derive(Clone, Debug)]
 pub struct PackedLinear {
     layout: Layout,
-    spec: WeightSpec,
     bias: Option<Vec<f32>>,
     kernel: &'static Kernel,
 }
@@ -73,7 +72,7 @@ impl PackedLinear {
         if let Some(bias) = bias {
             check_len("bias", &[out_features], bias.len())?;
         }
-        Ok(Self { layout: Layout::new(weight), spec: weight.spec(), bias: bias.map(<[f32]>::to_vec), kernel })
+        Ok(Self { layout: Layout::new(weight), bias: bias.map(<[f32]>::to_vec), kernel })
     }
 
     /// The same layer on another kernel.
@@ -86,8 +85,8 @@ impl PackedLinear {
 
     /// `x [rows, in_features]` times the transposed weights, plus the bias, into `out [rows, out_features]`.
     ///
-    /// Columns are split over the threads of the current rayon pool. Activations must be finite: the results of a row that
-    /// holds an infinity are not defined.
+    /// Columns are split over the threads of the current rayon pool. A result that an infinity or NaN takes part in is not a number or
+    /// infinite; other rows are not touched by it.
     ///
     /// # Errors
     /// When a slice has another length.
@@ -206,19 +205,9 @@ impl PackedLinear {
         }
     }
 
-    /// How the weights were quantized.
-    pub fn spec(&self) -> WeightSpec {
-        self.spec
-    }
-
     /// `[out_features, in_features]`.
     pub fn shape(&self) -> [usize; 2] {
         [self.layout.out_features, self.layout.in_features]
-    }
-
-    /// The kernel that computes.
-    pub fn kernel(&self) -> &'static Kernel {
-        self.kernel
     }
 
     /// Bytes of weights, scales and zero points: what a pass over the layer reads.

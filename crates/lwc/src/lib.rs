@@ -218,7 +218,7 @@ impl Lwc {
 
     /// Final codes of a weight `[out, in]`, with scales that are f16 numbers; computed on the CPU.
     ///
-    /// Refuses a weight of another shape, and numbers that are not finite in the weight or the strengths.
+    /// Refuses a weight of another shape, NaN among the strengths, and numbers that are not finite in the weight or the offsets.
     pub fn quantize(&self, weight: &Tensor) -> Result<QuantizedTensor, LwcError> {
         self.check_shape(weight)?;
         let [rows, cols] = self.shape().map(|n| n as usize);

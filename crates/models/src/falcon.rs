@@ -22,7 +22,7 @@ use crate::rope::{self, Rope};
 use crate::rotate::Residual;
 
 /// The entry in [`crate::FAMILIES`].
-pub const FAMILY: Family = Family { name: "Falcon", model_types: &["falcon"], read: |json| Ok(Box::new(read(json)?)) };
+pub const FAMILY: Family = Family { model_types: &["falcon"], read: |json| Ok(Box::new(read(json)?)) };
 
 const QKV: LinearName = LinearName("self_attention.query_key_value");
 const DENSE: LinearName = LinearName("self_attention.dense");

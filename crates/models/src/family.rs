@@ -161,8 +161,6 @@ pub trait Decoder: Send + Sync {
 
 /// An entry of [`FAMILIES`].
 pub struct Family {
-    /// Name for people.
-    pub name: &'static str,
     /// Values of `model_type` it reads.
     pub model_types: &'static [&'static str],
     /// Reads a `config.json`.

@@ -57,7 +57,7 @@ impl Head {
             HeadKind::Wide | HeadKind::Stored => Ok(Self::Dense(tensor_of(view, device)?)),
             HeadKind::W8 if device != Device::Cpu => Err(ModelError::PackedDevice { device }),
             HeadKind::W8 => {
-                let packed = PackedLinear::new(&in_8_bits(view)?, None)?;
+                let packed = PackedLinear::new(&in_8_bits(view, SLAB)?, None)?;
                 Ok(Self::Packed(Box::new(packed.with_kernel(kernel_of(Compute::Bf16)?)?)))
             }
         }
@@ -86,8 +86,8 @@ impl Head {
     }
 }
 
-/// Groups of 64, or of the largest smaller power of two that cuts the width; some rows at a time, so that memory stays small.
-fn in_8_bits(view: &TensorView<'_>) -> Result<QuantizedTensor, ModelError> {
+/// Groups of 64, or of the largest smaller power of two that cuts the width; so many values at a time, so that memory stays small.
+fn in_8_bits(view: &TensorView<'_>, slab: usize) -> Result<QuantizedTensor, ModelError> {
     let (vocab, width) = (view.shape[0], view.shape[1]);
     let group = 1 << width.trailing_zeros().min(6);
     let spec = WeightSpec {
@@ -95,7 +95,7 @@ fn in_8_bits(view: &TensorView<'_>) -> Result<QuantizedTensor, ModelError> {
         group: GroupSize::channels(group).expect("it is not 0"),
         symmetry: Symmetry::Asymmetric,
     };
-    let rows = (SLAB / width).max(1);
+    let rows = (slab / width).max(1);
     let row_bytes = view.bytes.len() / vocab;
     let slabs = view.bytes.chunks(rows * row_bytes).map(|bytes| {
         let shape = [bytes.len() / row_bytes, width];
@@ -119,4 +119,21 @@ fn by_rows<T: Half + oq_slices::Number>(weight: &Tensor, x: &Tensor) -> Tensor {
         multiply_dense(weight, x, y).expect("the output was made in the product's shape");
     }
     y
+}
+
+#[cfg(test)]
+mod tests {
+    use oq_formats::Dtype;
+
+    use super::*;
+
+    #[test]
+    fn slabs_make_no_difference() {
+        let values: Vec<u8> = (0..7 * 96).flat_map(|i| (((i * 37 % 101) as f32 - 50.0) / 8.0).to_le_bytes()).collect();
+        let view = TensorView { name: "lm_head.weight", dtype: Dtype::F32, shape: &[7, 96], bytes: &values };
+        let whole = in_8_bits(&view, SLAB).unwrap();
+        assert_eq!(whole.shape(), [7, 96]);
+        // Two rows at a time, and the last one alone.
+        assert_eq!(in_8_bits(&view, 2 * 96).unwrap(), whole);
+    }
 }

@@ -24,11 +24,8 @@ use crate::rope::{self, Rope};
 use crate::rotate::Residual;
 
 /// The entry in [`crate::FAMILIES`].
-pub const FAMILY: Family = Family {
-    name: "LLaMA",
-    model_types: &["llama", "mistral", "qwen2", "qwen3"],
-    read: |json| Ok(Box::new(read(json)?)),
-};
+pub const FAMILY: Family =
+    Family { model_types: &["llama", "mistral", "qwen2", "qwen3"], read: |json| Ok(Box::new(read(json)?)) };
 
 const Q: LinearName = LinearName("self_attn.q_proj");
 const K: LinearName = LinearName("self_attn.k_proj");

@@ -21,7 +21,7 @@ use crate::mask;
 use crate::rotate::Residual;
 
 /// The entry in [`crate::FAMILIES`].
-pub const FAMILY: Family = Family { name: "OPT", model_types: &["opt"], read: |json| Ok(Box::new(read(json)?)) };
+pub const FAMILY: Family = Family { model_types: &["opt"], read: |json| Ok(Box::new(read(json)?)) };
 
 const Q: LinearName = LinearName("self_attn.q_proj");
 const K: LinearName = LinearName("self_attn.k_proj");

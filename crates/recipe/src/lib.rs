@@ -33,4 +33,4 @@ pub use patch::{
     BitsPatch, CalibrationPatch, LearnPatch, Overrides, RecipeFile, RotatePatch, TransformPatch, TunePatch,
 };
 pub use recipe::{Calibration, Learn, Loss, Method, Preset, Recipe, Rotate, Rounding, Start, Transform, Tune};
-pub use record::{BlockRecord, Event, RunRecord};
+pub use record::{BlockRecord, EVENTS, Event, RECIPE, RECORDS, RUN, RunRecord};

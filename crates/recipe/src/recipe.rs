@@ -157,7 +157,7 @@ pub enum Loss {
 /// ([`Calibration::samples`]), and whether all blocks are tuned ([`Tune::epochs`]).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Preset {
-    /// The method as published: clipping alone, from 98 % of the range.
+    /// The method as published: clipping from 98 % of the range, the transformation where the paper has it, rounding to nearest.
     Paper,
     /// [`Self::Default`] in half of its epochs.
     Fast,
@@ -335,8 +335,22 @@ impl Recipe {
 
     /// Segments of calibration text that a run reads: those of the blocks, and as many for each pass of tuning.
     pub const fn segments(&self) -> usize {
-        let passes = if self.method.learns() { self.tune.epochs } else { 0 };
-        if self.reads_text() { self.calibration.samples.saturating_mul(1 + passes) } else { 0 }
+        if self.reads_text() { self.calibration.samples.saturating_mul(1 + self.tune_epochs()) } else { 0 }
+    }
+
+    /// Passes of tuning that a run makes.
+    pub const fn tune_epochs(&self) -> usize {
+        if self.method.learns() { self.tune.epochs } else { 0 }
+    }
+
+    /// Targets that each block is learned towards.
+    pub const fn targets(&self) -> usize {
+        if self.method.learns() { 1 + self.learn.aug_loss as usize } else { 0 }
+    }
+
+    /// Whether rounding starts from second-order compensation.
+    pub const fn compensates(&self) -> bool {
+        self.method.learns() && matches!(self.learn.start, Start::Compensate)
     }
 
     fn validate(&self) -> Result<(), RecipeError> {

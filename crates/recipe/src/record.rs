@@ -6,6 +6,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::Recipe;
 
+/// What happened, a line for each [`Event`].
+pub const EVENTS: &str = "events.jsonl";
+/// The [`RunRecord`].
+pub const RUN: &str = "run.json";
+/// The [`Recipe`].
+pub const RECIPE: &str = "recipe.toml";
+/// All files that a run keeps of itself.
+pub const RECORDS: [&str; 3] = [EVENTS, RUN, RECIPE];
+
 /// `run.json`: what was run, on what, and how it went.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RunRecord {

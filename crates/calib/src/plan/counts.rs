@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use oq_let::{Action, Site};
 use oq_models::{ActPoint, BlockLayout, BlockOps, Compute, Decoder, Dims, Linear, LinearName};
 use oq_quant_core::{ActSpec, Bits, RotateKind, packed_words};
-use oq_recipe::{Calibration, Recipe, Rounding, Start};
+use oq_recipe::{Calibration, Recipe, Rounding};
 use tch::{Device, Kind, Tensor};
 
 use crate::compensate::WEIGHTS;
@@ -96,7 +96,7 @@ impl Counts {
                 && ports(sites, name).any(|action| !along_columns(&action))
         };
         let Probed { differentiated, widths } = probed(decoder, &layout, sites);
-        let compensates = learns && recipe.learn.start == Start::Compensate;
+        let compensates = recipe.compensates();
         // Widths of the parts that products are kept of.
         let parts = |n: usize| {
             let (n, part) = (n as u64, PART as u64);
@@ -154,12 +154,12 @@ impl Counts {
             seqlen: seqlen as u64,
             tokens: if reads_text { samples.saturating_mul(seqlen) as u64 } else { 0 },
             steps: (recipe.learn.epochs as u64).saturating_mul(batches),
-            tuning_steps: (recipe.tune.epochs as u64).saturating_mul(batches),
+            tuning_steps: (recipe.tune_epochs() as u64).saturating_mul(batches),
             params: norms + biases.sum::<u64>(),
             probed_tokens: recipe.bits.as_ref().map_or(0, |_| probed_segments.saturating_mul(seqlen) as u64),
             choices: recipe.bits.as_ref().map_or(0, |budget| budget.choices.len() as u64),
             tapped: (widths.iter().map(|(n, _)| n).sum::<usize>() + rows) as u64,
-            targets: if learns { 1 + u64::from(recipe.learn.aug_loss) } else { 0 },
+            targets: recipe.targets() as u64,
             weights: sum(&|_| true),
             largest: layout.linears.iter().map(|l| (l.out_features * l.in_features) as u64).max().unwrap_or(0),
             moved: sum(&moved),

@@ -1,8 +1,8 @@
 //! Peak memory of a run, by part.
 //!
-//! A run has phases, and its peak is that of the largest: the text is cut into tokens; a block is loaded; its steps run; its codes are made;
-//! what lies outside the blocks is copied. What each holds is counted from shapes. Three numbers are fitted, and named here: the
-//! program's own, what a step holds per token, and what the allocator keeps of transformed weights. `tests/tests/memory.rs` holds a
+//! A run has phases, and its peak is that of the largest: the text is cut into tokens; widths are measured; a block is loaded; its rounding
+//! starts; its steps run; its codes are made; what lies outside the blocks is copied; all blocks are tuned, and what that has come to is
+//! kept. What each holds is counted from shapes; the numbers that are fitted or measured stand below. `tests/tests/memory.rs` holds a
 //! plan against the peak of a run; they are fitted anew by the same comparison on larger blocks (`cargo xtask synth NAME --layers 1`)
 //! whenever a step changes what it holds.
 

@@ -104,7 +104,7 @@ pub struct Plan {
     pub linears: Vec<LinearPlan>,
     /// Where channels are rescaled.
     pub sites: Vec<SitePlan>,
-    /// Numbers learned per block.
+    /// Strengths of clipping, scales and shifts learned per block; offsets of codes, where rounding is learned, are as many as weights.
     pub learned_per_block: usize,
     /// Optimizer steps per block.
     pub steps_per_block: usize,

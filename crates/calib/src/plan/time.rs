@@ -2,7 +2,7 @@
 //!
 //! A step is matrix products, attention, passes over activations, passes over weights (fake-quantizing, gradients of strengths,
 //! transformation), and the cost of starting each operation. Each part is counted in operations or bytes and divided by the machine's own
-//! rate, times the share of it that such work reaches. All shares stand in [`Fit`].
+//! rate, times the share of it that such work reaches. The shares that are fitted stand in [`Fit`].
 
 use oq_recipe::Profile;
 use serde::Serialize;

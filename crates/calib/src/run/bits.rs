@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use oq_let::Site;
 use oq_models::Model;
-use oq_recipe::{BitBudget, Event, Recipe, Start};
+use oq_recipe::{BitBudget, Event, Recipe};
 
 use super::{Notice, Options};
 use crate::error::CalibError;
@@ -77,7 +77,7 @@ impl Subject<'_> {
             spec: recipe.scheme.weight,
             clips: recipe.method.learns(),
             sites,
-            compensates: recipe.method.learns() && recipe.learn.start == Start::Compensate,
+            compensates: recipe.compensates(),
             choices: &budget.choices,
             segments,
             seed: recipe.calibration.seed,

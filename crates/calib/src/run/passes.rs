@@ -29,11 +29,7 @@ pub(super) struct Passed<'a> {
 impl Run<'_> {
     /// How each store for the states of so many tokens is held.
     pub(super) fn cache(&self, tokens: usize) -> Cache {
-        let n_stores = match (self.recipe.method.learns(), self.recipe.learn.aug_loss) {
-            (true, true) => 3,
-            (true, false) => 2,
-            (false, _) => 1,
-        };
+        let n_stores = 1 + self.recipe.targets();
         let Options { device, cache_memory, out, .. } = self.options;
         let len = tokens * self.model.decoder().dims().hidden;
         Cache { device: *device, budget: *cache_memory, len, total: n_stores * len, dir: out.clone() }
@@ -118,8 +114,8 @@ impl Run<'_> {
         let decoder = self.model.decoder();
         let cast = self.cast(weights);
         let full = self.full(&cast);
-        let aug_loss = self.recipe.method.learns() && self.recipe.learn.aug_loss;
-        let second = aug_loss.then(|| states.quantized.map(|x| decoder.block(&full, ctx, x))).transpose()?;
+        let has_second = self.recipe.targets() > 1;
+        let second = has_second.then(|| states.quantized.map(|x| decoder.block(&full, ctx, x))).transpose()?;
         let start = if self.recipe.method.learns() { self.recipe.learn.start } else { Start::Whole };
         let watched = InputOps::new(full, self.transform.sites(), linears, start);
         for batch in 0..states.full.len() {

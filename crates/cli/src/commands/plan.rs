@@ -9,7 +9,7 @@ use oq_formats::{quantization_of, read_config};
 use oq_models::family::decoder_of;
 use oq_models::{Compute, ModelError};
 use oq_quant_core::{ActSpec, RotateKind};
-use oq_recipe::{BitBudget, ModelEntry, Profile, Recipe, Shape, Source};
+use oq_recipe::{BitBudget, ModelEntry, Profile, Recipe, Rounding, Shape, Source};
 use serde_json::{Value, json};
 
 use crate::args::{ComputeArg, PlanArgs, PlanDeviceArg};
@@ -188,7 +188,9 @@ fn text(model: &str, recipe: &Recipe, plan: &Plan, setting: &Setting<'_>) -> Str
         let between = format!("{}{readers}", site.writers.join(" : "));
         line("  site", format!("{:<7}{between}: {} scales{shifts}", site.kind.name(), site.n_scales));
     }
-    line("learned", format!("{} numbers per block", plan.learned_per_block));
+    let rounding = recipe.method.learns() && recipe.learn.rounding == Rounding::Learned;
+    let offsets = if rounding { ", and an offset for each weight" } else { "" };
+    line("learned", format!("{} numbers per block{offsets}", plan.learned_per_block));
     if let Some(profile) = setting.profile {
         let estimate = if profile.estimate { " (estimate)" } else { "" };
         line("machine", format!("{}{estimate}: {}", profile.name, profile.description));

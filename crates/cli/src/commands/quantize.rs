@@ -13,7 +13,7 @@ use oq_data::{Split, segments_and_new};
 use oq_formats::atomic_write;
 use oq_models::{Compute, Model};
 use oq_quant_core::RotateKind;
-use oq_recipe::{Event, Method, Recipe, RunRecord};
+use oq_recipe::{EVENTS, Event, Method, RECIPE, RUN, Recipe, RunRecord};
 use serde_json::json;
 use tch::Device;
 
@@ -159,7 +159,7 @@ impl Job<'_> {
         let bar = out.bar(&format!("{} {}", self.named.stem(), self.recipe.scheme));
         let tune_epochs = self.recipe.tune.epochs;
         let mut show = Show { bar, n_blocks, tune_epochs, secs_left: None };
-        let mut events = Events { path: self.dir.join("events.jsonl"), file: None };
+        let mut events = Events { path: self.dir.join(EVENTS), file: None };
         let begun = Event::RunStarted {
             model: self.named.name.clone(),
             recipe: Box::new(self.recipe.clone()),
@@ -214,14 +214,14 @@ impl Job<'_> {
             finished_unix: unix_now(),
         };
         // A run that was killed after its last file and before its record has it written now.
-        if !outcome.was_complete || !self.dir.join("run.json").is_file() {
+        if !outcome.was_complete || !self.dir.join(RUN).is_file() {
             events.write(&Event::RunFinished {
                 wall_secs: record.wall_secs,
                 peak_bytes: record.peak_bytes,
                 finished_unix: record.finished_unix,
             })?;
-            atomic_write(&self.dir.join("recipe.toml"), self.recipe.to_toml()?.as_bytes())?;
-            atomic_write(&self.dir.join("run.json"), record.to_json().as_bytes())?;
+            atomic_write(&self.dir.join(RECIPE), self.recipe.to_toml()?.as_bytes())?;
+            atomic_write(&self.dir.join(RUN), record.to_json().as_bytes())?;
         }
         Ok(record)
     }

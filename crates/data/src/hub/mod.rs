@@ -73,7 +73,7 @@ pub enum HubEvent<'a> {
 }
 
 /// Files that are taken where the repository has them.
-const SMALL_FILES: [&str; 8] = [
+const SMALL_FILES: [&str; 9] = [
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -82,6 +82,7 @@ const SMALL_FILES: [&str; 8] = [
     "vocab.json",
     "merges.txt",
     "chat_template.jinja",
+    "chat_template.json",
 ];
 
 /// Weights in order of preference, each as (index of shards, single file); the single file comes first.

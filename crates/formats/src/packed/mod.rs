@@ -9,7 +9,8 @@
 //! | `L.weight_zero_point` | I32 | `[ceil(out * bits / 32), groups]`: a column's zero points as one bit stream; asymmetric only |
 //! | `L.weight_shape` | I64 | `[2]` = out, in |
 //!
-//! and every other tensor (biases, norms, embeddings, head) stays as it is in its own type. Loaders: transformers 5 with pip
+//! and every other tensor (biases, norms, embeddings, head) stays as it is in its own type, unless it was transformed, tuned or rotated: then
+//! vectors are F32, and matrices F16 where they were not F32. Loaders: transformers 5 with pip
 //! `compressed-tensors` from 0.18 on (0.17 packs 3, 5, 6 and 7 bits otherwise), and vLLM.
 //!
 //! **Groups.** Linears that are not all quantized alike stand in `config_groups` by their names, a group for each spec. Names, patterns
