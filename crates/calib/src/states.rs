@@ -44,6 +44,13 @@ impl Cache {
         if self.budget.is_none() { self.device } else { Device::Cpu }
     }
 
+    /// A batch with memory of its own, which another may be copied into.
+    fn held(&self, x: &Tensor) -> Tensor {
+        let mut held = Tensor::empty(x.size(), (Kind::Float, self.home()));
+        held.copy_(x);
+        held
+    }
+
     fn error(&self, source: io::Error) -> CalibError {
         CalibError::Cache {
             dir: self.dir.clone(),
@@ -107,7 +114,9 @@ impl<'a> Store<'a> {
     /// Puts a batch in the place of another that was as long or longer when it was added.
     pub(crate) fn set(&mut self, index: usize, x: &Tensor) -> Result<(), CalibError> {
         match &mut self.batches[index] {
-            Batch::Memory(tensor) => *tensor = x.to_device(self.cache.home()),
+            // In its place: tensors that come and go between those that stay part the memory that is free.
+            Batch::Memory(tensor) if tensor.size() == x.size() => tensor.copy_(x),
+            Batch::Memory(tensor) => *tensor = self.cache.held(x),
             Batch::File { shape, part } => {
                 let (file, bytes) = (self.file.as_mut().expect(MADE), bytes_of(x));
                 assert!(bytes.len() <= part.len(), "{} bytes in the place of {}", bytes.len(), part.len());
@@ -130,7 +139,7 @@ impl<'a> Store<'a> {
             Some(Batch::File { part, .. }) => part.end,
             _ if self.in_memory + bytes <= self.cache.in_memory() => {
                 self.in_memory += bytes;
-                self.batches.push(Batch::Memory(x.to_device(self.cache.home())));
+                self.batches.push(Batch::Memory(self.cache.held(x)));
                 return Ok(());
             }
             _ => {
