@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
-use oq_calib::{CalibError, Notice, Outcome};
+use oq_calib::{CalibError, Notice, Options, Outcome};
 use oq_models::Model;
 use oq_recipe::{Overrides, Recipe};
 use oq_tests::{fixture, in_f32, kill, model_files, omniquant, run, start, tokens};
@@ -188,8 +188,11 @@ fn learned_in(
 
 /// Segments of noise, by the seeds of those of the blocks and of two passes of tuning, two of each.
 fn noise(seeds: [u32; 3]) -> Vec<Vec<u32>> {
-    let segment = |seed: u32| (0..16u32).map(|t| (seed * 997 + t * t * 31 + t * seed) % 1024).collect();
     seeds.iter().flat_map(|seed| [segment(2 * seed), segment(2 * seed + 1)]).collect()
+}
+
+fn segment(seed: u32) -> Vec<u32> {
+    (0..16u32).map(|t| (seed * 997 + t * t * 31 + t * seed) % 1024).collect()
 }
 
 fn learned_from_noise(seeds: [u32; 3]) -> Outcome {
@@ -231,7 +234,9 @@ fn a_run_that_stops_within_an_epoch_keeps_its_steps() {
         }
         ControlFlow::Continue(())
     });
-    assert_eq!(told, [9, 10, 11, 12, 28, 29, 30, 31, 32, 40, 48]);
+    // Asked before each batch too.
+    told.dedup();
+    assert_eq!(told, [8, 9, 10, 11, 12, 28, 29, 30, 31, 32, 40, 48]);
     let unstopped = learned_in(whole.path(), &segments, 2, 5e-4, &mut |_| ControlFlow::Continue(())).unwrap();
     assert_eq!(resumed.unwrap().tuning, unstopped.tuning);
     for file in std::fs::read_dir(whole.path()).unwrap().map(|entry| entry.unwrap().file_name()) {
@@ -240,6 +245,35 @@ fn a_run_that_stops_within_an_epoch_keeps_its_steps() {
             assert!(resumed == unstopped, "{file:?} differs");
         }
     }
+}
+
+#[test]
+fn a_run_that_stops_before_a_short_batch_goes_on() {
+    // Two batches of two and one of one, for the blocks and for two passes; all hidden states on the disk.
+    let overrides = Overrides {
+        samples: Some(5),
+        batch: Some(2),
+        seqlen: Some(16),
+        epochs: Some(1),
+        tune_epochs: Some(2),
+        ..Overrides::default()
+    };
+    let recipe = Recipe::resolve("w2a16g64".parse().unwrap(), None, None, &overrides).unwrap();
+    let model = Model::open(&fixture("tiny-llama")).unwrap();
+    let segments: Vec<Vec<u32>> = (0..15).map(segment).collect();
+    let run = |out: &Path, stop_at: usize| {
+        let options = Options { cache_memory: Some(0), ..in_f32(out, true) };
+        oq_calib::quantize(&model, &recipe, &segments, &options, &mut |notice| match notice {
+            Notice::Progress { done, .. } if done >= stop_at => ControlFlow::Break(()),
+            _ => ControlFlow::Continue(()),
+        })
+    };
+    let [out, whole] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    run(whole.path(), usize::MAX).unwrap();
+    // Four blocks of three steps, as many passes of two, and two steps through all of them.
+    assert!(matches!(run(out.path(), 12 + 8 + 16), Err(CalibError::TuningStopped { epoch: 0, .. })));
+    run(out.path(), usize::MAX).unwrap();
+    assert!(model_files(out.path()) == model_files(whole.path()));
 }
 
 #[test]

@@ -90,7 +90,7 @@ impl Shape {
     }
 }
 
-/// Whether this processor multiplies bf16 (AVX-512 BF16). Where it does not, results are the same, but slow.
+/// Whether this processor multiplies bf16 (AVX-512 BF16). Where it does not, results are as good, but slow.
 pub fn is_fast() -> bool {
     isa::is_fast()
 }

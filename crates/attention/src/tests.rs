@@ -1,6 +1,7 @@
 //! Against the definition in f64, for every instruction set that the processor has.
 
 use half::bf16;
+use oq_random::SplitMix64;
 
 use super::*;
 use crate::backward::backward_with;
@@ -9,14 +10,8 @@ use crate::isa;
 
 /// Numbers between -1 and 1 that look random, times `size`.
 fn numbers(len: usize, seed: u64, size: f64) -> Vec<bf16> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 11) as f64 / (1u64 << 53) as f64
-    };
-    (0..len).map(|_| bf16::from_f64((2.0 * next() - 1.0) * size)).collect()
+    let mut random = SplitMix64::new(seed);
+    (0..len).map(|_| bf16::from_f64((2.0 * random.unit() - 1.0) * size)).collect()
 }
 
 /// Output and gradients of one head by the definition, and the same with every term of a sum taken without its sign: what errors are
@@ -137,6 +132,27 @@ fn one_position_mixes_nothing_and_none_is_nothing() {
     }
     let none = Shape { tokens: 0, ..shape };
     assert!(forward(none, &[], &[], &[]).out.is_empty());
+}
+
+#[test]
+fn threads_change_nothing() {
+    let shape = Shape { batch: 2, heads: 6, kv_heads: 2, tokens: 37, head_dim: 24 };
+    let [q, d_out] = [1, 2].map(|seed| numbers(shape.q_len(), seed, 1.0));
+    let [k, v] = [3, 4].map(|seed| numbers(shape.kv_len(), seed, 1.0));
+    let on = |threads: usize| {
+        let run = || {
+            let kept = forward(shape, &q, &k, &v);
+            let grads = backward(shape, &q, &k, &v, &kept, &d_out);
+            let mut cache = Cache::new(shape.kv_heads, shape.head_dim);
+            let of_one = shape.kv_heads * shape.head_len();
+            cache.push(&k[..of_one], &v[..of_one]);
+            let mut out = vec![0.0; shape.heads * shape.head_dim];
+            cache.attend(shape.heads, &q[..out.len()], &mut out);
+            (kept.out, [grads.q, grads.k, grads.v], out)
+        };
+        rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads can be started").install(run)
+    };
+    assert_eq!(on(1), on(5));
 }
 
 #[test]

@@ -15,40 +15,53 @@ const BATCH: i64 = 128;
 /// Weights that are worked on at once, in whole rows: 64 MiB, of which there are a few.
 pub(crate) const WEIGHTS: i64 = 1 << 24;
 
-/// Fills in `offsets [out, in]`, zeros before, for a `weight [out, in]` on the grids of `clip`. They stay zero where the inputs'
-/// moments have no inverse even so.
-pub(crate) fn fill(offsets: &Tensor, clip: &Lwc, weight: &Tensor, moments: &Moments) {
-    fill_by(WEIGHTS, offsets, clip, weight, moments);
+/// A linear whose rounding is to start.
+pub(crate) struct Rounded<'a> {
+    pub(crate) weight: &'a Tensor,
+    /// Its grids.
+    pub(crate) clip: &'a Lwc,
+    /// What is filled in: `[out, in]`, zeros before.
+    pub(crate) offsets: &'a Tensor,
+}
+
+/// Fills in the offsets of linears that are given the same inputs. They stay zero where the inputs' moments have no inverse even so.
+pub(crate) fn fill(linears: &[Rounded<'_>], moments: &Moments) {
+    fill_by(WEIGHTS, linears, moments);
 }
 
 /// [`fill`], with so many weights at once.
-fn fill_by(at_once: i64, offsets: &Tensor, clip: &Lwc, weight: &Tensor, moments: &Moments) {
-    let grids = clip.grids(weight);
-    let group = weight.size()[1] / grids[0].size()[1];
+fn fill_by(at_once: i64, linears: &[Rounded<'_>], moments: &Moments) {
+    let all_grids: Vec<[Tensor; 3]> = linears.iter().map(|linear| linear.clip.grids(linear.weight)).collect();
     let mut next = 0;
     for products in &moments.products {
         let (first, n) = (next, products.size()[0]);
         next += n;
         // The channels that say most come first: their errors have the most columns left to be made good by.
         let order = products.diagonal(0, 0, 1).argsort(0, true); // [n]
-        let Some(factor) = factor(products, &order, damping(n, moments.tokens)) else { continue };
-        let groups = ((&order + first).divide_scalar_mode(group, "floor")).to_kind(Kind::Int64);
-        let groups = Vec::<i64>::try_from(groups).expect("a vector of i64");
-        let rows = weight.size()[0];
-        let step = (at_once / n).max(1);
-        for row in (0..rows).step_by(step as usize) {
-            let len = step.min(rows - row);
-            let columns = weight.narrow(0, row, len).narrow(1, first, n).index_select(1, &order);
-            let grids = grids.each_ref().map(|part| part.narrow(0, row, len).transpose(0, 1).contiguous()); // [groups, len]
-            let found = part_offsets(&columns.transpose(0, 1).contiguous(), &factor, &grids, &groups);
-            let back = found.transpose(0, 1).index_select(1, &order.argsort(0, false));
-            offsets.narrow(0, row, len).narrow(1, first, n).copy_(&back);
+        let Some(factor) = factor(products, &order, damping(n, moments.tokens)) else {
+            tracing::warn!("the moments of some inputs have no inverse: their linears are rounded to nearest at first");
+            continue;
+        };
+        for (Rounded { weight, offsets, .. }, grids) in linears.iter().zip(&all_grids) {
+            let group = weight.size()[1] / grids[0].size()[1];
+            let groups = ((&order + first).divide_scalar_mode(group, "floor")).to_kind(Kind::Int64);
+            let groups = Vec::<i64>::try_from(groups).expect("a vector of i64");
+            let rows = weight.size()[0];
+            let step = (at_once / n).max(1);
+            for row in (0..rows).step_by(step as usize) {
+                let len = step.min(rows - row);
+                let columns = weight.narrow(0, row, len).narrow(1, first, n).index_select(1, &order);
+                let grids = grids.each_ref().map(|part| part.narrow(0, row, len).transpose(0, 1).contiguous()); // [groups, len]
+                let found = part_offsets(&columns.transpose(0, 1).contiguous(), &factor, &grids, &groups);
+                let back = found.transpose(0, 1).index_select(1, &order.argsort(0, false));
+                offsets.narrow(0, row, len).narrow(1, first, n).copy_(&back);
+            }
         }
     }
 }
 
 /// Share of rounding's error at a linear's outputs that compensation leaves, from 0 to 1, if errors of weights are alike and as good as independent:
-/// what each channel holds that those after it do not tell, of all that it holds.
+/// what each channel holds that those after it do not tell, of all that it holds. In few tokens it is an upper bound, as these are damped more.
 pub(crate) fn share_left(moments: &Moments) -> f64 {
     let of_part = |products: &Tensor| {
         let (diagonal, n) = (products.diagonal(0, 0, 1), products.size()[0]);
@@ -71,19 +84,27 @@ fn damping(channels: i64, tokens: i64) -> f64 {
     DAMPING.max(SHRINKING * channels as f64 / tokens.max(1) as f64)
 }
 
-/// The upper triangular `U` with `Uᵀ U = (H + damping)⁻¹`, for `H [n, n]` with its channels in another order.
+/// The upper triangular `U` with `Uᵀ U = (H + damping)⁻¹`, for `H [n, n]` with its channels in another order; damped more where there is
+/// none in f32.
 fn factor(products: &Tensor, order: &Tensor, damping: f64) -> Option<Tensor> {
+    [1.0, 10.0, 100.0].into_iter().find_map(|times| factor_of(products, order, times * damping))
+}
+
+fn factor_of(products: &Tensor, order: &Tensor, damping: f64) -> Option<Tensor> {
     let damped = products.index_select(0, order).index_select(1, order);
     let mean = damped.diagonal(0, 0, 1).mean(Kind::Float).double_value(&[]);
     // Channels that are never seen have to be divided by something.
     let _ = damped.diagonal(0, 0, 1).g_add_scalar_(if mean > 0.0 { mean * damping } else { 1.0 });
     let (lower, failed) = damped.linalg_cholesky_ex(false, false);
     drop(damped);
+    // There is no inverse then, and asking for one is an error.
+    if failed.int64_value(&[]) != 0 {
+        return None;
+    }
     let inverse = lower.cholesky_inverse(false);
     drop(lower);
-    let (upper, failed_too) = inverse.linalg_cholesky_ex(true, false);
-    let failures = failed.int64_value(&[]) + failed_too.int64_value(&[]);
-    (failures == 0 && upper.isfinite().all().int64_value(&[]) == 1).then_some(upper)
+    let (upper, failed) = inverse.linalg_cholesky_ex(true, false);
+    (failed.int64_value(&[]) == 0 && upper.isfinite().all().int64_value(&[]) == 1).then_some(upper)
 }
 
 /// Offsets `[n, len]` of columns `[n, len]` that are rounded in this order, on grids `[groups, len]`: scale, lowest and highest code.
@@ -140,7 +161,7 @@ mod tests {
 
     fn offsets(clip: &Lwc, weight: &Tensor, moments: &Moments) -> Tensor {
         let offsets = weight.zeros_like();
-        fill(&offsets, clip, weight, moments);
+        fill(&[Rounded { weight, clip, offsets: &offsets }], moments);
         offsets
     }
 
@@ -251,12 +272,21 @@ mod tests {
         // All rows at once, and three at a time.
         for at_once in [WEIGHTS, 3 * 48] {
             let found = weight.zeros_like();
-            fill_by(at_once, &found, &clip, &weight, &whole);
+            fill_by(at_once, &[Rounded { weight: &weight, clip: &clip, offsets: &found }], &whole);
             let off = (found - &expected).abs().amax([1i64].as_slice(), false); // [20]
             // Sums in another order: a row that meets the middle between two codes may go on otherwise.
             let equal = off.lt(1e-3).sum(Kind::Int64).int64_value(&[]);
             assert!(equal >= 19, "{equal} of 20 rows");
         }
+    }
+
+    #[test]
+    fn what_has_no_inverse_is_damped_more() {
+        // Two channels are the same, and so large that what is added to them is none of f32's digits; ten times as much is.
+        let products = Tensor::from_slice(&[1e8f32, 1e8, 1e8, 1e8]).view([2, 2]);
+        let order = Tensor::from_slice(&[0i64, 1]);
+        assert!(factor_of(&products, &order, 1e-8).is_none());
+        assert!(factor(&products, &order, 1e-8).is_some());
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use oq_formats::FormatError;
-use oq_models::ModelError;
+use oq_models::{LinearName, Model, ModelError};
 
 use crate::journal::JournalError;
 use crate::sites::SiteError;
@@ -132,6 +132,12 @@ pub enum CalibError {
 }
 
 impl CalibError {
+    /// [`Self::Linear`] of a block's linear.
+    pub(crate) fn of_linear(model: &Model, block: usize, linear: LinearName, reason: impl ToString) -> Self {
+        let linear = format!("{}{}", model.decoder().block_prefix(block), linear.0);
+        Self::Linear { linear, reason: reason.to_string() }
+    }
+
     /// The error with its block, where it does not say so itself.
     pub(crate) fn in_block(self, block: usize) -> Self {
         match self {

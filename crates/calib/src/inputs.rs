@@ -102,6 +102,11 @@ pub(crate) struct Inputs {
 }
 
 impl Inputs {
+    /// Names of linears that are given the same, with the moments of that.
+    pub(crate) fn of_linears(&self) -> impl Iterator<Item = (&[&'static str], &Moments)> {
+        self.moments.iter().map(|(names, moments)| (names.as_slice(), moments))
+    }
+
     /// Of a linear's inputs, where they were asked for.
     pub(crate) fn moments(&self, linear: LinearName) -> Option<&Moments> {
         self.moments.iter().find(|(names, _)| names.contains(&linear.0)).map(|(_, moments)| moments)

@@ -235,7 +235,10 @@ impl Run<'_> {
             let widths = self.stages.output.widths();
             let round = |name, weight: &Tensor| round_to_nearest(weight, widths.of(block_idx, name));
             let merged = merge(&weights, self.transform, &start, linears, round);
-            (merged.map_err(|(name, error)| self.linear_error(block_idx, name, error))?, Descent::default())
+            (
+                merged.map_err(|(name, error)| CalibError::of_linear(self.model, block_idx, name, error))?,
+                Descent::default(),
+            )
         };
         if self.model.is_rotated() {
             merged.keep_params(&weights, self.stages.learned().params());
@@ -243,7 +246,9 @@ impl Run<'_> {
         let mut final_loss = None;
         if self.recipe.method.learns() {
             merged.put_into(&mut weights);
-            forward_all(decoder, &self.quantized(&self.cast(&weights)), ctx, &mut states.quantized)?;
+            let cast = self.cast(&weights);
+            let ops = self.quantized(&cast);
+            forward_all(decoder, &ops, ctx, &mut states.quantized, &mut || self.go_on(block_idx + 1, block_idx))?;
             // In plain squares whatever was minimized, so that runs can be compared.
             let (mut sum, mut segments) = (0.0, 0.0);
             for (a, b) in states.quantized.iter().zip(states.full.iter()) {
@@ -285,9 +290,14 @@ impl Run<'_> {
 
     /// `blocks`: finished ones.
     fn progress(&mut self, blocks: usize) -> Result<(), CalibError> {
-        let (done, total) = (self.work.in_block(blocks, 0, 0), self.work.total());
+        self.go_on(blocks, blocks)
+    }
+
+    /// An error if it is asked to stop. `learned`: blocks whose steps are made; `block`: the first one that this run has not been through.
+    fn go_on(&mut self, learned: usize, block: usize) -> Result<(), CalibError> {
+        let (done, total) = (self.work.in_block(learned, 0, 0), self.work.total());
         let flow = (self.on)(Notice::Progress { done, total });
-        self.check(flow, blocks)
+        self.check(flow, block)
     }
 
     fn tell(&mut self, event: Event, block: usize) -> Result<(), CalibError> {
@@ -314,13 +324,8 @@ impl Run<'_> {
             LearnError::Diverged { epoch, batch, attempts, lr } => {
                 CalibError::Diverged { block, epoch, batch, attempts, lr }
             }
-            LearnError::Linear { linear, source } => self.linear_error(block, linear, source),
+            LearnError::Linear { linear, source } => CalibError::of_linear(self.model, block, linear, source),
         }
-    }
-
-    fn linear_error(&self, block: usize, linear: LinearName, error: impl ToString) -> CalibError {
-        let linear = format!("{}{}", self.model.decoder().block_prefix(block), linear.0);
-        CalibError::Linear { linear, reason: error.to_string() }
     }
 }
 

@@ -141,10 +141,8 @@ impl Probe<'_> {
             for &bits in self.choices {
                 let errors = group.iter().map(|linear| {
                     let weight = weights.weight(linear.name);
-                    let found = rounded(weight, WeightSpec { bits, ..self.spec }, self.clips).map_err(|error| {
-                        let linear = format!("{}{}", self.model.decoder().block_prefix(block), linear.name.0);
-                        CalibError::Linear { linear, reason: error.to_string() }
-                    })?;
+                    let found = rounded(weight, WeightSpec { bits, ..self.spec }, self.clips)
+                        .map_err(|error| CalibError::of_linear(self.model, block, linear.name, error))?;
                     Ok((linear.name, self.place.compute.cast(found - weight)))
                 });
                 let errors = errors.collect::<Result<Vec<_>, CalibError>>()?;
@@ -161,9 +159,8 @@ impl Probe<'_> {
                 };
                 let cost = left * taps.iter().map(of_segment).sum::<f64>() / (2 * tokens) as f64;
                 if !cost.is_finite() {
-                    let linear = format!("{}{}", self.model.decoder().block_prefix(block), group[0].name.0);
                     let reason = format!("what {bits} bits cost is not finite: take --compute f32, or no --bits");
-                    return Err(CalibError::Linear { linear, reason });
+                    return Err(CalibError::of_linear(self.model, block, group[0].name, reason));
                 }
                 costs.push(cost);
             }

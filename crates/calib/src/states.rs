@@ -70,11 +70,21 @@ pub(crate) struct Store<'a> {
     file: Option<Scratch>,
 }
 
-/// A batch in memory, or in its part of the file, which it need not fill.
+/// A batch in memory, or in its part of the file. It need not fill its place, which is as large as the one that was added.
 #[derive(Debug)]
 enum Batch {
-    Memory(Tensor),
+    Memory { tensor: Tensor, bytes: usize },
     File { shape: Vec<i64>, part: Range<usize> },
+}
+
+impl Batch {
+    /// Bytes of its place.
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Memory { bytes, .. } => *bytes,
+            Self::File { part, .. } => part.len(),
+        }
+    }
 }
 
 impl<'a> Store<'a> {
@@ -96,7 +106,7 @@ impl<'a> Store<'a> {
     /// A batch, where blocks are computed; it must not be changed in place.
     pub(crate) fn get(&self, index: usize) -> Tensor {
         let tensor = match &self.batches[index] {
-            Batch::Memory(tensor) => tensor.shallow_clone(),
+            Batch::Memory { tensor, .. } => tensor.shallow_clone(),
             Batch::File { shape, part } => {
                 let file = self.file.as_ref().expect(MADE);
                 let len = shape.iter().product::<i64>() as usize * F32;
@@ -115,8 +125,8 @@ impl<'a> Store<'a> {
     pub(crate) fn set(&mut self, index: usize, x: &Tensor) -> Result<(), CalibError> {
         match &mut self.batches[index] {
             // In its place: tensors that come and go between those that stay part the memory that is free.
-            Batch::Memory(tensor) if tensor.size() == x.size() => tensor.copy_(x),
-            Batch::Memory(tensor) => *tensor = self.cache.held(x),
+            Batch::Memory { tensor, .. } if tensor.size() == x.size() => tensor.copy_(x),
+            Batch::Memory { tensor, .. } => *tensor = self.cache.held(x),
             Batch::File { shape, part } => {
                 let (file, bytes) = (self.file.as_mut().expect(MADE), bytes_of(x));
                 assert!(bytes.len() <= part.len(), "{} bytes in the place of {}", bytes.len(), part.len());
@@ -127,8 +137,12 @@ impl<'a> Store<'a> {
         Ok(())
     }
 
-    /// Puts a batch in the place of the one at `index`, or adds it after the last.
+    /// Puts a batch in the place of the one at `index`, or adds it after the last. A first batch that is longer than its place begins
+    /// the store anew: those after it will be too.
     pub(crate) fn put(&mut self, index: usize, x: &Tensor) -> Result<(), CalibError> {
+        if index == 0 && self.batches.first().is_some_and(|first| first.bytes() < x.numel() * F32) {
+            *self = Self::new(self.cache);
+        }
         if index < self.len() { self.set(index, x) } else { self.push(x) }
     }
 
@@ -139,7 +153,7 @@ impl<'a> Store<'a> {
             Some(Batch::File { part, .. }) => part.end,
             _ if self.in_memory + bytes <= self.cache.in_memory() => {
                 self.in_memory += bytes;
-                self.batches.push(Batch::Memory(self.cache.held(x)));
+                self.batches.push(Batch::Memory { tensor: self.cache.held(x), bytes });
                 return Ok(());
             }
             _ => {
@@ -153,11 +167,16 @@ impl<'a> Store<'a> {
         self.set(self.len() - 1, x)
     }
 
-    /// What `f` makes of each batch, in a store of its own.
-    pub(crate) fn map(&self, f: impl Fn(&Tensor) -> Tensor) -> Result<Self, CalibError> {
-        let mut mapped = Self::new(self.cache);
-        self.iter().try_for_each(|x| mapped.push(&f(&x)))?;
-        Ok(mapped)
+    /// A store without batches, held as this one is.
+    pub(crate) fn empty(&self) -> Self {
+        Self::new(self.cache)
+    }
+
+    /// The same batches in a store of their own.
+    pub(crate) fn copy(&self) -> Result<Self, CalibError> {
+        let mut copy = self.empty();
+        self.iter().try_for_each(|x| copy.push(&x))?;
+        Ok(copy)
     }
 }
 
@@ -207,7 +226,7 @@ mod tests {
             for (i, values) in expected.iter().enumerate() {
                 store.push(&tensor(values, i)).unwrap();
             }
-            let doubled = store.map(|x| x * 2.0).unwrap();
+            let copy = store.copy().unwrap();
             for (index, seed) in changes.into_iter().filter(|_| n > 0) {
                 let i = index.index(n);
                 expected[i] = batch(seed);
@@ -216,13 +235,13 @@ mod tests {
                 store.set(i, &x).unwrap();
                 prop_assert_eq!(values(&store.get(i)), &expected[i][..len_of(i)]);
             }
-            prop_assert_eq!((store.len(), doubled.len()), (n, n));
-            for (i, (x, y)) in store.iter().zip(doubled.iter()).enumerate() {
+            prop_assert_eq!((store.len(), copy.len()), (n, n));
+            for (i, (x, y)) in store.iter().zip(copy.iter()).enumerate() {
                 prop_assert_eq!(values(&x), &expected[i][..len_of(i)]);
                 prop_assert_eq!(x.size(), shape(i));
-                prop_assert_eq!(values(&y), batch(i as f32)[..len_of(i)].iter().map(|x| x * 2.0).collect::<Vec<_>>());
+                prop_assert_eq!(values(&y), &batch(i as f32)[..len_of(i)]);
             }
-            let in_memory = store.batches.iter().filter(|batch| matches!(batch, Batch::Memory(_))).count();
+            let in_memory = store.batches.iter().filter(|batch| matches!(batch, Batch::Memory { .. })).count();
             prop_assert!(budget.is_none_or(|budget| 2 * in_memory * BATCH * F32 <= budget as usize + BATCH * F32));
             prop_assert!(budget.is_some() || in_memory == n);
             prop_assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
@@ -243,6 +262,31 @@ mod tests {
                 assert_eq!(store.get(index), *x);
             }
             assert_eq!(store.get(1), second);
+        }
+    }
+
+    #[test]
+    fn longer_batches_begin_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        for budget in [None, Some(0), Some(4 * BATCH as u64)] {
+            let dir = dir.path().to_owned();
+            let cache = Cache { device: Device::Cpu, budget, len: 2 * BATCH, total: 2 * BATCH, dir };
+            let mut store = Store::new(&cache);
+            let [first, second] = [0.0, 1.0].map(|seed| Tensor::from_slice(&batch(seed)).view(SHAPE));
+            let pairs = [[first.narrow(0, 0, 1), second.narrow(0, 0, 1)], [first, second]];
+            for pair in &pairs {
+                pair.iter().enumerate().for_each(|(index, x)| store.put(index, x).unwrap());
+                assert!(store.iter().zip(pair).all(|(got, x)| got == *x) && store.len() == 2);
+            }
+            let in_memory = store.batches.iter().filter(|batch| matches!(batch, Batch::Memory { .. })).count();
+            assert_eq!(
+                in_memory,
+                match budget {
+                    None => 2,
+                    Some(0) => 0,
+                    Some(_) => 1,
+                }
+            );
         }
     }
 

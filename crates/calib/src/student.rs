@@ -19,7 +19,7 @@ use oq_quant_core::{ActSpec, QuantizedTensor, WeightSpec};
 use tch::{Device, Kind, Tensor};
 
 use crate::adamw::AdamW;
-use crate::compensate;
+use crate::compensate::{self, Rounded};
 use crate::inputs::Inputs;
 
 /// What a block learns: clipping and, where that is asked for, rounding of each of its linears, scales and shifts of its sites.
@@ -118,7 +118,7 @@ impl<'a> Student<'a> {
         seen: &Inputs,
         place: Place,
     ) -> Result<Self, LwcError> {
-        let mut clips = linears
+        let clips = linears
             .iter()
             .map(|&name| {
                 let (out_features, in_features) = weights.weight(name).size2().expect("a weight is [out, in]");
@@ -133,11 +133,12 @@ impl<'a> Student<'a> {
             })
             .collect::<Result<BTreeMap<_, _>, LwcError>>()?;
         // All of them are there before the first is filled in, so that what that takes leaves no holes between them.
-        for (&name, clip) in &mut clips {
-            if let (Some(offsets), Some(moments)) = (clip.offsets.take(), seen.moments(name)) {
-                compensate::fill(&offsets, clip, weights.weight(name), moments);
-                clip.offsets = Some(offsets);
-            }
+        for (names, moments) in seen.of_linears() {
+            let rounded = clips.iter().filter_map(|(&name, clip)| {
+                let offsets = clip.offsets.as_ref().filter(|_| names.contains(&name.0))?;
+                Some(Rounded { weight: weights.weight(name), clip, offsets })
+            });
+            compensate::fill(&rounded.collect::<Vec<_>>(), moments);
         }
         Ok(Self { weights, transform, act, compute: place.compute, clips, values, rounding: None })
     }

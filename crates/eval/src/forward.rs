@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use oq_models::layers::token_nll;
+use oq_models::runtime::trim_memory;
 use oq_models::{Head, Model, ModelError};
 use tch::{Device, Kind, Tensor};
 
@@ -50,7 +51,9 @@ pub(crate) fn run_blocks(
         contexts.entry(t).or_insert_with(|| decoder.context(t as usize, device));
     }
     for block_idx in 0..decoder.dims().n_layers {
+        trim_memory();
         let block = model.block(block_idx, device)?;
+        model.read_ahead(block_idx + 1);
         block.with_ops(|ops| {
             for x in states.iter_mut() {
                 *x = decoder.block(ops, &contexts[&x.size()[1]], x);

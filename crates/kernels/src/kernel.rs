@@ -135,8 +135,8 @@ impl Kernel {
     /// When the variable names a kernel that is unknown or not available.
     pub fn chosen() -> Result<&'static Self, KernelError> {
         static CHOSEN: OnceLock<Result<&'static Kernel, KernelError>> = OnceLock::new();
-        let choose = || match std::env::var(KERNEL_VARIABLE) {
-            Ok(name) if !name.is_empty() => Self::named(&name),
+        let choose = || match std::env::var_os(KERNEL_VARIABLE) {
+            Some(name) if !name.is_empty() => Self::named(&name.to_string_lossy()),
             _ => Ok(Self::fastest()),
         };
         CHOSEN.get_or_init(choose).clone()

@@ -28,7 +28,7 @@
 //! takes over from the other: where passes over the packed weights cost as much as unpacking them.
 //!
 //! Work is split over the threads of the rayon pool that the call is made in, by output channels. Buffers are kept by each thread:
-//! after the first call of a size nothing is allocated. Calls from outside the pool wake a sleeping thread each; a program that
+//! once it has had a task of a size it allocates nothing. Calls from outside the pool wake a sleeping thread each; a program that
 //! makes many enters the pool once (`ThreadPool::install`). Weights lie in large pages where the system has them.
 //!
 //! # Which implementation
@@ -55,7 +55,7 @@
 //! # What is exact
 //!
 //! Weights are: codes, zero points and scales enter as they are, whatever the path and the kernel. Activations are rounded to what
-//! the table says ([`Operands`]): to integers by 2^-16 of the largest in the group at most, to bf16 by 2^-8 of the number itself,
+//! the table says ([`Operands`]): to integers by about 2^-16 of the largest in the group, to bf16 by 2^-8 of the number itself,
 //! so that bf16 activations are exact there. Integers are summed exactly, other sums are f32: each is over 256 channels at most
 //! before it is scaled and joins a total.
 //!

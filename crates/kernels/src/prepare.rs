@@ -129,13 +129,14 @@ pub(crate) fn arrange_integers(layout: &Layout, x: &[f32], words: &mut [u32], su
         for (x, words) in x.iter().zip(words) {
             let integers = x.map(|x| nearest(x * inverse));
             for i in 0..16 {
-                sum[i] += integers[i];
+                // What is not a number becomes any integer.
+                sum[i] = sum[i].wrapping_add(integers[i]);
             }
             for (word, pair) in words.iter_mut().zip(integers.as_chunks::<2>().0) {
                 *word = pair[0] as u32 & 0xffff | (pair[1] as u32) << 16;
             }
         }
-        *sums = [sum.iter().sum::<i32>() as f32, step + not_numbers.iter().sum::<f32>()];
+        *sums = [sum.into_iter().fold(0, i32::wrapping_add) as f32, step + not_numbers.iter().sum::<f32>()];
     }
 }
 

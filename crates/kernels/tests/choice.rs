@@ -21,8 +21,10 @@ fn choice(setting: Option<&str>) -> String {
 
 #[track_caller]
 fn check(setting: Option<&str>, expected: &str) {
+    // The test runner may have begun the line, and the names of all kernels may end it.
     let output = choice(setting);
-    assert!(output.contains(expected), "{setting:?}: {output}");
+    let said = output.lines().any(|line| line.ends_with(expected) || line.contains(&format!("{expected} ")));
+    assert!(said, "{setting:?}: {output}");
 }
 
 #[test]
@@ -38,8 +40,9 @@ fn the_environment_chooses() {
     check(None, &fastest);
     check(Some(""), &fastest);
     for kernel in KERNELS {
-        let verb = if kernel.is_available() { "chosen: " } else { "refused: this processor cannot run kernel `" };
-        check(Some(kernel.name), &format!("{verb}{}", kernel.name));
+        let name = kernel.name;
+        let refused = format!("refused: this processor cannot run kernel `{name}`:");
+        check(Some(name), &if kernel.is_available() { format!("chosen: {name}") } else { refused });
     }
-    check(Some("mmx"), "refused: there is no kernel `mmx`: choose one of ");
+    check(Some("mmx"), "refused: there is no kernel `mmx`: choose one of");
 }

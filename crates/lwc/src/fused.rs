@@ -80,11 +80,12 @@ impl<T: Real> Stored<T> for T {
 }
 
 impl Stored<f32> for bf16 {
-    // Without a case for NaN, which weights are checked for, so that it is vector instructions.
+    // Without branches, so that loops of it are vector instructions.
     #[inline(always)]
     fn from_real(value: f32) -> Self {
         let bits = value.to_bits();
-        Self::from_bits((bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16) as u16)
+        let nearest = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
+        Self::from_bits(if value.is_nan() { bits >> 16 | 0x40 } else { nearest } as u16)
     }
 
     #[inline(always)]
@@ -279,8 +280,8 @@ pub fn move_offsets<T: Real, S: Stored<T>>(groups: &Groups<'_, T>, grad: &[S], r
     );
 }
 
-/// Writes the shares, out of `choices`, with the least `sum importance (w - w')²` of each group: both ends alike first, then each
-/// end for itself. `importance [in]`, `hi` and `lo` `[out, groups]`.
+/// Writes shares out of `choices` that make `sum importance (w - w')²` of each group small: the best for both ends alike, then the
+/// best for the maximum, then for the minimum. `importance [in]`, `hi` and `lo` `[out, groups]`.
 pub fn search<T: Real>(groups: &Groups<'_, T>, importance: &[T], choices: &[T], hi: &mut [T], lo: &mut [T]) {
     let n_groups = importance.len() / groups.len;
     let shares = hi.par_iter_mut().zip(lo).enumerate();

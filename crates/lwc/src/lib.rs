@@ -114,8 +114,9 @@ impl Lwc {
         Ok(Self { gamma: strength(), beta: strength(), offsets: None, spec, in_features })
     }
 
-    /// Starts from the clipping that searching finds: of each group the shares, between sigmoid([`START`]) and a quarter, with the
-    /// least error of the weights, each weighed by the mean square of what it is multiplied with, `importance [in]`.
+    /// Starts from the clipping that searching finds: of each group the shares, between sigmoid([`START`]) and a quarter, with
+    /// little error of the weights, each weighed by the mean square of what it is multiplied with, `importance [in]`: the best for
+    /// both ends alike, then for each end. Offsets play no part.
     ///
     /// # Panics
     /// When `weight` is not `[out, in]` or `importance` not `[in]`.
@@ -135,7 +136,9 @@ impl Lwc {
         let clip = self.clip();
         let mut found = Shares { hi: clip.hi.empty_like(), lo: clip.lo.empty_like() };
         let zeros = self.zeros();
-        let (groups, choices) = (self.groups::<T>(weight, &zeros, &clip), choices().map(T::of));
+        // Each weight at the code nearest to it, whatever was learned.
+        let (groups, choices) =
+            (fused::Groups { offsets: &zeros, ..self.groups(weight, &zeros, &clip) }, choices().map(T::of));
         let importance = slices::of(importance);
         fused::search(&groups, importance, &choices, slices::of_mut(&mut found.hi), slices::of_mut(&mut found.lo));
         found
@@ -241,8 +244,8 @@ impl Lwc {
     }
 
     /// Learns how weights are rounded: moves the offsets of their codes, from 0 where there are none yet, against the sign of
-    /// `grad = dL/dw'` `[out, in]` by `rate` steps of the grid (SignRound, Cheng et al. 2023, arXiv 2309.05516, eq. 4). Offsets of codes
-    /// that are clamped stay.
+    /// `grad = dL/dw'` `[out, in]` by `rate` steps of the grid (SignRound, Cheng et al. 2023, arXiv 2309.05516, eq. 4), in place where it
+    /// can. Offsets of codes that are clamped stay.
     ///
     /// # Panics
     /// When `weight` or `grad` is not `[out, in]`.

@@ -36,7 +36,7 @@ pub use family::{BlockLayout, Context, Decoder, Dims, FAMILIES, Family, Linear, 
 pub use form::{Block, Form, Kernels};
 pub use head::{Head, HeadKind};
 pub use model::{Model, Outer, check_groups};
-pub use orthogonal::{Orthogonal, Rotation};
+pub use orthogonal::{Orthogonal, Rotation, SLAB};
 pub use packed::PackedOps;
 pub use rope::Rotary;
 pub use rotate::{Online, Residual, RotateError, Rotator};

@@ -5,8 +5,8 @@ use tch::{Kind, Tensor};
 
 use crate::hadamard;
 
-/// Numbers that are rotated at a time: 128 MiB in f64.
-const SLAB: i64 = 1 << 24;
+/// Numbers that are rotated at a time: 128 MiB in f64, of which there are up to four.
+pub const SLAB: i64 = 1 << 24;
 
 /// An orthogonal matrix `[n, n]`, a Kronecker product of small ones where the width has a Hadamard matrix.
 #[derive(Debug)]
@@ -39,6 +39,11 @@ impl Orthogonal {
         self.multiply(x, false)
     }
 
+    /// [`Self::apply`], computed in f64, in the kind of `x`.
+    pub fn apply_in_f64(&self, x: &Tensor) -> Tensor {
+        in_slabs(x, SLAB, |slab| self.apply(&slab))
+    }
+
     /// `x [.., n]` times the matrix's transpose, which is its inverse.
     pub fn apply_inverse(&self, x: &Tensor) -> Tensor {
         self.multiply(x, true)
@@ -61,6 +66,19 @@ impl Orthogonal {
         }
         x.reshape(shape)
     }
+}
+
+/// What `f` makes in f64 of the rows of `x [.., n]`, in the kind of `x`; of so many numbers at a time: beside `x` and what comes out only
+/// these are held.
+fn in_slabs(x: &Tensor, slab: i64, f: impl Fn(Tensor) -> Tensor) -> Tensor {
+    let n = *x.size().last().expect("there are channels");
+    let rows = x.reshape([-1, n]);
+    let made = Tensor::empty(rows.size(), (x.kind(), x.device()));
+    let slab_rows = (slab / n).max(1);
+    for (slab, mut out) in rows.split(slab_rows, 0).into_iter().zip(made.split(slab_rows, 0)) {
+        out.copy_(&f(slab.to_kind(Kind::Double)));
+    }
+    made.view_as(x)
 }
 
 /// A rotation of channels that is merged into weights.
@@ -87,22 +105,15 @@ impl Rotation {
 
     /// `x [.., n]` -> `x R`, computed in f64, in the kind of `x`.
     pub fn turn(&self, x: &Tensor) -> Tensor {
-        self.turn_in_slabs(x, (SLAB / self.signs.size()[0]).max(1))
+        self.turn_in_slabs(x, SLAB)
     }
 
-    /// [`Self::turn`], so many rows at a time: beside `x` and what comes out only these are held.
-    fn turn_in_slabs(&self, x: &Tensor, slab_rows: i64) -> Tensor {
+    fn turn_in_slabs(&self, x: &Tensor, slab: i64) -> Tensor {
         let signs = self.signs.to_device(x.device());
-        let rows = x.reshape([-1, signs.size()[0]]);
-        let turned = Tensor::empty(rows.size(), (x.kind(), x.device()));
-        for (slab, mut out) in rows.split(slab_rows, 0).into_iter().zip(turned.split(slab_rows, 0)) {
-            let slab = slab.to_kind(Kind::Double);
-            out.copy_(&match self.fixes_ones {
-                false => self.basis.apply(&(slab * &signs)),
-                true => self.basis.apply_inverse(&(self.basis.apply(&slab) * &signs)),
-            });
-        }
-        turned.view_as(x)
+        in_slabs(x, slab, |slab| match self.fixes_ones {
+            false => self.basis.apply(&(slab * &signs)),
+            true => self.basis.apply_inverse(&(self.basis.apply(&slab) * &signs)),
+        })
     }
 
     /// `w [n, ..]` -> `Rᵀ w`.
@@ -173,7 +184,7 @@ mod tests {
             let x = Tensor::from_slice(&values).view([7, 12]);
             let whole = rotation.turn(&x);
             assert_eq!((whole.kind(), whole.size()), (Kind::Float, vec![7, 12]));
-            assert_eq!(largest(&(rotation.turn_in_slabs(&x, 3) - whole)), 0.0);
+            assert_eq!(largest(&(rotation.turn_in_slabs(&x, 3 * 12) - whole)), 0.0);
         }
     }
 

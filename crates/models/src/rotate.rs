@@ -10,7 +10,7 @@ use std::rc::Rc;
 
 use oq_let::{Action, Site};
 use oq_quant_core::{RotateKind, SiteKind};
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 use crate::block::{ActPoint, BlockWeights};
 use crate::family::{Decoder, Dims, LinearName};
@@ -196,7 +196,7 @@ impl Rotator {
         }
         if let Some(online) = &self.online {
             let weight = block.weight(self.residual.inner);
-            let turned = online.inner.apply(&weight.to_kind(Kind::Double)).to_kind(weight.kind());
+            let turned = online.inner.apply_in_f64(weight);
             put(&mut block, self.residual.inner.0, Some(turned), None);
         }
         Ok(block)
@@ -291,7 +291,7 @@ fn put(block: &mut BlockWeights, module: &str, weight: Option<Tensor>, bias: Opt
 
 #[cfg(test)]
 mod tests {
-    use tch::Device;
+    use tch::{Device, Kind};
 
     use super::*;
 

@@ -3,8 +3,9 @@
 //! A grid always holds 0 exactly: the range it is made from is widened to contain 0, so the zero point is a code. Its scale is
 //! an f16 number, because that is what packed files keep: codes computed on the rounded scale make the packed model and the
 //! evaluated one the same numbers. Of the two f16 numbers around the exact scale a grid takes the nearest with which the codes of
-//! the range's ends span the whole of `0..=Q`; the one below always does. With that, quantizing a dequantized group finds the
-//! same grid and returns the same values.
+//! the range's ends span the whole of `0..=Q`; the one below always does. With that, rounding a dequantized group to nearest
+//! finds the same grid and returns the same values, if its codes reach both ends: they need not where they were learned, or where
+//! a symmetric grid was clipped.
 
 use half::f16;
 

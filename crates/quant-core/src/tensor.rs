@@ -232,13 +232,20 @@ impl QuantizedTensor {
 
     /// The same codes on steps that are multiplied by `factors`, `[rows, groups]`, and rounded to f16, within the bounds of scales.
     ///
+    /// # Errors
+    /// When a product is not a number.
+    ///
     /// # Panics
     /// When `factors` has another length.
-    pub fn rescaled(&self, factors: &[f32]) -> Self {
+    pub fn rescaled(&self, factors: &[f32]) -> Result<Self, TensorError> {
         assert_eq!(factors.len(), self.scales.len(), "rescaled: one factor for each scale");
-        let bounded = |scale: f32| f16::from_f32(scale.clamp(SCALE_MIN, SCALE_MAX));
-        let scales = self.scales.iter().zip(factors).map(|(scale, factor)| bounded(scale.to_f32() * factor)).collect();
-        Self { scales, ..self.clone() }
+        let rescaled = |(index, (scale, factor)): (usize, (&f16, &f32))| {
+            let value = scale.to_f32() * factor;
+            let scale = f16::from_f32(value.clamp(SCALE_MIN, SCALE_MAX));
+            if value.is_nan() { Err(TensorError::BadScale { index, value }) } else { Ok(scale) }
+        };
+        let scales = self.scales.iter().zip(factors).enumerate().map(rescaled).collect::<Result<_, _>>()?;
+        Ok(Self { scales, ..self.clone() })
     }
 
     /// Matrices one below the other, as one.

@@ -3,7 +3,7 @@
 use half::f16;
 use oq_quant_core::{
     ActSpec, Bits, Clip, Grid, GroupSize, QuantSpec, QuantizedTensor, Range, SCALE_MAX, SCALE_MIN, Symmetry,
-    WeightSpec, f16_toward_zero, pack_row, packed_words, unpack_row,
+    TensorError, WeightSpec, f16_toward_zero, pack_row, packed_words, unpack_row,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -354,7 +354,8 @@ proptest! {
     #[test]
     fn rescaling_keeps_codes_and_multiplies_steps(matrix in matrix(), factor in 0.25f32..4.0) {
         let before = matrix.quantize();
-        let after = before.rescaled(&vec![factor; before.scales().len()]);
+        let by = |factor| before.rescaled(&vec![factor; before.scales().len()]);
+        let after = by(factor).unwrap();
         prop_assert_eq!(after.words(), before.words());
         prop_assert_eq!(after.zero_points(), before.zero_points());
         for (after, before) in after.scales().iter().zip(before.scales()) {
@@ -363,7 +364,9 @@ proptest! {
             let half_ulp = (exact / 2048.0).max(0.5f32.powi(25));
             prop_assert!((after.to_f32() - exact).abs() <= half_ulp, "{} for {}", after, exact);
         }
-        prop_assert_eq!(before.rescaled(&vec![1.0; before.scales().len()]), before);
+        let is_refused = matches!(by(f32::NAN), Err(TensorError::BadScale { index: 0, .. }));
+        prop_assert!(is_refused);
+        prop_assert_eq!(by(1.0).unwrap(), before);
     }
 
     #[test]

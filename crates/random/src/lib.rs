@@ -1,5 +1,5 @@
-//! SplitMix64: random numbers that are the same in every version and on every machine, so that a seed names a calibration set, a rotation or a
-//! sampled text for good.
+//! SplitMix64: random numbers that are the same in every version and on every machine, so that a seed names a calibration set or a sampled
+//! text for good. ([`SplitMix64::normal`] takes a logarithm and a cosine, whose last digits are the machine's.)
 
 /// What the state grows by: the golden ratio of 2^64.
 const GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;

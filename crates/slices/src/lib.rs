@@ -1,7 +1,7 @@
 //! From a tensor to the slice of its elements: the only place that follows a tensor's pointer.
 //!
 //! libtorch's tensors are handles that may share memory. While a slice is held, no operation may write to its tensor or to another
-//! one that shares its memory; [`of_mut`] is for tensors that were just made.
+//! one that shares its memory; [`of_mut`] is for tensors that share theirs with none.
 
 #![allow(unsafe_code, reason = "libtorch hands out the address of a tensor's elements, and copying them costs a pass")]
 
@@ -54,7 +54,7 @@ pub fn of<T: Number>(tensor: &Tensor) -> &[T] {
     unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast::<T>(), len) }
 }
 
-/// The elements of a tensor that was just made, to be filled in; it must be contiguous and on the CPU.
+/// The elements of a tensor that shares its memory with no other, to be written; it must be contiguous and on the CPU.
 ///
 /// # Panics
 /// When the tensor is elsewhere, not contiguous or of another kind.

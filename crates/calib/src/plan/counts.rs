@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::collections::BTreeSet;
 
 use oq_let::{Action, Site};
-use oq_models::{ActPoint, BlockLayout, BlockOps, Compute, Decoder, Dims, Linear, LinearName};
+use oq_models::{ActPoint, BlockLayout, BlockOps, Compute, Decoder, Dims, Linear, LinearName, SLAB};
 use oq_quant_core::{ActSpec, Bits, RotateKind, packed_words};
 use oq_recipe::{Calibration, Recipe, Rounding};
 use tch::{Device, Kind, Tensor};
@@ -62,6 +62,8 @@ pub(super) struct Counts {
     pub(super) products: u64,
     /// The most of them that belong together.
     pub(super) largest_products: u64,
+    /// Bytes that rotating the largest linear takes: its values turned, and slabs of it in f64; 0 where nothing is rotated.
+    pub(super) turned_bytes: u64,
     /// Multiplications and additions of compensation, and columns that it goes through one by one.
     pub(super) compensation: u64,
     pub(super) columns: u64,
@@ -104,11 +106,13 @@ impl Counts {
         };
         let watched = widths.iter().filter(|(_, is_rescaled)| !is_rescaled);
         let squares: Vec<u64> = watched.flat_map(|&(n, _)| parts(n)).map(|part| part * part).collect();
-        let (mut compensation, mut columns) = (0, 0);
+        // Twice a factor and an inverse, a third of a product each.
+        let (mut compensation, mut columns) =
+            (squares.iter().map(|square| square * square.isqrt()).sum::<u64>() * u64::from(compensates), 0);
         for linear in layout.linears.iter().filter(|linear| compensates && !is_rescaled(sites, linear.name)) {
             for part in parts(linear.in_features) {
-                // Twice a factor and an inverse, a third of a product each; each error reaches half of the columns.
-                compensation += part.pow(3) + linear.out_features as u64 * part * part;
+                // Each error reaches half of the columns.
+                compensation += linear.out_features as u64 * part * part;
                 columns += part * (linear.out_features as u64 * part).div_ceil(WEIGHTS as u64);
             }
         }
@@ -144,6 +148,7 @@ impl Counts {
             params.iter().filter(|param| recipe.rotate.kind != RotateKind::None && param.name == decoder.head());
         let parted = parted.filter(|head| head.name == params[0].name);
         let outer = params.iter();
+        let largest = layout.linears.iter().map(|l| (l.out_features * l.in_features) as u64).max().unwrap_or(0);
         let probed_segments = n_segments(samples, seqlen);
         let batches = if learns { samples.div_ceil(batch) as u64 } else { 0 };
         let rows: usize = layout.linears.iter().map(|linear| linear.out_features).sum();
@@ -161,7 +166,7 @@ impl Counts {
             tapped: (widths.iter().map(|(n, _)| n).sum::<usize>() + rows) as u64,
             targets: recipe.targets() as u64,
             weights: sum(&|_| true),
-            largest: layout.linears.iter().map(|l| (l.out_features * l.in_features) as u64).max().unwrap_or(0),
+            largest,
             moved: sum(&moved),
             moved_twice: sum(&moved_twice),
             first: sum(&|name| !differentiated.contains(&name)),
@@ -172,6 +177,10 @@ impl Counts {
                 0
             },
             products: if compensates { squares.iter().sum() } else { 0 },
+            turned_bytes: match recipe.rotate.kind {
+                RotateKind::None => 0,
+                _ => 2 * F32 * largest + 4 * 8 * largest.min(SLAB as u64),
+            },
             largest_products: if compensates { squares.iter().copied().max().unwrap_or(0) } else { 0 },
             compensation,
             columns,

@@ -148,9 +148,9 @@ impl MemoryPlan {
     }
 }
 
-/// A block's weights in f32, and the largest as it is stored.
+/// A block's weights in f32, the largest as it is stored, and what rotating it takes.
 fn loaded(counts: &Counts) -> u64 {
-    F32 * counts.weights + F16 * counts.largest
+    F32 * counts.weights + F16 * counts.largest + counts.turned_bytes
 }
 
 /// A block, its transformed weights and offsets in f32, its codes in bytes and packed, the weights that are being coded.

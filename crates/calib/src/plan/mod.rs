@@ -118,6 +118,8 @@ pub struct Plan {
     pub memory: MemoryPlan,
     /// Size of the packed model.
     pub output_bytes: u64,
+    /// Most that is on disk at once: the packed model, hidden states, and the blocks that are tuned beside those they come from.
+    pub disk_bytes: u64,
     /// How long it takes, where the machine's speed is known.
     pub time: Option<TimePlan>,
     /// What does not fit.
@@ -146,9 +148,9 @@ impl Plan {
         let mut problems: Vec<String> = short.iter().map(Shortage::text).collect();
         let mends = if short.is_empty() { Vec::new() } else { mend::mends(decoder, recipe, &sites, setting) };
         let output_bytes = counts.output_bytes();
-        let on_disk = output_bytes.saturating_add(memory.spilled_bytes).saturating_add(counts.tuning_bytes());
-        if let Some(free) = setting.machine.disk_bytes.filter(|free| *free < on_disk) {
-            let needed = gib(on_disk);
+        let disk_bytes = output_bytes.saturating_add(memory.spilled_bytes).saturating_add(counts.tuning_bytes());
+        if let Some(free) = setting.machine.disk_bytes.filter(|free| *free < disk_bytes) {
+            let needed = gib(disk_bytes);
             problems.push(format!("needs {needed} on disk, {} is free: choose another --out", gib(free)));
         }
         let learns = recipe.method.learns();
@@ -169,6 +171,7 @@ impl Plan {
             compute: setting.compute.name(),
             memory,
             output_bytes,
+            disk_bytes,
             time: setting.profile.map(|profile| TimePlan::new(&counts, profile, on_device)),
             problems,
             mends,

@@ -43,7 +43,7 @@ impl Run<'_> {
         }
         self.embed(segments, &mut states.full)?;
         if self.recipe.method.learns() {
-            states.quantized = states.full.map(Tensor::shallow_clone)?;
+            states.quantized = states.full.copy()?;
         }
         Ok(states)
     }
@@ -79,7 +79,7 @@ impl Run<'_> {
 
     /// Takes the states through a block that an earlier run finished.
     pub(super) fn replay_block(
-        &self,
+        &mut self,
         block_idx: usize,
         ctx: &Context,
         states: &mut States<'_>,
@@ -90,18 +90,21 @@ impl Run<'_> {
         let decoder = self.model.decoder();
         let mut weights = self.load_block(block_idx)?;
         let cast = self.cast(&weights);
-        forward_all(decoder, &self.full(&cast), ctx, &mut states.full)?;
+        let ops = self.full(&cast);
+        forward_all(decoder, &ops, ctx, &mut states.full, &mut || self.progress(block_idx))?;
         drop(cast);
         if self.recipe.method.learns() {
             self.stages.learned().read_block(block_idx, self.options.device)?.put_into(&mut weights);
-            forward_all(decoder, &self.quantized(&self.cast(&weights)), ctx, &mut states.quantized)?;
+            let cast = self.cast(&weights);
+            let ops = self.quantized(&cast);
+            forward_all(decoder, &ops, ctx, &mut states.quantized, &mut || self.progress(block_idx))?;
         }
         Ok(())
     }
 
     /// Takes the states through the block in full precision, for its targets and the statistics of its inputs.
     pub(super) fn pass_in_full<'c>(
-        &self,
+        &mut self,
         block_idx: usize,
         weights: &BlockWeights,
         linears: &[LinearName],
@@ -115,10 +118,17 @@ impl Run<'_> {
         let cast = self.cast(weights);
         let full = self.full(&cast);
         let has_second = self.recipe.targets() > 1;
-        let second = has_second.then(|| states.quantized.map(|x| decoder.block(&full, ctx, x))).transpose()?;
+        let mut second = has_second.then(|| states.quantized.empty());
+        if let Some(second) = &mut second {
+            for x in states.quantized.iter() {
+                self.progress(block_idx)?;
+                second.push(&decoder.block(&full, ctx, &x))?;
+            }
+        }
         let start = if self.recipe.method.learns() { self.recipe.learn.start } else { Start::Whole };
         let watched = InputOps::new(full, self.transform.sites(), linears, start);
         for batch in 0..states.full.len() {
+            self.progress(block_idx)?;
             let x = decoder.block(&watched, ctx, &states.full.get(batch));
             if !is_finite(&x) {
                 return Err(CalibError::Overflow { block: block_idx, batch });
@@ -137,14 +147,19 @@ pub(crate) fn load_block(model: &Model, block: usize, next: usize, device: Devic
     Ok(weights)
 }
 
-/// Takes all batches through a block, in place.
+/// Takes all batches through a block, in place; `go_on` is asked before each.
 pub(super) fn forward_all(
     decoder: &dyn Decoder,
     ops: &dyn BlockOps,
     ctx: &Context,
     states: &mut Store<'_>,
+    go_on: &mut dyn FnMut() -> Result<(), CalibError>,
 ) -> Result<(), CalibError> {
-    (0..states.len()).try_for_each(|batch| states.set(batch, &decoder.block(ops, ctx, &states.get(batch))))
+    for batch in 0..states.len() {
+        go_on()?;
+        states.set(batch, &decoder.block(ops, ctx, &states.get(batch)))?;
+    }
+    Ok(())
 }
 
 pub(crate) fn is_finite(x: &Tensor) -> bool {

@@ -58,7 +58,8 @@ impl Run<'_> {
             journal.truncate(self.n_blocks)?;
         }
         self.work.resume_tuning(tuner.divergences().len(), tuner.epoch().steps);
-        let mut retries = 0;
+        // Each has halved the rate.
+        let mut retries = (recipe.tune.lr / tuner.lr()).log2().round() as u32;
         while tuner.divergences().len() < recipe.tune.epochs {
             let epoch = tuner.divergences().len();
             let segments = &segments[epoch * samples..][..samples];
@@ -82,6 +83,7 @@ impl Run<'_> {
             }
         }
         for block in journal.finished().len() - self.n_blocks..self.n_blocks {
+            self.go_on_tuning(recipe.tune.epochs, 0)?;
             let (shard, sha256) = self.stages.output.write_block(block, &tuner.merged(block)?)?;
             let record = BlockRecord {
                 index: self.n_blocks + block,
@@ -106,13 +108,11 @@ impl Run<'_> {
         self.embed(segments, states)?;
         for block in 0..self.n_blocks {
             let cast = self.cast(&self.load_block(block)?);
-            forward_all(self.model.decoder(), &self.full(&cast), ctx, states)?;
+            forward_all(self.model.decoder(), &self.full(&cast), ctx, states, &mut || self.go_on_tuning(epoch, block))?;
             if let Some(batch) = states.iter().position(|x| !is_finite(&x)) {
                 return Err(CalibError::Overflow { block, batch });
             }
-            if self.tuning_progress(epoch, block + 1, 0).is_break() {
-                return Err(self.stopped_in_tuning(epoch));
-            }
+            self.go_on_tuning(epoch, block + 1)?;
         }
         Ok(())
     }
@@ -120,6 +120,14 @@ impl Run<'_> {
     fn tuning_progress(&mut self, epoch: usize, passed: usize, steps: usize) -> ControlFlow<()> {
         let (done, total) = (self.work.in_tuning(epoch, passed, steps), self.work.total());
         (self.on)(Notice::Progress { done, total })
+    }
+
+    /// An error if it is asked to stop, before a step of this epoch but after `passed` blocks in full precision.
+    fn go_on_tuning(&mut self, epoch: usize, passed: usize) -> Result<(), CalibError> {
+        match self.tuning_progress(epoch, passed, 0) {
+            ControlFlow::Break(()) => Err(self.stopped_in_tuning(epoch)),
+            ControlFlow::Continue(()) => Ok(()),
+        }
     }
 
     fn stopped_in_tuning(&self, epoch: usize) -> CalibError {

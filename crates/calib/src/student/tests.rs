@@ -113,7 +113,8 @@ fn rounding_starts_where_compensation_leaves_it() {
         assert_eq!((&search.gamma, &search.beta), (&compensation.gamma, &compensation.beta));
         assert_ne!(search.gamma, whole.gamma, "{name:?} was searched for");
         let expected = weights.weight(name).zeros_like();
-        compensate::fill(&expected, compensation, weights.weight(name), compensated.moments(name).unwrap());
+        let rounded = Rounded { weight: weights.weight(name), clip: compensation, offsets: &expected };
+        compensate::fill(&[rounded], compensated.moments(name).unwrap());
         assert!(expected.abs().max().double_value(&[]) > 0.5, "{name:?}: errors are made good");
         assert_eq!(compensation.offsets.as_ref(), Some(&expected), "{name:?}");
     }

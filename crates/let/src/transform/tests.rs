@@ -1,4 +1,5 @@
 use oq_quant_core::SiteKind;
+use oq_random::SplitMix64;
 use proptest::prelude::*;
 use tch::{Device, Kind, Tensor};
 
@@ -10,9 +11,20 @@ const TOLERANCE: f64 = 1e-12;
 
 const HIDDEN: i64 = 6;
 
+/// Not from libtorch's generator, which all threads of the tests share.
+fn normal(seed: u64, shape: &[i64]) -> Tensor {
+    let mut random = SplitMix64::new(seed);
+    let values: Vec<f64> = (0..shape.iter().product()).map(|_: i64| random.normal()).collect();
+    Tensor::from_slice(&values).view(shape)
+}
+
 /// A norm, two linears that read it, one that reads what the second wrote: each with a bias.
 fn block() -> BTreeMap<String, Tensor> {
-    let random = |shape: &[i64]| Tensor::randn(shape, (Kind::Double, Device::Cpu));
+    let mut seed = 0;
+    let mut random = |shape: &[i64]| {
+        seed += 1;
+        normal(seed, shape)
+    };
     let mut block = BTreeMap::new();
     for (module, weight, out) in [
         ("norm", vec![HIDDEN], HIDDEN),
@@ -70,7 +82,7 @@ proptest! {
         let block = block();
         let changed = Transform::new(sites, Device::Cpu).apply(&values, |name| block.get(name));
         prop_assert_eq!(changed.len(), 8, "every tensor of the block is at a site");
-        let x = Tensor::randn([5, HIDDEN], (Kind::Double, Device::Cpu));
+        let x = normal(100, &[5, HIDDEN]);
         for (before, after) in forward(&block, &x).iter().zip(forward(&with(&block, changed), &x)) {
             prop_assert!(largest(&(before - after)) <= TOLERANCE * 1e3, "intermediate values are up to 1e3 larger");
         }
@@ -93,7 +105,11 @@ fn autograd_reaches_scales_and_shifts() {
     let (block, sites) = (block(), sites());
     let transform = Transform::new(sites, Device::Cpu);
     let mut values = Values::identity(transform.sites(), true, Kind::Double, Device::Cpu);
-    values.tensors_mut().for_each(|tensor| *tensor = Tensor::rand_like(tensor) + 0.5);
+    let mut random = SplitMix64::new(200);
+    values.tensors_mut().for_each(|tensor| {
+        let values: Vec<f64> = (0..tensor.numel()).map(|_| 0.5 + random.unit()).collect();
+        *tensor = Tensor::from_slice(&values);
+    });
     // Something that a transformation does change.
     let loss = |values: &Values| -> Tensor {
         transform.apply(values, |name| block.get(name)).values().map(|tensor| tensor.sin().sum(Kind::Double)).sum()

@@ -153,6 +153,7 @@ fn what_is_not_a_number_is_not_hidden() {
     let _ = lwc.gamma.get(0).get(1).fill_(f64::NAN);
     let whole = |t: Tensor| groups(&t.reshape([2, 2, 32]).sum_dim_intlist(-1, false, Kind::Float));
     assert_eq!(whole(lwc.fake_quantize(&weight)), second_group);
+    assert_eq!(whole(lwc.fake_quantize_as(Kind::BFloat16, &weight)), second_group);
     assert_eq!(groups(&lwc.gradients(&weight, &grad.nan_to_num(0.0, 0.0, 0.0)).beta), second_group);
 
     let _ = weight.get(1).get(0).fill_(f64::NAN);

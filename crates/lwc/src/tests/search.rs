@@ -52,6 +52,25 @@ fn finds_the_least_error() {
 }
 
 #[test]
+fn f32_groups_of_any_width_and_learned_offsets_change_nothing() {
+    // Of groups of 12, no sixteen weights are whole.
+    let spec = spec("w3a16g12");
+    let weight = noise(3, SIZE, Kind::Float).pow_tensor_scalar(3);
+    let importance = noise(4, [1, SIZE[1]], Kind::Float).square().view(-1);
+    let mut lwc = Lwc::new(SIZE[0] as usize, SIZE[1] as usize, spec, Device::Cpu).unwrap();
+    let composed = composed::search(Levels::new(spec), &weight, &importance, &choices(), &lwc.clip());
+    let composed = errors(spec, &weight, &importance, &composed);
+    for _ in 0..2 {
+        lwc.start_from_search(&weight, &importance);
+        let found = errors(spec, &weight, &importance, &lwc.clip());
+        // Of two choices that are equal to f32's digits either may be taken.
+        let difference = ((&found - &composed) / &composed).abs().max().double_value(&[]);
+        assert!(difference < 1e-4, "{difference}");
+        lwc.move_offsets(&weight, &noise(5, SIZE, Kind::Float), 0.4);
+    }
+}
+
+#[test]
 #[should_panic(expected = "mean squares of the inputs")]
 fn importance_is_one_number_for_each_input() {
     let mut lwc = Lwc::new(2, 64, spec("w4a16g32"), Device::Cpu).unwrap();
