@@ -94,7 +94,7 @@ fn plan_of_a_model_that_is_here() {
     let plan = &plan["plan"];
     check_keys(
         plan,
-        "n_layers linears sites learned_per_block steps_per_block tuning_steps calibration_tokens compute memory output_bytes time problems \
+        "n_layers linears sites learned_per_block steps_per_block tuning_steps calibration_tokens compute memory output_bytes disk_bytes time problems \
          mends",
     );
     // Two strengths for each group: q and o 2 * 128 groups, k and v 2 * 64, gate and up 2 * 384, down 6 * 128.
@@ -212,7 +212,7 @@ fn evaluation() {
 
 #[test]
 fn texts_are_continued() {
-    const KEYS: &str = "text ids end stop prompt_tokens prefill_secs decode_secs kernels compute head weight_bytes cache_bytes \
+    const KEYS: &str = "text ids end stop prompt_tokens prefill_secs decode_secs kernels compute head device weight_bytes cache_bytes \
                         peak_bytes seed";
     let dir = rounded("w4a16g64");
     let packed = dir.path().join("packed");
@@ -296,6 +296,36 @@ fn conversations_need_a_template() {
 }
 
 #[test]
+fn a_conversation_that_is_too_long_loses_its_beginning() {
+    let dir = oq_tests::copied("tiny-llama");
+    let template = "{% for m in messages %}{{ m.content }}\n{% endfor %}";
+    std::fs::write(dir.path().join("chat_template.jinja"), template).unwrap();
+    let answers = |questions: &str| {
+        let mut chat = omniquant();
+        chat.args(["chat", text(dir.path()), "--max-tokens", "4", "--json"]);
+        let child = chat.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+        let mut child = child.unwrap();
+        child.stdin.take().unwrap().write_all(questions.as_bytes()).unwrap();
+        child.wait_with_output().unwrap()
+    };
+    // 302 of 512 positions.
+    let long = "river ".repeat(300);
+    let output = answers(&format!("{long}\n{long}\nAnd then?\n"));
+    assert!(output.status.success());
+    let read: Vec<u64> = String::from_utf8(output.stdout)
+        .unwrap()
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap()["prompt_tokens"].as_u64().unwrap())
+        .collect();
+    // The second question takes the first one's place.
+    assert!(read.len() == 3 && read[0] == read[1], "{read:?}");
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(said.matches("oldest question and answer are left out").count(), 1, "{said}");
+    // One question that is too long is the user's to shorten.
+    assert_eq!(answers(&format!("{}\n", long.repeat(4))).status.code(), Some(2));
+}
+
+#[test]
 fn tasks_are_asked() {
     let dir = tempfile::tempdir().unwrap();
     let tasks = dir.path().join("tasks");
@@ -326,7 +356,7 @@ fn speed_is_measured() {
     let said = json(&["bench", "tiny-llama", "--prompt-tokens", "16", "--tokens", "4", "--runs", "2"]);
     check_keys(
         &said,
-        "model kernels compute head threads prompt_tokens tokens prefill_tokens_per_s decode_tokens_per_s runs weight_bytes \
+        "model kernels compute head device threads prompt_tokens tokens prefill_tokens_per_s decode_tokens_per_s runs weight_bytes \
          cache_bytes loaded_bytes running_bytes peak_bytes memory_bytes_per_s bandwidth_share",
     );
     assert_eq!(said["runs"].as_array().unwrap().len(), 2);

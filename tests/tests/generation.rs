@@ -202,6 +202,31 @@ fn characters_that_tokens_cut_are_held_back() {
     assert_eq!(told + &stream.finish().unwrap(), tokenizer.decode(&ids).unwrap());
 }
 
+#[test]
+fn tokens_may_end_one_character_and_begin_the_next() {
+    let dir = tempfile::tempdir().unwrap();
+    // Bytes as byte-level vocabularies write them: an e with an accent is two, and 1 is the second with another's first.
+    let file = json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "post_processor": null,
+        "normalizer": null, "pre_tokenizer": null, "decoder": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false},
+        "model": {"type": "BPE", "vocab": {"\u{c3}": 0, "\u{a9}\u{c3}": 1, "\u{a9}": 2, "x": 3}, "merges": []},
+    });
+    std::fs::write(dir.path().join("tokenizer.json"), file.to_string()).unwrap();
+    let tokenizer = Tokenizer::open(dir.path()).unwrap();
+    let told = |ids: &[u32]| {
+        let mut stream = TextStream::new(&tokenizer, &[3], &[]).unwrap();
+        let pieces = ids.iter().map(|&id| stream.push(id).unwrap().text).collect::<Vec<_>>();
+        (pieces, stream.finish().unwrap())
+    };
+    let (pieces, rest) = told(&[0, 1, 1, 1, 1, 1, 1, 2, 3]);
+    assert_eq!(pieces, ["", "é", "é", "é", "é", "é", "é", "é", "x"]);
+    assert_eq!(rest, "");
+    // Broken for good: told when it cannot be the beginning of a character, and at the end.
+    let (pieces, rest) = told(&[2, 2, 2, 2, 2, 3, 0]);
+    assert_eq!(pieces.concat() + &rest, format!("{}x\u{fffd}", "\u{fffd}".repeat(5)));
+    assert_eq!(pieces[3], "\u{fffd}".repeat(4));
+}
+
 /// A tokenizer as SentencePiece's are written for LLaMA: what it does not know is bytes, and a run of bytes that is no text is broken
 /// from its first byte on.
 fn tokenizer_of_bytes(dir: &Path) -> Tokenizer {

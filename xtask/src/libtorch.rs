@@ -144,7 +144,7 @@ fn python_torch() -> Result<(String, PathBuf)> {
 fn provide(build: Build, force: bool) -> Result<()> {
     check_platform(std::env::consts::OS, std::env::consts::ARCH)?;
     let start = Instant::now();
-    let cache = locate::cache_dir(locate::process_env)?;
+    let cache = locate::cache_dir()?;
     let ready = cache.join(format!("libtorch-{TORCH}-{}", build.tag()));
     if force || !is_complete(&ready) {
         download(build, &cache, &ready, force).inspect_err(|_| {

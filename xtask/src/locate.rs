@@ -6,7 +6,7 @@ use std::ffi::OsString;
 use std::path::{Component, Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Result, bail};
+use anyhow::{Error, Result};
 
 /// The repository's root: xtask is a package of the workspace that it serves.
 pub fn repository() -> &'static Path {
@@ -23,13 +23,9 @@ pub fn process_env(name: &str) -> Option<OsString> {
     std::env::var_os(name)
 }
 
-/// `${XDG_CACHE_HOME:-~/.cache}/omniquant`. A relative XDG_CACHE_HOME is ignored, as the XDG specification has it.
-pub fn cache_dir(var: impl Fn(&str) -> Option<OsString>) -> Result<PathBuf> {
-    let absolute = |name: &str| var(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    match absolute("XDG_CACHE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".cache"))) {
-        Some(cache) => Ok(cache.join("omniquant")),
-        None => bail!("no place for the cache: neither XDG_CACHE_HOME nor HOME names an absolute folder; set one"),
-    }
+/// The per-user cache, which `omniquant` has too.
+pub fn cache_dir() -> Result<PathBuf> {
+    oq_recipe::cache_dir(process_env).map_err(Error::msg)
 }
 
 /// A libtorch that the user takes care of.
@@ -78,16 +74,6 @@ mod tests {
 
     fn env<'a>(pairs: &'a [(&'a str, &'a str)]) -> impl Fn(&str) -> Option<OsString> + 'a {
         move |name| pairs.iter().find(|(key, _)| *key == name).map(|(_, value)| value.into())
-    }
-
-    #[test]
-    fn the_cache_follows_xdg() {
-        let at = |pairs: &[_]| cache_dir(env(pairs)).map_err(|error| error.to_string());
-        assert_eq!(at(&[("XDG_CACHE_HOME", "/c"), ("HOME", "/h")]), Ok("/c/omniquant".into()));
-        assert_eq!(at(&[("HOME", "/h")]), Ok("/h/.cache/omniquant".into()));
-        assert_eq!(at(&[("XDG_CACHE_HOME", ""), ("HOME", "/h")]), Ok("/h/.cache/omniquant".into()));
-        assert_eq!(at(&[("XDG_CACHE_HOME", "c"), ("HOME", "/h")]), Ok("/h/.cache/omniquant".into()));
-        assert!(at(&[]).unwrap_err().contains("XDG_CACHE_HOME"));
     }
 
     #[test]

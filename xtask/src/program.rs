@@ -1,6 +1,6 @@
 //! The program `omniquant`: built, then run. `cargo xtask synth` is one run of it.
 
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use anyhow::Result;
 
@@ -12,9 +12,14 @@ pub fn build() -> Result<()> {
     process::run(locate::cargo().args(["build", "--release", "--package", "oq-cli"]).current_dir(locate::repository()))
 }
 
-/// Runs the built program from the repository's root, where the paths of `configs/` and `out/` start.
-pub fn run(args: &[String]) -> Result<()> {
-    process::run(&mut program(args))
+/// Runs the built program from the repository's root, where the paths of `configs/` and `out/` start; what it prints is shown
+/// unless it is for another program.
+pub fn run(args: &[String], is_silent: bool) -> Result<()> {
+    let mut program = program(args);
+    if is_silent {
+        program.stdout(Stdio::null());
+    }
+    process::run(&mut program)
 }
 
 /// [`run`], as the last thing that is done.

@@ -3,8 +3,9 @@
 use std::path::Path;
 
 use anyhow::Result;
+use oq_recipe::EVENTS;
 
-use crate::{fetch, program};
+use crate::{fetch, locate, program};
 
 const DEFAULT_MODEL: &str = "tiny-llama";
 
@@ -39,9 +40,12 @@ pub fn run(args: &[String]) -> Result<()> {
     let request = Request::new(args);
     program::build()?;
     fetch::if_wheel(&request.model)?;
-    let planned = program::run(&request.plan());
-    if !request.is_forced() {
-        planned?;
+    // A run that goes on needs less room than its plan says, and refuses by itself.
+    if !request.is_begun() {
+        let planned = program::run(&request.plan(), request.has("--json"));
+        if !request.has("--force") {
+            planned?;
+        }
     }
     program::hand_over(&request.quantize())
 }
@@ -72,7 +76,8 @@ impl Request {
             ours.extend(["--scheme".to_owned(), default.clone()]);
         }
         if out.is_none() {
-            let setting = scheme.or(recipe.map(stem)).unwrap_or(&default);
+            let settings: Vec<&str> = scheme.into_iter().chain(recipe.map(stem)).collect();
+            let setting = if settings.is_empty() { default.clone() } else { settings.join("-") };
             ours.extend(["--out".to_owned(), format!("out/{}-{setting}{}", stem(model), name_of(&planned))]);
         }
         planned.splice(0..0, ours);
@@ -84,9 +89,13 @@ impl Request {
         Self { model: model.to_owned(), planned, rest }
     }
 
-    /// Whether what the plan refuses is tried all the same.
-    fn is_forced(&self) -> bool {
-        self.rest.iter().any(|word| word == "--force")
+    fn has(&self, flag: &str) -> bool {
+        self.planned.iter().chain(&self.rest).any(|word| word == flag)
+    }
+
+    /// Whether there is such a run, to be gone on with.
+    fn is_begun(&self) -> bool {
+        value_of(&self.planned, "--out").is_some_and(|out| locate::repository().join(out).join(EVENTS).is_file())
     }
 
     fn plan(&self) -> Vec<String> {
@@ -200,8 +209,13 @@ mod tests {
             "plan facebook/opt-125m --out=/d/o --scheme=w4a4",
             "quantize facebook/opt-125m --out=/d/o --scheme=w4a4 --report --resume --data=x --data-dir y",
         );
-        assert!(!Request::new(&["tiny-llama".to_owned()]).is_forced());
-        assert!(Request::new(&["tiny-llama".to_owned(), "--force".to_owned()]).is_forced());
+        let request = |words: &[&str]| Request::new(&words.iter().map(ToString::to_string).collect::<Vec<_>>());
+        assert!(!request(&["tiny-llama"]).has("--force") && request(&["tiny-llama", "--force"]).has("--force"));
+        let out = tempfile::tempdir().unwrap();
+        let request = request(&["--out", out.path().to_str().unwrap()]);
+        assert!(!request.is_begun());
+        std::fs::write(out.path().join(EVENTS), "").unwrap();
+        assert!(request.is_begun());
         check(
             "tiny-opt --no-let --scheme w4a4 --let-lr 1e-3",
             "plan tiny-opt --out out/tiny-opt-w4a4-no-let-let-lr-1e-3 --no-let --scheme w4a4 --let-lr 1e-3",
@@ -232,6 +246,7 @@ mod tests {
         };
         check("smollm2-135m --preset fast", "out/smollm2-135m-w3a16g64-fast");
         check("smollm2-135m --report --preset=best --windows 8 --device cpu", "out/smollm2-135m-w3a16g64-best");
+        check("--recipe my/a.toml --scheme w4a4", "out/tiny-llama-w4a4-a");
         check("--bits 3.25 --method rtn", "out/tiny-llama-w2a16g64-3.25bits-rtn");
         check("llama2-7b --calib /d/my.txt --seed 3", "out/llama2-7b-w4a16g128-calib-my.txt-seed-3");
         check("llama2-7b --let --cache-memory 8GiB --json", "out/llama2-7b-w4a16g128-let");

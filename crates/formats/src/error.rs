@@ -298,6 +298,9 @@ pub enum PackedFault {
     /// Nothing says how it is quantized.
     #[error("no group of quantization_config has it among its targets")]
     NoGroup,
+    /// It has a weight and no codes.
+    #[error("is not quantized: models that are quantized in part are not read")]
+    Dense,
     /// A tensor is not there.
     #[error("{part} is missing")]
     Missing {

@@ -65,7 +65,8 @@ impl Loaded {
         &self.head
     }
 
-    pub(crate) fn device(&self) -> Device {
+    /// Where it runs.
+    pub fn device(&self) -> Device {
         self.device
     }
 }

@@ -13,7 +13,7 @@ pub enum Choice {
     Draw {
         /// Logits are divided by it: below 1, likely tokens become likelier.
         temperature: f64,
-        /// Only from the likeliest tokens that together are as probable as this (Holtzman et al. 2020, arXiv 1904.09751).
+        /// Of those that `top_k` leaves, only from the likeliest that together are as probable as this (Holtzman et al. 2020, arXiv 1904.09751).
         top_p: f64,
         /// Only from so many of the likeliest.
         top_k: Option<usize>,
@@ -101,9 +101,10 @@ fn distribution(logits: &[f32], temperature: f64, top_p: f64, top_k: Option<usiz
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let weight = |&logit: &f32| ((f64::from(logit) - f64::from(max)) / temperature).exp();
     let mut left: Vec<(u32, f64)> = logits.iter().map(weight).enumerate().map(|(id, w)| (id as u32, w)).collect();
-    let total: f64 = left.iter().map(|(_, weight)| weight).sum();
     left.sort_by(|(a, x), (b, y)| y.total_cmp(x).then(a.cmp(b)));
     left.truncate(top_k.unwrap_or(usize::MAX));
+    // The share is one of those that are left.
+    let total: f64 = left.iter().map(|(_, weight)| weight).sum();
     let mut sum = 0.0;
     let enough = left.iter().position(|(_, weight)| {
         sum += weight;
@@ -158,6 +159,9 @@ mod tests {
         check(&logits, (1.0, 0.75, None), &[(1, 0.4 / 0.9), (3, 0.3 / 0.9), (2, 0.2 / 0.9)]);
         check(&logits, (1.0, 1e-9, None), &[(1, 1.0)]);
         check(&logits, (1.0, 1.0, Some(2)), &[(1, 0.4 / 0.7), (3, 0.3 / 0.7)]);
+        // Of 0.7, half are in the first.
+        check(&logits, (1.0, 0.5, Some(2)), &[(1, 1.0)]);
+        check(&logits, (1.0, 0.6, Some(2)), &[(1, 0.4 / 0.7), (3, 0.3 / 0.7)]);
         // Equal ones by their ids; far ones are 0 and not a fault.
         check(&[0.0, 0.0, -1e30], (1.0, 0.9, None), &[(0, 0.5), (1, 0.5)]);
     }

@@ -12,8 +12,10 @@ pub struct TextStream<'a> {
     stops: &'a [String],
     /// Tokens whose text is not complete, after some that are there for the spaces between words.
     ids: Vec<u32>,
-    /// How many of `ids` have given their text.
-    told: usize,
+    /// The text of `ids` that was given.
+    told: String,
+    /// For how many tokens the end of the text has been no character.
+    broken: usize,
     /// Text that may be the beginning of a stop string.
     held: String,
 }
@@ -38,31 +40,36 @@ impl<'a> TextStream<'a> {
     /// Text that follows that of `prompt`, and ends before one of `stops`.
     pub fn new(tokenizer: &'a Tokenizer, prompt: &[u32], stops: &'a [String]) -> Result<Self, GenerateError> {
         let ids = prompt[start_of_end(tokenizer, prompt)?..].to_vec();
-        Ok(Self { tokenizer, stops, told: ids.len(), ids, held: String::new() })
+        Ok(Self { tokenizer, stops, told: tokenizer.decode(&ids)?, ids, broken: 0, held: String::new() })
     }
 
     /// Adds a token.
     pub fn push(&mut self, id: u32) -> Result<Piece, GenerateError> {
         self.ids.push(id);
         let text = self.tokenizer.decode(&self.ids)?;
-        if text.ends_with(BROKEN) && self.ids.len() - self.told < LONGEST {
-            return Ok(Piece { text: String::new(), stop: None });
-        }
-        let told = self.tokenizer.decode(&self.ids[..self.told])?;
+        let whole = text.trim_end_matches(BROKEN);
         // A decoder that changes its mind about earlier tokens says nothing new.
-        let new = text.strip_prefix(&told).unwrap_or_default();
-        self.held.push_str(new);
-        self.ids.drain(..start_of_end(self.tokenizer, &self.ids)?);
-        self.told = self.ids.len();
+        let new = |text: &str| text.strip_prefix(&self.told).unwrap_or_default().to_owned();
+        let of_whole = new(whole);
+        // A token may end one character and begin the next.
+        let waited = if of_whole.is_empty() { self.broken } else { 0 };
+        self.broken = if whole == text { 0 } else { (waited + 1) % LONGEST };
+        if self.broken == 0 {
+            self.held.push_str(&new(&text));
+            self.ids.drain(..start_of_end(self.tokenizer, &self.ids)?);
+            self.told = self.tokenizer.decode(&self.ids)?;
+        } else {
+            self.told.push_str(&of_whole);
+            self.held.push_str(&of_whole);
+        }
         Ok(self.release())
     }
 
     /// What was held back, at the end.
     pub fn finish(&mut self) -> Result<String, GenerateError> {
         let text = self.tokenizer.decode(&self.ids)?;
-        let told = self.tokenizer.decode(&self.ids[..self.told])?;
         let mut held = std::mem::take(&mut self.held);
-        held.push_str(text.strip_prefix(&told).unwrap_or_default());
+        held.push_str(text.strip_prefix(&self.told).unwrap_or_default());
         Ok(held)
     }
 

@@ -16,6 +16,7 @@
 //! ```
 
 mod bits;
+mod cache;
 mod error;
 mod machine;
 mod model;
@@ -26,6 +27,7 @@ mod recipe;
 mod record;
 
 pub use bits::BitBudget;
+pub use cache::cache_dir;
 pub use error::RecipeError;
 pub use machine::{Profile, find_machine, machine_names};
 pub use model::{EvalDefaults, Family, ModelEntry, Shape, Source, find, names, recipe_for, schemes_of};

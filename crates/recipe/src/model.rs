@@ -6,6 +6,7 @@ use std::sync::LazyLock;
 
 use oq_quant_core::QuantSpec;
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 use crate::parse::parse;
 use crate::published::SEQLEN;
@@ -48,7 +49,7 @@ pub struct ModelEntry {
 impl ModelEntry {
     /// An entry for a directory that `configs/` does not name, with what its `config.json` tells about recipes. What is
     /// neither OPT nor Falcon is taken for LLaMA.
-    pub fn of_directory(dir: &Path, config: &serde_json::Value) -> Self {
+    pub fn of_directory(dir: &Path, config: &Value) -> Self {
         let family = match config["model_type"].as_str() {
             Some("opt") => Family::Opt,
             Some("falcon") => Family::Falcon,
@@ -68,6 +69,31 @@ impl ModelEntry {
             transform: TransformPatch::default(),
             eval: EvalDefaults::default(),
         }
+    }
+
+    /// A `config.json` of this family in that shape, in the words of every family.
+    pub fn config_of(&self, shape: &Shape) -> Value {
+        json!({
+            "model_type": self.family.to_string(),
+            "hidden_size": shape.hidden,
+            "intermediate_size": shape.intermediate,
+            "num_hidden_layers": shape.layers,
+            "num_attention_heads": shape.heads,
+            "num_key_value_heads": shape.kv_heads,
+            "head_dim": shape.head_dim,
+            "vocab_size": shape.vocab,
+            "max_position_embeddings": shape.max_positions,
+            "tie_word_embeddings": shape.tied,
+            // OPT.
+            "ffn_dim": shape.intermediate,
+            "word_embed_proj_dim": shape.embedding,
+            "do_layer_norm_before": !self.post_norm,
+            // Falcon: one key/value head, or groups of heads with one each.
+            "ffn_hidden_size": shape.intermediate,
+            "num_kv_heads": shape.kv_heads,
+            "multi_query": shape.kv_heads == 1,
+            "new_decoder_architecture": shape.kv_heads > 1 && shape.kv_heads < shape.heads,
+        })
     }
 }
 
@@ -222,8 +248,6 @@ fn registered(name: &str) -> Option<&'static Registered> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::{Value, json};
-
     use super::*;
 
     #[test]

@@ -161,7 +161,13 @@ impl Overrides {
     pub fn unread(&self, recipe: &Recipe) -> Vec<&'static str> {
         let learns = recipe.method.learns();
         let transforms = recipe.method.reads_text() && !recipe.transform.sites.is_empty();
+        let reads_text = recipe.reads_text();
         let settings = [
+            ("calibration.data", self.data.is_some(), reads_text),
+            ("calibration.samples", self.samples.is_some(), reads_text),
+            ("calibration.seqlen", self.seqlen.is_some(), reads_text),
+            ("calibration.seed", self.seed.is_some(), reads_text),
+            ("calibration.batch", self.batch.is_some(), reads_text),
             ("learn.epochs", self.epochs.is_some(), learns),
             ("learn.lwc_lr", self.lwc_lr.is_some(), learns),
             ("learn.aug_loss", self.aug_loss.is_some(), learns),

@@ -39,7 +39,7 @@ pub struct RunRecord {
     /// Mean divergence of predictions in each epoch of tuning, in nats.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tuning: Vec<f64>,
-    /// Duration of the whole run.
+    /// Duration; of a run that was gone on with, since it was.
     pub wall_secs: f64,
     /// Most memory that was resident at once.
     pub peak_bytes: u64,

@@ -137,7 +137,7 @@ pub struct EvalDataArgs {
     #[arg(long, value_name = "DATA")]
     pub data: Option<String>,
     /// Folder of datasets (wikitext2/wiki.test.raw, ...); also the variable OMNIQUANT_DATA
-    #[arg(long, value_name = "DIR", env = "OMNIQUANT_DATA")]
+    #[arg(long, value_name = "DIR", env = "OMNIQUANT_DATA", hide_env = true)]
     pub data_dir: Option<PathBuf>,
     /// Measure the first N windows only [default: all]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]

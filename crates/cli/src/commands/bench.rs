@@ -7,6 +7,7 @@ use anyhow::Result;
 use oq_generate::{Choice, Loaded, Sampler, Sampling};
 use rayon::prelude::*;
 use serde_json::json;
+use tch::Device;
 
 use crate::args::BenchArgs;
 use crate::commands::running::load;
@@ -40,11 +41,13 @@ pub fn run(args: &BenchArgs, out: &Output) -> Result<()> {
     let (resident, peak) = (machine::resident_bytes(), machine::peak_bytes());
     let (form, weight_bytes) = (loaded.form(), loaded.weight_bytes());
     let threads = rayon::current_num_threads();
+    let device = loaded.device();
     drop(loaded);
-    let bandwidth = read_bytes_per_s();
-    let share = decode * weight_bytes as f64 / bandwidth;
+    // The memory of other devices is not measured.
+    let bandwidth = (device == Device::Cpu).then(read_bytes_per_s);
+    let share = bandwidth.map(|bandwidth| decode * weight_bytes as f64 / bandwidth);
     let value = json!({"model": args.model, "kernels": form.kernels.name(), "compute": form.compute.name(),
-        "head": form.head.name(), "threads": threads, "prompt_tokens": read, "tokens": write,
+        "head": form.head.name(), "device": machine::device_name(device), "threads": threads, "prompt_tokens": read, "tokens": write,
         "prefill_tokens_per_s": prefill, "decode_tokens_per_s": decode,
         "runs": runs.iter().map(|run| json!({"prefill_tokens_per_s": run.prefill, "decode_tokens_per_s": run.decode}))
             .collect::<Vec<_>>(),
@@ -53,7 +56,7 @@ pub fn run(args: &BenchArgs, out: &Output) -> Result<()> {
     out.result(&value, || {
         let size = |n: Option<u64>| n.map_or_else(|| "unknown".to_owned(), bytes);
         let (kernels, compute, head) = (form.kernels.name(), form.compute.name(), form.head.name());
-        [
+        let mut lines = vec![
             format!("prefill         {prefill:.1} tokens per second ({read} at once)"),
             format!("decode          {decode:.1} tokens per second ({write} one by one)"),
             format!(
@@ -62,17 +65,16 @@ pub fn run(args: &BenchArgs, out: &Output) -> Result<()> {
                 bytes(cache_bytes as u64)
             ),
             format!("memory          {} running, {} at most", size(resident), size(peak)),
-            format!(
-                "memory speed    {:.1} GB/s; decoding reads weights at {:.0} % of it",
-                bandwidth / 1e9,
-                100.0 * share
-            ),
-            format!(
-                "computed        {kernels} kernels, {compute}, head {head}, {threads} threads, medians of {} runs",
-                runs.len()
-            ),
-        ]
-        .join("\n")
+        ];
+        if let (Some(bandwidth), Some(share)) = (bandwidth, share) {
+            let (speed, percent) = (bandwidth / 1e9, 100.0 * share);
+            lines.push(format!("memory speed    {speed:.1} GB/s; decoding reads weights at {percent:.0} % of it"));
+        }
+        lines.push(format!(
+            "computed        {kernels} kernels, {compute}, head {head}, {threads} threads, medians of {} runs",
+            runs.len()
+        ));
+        lines.join("\n")
     })
 }
 

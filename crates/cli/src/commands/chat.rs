@@ -31,7 +31,17 @@ pub fn run(args: &ChatArgs, out: &Output) -> Result<()> {
             continue;
         }
         messages.push(message("user", line.trim()));
-        let ids = tokenizer.encode(&template.render(&messages, true)?, AddSpecial::No)?;
+        let limit = session.limit();
+        // Room for an answer, if that leaves most of the conversation.
+        let most = limit - settings.max_tokens.min(limit / 4);
+        let encode = |messages: &[Message]| -> Result<Vec<u32>> {
+            Ok(tokenizer.encode(&template.render(messages, true)?, AddSpecial::No)?)
+        };
+        let mut ids = encode(&messages)?;
+        while ids.len() > most && forget(&mut messages) {
+            out.note("note: the conversation is longer than the model's context; its oldest question and answer are left out");
+            ids = encode(&messages)?;
+        }
         let (continued, new) = follow(&loaded, session, &ids);
         session = continued;
         let mut tell = |text: &str| {
@@ -59,6 +69,13 @@ fn ask() -> Result<Option<String>> {
     }
     let mut line = String::new();
     Ok((std::io::stdin().read_line(&mut line)? > 0).then_some(line))
+}
+
+/// Leaves out the oldest question and its answer, if there is one besides the last question.
+fn forget(messages: &mut Vec<Message>) -> bool {
+    let first = messages.iter().position(|message| message.role == "user");
+    let range = first.map(|first| first..first + 2).filter(|range| range.end < messages.len());
+    range.map(|range| messages.drain(range)).is_some()
 }
 
 /// The session with what it has read so far, if the conversation goes on from there, else a new one; and the tokens it is to read.

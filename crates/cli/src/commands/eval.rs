@@ -129,6 +129,6 @@ impl Subject {
 /// Ids of a text by a model's own tokenizer.
 pub fn tokens(model_dir: &Path, data: &str, split: Split, data_dir: Option<&Path>) -> Result<Vec<u32>> {
     let tokenizer = Tokenizer::open(model_dir)?;
-    let text = load_text(&data_path(data), split, data_dir, &Hub::from_env()?)?;
+    let text = load_text(&data_path(data), split, data_dir, &Hub::from_env())?;
     Ok(tokenizer.encode(&text.text, AddSpecial::Yes)?)
 }

@@ -1,10 +1,11 @@
 //! `omniquant generate`: continues a text.
 
-use std::io::Read;
+use std::fmt::Display;
+use std::io::{self, Read};
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use oq_data::{AddSpecial, Tokenizer};
 use oq_generate::{End, Generated, Loaded, Session, generate};
 use serde_json::{Value, json};
@@ -46,13 +47,16 @@ pub fn run(args: &GenerateArgs, out: &Output) -> Result<()> {
     if generated.end == End::Interrupted && interrupt.was_asked() { Err(CliError::Stopped.into()) } else { Ok(()) }
 }
 
-fn read(file: &Path) -> Result<String> {
+fn read(file: &Path) -> Result<String, CliError> {
+    let missing = |place: &dyn Display, error: &io::Error| {
+        CliError::Missing(format!("{place}: the text cannot be read: {error}"))
+    };
     if file == Path::new("-") {
         let mut text = String::new();
-        std::io::stdin().read_to_string(&mut text).context("the text on stdin cannot be read")?;
-        return Ok(text);
+        let read = io::stdin().read_to_string(&mut text);
+        return read.map(|_| text).map_err(|e| missing(&"stdin", &e));
     }
-    std::fs::read_to_string(file).with_context(|| format!("{}: the text cannot be read", file.display()))
+    std::fs::read_to_string(file).map_err(|e| missing(&file.display(), &e))
 }
 
 /// What was generated and how fast, for scripts.
@@ -65,7 +69,7 @@ pub fn record(loaded: &Loaded, session: &Session<'_>, prompt_tokens: usize, gene
     json!({"text": generated.text, "ids": generated.ids, "end": generated.end.name(), "stop": stop,
         "prompt_tokens": prompt_tokens, "prefill_secs": generated.prefill_secs, "decode_secs": generated.decode_secs,
         "kernels": form.kernels.name(), "compute": form.compute.name(), "head": form.head.name(),
-        "weight_bytes": loaded.weight_bytes(), "cache_bytes": session.cache_bytes(), "peak_bytes": machine::peak_bytes()})
+        "device": machine::device_name(loaded.device()), "weight_bytes": loaded.weight_bytes(), "cache_bytes": session.cache_bytes(), "peak_bytes": machine::peak_bytes()})
 }
 
 /// The same in a line.

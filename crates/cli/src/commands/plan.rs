@@ -5,14 +5,13 @@ use std::path::Path;
 
 use anyhow::Result;
 use oq_calib::{Accelerator, Machine, Parts, Plan, Setting};
-use oq_formats::{quantization_of, read_config};
 use oq_models::family::decoder_of;
-use oq_models::{Compute, ModelError};
+use oq_models::{Compute, Decoder};
 use oq_quant_core::{ActSpec, RotateKind};
-use oq_recipe::{BitBudget, ModelEntry, Profile, Recipe, Rounding, Shape, Source};
-use serde_json::{Value, json};
+use oq_recipe::{BitBudget, Profile, Recipe, Rounding};
+use serde_json::json;
 
-use crate::args::{ComputeArg, PlanArgs, PlanDeviceArg};
+use crate::args::{ComputeArg, PlanArgs, PlanDeviceArg, RecipeArgs};
 use crate::exit::CliError;
 use crate::output::{Output, bytes};
 use crate::resolve::{Named, data_path};
@@ -31,9 +30,10 @@ pub fn run(args: &PlanArgs, out: &Output) -> Result<()> {
     let named = Named::new(&args.model);
     // A mistake is told before anything is fetched.
     named.recipe(&args.recipe, None)?;
-    let config = config(&named, out)?;
+    let config = named.config(out)?;
     let recipe = named.recipe(&args.recipe, Some(&config))?;
     let decoder = decoder_of(&config)?;
+    notes(&args.recipe, &recipe, &*decoder, out);
     let (machine, compute, profile) = subject(args, out)?;
     let text_bytes = text_bytes(&recipe);
     let cache_memory = args.cache_memory.map(|size| size.0);
@@ -78,6 +78,19 @@ fn subject(args: &PlanArgs, out: &Output) -> Result<(Machine, Compute, Option<Pr
     }
 }
 
+/// Says what is asked for and has no effect, or a bad one.
+pub fn notes(args: &RecipeArgs, recipe: &Recipe, decoder: &dyn Decoder, out: &Output) {
+    for option in args.overrides().unread(recipe) {
+        out.note(&format!("note: {option} has no effect: nothing in this run reads it"));
+    }
+    let (seqlen, positions) = (recipe.calibration.seqlen, decoder.dims().max_positions);
+    if recipe.reads_text() && seqlen > positions {
+        out.note(&format!(
+            "note: segments of {seqlen} tokens are longer than the {positions} positions that the model was made for"
+        ));
+    }
+}
+
 /// Size of the calibration text; 0 where it cannot be told yet.
 pub fn text_bytes(recipe: &Recipe) -> u64 {
     let data = &recipe.calibration.data;
@@ -93,44 +106,6 @@ pub fn refuse(plan: &Plan) -> Result<()> {
     }
     let lines = plan.problems.iter().cloned().chain(plan.mends.iter().map(ToString::to_string));
     Err(CliError::DoesNotFit(lines.collect::<Vec<_>>().join("\n  ")).into())
-}
-
-/// The model's `config.json`: from configs/ where that knows enough, so that nothing is downloaded for a plan.
-fn config(named: &Named, out: &Output) -> Result<Value> {
-    let known = named.entry.filter(|entry| !matches!(entry.source, Source::Path { .. }));
-    let config = match known.and_then(|entry| Some(config_of(entry, entry.shape.as_ref()?))) {
-        Some(config) => config,
-        None => read_config(&named.directory(out)?)?,
-    };
-    if let Some(quantization) = quantization_of(&config)? {
-        return Err(ModelError::AlreadyQuantized { dir: named.name.clone().into(), quantization }.into());
-    }
-    Ok(config)
-}
-
-/// A `config.json` of that shape, in the words of every family.
-pub fn config_of(entry: &ModelEntry, shape: &Shape) -> Value {
-    json!({
-        "model_type": entry.family.to_string(),
-        "hidden_size": shape.hidden,
-        "intermediate_size": shape.intermediate,
-        "num_hidden_layers": shape.layers,
-        "num_attention_heads": shape.heads,
-        "num_key_value_heads": shape.kv_heads,
-        "head_dim": shape.head_dim,
-        "vocab_size": shape.vocab,
-        "max_position_embeddings": shape.max_positions,
-        "tie_word_embeddings": shape.tied,
-        // OPT.
-        "ffn_dim": shape.intermediate,
-        "word_embed_proj_dim": shape.embedding,
-        "do_layer_norm_before": !entry.post_norm,
-        // Falcon: one key/value head, or groups of heads with one each.
-        "ffn_hidden_size": shape.intermediate,
-        "num_kv_heads": shape.kv_heads,
-        "multi_query": shape.kv_heads == 1,
-        "new_decoder_architecture": shape.kv_heads > 1 && shape.kv_heads < shape.heads,
-    })
 }
 
 /// A duration that is not known to the second.
@@ -207,8 +182,12 @@ fn text(model: &str, recipe: &Recipe, plan: &Plan, setting: &Setting<'_>) -> Str
     }
     line("time", time(plan));
     line("output", bytes(plan.output_bytes));
-    if plan.memory.spilled_bytes > 0 {
-        line("on disk", format!("{} of hidden states, while it runs", bytes(plan.memory.spilled_bytes)));
+    if plan.disk_bytes > plan.output_bytes {
+        let spilled = match plan.memory.spilled_bytes {
+            0 => String::new(),
+            spilled => format!(", {} of it hidden states", bytes(spilled)),
+        };
+        line("disk", format!("{} at most, while it runs{spilled}", bytes(plan.disk_bytes)));
     }
     line("fits", if plan.fits() { "yes".to_owned() } else { "no".to_owned() });
     text

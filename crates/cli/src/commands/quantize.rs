@@ -11,6 +11,7 @@ use anyhow::{Context, Result};
 use oq_calib::{Machine, Notice, Options, Outcome, Plan, Setting, UNTUNED, check, quantize};
 use oq_data::{Split, segments_and_new};
 use oq_formats::atomic_write;
+use oq_models::family::decoder_of;
 use oq_models::{Compute, Model};
 use oq_quant_core::RotateKind;
 use oq_recipe::{EVENTS, Event, Method, RECIPE, RUN, Recipe, RunRecord};
@@ -19,7 +20,7 @@ use tch::Device;
 
 use crate::args::QuantizeArgs;
 use crate::commands::eval::{Subject, tokens};
-use crate::commands::plan::{about, refuse, text_bytes};
+use crate::commands::plan::{about, notes, refuse, text_bytes};
 use crate::commands::running::Interrupt;
 use crate::exit::CliError;
 use crate::output::{Bar, Output, bytes, seconds};
@@ -35,37 +36,34 @@ pub fn run(args: &QuantizeArgs, out: &Output) -> Result<()> {
     let named = Named::new(&args.model);
     // A mistake is told before anything is fetched.
     named.recipe(&args.recipe, None)?;
-    let model = Model::open(&named.directory(out)?)?;
-    let recipe = named.recipe(&args.recipe, Some(model.config()))?;
-    for key in args.recipe.overrides().unread(&recipe) {
-        out.note(&format!("note: {key} has no effect: nothing in this run reads it"));
-    }
-    let positions = model.decoder().dims().max_positions;
-    if recipe.reads_text() && recipe.calibration.seqlen > positions {
-        let seqlen = recipe.calibration.seqlen;
-        out.note(&format!(
-            "note: segments of {seqlen} tokens are longer than the {positions} positions that the model was made for"
-        ));
-    }
+    let config = named.config(out)?;
+    let recipe = named.recipe(&args.recipe, Some(&config))?;
+    let decoder = decoder_of(&config)?;
+    notes(&args.recipe, &recipe, &*decoder, out);
     let bits = recipe.bits.as_ref().map_or_else(String::new, |bits| format!("-{}bits", bits.average));
     let default_out = || PathBuf::from(format!("{}-{}{bits}", named.stem(), recipe.scheme));
     let dir = args.out.clone().unwrap_or_else(default_out);
-    check(&model, &recipe)?;
     let compute = machine::compute(args.compute, device);
     let mut machine = Machine { device: machine::accelerator(device), ..machine::machine(&dir) };
     if args.resume {
         machine.disk_bytes = machine.disk_bytes.and_then(|free| room(&dir, free));
     }
-    let profile = profile::stored(device)?;
+    // Good for the time alone.
+    let profile = profile::stored(device).unwrap_or_else(|error| {
+        out.note(&format!("note: {error:#}"));
+        None
+    });
     let cache_memory = args.cache_memory.map(|size| size.0);
     let setting =
         Setting { compute, machine, profile: profile.as_ref(), text_bytes: text_bytes(&recipe), cache_memory };
-    let plan = Plan::new(model.decoder(), &recipe, &setting)?;
+    let plan = Plan::new(&*decoder, &recipe, &setting)?;
     match refuse(&plan) {
         Err(error) if args.force => out.note(&format!("note: {error}")),
         refused => refused?,
     }
     out.note(&planned(&plan));
+    let model = Model::open(&named.directory(out)?)?;
+    check(&model, &recipe)?;
 
     // What the report needs is there before hours of learning.
     let subject = args.report.then(|| Subject::new(named.entry, &model, &args.eval, None)).transpose()?;
@@ -213,16 +211,18 @@ impl Job<'_> {
             started_unix,
             finished_unix: unix_now(),
         };
-        // A run that was killed after its last file and before its record has it written now.
-        if !outcome.was_complete || !self.dir.join(RUN).is_file() {
-            events.write(&Event::RunFinished {
-                wall_secs: record.wall_secs,
-                peak_bytes: record.peak_bytes,
-                finished_unix: record.finished_unix,
-            })?;
-            atomic_write(&self.dir.join(RECIPE), self.recipe.to_toml()?.as_bytes())?;
-            atomic_write(&self.dir.join(RUN), record.to_json().as_bytes())?;
+        if outcome.was_complete
+            && let Some(stored) = stored_record(&self.dir.join(RUN))
+        {
+            return Ok(stored);
         }
+        events.write(&Event::RunFinished {
+            wall_secs: record.wall_secs,
+            peak_bytes: record.peak_bytes,
+            finished_unix: record.finished_unix,
+        })?;
+        atomic_write(&self.dir.join(RECIPE), self.recipe.to_toml()?.as_bytes())?;
+        atomic_write(&self.dir.join(RUN), record.to_json().as_bytes())?;
         Ok(record)
     }
 
@@ -245,6 +245,11 @@ impl Job<'_> {
         };
         Ok(vec![full, rounded, measure(name.to_owned(), &Model::open(self.dir)?)?])
     }
+}
+
+/// The record of a run that finished before. One that was killed before it was written has none.
+fn stored_record(path: &Path) -> Option<RunRecord> {
+    serde_json::from_slice(&std::fs::read(path).ok()?).ok()
 }
 
 fn event_of(notice: &Notice) -> Option<&Event> {

@@ -16,7 +16,6 @@ use rayon::prelude::*;
 use serde_json::{Value, json};
 
 use crate::args::SynthArgs;
-use crate::commands::plan::config_of;
 use crate::exit::CliError;
 use crate::machine;
 use crate::output::{Output, bytes, seconds};
@@ -31,7 +30,7 @@ pub fn run(args: &SynthArgs, out: &Output) -> Result<()> {
     let started = Instant::now();
     let (entry, shape) = shape_of(args)?;
     let dtype = args.dtype.dtype();
-    let mut config = config_of(entry, &shape);
+    let mut config = entry.config_of(&shape);
     config["dtype"] = json!(args.dtype.name());
     let shards = shards(&*decoder_of(&config)?);
     let sizes: Vec<u64> = shards.iter().map(|shard| shard.iter().map(|tensor| tensor.bytes(dtype)).sum()).collect();

@@ -191,7 +191,8 @@ impl<'a> Client<'a> {
                 file.set_len(0).map_err(here("truncate"))?;
                 done = 0;
             }
-            let mut reader = response.body_mut().as_reader();
+            // What comes beyond the size is not the file: one byte of it says so.
+            let mut reader = response.body_mut().as_reader().take(size - done + 1);
             let mut buffer = vec![0; 256 << 10];
             loop {
                 let n = match reader.read(&mut buffer) {
@@ -200,7 +201,8 @@ impl<'a> Client<'a> {
                     Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
                     Err(e) => return Err(Failure::Network(e.to_string())),
                 };
-                file.write_all(&buffer[..n]).map_err(|e| Failure::Here(write_error(part, size - done, e)))?;
+                file.write_all(&buffer[..n])
+                    .map_err(|e| Failure::Here(write_error(part, size.saturating_sub(done), e)))?;
                 done += n as u64;
                 on_bytes(done);
             }
@@ -256,7 +258,8 @@ impl<'a> Client<'a> {
         match failure {
             Failure::Here(e) => e,
             Failure::Network(reason) => {
-                DataError::Unreachable { repo, endpoint, reason, cache: self.hub.cache.clone() }
+                let cache = self.hub.cache.clone().unwrap_or_default();
+                DataError::Unreachable { repo, endpoint, reason, cache }
             }
             Failure::Status { status: status @ (401 | 403), code } => {
                 let page = format!("{endpoint}/{}{repo}", self.repo.prefix);

@@ -24,8 +24,8 @@ pub const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
 pub struct Hub {
     /// The hub's address, without a final slash.
     pub endpoint: String,
-    /// The folder of repositories, `~/.cache/huggingface/hub` for most.
-    pub cache: PathBuf,
+    /// The folder of repositories, `~/.cache/huggingface/hub` for most. Nothing is fetched without one.
+    pub cache: Option<PathBuf>,
     /// Who asks, for gated and private repositories.
     pub token: Option<String>,
     /// Use the cache alone.
@@ -72,6 +72,9 @@ pub enum HubEvent<'a> {
     },
 }
 
+/// What no model is without.
+const CONFIG: &str = "config.json";
+
 /// Files that are taken where the repository has them.
 const SMALL_FILES: [&str; 9] = [
     "generation_config.json",
@@ -92,12 +95,12 @@ const WEIGHTS: [(&str, &str); 2] =
 impl Hub {
     /// As the environment says: `HF_ENDPOINT`; `HF_HUB_CACHE`, `HF_HOME`, `XDG_CACHE_HOME` or `HOME`; `HF_TOKEN` or the
     /// token file that a login left; `HF_HUB_OFFLINE`.
-    pub fn from_env() -> Result<Self, DataError> {
+    pub fn from_env() -> Self {
         let set = |name: &str| env::var(name).ok().filter(|value| !value.trim().is_empty());
         Self::from_vars(set)
     }
 
-    fn from_vars(set: impl Fn(&str) -> Option<String>) -> Result<Self, DataError> {
+    fn from_vars(set: impl Fn(&str) -> Option<String>) -> Self {
         let home = set("HF_HOME")
             .map(PathBuf::from)
             .or_else(|| Some(Path::new(&set("XDG_CACHE_HOME")?).join("huggingface")))
@@ -107,12 +110,16 @@ impl Hub {
         let token = set("HF_TOKEN").or_else(|| std::fs::read_to_string(token_file?).ok());
         let endpoint = set("HF_ENDPOINT").unwrap_or_else(|| DEFAULT_ENDPOINT.to_owned());
         let is_yes = |value: String| ["1", "true", "yes", "on"].contains(&value.trim().to_lowercase().as_str());
-        Ok(Self {
+        Self {
             endpoint: endpoint.trim().trim_end_matches('/').to_owned(),
-            cache: cache.ok_or(DataError::NoCache)?,
+            cache,
             token: token.map(|token| token.trim().to_owned()).filter(|token| !token.is_empty()),
             offline: set("HF_HUB_OFFLINE").is_some_and(is_yes),
-        })
+        }
+    }
+
+    fn cache(&self) -> Result<&Path, DataError> {
+        self.cache.as_deref().ok_or(DataError::NoCache)
     }
 
     /// Whether `name` has the form of a hub id: `owner/name` or `name`.
@@ -135,12 +142,11 @@ impl Hub {
         progress: &mut dyn FnMut(HubEvent<'_>),
     ) -> Result<PathBuf, DataError> {
         let repo = Repo::new("", repo, revision)?;
-        let cache = RepoCache::new(&self.cache, &repo);
+        let cache = RepoCache::new(self.cache()?, &repo);
         if self.offline {
             let snapshot = cache.resolve()?;
             let has = |file: &str| snapshot.join(file).is_file();
-            let missing = |file: &str| DataError::NotCached { cache: snapshot.clone(), what: file.to_owned() };
-            take_model_files(has, missing, |file| Ok(snapshot.join(file)))?;
+            take_model_files(has, |file| not_cached(&snapshot, file), |file| Ok(snapshot.join(file)))?;
             return Ok(snapshot);
         }
         let client = Client::new(self, &repo);
@@ -153,6 +159,26 @@ impl Hub {
         Ok(cache.snapshot(&listing.commit))
     }
 
+    /// Fetches a model's `config.json` alone, as [`Self::fetch_model`] does, and returns its path in the cache.
+    pub fn fetch_config(
+        &self,
+        repo: &str,
+        revision: Option<&str>,
+        progress: &mut dyn FnMut(HubEvent<'_>),
+    ) -> Result<PathBuf, DataError> {
+        let repo = Repo::new("", repo, revision)?;
+        let cache = RepoCache::new(self.cache()?, &repo);
+        if self.offline {
+            return cached(&cache.resolve()?, CONFIG);
+        }
+        let client = Client::new(self, &repo);
+        let listing = client.list()?;
+        if !listing.files.contains(CONFIG) {
+            return Err(DataError::IncompleteRepo { repo: repo.id.clone(), file: CONFIG.to_owned() });
+        }
+        fetch_file(&client, &cache, &listing, CONFIG, progress)
+    }
+
     /// Fetches one file of a dataset's `main` and returns its path in the cache.
     pub fn fetch_dataset_file(
         &self,
@@ -161,15 +187,12 @@ impl Hub {
         progress: &mut dyn FnMut(HubEvent<'_>),
     ) -> Result<PathBuf, DataError> {
         let repo = Repo::new("datasets/", repo, None)?;
-        let cache = RepoCache::new(&self.cache, &repo);
+        let cache = RepoCache::new(self.cache()?, &repo);
         // A dataset's published rows do not change: what is cached is not asked for again.
-        match cache.resolve().map(|snapshot| snapshot.join(file)) {
-            Ok(path) if path.is_file() => return Ok(path),
-            Ok(path) if self.offline => {
-                return Err(DataError::NotCached { cache: self.cache.clone(), what: path.display().to_string() });
-            }
-            Err(e) if self.offline => return Err(e),
-            _ => {}
+        match cache.resolve().and_then(|snapshot| cached(&snapshot, file)) {
+            Ok(path) => return Ok(path),
+            Err(error) if self.offline => return Err(error),
+            Err(_) => {}
         }
         let client = Client::new(self, &repo);
         let listing = client.list()?;
@@ -216,16 +239,26 @@ impl Repo {
     }
 }
 
+/// A file of a snapshot, if it is there.
+fn cached(snapshot: &Path, file: &str) -> Result<PathBuf, DataError> {
+    let path = snapshot.join(file);
+    if path.is_file() { Ok(path) } else { Err(not_cached(snapshot, file)) }
+}
+
+fn not_cached(snapshot: &Path, file: &str) -> DataError {
+    DataError::NotCached { cache: snapshot.to_owned(), what: file.to_owned() }
+}
+
 /// Takes config, small files and weights from wherever `has` and `get` look. Errors are `missing` for a needed file.
 fn take_model_files(
     has: impl Fn(&str) -> bool,
     missing: impl Fn(&str) -> DataError,
     mut get: impl FnMut(&str) -> Result<PathBuf, DataError>,
 ) -> Result<(), DataError> {
-    if !has("config.json") {
-        return Err(missing("config.json"));
+    if !has(CONFIG) {
+        return Err(missing(CONFIG));
     }
-    get("config.json")?;
+    get(CONFIG)?;
     for file in SMALL_FILES.into_iter().filter(|file| has(file)) {
         get(file)?;
     }
@@ -299,21 +332,22 @@ fn fetch_file(
 mod tests {
     use super::*;
 
-    fn hub(vars: &[(&str, &str)]) -> Result<Hub, DataError> {
+    fn hub(vars: &[(&str, &str)]) -> Hub {
         Hub::from_vars(|name| vars.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned()))
     }
 
     #[test]
     fn the_environment_is_read_as_other_programs_read_it() {
-        let home = hub(&[("HOME", "/home/u")]).unwrap();
-        assert_eq!(home.cache, Path::new("/home/u/.cache/huggingface/hub"));
+        let home = hub(&[("HOME", "/home/u")]);
+        assert_eq!(home.cache.as_deref(), Some(Path::new("/home/u/.cache/huggingface/hub")));
         assert_eq!((home.endpoint.as_str(), home.offline, home.token), (DEFAULT_ENDPOINT, false, None));
-        assert_eq!(hub(&[("HOME", "/h"), ("XDG_CACHE_HOME", "/x")]).unwrap().cache, Path::new("/x/huggingface/hub"));
-        assert_eq!(hub(&[("HOME", "/h"), ("HF_HOME", "/x")]).unwrap().cache, Path::new("/x/hub"));
-        assert_eq!(hub(&[("HF_HOME", "/x"), ("HF_HUB_CACHE", "/c")]).unwrap().cache, Path::new("/c"));
-        assert!(matches!(hub(&[]), Err(DataError::NoCache)));
+        let cache = |vars: &[(&str, &str)]| hub(vars).cache.unwrap();
+        assert_eq!(cache(&[("HOME", "/h"), ("XDG_CACHE_HOME", "/x")]), Path::new("/x/huggingface/hub"));
+        assert_eq!(cache(&[("HOME", "/h"), ("HF_HOME", "/x")]), Path::new("/x/hub"));
+        assert_eq!(cache(&[("HF_HOME", "/x"), ("HF_HUB_CACHE", "/c")]), Path::new("/c"));
+        let nowhere = hub(&[]).fetch_model("owner/model", None, &mut |_| {});
+        assert!(matches!(nowhere, Err(DataError::NoCache)));
         let set = hub(&[("HOME", "/h"), ("HF_ENDPOINT", "http://m/"), ("HF_HUB_OFFLINE", "TRUE"), ("HF_TOKEN", "t\n")]);
-        let set = set.unwrap();
         assert_eq!((set.endpoint.as_str(), set.offline, set.token.as_deref()), ("http://m", true, Some("t")));
         assert!(!format!("{set:?}").contains("\"t\""), "{set:?}");
     }
@@ -323,8 +357,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("token"), "hf_abc\n").unwrap();
         let home = dir.path().to_str().unwrap();
-        assert_eq!(hub(&[("HF_HOME", home)]).unwrap().token.as_deref(), Some("hf_abc"));
-        assert_eq!(hub(&[("HF_HOME", home), ("HF_TOKEN", "mine")]).unwrap().token.as_deref(), Some("mine"));
+        assert_eq!(hub(&[("HF_HOME", home)]).token.as_deref(), Some("hf_abc"));
+        assert_eq!(hub(&[("HF_HOME", home), ("HF_TOKEN", "mine")]).token.as_deref(), Some("mine"));
     }
 
     #[test]

@@ -58,7 +58,7 @@ impl FakeHub {
     pub fn client(&self, cache: &Path, token: Option<&str>) -> Hub {
         Hub {
             endpoint: self.endpoint.clone(),
-            cache: cache.to_path_buf(),
+            cache: Some(cache.to_path_buf()),
             token: token.map(str::to_owned),
             offline: false,
         }

@@ -10,6 +10,8 @@ use crate::mmap::MappedFile;
 
 /// Most dimensions a tensor can have in ggml.
 const MAX_DIMS: u32 = 4;
+/// What is read of a file as its header: a vocabulary of a million texts takes less. What it becomes in memory is several times as large.
+const MAX_HEADER: usize = 64 << 20;
 /// What `general.alignment` is where the file does not say.
 const DEFAULT_ALIGNMENT: u64 = 32;
 
@@ -100,7 +102,7 @@ impl Header {
         if !bytes.starts_with(b"GGUF") {
             return Err(GgufError::NotGguf { magic: bytes[..bytes.len().min(4)].to_vec() });
         }
-        let mut cursor = Cursor::new(bytes);
+        let mut cursor = Cursor::new(&bytes[..bytes.len().min(MAX_HEADER)]);
         cursor.u32("magic number")?;
         let version = cursor.u32("version")?;
         if !(2..=3).contains(&version) {

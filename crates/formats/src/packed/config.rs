@@ -74,6 +74,8 @@ pub(crate) fn packed_config(source: &Value, quantization: &Quantization, ignore:
         config.insert(key.to_owned(), dtype.into());
     }
     config.insert(KEY.to_owned(), quantization_config(quantization, ignore));
+    // Names programs that are not copied, and that loaders of these architectures do not need.
+    config.remove("auto_map");
     Value::Object(config)
 }
 
@@ -88,13 +90,14 @@ pub fn quantization_of(config: &Value) -> Result<Option<Quantization>, FormatErr
     if method != METHOD {
         return Err(FormatError::QuantMethod { method: method.to_owned() });
     }
-    expect(quantization, "format", &[json!(FORMAT)], "\"pack-quantized\"")?;
+    let is_rotated = is_rotated_online(config);
+    let format = if is_rotated { ROTATED } else { FORMAT };
+    expect(quantization, "format", &[json!(FORMAT), json!(format)], "\"pack-quantized\"")?;
     expect(quantization, "kv_cache_scheme", &[Value::Null], "absent")?;
     no_transforms(quantization)?;
     let groups = quantization.get("config_groups");
     let groups = groups.and_then(Value::as_object).ok_or_else(|| wrong("config_groups", groups, "an object"))?;
     let mut found: Option<Quantization> = None;
-    let is_rotated = is_rotated_online(config);
     for group in groups.values() {
         format_of(group, is_rotated)?;
         expect(group, "output_activations", &[Value::Null], "absent")?;
@@ -265,6 +268,7 @@ mod tests {
             "`gptq` is not read, only compressed-tensors (pack-quantized): give the full-precision original",
         );
         check_refused(|q| q["format"] = "marlin-24".into(), "format is \"marlin-24\"");
+        check_refused(|q| q["format"] = ROTATED.into(), "format is \"pack-quantized-rotated\"");
         check_refused(|q| q["config_groups"]["group_1"] = json!({}), "weights is absent");
         check_refused(|q| q["config_groups"] = json!(null), "config_groups is absent");
         check_refused(|q| q["config_groups"] = json!({}), "config_groups is empty");
@@ -343,6 +347,7 @@ mod tests {
         check_dtype(json!({"dtype": "bfloat16"}), json!({"dtype": "float16"}));
         check_dtype(json!({"torch_dtype": "float16"}), json!({"torch_dtype": "float16"}));
         check_dtype(json!({"torch_dtype": "float32"}), json!({"torch_dtype": "float32"}));
-        check_dtype(json!({"vocab_size": 8}), json!({"vocab_size": 8, "torch_dtype": "float16"}));
+        let code = json!({"vocab_size": 8, "auto_map": {"AutoConfig": "configuration_falcon.FalconConfig"}});
+        check_dtype(code, json!({"vocab_size": 8, "torch_dtype": "float16"}));
     }
 }

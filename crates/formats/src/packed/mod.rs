@@ -11,7 +11,8 @@
 //!
 //! and every other tensor (biases, norms, embeddings, head) stays as it is in its own type, unless it was transformed, tuned or rotated: then
 //! vectors are F32, and matrices F16 where they were not F32. Loaders: transformers 5 with pip
-//! `compressed-tensors` from 0.18 on (0.17 packs 3, 5, 6 and 7 bits otherwise), and vLLM.
+//! `compressed-tensors` from 0.18 on (0.17 packs 3, 5, 6 and 7 bits otherwise). vLLM and SGLang read this format too, at 4 and 8 bits in
+//! most releases; that is not tested here.
 //!
 //! **Groups.** Linears that are not all quantized alike stand in `config_groups` by their names, a group for each spec. Names, patterns
 //! (`re:.*down_proj`) and `Linear` are read ([`Quantization`] says in which order they count). transformers 5.23 loads such a model if its

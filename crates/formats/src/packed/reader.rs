@@ -68,8 +68,12 @@ impl PackedCheckpoint {
     /// How one linear is quantized.
     ///
     /// # Errors
-    /// [`FormatError::Packed`] when no group of `quantization_config` has it among its targets.
+    /// [`FormatError::Packed`] when no group of `quantization_config` has it among its targets, or it has a weight instead of codes.
     pub fn weight(&self, name: &str) -> Result<WeightSpec, FormatError> {
+        let has = |part: &str| self.checkpoint.contains(&format!("{name}.{part}"));
+        if has("weight") && !has(PACKED) {
+            return Err(FormatError::packed(name, PackedFault::Dense));
+        }
         self.quantization.weight(name).ok_or_else(|| FormatError::packed(name, PackedFault::NoGroup))
     }
 }

@@ -288,6 +288,11 @@ fn settings_that_nothing_reads_are_named() {
     let by = |method| Overrides { method: Some(method), alpha: Some(0.7), ..learning.clone() };
     check("w4a4", by(Method::Smoothquant), &["learn.epochs", "learn.start", "tune.epochs"]);
     check("w4a4", by(Method::Rtn), &["learn.epochs", "learn.start", "let.alpha", "tune.epochs"]);
+    let text = Overrides { data: Some("mine.txt".to_owned()), samples: Some(4), seed: Some(5), ..Overrides::default() };
+    let rounded = Overrides { method: Some(Method::Rtn), ..text.clone() };
+    check("w4a16", text, &[]);
+    check("w4a16", rounded.clone(), &["calibration.data", "calibration.samples", "calibration.seed"]);
+    check("w4a16", Overrides { bits: Some(3.5), ..rounded }, &[]);
     let shift = Overrides { shift: Some(true), tune_lr: Some(1e-3), ..Overrides::default() };
     check("w4a16", shift, &["let.shift", "tune.lr"]);
 }
