@@ -34,13 +34,20 @@ pub fn bench(args: &[String]) -> Result<()> {
 
 type Step = fn() -> Result<()>;
 
+const FUZZ: &str = "fuzz/Cargo.toml";
+
 /// Runs every check, the release profile throughout: libtorch's wrappers are compiled once.
 pub fn ci() -> Result<()> {
-    let steps: [(&str, Step); 5] = [
+    let steps: [(&str, Step); 6] = [
         ("libtorch", libtorch::ensure_ready),
         ("fmt", || cargo(&["fmt", "--all", "--check"], &[])),
         ("clippy", || cargo(&["clippy", "--release", "--workspace", "--all-targets", "--", "-D", "warnings"], &[])),
         ("test", || test(&[])),
+        // A workspace of its own.
+        ("fuzz", || {
+            cargo(&["fmt", "--manifest-path", FUZZ, "--check"], &[])?;
+            cargo(&["check", "--locked", "--manifest-path", FUZZ, "--target-dir", "target"], &[])
+        }),
         ("docs", || cargo(&["doc", "--release", "--no-deps", "--workspace"], &[("RUSTDOCFLAGS", "-D warnings")])),
     ];
     let mut times = Vec::new();

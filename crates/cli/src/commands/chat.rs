@@ -1,7 +1,6 @@
 //! `omniquant chat`: a conversation, line by line.
 
 use std::io::{IsTerminal, Write};
-use std::ops::ControlFlow;
 
 use anyhow::Result;
 use oq_data::{AddSpecial, ChatTemplate, Message, Tokenizer};
@@ -9,7 +8,7 @@ use oq_generate::{End, Loaded, Session, generate};
 
 use crate::args::ChatArgs;
 use crate::commands::generate::{record, told};
-use crate::commands::running::{Interrupt, load, settings};
+use crate::commands::running::{Interrupt, load, settings, tell};
 use crate::output::Output;
 
 pub fn run(args: &ChatArgs, out: &Output) -> Result<()> {
@@ -44,12 +43,9 @@ pub fn run(args: &ChatArgs, out: &Output) -> Result<()> {
         }
         let (continued, new) = follow(&loaded, session, &ids);
         session = continued;
-        let mut tell = |text: &str| {
-            let is_read = out.is_json() || out.piece(text);
-            if is_read && !interrupt.was_asked() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
-        };
-        let answer =
-            interrupt.during(|| generate(&mut session, new, (&settings, &mut sampler, &tokenizer), &mut tell))?;
+        let answer = interrupt.during(|| {
+            generate(&mut session, new, (&settings, &mut sampler, &tokenizer), &mut tell(out, &interrupt))
+        })?;
         if out.is_json() {
             out.result(&record(&loaded, &session, new.len(), &answer), String::new)?;
         } else if !out.piece("\n") {

@@ -2,7 +2,6 @@
 
 use std::fmt::Display;
 use std::io::{self, Read};
-use std::ops::ControlFlow;
 use std::path::Path;
 
 use anyhow::Result;
@@ -11,7 +10,7 @@ use oq_generate::{End, Generated, Loaded, Session, generate};
 use serde_json::{Value, json};
 
 use crate::args::GenerateArgs;
-use crate::commands::running::{Interrupt, load, settings};
+use crate::commands::running::{Interrupt, load, settings, tell};
 use crate::exit::CliError;
 use crate::machine;
 use crate::output::Output;
@@ -30,10 +29,7 @@ pub fn run(args: &GenerateArgs, out: &Output) -> Result<()> {
     let prompt = tokenizer.encode(&prompt, AddSpecial::Yes)?;
     let mut session = loaded.session();
     let interrupt = Interrupt::install(None)?;
-    let mut tell = |text: &str| {
-        let is_read = out.is_json() || out.piece(text);
-        if is_read && !interrupt.was_asked() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
-    };
+    let mut tell = tell(out, &interrupt);
     let generated =
         interrupt.during(|| generate(&mut session, &prompt, (&settings, &mut sampler, &tokenizer), &mut tell))?;
     if out.is_json() {

@@ -1,5 +1,6 @@
 //! What commands that run a whole model share: how it is loaded, how tokens are chosen, and Ctrl-C.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -58,6 +59,14 @@ pub fn settings(args: &SamplingArgs, ends: &[u32]) -> Result<(Settings, Sampler)
     };
     let sampler = Sampler::new(Sampling { choice, repetition_penalty, seed })?;
     Ok((Settings { max_tokens, stops, ends: ends.to_vec() }, sampler))
+}
+
+/// Shows a text as it comes, unless results are JSON, for as long as somebody reads it and nobody asks for an end.
+pub fn tell(out: &Output, interrupt: &Interrupt) -> impl FnMut(&str) -> ControlFlow<()> {
+    |text| {
+        let is_read = out.is_json() || out.piece(text);
+        if is_read && !interrupt.was_asked() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    }
 }
 
 /// What Ctrl-C and SIGTERM do.
