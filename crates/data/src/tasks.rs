@@ -3,14 +3,14 @@
 //! Prompts are those of the field's common evaluation harness (`lm-evaluation-harness` 0.4), so that numbers can be compared. A
 //! task is read from `tasks/` under the folder of datasets:
 //!
-//! | task | file | an item's JSON |
-//! |---|---|---|
-//! | `piqa` | `piqa.valid.jsonl`, and `piqa.valid-labels.lst` with a 0 or 1 per line | `goal`, `sol1`, `sol2` |
-//! | `arc_easy` | `arc_easy.test.jsonl` | `question`, `choices`, `gold` |
-//! | `arc_challenge` | `arc_challenge.test.jsonl` | the same |
-//! | `boolq` | `boolq.validation.jsonl` | `query` (`Passage: .. \nQuestion: ..?`), `choices`, `gold` |
-//! | `hellaswag` | `hellaswag.val.jsonl`, or `hellaswag.val-1000.jsonl`, its first 1000 items | `activity_label`, `ctx_a`, `ctx_b`, `endings`, `label` |
-//! | `winogrande` | `winogrande.validation.jsonl` | `context_options`, `continuation`, `gold` |
+//! | task | file | as its authors publish it | or an item's JSON |
+//! |---|---|---|---|
+//! | `piqa` | `piqa.valid.jsonl`, and `piqa.valid-labels.lst` with a 0 or 1 per line | `valid.jsonl`, `valid-labels.lst` of physicaliqa | |
+//! | `arc_easy` | `arc_easy.test.jsonl` | `ARC-Easy-Test.jsonl` of AI2's ARC | `question`, `choices`, `gold` |
+//! | `arc_challenge` | `arc_challenge.test.jsonl` | `ARC-Challenge-Test.jsonl` | the same |
+//! | `boolq` | `boolq.validation.jsonl` | `dev.jsonl` of BoolQ | `query` (`Passage: .. \nQuestion: ..?`), `choices`, `gold` |
+//! | `hellaswag` | `hellaswag.val.jsonl`, or `hellaswag.val-1000.jsonl`, its first 1000 items | `hellaswag_val.jsonl` | |
+//! | `winogrande` | `winogrande.validation.jsonl` | `dev.jsonl` of WinoGrande 1.1 | `context_options`, `continuation`, `gold` |
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -146,17 +146,37 @@ struct Piqa {
 }
 
 #[derive(Deserialize)]
-struct Arc {
-    question: String,
-    choices: Vec<String>,
-    gold: usize,
+#[serde(untagged, expecting = "neither ARC's own item nor question, choices and gold")]
+enum Arc {
+    Published {
+        question: ArcQuestion,
+        #[serde(rename = "answerKey")]
+        answer_key: String,
+    },
+    Plain {
+        question: String,
+        choices: Vec<String>,
+        gold: usize,
+    },
 }
 
 #[derive(Deserialize)]
-struct Boolq {
-    query: String,
-    choices: Vec<String>,
-    gold: usize,
+struct ArcQuestion {
+    stem: String,
+    choices: Vec<ArcChoice>,
+}
+
+#[derive(Deserialize)]
+struct ArcChoice {
+    text: String,
+    label: String,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "neither BoolQ's own item nor query, choices and gold")]
+enum Boolq {
+    Published { passage: String, question: String, answer: bool },
+    Plain { query: String, choices: Vec<String>, gold: usize },
 }
 
 #[derive(Deserialize)]
@@ -169,10 +189,10 @@ struct Hellaswag {
 }
 
 #[derive(Deserialize)]
-struct Winogrande {
-    context_options: Vec<String>,
-    continuation: String,
-    gold: usize,
+#[serde(untagged, expecting = "neither WinoGrande's own item nor context_options, continuation and gold")]
+enum Winogrande {
+    Published { sentence: String, option1: String, option2: String, answer: String },
+    Plain { context_options: Vec<String>, continuation: String, gold: usize },
 }
 
 /// Choices after one context.
@@ -194,14 +214,30 @@ impl Piqa {
 
 impl Arc {
     fn item(self) -> Item {
-        after(&question(&self.question), &self.choices, self.gold)
+        let (text, choices, gold) = match self {
+            Self::Published { question: ArcQuestion { stem, choices }, answer_key } => {
+                // A key that is none of the labels is refused as a choice that is not there.
+                let gold = choices.iter().position(|choice| choice.label == answer_key).unwrap_or(choices.len());
+                (stem, choices.into_iter().map(|choice| choice.text).collect(), gold)
+            }
+            Self::Plain { question, choices, gold } => (question, choices, gold),
+        };
+        after(&question(&text), &choices, gold)
     }
 }
 
 impl Boolq {
     fn item(self) -> Item {
-        let query = self.query.strip_prefix("Passage: ").unwrap_or(&self.query);
-        after(&format!("{query}\nAnswer:"), &self.choices, self.gold)
+        match self {
+            Self::Published { passage, question, answer } => {
+                let choices = ["no", "yes"].map(str::to_owned);
+                after(&format!("{passage}\nQuestion: {question}?\nAnswer:"), &choices, usize::from(answer))
+            }
+            Self::Plain { query, choices, gold } => {
+                let query = query.strip_prefix("Passage: ").unwrap_or(&query);
+                after(&format!("{query}\nAnswer:"), &choices, gold)
+            }
+        }
     }
 }
 
@@ -215,10 +251,19 @@ impl Hellaswag {
 
 impl Winogrande {
     fn item(self) -> Item {
-        let continuation = format!(" {}", self.continuation.trim());
+        let (contexts, continuation, gold) = match self {
+            Self::Published { sentence, option1, option2, answer } => {
+                // Without a gap there is nothing to continue, which is refused.
+                let (before, after) = sentence.split_once('_').unwrap_or((&sentence, ""));
+                let contexts = [option1, option2].map(|option| format!("{before}{option}")).to_vec();
+                (contexts, after.to_owned(), answer.parse().map_or(usize::MAX, |number: usize| number.wrapping_sub(1)))
+            }
+            Self::Plain { context_options, continuation, gold } => (context_options, continuation, gold),
+        };
+        let continuation = format!(" {}", continuation.trim());
         let choice =
             |context: String| Choice { context: context.trim_end().to_owned(), continuation: continuation.clone() };
-        Item { choices: self.context_options.into_iter().map(choice).collect(), gold: self.gold }
+        Item { choices: contexts.into_iter().map(choice).collect(), gold }
     }
 }
 
@@ -312,6 +357,22 @@ mod tests {
     }
 
     #[test]
+    fn published_files_are_read_as_they_are() {
+        let arc = r#"{"id": "M_1", "question": {"stem": "Why?", "choices": [{"text": "a", "label": "A"},
+            {"text": "b", "label": "B"}]}, "answerKey": "B"}"#
+            .replace('\n', "");
+        let context = "Question: Why?\nAnswer:";
+        check_load(Task::ArcChallenge, &[("arc_challenge.test.jsonl", &arc)], &[context; 2], &[" a", " b"], 1);
+        let boolq = r#"{"question": "is it", "title": "It", "answer": true, "passage": "It is."}"#;
+        let context = "It is.\nQuestion: is it?\nAnswer:";
+        check_load(Task::Boolq, &[("boolq.validation.jsonl", boolq)], &[context; 2], &[" no", " yes"], 1);
+        let winogrande =
+            r#"{"qID": "1", "sentence": "So _ won the cup.", "option1": "Ann", "option2": "Bea", "answer": "2"}"#;
+        let file = [("winogrande.validation.jsonl", winogrande)];
+        check_load(Task::Winogrande, &file, &["So Ann", "So Bea"], &[" won the cup."; 2], 1);
+    }
+
+    #[test]
     fn broken_files_are_named() {
         #[track_caller]
         fn check(text: &str, expected: &str) {
@@ -322,7 +383,7 @@ mod tests {
             assert!(error.contains("arc_easy.test.jsonl") && error.contains(expected), "{error}");
         }
         check("", "no items");
-        check("{\"question\": \"Why?\"}", "line 1: missing field");
+        check("{\"question\": \"Why?\"}", "line 1: neither ARC's own item nor question, choices and gold");
         check("{\"question\": \"Why?\", \"choices\": [\"a\"], \"gold\": 0}", "item 1: 1 choices");
         check("{\"question\": \"Why?\", \"choices\": [\"a\", \"b\"], \"gold\": 2}", "the right one is number 2");
         let error = Task::Piqa.load(Some(Path::new("nowhere"))).expect_err("must be refused").to_string();
