@@ -277,6 +277,18 @@ fn a_run_that_stops_before_a_short_batch_goes_on() {
 }
 
 #[test]
+fn a_run_that_stops_when_tuning_is_over_writes_its_blocks_later() {
+    let (out, segments) = (tempfile::tempdir().unwrap(), noise([1, 2, 3]));
+    let stopped = learned_in(out.path(), &segments, 2, 5e-4, &mut |notice| match notice {
+        Notice::Progress { done, total } if done == total => ControlFlow::Break(()),
+        _ => ControlFlow::Continue(()),
+    });
+    assert!(matches!(stopped, Err(CalibError::TuningStopped { epoch: 1, epochs: 2, .. })), "{stopped:?}");
+    let resumed = learned_in(out.path(), &segments, 2, 5e-4, &mut |_| ControlFlow::Continue(())).unwrap();
+    assert_eq!(resumed.tuning, learned_from_noise([1, 2, 3]).tuning);
+}
+
+#[test]
 fn each_pass_has_segments_of_its_own() {
     let of_blocks = |outcome: &Outcome| outcome.blocks[0].losses.clone();
     let before = learned_from_noise([1, 2, 3]);

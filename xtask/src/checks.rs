@@ -36,7 +36,7 @@ type Step = fn() -> Result<()>;
 
 const FUZZ: &str = "fuzz/Cargo.toml";
 
-/// Runs every check, the release profile throughout: libtorch's wrappers are compiled once.
+/// Runs every check; what needs libtorch in the release profile, as its wrappers are compiled once.
 pub fn ci() -> Result<()> {
     let steps: [(&str, Step); 6] = [
         ("libtorch", libtorch::ensure_ready),

@@ -38,7 +38,7 @@ fn fill_by(at_once: i64, linears: &[Rounded<'_>], moments: &Moments) {
         next += n;
         // The channels that say most come first: their errors have the most columns left to be made good by.
         let order = products.diagonal(0, 0, 1).argsort(0, true); // [n]
-        let Some(factor) = factor(products, &order, damping(n, moments.tokens)) else {
+        let Some((factor, _)) = factor(products, &order, damping(n, moments.tokens)) else {
             tracing::warn!("the moments of some inputs have no inverse: their linears are rounded to nearest at first");
             continue;
         };
@@ -65,14 +65,12 @@ fn fill_by(at_once: i64, linears: &[Rounded<'_>], moments: &Moments) {
 pub(crate) fn share_left(moments: &Moments) -> f64 {
     let of_part = |products: &Tensor| {
         let (diagonal, n) = (products.diagonal(0, 0, 1), products.size()[0]);
-        let damping = damping(n, moments.tokens);
-        let held = (1.0 + damping) * diagonal.sum(Kind::Double).double_value(&[]);
-        let factor = factor(products, &diagonal.argsort(0, true), damping);
-        let left = factor.map(|upper| {
+        let held = diagonal.sum(Kind::Double).double_value(&[]);
+        let factor = factor(products, &diagonal.argsort(0, true), damping(n, moments.tokens));
+        factor.map_or((held, held), |(upper, damping)| {
             let told = upper.diagonal(0, 0, 1).to_kind(Kind::Double).square();
-            told.reciprocal().sum(Kind::Double).double_value(&[])
-        });
-        (left.unwrap_or(held), held)
+            (told.reciprocal().sum(Kind::Double).double_value(&[]), (1.0 + damping) * held)
+        })
     };
     let (left, held) =
         moments.products.iter().map(of_part).fold((0.0, 0.0), |sum, part| (sum.0 + part.0, sum.1 + part.1));
@@ -85,9 +83,10 @@ fn damping(channels: i64, tokens: i64) -> f64 {
 }
 
 /// The upper triangular `U` with `Uᵀ U = (H + damping)⁻¹`, for `H [n, n]` with its channels in another order; damped more where there is
-/// none in f32.
-fn factor(products: &Tensor, order: &Tensor, damping: f64) -> Option<Tensor> {
-    [1.0, 10.0, 100.0].into_iter().find_map(|times| factor_of(products, order, times * damping))
+/// none in f32. With the damping that it has.
+fn factor(products: &Tensor, order: &Tensor, damping: f64) -> Option<(Tensor, f64)> {
+    let mut tried = [1.0, 10.0, 100.0].into_iter().map(|times| times * damping);
+    tried.find_map(|damping| Some((factor_of(products, order, damping)?, damping)))
 }
 
 fn factor_of(products: &Tensor, order: &Tensor, damping: f64) -> Option<Tensor> {
@@ -282,11 +281,12 @@ mod tests {
 
     #[test]
     fn what_has_no_inverse_is_damped_more() {
-        // Two channels are the same, and so large that what is added to them is none of f32's digits; ten times as much is.
+        // Two channels are the same, and what is added to them at first is none of f32's digits.
         let products = Tensor::from_slice(&[1e8f32, 1e8, 1e8, 1e8]).view([2, 2]);
         let order = Tensor::from_slice(&[0i64, 1]);
         assert!(factor_of(&products, &order, 1e-8).is_none());
-        assert!(factor(&products, &order, 1e-8).is_some());
+        let (_, damping) = factor(&products, &order, 1e-8).expect("there is one");
+        assert!(damping > 5e-8, "{damping}");
     }
 
     #[test]

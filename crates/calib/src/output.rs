@@ -3,14 +3,12 @@
 use std::path::Path;
 
 use oq_formats::{Checkpoint, Dtype, FormatError, OutTensor, PackedWriter, packed_linear, packed_tensors, sha256_file};
-use oq_models::{Model, ModelError, OuterOps, Param, tensor_of};
+use oq_models::runtime::trim_memory;
+use oq_models::{Model, ModelError, OuterOps, Param, SLAB, tensor_of};
 use tch::{Device, Kind, Tensor};
 
 use crate::student::Merged;
 use crate::widths::Widths;
-
-/// Values outside the blocks that are rotated at a time.
-const SLAB: usize = 1 << 22;
 
 /// A packed model on its way to disk.
 pub(crate) struct Output<'a> {
@@ -137,7 +135,7 @@ impl<'a> Output<'a> {
         };
         let stored = checkpoint.tensor(self.model.stored_name(param.name))?.dtype;
         let dtype = if stored == Dtype::F32 { Dtype::F32 } else { Dtype::F16 };
-        let rows = (SLAB / width).max(1);
+        let rows = (SLAB as usize / width).max(1);
         let slabs = (0..n).step_by(rows).map(|first| {
             let ids = Tensor::arange_start(first as i64, n.min(first + rows) as i64, (Kind::Int64, Device::Cpu));
             Ok::<_, ModelError>(values(outer.rows(param.name, &ids)?))
@@ -147,6 +145,7 @@ impl<'a> Output<'a> {
 
     /// Writes what lies outside the blocks, the index and the config.
     pub(crate) fn finish(&self) -> Result<(), ModelError> {
+        trim_memory();
         let params = self.model.decoder().outer_params();
         let tensors = params.iter().map(|param| self.outer_tensor(param));
         self.writer.write_rest(&tensors.collect::<Result<Vec<_>, _>>()?)?;

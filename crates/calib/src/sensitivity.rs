@@ -248,7 +248,8 @@ mod tests {
 
     fn units(probe: &Probe<'_>) -> Vec<Unit> {
         let _no_grad = tch::no_grad_guard();
-        let cache = Cache { device: Device::Cpu, budget: None, len: 1 << 20, total: 2 << 20, dir: PathBuf::new() };
+        let cache =
+            Cache { device: Device::Cpu, budget: None, batch: 0, len: 1 << 20, total: 2 << 20, dir: PathBuf::new() };
         let units = probe.units(Store::new(&cache), Store::new(&cache), &mut |_| ControlFlow::Continue(()));
         let ControlFlow::Continue(units) = units.unwrap() else { panic!("nobody stopped it") };
         units

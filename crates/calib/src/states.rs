@@ -23,6 +23,8 @@ pub(crate) struct Cache {
     pub(crate) device: Device,
     /// Bytes of memory for all stores together; none: as many as they need.
     pub(crate) budget: Option<u64>,
+    /// Numbers of a batch; the last may have fewer.
+    pub(crate) batch: usize,
     /// Numbers of one store.
     pub(crate) len: usize,
     /// Numbers of all stores that there are at the same time, this one among them.
@@ -70,21 +72,11 @@ pub(crate) struct Store<'a> {
     file: Option<Scratch>,
 }
 
-/// A batch in memory, or in its part of the file. It need not fill its place, which is as large as the one that was added.
+/// A batch in memory, or in its part of the file, which it need not fill.
 #[derive(Debug)]
 enum Batch {
-    Memory { tensor: Tensor, bytes: usize },
+    Memory(Tensor),
     File { shape: Vec<i64>, part: Range<usize> },
-}
-
-impl Batch {
-    /// Bytes of its place.
-    fn bytes(&self) -> usize {
-        match self {
-            Self::Memory { bytes, .. } => *bytes,
-            Self::File { part, .. } => part.len(),
-        }
-    }
 }
 
 impl<'a> Store<'a> {
@@ -106,7 +98,7 @@ impl<'a> Store<'a> {
     /// A batch, where blocks are computed; it must not be changed in place.
     pub(crate) fn get(&self, index: usize) -> Tensor {
         let tensor = match &self.batches[index] {
-            Batch::Memory { tensor, .. } => tensor.shallow_clone(),
+            Batch::Memory(tensor) => tensor.shallow_clone(),
             Batch::File { shape, part } => {
                 let file = self.file.as_ref().expect(MADE);
                 let len = shape.iter().product::<i64>() as usize * F32;
@@ -121,12 +113,12 @@ impl<'a> Store<'a> {
         (0..self.len()).map(|index| self.get(index))
     }
 
-    /// Puts a batch in the place of another that was as long or longer when it was added.
+    /// Puts a batch in the place of another.
     pub(crate) fn set(&mut self, index: usize, x: &Tensor) -> Result<(), CalibError> {
         match &mut self.batches[index] {
             // In its place: tensors that come and go between those that stay part the memory that is free.
-            Batch::Memory { tensor, .. } if tensor.size() == x.size() => tensor.copy_(x),
-            Batch::Memory { tensor, .. } => *tensor = self.cache.held(x),
+            Batch::Memory(tensor) if tensor.size() == x.size() => tensor.copy_(x),
+            Batch::Memory(tensor) => *tensor = self.cache.held(x),
             Batch::File { shape, part } => {
                 let (file, bytes) = (self.file.as_mut().expect(MADE), bytes_of(x));
                 assert!(bytes.len() <= part.len(), "{} bytes in the place of {}", bytes.len(), part.len());
@@ -137,23 +129,24 @@ impl<'a> Store<'a> {
         Ok(())
     }
 
-    /// Puts a batch in the place of the one at `index`, or adds it after the last. A first batch that is longer than its place begins
-    /// the store anew: those after it will be too.
+    /// Puts a batch in the place of the one at `index`, or adds it after the last.
     pub(crate) fn put(&mut self, index: usize, x: &Tensor) -> Result<(), CalibError> {
-        if index == 0 && self.batches.first().is_some_and(|first| first.bytes() < x.numel() * F32) {
-            *self = Self::new(self.cache);
-        }
         if index < self.len() { self.set(index, x) } else { self.push(x) }
     }
 
-    /// Adds a batch.
+    /// Adds a batch, with room for a whole one where there is room for it.
     pub(crate) fn push(&mut self, x: &Tensor) -> Result<(), CalibError> {
-        let bytes = x.numel() * F32;
-        let start = match self.batches.last() {
+        let in_file = match self.batches.last() {
             Some(Batch::File { part, .. }) => part.end,
+            _ => 0,
+        };
+        let left = (self.cache.len * F32).saturating_sub(self.in_memory + in_file);
+        let bytes = (self.cache.batch * F32).min(left).max(x.numel() * F32);
+        let start = match self.batches.last() {
+            Some(Batch::File { .. }) => in_file,
             _ if self.in_memory + bytes <= self.cache.in_memory() => {
                 self.in_memory += bytes;
-                self.batches.push(Batch::Memory { tensor: self.cache.held(x), bytes });
+                self.batches.push(Batch::Memory(self.cache.held(x)));
                 return Ok(());
             }
             _ => {
@@ -219,7 +212,7 @@ mod tests {
             let shape = |i: usize| if short && i + 1 == n { [1, 3, 5] } else { SHAPE };
             let len_of = |i: usize| shape(i).iter().product::<i64>() as usize;
             let len = (0..n).map(len_of).sum();
-            let cache = Cache { device: Device::Cpu, budget, len, total: 2 * len, dir: dir.path().to_owned() };
+            let cache = Cache { device: Device::Cpu, budget, batch: BATCH, len, total: 2 * len, dir: dir.path().to_owned() };
             let tensor = |values: &[f32], i: usize| Tensor::from_slice(&values[..len_of(i)]).view(shape(i));
             let mut expected: Vec<Vec<f32>> = (0..n).map(|i| batch(i as f32)).collect();
             let mut store = Store::new(&cache);
@@ -241,7 +234,7 @@ mod tests {
                 prop_assert_eq!(x.size(), shape(i));
                 prop_assert_eq!(values(&y), &batch(i as f32)[..len_of(i)]);
             }
-            let in_memory = store.batches.iter().filter(|batch| matches!(batch, Batch::Memory { .. })).count();
+            let in_memory = store.batches.iter().filter(|batch| matches!(batch, Batch::Memory(_))).count();
             prop_assert!(budget.is_none_or(|budget| 2 * in_memory * BATCH * F32 <= budget as usize + BATCH * F32));
             prop_assert!(budget.is_some() || in_memory == n);
             prop_assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
@@ -253,7 +246,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         for budget in [None, Some(0)] {
             let dir = dir.path().to_owned();
-            let cache = Cache { device: Device::Cpu, budget, len: 2 * BATCH, total: 2 * BATCH, dir };
+            let cache = Cache { device: Device::Cpu, budget, batch: BATCH, len: 2 * BATCH, total: 2 * BATCH, dir };
             let mut store = Store::new(&cache);
             let [first, second, third] = [0.0, 1.0, 2.0].map(|seed| Tensor::from_slice(&batch(seed)).view(SHAPE));
             let short = third.narrow(0, 0, 1);
@@ -266,11 +259,11 @@ mod tests {
     }
 
     #[test]
-    fn longer_batches_begin_anew() {
+    fn a_longer_batch_has_room_where_a_shorter_one_was_added() {
         let dir = tempfile::tempdir().unwrap();
         for budget in [None, Some(0), Some(4 * BATCH as u64)] {
             let dir = dir.path().to_owned();
-            let cache = Cache { device: Device::Cpu, budget, len: 2 * BATCH, total: 2 * BATCH, dir };
+            let cache = Cache { device: Device::Cpu, budget, batch: BATCH, len: 2 * BATCH, total: 2 * BATCH, dir };
             let mut store = Store::new(&cache);
             let [first, second] = [0.0, 1.0].map(|seed| Tensor::from_slice(&batch(seed)).view(SHAPE));
             let pairs = [[first.narrow(0, 0, 1), second.narrow(0, 0, 1)], [first, second]];
@@ -278,7 +271,7 @@ mod tests {
                 pair.iter().enumerate().for_each(|(index, x)| store.put(index, x).unwrap());
                 assert!(store.iter().zip(pair).all(|(got, x)| got == *x) && store.len() == 2);
             }
-            let in_memory = store.batches.iter().filter(|batch| matches!(batch, Batch::Memory { .. })).count();
+            let in_memory = store.batches.iter().filter(|batch| matches!(batch, Batch::Memory(_))).count();
             assert_eq!(
                 in_memory,
                 match budget {
@@ -292,7 +285,8 @@ mod tests {
 
     #[test]
     fn a_budget_is_shared_by_length() {
-        let cache = |budget, len, total| Cache { device: Device::Cpu, budget, len, total, dir: PathBuf::new() };
+        let cache =
+            |budget, len, total| Cache { device: Device::Cpu, budget, batch: 10, len, total, dir: PathBuf::new() };
         let in_memory = |budget, len| cache(budget, len, 100).in_memory();
         assert_eq!([in_memory(None, 90), in_memory(Some(400), 90), in_memory(Some(u64::MAX), 90)], [360; 3]);
         assert_eq!([in_memory(Some(200), 90), in_memory(Some(200), 10), in_memory(Some(0), 90)], [180, 20, 0]);
@@ -301,7 +295,7 @@ mod tests {
     #[test]
     fn a_place_where_no_file_can_be_made_is_named() {
         let dir = tempfile::tempdir().unwrap().path().join("gone");
-        let cache = Cache { device: Device::Cpu, budget: Some(0), len: BATCH, total: BATCH, dir };
+        let cache = Cache { device: Device::Cpu, budget: Some(0), batch: BATCH, len: BATCH, total: BATCH, dir };
         let error = Store::new(&cache).push(&Tensor::from_slice(&batch(0.0)).view(SHAPE)).unwrap_err().to_string();
         assert!(error.contains("gone") && error.contains("120 bytes"), "{error}");
     }

@@ -105,7 +105,7 @@ impl Output {
         bar.set_prefix(what.to_owned());
         bar.enable_steady_tick(Duration::from_millis(500));
         let lines = !self.quiet && !on_terminal;
-        Bar { bar, lines: lines.then_some(self.log_format), told: Cell::new(Instant::now()) }
+        Bar { bar, lines: lines.then_some(self.log_format), told: Cell::new(Instant::now()), first: Cell::new(None) }
     }
 }
 
@@ -116,6 +116,8 @@ pub struct Bar {
     lines: Option<LogFormat>,
     /// When the last line was.
     told: Cell<Instant>,
+    /// When [`Bar::set`] was first called with this total, how far it was, and the total.
+    first: Cell<Option<(Instant, usize, usize)>>,
 }
 
 impl Bar {
@@ -123,11 +125,15 @@ impl Bar {
     pub fn set(&self, done: usize, total: usize) {
         self.bar.set_length(total as u64);
         self.bar.set_position(done as u64);
+        let first = self.first.get().filter(|(_, before, of)| *before <= done && *of == total);
+        let (since, before, _) = first.unwrap_or((Instant::now(), done, total));
+        self.first.set(Some((since, before, total)));
         if self.told.get().elapsed() >= BETWEEN_LINES {
+            let left = secs_left(since.elapsed().as_secs_f64(), done - before, total.saturating_sub(done));
             self.line(|| {
-                let percent = 100 * done / total.max(1);
+                let left = left.map_or(String::new(), |secs| format!(", {} left", seconds(secs)));
                 let what = [self.bar.prefix(), self.bar.message()].join(" ");
-                format!("{}: {percent}%, {} left", what.trim_end(), seconds(self.bar.eta().as_secs_f64()))
+                format!("{}: {}%{left}", what.trim_end(), 100 * done / total.max(1))
             });
         }
     }
@@ -161,5 +167,26 @@ pub fn bytes(n: u64) -> String {
 
 /// A duration for people.
 pub fn seconds(secs: f64) -> String {
-    indicatif::FormattedDuration(Duration::from_secs_f64(secs.max(0.0))).to_string()
+    let duration = Duration::try_from_secs_f64(secs.max(0.0)).unwrap_or(Duration::MAX);
+    indicatif::FormattedDuration(duration).to_string()
+}
+
+/// How long `left` takes at the pace of `done`; unknown while nothing is done.
+fn secs_left(elapsed: f64, done: usize, left: usize) -> Option<f64> {
+    (done > 0).then(|| elapsed * left as f64 / done as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_left_is_told_once_something_is_done() {
+        assert_eq!(
+            [secs_left(60.0, 0, 8), secs_left(60.0, 2, 8), secs_left(60.0, 8, 0)],
+            [None, Some(240.0), Some(0.0)]
+        );
+        assert_eq!(seconds(240.4), "00:04:00");
+        assert!(!seconds(f64::INFINITY).is_empty() && !seconds(f64::NAN).is_empty());
+    }
 }

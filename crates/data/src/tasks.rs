@@ -175,7 +175,7 @@ struct ArcChoice {
 #[derive(Deserialize)]
 #[serde(untagged, expecting = "neither BoolQ's own item nor query, choices and gold")]
 enum Boolq {
-    Published { passage: String, question: String, answer: bool },
+    Published { title: String, passage: String, question: String, answer: bool },
     Plain { query: String, choices: Vec<String>, gold: usize },
 }
 
@@ -229,9 +229,9 @@ impl Arc {
 impl Boolq {
     fn item(self) -> Item {
         match self {
-            Self::Published { passage, question, answer } => {
+            Self::Published { title, passage, question, answer } => {
                 let choices = ["no", "yes"].map(str::to_owned);
-                after(&format!("{passage}\nQuestion: {question}?\nAnswer:"), &choices, usize::from(answer))
+                after(&format!("{title} -- {passage}\nQuestion: {question}?\nAnswer:"), &choices, usize::from(answer))
             }
             Self::Plain { query, choices, gold } => {
                 let query = query.strip_prefix("Passage: ").unwrap_or(&query);
@@ -364,7 +364,7 @@ mod tests {
         let context = "Question: Why?\nAnswer:";
         check_load(Task::ArcChallenge, &[("arc_challenge.test.jsonl", &arc)], &[context; 2], &[" a", " b"], 1);
         let boolq = r#"{"question": "is it", "title": "It", "answer": true, "passage": "It is."}"#;
-        let context = "It is.\nQuestion: is it?\nAnswer:";
+        let context = "It -- It is.\nQuestion: is it?\nAnswer:";
         check_load(Task::Boolq, &[("boolq.validation.jsonl", boolq)], &[context; 2], &[" no", " yes"], 1);
         let winogrande =
             r#"{"qID": "1", "sentence": "So _ won the cup.", "option1": "Ann", "option2": "Bea", "answer": "2"}"#;

@@ -5,8 +5,8 @@ use tch::{Kind, Tensor};
 
 use crate::hadamard;
 
-/// Numbers that are rotated at a time: 128 MiB in f64, of which there are up to four.
-pub const SLAB: i64 = 1 << 24;
+/// Numbers that are rotated at a time: 8 MiB in f64, of which there are up to four.
+pub const SLAB: i64 = 1 << 20;
 
 /// An orthogonal matrix `[n, n]`, a Kronecker product of small ones where the width has a Hadamard matrix.
 #[derive(Debug)]

@@ -167,7 +167,7 @@ impl Overrides {
             ("calibration.samples", self.samples.is_some(), reads_text),
             ("calibration.seqlen", self.seqlen.is_some(), reads_text),
             ("calibration.seed", self.seed.is_some(), reads_text),
-            ("calibration.batch", self.batch.is_some(), reads_text),
+            ("calibration.batch", self.batch.is_some(), recipe.method.reads_text()),
             ("learn.epochs", self.epochs.is_some(), learns),
             ("learn.lwc_lr", self.lwc_lr.is_some(), learns),
             ("learn.aug_loss", self.aug_loss.is_some(), learns),

@@ -8,7 +8,9 @@ use oq_tests::{copied, fixture, omniquant, run};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::{CALIB, INPUT, NUMERIC, TINY, USAGE, check, check_quantize, check_quantize_with, names, quantize};
+use super::{
+    CALIB, DOES_NOT_FIT, INPUT, NUMERIC, TINY, USAGE, check, check_quantize, check_quantize_with, names, quantize,
+};
 
 /// tiny-llama with other text in one of its files.
 fn with_file(name: &str, text: impl AsRef<[u8]>) -> TempDir {
@@ -318,7 +320,7 @@ fn a_hub_out_of_reach() {
     let home = tempfile::tempdir().unwrap();
     let out = home.path().join("out");
     let mut command = quantize("llama2-70b", &out);
-    command.args(["--scheme", "w4a16g128"]).env("HF_HOME", home.path());
+    command.args(["--scheme", "w4a16g128", "--force"]).env("HF_HOME", home.path());
     // Nobody listens on port 9, and nobody is asked to.
     for proxy in ["http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"] {
         command.env_remove(proxy);
@@ -329,6 +331,11 @@ fn a_hub_out_of_reach() {
     check(&mut command, INPUT, &parts);
     assert!(started.elapsed() < HUB_LIMIT, "took {:?}", started.elapsed());
     check(command.env("HF_HUB_OFFLINE", "1"), INPUT, &["HF_HUB_OFFLINE is set", "meta-llama/Llama-2-70b-hf"]);
+    // What does not fit is not fetched.
+    let mut large = omniquant();
+    large.args(["quantize", "llama2-7b", "--scheme", "w4a16g128", "--samples", "1000000000", "--out"]).arg(&out);
+    large.env("HF_ENDPOINT", "http://127.0.0.1:9").env("HF_HOME", home.path());
+    check(&mut large, DOES_NOT_FIT, &["this run does not fit", "of memory"]);
     assert!(!out.exists());
 }
 

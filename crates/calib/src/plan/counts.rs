@@ -16,6 +16,8 @@ use crate::sites::is_rescaled;
 
 /// f32, in which a block is held and learns.
 pub(super) const F32: u64 = 4;
+/// f64, in which matrices are rotated.
+const F64: u64 = 8;
 /// f16, in which what is not quantized is kept on disk; the width of scales too.
 pub(super) const F16: u64 = 2;
 
@@ -62,8 +64,8 @@ pub(super) struct Counts {
     pub(super) products: u64,
     /// The most of them that belong together.
     pub(super) largest_products: u64,
-    /// Bytes that rotating the largest linear takes: its values turned, and slabs of it in f64; 0 where nothing is rotated.
-    pub(super) turned_bytes: u64,
+    /// Bytes of the slabs in which matrices are rotated, in f64 and as they are; 0 where nothing is rotated.
+    pub(super) rotated_bytes: u64,
     /// Multiplications and additions of compensation, and columns that it goes through one by one.
     pub(super) compensation: u64,
     pub(super) columns: u64,
@@ -177,9 +179,9 @@ impl Counts {
                 0
             },
             products: if compensates { squares.iter().sum() } else { 0 },
-            turned_bytes: match recipe.rotate.kind {
+            rotated_bytes: match recipe.rotate.kind {
                 RotateKind::None => 0,
-                _ => 2 * F32 * largest + 4 * 8 * largest.min(SLAB as u64),
+                _ => (4 * F64 + 3 * F32) * largest.max((dims.vocab * dims.hidden) as u64).min(SLAB as u64),
             },
             largest_products: if compensates { squares.iter().copied().max().unwrap_or(0) } else { 0 },
             compensation,

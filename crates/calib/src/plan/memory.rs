@@ -97,7 +97,7 @@ impl MemoryPlan {
             let with = |parts: Parts| Parts { cache_bytes: held.saturating_add(masks), ..parts };
             let loading = Parts { checkpoint_bytes: stored, block_bytes: loaded(counts), ..program };
             let coding = Parts { block_bytes: coded(counts), ..program };
-            let copying = Parts { checkpoint_bytes: counts.outer_bytes, ..program };
+            let copying = Parts { checkpoint_bytes: counts.outer_bytes, block_bytes: counts.rotated_bytes, ..program };
             let learning = learning(counts, 0).map(|parts| Parts {
                 block_bytes: parts.block_bytes,
                 step_bytes: parts.step_bytes.saturating_add(holes(parts.step_bytes)),
@@ -124,7 +124,7 @@ impl MemoryPlan {
         // Codes are made on the host, one linear's weights after the other.
         let codes = counts.weights + counts.block_bytes + 2 * F32 * counts.largest;
         let coding = Parts { block_bytes: codes, ..program };
-        let copying = Parts { checkpoint_bytes: counts.outer_bytes, ..program };
+        let copying = Parts { checkpoint_bytes: counts.outer_bytes, block_bytes: counts.rotated_bytes, ..program };
         let saving = Parts { block_bytes: learned(counts), ..program };
         let context =
             Parts { program_bytes: CUDA_DEVICE_BYTES, cache_bytes: there.saturating_add(masks), ..Parts::default() };
@@ -148,9 +148,10 @@ impl MemoryPlan {
     }
 }
 
-/// A block's weights in f32, the largest as it is stored, and what rotating it takes.
+/// A block's weights in f32, the largest as it is stored, and, where it is rotated, turned and the other way round.
 fn loaded(counts: &Counts) -> u64 {
-    F32 * counts.weights + F16 * counts.largest + counts.turned_bytes
+    let turned = if counts.rotated_bytes > 0 { 2 * F32 * counts.largest } else { 0 };
+    F32 * counts.weights + F16 * counts.largest + turned + counts.rotated_bytes
 }
 
 /// A block, its transformed weights and offsets in f32, its codes in bytes and packed, the weights that are being coded.

@@ -69,7 +69,9 @@ impl Subject<'_> {
         let Options { device, compute, cache_memory, out, .. } = options;
         let (of_inputs, of_states) = (dims.n_layers * tokens * dims.hidden, tokens * dims.hidden);
         let total = of_inputs + of_states;
-        let cache = |len| Cache { device: *device, budget: *cache_memory, len, total, dir: out.clone() };
+        // One segment after the other.
+        let batch = segments.first().map_or(0, Vec::len) * dims.hidden;
+        let cache = |len| Cache { device: *device, budget: *cache_memory, batch, len, total, dir: out.clone() };
         let (inputs, states) = (cache(of_inputs), cache(of_states));
         let probe = Probe {
             model,

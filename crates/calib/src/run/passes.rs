@@ -27,12 +27,11 @@ pub(super) struct Passed<'a> {
 }
 
 impl Run<'_> {
-    /// How each store for the states of so many tokens is held.
-    pub(super) fn cache(&self, tokens: usize) -> Cache {
+    /// How each store of `len` numbers, in batches of so many, is held.
+    pub(super) fn cache(&self, batch: usize, len: usize) -> Cache {
         let n_stores = 1 + self.recipe.targets();
         let Options { device, cache_memory, out, .. } = self.options;
-        let len = tokens * self.model.decoder().dims().hidden;
-        Cache { device: *device, budget: *cache_memory, len, total: n_stores * len, dir: out.clone() }
+        Cache { device: *device, budget: *cache_memory, batch, len, total: n_stores * len, dir: out.clone() }
     }
 
     /// The embedded segments, for methods that look at text.

@@ -44,7 +44,7 @@ impl Run<'_> {
         };
         let per_segment = segments.first().map_or(0, Vec::len) * model.decoder().dims().hidden;
         let (of_targets, of_inputs) = (samples * per_segment, self.n_blocks * batch * per_segment);
-        let cache = |len| Cache { len, total: of_targets + of_inputs, ..self.cache(0) };
+        let cache = |len| Cache { len, total: of_targets + of_inputs, ..self.cache(batch * per_segment, 0) };
         let (of_targets, cache) = (cache(of_targets), cache(of_inputs));
         let mut targets = Store::new(&of_targets);
         let mut tuner = Tuner::new(subject, Store::new(&cache))?;
@@ -83,7 +83,9 @@ impl Run<'_> {
             }
         }
         for block in journal.finished().len() - self.n_blocks..self.n_blocks {
-            self.go_on_tuning(recipe.tune.epochs, 0)?;
+            if self.tuning_progress(recipe.tune.epochs, 0, 0).is_break() {
+                return Err(self.stopped_in_tuning(recipe.tune.epochs - 1));
+            }
             let (shard, sha256) = self.stages.output.write_block(block, &tuner.merged(block)?)?;
             let record = BlockRecord {
                 index: self.n_blocks + block,

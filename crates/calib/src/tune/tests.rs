@@ -41,7 +41,7 @@ fn with_tuner(name: &str, scheme: &str, test: impl FnOnce(&mut Tuner<'_>, &Tenso
     let (act, place) = (scheme.act, Place { device, compute });
     let subject = Subject { model: &model, blocks: &blocks, ctx: &ctx, act, place, batches: 1, tune: &recipe.tune };
     let len = TOKENS * x.size()[2] as usize * model.decoder().dims().n_layers;
-    let cache = Cache { device, budget: None, len, total: len, dir: out.path().to_owned() };
+    let cache = Cache { device, budget: None, batch: 0, len, total: len, dir: out.path().to_owned() };
     test(&mut Tuner::new(subject, Store::new(&cache)).unwrap(), &x, &target);
 }
 

@@ -37,9 +37,16 @@ pub fn run(args: &ChatArgs, out: &Output) -> Result<()> {
             Ok(tokenizer.encode(&template.render(messages, true)?, AddSpecial::No)?)
         };
         let mut ids = encode(&messages)?;
-        while ids.len() > most && forget(&mut messages) {
-            out.note("note: the conversation is longer than the model's context; its oldest question and answer are left out");
-            ids = encode(&messages)?;
+        if ids.len() > most {
+            // Down to half of it, as what follows has to be read anew.
+            let mut forgotten = 0;
+            while ids.len() > limit / 2 && forget(&mut messages) {
+                forgotten += 1;
+                ids = encode(&messages)?;
+            }
+            out.note(&format!(
+                "note: the conversation is longer than the model's context: its oldest answers, {forgotten}, are left out"
+            ));
         }
         let (continued, new) = follow(&loaded, session, &ids);
         session = continued;

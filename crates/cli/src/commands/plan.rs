@@ -80,8 +80,8 @@ fn subject(args: &PlanArgs, out: &Output) -> Result<(Machine, Compute, Option<Pr
 
 /// Says what is asked for and has no effect, or a bad one.
 pub fn notes(args: &RecipeArgs, recipe: &Recipe, decoder: &dyn Decoder, out: &Output) {
-    for option in args.overrides().unread(recipe) {
-        out.note(&format!("note: {option} has no effect: nothing in this run reads it"));
+    for key in args.overrides().unread(recipe) {
+        out.note(&format!("note: {key} has no effect: nothing in this run reads it"));
     }
     let (seqlen, positions) = (recipe.calibration.seqlen, decoder.dims().max_positions);
     if recipe.reads_text() && seqlen > positions {

@@ -36,7 +36,9 @@ pub fn run(args: &QuantizeArgs, out: &Output) -> Result<()> {
     let named = Named::new(&args.model);
     // A mistake is told before anything is fetched.
     named.recipe(&args.recipe, None)?;
-    let config = named.config(out)?;
+    let open = || -> Result<Model> { Ok(Model::open(&named.directory(out)?)?) };
+    let here = if named.is_on_hub()? { None } else { Some(open()?) };
+    let config = here.as_ref().map_or_else(|| named.config(out), |model| Ok(model.config().clone()))?;
     let recipe = named.recipe(&args.recipe, Some(&config))?;
     let decoder = decoder_of(&config)?;
     notes(&args.recipe, &recipe, &*decoder, out);
@@ -44,26 +46,36 @@ pub fn run(args: &QuantizeArgs, out: &Output) -> Result<()> {
     let default_out = || PathBuf::from(format!("{}-{}{bits}", named.stem(), recipe.scheme));
     let dir = args.out.clone().unwrap_or_else(default_out);
     let compute = machine::compute(args.compute, device);
-    let mut machine = Machine { device: machine::accelerator(device), ..machine::machine(&dir) };
-    if args.resume {
-        machine.disk_bytes = machine.disk_bytes.and_then(|free| room(&dir, free));
-    }
     // Good for the time alone.
     let profile = profile::stored(device).unwrap_or_else(|error| {
         out.note(&format!("note: {error:#}"));
         None
     });
     let cache_memory = args.cache_memory.map(|size| size.0);
-    let setting =
-        Setting { compute, machine, profile: profile.as_ref(), text_bytes: text_bytes(&recipe), cache_memory };
-    let plan = Plan::new(&*decoder, &recipe, &setting)?;
-    match refuse(&plan) {
-        Err(error) if args.force => out.note(&format!("note: {error}")),
-        refused => refused?,
+    let fitting = || -> Result<Plan> {
+        let mut machine = Machine { device: machine::accelerator(device), ..machine::machine(&dir) };
+        if args.resume {
+            machine.disk_bytes = machine.disk_bytes.and_then(|free| room(&dir, free));
+        }
+        let text_bytes = text_bytes(&recipe);
+        let setting = Setting { compute, machine, profile: profile.as_ref(), text_bytes, cache_memory };
+        let plan = Plan::new(&*decoder, &recipe, &setting)?;
+        if !args.force {
+            refuse(&plan)?;
+        }
+        Ok(plan)
+    };
+    let model = match here {
+        Some(model) => model,
+        // Nothing is fetched for a run that does not fit.
+        None => fitting().and_then(|_| open())?,
+    };
+    check(&model, &recipe)?;
+    let plan = fitting()?;
+    if let Err(error) = refuse(&plan) {
+        out.note(&format!("note: {error}"));
     }
     out.note(&planned(&plan));
-    let model = Model::open(&named.directory(out)?)?;
-    check(&model, &recipe)?;
 
     // What the report needs is there before hours of learning.
     let subject = args.report.then(|| Subject::new(named.entry, &model, &args.eval, None)).transpose()?;

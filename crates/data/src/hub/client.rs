@@ -33,6 +33,8 @@ const MAX_LISTING_BYTES: u64 = 64 << 20;
 
 pub(super) struct Client<'a> {
     hub: &'a Hub,
+    /// The folder of downloads, for messages.
+    cache: &'a Path,
     repo: &'a Repo,
     /// Shows redirects as they are: a file's metadata stands on them.
     direct: Agent,
@@ -66,7 +68,7 @@ enum Failure {
 }
 
 impl<'a> Client<'a> {
-    pub(super) fn new(hub: &'a Hub, repo: &'a Repo) -> Self {
+    pub(super) fn new(hub: &'a Hub, cache: &'a Path, repo: &'a Repo) -> Self {
         let agent = |redirects: u32| {
             Agent::config_builder()
                 .timeout_resolve(Some(CONNECT_TIMEOUT))
@@ -82,7 +84,7 @@ impl<'a> Client<'a> {
                 .build()
                 .new_agent()
         };
-        Self { hub, repo, direct: agent(0), following: agent(10) }
+        Self { hub, cache, repo, direct: agent(0), following: agent(10) }
     }
 
     /// The revision's commit and files.
@@ -257,10 +259,7 @@ impl<'a> Client<'a> {
         let (endpoint, repo) = (self.hub.endpoint.clone(), self.repo.id.clone());
         match failure {
             Failure::Here(e) => e,
-            Failure::Network(reason) => {
-                let cache = self.hub.cache.clone().unwrap_or_default();
-                DataError::Unreachable { repo, endpoint, reason, cache }
-            }
+            Failure::Network(reason) => DataError::Unreachable { repo, endpoint, reason, cache: self.cache.to_owned() },
             Failure::Status { status: status @ (401 | 403), code } => {
                 let page = format!("{endpoint}/{}{repo}", self.repo.prefix);
                 let mend = match (&self.hub.token, code.as_str()) {

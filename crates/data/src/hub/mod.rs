@@ -149,7 +149,7 @@ impl Hub {
             take_model_files(has, |file| not_cached(&snapshot, file), |file| Ok(snapshot.join(file)))?;
             return Ok(snapshot);
         }
-        let client = Client::new(self, &repo);
+        let client = Client::new(self, self.cache()?, &repo);
         let listing = client.list()?;
         let missing = |file: &str| DataError::IncompleteRepo { repo: repo.id.clone(), file: file.to_owned() };
         let get = |file: &str| fetch_file(&client, &cache, &listing, file, progress);
@@ -171,7 +171,7 @@ impl Hub {
         if self.offline {
             return cached(&cache.resolve()?, CONFIG);
         }
-        let client = Client::new(self, &repo);
+        let client = Client::new(self, self.cache()?, &repo);
         let listing = client.list()?;
         if !listing.files.contains(CONFIG) {
             return Err(DataError::IncompleteRepo { repo: repo.id.clone(), file: CONFIG.to_owned() });
@@ -194,7 +194,7 @@ impl Hub {
             Err(error) if self.offline => return Err(error),
             Err(_) => {}
         }
-        let client = Client::new(self, &repo);
+        let client = Client::new(self, self.cache()?, &repo);
         let listing = client.list()?;
         let path = fetch_file(&client, &cache, &listing, file, progress)?;
         cache.write_ref(&listing.commit)?;

@@ -292,7 +292,7 @@ fn settings_that_nothing_reads_are_named() {
     let rounded = Overrides { method: Some(Method::Rtn), ..text.clone() };
     check("w4a16", text, &[]);
     check("w4a16", rounded.clone(), &["calibration.data", "calibration.samples", "calibration.seed"]);
-    check("w4a16", Overrides { bits: Some(3.5), ..rounded }, &[]);
+    check("w4a16", Overrides { bits: Some(3.5), batch: Some(2), ..rounded }, &["calibration.batch"]);
     let shift = Overrides { shift: Some(true), tune_lr: Some(1e-3), ..Overrides::default() };
     check("w4a16", shift, &["let.shift", "tune.lr"]);
 }
