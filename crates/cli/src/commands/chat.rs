@@ -44,9 +44,11 @@ pub fn run(args: &ChatArgs, out: &Output) -> Result<()> {
                 forgotten += 1;
                 ids = encode(&messages)?;
             }
-            out.note(&format!(
-                "note: the conversation is longer than the model's context: its oldest answers, {forgotten}, are left out"
-            ));
+            if forgotten > 0 {
+                out.note(&format!(
+                    "note: the conversation is longer than the model's context: its oldest answers, {forgotten}, are left out"
+                ));
+            }
         }
         let (continued, new) = follow(&loaded, session, &ids);
         session = continued;
