@@ -13,7 +13,8 @@ pub fn test(args: &[String]) -> Result<()> {
     libtorch::ensure_ready()?;
     let start = Instant::now();
     let mut cargo = locate::cargo();
-    cargo.args(["test", "--release"]);
+    // A failing binary does not keep the others from being run.
+    cargo.args(["test", "--release", "--no-fail-fast"]);
     if !names_packages(args) {
         cargo.args(["--workspace", "--exclude", "oq-benches"]);
     }
