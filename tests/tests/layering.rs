@@ -15,7 +15,7 @@ const DEPEND_ON: &[(&str, &[&str])] = &[
     ("oq-quant-core", &[]),
     ("oq-recipe", &["oq-quant-core"]),
     ("oq-formats", &["oq-quant-core"]),
-    ("oq-data", &["oq-random"]),
+    ("oq-data", &["oq-formats", "oq-random"]),
     ("oq-kernels", &["oq-quant-core"]),
     ("oq-slices", &[]),
     ("oq-attention", &[]),

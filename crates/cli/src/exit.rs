@@ -129,7 +129,7 @@ fn model_code(error: &ModelError) -> u8 {
         | ModelError::AlreadyQuantized { .. } => USAGE,
         ModelError::Quantize { source: oq_quant_core::TensorError::GroupDoesNotDivide { .. }, .. } => USAGE,
         ModelError::Quantize { .. } => NUMERIC,
-        ModelError::ConfigKey { .. } | ModelError::Shape { .. } => INPUT,
+        ModelError::ConfigKey { .. } | ModelError::Shape { .. } | ModelError::Prefixed { .. } => INPUT,
         ModelError::Format(error) => format_code(error),
     }
 }

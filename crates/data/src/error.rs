@@ -3,20 +3,27 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use oq_formats::{FormatError, LFS_POINTER, is_lfs_pointer, without_mark};
+
 use crate::dataset::Split;
 
 /// Everything this crate refuses or fails at.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DataError {
-    /// A directory holds no tokenizer.
-    #[error("{}: no tokenizer here: looked for {looked_for}", dir.display())]
+    /// A directory holds no tokenizer, or one of a class whose rules are not known.
+    #[error("{}: {}", dir.display(), no_tokenizer(there, class.as_deref()))]
     MissingTokenizer {
         /// The model's directory.
         dir: PathBuf,
-        /// The files that would have done.
-        looked_for: &'static str,
+        /// The files of tokenizers that are there.
+        there: String,
+        /// Whose rules they are to be read by, where that is known.
+        class: Option<String>,
     },
+    /// A `tokenizer.model` cannot be read.
+    #[error(transparent)]
+    TokenizerModel(Box<FormatError>),
     /// A directory holds no chat template.
     #[error(
         "{}: no chat template here (chat_template.jinja, or in tokenizer_config.json or chat_template.json): a model that was not trained to chat can \
@@ -231,7 +238,9 @@ impl DataError {
             | Self::IncompleteRepo { .. }
             | Self::NotCached { .. } => ErrorKind::MissingInput,
             Self::Unreachable { .. } | Self::HubStatus { .. } | Self::HubAnswer { .. } => ErrorKind::Unreachable,
-            Self::Corrupt { .. } | Self::Tokenize { .. } | Self::ChatTemplate { .. } => ErrorKind::Corrupt,
+            Self::Corrupt { .. } | Self::Tokenize { .. } | Self::ChatTemplate { .. } | Self::TokenizerModel(_) => {
+                ErrorKind::Corrupt
+            }
             Self::TextTooShort { .. } | Self::EmptySegment | Self::BadHubName { .. } => ErrorKind::Usage,
             Self::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => ErrorKind::MissingInput,
             Self::Io { .. } | Self::DiskFull { .. } | Self::NoCache => ErrorKind::Machine,
@@ -254,14 +263,49 @@ fn looked_in(data_dir: Option<&Path>) -> String {
         .map_or_else(|| none.to_owned(), |dir| format!("{}: put it there, or name another --data-dir", dir.display()))
 }
 
-/// A file's text; not UTF-8 is `Corrupt`, anything else `Io`.
+/// Why there is no tokenizer, and what to do.
+fn no_tokenizer(there: &str, class: Option<&str>) -> String {
+    let mend = "save it as tokenizer.json by transformers (`AutoTokenizer.from_pretrained(..).save_pretrained(..)`)";
+    match (there, class) {
+        ("", _) => {
+            "no tokenizer here: looked for tokenizer.json, or vocab.json with merges.txt, or tokenizer.model".to_owned()
+        }
+        (there, None) => format!(
+            "no tokenizer here: looked for tokenizer.json, or vocab.json with merges.txt, or tokenizer.model, and found {there} alone"
+        ),
+        (there, Some(class)) => {
+            format!("no tokenizer.json here, and {class} is not read from {there}: {mend}")
+        }
+    }
+}
+
+/// A file's text, without a byte-order mark; not UTF-8 is `Corrupt`, anything else `Io`.
 pub(crate) fn read_text(path: &Path) -> Result<String, DataError> {
-    let bytes = std::fs::read(path).map_err(|e| DataError::io(path, "read", e))?;
-    String::from_utf8(bytes)
-        .map_err(|e| DataError::corrupt(path, format!("not UTF-8 at byte {}", e.utf8_error().valid_up_to())))
+    text_of(path, std::fs::read(path).map_err(|e| DataError::io(path, "read", e))?)
+}
+
+/// The text that a file's bytes are.
+pub(crate) fn text_of(path: &Path, bytes: Vec<u8>) -> Result<String, DataError> {
+    if is_lfs_pointer(&bytes) {
+        return Err(DataError::corrupt(path, LFS_POINTER));
+    }
+    let mark = bytes.len() - without_mark(&bytes).len();
+    let mut text = String::from_utf8(bytes).map_err(|e| {
+        let (at, bytes) = (e.utf8_error().valid_up_to(), e.as_bytes());
+        let is_utf16 = bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]);
+        let mend = if is_utf16 { ": it is UTF-16, save it as UTF-8" } else { "" };
+        DataError::corrupt(path, format!("not UTF-8 at byte {at}{mend}"))
+    })?;
+    text.drain(..mark);
+    Ok(text)
 }
 
 /// A file's JSON.
 pub(crate) fn read_json(path: &Path) -> Result<serde_json::Value, DataError> {
     serde_json::from_str(&read_text(path)?).map_err(|e| DataError::corrupt(path, format!("not valid JSON: {e}")))
+}
+
+/// A file's JSON, `null` where there is no file.
+pub(crate) fn read_optional_json(path: &Path) -> Result<serde_json::Value, DataError> {
+    if path.is_file() { read_json(path) } else { Ok(serde_json::Value::Null) }
 }

@@ -17,6 +17,7 @@
 mod chat;
 mod dataset;
 mod error;
+mod generation;
 mod guard;
 mod hub;
 mod parquet_text;
@@ -28,7 +29,8 @@ mod tokenizer;
 pub use chat::{ChatTemplate, Message};
 pub use dataset::{DATASETS, Split, Text, load_text};
 pub use error::{DataError, ErrorKind};
+pub use generation::Generation;
 pub use hub::{DEFAULT_ENDPOINT, Hub, HubEvent};
 pub use sample::{segments, segments_and_new, windows};
 pub use tasks::{Choice, Item, Task};
-pub use tokenizer::{AddSpecial, Tokenizer};
+pub use tokenizer::{AddSpecial, DecodeStream, Tokenizer};

@@ -135,6 +135,117 @@ fn chat_models_end_on_every_token_their_generation_names() {
     assert_eq!(Tokenizer::open(dir.path()).unwrap().eos(), [2, 7]);
 }
 
+/// Folders of files with what transformers makes of them: `fixtures/make_tokenizers.py`.
+#[test]
+fn each_class_reads_its_files_as_transformers_does() {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+    let entries = std::fs::read_to_string(fixtures.join("tokenizers.json")).unwrap();
+    let entries: Vec<serde_json::Value> = serde_json::from_str(&entries).unwrap();
+    let tiny: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(fixture("tiny-llama/tokenizer.json")).unwrap()).unwrap();
+    let merges: Vec<String> = tiny["model"]["merges"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|merge| match merge.as_array() {
+            Some(pair) => format!("{} {}", pair[0].as_str().unwrap(), pair[1].as_str().unwrap()),
+            None => merge.as_str().unwrap().to_owned(),
+        })
+        .collect();
+    assert_eq!(entries.len(), 13);
+    for entry in entries {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str, bytes: &[u8]| std::fs::write(dir.path().join(name), bytes).unwrap();
+        match entry["vocabulary"].as_str().unwrap() {
+            "model" => write("tokenizer.model", &std::fs::read(fixtures.join("tokenizer.model")).unwrap()),
+            "json" => write("tokenizer.json", tiny.to_string().as_bytes()),
+            _ => {
+                write("vocab.json", tiny["model"]["vocab"].to_string().as_bytes());
+                write("merges.txt", format!("#version: 0.2\n{}\n", merges.join("\n")).as_bytes());
+            }
+        }
+        for (name, content) in entry["files"].as_object().unwrap() {
+            write(name, content.to_string().as_bytes());
+        }
+        let tokenizer = Tokenizer::open(dir.path()).unwrap();
+        for text in entry["texts"].as_array().unwrap() {
+            let (text, ids, decoded) = (text[0].as_str().unwrap(), &text[1], text[2].as_str().unwrap());
+            let ids: Vec<u32> = serde_json::from_value(ids.clone()).unwrap();
+            assert_eq!(tokenizer.encode(text, AddSpecial::Yes).unwrap(), ids, "{}: {text:?}", entry["name"]);
+            assert_eq!(tokenizer.decode(&ids).unwrap(), decoded, "{}: {text:?}", entry["name"]);
+        }
+    }
+}
+
+#[test]
+fn ends_stand_where_transformers_looks_for_them() {
+    let source = fixture("tiny-llama/tokenizer.json");
+    let ends = |files: &[(&str, &str)]| {
+        let dir = folder(&[(&source, "tokenizer.json")], files);
+        Tokenizer::open(dir.path()).map(|tokenizer| tokenizer.eos().to_vec())
+    };
+    let own = ("tokenizer_config.json", r#"{"eos_token": "</s>"}"#);
+    let config = |ends: &'static str| ("config.json", ends);
+    let generation = |ends: &'static str| ("generation_config.json", ends);
+    assert_eq!(ends(&[config(r#"{"eos_token_id": 5}"#)]).unwrap(), [5]);
+    assert_eq!(ends(&[config(r#"{"eos_token_id": [7, 5]}"#), own]).unwrap(), [2, 5, 7]);
+    let both = [config(r#"{"eos_token_id": 5}"#), generation(r#"{"eos_token_id": [9, 8]}"#), own];
+    assert_eq!(ends(&both).unwrap(), [2, 8, 9]);
+    // A generation_config.json without ends says nothing of them.
+    assert_eq!(ends(&[config(r#"{"eos_token_id": 5}"#), generation(r#"{"do_sample": true}"#)]).unwrap(), [5]);
+    assert_eq!(ends(&[config(r#"{"eos_token_id": null}"#), generation("{}")]).unwrap(), [0u32; 0]);
+    assert_eq!(ends(&[config(r#"{"eos_token_id": -1}"#)]).unwrap(), [0u32; 0]);
+    let error = ends(&[generation(r#"{"eos_token_id": "</s>"}"#)]).unwrap_err().to_string();
+    assert!(error.contains("generation_config.json") && error.contains("eos_token_id"), "{error}");
+}
+
+#[test]
+fn a_tokenizer_of_another_class_is_refused_by_its_name() {
+    let (vocab, merges) = (("vocab.json", r#"{"a": 0, "b": 1, "ab": 2}"#), ("merges.txt", "a b\n"));
+    let class = |class: &'static str| ("tokenizer_config.json", class);
+    let refused = [
+        (vec![vocab, merges, class(r#"{"tokenizer_class": "RobertaTokenizerFast"}"#)], "RobertaTokenizerFast"),
+        (vec![vocab, merges, class(r#"{"tokenizer_class": "CodeGenTokenizer"}"#)], "CodeGenTokenizer"),
+        // Its merges are in tokenizer.model.
+        (vec![vocab, merges, ("config.json", r#"{"model_type": "llama"}"#)], "LlamaTokenizer"),
+        (vec![("tokenizer.model", "x"), class(r#"{"tokenizer_class": "GemmaTokenizer"}"#)], "GemmaTokenizer"),
+    ];
+    for (files, name) in refused {
+        check_refused(&files, ErrorKind::MissingInput, &format!("{name} is not read from"));
+    }
+    // What tokenizer.model is, where it is no model of LLaMA's kind.
+    check_refused(&[("tokenizer.model", "IQ== 0\nIg== 1\n")], ErrorKind::Corrupt, "tiktoken");
+    check_refused(&[("tokenizer.model", "no")], ErrorKind::Corrupt, "tokenizer.model: no SentencePiece model");
+    // A piece of type unknown, and no word on the kind of model, which is unigram then.
+    let unigram = "\u{a}\u{e}\u{a}\u{5}<unk>\u{15}\0\0\0\0\u{18}\u{2}";
+    check_refused(&[("tokenizer.model", unigram)], ErrorKind::Corrupt, "not BPE");
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n";
+    check_refused(&[("tokenizer.model", pointer)], ErrorKind::Corrupt, "git lfs pull");
+    check_refused(&[("tokenizer.json", pointer)], ErrorKind::Corrupt, "git lfs pull");
+    check_refused(&[("tekken.json", "{}")], ErrorKind::MissingInput, "found tekken.json alone");
+}
+
+#[test]
+fn defaults_of_generation_are_those_of_its_file() {
+    let of = |text: &str| {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("generation_config.json"), text).unwrap();
+        oq_data::Generation::open(dir.path())
+    };
+    let draws = of(r#"{"do_sample": true, "temperature": 0.6, "top_p": 0.9, "repetition_penalty": 1.05}"#).unwrap();
+    assert!(draws.draws);
+    assert_eq!((draws.temperature, draws.top_p, draws.repetition_penalty), (Some(0.6), Some(0.9), Some(1.05)));
+    // 50 is what transformers takes where the file says nothing, and 0 is all.
+    assert_eq!(
+        (draws.top_k, of(r#"{"top_k": 0}"#).unwrap().top_k, of(r#"{"top_k": 7}"#).unwrap().top_k),
+        (Some(50), None, Some(7))
+    );
+    assert_eq!(of(r#"{"min_p": 0.1, "typical_p": 1.0, "num_beams": 1}"#).unwrap().unknown, ["min_p"]);
+    let empty = tempfile::tempdir().unwrap();
+    assert_eq!(oq_data::Generation::open(empty.path()).unwrap(), oq_data::Generation::default());
+    assert!(of(r#"{"temperature": "warm"}"#).unwrap_err().to_string().contains("temperature is \"warm\""));
+}
+
 #[track_caller]
 fn check_refused(files: &[(&str, &str)], kind: ErrorKind, said: &str) {
     let dir = folder(&[], files);

@@ -9,8 +9,10 @@ use safetensors::Dtype;
 use serde::Deserialize;
 
 use crate::header::{self, Entry, UniqueMap};
+use crate::lfs::refuse_pointer;
+use crate::mistaken::what_lies_in;
 use crate::mmap::MappedFile;
-use crate::{FormatError, TensorView, pickle};
+use crate::{FormatError, TensorView, pickle, without_mark};
 
 /// The one shard of a small model.
 pub(crate) const SINGLE: &str = "model.safetensors";
@@ -72,7 +74,7 @@ impl Checkpoint {
                 Err(error) => return Err(FormatError::reading(&index, error)),
             }
         }
-        Err(FormatError::NoWeights { dir: dir.to_owned() })
+        Err(FormatError::NoWeights { dir: dir.to_owned(), what: what_lies_in(dir) })
     }
 
     /// Opens one file: PyTorch's own format where its name ends in `.bin`, else safetensors.
@@ -86,17 +88,17 @@ impl Checkpoint {
     }
 
     fn open_sharded(dir: &Path, index: &Path, json: &[u8]) -> Result<Self, FormatError> {
-        let Index { weight_map: UniqueMap(places) } = serde_json::from_slice(json)
+        refuse_pointer(index, json)?;
+        let Index { weight_map: UniqueMap(places) } = serde_json::from_slice(without_mark(json))
             .map_err(|error| FormatError::Json { path: index.to_owned(), why: error.to_string() })?;
         let mut by_shard: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
         for (tensor, shard) in &places {
             by_shard.entry(shard).or_default().push(tensor);
         }
-        let (mut shards, mut tensors) = (Vec::new(), BTreeMap::new());
+        let (mut shards, mut tensors, mut unlisted) = (Vec::new(), BTreeMap::new(), Vec::new());
         for (shard_idx, (name, listed)) in by_shard.into_iter().enumerate() {
             let (shard, entries) = Shard::open_named(dir, index, name)?;
             shards.push(shard);
-            // The index decides: what a shard holds beyond it is not part of the model.
             let mut held: BTreeMap<String, Tensor> =
                 entries.into_iter().map(|entry| Tensor::new(shard_idx, entry)).collect();
             for tensor in listed {
@@ -107,6 +109,12 @@ impl Checkpoint {
                 })?;
                 tensors.extend([found]);
             }
+            unlisted.extend(held);
+        }
+        // The index decides where a tensor lies that it lists. One that it does not list is a tensor all the same, as for
+        // transformers, which reads whole shards; of several by one name the last.
+        for (name, tensor) in unlisted.into_iter().rev() {
+            tensors.entry(name).or_insert(tensor);
         }
         Ok(Self { dir: dir.to_owned(), shards, tensors })
     }
@@ -256,6 +264,7 @@ impl Shard {
 
     fn open(path: PathBuf) -> Result<(Self, Vec<Entry>), FormatError> {
         let map = MappedFile::open(&path).map_err(|source| FormatError::reading(&path, source))?;
+        refuse_pointer(&path, map.bytes())?;
         let is_pickled = path.extension().is_some_and(|extension| extension == "bin");
         let parse = if is_pickled { pickle::parse } else { header::parse };
         let entries = parse(&path, map.bytes())?;

@@ -13,12 +13,39 @@ use crate::pickle::PickleFault;
 pub enum FormatError {
     /// The directory holds no weights that can be read.
     #[error(
-        "{}: no weights: neither model.safetensors nor pytorch_model.bin is there, nor an index of shards of either",
-        dir.display()
+        "{}: no weights: neither model.safetensors nor pytorch_model.bin is there, nor an index of shards of either{}",
+        dir.display(), what.as_ref().map_or(String::new(), |what| format!(": {what}"))
     )]
     NoWeights {
         /// Where was looked.
         dir: PathBuf,
+        /// What lies there instead, where that is known, and what to do.
+        what: Option<String>,
+    },
+    /// The directory has no `config.json`.
+    #[error(
+        "{}: no config.json here{}", dir.display(),
+        what.as_ref().map_or_else(|| ": not a model's folder".to_owned(), |what| format!(": {what}"))
+    )]
+    NoConfig {
+        /// The directory.
+        dir: PathBuf,
+        /// What lies there instead, where that is known, and what to do.
+        what: Option<String>,
+    },
+    /// A text that git-lfs left in place of the file.
+    #[error("{}: {}", path.display(), crate::LFS_POINTER)]
+    LfsPointer {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A `tokenizer.model` is not of the kind that is read.
+    #[error("{}: {why}: convert it to tokenizer.json by transformers (`AutoTokenizer.from_pretrained(..).save_pretrained(..)`)", path.display())]
+    SentencePiece {
+        /// The file.
+        path: PathBuf,
+        /// What it is.
+        why: String,
     },
     /// A file that has to be there is not.
     #[error("{}: no such file", path.display())]
@@ -101,7 +128,9 @@ pub enum FormatError {
         why: String,
     },
     /// Numbers were asked for, but the tensor holds something else.
-    #[error("`{tensor}` is {dtype}: weights are read from F16, BF16 and F32")]
+    #[error(
+        "`{tensor}` is {dtype}: weights are read from F16, BF16 and F32: give the model as it was before it was converted"
+    )]
     NotFloat {
         /// Name of the tensor.
         tensor: String,

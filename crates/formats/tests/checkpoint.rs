@@ -250,13 +250,99 @@ fn shards_stand_behind_one_table() {
         r#"{"metadata":{},"weight_map":{"c":"one.safetensors","b":"two.safetensors","a":"one.safetensors"}}"#,
     );
     let checkpoint = Checkpoint::open(dir.path()).unwrap();
-    assert_eq!(checkpoint.names().collect::<Vec<_>>(), ["a", "b", "c"]);
+    // transformers reads whole shards: an index that is out of date hides nothing.
+    assert_eq!(checkpoint.names().collect::<Vec<_>>(), ["a", "b", "c", "unlisted"]);
     assert_eq!(checkpoint.values("b").unwrap(), [1.0, -2.0]);
+    assert_eq!(checkpoint.values("unlisted").unwrap(), [1.0, -2.0]);
     assert_eq!(checkpoint.shards().len(), 2);
     let on_disk: u64 = checkpoint.shards().iter().map(|shard| fs::metadata(shard.path()).unwrap().len()).sum();
     assert_eq!(checkpoint.total_bytes(), on_disk);
-    let error = checkpoint.tensor("unlisted").unwrap_err();
-    assert!(error.to_string().contains("no tensor `unlisted`"), "{error}");
+    let error = checkpoint.tensor("absent").unwrap_err();
+    assert!(error.to_string().contains("no tensor `absent`"), "{error}");
+}
+
+#[test]
+fn the_index_decides_between_shards_that_hold_one_name() {
+    let dir = TempDir::new().unwrap();
+    let value = |shard: &str, name: &str, value: f32| {
+        let tensor = OutTensor::from_f32(name, &[1], &[value], Dtype::F32).unwrap();
+        write_shard(
+            &dir.path().join(shard),
+            &[tensor, OutTensor::from_f32("stale", &[1], &[value], Dtype::F32).unwrap()],
+        )
+        .unwrap();
+    };
+    value("one.safetensors", "a", 1.0);
+    value("two.safetensors", "a", 2.0);
+    write_index(dir.path(), r#"{"weight_map":{"a":"one.safetensors","stale":"one.safetensors"}}"#);
+    let checkpoint = Checkpoint::open(dir.path()).unwrap();
+    assert_eq!((checkpoint.values("a").unwrap(), checkpoint.values("stale").unwrap()), (vec![1.0], vec![1.0]));
+    // What no line of it places is the last shard's, as for a loader that reads one after the other.
+    value("two.safetensors", "b", 2.0);
+    write_index(dir.path(), r#"{"weight_map":{"a":"one.safetensors","b":"two.safetensors"}}"#);
+    assert_eq!(Checkpoint::open(dir.path()).unwrap().values("stale").unwrap(), [2.0]);
+}
+
+const POINTER: &str = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 13478771234\n";
+
+#[test]
+fn a_pointer_of_git_lfs_is_told_from_a_broken_file() {
+    let index = r#"{"weight_map":{"a":"one.safetensors"}}"#;
+    for (file, beside) in [
+        ("model.safetensors", None),
+        ("pytorch_model.bin", None),
+        ("model.safetensors.index.json", None),
+        ("one.safetensors", Some(index)),
+    ] {
+        let dir = TempDir::new().unwrap();
+        fs::write(dir.path().join(file), POINTER).unwrap();
+        beside.into_iter().for_each(|index| write_index(dir.path(), index));
+        let error = Checkpoint::open(dir.path()).unwrap_err();
+        assert!(matches!(&error, FormatError::LfsPointer { path } if path.ends_with(file)), "{error}");
+        assert!(error.to_string().contains("git lfs pull"), "{error}");
+    }
+    let dir = TempDir::new().unwrap();
+    fs::write(dir.path().join("config.json"), POINTER).unwrap();
+    assert!(matches!(read_config(dir.path()), Err(FormatError::LfsPointer { .. })));
+    let gguf = dir.path().join("model.gguf");
+    fs::write(&gguf, POINTER).unwrap();
+    assert!(oq_formats::gguf::Gguf::open(&gguf).unwrap_err().to_string().contains("git lfs pull"));
+}
+
+/// What is said of a folder of these files, by its config or by its weights.
+#[track_caller]
+fn check_folder(files: &[&str], said: &[&str]) {
+    let dir = TempDir::new().unwrap();
+    for file in files {
+        fs::create_dir_all(dir.path().join(file).parent().unwrap()).unwrap();
+        fs::write(dir.path().join(file), r#"{"base_model_name_or_path": "org/base"}"#).unwrap();
+    }
+    let error = match files.contains(&"config.json") {
+        true => Checkpoint::open(dir.path()).unwrap_err(),
+        false => read_config(dir.path()).unwrap_err(),
+    };
+    let error = error.to_string();
+    assert!(said.iter().all(|said| error.contains(said)), "{files:?}: {error}");
+}
+
+#[test]
+fn what_is_no_model_is_told_for_what_it_is() {
+    check_folder(
+        &["adapter_config.json", "adapter_model.safetensors"],
+        &["adapter (LoRA) for org/base", "merge_and_unload"],
+    );
+    check_folder(&["config.json", "adapter_config.json", "adapter_model.safetensors"], &["adapter", "no weights"]);
+    check_folder(
+        &["checkpoint-500/config.json", "checkpoint-1000/config.json"],
+        &["checkpoint-500", "folder of models"],
+    );
+    check_folder(&["trainer_state.json", "optimizer.pt"], &["no config.json", "trainer"]);
+    check_folder(&["model.Q4_K_M.gguf"], &["omniquant convert", "model.Q4_K_M.gguf"]);
+    check_folder(&["params.json", "consolidated.00.pth"], &["params.json", "Hugging Face"]);
+    check_folder(&["config.json", "consolidated.safetensors"], &["no weights", "consolidated.safetensors"]);
+    check_folder(&["config.json", "model.fp16.safetensors"], &["no weights", "model.fp16.safetensors", "rename"]);
+    check_folder(&["config.json", "tf_model.h5"], &["another framework"]);
+    check_folder(&["notes.txt"], &["no config.json here: not a model's folder"]);
 }
 
 #[track_caller]
@@ -303,13 +389,16 @@ fn an_empty_directory_says_what_was_looked_for() {
 #[test]
 fn a_config_is_an_object() {
     let dir = TempDir::new().unwrap();
-    assert!(matches!(read_config(dir.path()), Err(FormatError::MissingFile { .. })));
+    assert!(matches!(read_config(dir.path()), Err(FormatError::NoConfig { .. })));
+    assert!(matches!(read_config(&dir.path().join("absent")), Err(FormatError::MissingFile { .. })));
     for bad in ["[]", "{", "\u{feff}"] {
         fs::write(dir.path().join("config.json"), bad).unwrap();
         assert!(matches!(read_config(dir.path()), Err(FormatError::Json { .. })), "{bad}");
     }
     fs::write(dir.path().join("config.json"), r#"{"model_type":"llama"}"#).unwrap();
     assert_eq!(read_config(dir.path()).unwrap()["model_type"], "llama");
+    fs::write(dir.path().join("config.json"), "\u{feff}{\"model_type\":\"opt\"}").unwrap();
+    assert_eq!(read_config(dir.path()).unwrap()["model_type"], "opt");
 }
 
 #[test]

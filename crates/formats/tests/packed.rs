@@ -313,7 +313,10 @@ fn an_unfinished_directory_is_not_a_model_and_can_be_finished() {
     fs::copy(whole.path().join("model-00001-of-00003.safetensors"), writer.block_path(0)).unwrap();
     let error = writer.finish(&config, &spec.into(), &["lm_head"]).unwrap_err();
     assert!(error.to_string().contains("model-00002-of-00003.safetensors"), "{error}");
-    assert!(matches!(PackedCheckpoint::open(out.path()), Err(FormatError::MissingFile { .. })));
+    fs::write(out.path().join("journal.jsonl"), "").unwrap();
+    let error = PackedCheckpoint::open(out.path()).unwrap_err();
+    assert!(matches!(error, FormatError::NoConfig { .. }) && error.to_string().contains("--resume"), "{error}");
+    fs::remove_file(out.path().join("journal.jsonl")).unwrap();
 
     // A second run finds the first shard, and clears what a killed write left.
     fs::write(out.path().join(".omniquant-partial-abc"), "half").unwrap();

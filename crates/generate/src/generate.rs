@@ -80,7 +80,7 @@ pub fn generate(
     let started = Instant::now();
     let mut stream = TextStream::new(tokenizer, session.ids(), &settings.stops)?;
     let (mut ids, mut text) = (Vec::new(), String::new());
-    let end = loop {
+    let mut end = loop {
         if ids.len() >= settings.max_tokens {
             break End::MaxTokens;
         }
@@ -106,10 +106,13 @@ pub fn generate(
         }
     };
     if !matches!(end, End::Stop(_)) {
-        let rest = stream.finish()?;
-        text.push_str(&rest);
+        let rest = stream.finish();
+        text.push_str(&rest.text);
         // It ends here whatever is wanted.
-        let _ = tell(&rest);
+        let _ = tell(&rest.text);
+        if let Some(stop) = rest.stop {
+            end = End::Stop(stop);
+        }
     }
     Ok(Generated { ids, text, end, prefill_secs, decode_secs: started.elapsed().as_secs_f64() })
 }

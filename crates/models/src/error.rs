@@ -30,6 +30,18 @@ pub enum ModelError {
         /// What there is.
         known: String,
     },
+    /// All names of tensors stand behind a prefix.
+    #[error("{}: names of tensors begin with `{prefix}`: `{prefix}{tensor}` is there in place of `{tensor}`; {mend}", dir.display())]
+    Prefixed {
+        /// The model.
+        dir: PathBuf,
+        /// What names begin with.
+        prefix: String,
+        /// The tensor that was looked for.
+        tensor: &'static str,
+        /// Where such names come from, and what to do.
+        mend: &'static str,
+    },
     /// A tensor has another shape than the config implies.
     #[error("{name}: shape {got:?} in the checkpoint, {expected:?} by config.json")]
     Shape {

@@ -56,6 +56,7 @@ impl Model {
             Some(_) => Weights::Packed(PackedCheckpoint::open(dir)?),
             None => Weights::Dense(under_head(Checkpoint::open(dir)?, &*decoder)),
         };
+        refuse_prefix(weights.checkpoint(), &*decoder)?;
         // As transformers has it since its version 5: a head that was trained is not the embedding's matrix, whatever the config says.
         if has_other_head(weights.checkpoint(), &*decoder)? {
             config["tie_word_embeddings"] = false.into();
@@ -336,6 +337,9 @@ impl Model {
 
     fn check_shape(&self, name: &str, expected: &[usize]) -> Result<(), ModelError> {
         let view = self.checkpoint().tensor(name)?;
+        if !matches!(view.dtype, Dtype::F16 | Dtype::BF16 | Dtype::F32) {
+            return Err(FormatError::NotFloat { tensor: name.to_owned(), dtype: view.dtype }.into());
+        }
         if view.shape == expected {
             return Ok(());
         }
@@ -356,6 +360,36 @@ fn under_head(checkpoint: Checkpoint, decoder: &dyn Decoder) -> Checkpoint {
         }
         _ => checkpoint,
     }
+}
+
+/// What wrappers put before all names of the model in them, and how to get at that model.
+const WRAPPERS: [(&str, &str); 4] = [
+    ("module.", "it was saved from DataParallel or DistributedDataParallel: save the model in it (`model.module`)"),
+    ("_orig_mod.", "it was saved from torch.compile: save the model in it (`model._orig_mod`)"),
+    ("base_model.model.", "it was saved from peft: save what `merge_and_unload()` gives"),
+    (
+        "language_model.",
+        "it is the language model of a larger one: save that part alone, with a config.json of its own",
+    ),
+];
+
+/// Refuses a checkpoint whose names all stand behind a prefix.
+fn refuse_prefix(checkpoint: &Checkpoint, decoder: &dyn Decoder) -> Result<(), ModelError> {
+    let embedding = decoder.outer_params()[0].name;
+    if checkpoint.contains(embedding) {
+        return Ok(());
+    }
+    let Some(found) = checkpoint.names().find(|name| name.ends_with(&format!(".{embedding}"))) else {
+        return Ok(());
+    };
+    let prefix = found.strip_suffix(embedding).expect("it was found by its end");
+    let known = WRAPPERS.iter().find(|(wrapper, _)| prefix.contains(wrapper));
+    Err(ModelError::Prefixed {
+        dir: checkpoint.dir().to_owned(),
+        prefix: prefix.to_owned(),
+        tensor: embedding,
+        mend: known.map_or("rename its tensors", |(_, mend)| mend),
+    })
 }
 
 /// Whether there is a head of its own, with other numbers, in a model whose head is the embedding's matrix.

@@ -19,6 +19,12 @@ pub enum GgufError {
     /// Something of the output was not written.
     #[error(transparent)]
     Write(#[from] FormatError),
+    /// A text that git-lfs left in place of the file.
+    #[error("{}: {}", path.display(), crate::LFS_POINTER)]
+    LfsPointer {
+        /// The file.
+        path: PathBuf,
+    },
     /// The file is something else.
     #[error("not a GGUF file: it begins with bytes {magic:02x?} instead of \"GGUF\"")]
     NotGguf {

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use super::cursor::Cursor;
 use super::{GgufError, Metadata, TensorKind};
+use crate::lfs::is_lfs_pointer;
 use crate::mmap::MappedFile;
 
 /// Most dimensions a tensor can have in ggml.
@@ -47,6 +48,9 @@ impl Gguf {
     /// Maps the file and reads its header.
     pub fn open(path: &Path) -> Result<Self, GgufError> {
         let file = MappedFile::open(path).map_err(|source| GgufError::Io { path: path.to_owned(), source })?;
+        if is_lfs_pointer(file.bytes()) {
+            return Err(GgufError::LfsPointer { path: path.to_owned() });
+        }
         let header = Header::read(file.bytes())?;
         Ok(Self { bytes: Bytes::Mapped(file), header })
     }

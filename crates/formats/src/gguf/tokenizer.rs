@@ -9,15 +9,10 @@ use serde_json::{Map, Value as Json, json};
 
 use super::metadata::required;
 use super::{GgufError, Metadata, bpe, sentencepiece};
+use crate::sentencepiece::{NORMAL, added_tokens, vocabulary};
 
 pub(super) const TOKENS: &str = "tokenizer.ggml.tokens";
 const TOKEN_TYPES: &str = "tokenizer.ggml.token_type";
-
-/// How `tokenizer.ggml.token_type` numbers the types of tokens.
-const NORMAL: i64 = 1;
-const UNKNOWN: i64 = 2;
-const CONTROL: i64 = 3;
-const USER_DEFINED: i64 = 4;
 
 /// A tokenizer as the metadata describes it.
 pub(super) struct Tokenizer<'a> {
@@ -100,23 +95,12 @@ impl<'a> Vocabulary<'a> {
 
     /// The `vocab` of tokenizer.json.
     pub(super) fn json(&self) -> Json {
-        self.tokens.iter().enumerate().map(|(id, token)| (token.clone(), json!(id))).collect::<Map<_, _>>().into()
+        vocabulary(self.tokens)
     }
 
     /// The `added_tokens` of tokenizer.json: what is cut out of a text before anything else.
     fn added(&self) -> Json {
-        let entry = |(id, token): (usize, &String)| {
-            let special = match self.kind(id) {
-                CONTROL | UNKNOWN => true,
-                USER_DEFINED => false,
-                _ => return None,
-            };
-            Some(json!({
-                "id": id, "content": token, "single_word": false, "lstrip": false, "rstrip": false,
-                "normalized": false, "special": special,
-            }))
-        };
-        self.tokens.iter().enumerate().filter_map(entry).collect()
+        added_tokens(self.tokens.iter().enumerate().map(|(id, token)| (token, self.kind(id))))
     }
 }
 

@@ -3,16 +3,23 @@
 //! A template is a Jinja program of the model's author. It is run by `minijinja` with what Hugging Face's tokenizers give it, in as many
 //! steps as any real one needs and no more.
 
+mod filters;
+mod generation;
+mod json;
+mod methods;
+
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use chrono::Local;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Serde, Value as Jinja};
-use minijinja::{Environment, ErrorKind, context};
+use minijinja::{Environment, ErrorKind};
 use serde_json::Value;
 
-use crate::error::{DataError, read_json, read_text};
+use self::generation::without_generation;
+use crate::error::{DataError, read_optional_json, read_text};
+use crate::tokenizer::TokenizerConfig;
 
 /// Steps of a template; real ones take some hundreds per message.
 const FUEL: u64 = 10_000_000;
@@ -32,8 +39,8 @@ pub struct Message {
 pub struct ChatTemplate {
     environment: Environment<'static>,
     path: PathBuf,
-    /// `bos_token` and `eos_token`, as tokenizer_config.json writes them, else special_tokens_map.json.
-    tokens: [Jinja; 2],
+    /// `bos_token`, `eos_token` and the like, of those that are set.
+    tokens: Vec<(&'static str, String)>,
 }
 
 impl ChatTemplate {
@@ -43,18 +50,16 @@ impl ChatTemplate {
     /// # Errors
     /// [`DataError::NoChatTemplate`] where there is none: base models have none.
     pub fn open(dir: &Path) -> Result<Self, DataError> {
-        let json = |name: &str| {
-            let path = dir.join(name);
-            if path.is_file() { read_json(&path) } else { Ok(Value::Null) }
-        };
-        let config = json("tokenizer_config.json")?;
+        let tokenizer = TokenizerConfig::open(dir)?;
+        let config = &tokenizer.json;
         let of_file = dir.join("chat_template.jinja");
         let (path, source) = if of_file.is_file() {
             let source = read_text(&of_file)?;
             (of_file, source)
         } else if let Some(source) = template_of(&config["chat_template"]) {
             (dir.join("tokenizer_config.json"), source.to_owned())
-        } else if let Some(source) = template_of(&json("chat_template.json")?["chat_template"]) {
+        } else if let Some(source) = template_of(&read_optional_json(&dir.join("chat_template.json"))?["chat_template"])
+        {
             (dir.join("chat_template.json"), source.to_owned())
         } else {
             return Err(DataError::NoChatTemplate { dir: dir.to_owned() });
@@ -65,11 +70,14 @@ impl ChatTemplate {
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         environment.set_syntax(syntax.expect("these are plain switches"));
         // Templates call methods of Python's strings and lists.
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.set_unknown_method_callback(methods::method);
+        filters::add_to(&mut environment);
         environment.add_function("raise_exception", |message: String| -> Result<Jinja, minijinja::Error> {
             Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
         });
         let refused = |e: minijinja::Error| DataError::ChatTemplate { path: path.clone(), reason: told(&e) };
+        // Jinja2 ends lines by a newline alone.
+        let source = without_generation(&source.replace("\r\n", "\n").replace('\r', "\n"));
         environment.add_template_owned(NAME, source).map_err(refused)?;
         environment.add_function("strftime_now", |format: String| {
             let mut text = String::new();
@@ -80,25 +88,32 @@ impl ChatTemplate {
                 }
             }
         });
-        let special = json("special_tokens_map.json")?;
-        let named = |token: &Value| token.as_str().or_else(|| token["content"].as_str()).map(Jinja::from);
-        // What is not set prints as nothing.
-        let tokens = ["bos_token", "eos_token"]
-            .map(|key| named(&config[key]).or_else(|| named(&special[key])).unwrap_or(Jinja::UNDEFINED));
+        let tokens = tokenizer.all_named().map(|(key, token)| (key, token.content)).collect();
         Ok(Self { environment, path, tokens })
     }
 
     /// The text of a conversation; with `ask`, up to where the assistant is to speak.
     ///
     /// # Errors
-    /// When the template refuses the conversation, or cannot be run.
+    /// When the template refuses the conversation, writes nothing of it, or cannot be run.
     pub fn render(&self, messages: &[Message], ask: bool) -> Result<String, DataError> {
         let refused = |e: minijinja::Error| DataError::ChatTemplate { path: self.path.clone(), reason: told(&e) };
-        let [bos_token, eos_token] = &self.tokens;
         let template = self.environment.get_template(NAME).map_err(refused)?;
-        template
-            .render(context! { messages => Serde(messages), add_generation_prompt => ask, bos_token, eos_token })
-            .map_err(refused)
+        let mut names: Vec<(&str, Jinja)> =
+            self.tokens.iter().map(|(key, token)| (*key, Jinja::from(token.as_str()))).collect();
+        names.extend([
+            ("messages", Jinja::from(Serde(messages))),
+            ("add_generation_prompt", ask.into()),
+            // Templates tell what is not used from what is not known.
+            ("tools", ().into()),
+            ("documents", ().into()),
+        ]);
+        let text = template.render(Jinja::from_pairs(names)).map_err(refused)?;
+        if text.trim().is_empty() {
+            let reason = "it writes nothing of the conversation".to_owned();
+            return Err(DataError::ChatTemplate { path: self.path.clone(), reason });
+        }
+        Ok(text)
     }
 }
 
@@ -200,6 +215,7 @@ mod tests {
     #[test]
     fn what_cannot_be_run_is_told() {
         check_refused("{% for %}", "line 1");
+        check_refused("  \n", "nothing of the conversation");
         check_refused("{{ raise_exception('roles must alternate') }}", "roles must alternate");
         check_refused("{{ messages[0].content.nonsense() }}", "nonsense");
         check_refused("{% for a in range(9999) %}{% for b in range(9999) %}{{ b }}{% endfor %}{% endfor %}", "fuel");
