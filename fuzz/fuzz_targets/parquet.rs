@@ -3,7 +3,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use oq_data::{Hub, Split, load_text};
+use oq_data::{Hub, Rows, Split, load_text};
 use oq_fuzz::{scratch, write};
 
 const FOLDER: &str = "datasets--Salesforce--wikitext/snapshots/main/wikitext-2-raw-v1";
@@ -17,6 +17,6 @@ fuzz_target!(
     |bytes: &[u8]| {
         write(&format!("{FOLDER}/test-00000-of-00001.parquet"), bytes);
         let hub = Hub { endpoint: "http://127.0.0.1:9".to_owned(), cache: Some(scratch().to_owned()), token: None, offline: true };
-        let _ = load_text("wikitext2", Split::Test, None, &hub);
+        let _ = load_text("wikitext2", Split::Test, None, &hub, Rows::default());
     }
 );

@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use oq_data::{AddSpecial, Hub, Split, Tokenizer, load_text};
+use oq_data::{AddSpecial, Hub, Rows, Split, Tokenizer, load_text};
 use oq_eval::{logits, perplexity};
 use oq_formats::{Checkpoint, Dtype, OutTensor, write_shard};
 use oq_models::{DenseOps, Model};
@@ -165,7 +165,7 @@ fn a_real_model_has_its_perplexity() {
         return;
     };
     let model = Model::open(Path::new(&dir)).unwrap();
-    let text = load_text("wikitext2", Split::Test, Some(Path::new(&data)), &Hub::from_env()).unwrap();
+    let text = load_text("wikitext2", Split::Test, Some(Path::new(&data)), &Hub::from_env(), Rows::default()).unwrap();
     let ids = Tokenizer::open(model.dir()).unwrap().encode(&text.text, AddSpecial::Yes).unwrap();
     assert_eq!(ids.len(), 304_978);
     let first = perplexity(&model, &ids, 2048, Some(1), Device::Cpu, &mut |_| {}).unwrap().value();

@@ -7,6 +7,7 @@ use std::str::FromStr;
 use crate::error::{DataError, read_text};
 use crate::hub::Hub;
 use crate::parquet_text;
+use crate::text_file::{self, Rows};
 
 /// Names that [`load_text`] knows beside files; each also as `name:train`, `name:valid`, `name:test`.
 pub const DATASETS: &[&str] = &[WIKITEXT2];
@@ -69,21 +70,35 @@ pub struct Text {
     pub path: PathBuf,
     /// What is to be tokenized at once.
     pub text: String,
+    /// What the file was, if not plain text: `300 rows of JSON, field `text``.
+    pub about: Option<String>,
 }
 
 /// The text behind `name_or_file`:
 ///
-/// - an existing file: its text without the final newline;
+/// - an existing file, or `-` for standard input: plain text, without its final newline; JSON (an array, or one row a line) or parquet,
+///   of whose rows `rows` says what is taken, joined by an empty line; either may be gzipped;
 /// - `wikitext2`: the rows of `split` joined by two newlines, where a row is a line of the raw file with its own newline
 ///   and a blank line is an empty row. `wikitext2:train`, `:valid`, `:test` ask for one split whatever `split` says.
 ///   Looked for under `data_dir` as `wikitext2/wiki.{train,valid,test}.raw` (also `wikitext-2-raw/`, or directly), then
 ///   in the hub's cache, then on the hub.
 ///
 /// A split that is not there is never replaced by another.
-pub fn load_text(name_or_file: &str, split: Split, data_dir: Option<&Path>, hub: &Hub) -> Result<Text, DataError> {
+pub fn load_text(
+    name_or_file: &str,
+    split: Split,
+    data_dir: Option<&Path>,
+    hub: &Hub,
+    rows: Rows<'_>,
+) -> Result<Text, DataError> {
     let path = Path::new(name_or_file);
-    if path.is_file() {
-        return load_file(name_or_file, path);
+    if path.is_dir() {
+        return Err(DataError::TextIsFolder { path: path.to_path_buf() });
+    }
+    // Whatever it is: a pipe has a text as well.
+    if path.exists() || name_or_file == "-" {
+        let (text, about) = text_file::load(path, rows)?;
+        return Ok(Text { name: name_or_file.to_owned(), path: path.to_path_buf(), text, about });
     }
     let unknown = || DataError::UnknownDataset { name: name_or_file.to_owned(), known: known_names() };
     let (name, split) = match name_or_file.split_once(':') {
@@ -104,26 +119,19 @@ fn known_names() -> String {
         .join(", ")
 }
 
-fn load_file(name: &str, path: &Path) -> Result<Text, DataError> {
-    let mut text = read_text(path)?;
-    if text.ends_with('\n') {
-        text.pop();
-    }
-    Ok(Text { name: name.to_owned(), path: path.to_path_buf(), text })
-}
-
 fn load_wikitext2(split: Split, data_dir: Option<&Path>, hub: &Hub) -> Result<Text, DataError> {
     let name = format!("{WIKITEXT2}:{split}");
     if let Some(path) = data_dir.and_then(|dir| wikitext2_file(dir, split)) {
         let raw = read_text(&path)?;
-        return Ok(Text { name, path, text: join_rows(raw.split_inclusive('\n')) });
+        return Ok(Text { name, path, text: join_rows(raw.split_inclusive('\n')), about: None });
     }
     let file = format!("wikitext-2-raw-v1/{}-00000-of-00001.parquet", split.parquet_name());
     let path = hub
         .fetch_dataset_file(WIKITEXT2_REPO, &file, &mut |event| tracing::debug!(?event, "fetching {WIKITEXT2_REPO}"))
         .map_err(|hub| missing_wikitext2(split, data_dir, hub))?;
-    let rows = parquet_text::read_rows(&path)?;
-    Ok(Text { name, path, text: join_rows(rows.iter().map(String::as_str)) })
+    let bytes = std::fs::read(&path).map_err(|e| DataError::io(&path, "read", e))?;
+    let rows = parquet_text::read_rows(&path, bytes, "text")?;
+    Ok(Text { name, path, text: join_rows(rows.iter().map(String::as_str)), about: None })
 }
 
 fn wikitext2_file(data_dir: &Path, split: Split) -> Option<PathBuf> {

@@ -50,6 +50,12 @@ pub enum DataError {
         /// The names that are known.
         known: String,
     },
+    /// A folder where a text is needed.
+    #[error("{}: a folder, not a text: give a file in it (text, .json, .jsonl, .parquet, or one of these gzipped)", path.display())]
+    TextIsFolder {
+        /// The folder.
+        path: PathBuf,
+    },
     /// A dataset is neither in the data directory nor to be had from the hub.
     #[error("{name}:{split} is not here ({looked}) and not from the hub ({hub}); {mend}")]
     MissingSplit {
@@ -241,7 +247,10 @@ impl DataError {
             Self::Corrupt { .. } | Self::Tokenize { .. } | Self::ChatTemplate { .. } | Self::TokenizerModel(_) => {
                 ErrorKind::Corrupt
             }
-            Self::TextTooShort { .. } | Self::EmptySegment | Self::BadHubName { .. } => ErrorKind::Usage,
+            Self::TextTooShort { .. }
+            | Self::EmptySegment
+            | Self::TextIsFolder { .. }
+            | Self::BadHubName { .. } => ErrorKind::Usage,
             Self::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => ErrorKind::MissingInput,
             Self::Io { .. } | Self::DiskFull { .. } | Self::NoCache => ErrorKind::Machine,
         }

@@ -4,11 +4,11 @@
 //! No tensors and no libtorch: ids are `u32`, texts are `String`.
 //!
 //! ```no_run
-//! use oq_data::{AddSpecial, Hub, Split, Tokenizer, load_text, segments};
+//! use oq_data::{AddSpecial, Hub, Rows, Split, Tokenizer, load_text, segments};
 //!
 //! let hub = Hub::from_env();
 //! let model = hub.fetch_model("HuggingFaceTB/SmolLM2-135M", None, &mut |_event| {})?;
-//! let text = load_text("wikitext2", Split::Train, None, &hub)?;
+//! let text = load_text("wikitext2", Split::Train, None, &hub, Rows::default())?;
 //! let ids = Tokenizer::open(&model)?.encode(&text.text, AddSpecial::Yes)?;
 //! let calibration = segments(&ids, 128, 2048, 2)?; // 128 x [2048]
 //! # Ok::<(), oq_data::DataError>(())
@@ -23,6 +23,7 @@ mod hub;
 mod parquet_text;
 mod sample;
 mod tasks;
+mod text_file;
 mod thrift;
 mod tokenizer;
 
@@ -33,4 +34,5 @@ pub use generation::Generation;
 pub use hub::{DEFAULT_ENDPOINT, Hub, HubEvent};
 pub use sample::{segments, segments_and_new, windows};
 pub use tasks::{Choice, Item, Task};
+pub use text_file::Rows;
 pub use tokenizer::{AddSpecial, DecodeStream, Tokenizer};

@@ -1,13 +1,13 @@
-//! The one column of a dataset's parquet file that is read: `text`, a string column that is not part of another.
+//! The one column of a dataset's parquet file that is read: strings, in a column that is not part of another.
 //!
 //! The `parquet` library decodes it. What the file says about sizes and places comes first: the library skips values that take
 //! no bytes, as many as the file says, follows groups in groups without end, and allocates what a header asks for. So the
 //! footer is read here, and the library is told what is in it; page headers it reads itself, after they have been checked here.
 
-use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use parquet::basic::Compression;
 use parquet::errors::ParquetError;
 use parquet::file::metadata::page_index::RowGroupPageIndex;
@@ -32,38 +32,31 @@ const SNAPPY_RATIO: i64 = 22;
 /// How much larger than the file its strings may be in memory: one string of a dictionary can stand in millions of rows.
 const TEXT_RATIO: usize = 256;
 
-/// The strings of column `text`, in order; a null is an empty string.
-pub(crate) fn read_rows(path: &Path) -> Result<Vec<String>, DataError> {
+/// The strings of a column of the file whose bytes are `bytes`, in order; a null is an empty string. `path` is for messages.
+pub(crate) fn read_rows(path: &Path, bytes: Vec<u8>, name: &str) -> Result<Vec<String>, DataError> {
     // The library panics at levels and dictionaries that do not fit, among others.
-    let rows = guarded(|| try_read_rows(path)).unwrap_or_else(|panic| Err(Error::Said(panic)));
-    rows.map_err(|error| match error {
-        Error::Io(source) => DataError::io(path, "read", source),
-        Error::Said(reason) => DataError::corrupt(path, format!("not readable as parquet: {reason}")),
-    })
+    let rows = guarded(|| try_read_rows(Bytes::from(bytes), name)).unwrap_or_else(|panic| Err(Error(panic)));
+    rows.map_err(|Error(reason)| DataError::corrupt(path, format!("not readable as parquet: {reason}")))
 }
 
-enum Error {
-    Io(std::io::Error),
-    Said(String),
-}
+struct Error(String);
 
 impl From<&str> for Error {
     fn from(reason: &str) -> Self {
-        Self::Said(reason.to_owned())
+        Self(reason.to_owned())
     }
 }
 
 impl From<ParquetError> for Error {
     fn from(error: ParquetError) -> Self {
-        Self::Said(error.to_string())
+        Self(error.to_string())
     }
 }
 
-fn try_read_rows(path: &Path) -> Result<Vec<String>, Error> {
-    let bytes = std::fs::read(path).map_err(Error::Io)?;
-    let file = Arc::new(File::open(path).map_err(Error::Io)?);
+fn try_read_rows(bytes: Bytes, name: &str) -> Result<Vec<String>, Error> {
+    let file = Arc::new(bytes.clone());
     let footer = read_footer(&bytes).ok_or("it does not end in a footer")?;
-    let (column, schema) = find_text(&footer)?;
+    let (column, schema) = find_column(&footer, name)?;
     let mut rows = Vec::new();
     let mut held = 0;
     let mut left = bytes.len();
@@ -78,7 +71,7 @@ fn try_read_rows(path: &Path) -> Result<Vec<String>, Error> {
             };
             held += size_of::<String>() + text.len();
             if held / TEXT_RATIO > bytes.len() {
-                return Err(Error::Said(format!("its text is more than {TEXT_RATIO} times as large as the file")));
+                return Err(Error(format!("its text is more than {TEXT_RATIO} times as large as the file")));
             }
             rows.push(text);
         }
@@ -92,21 +85,42 @@ fn read_footer(bytes: &[u8]) -> Option<Struct<'_>> {
     Struct::read(&mut &rest[rest.len().checked_sub(len)?..])
 }
 
-/// The number of column `text`, and a schema of it alone.
-fn find_text(footer: &Struct<'_>) -> Result<(usize, SchemaDescPtr), Error> {
-    let columns = footer.structs(2).ok_or("the footer has no schema")?;
-    // The first is the root. Groups have children.
-    let columns = columns.get(1..).unwrap_or_default();
-    if columns.iter().any(|column| column.int(5).is_some_and(|children| children != 0)) {
-        return Err("it has columns in columns".into());
-    }
-    let name = |column: &&Struct<'_>| matches!(column.get(4), Some(Value::Binary(b"text")));
-    let at = columns.iter().position(name).ok_or("it has no column \"text\"")?;
-    let repetition = match (columns[at].int(1), columns[at].int(3)) {
+/// The number of column `name` among those that hold values, and a schema of it alone.
+fn find_column(footer: &Struct<'_>, name: &str) -> Result<(usize, SchemaDescPtr), Error> {
+    let elements = footer.structs(2).ok_or("the footer has no schema")?;
+    // The first is the root. Groups have children, which follow them, and values are in those without.
+    let mut elements = elements.get(1..).unwrap_or_default().iter();
+    let (mut at, mut there) = (0, Vec::new());
+    let found = loop {
+        let Some(element) = elements.next() else { break None };
+        let its_name = match element.get(4) {
+            Some(Value::Binary(name)) => String::from_utf8_lossy(name).into_owned(),
+            _ => return Err("a column has no name".into()),
+        };
+        let children = element.int(5).unwrap_or(0);
+        if its_name == name && children == 0 {
+            break Some(element);
+        }
+        there.push(its_name);
+        let mut left = children;
+        at += usize::from(children == 0);
+        while left > 0 {
+            let below = elements.next().ok_or("it has columns in columns that do not end")?;
+            let children = below.int(5).unwrap_or(0).max(0);
+            at += usize::from(children == 0);
+            left = (left - 1).saturating_add(children);
+        }
+    };
+    let Some(found) = found else {
+        let there = there.join(", ");
+        return Err(Error(format!("it has no column \"{name}\" of texts, only {there}: name one by --text-field")));
+    };
+    let repetition = match (found.int(1), found.int(3)) {
         (Some(BYTE_ARRAY), Some(0)) => "REQUIRED",
         (Some(BYTE_ARRAY), Some(1)) => "OPTIONAL",
-        _ => return Err("its column \"text\" does not hold one string per row".into()),
+        _ => return Err(Error(format!("its column \"{name}\" does not hold one string per row"))),
     };
+    // The name does not matter to what is read.
     let schema = parse_message_type(&format!("message schema {{ {repetition} BYTE_ARRAY text (UTF8); }}"))?;
     Ok((at, Arc::new(SchemaDescriptor::new(Arc::new(schema)))))
 }
@@ -127,7 +141,7 @@ fn row_group(
     let compression = match chunk.int(4) {
         Some(0) => Compression::UNCOMPRESSED,
         Some(1) => Compression::SNAPPY,
-        _ => return Err("its text is compressed, and not by Snappy".into()),
+        _ => return Err("its text is compressed, and not by Snappy: save it anew with compression=\"snappy\"".into()),
     };
     let (Some(rows), Some(len), Some(data)) = (group.int(3), chunk.int(7), chunk.int(9)) else {
         return Err("a row group does not say where it is".into());

@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use oq_data::{DataError, ErrorKind, Hub, Split, load_text};
+use oq_data::{DataError, ErrorKind, Hub, Rows, Split, load_text};
 
 /// A hub that is never asked.
 fn no_hub() -> Hub {
@@ -25,7 +25,7 @@ fn data_dir(folder: &str) -> tempfile::TempDir {
 fn lines_keep_their_newline_and_blank_ones_are_empty() {
     for folder in ["wikitext2", "wikitext-2-raw", "."] {
         let dir = data_dir(folder);
-        let valid = load_text("wikitext2", Split::Validation, Some(dir.path()), &no_hub()).unwrap();
+        let valid = load_text("wikitext2", Split::Validation, Some(dir.path()), &no_hub(), Rows::default()).unwrap();
         assert_eq!(valid.text, "\n\n = Title = \n\n\n\n\n A line . \n");
         assert_eq!(valid.name, "wikitext2:valid");
     }
@@ -35,7 +35,7 @@ fn lines_keep_their_newline_and_blank_ones_are_empty() {
 fn a_named_split_wins_over_the_command_s_own() {
     let dir = data_dir("wikitext2");
     for name in ["wikitext2:test", "wikitext2:valid", "wikitext2:validation"] {
-        let text = load_text(name, Split::Train, Some(dir.path()), &no_hub()).unwrap();
+        let text = load_text(name, Split::Train, Some(dir.path()), &no_hub(), Rows::default()).unwrap();
         assert_eq!(text.text.contains("test"), name.ends_with("test"), "{name}");
     }
 }
@@ -43,12 +43,12 @@ fn a_named_split_wins_over_the_command_s_own() {
 #[test]
 fn an_absent_split_is_not_replaced_but_its_stand_in_is_named() {
     let dir = data_dir("wikitext2");
-    let err = load_text("wikitext2", Split::Train, Some(dir.path()), &no_hub()).unwrap_err();
+    let err = load_text("wikitext2", Split::Train, Some(dir.path()), &no_hub(), Rows::default()).unwrap_err();
     assert_eq!(err.kind(), ErrorKind::MissingInput);
     let said = err.to_string();
     assert!(said.contains("wiki.train.raw") && said.contains("HF_HUB_OFFLINE"), "{said}");
     assert!(said.contains("wikitext2:valid is here") && !said.contains("wikitext2:test"), "{said}");
-    let said = load_text("wikitext2", Split::Train, None, &no_hub()).unwrap_err().to_string();
+    let said = load_text("wikitext2", Split::Train, None, &no_hub(), Rows::default()).unwrap_err().to_string();
     assert!(said.contains("OMNIQUANT_DATA") && !said.contains("is here:"), "{said}");
 }
 
@@ -58,10 +58,10 @@ fn a_file_is_one_text_without_its_final_newline() {
     let file = dir.path().join("a.txt");
     for (content, text) in [("one\n\ntwo\n", "one\n\ntwo"), ("x\n\n", "x\n"), ("x", "x"), ("", "")] {
         std::fs::write(&file, content).unwrap();
-        assert_eq!(load_text(file.to_str().unwrap(), Split::Test, None, &no_hub()).unwrap().text, text);
+        assert_eq!(load_text(file.to_str().unwrap(), Split::Test, None, &no_hub(), Rows::default()).unwrap().text, text);
     }
     std::fs::write(&file, b"ab\xff").unwrap();
-    let err = load_text(file.to_str().unwrap(), Split::Test, None, &no_hub()).unwrap_err();
+    let err = load_text(file.to_str().unwrap(), Split::Test, None, &no_hub(), Rows::default()).unwrap_err();
     assert_eq!(err.kind(), ErrorKind::Corrupt);
     assert!(err.to_string().ends_with("a.txt: not UTF-8 at byte 2"), "{err}");
 }
@@ -69,7 +69,7 @@ fn a_file_is_one_text_without_its_final_newline() {
 #[test]
 fn unknown_names_are_told_what_is_known() {
     for name in ["c4", "wikitext2:dev", "nowhere/file.txt"] {
-        let err = load_text(name, Split::Test, None, &no_hub()).unwrap_err();
+        let err = load_text(name, Split::Test, None, &no_hub(), Rows::default()).unwrap_err();
         assert!(matches!(err, DataError::UnknownDataset { .. }), "{err}");
         assert!(err.to_string().contains("wikitext2:valid"), "{err}");
     }
@@ -83,10 +83,149 @@ fn the_published_files_have_their_known_shape() {
     };
     // Rows (4358 and 3760) joined by two newlines.
     for (split, bytes) in [(Split::Test, TEST_BYTES), (Split::Validation, VALID_BYTES)] {
-        let text = load_text("wikitext2", split, Some(Path::new(&data)), &no_hub()).unwrap().text;
+        let text = load_text("wikitext2", split, Some(Path::new(&data)), &no_hub(), Rows::default()).unwrap().text;
         assert_eq!(text.len(), bytes, "{split}");
     }
 }
 
 const TEST_BYTES: usize = 1_296_370;
 const VALID_BYTES: usize = 1_151_766;
+
+fn fixtures() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures"))
+}
+
+/// The text of a file of that name with these bytes.
+fn load(name: &str, bytes: &[u8], rows: Rows<'_>) -> Result<oq_data::Text, DataError> {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join(name);
+    std::fs::write(&file, bytes).unwrap();
+    load_text(file.to_str().unwrap(), Split::Train, None, &no_hub(), rows)
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    std::io::Write::write_all(&mut gzip, bytes).unwrap();
+    gzip.finish().unwrap()
+}
+
+const JSONL: &str = "{\"text\": \"One.\", \"id\": 1}\n\n{\"text\": \"Two \\u00e9.\"}\r\n{\"text\": null}\n{\"text\": \" \"}\n";
+
+#[test]
+fn rows_of_json_are_their_texts() {
+    let texts = |name: &str, json: &str| load(name, json.as_bytes(), Rows::default()).unwrap();
+    for (name, json) in [
+        ("a.jsonl", JSONL),
+        ("a.json", JSONL),
+        ("a.JSONL", JSONL),
+        // Not named so, and rows all the same.
+        ("a.txt", JSONL),
+        ("a.json", r#"[{"text": "One."}, {"text": "Two é."}]"#),
+        ("a.json", r#"["One.", "Two é."]"#),
+        ("a.ndjson", "\"One.\"\n\"Two é.\""),
+        ("a.json", "\u{feff}[\n {\"text\": \"One.\"},\n {\"text\": \"Two é.\"}\n]\n"),
+    ] {
+        let text = texts(name, json);
+        assert_eq!(text.text, "One.\n\nTwo é.", "{name} {json}");
+        assert!(text.about.unwrap().ends_with("rows of JSON, field `text`"));
+    }
+    assert_eq!(texts("a.json", r#"{"text": "One."}"#).text, "One.");
+    // Text that begins as JSON does.
+    for plain in ["{\"text\": 1} and so on\n{", "[{ 1 }]", "{\"a\": \"b\"\nc", "[1, 2]"] {
+        let text = texts("a.txt", plain);
+        assert_eq!((text.text.as_str(), text.about), (plain, None));
+    }
+}
+
+#[test]
+fn a_field_may_be_named() {
+    let rows = Rows { field: Some("story"), ..Rows::default() };
+    assert_eq!(load("a.jsonl", b"{\"story\": \"x\", \"text\": \"y\"}", rows).unwrap().text, "x");
+    let refused = |json: &str, rows: Rows<'_>| {
+        let error = load("a.jsonl", json.as_bytes(), rows).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Corrupt);
+        error.to_string()
+    };
+    let error = refused("{\"question\": \"x\", \"answer\": \"y\"}", Rows::default());
+    assert!(error.contains("row 1 has no field `text`, only question, answer") && error.contains("--text-field"), "{error}");
+    let error = refused("{\"story\": \"x\"}\n{\"text\": \"y\"}", rows);
+    assert!(error.contains("row 2 has no field `story`"), "{error}");
+    assert!(refused("{\"text\": 3}", Rows::default()).contains("row 1: field `text` is not a text"));
+    assert!(refused("{\"text\": \"a\"}\nnonsense", Rows::default()).contains("line 2 is not JSON"));
+    assert!(refused("3", Rows::default()).contains("rows are needed"));
+    assert!(refused("", Rows::default()).contains("rows are needed"));
+}
+
+#[test]
+fn conversations_are_written_by_the_model_s_template() {
+    let model = tempfile::tempdir().unwrap();
+    let template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}";
+    std::fs::write(model.path().join("chat_template.jinja"), template).unwrap();
+    let rows = Rows { model: Some(model.path()), ..Rows::default() };
+    for json in [
+        r#"{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]}"#,
+        r#"{"messages": [{"role": "user", "content": [{"type": "text", "text": "H"}, {"text": "i"}]}, {"role": "assistant", "content": "Ho"}]}"#,
+        r#"{"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho"}]}"#,
+    ] {
+        assert_eq!(load("a.jsonl", json.as_bytes(), rows).unwrap().text, "<user>Hi<assistant>Ho", "{json}");
+    }
+    let json = r#"{"messages": [{"role": "user", "content": "Hi"}]}"#;
+    let bare = tempfile::tempdir().unwrap();
+    let rows = Rows { model: Some(bare.path()), ..Rows::default() };
+    assert!(matches!(load("a.jsonl", json.as_bytes(), rows), Err(DataError::NoChatTemplate { .. })));
+    let error = load("a.jsonl", br#"{"messages": [{"speaker": "x"}]}"#, rows).unwrap_err().to_string();
+    assert!(error.contains("row 1, field `messages`") && error.contains("role"), "{error}");
+}
+
+#[test]
+fn parquet_has_its_texts_in_a_column() {
+    let bytes = std::fs::read(fixtures().join("rows.parquet")).unwrap();
+    let text = load("rows.parquet", &bytes, Rows::default()).unwrap();
+    assert_eq!(text.text, "The first row.\n\nThe third row é.");
+    assert_eq!(text.about.unwrap(), "3 rows of parquet, column `text`");
+    let field = |field| load("rows.parquet", &bytes, Rows { field: Some(field), ..Rows::default() });
+    assert_eq!(field("story").unwrap().text, "Once.\n\nTwice.\n\nThrice.");
+    let error = field("nothing").unwrap_err().to_string();
+    assert!(error.contains("only id, meta, text, tags, story: name one by --text-field"), "{error}");
+    assert!(field("id").unwrap_err().to_string().contains("does not hold one string per row"));
+    assert!(field("meta").is_err());
+    let error = load("a.parquet", b"PAR1 and nothing else PAR1", Rows::default()).unwrap_err().to_string();
+    assert!(error.contains("not readable as parquet"), "{error}");
+}
+
+#[test]
+fn gzip_is_undone_whatever_is_in_it() {
+    for (name, bytes) in [("a.txt.gz", "One.\n\nTwo é.\n"), ("a.jsonl.gz", JSONL), ("a.gz", "One.\n\nTwo é."), ("a", JSONL)] {
+        assert_eq!(load(name, &gzip(bytes.as_bytes()), Rows::default()).unwrap().text, "One.\n\nTwo é.", "{name}");
+    }
+    let bytes = std::fs::read(fixtures().join("rows.parquet")).unwrap();
+    assert!(load("rows.parquet.gz", &gzip(&bytes), Rows::default()).unwrap().text.starts_with("The first row."));
+    let cut = &gzip(JSONL.as_bytes())[..20];
+    assert!(load("a.gz", cut, Rows::default()).unwrap_err().to_string().contains("not readable as gzip"));
+}
+
+#[test]
+fn a_byte_order_mark_is_no_text() {
+    assert_eq!(load("a.txt", "\u{feff}One.\u{feff}\n".as_bytes(), Rows::default()).unwrap().text, "One.\u{feff}");
+    let utf16: Vec<u8> = "\u{feff}One.".encode_utf16().flat_map(u16::to_le_bytes).collect();
+    assert!(load("a.txt", &utf16, Rows::default()).unwrap_err().to_string().contains("UTF-16"));
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n";
+    assert!(load("a.txt", pointer.as_bytes(), Rows::default()).unwrap_err().to_string().contains("git lfs pull"));
+}
+
+#[cfg(unix)]
+#[test]
+fn a_pipe_is_read_and_a_folder_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let pipe = dir.path().join("pipe");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let writer = std::thread::spawn({
+        let pipe = pipe.clone();
+        move || std::fs::write(pipe, "From a pipe.\n").unwrap()
+    });
+    let load = |path: &Path| load_text(path.to_str().unwrap(), Split::Train, None, &no_hub(), Rows::default());
+    assert_eq!(load(&pipe).unwrap().text, "From a pipe.");
+    writer.join().unwrap();
+    let error = load(dir.path()).unwrap_err();
+    assert!(error.kind() == ErrorKind::Usage && error.to_string().contains("a folder, not a text"), "{error}");
+}

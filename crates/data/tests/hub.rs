@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use fake_hub::{COMMIT, FakeHub, Faults, sha256};
-use oq_data::{DataError, ErrorKind, Hub, HubEvent, Split, load_text};
+use oq_data::{DataError, ErrorKind, Hub, HubEvent, Rows, Split, load_text};
 
 const REPO: &str = "owner/model";
 const CONFIG: (&str, &[u8]) = ("config.json", b"{}");
@@ -315,11 +315,11 @@ fn wikitext2_comes_from_the_hub_where_no_file_is() {
     let server = FakeHub::start("datasets/Salesforce/wikitext", &files, Faults::default());
     let cache = tempfile::tempdir().unwrap();
     let mut hub = server.client(cache.path(), None);
-    let text = load_text("wikitext2", Split::Train, None, &hub).unwrap();
+    let text = load_text("wikitext2", Split::Train, None, &hub, Rows::default()).unwrap();
     assert_eq!(text.text, rows.join("\n\n"));
     hub.offline = true;
-    assert_eq!(load_text("wikitext2:train", Split::Test, None, &hub).unwrap(), text);
-    let err = load_text("wikitext2", Split::Test, None, &hub).unwrap_err();
+    assert_eq!(load_text("wikitext2:train", Split::Test, None, &hub, Rows::default()).unwrap(), text);
+    let err = load_text("wikitext2", Split::Test, None, &hub, Rows::default()).unwrap_err();
     assert_eq!(err.kind(), ErrorKind::MissingInput, "{err}");
 }
 
@@ -331,7 +331,7 @@ fn load_cached(bytes: &[u8]) -> Result<String, DataError> {
     std::fs::write(folder.join("test-00000-of-00001.parquet"), bytes).unwrap();
     let hub =
         Hub { endpoint: "http://127.0.0.1:9".into(), cache: Some(cache.path().into()), token: None, offline: true };
-    load_text("wikitext2", Split::Test, None, &hub).map(|text| text.text)
+    load_text("wikitext2", Split::Test, None, &hub, Rows::default()).map(|text| text.text)
 }
 
 #[test]
@@ -420,7 +420,7 @@ fn a_parquet_file_without_text_is_corrupt() {
     {
         let server = FakeHub::start("datasets/Salesforce/wikitext", &[(name, &bytes)], Faults::default());
         let cache = tempfile::tempdir().unwrap();
-        let err = load_text("wikitext2", Split::Test, None, &server.client(cache.path(), None)).unwrap_err();
+        let err = load_text("wikitext2", Split::Test, None, &server.client(cache.path(), None), Rows::default()).unwrap_err();
         assert_eq!(err.kind(), ErrorKind::Corrupt, "{err}");
         assert!(err.to_string().contains(said), "{err}");
     }

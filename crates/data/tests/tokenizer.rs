@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
-use oq_data::{AddSpecial, DataError, ErrorKind, Split, Tokenizer, load_text};
+use oq_data::{AddSpecial, DataError, ErrorKind, Rows, Split, Tokenizer, load_text};
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures").join(name)
@@ -119,7 +119,7 @@ fn smollm2_reads_wikitext2_with_the_published_number_of_tokens() {
         return;
     };
     let hub = oq_data::Hub { offline: true, ..oq_data::Hub::from_env() };
-    let text = load_text("wikitext2", Split::Test, Some(Path::new(&data)), &hub).unwrap();
+    let text = load_text("wikitext2", Split::Test, Some(Path::new(&data)), &hub, Rows::default()).unwrap();
     let ids = Tokenizer::open(Path::new(&model)).unwrap().encode(&text.text, AddSpecial::Yes).unwrap();
     assert_eq!(ids.len(), 304_978);
 }
