@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use oq_data::Task;
 use oq_quant_core::QuantSpec;
 
-pub use self::shared::{EvalDataArgs, RecipeArgs, RunArgs, SamplingArgs};
+pub use self::shared::{EvalDataArgs, ModelArgs, RecipeArgs, RunArgs, SamplingArgs};
 pub use self::values::{ComputeArg, DeviceArg, FloatType, HeadArg, KernelsArg, PlanDeviceArg};
 use crate::size::Size;
 
@@ -118,8 +118,8 @@ pub enum Command {
 Options that show no default have the recipe's, which `omniquant plan MODEL --scheme S --json` prints.
 A run that was stopped or killed goes on with the same command and --resume.")]
 pub struct QuantizeArgs {
-    /// Directory, name in configs/, or hub id
-    pub model: String,
+    #[command(flatten)]
+    pub model: ModelArgs,
     #[command(flatten)]
     pub recipe: RecipeArgs,
     /// Directory of the packed model [default: MODEL-SCHEME, or MODEL-SCHEME-3.25bits with --bits 3.25]
@@ -156,8 +156,8 @@ pub struct QuantizeArgs {
   omniquant eval tiny-llama --rtn w3a16g64 --json
   omniquant eval llama2-7b-w4 --tasks piqa,arc_easy --data-dir data")]
 pub struct EvalArgs {
-    /// Directory, name in configs/, or hub id
-    pub model: String,
+    #[command(flatten)]
+    pub model: ModelArgs,
     #[command(flatten)]
     pub data: EvalDataArgs,
     /// Tokens of a window [default: 2048, or as many as the model has positions for; without --data what configs/ has for it]
@@ -194,10 +194,11 @@ pub struct EvalArgs {
   omniquant generate llama2-7b-w4 -f notes.txt --temperature 0.8 --top-p 0.95
   omniquant generate llama2-7b-w4 --prompt 'A list:' --stop '\\n\\n' --json
 
-Text goes to stdout as it comes; with --json, one object at the end. In --stop, \\n is a line's end.")]
+Text goes to stdout as it comes; with --json, one object at the end. In --stop, \\n is a newline.
+What the model's generation_config.json sets (do_sample, temperature, top_p, top_k, repetition_penalty) is the default.")]
 pub struct GenerateArgs {
-    /// Directory, name in configs/, or hub id
-    pub model: String,
+    #[command(flatten)]
+    pub model: ModelArgs,
     /// The text to continue
     #[arg(long, value_name = "TEXT", required_unless_present = "file", conflicts_with = "file")]
     pub prompt: Option<String>,
@@ -217,8 +218,8 @@ pub struct GenerateArgs {
 
 One line is one message. Ctrl-C ends an answer, Ctrl-D the conversation. With --json every answer is one object in a line.")]
 pub struct ChatArgs {
-    /// Directory, name in configs/, or hub id
-    pub model: String,
+    #[command(flatten)]
+    pub model: ModelArgs,
     /// What the model is told first
     #[arg(long, value_name = "TEXT")]
     pub system: Option<String>,
@@ -234,8 +235,8 @@ pub struct ChatArgs {
   omniquant bench llama2-7b-w4 --prompt-tokens 1024 --tokens 128 --runs 5
   omniquant bench llama2-7b-w4 --kernels dense --json")]
 pub struct BenchArgs {
-    /// Directory, name in configs/, or hub id
-    pub model: String,
+    #[command(flatten)]
+    pub model: ModelArgs,
     /// Tokens to read at once
     #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..))]
     pub prompt_tokens: u32,
@@ -258,8 +259,8 @@ pub struct BenchArgs {
 Options that show no default have the recipe's, which --json prints.
 What --measure finds is kept in the cache, and later plans of this machine say how long a run takes.")]
 pub struct PlanArgs {
-    /// Directory, name in configs/, or hub id
-    pub model: String,
+    #[command(flatten)]
+    pub model: ModelArgs,
     #[command(flatten)]
     pub recipe: RecipeArgs,
     /// Where the packed model would go [default: here]
@@ -284,8 +285,8 @@ pub struct PlanArgs {
   omniquant inspect tiny-llama
   omniquant inspect llama2-7b-w4 --json")]
 pub struct InspectArgs {
-    /// Directory, name in configs/, or hub id
-    pub model: String,
+    #[command(flatten)]
+    pub model: ModelArgs,
 }
 
 #[derive(Debug, Args)]
@@ -294,8 +295,8 @@ pub struct InspectArgs {
 
 IN holds `input_ids`, I64 or I32 [batch, tokens]; OUT will hold `logits`, F32 [batch, tokens, vocabulary].")]
 pub struct LogitsArgs {
-    /// Directory, name in configs/, or hub id
-    pub model: String,
+    #[command(flatten)]
+    pub model: ModelArgs,
     /// A safetensors file with input_ids
     #[arg(long, value_name = "IN")]
     pub ids: PathBuf,

@@ -12,7 +12,7 @@ use oq_models::ModelError;
 use oq_recipe::{ModelEntry, Recipe, RecipeFile, Source, find, recipe_for};
 use serde_json::Value;
 
-use crate::args::RecipeArgs;
+use crate::args::{ModelArgs, RecipeArgs};
 use crate::exit::CliError;
 use crate::output::Output;
 
@@ -21,24 +21,42 @@ const REPOSITORY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
 
 /// A model as it was asked for.
 pub struct Named {
-    /// What was typed.
+    /// What was typed, without its revision.
     pub name: String,
     /// Its entry in configs/, where it has one.
     pub entry: Option<&'static ModelEntry>,
+    /// The revision that was asked for.
+    revision: Option<String>,
 }
 
 impl Named {
-    /// Looks MODEL up. A directory wins over a name in configs/.
-    pub fn new(name: &str) -> Self {
+    /// Looks MODEL up. A directory wins over a name in configs/, and what stands behind an @ is a revision where nothing of that name is
+    /// there.
+    pub fn new(model: &ModelArgs) -> Result<Self, CliError> {
+        let (name, behind) = match model.name.rsplit_once('@') {
+            Some((name, revision)) if !Path::new(&model.name).exists() => (name, Some(revision.to_owned())),
+            _ => (&*model.name, None),
+        };
+        let revision = match (behind, &model.revision) {
+            (Some(behind), Some(option)) if behind != *option => {
+                let message = format!("{}: two revisions, {behind} and --revision {option}: give one", model.name);
+                return Err(CliError::Usage(message));
+            }
+            (behind, option) => behind.or_else(|| option.clone()),
+        };
         let entry = if Path::new(name).is_dir() { None } else { find(name) };
-        Self { name: name.to_owned(), entry }
+        Ok(Self { name: name.to_owned(), entry, revision })
     }
 
     /// A short name for files.
     pub fn stem(&self) -> String {
         let path = Path::new(&self.name);
         let last = path.file_name().or(path.parent().and_then(Path::file_name));
-        last.map_or_else(|| "model".to_owned(), |last| last.to_string_lossy().into_owned())
+        let stem = last.map_or_else(|| "model".to_owned(), |last| last.to_string_lossy().into_owned());
+        match &self.revision {
+            Some(revision) => format!("{stem}-{}", revision.replace('/', "-")),
+            None => stem,
+        }
     }
 
     /// The recipe that this model is quantized by. A model that configs/ does not name is of the family that its `config.json` says;
@@ -105,24 +123,45 @@ impl Named {
             HubEvent::Waiting { file } => bar.message(format!("waiting for another program to fetch {file}")),
             HubEvent::Cached { .. } | HubEvent::Finished { .. } => {}
         };
-        fetch(&hub, &mut on).with_context(|| format!("{}: cannot be fetched from the hub", self.name))
+        fetch(&hub, &mut on).with_context(|| match self.entry {
+            Some(_) => format!("{}: cannot be fetched from the hub", self.name),
+            None => format!("{}: no such folder, and it cannot be fetched from the hub", self.name),
+        })
     }
 
     fn place(&self) -> Result<Place<'_>> {
+        let place = self.find_place()?;
+        match (&place, &self.revision) {
+            (Place::Directory(_) | Place::Wheel { .. }, Some(revision)) => {
+                let message = format!("{}: not a model of the hub, so that it has no revision {revision}", self.name);
+                Err(CliError::Usage(message).into())
+            }
+            _ => Ok(place),
+        }
+    }
+
+    fn find_place(&self) -> Result<Place<'_>> {
         let path = Path::new(&self.name);
         if path.is_dir() {
             return Ok(Place::Directory(path.to_owned()));
         }
+        let asked = self.revision.as_deref();
         match self.entry.map(|entry| (entry, &entry.source)) {
             Some((_, Source::Path { path })) => Ok(Place::Directory(in_repository(path))),
             Some((entry, Source::Wheel { bytes, .. })) => Ok(Place::Wheel { entry, bytes: *bytes }),
-            Some((_, Source::Hub { repo, revision })) => Ok(Place::Hub { repo, revision: revision.as_deref() }),
-            None if path.is_file() => {
-                let mend = format!("for a GGUF file, run `omniquant convert {} --out DIR` and give DIR", self.name);
-                Err(CliError::Usage(format!("{}: a file, not a model directory; {mend}", self.name)).into())
+            Some((_, Source::Hub { repo, revision })) => {
+                Ok(Place::Hub { repo, revision: asked.or(revision.as_deref()) })
             }
+            None if path.exists() => Err(CliError::Usage(not_a_folder(path)).into()),
             None if Hub::is_repo_id(&self.name) && self.name.contains('/') && !path.starts_with(".") => {
-                Ok(Place::Hub { repo: &self.name, revision: None })
+                Ok(Place::Hub { repo: &self.name, revision: asked })
+            }
+            None if self.name.contains('/') && !self.name.contains("://") => {
+                let message = format!(
+                    "{}: no such folder (a model is a folder, a hub id, owner/name, or a name in configs/)",
+                    self.name
+                );
+                Err(CliError::Missing(message).into())
             }
             None => {
                 let known = oq_recipe::names().collect::<Vec<_>>().join(", ");
@@ -131,6 +170,16 @@ impl Named {
             }
         }
     }
+}
+
+/// What a file is that was given in place of a model's folder, and what to give.
+fn not_a_folder(path: &Path) -> String {
+    let name = path.display();
+    if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf")) {
+        return format!("{name}: a GGUF file: run `omniquant convert {name} --out DIR`, and give DIR");
+    }
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    format!("{name}: a file, where the folder of a model is needed: give {}", folder.display())
 }
 
 /// A path of configs/: below the working directory if it is there, else in the repository.

@@ -77,7 +77,7 @@ pub struct Text {
 /// The text behind `name_or_file`:
 ///
 /// - an existing file, or `-` for standard input: plain text, without its final newline; JSON (an array, or one row a line) or parquet,
-///   of whose rows `rows` says what is taken, joined by an empty line; either may be gzipped;
+///   of whose rows `rows` says what is taken, joined by an empty line; rows may be gzipped;
 /// - `wikitext2`: the rows of `split` joined by two newlines, where a row is a line of the raw file with its own newline
 ///   and a blank line is an empty row. `wikitext2:train`, `:valid`, `:test` ask for one split whatever `split` says.
 ///   Looked for under `data_dir` as `wikitext2/wiki.{train,valid,test}.raw` (also `wikitext-2-raw/`, or directly), then

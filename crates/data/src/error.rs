@@ -51,7 +51,7 @@ pub enum DataError {
         known: String,
     },
     /// A folder where a text is needed.
-    #[error("{}: a folder, not a text: give a file in it (text, .json, .jsonl, .parquet, or one of these gzipped)", path.display())]
+    #[error("{}: a folder, not a text: give a file in it (text, .json, .jsonl, .json.gz, .parquet)", path.display())]
     TextIsFolder {
         /// The folder.
         path: PathBuf,
@@ -247,10 +247,9 @@ impl DataError {
             Self::Corrupt { .. } | Self::Tokenize { .. } | Self::ChatTemplate { .. } | Self::TokenizerModel(_) => {
                 ErrorKind::Corrupt
             }
-            Self::TextTooShort { .. }
-            | Self::EmptySegment
-            | Self::TextIsFolder { .. }
-            | Self::BadHubName { .. } => ErrorKind::Usage,
+            Self::TextTooShort { .. } | Self::EmptySegment | Self::TextIsFolder { .. } | Self::BadHubName { .. } => {
+                ErrorKind::Usage
+            }
             Self::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => ErrorKind::MissingInput,
             Self::Io { .. } | Self::DiskFull { .. } | Self::NoCache => ErrorKind::Machine,
         }

@@ -1,4 +1,5 @@
-//! A text of the user's own: plain, or rows of JSON or parquet, each with a text or a conversation. Gzip is undone; pipes are read.
+//! A text of the user's own: plain, or rows of JSON or parquet, each with a text or a conversation. Pipes are read. Rows may be gzipped, as
+//! datasets are published; a plain text may not.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -31,7 +32,8 @@ const MOST_BYTES: u64 = 8 << 30;
 pub(crate) fn load(path: &Path, rows: Rows<'_>) -> Result<(String, Option<String>), DataError> {
     let name = path.file_name().map(|name| name.to_string_lossy().to_lowercase()).unwrap_or_default();
     let bytes = read(path)?;
-    let (bytes, name) = match bytes.starts_with(&[0x1f, 0x8b]) {
+    let is_gzip = bytes.starts_with(&[0x1f, 0x8b]);
+    let (bytes, name) = match is_gzip {
         true => (gunzip(path, &bytes)?, name.strip_suffix(".gz").unwrap_or(&name).to_owned()),
         false => (bytes, name),
     };
@@ -48,6 +50,10 @@ pub(crate) fn load(path: &Path, rows: Rows<'_>) -> Result<(String, Option<String
             let (texts, field) = texts_of(path, &json, rows)?;
             let about = format!("{} rows of JSON, field `{field}`", json.len());
             Ok((join(texts), Some(about)))
+        }
+        None if is_gzip => {
+            let reason = "a gzipped text, of which rows of JSON or parquet are read: decompress it first (`gunzip -k`)";
+            Err(DataError::corrupt(path, reason))
         }
         None => Ok((text.strip_suffix('\n').map(str::to_owned).unwrap_or(text), None)),
     }
@@ -118,9 +124,10 @@ fn texts_of(path: &Path, rows: &[Value], how: Rows<'_>) -> Result<(Vec<String>, 
     let field = match (how.field, first) {
         (Some(field), _) => field,
         (None, None) => FIELDS[0],
-        (None, Some(first)) => {
-            FIELDS.into_iter().find(|field| first.contains_key(*field)).ok_or_else(|| no_field(path, 0, FIELDS[0], first))?
-        }
+        (None, Some(first)) => FIELDS
+            .into_iter()
+            .find(|field| first.contains_key(*field))
+            .ok_or_else(|| no_field(path, 0, FIELDS[0], first))?,
     };
     let mut template = None;
     let text = |(i, row): (usize, &Value)| -> Result<String, DataError> {
@@ -139,7 +146,10 @@ fn texts_of(path: &Path, rows: &[Value], how: Rows<'_>) -> Result<(Vec<String>, 
                 })?;
                 if template.is_none() {
                     let model = how.model.ok_or_else(|| {
-                        DataError::corrupt(path, format!("field `{field}` holds conversations, and no model is named to write them"))
+                        DataError::corrupt(
+                            path,
+                            format!("field `{field}` holds conversations, and no model is named to write them"),
+                        )
                     })?;
                     template = Some(ChatTemplate::open(model)?);
                 }
@@ -156,7 +166,8 @@ fn texts_of(path: &Path, rows: &[Value], how: Rows<'_>) -> Result<(Vec<String>, 
 fn no_field(path: &Path, row: usize, field: &str, fields: &Map<String, Value>) -> DataError {
     let there: Vec<&str> = fields.keys().map(String::as_str).collect();
     let there = there.join(", ");
-    let reason = format!("row {} has no field `{field}`, only {there}: name the one with the text by --text-field", row + 1);
+    let reason =
+        format!("row {} has no field `{field}`, only {there}: name the one with the text by --text-field", row + 1);
     DataError::corrupt(path, reason)
 }
 

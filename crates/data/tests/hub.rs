@@ -420,7 +420,8 @@ fn a_parquet_file_without_text_is_corrupt() {
     {
         let server = FakeHub::start("datasets/Salesforce/wikitext", &[(name, &bytes)], Faults::default());
         let cache = tempfile::tempdir().unwrap();
-        let err = load_text("wikitext2", Split::Test, None, &server.client(cache.path(), None), Rows::default()).unwrap_err();
+        let err =
+            load_text("wikitext2", Split::Test, None, &server.client(cache.path(), None), Rows::default()).unwrap_err();
         assert_eq!(err.kind(), ErrorKind::Corrupt, "{err}");
         assert!(err.to_string().contains(said), "{err}");
     }

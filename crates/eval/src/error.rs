@@ -14,6 +14,12 @@ pub enum EvalError {
         /// Tokens of a window.
         seqlen: usize,
     },
+    /// A window without a second token.
+    #[error("a window of {seqlen} has no next token to predict: --seqlen must be at least 2")]
+    NothingToPredict {
+        /// Tokens of a window.
+        seqlen: usize,
+    },
     /// The model produced NaN or infinity.
     #[error("window or choice {window}: the loss is {value}; the model's numbers overflow")]
     NotFinite {

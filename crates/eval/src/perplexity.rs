@@ -41,11 +41,14 @@ pub fn perplexity(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Perplexity, EvalError> {
     let _no_grad = tch::no_grad_guard();
+    if seqlen < 2 {
+        return Err(EvalError::NothingToPredict { seqlen });
+    }
     let windows: Vec<Tensor> = oq_data::windows(ids, seqlen)
         .take(max_windows.unwrap_or(usize::MAX))
         .map(|w| Tensor::from_slice(&w.iter().map(|&id| i64::from(id)).collect::<Vec<_>>()).unsqueeze(0))
         .collect();
-    if windows.is_empty() || seqlen < 2 {
+    if windows.is_empty() {
         return Err(EvalError::TooShort { tokens: ids.len(), seqlen });
     }
     let dims = model.decoder().dims();

@@ -8,6 +8,17 @@ use oq_recipe::{Loss, Method, Overrides, Preset, Rounding, Start};
 
 use super::values::{ComputeArg, DeviceArg, HeadArg, KernelsArg};
 
+/// Which model.
+#[derive(Clone, Debug, Args)]
+pub struct ModelArgs {
+    /// Directory, name in configs/, or hub id; HUB-ID@REVISION is a branch, tag or commit of it
+    #[arg(value_name = "MODEL")]
+    pub name: String,
+    /// Branch, tag or commit of a model on the hub [default: main, or what configs/ has]
+    #[arg(long, value_name = "REVISION")]
+    pub revision: Option<String>,
+}
+
 /// Which recipe to follow.
 #[derive(Clone, Debug, Args)]
 pub struct RecipeArgs {
@@ -22,7 +33,7 @@ pub struct RecipeArgs {
     /// nearest)
     #[arg(long, value_name = "M")]
     pub method: Option<Method>,
-    /// Calibration text: wikitext2, wikitext2:valid, or a file
+    /// Calibration text: wikitext2, wikitext2:valid, or a file (text, .json, .jsonl, .json.gz, .parquet; - for stdin)
     #[arg(long, value_name = "DATA")]
     pub calib: Option<String>,
     /// Calibration segments
@@ -133,9 +144,13 @@ impl RecipeArgs {
 /// What to measure on.
 #[derive(Clone, Debug, Args)]
 pub struct EvalDataArgs {
-    /// Text to measure on: wikitext2, wikitext2:valid, or a file [default: the model's, else wikitext2]
+    /// Text to measure on: wikitext2, wikitext2:valid, or a file as for --calib [default: the model's, else wikitext2]
     #[arg(long, value_name = "DATA")]
     pub data: Option<String>,
+    /// Field or column with the text, in files of JSON or parquet; conversations are written by the model's chat template
+    /// [default: text, else messages or conversations]
+    #[arg(long, value_name = "NAME")]
+    pub text_field: Option<String>,
     /// Folder of datasets (wikitext2/wiki.test.raw, ...); also the variable OMNIQUANT_DATA
     #[arg(long, value_name = "DIR", env = "OMNIQUANT_DATA", hide_env = true)]
     pub data_dir: Option<PathBuf>,
@@ -168,18 +183,19 @@ pub struct SamplingArgs {
     /// Most tokens to write
     #[arg(long, value_name = "N", default_value_t = 256)]
     pub max_tokens: usize,
-    /// How daring: 0 always takes the likeliest token, 1 draws as the model says
-    #[arg(long, value_name = "T", default_value_t = 0.0)]
-    pub temperature: f64,
-    /// Draw from the likeliest tokens that together are as probable as this [default: from all]
+    /// 0 always takes the likeliest token, 1 draws by the model's own probabilities [default: generation_config.json's if it draws
+    /// (do_sample), else 0]
+    #[arg(long, value_name = "T")]
+    pub temperature: Option<f64>,
+    /// Draw from the likeliest tokens that together are as probable as this [default: generation_config.json's, else from all]
     #[arg(long, value_name = "P")]
     pub top_p: Option<f64>,
-    /// Draw from so many of the likeliest tokens [default: from all]
+    /// Draw from so many of the likeliest tokens; 0 draws from all [default: generation_config.json's, else from all]
     #[arg(long, value_name = "N")]
     pub top_k: Option<usize>,
-    /// Make tokens that are in the text already less likely; 1 leaves them
-    #[arg(long, value_name = "R", default_value_t = 1.0)]
-    pub repetition_penalty: f64,
+    /// Make tokens that are in the text already less likely; 1 leaves them [default: generation_config.json's, else 1]
+    #[arg(long, value_name = "R")]
+    pub repetition_penalty: Option<f64>,
     /// Same seed, same draws
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,

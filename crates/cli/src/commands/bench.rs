@@ -10,7 +10,7 @@ use serde_json::json;
 use tch::Device;
 
 use crate::args::BenchArgs;
-use crate::commands::running::load;
+use crate::commands::running::{load, open};
 use crate::exit::CliError;
 use crate::machine;
 use crate::output::{Output, bytes};
@@ -21,7 +21,7 @@ const STREAM_BYTES: usize = 512 << 20;
 const TRIES: usize = 5;
 
 pub fn run(args: &BenchArgs, out: &Output) -> Result<()> {
-    let loaded = load(&args.model, &args.run, out)?;
+    let loaded = load(open(&args.model, &args.run, out)?, out)?;
     let before = machine::resident_bytes();
     let (read, write, limit) = (args.prompt_tokens as usize, args.tokens as usize, loaded.session().limit());
     if read + write > limit {
@@ -46,7 +46,7 @@ pub fn run(args: &BenchArgs, out: &Output) -> Result<()> {
     // The memory of other devices is not measured.
     let bandwidth = (device == Device::Cpu).then(read_bytes_per_s);
     let share = bandwidth.map(|bandwidth| decode * weight_bytes as f64 / bandwidth);
-    let value = json!({"model": args.model, "kernels": form.kernels.name(), "compute": form.compute.name(),
+    let value = json!({"model": args.model.name, "kernels": form.kernels.name(), "compute": form.compute.name(),
         "head": form.head.name(), "device": machine::device_name(device), "threads": threads, "prompt_tokens": read, "tokens": write,
         "prefill_tokens_per_s": prefill, "decode_tokens_per_s": decode,
         "runs": runs.iter().map(|run| json!({"prefill_tokens_per_s": run.prefill, "decode_tokens_per_s": run.decode}))

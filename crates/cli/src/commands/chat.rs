@@ -1,79 +1,131 @@
 //! `omniquant chat`: a conversation, line by line.
 
-use std::io::{IsTerminal, Write};
+use std::io::{BufRead, IsTerminal, Write};
 
-use anyhow::Result;
-use oq_data::{AddSpecial, ChatTemplate, Message, Tokenizer};
-use oq_generate::{End, Loaded, Session, generate};
+use anyhow::{Result, anyhow};
+use oq_data::{AddSpecial, ChatTemplate, Generation, Message, Tokenizer};
+use oq_generate::{End, Loaded, Sampler, Session, generate};
 
 use crate::args::ChatArgs;
 use crate::commands::generate::{record, told};
-use crate::commands::running::{Interrupt, load, settings, tell};
+use crate::commands::running::{Interrupt, check, load, open, record_of, settings, tell};
+use crate::exit::CliError;
 use crate::output::Output;
 
 pub fn run(args: &ChatArgs, out: &Output) -> Result<()> {
     // A mistake is told before anything is loaded.
-    settings(&args.sampling, &[])?;
-    let loaded = load(&args.model, &args.run, out)?;
-    let dir = loaded.model().dir();
+    check(&args.sampling)?;
+    let opened = open(&args.model, &args.run, out)?;
+    let dir = opened.dir();
     let template = ChatTemplate::open(dir)?;
-    let tokenizer = Tokenizer::open(dir)?;
-    let (settings, mut sampler) = settings(&args.sampling, tokenizer.eos())?;
+    let (tokenizer, generation) = (Tokenizer::open(dir)?, Generation::open(dir)?);
+    let (settings, sampling) = settings(&args.sampling, &generation, tokenizer.eos(), out)?;
+    let loaded = load(opened, out)?;
+    let mut sampler = Sampler::new(sampling)?;
     let interrupt = Interrupt::install(None)?;
 
-    let message = |role: &str, content: &str| Message { role: role.to_owned(), content: content.to_owned() };
-    let mut messages: Vec<Message> = args.system.iter().map(|system| message("system", system)).collect();
+    let mut talk = Talk { template: &template, tokenizer: &tokenizer, messages: Vec::new(), answered: false };
+    talk.messages.extend(args.system.iter().map(|system| message("system", system)));
     let mut session = loaded.session();
     loop {
-        let Some(line) = ask()? else { return Ok(()) };
-        if line.trim().is_empty() {
-            continue;
-        }
-        messages.push(message("user", line.trim()));
-        let limit = session.limit();
-        // Room for an answer, if that leaves most of the conversation.
-        let most = limit - settings.max_tokens.min(limit / 4);
-        let encode = |messages: &[Message]| -> Result<Vec<u32>> {
-            Ok(tokenizer.encode(&template.render(messages, true)?, AddSpecial::No)?)
+        let line = match ask()? {
+            None => return Ok(()),
+            Some(Ok(line)) if line.trim().is_empty() => continue,
+            Some(Ok(line)) => line,
+            Some(Err(error)) => {
+                out.error(&error.context("a line is left out"));
+                continue;
+            }
         };
-        let mut ids = encode(&messages)?;
-        if ids.len() > most {
-            // Down to half of it, as what follows has to be read anew.
-            let mut forgotten = 0;
-            while ids.len() > limit / 2 && forget(&mut messages) {
-                forgotten += 1;
-                ids = encode(&messages)?;
+        let limit = session.limit();
+        let ids = match talk.hear(line.trim(), limit, settings.max_tokens, out) {
+            Ok(ids) => ids,
+            // Of a message that cannot be read, the talk is as it was.
+            Err(error) if talk.answered || error.downcast_ref::<CliError>().is_some() => {
+                out.error(&error.context("the message is left out"));
+                continue;
             }
-            if forgotten > 0 {
-                out.note(&format!(
-                    "note: the conversation is longer than the model's context: its oldest answers, {forgotten}, are left out"
-                ));
-            }
-        }
+            Err(error) => return Err(error),
+        };
         let (continued, new) = follow(&loaded, session, &ids);
         session = continued;
         let answer = interrupt.during(|| {
             generate(&mut session, new, (&settings, &mut sampler, &tokenizer), &mut tell(out, &interrupt))
         })?;
         if out.is_json() {
-            out.result(&record(&loaded, &session, new.len(), &answer), String::new)?;
+            let mut value = record(&loaded, &session, new.len(), &answer);
+            value["sampling"] = record_of(&sampling);
+            out.result(&value, String::new)?;
         } else if !out.piece("\n") {
             return Ok(());
         } else if !matches!(answer.end, End::Token(_)) {
             out.note(&told(new.len(), &answer));
         }
-        messages.push(message("assistant", &answer.text));
+        talk.messages.push(message("assistant", &answer.text));
+        talk.answered = true;
     }
 }
 
-/// The next line of the user; none at the end of the conversation.
-fn ask() -> Result<Option<String>> {
+/// What was said so far.
+struct Talk<'a> {
+    template: &'a ChatTemplate,
+    tokenizer: &'a Tokenizer,
+    messages: Vec<Message>,
+    /// Whether there was an answer: the template takes this conversation then.
+    answered: bool,
+}
+
+impl Talk<'_> {
+    /// Adds a message of the user, and gives the ids of the conversation up to where the answer begins; the oldest questions and answers are
+    /// left out where it is longer than the context. On an error nothing is added.
+    fn hear(&mut self, line: &str, limit: usize, max_tokens: usize, out: &Output) -> Result<Vec<u32>> {
+        let mut messages = self.messages.clone();
+        messages.push(message("user", line));
+        let encode = |messages: &[Message]| -> Result<Vec<u32>> {
+            Ok(self.tokenizer.encode(&self.template.render(messages, true)?, AddSpecial::No)?)
+        };
+        let mut ids = encode(&messages)?;
+        let mut forgotten = 0;
+        // Room for an answer, if that leaves most of the conversation.
+        if ids.len() > limit - max_tokens.min(limit / 4) {
+            // Down to half of it, as what follows has to be read anew.
+            while ids.len() > limit / 2 && forget(&mut messages) {
+                forgotten += 1;
+                ids = encode(&messages)?;
+            }
+        }
+        if ids.len() > limit {
+            let message = format!(
+                "the message takes {} tokens with what the template writes around it, and the model's context is {limit}: shorten it",
+                ids.len()
+            );
+            return Err(CliError::Usage(message).into());
+        }
+        if forgotten > 0 {
+            out.note(&format!(
+                "note: the conversation is longer than the model's context: its oldest answers, {forgotten}, are left out"
+            ));
+        }
+        self.messages = messages;
+        Ok(ids)
+    }
+}
+
+fn message(role: &str, content: &str) -> Message {
+    Message { role: role.to_owned(), content: content.to_owned() }
+}
+
+/// The next line of the user, or why it is no text; none at the end of the conversation.
+fn ask() -> Result<Option<Result<String>>> {
     if std::io::stdin().is_terminal() {
         let mut stderr = std::io::stderr();
         write!(stderr, "> ").and_then(|()| stderr.flush())?;
     }
-    let mut line = String::new();
-    Ok((std::io::stdin().read_line(&mut line)? > 0).then_some(line))
+    let mut line = Vec::new();
+    let read = std::io::stdin().lock().read_until(b'\n', &mut line)?;
+    let text =
+        |line| String::from_utf8(line).map_err(|e| anyhow!("not UTF-8 at byte {}", e.utf8_error().valid_up_to()));
+    Ok((read > 0).then(|| text(line)))
 }
 
 /// Leaves out the oldest question and its answer, if there is one besides the last question.

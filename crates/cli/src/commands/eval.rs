@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use anyhow::Result;
-use oq_data::{AddSpecial, Hub, Split, Task, Tokenizer, load_text};
-use oq_eval::{Perplexity, Progress, perplexity, zero_shot};
+use oq_data::{AddSpecial, Hub, Rows, Split, Task, Tokenizer, load_text};
+use oq_eval::{EvalError, Perplexity, Progress, perplexity, zero_shot};
 use oq_models::{Form, HeadKind, Model};
 use oq_recipe::ModelEntry;
 use serde_json::json;
@@ -22,7 +22,7 @@ const DEFAULT_SEQLEN: usize = 2048;
 
 pub fn run(args: &EvalArgs, out: &Output) -> Result<()> {
     let device = machine::device(args.device)?;
-    let named = Named::new(&args.model);
+    let named = Named::new(&args.model)?;
     let dir = named.directory(out)?;
     let mut model = Model::open(&dir)?;
     if let Some(spec) = args.rtn {
@@ -39,7 +39,7 @@ pub fn run(args: &EvalArgs, out: &Output) -> Result<()> {
     if !args.tasks.is_empty() {
         return ask(args, &named, &model, (form, device), out);
     }
-    let subject = Subject::new(named.entry, &model, &args.data, args.seqlen)?;
+    let subject = Subject::new(named.entry, &model, &args.data, args.seqlen, out)?;
     let started = std::time::Instant::now();
     let result = subject.measure(&model, device, "measuring", out)?;
     let tokens = subject.ids.len();
@@ -95,14 +95,23 @@ pub struct Subject {
 impl Subject {
     /// The command line's, else the model's own, else WikiText-2 in windows of 2048, or of as many positions as the model has; by the
     /// tokenizer of `model`.
-    pub fn new(entry: Option<&ModelEntry>, model: &Model, args: &EvalDataArgs, seqlen: Option<usize>) -> Result<Self> {
+    pub fn new(
+        entry: Option<&ModelEntry>,
+        model: &Model,
+        args: &EvalDataArgs,
+        seqlen: Option<usize>,
+        out: &Output,
+    ) -> Result<Self> {
         let defaults = entry.map(|entry| entry.eval.clone()).unwrap_or_default();
         // A text of the user's own is not read in another text's windows.
         let own_data = args.data.is_none();
         let data = args.data.clone().or(defaults.data).unwrap_or_else(|| DEFAULT_DATA.to_owned());
-        let ids = tokens(model.dir(), &data, Split::Test, args.data_dir.as_deref())?;
         let longest = DEFAULT_SEQLEN.min(model.decoder().dims().max_positions);
         let window = seqlen.or(defaults.seqlen.filter(|_| own_data)).unwrap_or(longest);
+        if window < 2 {
+            return Err(EvalError::NothingToPredict { seqlen: window }.into());
+        }
+        let ids = tokens(model.dir(), &data, Split::Test, args, out)?;
         if seqlen.is_none() && ids.len() < window {
             let message = format!(
                 "{data} has {} tokens, less than a window of {window}: give a longer text by --data",
@@ -127,8 +136,12 @@ impl Subject {
 }
 
 /// Ids of a text by a model's own tokenizer.
-pub fn tokens(model_dir: &Path, data: &str, split: Split, data_dir: Option<&Path>) -> Result<Vec<u32>> {
-    let tokenizer = Tokenizer::open(model_dir)?;
-    let text = load_text(&data_path(data), split, data_dir, &Hub::from_env())?;
+pub fn tokens(model: &Path, data: &str, split: Split, args: &EvalDataArgs, out: &Output) -> Result<Vec<u32>> {
+    let tokenizer = Tokenizer::open(model)?;
+    let rows = Rows { field: args.text_field.as_deref(), model: Some(model) };
+    let text = load_text(&data_path(data), split, args.data_dir.as_deref(), &Hub::from_env(), rows)?;
+    if let Some(about) = &text.about {
+        out.note(&format!("note: {data}: {about}"));
+    }
     Ok(tokenizer.encode(&text.text, AddSpecial::Yes)?)
 }

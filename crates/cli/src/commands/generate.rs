@@ -5,28 +5,36 @@ use std::io::{self, Read};
 use std::path::Path;
 
 use anyhow::Result;
-use oq_data::{AddSpecial, Tokenizer};
-use oq_generate::{End, Generated, Loaded, Session, generate};
+use oq_data::{AddSpecial, Generation, Tokenizer};
+use oq_formats::without_mark;
+use oq_generate::{End, Generated, Loaded, Sampler, Session, generate};
 use serde_json::{Value, json};
 
 use crate::args::GenerateArgs;
-use crate::commands::running::{Interrupt, load, settings, tell};
+use crate::commands::running::{Interrupt, check, load, open, record_of, settings, tell};
 use crate::exit::CliError;
 use crate::machine;
 use crate::output::Output;
 
 pub fn run(args: &GenerateArgs, out: &Output) -> Result<()> {
     // A mistake is told before anything is loaded.
-    settings(&args.sampling, &[])?;
-    let prompt = match (&args.prompt, &args.file) {
+    check(&args.sampling)?;
+    let text = match (&args.prompt, &args.file) {
         (Some(prompt), _) => prompt.clone(),
         (None, Some(file)) => read(file)?,
         (None, None) => return Err(CliError::Usage("--prompt or --file is needed".to_owned()).into()),
     };
-    let loaded = load(&args.model, &args.run, out)?;
-    let tokenizer = Tokenizer::open(loaded.model().dir())?;
-    let (settings, mut sampler) = settings(&args.sampling, tokenizer.eos())?;
-    let prompt = tokenizer.encode(&prompt, AddSpecial::Yes)?;
+    let opened = open(&args.model, &args.run, out)?;
+    let (tokenizer, generation) = (Tokenizer::open(opened.dir())?, Generation::open(opened.dir())?);
+    let (settings, sampling) = settings(&args.sampling, &generation, tokenizer.eos(), out)?;
+    let prompt = tokenizer.encode(&text, AddSpecial::Yes)?;
+    if let (Some(bos), [first, second, ..]) = (tokenizer.bos(), &prompt[..])
+        && [*first, *second] == [bos; 2]
+    {
+        out.note("note: the prompt begins with the beginning-of-sequence token, and the tokenizer adds one: the model reads it twice");
+    }
+    let loaded = load(opened, out)?;
+    let mut sampler = Sampler::new(sampling)?;
     let mut session = loaded.session();
     let interrupt = Interrupt::install(None)?;
     let mut tell = tell(out, &interrupt);
@@ -35,6 +43,7 @@ pub fn run(args: &GenerateArgs, out: &Output) -> Result<()> {
     if out.is_json() {
         let mut value = record(&loaded, &session, prompt.len(), &generated);
         value["seed"] = args.sampling.seed.into();
+        value["sampling"] = record_of(&sampling);
         out.result(&value, String::new)?;
     } else {
         out.piece("\n");
@@ -44,15 +53,18 @@ pub fn run(args: &GenerateArgs, out: &Output) -> Result<()> {
 }
 
 fn read(file: &Path) -> Result<String, CliError> {
-    let missing = |place: &dyn Display, error: &io::Error| {
+    let missing = |place: &dyn Display, error: &dyn Display| {
         CliError::Missing(format!("{place}: the text cannot be read: {error}"))
     };
-    if file == Path::new("-") {
-        let mut text = String::new();
-        let read = io::stdin().read_to_string(&mut text);
-        return read.map(|_| text).map_err(|e| missing(&"stdin", &e));
-    }
-    std::fs::read_to_string(file).map_err(|e| missing(&file.display(), &e))
+    let (place, bytes): (Box<dyn Display>, _) = if file == Path::new("-") {
+        let mut bytes = Vec::new();
+        (Box::new("stdin"), io::stdin().read_to_end(&mut bytes).map(|_| bytes))
+    } else {
+        (Box::new(file.display()), std::fs::read(file))
+    };
+    let bytes = bytes.map_err(|e| missing(&place, &e))?;
+    let text = std::str::from_utf8(without_mark(&bytes)).map_err(|e| missing(&place, &e))?;
+    Ok(text.to_owned())
 }
 
 /// What was generated and how fast, for scripts.

@@ -11,7 +11,7 @@ use crate::output::{Output, bytes};
 use crate::resolve::Named;
 
 pub fn run(args: &InspectArgs, out: &Output) -> Result<()> {
-    let dir = Named::new(&args.model).directory(out)?;
+    let dir = Named::new(&args.model)?.directory(out)?;
     let summary = oq_formats::inspect(&dir)?;
     let model = Model::open(&dir)?;
     let dims = model.decoder().dims();

@@ -15,7 +15,7 @@ use crate::resolve::Named;
 pub fn run(args: &LogitsArgs, out: &Output) -> Result<()> {
     let device = machine::device(args.device)?;
     let ids = read_ids(args)?;
-    let dir = Named::new(&args.model).directory(out)?;
+    let dir = Named::new(&args.model)?.directory(out)?;
     let mut model = Model::open(&dir)?;
     if let Some(spec) = args.rtn {
         model = model.with_round_to_nearest(spec)?;

@@ -27,7 +27,7 @@ const DATASET_BYTES: &[(&str, u64)] = &[
 ];
 
 pub fn run(args: &PlanArgs, out: &Output) -> Result<()> {
-    let named = Named::new(&args.model);
+    let named = Named::new(&args.model)?;
     // A mistake is told before anything is fetched.
     named.recipe(&args.recipe, None)?;
     let config = named.config(out)?;

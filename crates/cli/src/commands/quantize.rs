@@ -33,7 +33,7 @@ pub fn run(args: &QuantizeArgs, out: &Output) -> Result<()> {
         return Err(CliError::Usage(message.to_owned()).into());
     }
     let device = machine::device(args.device)?;
-    let named = Named::new(&args.model);
+    let named = Named::new(&args.model)?;
     // A mistake is told before anything is fetched.
     named.recipe(&args.recipe, None)?;
     let open = || -> Result<Model> { Ok(Model::open(&named.directory(out)?)?) };
@@ -78,10 +78,20 @@ pub fn run(args: &QuantizeArgs, out: &Output) -> Result<()> {
     out.note(&planned(&plan));
 
     // What the report needs is there before hours of learning.
-    let subject = args.report.then(|| Subject::new(named.entry, &model, &args.eval, None)).transpose()?;
+    let subject = args.report.then(|| Subject::new(named.entry, &model, &args.eval, None, out)).transpose()?;
     let segments = if recipe.reads_text() {
         let c = &recipe.calibration;
-        let ids = tokens(model.dir(), &c.data, Split::Train, args.eval.data_dir.as_deref())?;
+        let ids = tokens(model.dir(), &c.data, Split::Train, &args.eval, out)?;
+        let asked = recipe.segments() * c.seqlen;
+        if (c.seqlen..asked).contains(&ids.len()) {
+            out.note(&format!(
+                "note: the calibration text is too short: it has {} tokens, and {} segments of {} ask for {asked}, so that segments share \
+                 tokens: give a longer text (--calib) or fewer --samples",
+                ids.len(),
+                recipe.segments(),
+                c.seqlen
+            ));
+        }
         segments_and_new(&ids, c.samples, recipe.segments() - c.samples, c.seqlen, c.seed)?
     } else {
         Vec::new()

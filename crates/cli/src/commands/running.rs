@@ -1,15 +1,18 @@
 //! What commands that run a whole model share: how it is loaded, how tokens are chosen, and Ctrl-C.
 
 use std::ops::ControlFlow;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Result;
+use oq_data::Generation;
 use oq_generate::{Choice, Loaded, Sampler, Sampling, Settings};
 use oq_models::{Form, HeadKind, Kernels, Model};
+use serde_json::{Value, json};
 use tch::Device;
 
-use crate::args::{HeadArg, KernelsArg, RunArgs, SamplingArgs};
+use crate::args::{HeadArg, KernelsArg, ModelArgs, RunArgs, SamplingArgs};
 use crate::exit::CliError;
 use crate::machine;
 use crate::output::Output;
@@ -25,10 +28,23 @@ pub fn kernels(wanted: KernelsArg, model: &Model, device: Device) -> Kernels {
     }
 }
 
-/// Loads a model as the command line asks.
-pub fn load(model: &str, args: &RunArgs, out: &Output) -> Result<Loaded> {
+/// A model that is to be loaded, with the form of its matrices.
+pub struct Opened {
+    model: Model,
+    device: Device,
+}
+
+impl Opened {
+    /// Where it lies.
+    pub fn dir(&self) -> &Path {
+        self.model.dir()
+    }
+}
+
+/// Opens a model in the form that the command line asks for.
+pub fn open(model: &ModelArgs, args: &RunArgs, out: &Output) -> Result<Opened> {
     let device = machine::device(args.device)?;
-    let named = Named::new(model);
+    let named = Named::new(model)?;
     let model = Model::open(&named.directory(out)?)?;
     let head = match args.head {
         HeadArg::Stored => HeadKind::Stored,
@@ -36,29 +52,99 @@ pub fn load(model: &str, args: &RunArgs, out: &Output) -> Result<Loaded> {
     };
     let kernels = kernels(args.kernels, &model, device);
     let model = model.with_form(Form { kernels, compute: machine::compute(args.compute, device), head })?;
-    let bar = out.bar("loading");
-    Ok(Loaded::new(model, device, &mut |done, total| bar.set(done, total))?)
+    Ok(Opened { model, device })
 }
 
-/// When a text ends, and how its tokens are chosen.
-pub fn settings(args: &SamplingArgs, ends: &[u32]) -> Result<(Settings, Sampler)> {
-    let stops: Vec<String> = args.stop.iter().map(|stop| stop.replace("\\n", "\n")).collect();
-    if stops.iter().any(String::is_empty) {
-        return Err(CliError::Usage("--stop: an empty string would end every text before it began".to_owned()).into());
+/// Loads it.
+pub fn load(opened: Opened, out: &Output) -> Result<Loaded> {
+    let bar = out.bar("loading");
+    Ok(Loaded::new(opened.model, opened.device, &mut |done, total| bar.set(done, total))?)
+}
+
+/// Refuses settings that no model can be run with, before one is looked for.
+pub fn check(args: &SamplingArgs) -> Result<()> {
+    // As if the model's own settings were to draw: whether these draw is not known yet.
+    let draws = Generation { draws: true, ..Generation::default() };
+    Sampler::new(sampling(args, &draws)?)?;
+    Ok(stops(args).map(drop)?)
+}
+
+/// When a text ends, and how its tokens are chosen: by the command line, else as the model's own settings say, of which a note is made.
+pub fn settings(
+    args: &SamplingArgs,
+    generation: &Generation,
+    ends: &[u32],
+    out: &Output,
+) -> Result<(Settings, Sampling)> {
+    let sampling = sampling(args, generation)?;
+    Sampler::new(sampling)?;
+    let taken = taken(args, &sampling);
+    if !taken.is_empty() {
+        out.note(&format!("note: by the model's generation_config.json: {}", taken.join(", ")));
     }
-    let SamplingArgs { max_tokens, temperature, top_p, top_k, repetition_penalty, seed, .. } = *args;
-    let choice = match temperature {
-        0.0 if top_p.is_some() || top_k.is_some() => {
+    if !generation.unknown.is_empty() {
+        let names = generation.unknown.join(", ");
+        out.note(&format!("note: generation_config.json also sets {names}, which this program does not have"));
+    }
+    Ok((Settings { max_tokens: args.max_tokens, stops: stops(args)?, ends: ends.to_vec() }, sampling))
+}
+
+fn stops(args: &SamplingArgs) -> Result<Vec<String>, CliError> {
+    let stops: Vec<String> = args.stop.iter().map(|stop| stop.replace("\\n", "\n")).collect();
+    match stops.iter().any(String::is_empty) {
+        true => Err(CliError::Usage("--stop: an empty string would end every text before it began".to_owned())),
+        false => Ok(stops),
+    }
+}
+
+fn sampling(args: &SamplingArgs, generation: &Generation) -> Result<Sampling, CliError> {
+    let of_model = if generation.draws { generation.temperature.unwrap_or(1.0) } else { 0.0 };
+    let choice = match args.temperature.unwrap_or(of_model) {
+        0.0 if args.top_p.is_some() || args.top_k.is_some() => {
             let mend = "give a --temperature above 0, such as 1";
-            return Err(
-                CliError::Usage(format!("--top-p and --top-k are about draws, and there are none: {mend}")).into()
-            );
+            let message = format!("--top-p and --top-k are about draws, and there are none: {mend}");
+            return Err(CliError::Usage(message));
         }
         0.0 => Choice::Greedy,
-        _ => Choice::Draw { temperature, top_p: top_p.unwrap_or(1.0), top_k },
+        temperature => Choice::Draw {
+            temperature,
+            top_p: args.top_p.or(generation.top_p).unwrap_or(1.0),
+            top_k: args.top_k.or(generation.top_k).filter(|&k| k > 0),
+        },
     };
-    let sampler = Sampler::new(Sampling { choice, repetition_penalty, seed })?;
-    Ok((Settings { max_tokens, stops, ends: ends.to_vec() }, sampler))
+    let repetition_penalty = args.repetition_penalty.or(generation.repetition_penalty).unwrap_or(1.0);
+    Ok(Sampling { choice, repetition_penalty, seed: args.seed })
+}
+
+/// What of these settings is the model's own, and not what it would be without.
+fn taken(args: &SamplingArgs, sampling: &Sampling) -> Vec<String> {
+    let mut taken = Vec::new();
+    if let Choice::Draw { temperature, top_p, top_k } = sampling.choice {
+        if args.temperature.is_none() {
+            taken.push(format!("temperature {temperature}"));
+        }
+        if args.top_p.is_none() && top_p < 1.0 {
+            taken.push(format!("top-p {top_p}"));
+        }
+        if let (None, Some(top_k)) = (args.top_k, top_k) {
+            taken.push(format!("top-k {top_k}"));
+        }
+    }
+    let penalty = sampling.repetition_penalty;
+    if args.repetition_penalty.is_none() && penalty != 1.0 {
+        taken.push(format!("repetition penalty {penalty}"));
+    }
+    taken
+}
+
+/// How tokens are chosen, for scripts.
+pub fn record_of(sampling: &Sampling) -> Value {
+    let (temperature, top_p, top_k) = match sampling.choice {
+        Choice::Greedy => (0.0, None, None),
+        Choice::Draw { temperature, top_p, top_k } => (temperature, Some(top_p), top_k),
+    };
+    json!({"temperature": temperature, "top_p": top_p, "top_k": top_k,
+        "repetition_penalty": sampling.repetition_penalty, "seed": sampling.seed})
 }
 
 /// Shows a text as it comes, unless results are JSON, for as long as somebody reads it and nobody asks for an end.

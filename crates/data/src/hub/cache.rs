@@ -8,6 +8,11 @@ use fd_lock::RwLock;
 use super::Repo;
 use crate::error::DataError;
 
+/// The branch that is taken where none is named.
+pub(super) const MAIN: &str = "main";
+/// Digits by which a commit may be named.
+const SHORTEST: usize = 7;
+
 pub(super) struct RepoCache {
     /// `<cache>/models--owner--name`.
     dir: PathBuf,
@@ -43,7 +48,8 @@ impl RepoCache {
         self.dir.join("snapshots").join(commit)
     }
 
-    /// The snapshot that the revision names: through its ref, or as a commit itself.
+    /// The snapshot that the revision names: through its ref, or as a commit itself, or as the first digits of one. Where no ref is there,
+    /// as after a download by commit, `main` is the only snapshot that there is.
     pub(super) fn resolve(&self) -> Result<PathBuf, DataError> {
         let reference = self.dir.join("refs").join(&self.revision);
         let commit = match fs::read_to_string(&reference) {
@@ -55,8 +61,30 @@ impl RepoCache {
         if snapshot.is_dir() {
             return Ok(snapshot);
         }
-        let what = format!("{} at {}", self.id, self.revision);
+        let there = self.commits();
+        let named: Vec<&String> = match &*self.revision {
+            MAIN => there.iter().collect(),
+            digits => there.iter().filter(|commit| digits.len() >= SHORTEST && commit.starts_with(digits)).collect(),
+        };
+        if let [only] = named[..] {
+            return Ok(self.snapshot(only));
+        }
+        let mut what = format!("{} at {}", self.id, self.revision);
+        if !there.is_empty() {
+            what = format!("{what} (snapshots that are there, to be named by --revision: {})", there.join(", "));
+        }
         Err(DataError::NotCached { cache: self.dir.clone(), what })
+    }
+
+    /// The commits that snapshots are of, sorted.
+    fn commits(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.dir.join("snapshots")).into_iter().flatten().flatten();
+        let mut commits: Vec<String> = entries
+            .filter(|entry| entry.path().is_dir())
+            .map(|entry| entry.file_name().to_string_lossy().into_owned())
+            .collect();
+        commits.sort();
+        commits
     }
 
     /// Records what the revision named. A revision that is a commit needs no record.

@@ -13,7 +13,7 @@ use std::env;
 use std::path::{Path, PathBuf};
 
 use crate::error::{DataError, read_json};
-use cache::RepoCache;
+use cache::{MAIN, RepoCache};
 use client::{Client, Listing};
 
 /// The hub that is asked where `HF_ENDPOINT` is not set.
@@ -76,9 +76,10 @@ pub enum HubEvent<'a> {
 const CONFIG: &str = "config.json";
 
 /// Files that are taken where the repository has them.
-const SMALL_FILES: [&str; 9] = [
+const SMALL_FILES: [&str; 10] = [
     "generation_config.json",
     "tokenizer.json",
+    "tokenizer.model",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -93,20 +94,28 @@ const WEIGHTS: [(&str, &str); 2] =
     [("model.safetensors.index.json", "model.safetensors"), ("pytorch_model.bin.index.json", "pytorch_model.bin")];
 
 impl Hub {
-    /// As the environment says: `HF_ENDPOINT`; `HF_HUB_CACHE`, `HF_HOME`, `XDG_CACHE_HOME` or `HOME`; `HF_TOKEN` or the
-    /// token file that a login left; `HF_HUB_OFFLINE`.
+    /// As the environment says: `HF_ENDPOINT`; `HF_HUB_CACHE` (or `HUGGINGFACE_HUB_CACHE`, its older name), `HF_HOME`, `XDG_CACHE_HOME` or
+    /// `HOME`; `HF_TOKEN` or the token file that a login left; `HF_HUB_OFFLINE`. A `~` that begins a path is `HOME`.
     pub fn from_env() -> Self {
         let set = |name: &str| env::var(name).ok().filter(|value| !value.trim().is_empty());
         Self::from_vars(set)
     }
 
     fn from_vars(set: impl Fn(&str) -> Option<String>) -> Self {
-        let home = set("HF_HOME")
-            .map(PathBuf::from)
-            .or_else(|| Some(Path::new(&set("XDG_CACHE_HOME")?).join("huggingface")))
-            .or_else(|| Some(Path::new(&set("HOME")?).join(".cache/huggingface")));
-        let cache = set("HF_HUB_CACHE").map(PathBuf::from).or_else(|| Some(home.as_ref()?.join("hub")));
-        let token_file = set("HF_TOKEN_PATH").map(PathBuf::from).or_else(|| Some(home.as_ref()?.join("token")));
+        let path = |name: &str| {
+            let path = set(name)?;
+            let below_home = path.strip_prefix('~').filter(|rest| rest.is_empty() || rest.starts_with('/'));
+            Some(match (below_home, set("HOME")) {
+                (Some(rest), Some(home)) => PathBuf::from(home + rest),
+                _ => PathBuf::from(path),
+            })
+        };
+        let home = path("HF_HOME")
+            .or_else(|| Some(path("XDG_CACHE_HOME")?.join("huggingface")))
+            .or_else(|| Some(path("HOME")?.join(".cache/huggingface")));
+        let cache = path("HF_HUB_CACHE").or_else(|| path("HUGGINGFACE_HUB_CACHE"));
+        let cache = cache.or_else(|| Some(home.as_ref()?.join("hub")));
+        let token_file = path("HF_TOKEN_PATH").or_else(|| Some(home.as_ref()?.join("token")));
         let token = set("HF_TOKEN").or_else(|| std::fs::read_to_string(token_file?).ok());
         let endpoint = set("HF_ENDPOINT").unwrap_or_else(|| DEFAULT_ENDPOINT.to_owned());
         let is_yes = |value: String| ["1", "true", "yes", "on"].contains(&value.trim().to_lowercase().as_str());
@@ -229,7 +238,7 @@ impl Repo {
             let expected = "owner/name of letters, digits, '-', '_' and '.'";
             return Err(DataError::BadHubName { what: "hub id", value: id.to_owned(), expected });
         }
-        let revision = revision.unwrap_or("main");
+        let revision = revision.unwrap_or(MAIN);
         let ok = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '/');
         if revision.split('/').any(|part| part.is_empty() || part.starts_with('.')) || !revision.chars().all(ok) {
             let expected = "a branch, a tag or a commit";
@@ -256,7 +265,8 @@ fn take_model_files(
     mut get: impl FnMut(&str) -> Result<PathBuf, DataError>,
 ) -> Result<(), DataError> {
     if !has(CONFIG) {
-        return Err(missing(CONFIG));
+        let adapter = "config.json: it is an adapter (LoRA), which has to be merged into its base model first";
+        return Err(missing(if has("adapter_config.json") { adapter } else { CONFIG }));
     }
     get(CONFIG)?;
     for file in SMALL_FILES.into_iter().filter(|file| has(file)) {
@@ -345,6 +355,11 @@ mod tests {
         assert_eq!(cache(&[("HOME", "/h"), ("XDG_CACHE_HOME", "/x")]), Path::new("/x/huggingface/hub"));
         assert_eq!(cache(&[("HOME", "/h"), ("HF_HOME", "/x")]), Path::new("/x/hub"));
         assert_eq!(cache(&[("HF_HOME", "/x"), ("HF_HUB_CACHE", "/c")]), Path::new("/c"));
+        assert_eq!(cache(&[("HF_HOME", "/x"), ("HUGGINGFACE_HUB_CACHE", "/o")]), Path::new("/o"));
+        assert_eq!(cache(&[("HF_HUB_CACHE", "/c"), ("HUGGINGFACE_HUB_CACHE", "/o")]), Path::new("/c"));
+        assert_eq!(cache(&[("HOME", "/h"), ("HF_HOME", "~/x")]), Path::new("/h/x/hub"));
+        assert_eq!(cache(&[("HOME", "/h"), ("HF_HUB_CACHE", "~")]), Path::new("/h"));
+        assert_eq!(cache(&[("HOME", "/h"), ("HF_HUB_CACHE", "~other/x")]), Path::new("~other/x"));
         let nowhere = hub(&[]).fetch_model("owner/model", None, &mut |_| {});
         assert!(matches!(nowhere, Err(DataError::NoCache)));
         let set = hub(&[("HOME", "/h"), ("HF_ENDPOINT", "http://m/"), ("HF_HUB_OFFLINE", "TRUE"), ("HF_TOKEN", "t\n")]);
