@@ -81,6 +81,31 @@ fn a_config_comes_without_the_weights() {
 }
 
 #[test]
+fn a_snapshot_without_a_ref_is_found_where_it_is_the_only_one() {
+    const OTHER: &str = "fedcba9876543210fedcba9876543210fedcba98";
+    let server = FakeHub::start(REPO, &[CONFIG, ("model.safetensors", b"1234" as &[u8])], Faults::default());
+    let cache = tempfile::tempdir().unwrap();
+    let mut hub = server.client(cache.path(), None);
+    let dir = fetch(&hub).unwrap();
+    // As a download by commit leaves it.
+    std::fs::remove_dir_all(dir.join("../../refs")).unwrap();
+    hub.offline = true;
+    assert_eq!(fetch(&hub).unwrap(), dir);
+    let at = |revision: &str| hub.fetch_model(REPO, Some(revision), &mut |_| {});
+    assert_eq!(at(&COMMIT[..7]).unwrap(), dir);
+    // Too few digits, and a branch.
+    for revision in [&COMMIT[..6], "dev"] {
+        assert!(matches!(at(revision), Err(DataError::NotCached { .. })), "{revision}");
+    }
+    let other = dir.with_file_name(OTHER);
+    std::fs::create_dir(&other).unwrap();
+    ["config.json", "model.safetensors"].map(|file| std::fs::copy(dir.join(file), other.join(file)).unwrap());
+    let error = fetch(&hub).unwrap_err().to_string();
+    assert!(error.contains(COMMIT) && error.contains(OTHER) && error.contains("--revision"), "{error}");
+    assert_eq!(at(OTHER).unwrap(), other);
+}
+
+#[test]
 fn shards_are_those_of_the_index() {
     let index =
         br#"{"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors", "c": "model-1.safetensors"}}"#;

@@ -76,13 +76,14 @@ impl RepoCache {
         Err(DataError::NotCached { cache: self.dir.clone(), what })
     }
 
-    /// The commits that snapshots are of, sorted.
+    /// The commits that snapshots are of, sorted; without those of a single file, such as a config that was looked at before its model was
+    /// fetched.
     fn commits(&self) -> Vec<String> {
         let entries = fs::read_dir(self.dir.join("snapshots")).into_iter().flatten().flatten();
-        let mut commits: Vec<String> = entries
-            .filter(|entry| entry.path().is_dir())
-            .map(|entry| entry.file_name().to_string_lossy().into_owned())
-            .collect();
+        let has_files = |path: PathBuf| fs::read_dir(path).is_ok_and(|files| files.count() > 1);
+        let snapshots = entries.filter(|entry| has_files(entry.path()));
+        let mut commits: Vec<String> =
+            snapshots.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
         commits.sort();
         commits
     }
