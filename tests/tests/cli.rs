@@ -213,7 +213,7 @@ fn evaluation() {
 #[test]
 fn texts_are_continued() {
     const KEYS: &str = "text ids end stop prompt_tokens prefill_secs decode_secs kernels compute head device weight_bytes cache_bytes \
-                        peak_bytes seed";
+                        peak_bytes seed sampling";
     let dir = rounded("w4a16g64");
     let packed = dir.path().join("packed");
     let asked = ["generate", text(&packed), "--prompt", "The river", "--max-tokens", "20"];

@@ -27,13 +27,18 @@ pub fn run(args: &ChatArgs, out: &Output) -> Result<()> {
     let mut talk = Talk { template: &template, tokenizer: &tokenizer, messages: Vec::new(), answered: false };
     talk.messages.extend(args.system.iter().map(|system| message("system", system)));
     let mut session = loaded.session();
+    let mut left_out = 0;
     loop {
         let line = match ask()? {
+            None if left_out > 0 && !talk.answered => {
+                return Err(CliError::Usage("no message could be answered".to_owned()).into());
+            }
             None => return Ok(()),
             Some(Ok(line)) if line.trim().is_empty() => continue,
             Some(Ok(line)) => line,
             Some(Err(error)) => {
                 out.error(&error.context("a line is left out"));
+                left_out += 1;
                 continue;
             }
         };
@@ -43,6 +48,7 @@ pub fn run(args: &ChatArgs, out: &Output) -> Result<()> {
             // Of a message that cannot be read, the talk is as it was.
             Err(error) if talk.answered || error.downcast_ref::<CliError>().is_some() => {
                 out.error(&error.context("the message is left out"));
+                left_out += 1;
                 continue;
             }
             Err(error) => return Err(error),
