@@ -157,7 +157,7 @@ fn wrapped_and_converted_models_are_told_before_anything_is_learned() {
     for file in ["model.safetensors", "config.json"] {
         let said = stderr(&run(&mut generate(&model.path().join(file), &[]), 2));
         assert!(
-            said.contains("the folder of a model is needed") && said.contains(&*model.path().to_string_lossy()),
+            said.contains("a file, not a model directory: give ") && said.contains(&*model.path().to_string_lossy()),
             "{said}"
         );
     }
@@ -196,7 +196,8 @@ fn a_revision_is_an_option_or_stands_behind_the_name() {
     assert!(said.contains("at v2") && said.contains(COMMIT), "{said}");
     assert!(at("Some-Org/tiny.model@v1.0", &["--revision", "v2"], 2).contains("two revisions"));
     assert!(at("tiny-llama", &["--revision", "v2"], 2).contains("not a model of the hub"));
-    assert!(at("tests/fixtures/tiny-llama@v2", &[], 3).contains("no such folder"));
+    assert!(at("tests/fixtures/tiny-llama@v2", &[], 2).contains("not a model of the hub"));
+    assert!(at("tests/fixtures/absent@v2", &[], 3).contains("no such folder"));
 }
 
 #[test]

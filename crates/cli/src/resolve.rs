@@ -176,10 +176,12 @@ impl Named {
 fn not_a_folder(path: &Path) -> String {
     let name = path.display();
     if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf")) {
-        return format!("{name}: a GGUF file: run `omniquant convert {name} --out DIR`, and give DIR");
+        return format!(
+            "{name}: a file, not a model directory; of a GGUF file, run `omniquant convert {name} --out DIR` and give DIR"
+        );
     }
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    format!("{name}: a file, where the folder of a model is needed: give {}", folder.display())
+    format!("{name}: a file, not a model directory: give {}", folder.display())
 }
 
 /// A path of configs/: below the working directory if it is there, else in the repository.

@@ -23,10 +23,7 @@ pub enum FormatError {
         what: Option<String>,
     },
     /// The directory has no `config.json`.
-    #[error(
-        "{}: no config.json here{}", dir.display(),
-        what.as_ref().map_or_else(|| ": not a model's folder".to_owned(), |what| format!(": {what}"))
-    )]
+    #[error("{}", no_config(dir, what.as_deref()))]
     NoConfig {
         /// The directory.
         dir: PathBuf,
@@ -375,6 +372,13 @@ pub enum PackedFault {
     /// The parts do not make a quantized matrix.
     #[error(transparent)]
     Tensor(#[from] TensorError),
+}
+
+fn no_config(dir: &Path, what: Option<&str>) -> String {
+    match what {
+        Some(what) => format!("{}: no config.json here: {what}", dir.display()),
+        None => format!("{}: no such file: not a model's folder", dir.join("config.json").display()),
+    }
 }
 
 impl FormatError {

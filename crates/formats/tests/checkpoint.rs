@@ -342,7 +342,7 @@ fn what_is_no_model_is_told_for_what_it_is() {
     check_folder(&["config.json", "consolidated.safetensors"], &["no weights", "consolidated.safetensors"]);
     check_folder(&["config.json", "model.fp16.safetensors"], &["no weights", "model.fp16.safetensors", "rename"]);
     check_folder(&["config.json", "tf_model.h5"], &["another framework"]);
-    check_folder(&["notes.txt"], &["no config.json here: not a model's folder"]);
+    check_folder(&["notes.txt"], &["config.json: no such file: not a model's folder"]);
 }
 
 #[track_caller]
