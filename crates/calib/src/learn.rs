@@ -80,7 +80,7 @@ pub(crate) fn learn_block(
     let start = |lr| {
         let start = (task.transform, task.start.copy());
         let student = Student::new(task.weights, task.linears, (task.specs, scheme.act), start, task.seen, task.place);
-        let mut student = student.map_err(|source| LearnError::Linear { linear: task.linears[0], source })?;
+        let mut student = student.map_err(LearnError::of_linear)?;
         if learn.rounding == Rounding::Learned {
             student.round_within(plan.epochs * plan.batches);
         }
@@ -92,8 +92,13 @@ pub(crate) fn learn_block(
         student.step(optimizer, |ops| task.loss(ops, batch))
     };
     let ((student, _), descent) = descend(plan, start, step, watch)?;
-    let merged = student.merge().map_err(|(linear, source)| LearnError::Linear { linear, source })?;
-    Ok((merged, descent))
+    Ok((student.merge().map_err(LearnError::of_linear)?, descent))
+}
+
+impl LearnError {
+    fn of_linear((linear, source): (LinearName, LwcError)) -> Self {
+        Self::Linear { linear, source }
+    }
 }
 
 impl Task<'_> {

@@ -86,6 +86,24 @@ fn gradients_are_those_of_one_graph() {
 }
 
 #[test]
+fn a_linear_that_cannot_be_cut_into_groups_is_named() {
+    let model = fixture("tiny-llama");
+    let (decoder, weights) = (model.decoder(), model.load_block(0, Device::Cpu).unwrap());
+    let linears: Vec<LinearName> = decoder.block_layout().linears.iter().map(|linear| linear.name).collect();
+    let transform = Transform::new(Vec::new(), Device::Cpu);
+    let (fits, does_not) = (scheme("w4a16g64"), scheme("w4a16g7"));
+    for refused in linears.iter().copied() {
+        let specs = |name: LinearName| if name == refused { does_not.weight } else { fits.weight };
+        let specs: (&dyn Fn(LinearName) -> WeightSpec, ActSpec) = (&specs, fits.act);
+        let values = Values::identity(&[], false, Kind::Float, Device::Cpu);
+        let student = Student::new(&weights, &linears, specs, (&transform, values), &Inputs::default(), PLACE);
+        let (named, error) = student.err().expect("7 divides no width of the model");
+        assert_eq!(named, refused);
+        assert!(error.to_string().contains("group 7"), "{error}");
+    }
+}
+
+#[test]
 fn rounding_starts_where_compensation_leaves_it() {
     let _no_grad = tch::no_grad_guard();
     let model = fixture("tiny-llama");
