@@ -10,6 +10,7 @@ use oq_quant_core::WeightSpec;
 use oq_recipe::{Loss, Recipe, Rounding};
 use tch::{Kind, Tensor};
 
+use crate::adamw::AdamW;
 use crate::inputs::Inputs;
 use crate::states::Store;
 use crate::student::{Merged, Place, Rates, Student};
@@ -75,19 +76,9 @@ pub(crate) fn learn_block(
     task: &Task<'_>,
     watch: &mut dyn FnMut(Beat) -> ControlFlow<()>,
 ) -> Result<(Merged, Descent), LearnError> {
-    let Recipe { scheme, learn, transform, .. } = task.recipe;
+    let learn = &task.recipe.learn;
     let plan = Plan { epochs: learn.epochs, batches: task.inputs.len(), lr: learn.lwc_lr };
-    let start = |lr| {
-        let start = (task.transform, task.start.copy());
-        let student = Student::new(task.weights, task.linears, (task.specs, scheme.act), start, task.seen, task.place);
-        let mut student = student.map_err(LearnError::of_linear)?;
-        if learn.rounding == Rounding::Learned {
-            student.round_within(plan.epochs * plan.batches);
-        }
-        // Halved together.
-        let optimizer = student.optimizer(Rates { clip: lr, transform: transform.lr * lr / learn.lwc_lr });
-        Ok((student, optimizer))
-    };
+    let start = |share| task.begin(share);
     let step = |(student, optimizer): &mut (Student<'_>, _), batch: usize| {
         student.step(optimizer, |ops| task.loss(ops, batch))
     };
@@ -101,9 +92,22 @@ impl LearnError {
     }
 }
 
-impl Task<'_> {
+impl<'a> Task<'a> {
+    /// Where learning begins, with everything that is learned to move at a `share` of the recipe's rates.
+    pub(crate) fn begin(&self, share: f64) -> Result<(Student<'a>, AdamW), LearnError> {
+        let Recipe { scheme, learn, transform, .. } = self.recipe;
+        let start = (self.transform, self.start.copy());
+        let student = Student::new(self.weights, self.linears, (self.specs, scheme.act), start, self.seen, self.place);
+        let mut student = student.map_err(LearnError::of_linear)?;
+        if learn.rounding == Rounding::Learned {
+            student.round_within(learn.epochs * self.inputs.len(), share);
+        }
+        let optimizer = student.optimizer(Rates { clip: share * learn.lwc_lr, transform: share * transform.lr });
+        Ok((student, optimizer))
+    }
+
     /// Sum over the targets of the error of one batch.
-    fn loss(&self, ops: &dyn BlockOps, batch: usize) -> Tensor {
+    pub(crate) fn loss(&self, ops: &dyn BlockOps, batch: usize) -> Tensor {
         let output = self.decoder.block(ops, self.ctx, &self.inputs.get(batch));
         self.targets.iter().map(|target| error(self.recipe.learn.loss, &output, &target.get(batch))).sum()
     }
@@ -126,20 +130,23 @@ pub(crate) fn error(loss: Loss, a: &Tensor, b: &Tensor) -> Tensor {
 struct Plan {
     epochs: usize,
     batches: usize,
+    /// As it is told of.
     lr: f64,
 }
 
-/// Runs epochs of steps from a fresh start; when a step's loss is not finite, starts afresh at half the learning rate.
+/// Runs epochs of steps from a fresh start; when a step's loss is not finite, starts afresh at half of all rates. `start` is told the
+/// share of them that is left.
 fn descend<S>(
     plan: Plan,
     start: impl Fn(f64) -> Result<S, LearnError>,
     step: impl Fn(&mut S, usize) -> f64,
     watch: &mut dyn FnMut(Beat) -> ControlFlow<()>,
 ) -> Result<(S, Descent), LearnError> {
-    let mut lr = plan.lr;
+    let mut share = 1.0;
     let mut retries = 0;
     'attempt: loop {
-        let mut state = start(lr)?;
+        let lr = share * plan.lr;
+        let mut state = start(share)?;
         let mut losses = Vec::with_capacity(plan.epochs);
         for epoch in 0..plan.epochs {
             let mut sum = 0.0;
@@ -150,8 +157,8 @@ fn descend<S>(
                     if retries == ATTEMPTS {
                         return Err(LearnError::Diverged { epoch, batch, attempts: ATTEMPTS, lr });
                     }
-                    lr /= 2.0;
-                    tell(watch, Beat::Retry { epoch, batch, lr })?;
+                    share /= 2.0;
+                    tell(watch, Beat::Retry { epoch, batch, lr: share * plan.lr })?;
                     continue 'attempt;
                 }
                 sum += loss;
@@ -230,7 +237,7 @@ mod tests {
     /// A quantity that each step multiplies by `1 - lr`, and that fails whenever `lr` exceeds `stable_lr`, at batch 1.
     fn run(stable_lr: f64) -> (Result<(f64, Descent), LearnError>, Vec<Beat>) {
         let mut beats = Vec::new();
-        let start = |lr| Ok((1.0, lr));
+        let start = |share| Ok((1.0, share * PLAN.lr));
         let step = |(value, lr): &mut (f64, f64), batch: usize| {
             if *lr > stable_lr && batch == 1 {
                 return f64::NAN;

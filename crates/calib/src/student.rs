@@ -144,11 +144,11 @@ impl<'a> Student<'a> {
         Ok(Self { weights, transform, act, compute: place.compute, clips, values, rounding: None })
     }
 
-    /// Learns rounding too, in so many steps.
-    pub(crate) fn round_within(&mut self, steps: usize) {
+    /// Learns rounding too, in so many steps, each a `share` of what it would be.
+    pub(crate) fn round_within(&mut self, steps: usize, share: f64) {
         // All of its values come to a half, or to less where there are few of them.
         let first = (1.0 / (steps + 1) as f64).min(LARGEST_STEP);
-        self.rounding = Some(Descending::new(first, steps));
+        self.rounding = Some(Descending::new(share * first, steps));
     }
 
     /// An optimizer of all other parameters.
