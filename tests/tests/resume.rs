@@ -205,7 +205,7 @@ fn weights_that_are_cut_under_a_run() {
     let (model, dir, output) = changed_under_a_run(|weights| {
         fs::File::options().write(true).open(weights).unwrap().set_len(1000).unwrap();
     });
-    let parts = ["block 1: ", "model.safetensors: truncated: ", "1000 found", "fetch the file again"];
+    let parts = ["block 2 of 4: ", "model.safetensors: truncated: ", "1000 found", "fetch the file again"];
     check_goes_on(model.path(), dir.path(), &output, 3, &parts);
 }
 
@@ -236,7 +236,7 @@ fn a_block_that_holds_nan() {
     set_first(model.path(), up, half::f16::NAN);
     let output = quantize_model(model.path(), dir.path()).output().unwrap();
     assert_eq!(finished_blocks(dir.path()), 2);
-    check_goes_on(model.path(), dir.path(), &output, 5, &["block 2: ", up, "value 0 is NaN"]);
+    check_goes_on(model.path(), dir.path(), &output, 5, &["block 3 of 4: ", up, "value 0 is NaN"]);
 }
 
 #[test]
@@ -364,7 +364,7 @@ fn blocks_of_another_checkpoint_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path();
     finished(out);
-    let parts = ["block 2 was made from another checkpoint", "choose another --out"];
+    let parts = ["block 3 of 4 was made from another checkpoint", "choose another --out"];
     check_refused(&mut other(out), out, &parts);
     fs::remove_file(out.join("config.json")).unwrap();
     check_refused(&mut other(out), out, &parts);

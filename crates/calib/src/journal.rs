@@ -11,6 +11,7 @@ use oq_formats::is_leftover;
 use oq_recipe::{BlockRecord, RECORDS};
 use serde::{Deserialize, Serialize};
 
+use crate::error::Nth;
 use crate::identity::Identity;
 use crate::widths::WIDTHS;
 
@@ -70,7 +71,7 @@ pub enum JournalError {
         /// The directory.
         dir: PathBuf,
         /// The first block whose weights are other ones.
-        block: usize,
+        block: Nth,
         /// The checkpoint that is there now.
         model: PathBuf,
     },

@@ -11,6 +11,7 @@ use oq_recipe::{Loss, Recipe, Rounding};
 use tch::{Kind, Tensor};
 
 use crate::adamw::AdamW;
+use crate::error::Nth;
 use crate::inputs::Inputs;
 use crate::states::Store;
 use crate::student::{Merged, Place, Rates, Student};
@@ -53,11 +54,11 @@ pub(crate) struct Descent {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Beat {
     /// A step was made.
-    Step { epoch: usize, batch: usize },
+    Step { epoch: Nth, batch: Nth },
     /// An epoch ended.
-    Epoch { epoch: usize, loss: f64, lr: f64 },
+    Epoch { epoch: Nth, loss: f64, lr: f64 },
     /// The loss was not finite; the block starts again at this learning rate.
-    Retry { epoch: usize, batch: usize, lr: f64 },
+    Retry { epoch: Nth, batch: Nth, lr: f64 },
 }
 
 /// Why a block was not learned.
@@ -66,7 +67,7 @@ pub(crate) enum LearnError {
     /// The watcher asked to stop.
     Stopped,
     /// Every attempt met a loss that was not finite.
-    Diverged { epoch: usize, batch: usize, attempts: u32, lr: f64 },
+    Diverged { epoch: Nth, batch: Nth, attempts: u32, lr: f64 },
     /// The quantizer refused a linear.
     Linear { linear: LinearName, source: LwcError },
 }
@@ -149,9 +150,11 @@ fn descend<S>(
         let mut state = start(share)?;
         let mut losses = Vec::with_capacity(plan.epochs);
         for epoch in 0..plan.epochs {
+            let epoch = Nth::new(epoch, plan.epochs);
             let mut sum = 0.0;
             for batch in 0..plan.batches {
                 let loss = step(&mut state, batch);
+                let batch = Nth::new(batch, plan.batches);
                 if !loss.is_finite() {
                     retries += 1;
                     if retries == ATTEMPTS {
@@ -278,7 +281,8 @@ mod tests {
     fn divergence_is_bounded_and_says_where() {
         let (result, _) = run(1e-9);
         match result {
-            Err(LearnError::Diverged { epoch: 0, batch: 1, attempts: ATTEMPTS, lr }) => {
+            Err(LearnError::Diverged { epoch, batch, attempts: ATTEMPTS, lr }) => {
+                assert_eq!([epoch, batch], [Nth::new(0, 2), Nth::new(1, 3)]);
                 assert_eq!(lr, 0.5 / 2f64.powi(ATTEMPTS as i32 - 1));
             }
             other => panic!("{other:?}"),

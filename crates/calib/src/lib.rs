@@ -31,7 +31,7 @@ mod work;
 #[cfg(test)]
 mod testing;
 
-pub use error::CalibError;
+pub use error::{CalibError, Nth};
 pub use journal::{JOURNAL, JournalError, UNTUNED};
 pub use plan::{
     Accelerator, LinearPlan, Machine, MemoryPlan, Mend, Parts, Plan, Setting, SitePlan, StepTime, TimePlan,

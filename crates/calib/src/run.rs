@@ -16,7 +16,7 @@ use tch::{Device, Tensor};
 
 use self::passes::{Passed, States, forward_all};
 pub(crate) use self::passes::{is_finite, load_block};
-use crate::error::CalibError;
+use crate::error::{CalibError, Nth};
 use crate::identity::{Identity, source_of};
 use crate::journal::{Finished, Journal, JournalError};
 use crate::learn::{Beat, Descent, LearnError, Task, error, learn_block};
@@ -139,7 +139,7 @@ fn check_sources(model: &Model, journal: &Journal, out: &Path) -> Result<(), Cal
         if let Some(source) = &finished.source
             && *source != source_of(model, block)?
         {
-            let (dir, model) = (out.to_owned(), model.dir().to_owned());
+            let (dir, block, model) = (out.to_owned(), Nth::new(block, n_blocks), model.dir().to_owned());
             return Err(JournalError::OtherSource { dir, block, model }.into());
         }
     }
@@ -176,7 +176,7 @@ impl Run<'_> {
             let mut states = self.first_states(&cache, own)?;
             for block_idx in 0..self.n_blocks {
                 let taken = self.take_block(block_idx, &ctx, &mut states, journal);
-                taken.map_err(|error| error.in_block(block_idx))?;
+                taken.map_err(|error| error.in_block(Nth::new(block_idx, self.n_blocks)))?;
                 self.progress(block_idx + 1)?;
             }
         }
@@ -276,16 +276,17 @@ impl Run<'_> {
         let done = |epoch: usize, steps: usize| self.work.in_block(block, epoch, steps);
         match beat {
             Beat::Step { epoch, batch } => {
-                let (done, total) = (done(epoch, batch + 1), self.work.total());
+                let (done, total) = (done(epoch.index, batch.index + 1), self.work.total());
                 (self.on)(Notice::Progress { done, total })
             }
             Beat::Epoch { epoch, loss, lr } => {
-                let secs_left = self.work.secs_left(done(epoch + 1, 0));
-                (self.on)(Notice::Event(Event::Epoch { block, epoch, loss, lr, secs_left }))
+                let secs_left = self.work.secs_left(done(epoch.index + 1, 0));
+                (self.on)(Notice::Event(Event::Epoch { block, epoch: epoch.index, loss, lr, secs_left }))
             }
             Beat::Retry { epoch, batch, lr } => {
-                tracing::warn!(block, epoch, batch, lr, "the loss is not finite: the block starts again");
-                (self.on)(Notice::Event(Event::Retry { block, epoch, batch, lr }))
+                let shown = Nth::new(block, self.n_blocks);
+                tracing::warn!(block = %shown, %epoch, %batch, lr, "the loss is not finite: the block starts again");
+                (self.on)(Notice::Event(Event::Retry { block, epoch: epoch.index, batch: batch.index, lr }))
             }
         }
     }
@@ -312,14 +313,14 @@ impl Run<'_> {
     }
 
     fn stopped(&self, block: usize) -> CalibError {
-        CalibError::Stopped { block, n_blocks: self.n_blocks, out: self.options.out.clone() }
+        CalibError::Stopped { block: Nth::new(block, self.n_blocks), out: self.options.out.clone() }
     }
 
     fn learn_error(&self, block: usize, error: LearnError) -> CalibError {
         match error {
             LearnError::Stopped => self.stopped(block),
             LearnError::Diverged { epoch, batch, attempts, lr } => {
-                CalibError::Diverged { block, epoch, batch, attempts, lr }
+                CalibError::Diverged { block: Nth::new(block, self.n_blocks), epoch, batch, attempts, lr }
             }
             LearnError::Linear { linear, source } => CalibError::of_linear(self.model, block, linear, source),
         }

@@ -8,7 +8,7 @@ use oq_models::Model;
 use oq_recipe::{BitBudget, Event, Recipe};
 
 use super::{Notice, Options};
-use crate::error::CalibError;
+use crate::error::{CalibError, Nth};
 use crate::identity::{Identity, source_of};
 use crate::journal::Journal;
 use crate::sensitivity::{Probe, n_segments};
@@ -96,6 +96,6 @@ impl Subject<'_> {
 
     fn stopped(&self) -> CalibError {
         let n_blocks = self.model.decoder().dims().n_layers;
-        CalibError::Stopped { block: 0, n_blocks, out: self.options.out.clone() }
+        CalibError::Stopped { block: Nth::new(0, n_blocks), out: self.options.out.clone() }
     }
 }

@@ -6,7 +6,7 @@ use oq_recipe::Start;
 use tch::{Device, Tensor};
 
 use super::{Options, Run, ids_of};
-use crate::error::CalibError;
+use crate::error::{CalibError, Nth};
 use crate::inputs::{InputOps, Inputs};
 use crate::states::{Cache, Store};
 
@@ -130,7 +130,8 @@ impl Run<'_> {
             self.progress(block_idx)?;
             let x = decoder.block(&watched, ctx, &states.full.get(batch));
             if !is_finite(&x) {
-                return Err(CalibError::Overflow { block: block_idx, batch });
+                let (block, batch) = (Nth::new(block_idx, self.n_blocks), Nth::new(batch, states.full.len()));
+                return Err(CalibError::Overflow { block, batch });
             }
             states.full.set(batch, &x)?;
         }
