@@ -17,8 +17,8 @@ use tch::{Device, Tensor};
 use self::passes::{Passed, States, forward_all};
 pub(crate) use self::passes::{is_finite, load_block};
 use crate::error::{CalibError, Nth};
-use crate::identity::{Identity, source_of};
-use crate::journal::{Finished, Journal, JournalError};
+use crate::identity::{Identity, Sources, Surroundings};
+use crate::journal::{Finished, Header, Journal, JournalError};
 use crate::learn::{Beat, Descent, LearnError, Task, error, learn_block};
 use crate::sites::{Seen, checked_sites, sites_of};
 use crate::stages::Stages;
@@ -97,16 +97,23 @@ pub fn quantize(
     check_outer(model)?;
     let n_blocks = model.decoder().dims().n_layers;
     let identity = Identity::of(model, recipe, segments, options.compute)?;
-    let mut journal = Journal::open(&options.out, &identity, options.resume)?;
-    check_sources(model, &journal, &options.out)?;
+    let tokens = segments.first().map_or(0, Vec::len);
+    let surroundings = Some(Surroundings::here(model, tokens, options.device, options.compute));
+    let header = Header { identity, surroundings };
+    let (sources, identity) = (Sources::new(model), &header.identity);
+    let mut journal = Journal::open(&options.out, &header, options.resume)?;
+    check_sources(&sources, &journal, (&options.out, model))?;
     let mut stages = Stages::create(&options.out, model, recipe)?;
     let was_complete = stages.are_complete(&journal)?;
     if !was_complete {
+        if let Some(differences) = journal.moved() {
+            tracing::warn!(%differences, "the run goes on elsewhere: what it ends in is as good, but not the same bytes");
+        }
         stages.reopen()?;
         stages.forget_broken(&mut journal)?;
         if let Some(budget) = &recipe.bits {
-            let sites = transform.sites();
-            let subject = bits::Subject { model, recipe, sites, budget, segments, options, identity: &identity };
+            let (sources, sites) = (&sources, transform.sites());
+            let subject = bits::Subject { model, recipe, sites, budget, segments, options, identity, sources };
             stages.set_widths(&subject.widths(&mut journal, on)?);
         }
         stages.forget_tuning(&journal)?;
@@ -114,8 +121,8 @@ pub fn quantize(
     let resumed_blocks = journal.finished().len().min(n_blocks);
     if !was_complete {
         let work = Work::of(recipe, n_blocks, resumed_blocks);
-        let (transform, stages) = (&transform, &stages);
-        let mut run = Run { model, recipe, options, transform, stages, on, n_blocks, work };
+        let (transform, stages, sources) = (&transform, &stages, &sources);
+        let mut run = Run { model, sources, recipe, options, transform, stages, on, n_blocks, work };
         if journal.finished().len() < stages.n_shards() {
             run.all_blocks(&mut journal, segments)?;
         }
@@ -131,13 +138,14 @@ pub fn quantize(
     })
 }
 
-/// Refuses blocks that were made from other weights than the model has now.
-fn check_sources(model: &Model, journal: &Journal, out: &Path) -> Result<(), CalibError> {
+/// Refuses blocks that were made from other weights than the model has now, before anything is written. All bytes of these are read for
+/// it: replaying the blocks takes far longer, and a finished run, which replays none, may have been made from a file that was broken.
+fn check_sources(sources: &Sources<'_>, journal: &Journal, (out, model): (&Path, &Model)) -> Result<(), CalibError> {
     let n_blocks = model.decoder().dims().n_layers;
     for finished in journal.finished() {
         let block = finished.record.index % n_blocks;
         if let Some(source) = &finished.source
-            && *source != source_of(model, block)?
+            && source != sources.of(block)?
         {
             let (dir, block, model) = (out.to_owned(), Nth::new(block, n_blocks), model.dir().to_owned());
             return Err(JournalError::OtherSource { dir, block, model }.into());
@@ -155,6 +163,7 @@ fn rotated(model: &Model, recipe: &Recipe) -> Result<Option<Model>, ModelError> 
 
 struct Run<'a> {
     model: &'a Model,
+    sources: &'a Sources<'a>,
     recipe: &'a Recipe,
     options: &'a Options,
     transform: &'a Transform,
@@ -206,7 +215,8 @@ impl Run<'_> {
         let started = Instant::now();
         self.tell(Event::BlockStarted { block: block_idx }, block_idx)?;
         let decoder = self.model.decoder();
-        let source = Some(source_of(self.model, block_idx)?);
+        // Read from the disk once: what comes next is in the system's cache.
+        let source = Some(self.sources.of(block_idx)?.to_owned());
         let mut weights = self.load_block(block_idx)?;
         let linears: Vec<LinearName> = decoder.block_layout().linears.iter().map(|linear| linear.name).collect();
         let Passed { second, inputs } = self.pass_in_full(block_idx, &weights, &linears, ctx, states)?;
@@ -269,7 +279,7 @@ impl Run<'_> {
             wall_secs: started.elapsed().as_secs_f64(),
             retries: descent.retries as usize,
         };
-        Ok(Finished { shard, sha256, source, record })
+        Ok(Finished { shard, sha256, source, surroundings: None, record })
     }
 
     fn on_beat(&mut self, block: usize, beat: Beat) -> ControlFlow<()> {

@@ -40,6 +40,11 @@ fn repeat_heads(x: &Tensor, share: i64) -> Tensor {
     x.unsqueeze(2).expand([b, h, share, t, d], false).reshape([b, h * share, t, d])
 }
 
+/// Whether attention without a mask is our own on this device in this kind: in bf16 on a processor that multiplies it.
+pub fn has_own_attention(device: Device, kind: Kind) -> bool {
+    device == Device::Cpu && kind == Kind::BFloat16 && oq_attention::is_fast()
+}
+
 /// Our own attention: what it gave, and what its gradients need. Unknown to autograd.
 #[derive(Debug)]
 pub struct Mixed {
@@ -52,11 +57,9 @@ pub struct Mixed {
 }
 
 impl Mixed {
-    /// [`attention`] by our own loops; none where libtorch's are to be used: with a mask, in other kinds than bf16, on other devices,
-    /// and on processors that do not multiply bf16.
+    /// [`attention`] by our own loops; none where libtorch's are to be used: with a mask, and where [`has_own_attention`] says so.
     pub fn new(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>) -> Option<Self> {
-        let is_ours = |x: &Tensor| x.device() == Device::Cpu && x.kind() == Kind::BFloat16;
-        if mask.is_some() || !oq_attention::is_fast() || ![q, k, v].into_iter().all(is_ours) {
+        if mask.is_some() || ![q, k, v].into_iter().all(|x| has_own_attention(x.device(), x.kind())) {
             return None;
         }
         let (b, heads, t, d) = q.size4().ok()?;

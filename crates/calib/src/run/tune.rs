@@ -11,7 +11,6 @@ use oq_recipe::{BlockRecord, Calibration, Event};
 use super::passes::{forward_all, is_finite};
 use super::{Notice, Run, ids_of};
 use crate::error::{CalibError, Nth};
-use crate::identity::source_of;
 use crate::journal::{Finished, Journal};
 use crate::learn::ATTEMPTS;
 use crate::output::Output;
@@ -95,7 +94,9 @@ impl Run<'_> {
                 wall_secs: 0.0,
                 retries: retries as usize,
             };
-            journal.finish(Finished { shard, sha256, source: Some(source_of(model, block)?), record })?;
+            // Codes are the learned block's.
+            let source = journal.finished()[block].source.clone();
+            journal.finish(Finished { shard, sha256, source, surroundings: None, record })?;
         }
         Ok(())
     }
