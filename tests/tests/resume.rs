@@ -414,7 +414,8 @@ fn a_run_goes_on_with_other_threads_and_says_so() {
     let out = dir.path();
     finished(out);
     change(&out.join("model-00004-of-00005.safetensors"));
-    let output = run(quantize_on("2", &fixture("tiny-llama"), out).arg("--resume"), 0);
+    // Quiet runs do not warn.
+    let output = run(quantize_on("2", &fixture("tiny-llama"), out).arg("--resume").env("RUST_LOG", "warn"), 0);
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert!(stderr.contains("threads is 1 there and 2 here"), "{stderr}");
     let journal = fs::read_to_string(out.join("journal.jsonl")).unwrap();
