@@ -267,6 +267,7 @@ mod tests {
                 final_loss: Some(0.5),
                 wall_secs: 1.0,
                 retries: 0,
+                beyond_f16: None,
             },
         }
     }

@@ -17,6 +17,7 @@ mod inputs;
 mod journal;
 mod learn;
 mod output;
+mod peak;
 mod plan;
 mod run;
 mod sensitivity;

@@ -20,6 +20,7 @@ use crate::error::{CalibError, Nth};
 use crate::identity::{Identity, Sources, Surroundings};
 use crate::journal::{Finished, Header, Journal, JournalError};
 use crate::learn::{Beat, Descent, LearnError, Task, error, learn_block};
+use crate::peak::{F16_MAX, PeakOps};
 use crate::sites::{Seen, checked_sites, sites_of};
 use crate::stages::Stages;
 use crate::student::{Place, merge};
@@ -127,6 +128,7 @@ pub fn quantize(
             run.all_blocks(&mut journal, segments)?;
         }
         stages.output.finish()?;
+        warn_of_f16(&journal, n_blocks);
     }
     stages.clean_up();
     let (learned, tuned) = journal.finished().split_at(n_blocks);
@@ -152,6 +154,18 @@ fn check_sources(sources: &Sources<'_>, journal: &Journal, (out, model): (&Path,
         }
     }
     Ok(())
+}
+
+/// Says that loaders must not take the type that the packed model's `config.json` names, where they would overflow.
+fn warn_of_f16(journal: &Journal, n_blocks: usize) {
+    let blocks = journal.finished().iter().filter_map(|block| Some((block.record.index, block.record.beyond_f16?)));
+    if let Some((block, value)) = blocks.max_by(|(_, a), (_, b)| a.total_cmp(b)) {
+        tracing::warn!(
+            "block {}: activations as large as {value:.3e} on the calibration text, and float16, the type in config.json, ends at \
+             {F16_MAX}: load the model in bfloat16 or float32 (dtype in transformers and vLLM)",
+            Nth::new(block, n_blocks)
+        );
+    }
 }
 
 /// The model with the matrices that the recipe puts into it.
@@ -219,7 +233,8 @@ impl Run<'_> {
         let source = Some(self.sources.of(block_idx)?.to_owned());
         let mut weights = self.load_block(block_idx)?;
         let linears: Vec<LinearName> = decoder.block_layout().linears.iter().map(|linear| linear.name).collect();
-        let Passed { second, inputs } = self.pass_in_full(block_idx, &weights, &linears, ctx, states)?;
+        let Passed { second, inputs, mut beyond_f16 } =
+            self.pass_in_full(block_idx, &weights, &linears, ctx, states)?;
         let seen = Seen { weights: &weights, inputs: &inputs };
         let Transformation { shift, alpha, .. } = self.recipe.transform;
         let start = Values::smooth(self.transform.sites(), shift, alpha, &seen, self.options.device);
@@ -259,17 +274,20 @@ impl Run<'_> {
             merged.put_into(&mut weights);
             let cast = self.cast(&weights);
             let ops = self.quantized(&cast);
+            let ops = PeakOps::new(&ops);
             // What was learned is not thrown away for the sake of a pass.
             forward_all(decoder, &ops, ctx, &mut states.quantized, &mut || Ok(()))?;
             // In plain squares whatever was minimized, so that runs can be compared.
             let (mut sum, mut segments) = (0.0, 0.0);
             for (a, b) in states.quantized.iter().zip(states.full.iter()) {
                 // The last batch may be a small one.
+                ops.see(&a);
                 let in_batch = a.size()[0] as f64;
                 sum += in_batch * error(Loss::Mse, &a, &b).double_value(&[]);
                 segments += in_batch;
             }
             final_loss = Some(sum / segments);
+            beyond_f16 = ops.beyond_f16();
         }
         let (shard, sha256) = self.stages.learned().write_block(block_idx, &merged)?;
         let record = BlockRecord {
@@ -278,6 +296,7 @@ impl Run<'_> {
             final_loss,
             wall_secs: started.elapsed().as_secs_f64(),
             retries: descent.retries as usize,
+            beyond_f16,
         };
         Ok(Finished { shard, sha256, source, surroundings: None, record })
     }

@@ -31,7 +31,7 @@ fn with_config(key: &str, value: Value) -> TempDir {
 }
 
 /// tiny-llama with one tensor written otherwise: `dtype` and bytes of the same number of elements.
-fn with_tensor(name: &str, dtype: Dtype, bytes: impl Fn(&[u8]) -> Vec<u8>) -> TempDir {
+pub(super) fn with_tensor(name: &str, dtype: Dtype, bytes: impl Fn(&[u8]) -> Vec<u8>) -> TempDir {
     let model = copied("tiny-llama");
     let checkpoint = Checkpoint::open(model.path()).unwrap();
     let tensors = checkpoint.tensors().map(|view| match view.name == name {

@@ -93,6 +93,8 @@ impl Run<'_> {
                 final_loss: None,
                 wall_secs: 0.0,
                 retries: retries as usize,
+                // The learned block's line has it: scales and norms hardly move.
+                beyond_f16: None,
             };
             // Codes are the learned block's.
             let source = journal.finished()[block].source.clone();
