@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use oq_let::{Transform, Values};
+use oq_models::runtime::trim_memory;
 use oq_models::{Compute, Context, LinearName, Model, ModelError};
 use oq_quant_core::{QuantizedTensor, RotateKind, TensorError, WeightSpec};
 use oq_recipe::{BlockRecord, Event, Loss, Recipe, Rotate, Transform as Transformation};
@@ -229,6 +230,8 @@ impl Run<'_> {
         let started = Instant::now();
         self.tell(Event::BlockStarted { block: block_idx }, block_idx)?;
         let decoder = self.model.decoder();
+        // Before what it takes is added to what the block before has left.
+        trim_memory();
         // Read from the disk once: what comes next is in the system's cache.
         let source = Some(self.sources.of(block_idx)?.to_owned());
         let mut weights = self.load_block(block_idx)?;
