@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::ops::Range;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::sync::OnceLock;
@@ -32,10 +33,15 @@ fn quantize(out: &Path) -> Command {
 
 /// The same with a copy of the model.
 fn quantize_model(model: &Path, out: &Path) -> Command {
+    quantize_on("1", model, out)
+}
+
+/// The same on another number of threads.
+fn quantize_on(threads: &str, model: &Path, out: &Path) -> Command {
     let mut command = omniquant();
     command.arg("quantize").arg(model).args(["--scheme", "w3a16g64", "--calib"]);
     command.args(["tests/fixtures/calib.txt", "--samples", "4", "--seqlen", "64", "--epochs", "25"]);
-    command.args(["--threads", "1", "--quiet", "--out"]).arg(out);
+    command.args(["--threads", threads, "--quiet", "--out"]).arg(out);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     command
 }
@@ -205,7 +211,7 @@ fn weights_that_are_cut_under_a_run() {
     let (model, dir, output) = changed_under_a_run(|weights| {
         fs::File::options().write(true).open(weights).unwrap().set_len(1000).unwrap();
     });
-    let parts = ["block 1: ", "model.safetensors: truncated: ", "1000 found", "fetch the file again"];
+    let parts = ["block 2 of 4: ", "model.safetensors: truncated: ", "1000 found", "fetch the file again"];
     check_goes_on(model.path(), dir.path(), &output, 3, &parts);
 }
 
@@ -220,11 +226,21 @@ fn weights_that_vanish_under_a_run() {
 
 /// Changes the first value of a tensor.
 fn set_first(model: &Path, tensor: &str, value: half::f16) {
+    set(model, tensor, |place| place.start, value);
+}
+
+/// Changes the last value of a tensor.
+fn set_last(model: &Path, tensor: &str, value: half::f16) {
+    set(model, tensor, |place| place.end - 2, value);
+}
+
+fn set(model: &Path, tensor: &str, at: impl Fn(Range<usize>) -> usize, value: half::f16) {
     let mut bytes = fs::read(model.join(WEIGHTS)).unwrap();
     let header_bytes = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
     let header: Value = serde_json::from_slice(&bytes[8..8 + header_bytes]).unwrap();
-    let first = 8 + header_bytes + header[tensor]["data_offsets"][0].as_u64().unwrap() as usize;
-    bytes[first..first + 2].copy_from_slice(&value.to_le_bytes());
+    let [start, end] = [0, 1].map(|i| header[tensor]["data_offsets"][i].as_u64().unwrap() as usize);
+    let at = 8 + header_bytes + at(start..end);
+    bytes[at..at + 2].copy_from_slice(&value.to_le_bytes());
     fs::write(model.join(WEIGHTS), bytes).unwrap();
 }
 
@@ -236,7 +252,7 @@ fn a_block_that_holds_nan() {
     set_first(model.path(), up, half::f16::NAN);
     let output = quantize_model(model.path(), dir.path()).output().unwrap();
     assert_eq!(finished_blocks(dir.path()), 2);
-    check_goes_on(model.path(), dir.path(), &output, 5, &["block 2: ", up, "value 0 is NaN"]);
+    check_goes_on(model.path(), dir.path(), &output, 5, &["block 3 of 4: ", up, "value 0 is NaN"]);
 }
 
 #[test]
@@ -364,16 +380,23 @@ fn blocks_of_another_checkpoint_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path();
     finished(out);
-    let parts = ["block 2 was made from another checkpoint", "choose another --out"];
+    let parts = ["block 3 of 4 was made from another checkpoint", "choose another --out"];
     check_refused(&mut other(out), out, &parts);
     fs::remove_file(out.join("config.json")).unwrap();
     check_refused(&mut other(out), out, &parts);
 
+    // A file of which only the end was broken, and is mended now.
+    let mended = copied("tiny-llama");
+    set_last(mended.path(), "model.layers.2.mlp.up_proj.weight", half::f16::ONE);
+    check_refused(quantize_model(mended.path(), out).arg("--resume"), out, &parts);
+
     // What lies outside the blocks is part of what they were learned on.
-    let outer = copied("tiny-llama");
-    set_first(outer.path(), "model.embed_tokens.weight", half::f16::ONE);
-    let mut command = quantize_model(outer.path(), out);
-    check_refused(command.arg("--resume"), out, &["holds a run with another model:"]);
+    for set in [set_first, set_last] {
+        let outer = copied("tiny-llama");
+        set(outer.path(), "model.embed_tokens.weight", half::f16::ONE);
+        let mut command = quantize_model(outer.path(), out);
+        check_refused(command.arg("--resume"), out, &["holds a run with another model:"]);
+    }
 
     // Journals of earlier versions say nothing of it.
     let mut lines = fs::read_to_string(out.join("journal.jsonl")).unwrap();
@@ -383,6 +406,27 @@ fn blocks_of_another_checkpoint_are_refused() {
     fs::write(out.join("journal.jsonl"), lines).unwrap();
     run(&mut resume(out), 0);
     check_whole("a journal without sources", out);
+}
+
+#[test]
+fn a_run_goes_on_with_other_threads_and_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path();
+    finished(out);
+    change(&out.join("model-00004-of-00005.safetensors"));
+    // Quiet runs do not warn.
+    let output = run(quantize_on("2", &fixture("tiny-llama"), out).arg("--resume").env("RUST_LOG", "warn"), 0);
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(stderr.contains("threads is 1 there and 2 here"), "{stderr}");
+    let journal = fs::read_to_string(out.join("journal.jsonl")).unwrap();
+    let lines: Vec<Value> = journal.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let threads: Vec<_> = lines.iter().map(|line| line["surroundings"]["threads"].as_u64()).collect();
+    assert_eq!(threads, [Some(1), None, None, None, Some(2)]);
+    // What was made before is the same; the result is a model.
+    let (got, expected) = (files(out), &whole().files);
+    assert!(got.keys().eq(expected.keys()), "{:?}", got.keys());
+    let first = "model-00001-of-00005.safetensors";
+    assert!(got[first] == expected[first] && got["config.json"] == expected["config.json"]);
 }
 
 #[test]

@@ -6,7 +6,7 @@
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use oq_calib::{CalibError, Notice, Outcome, check, quantize};
+use oq_calib::{CalibError, Notice, Nth, Outcome, check, quantize};
 use oq_formats::{Checkpoint, Dtype};
 use oq_models::layers::token_nll;
 use oq_models::{ActPoint, BlockOps, BlockWeights, LinearName, Model, fake_quantize_tokens};
@@ -193,7 +193,7 @@ fn a_stopped_run_ends_in_the_same_bytes() {
                 if finished == stop_after { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
             })
         };
-        assert!(matches!(run(false, 2), Err(CalibError::Stopped { block: 2, n_blocks: 4, .. })));
+        assert!(matches!(run(false, 2), Err(CalibError::Stopped { block: Nth { index: 2, of: 4 }, .. })));
         let outcome = run(true, usize::MAX).unwrap();
         assert_eq!((outcome.resumed_blocks, outcome.blocks.len()), (2, 4));
         assert_eq!(model_files(whole.path()), model_files(parts.path()), "{method}");

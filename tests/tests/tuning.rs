@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
-use oq_calib::{CalibError, Notice, Options, Outcome};
+use oq_calib::{CalibError, Notice, Nth, Options, Outcome};
 use oq_models::Model;
 use oq_recipe::{Overrides, Recipe};
 use oq_tests::{fixture, in_f32, kill, model_files, omniquant, run, start, tokens};
@@ -211,7 +211,7 @@ fn a_run_stops_while_the_targets_of_an_epoch_are_made() {
         }
         Notice::Event(_) => ControlFlow::Continue(()),
     });
-    assert!(matches!(stopped, Err(CalibError::TuningStopped { epoch: 0, epochs: 2, .. })), "{stopped:?}");
+    assert!(matches!(stopped, Err(CalibError::TuningStopped { epoch: Nth { index: 0, of: 2 }, .. })), "{stopped:?}");
     assert_eq!(asked.last(), Some(&(10, 48)), "{asked:?}");
     let resumed = learned_in(out.path(), &segments, 2, 5e-4, &mut |_| ControlFlow::Continue(())).unwrap();
     assert_eq!(resumed.tuning, learned_from_noise([1, 2, 3]).tuning);
@@ -226,7 +226,7 @@ fn a_run_that_stops_within_an_epoch_keeps_its_steps() {
         Notice::Progress { done: 20.., .. } => ControlFlow::Break(()),
         _ => ControlFlow::Continue(()),
     });
-    assert!(matches!(stopped, Err(CalibError::TuningStopped { epoch: 0, epochs: 2, .. })), "{stopped:?}");
+    assert!(matches!(stopped, Err(CalibError::TuningStopped { epoch: Nth { index: 0, of: 2 }, .. })), "{stopped:?}");
     let mut told = Vec::new();
     let resumed = learned_in(out.path(), &segments, 2, 5e-4, &mut |notice| {
         if let Notice::Progress { done, .. } = notice {
@@ -271,7 +271,7 @@ fn a_run_that_stops_before_a_short_batch_goes_on() {
     let [out, whole] = [(); 2].map(|()| tempfile::tempdir().unwrap());
     run(whole.path(), usize::MAX).unwrap();
     // Four blocks of three steps, as many passes of two, and two steps through all of them.
-    assert!(matches!(run(out.path(), 12 + 8 + 16), Err(CalibError::TuningStopped { epoch: 0, .. })));
+    assert!(matches!(run(out.path(), 12 + 8 + 16), Err(CalibError::TuningStopped { epoch: Nth { index: 0, .. }, .. })));
     run(out.path(), usize::MAX).unwrap();
     assert!(model_files(out.path()) == model_files(whole.path()));
 }
@@ -283,7 +283,7 @@ fn a_run_that_stops_when_tuning_is_over_writes_its_blocks_later() {
         Notice::Progress { done, total } if done == total => ControlFlow::Break(()),
         _ => ControlFlow::Continue(()),
     });
-    assert!(matches!(stopped, Err(CalibError::TuningStopped { epoch: 1, epochs: 2, .. })), "{stopped:?}");
+    assert!(matches!(stopped, Err(CalibError::TuningStopped { epoch: Nth { index: 1, of: 2 }, .. })), "{stopped:?}");
     let resumed = learned_in(out.path(), &segments, 2, 5e-4, &mut |_| ControlFlow::Continue(())).unwrap();
     assert_eq!(resumed.tuning, learned_from_noise([1, 2, 3]).tuning);
 }

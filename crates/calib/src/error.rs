@@ -1,5 +1,6 @@
 //! What can end a run.
 
+use std::fmt;
 use std::path::PathBuf;
 
 use oq_formats::FormatError;
@@ -8,16 +9,35 @@ use oq_models::{LinearName, Model, ModelError};
 use crate::journal::JournalError;
 use crate::sites::SiteError;
 
+/// One of several blocks, epochs or batches. Counted from 0 here and in records; people read it counted from 1, such as `3 of 30`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Nth {
+    /// Which, from 0.
+    pub index: usize,
+    /// How many there are.
+    pub of: usize,
+}
+
+impl Nth {
+    pub(crate) fn new(index: usize, of: usize) -> Self {
+        Self { index, of }
+    }
+}
+
+impl fmt::Display for Nth {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of {}", self.index + 1, self.of)
+    }
+}
+
 /// Why a run ended before its model was written. Finished blocks stay, for `--resume`.
 #[derive(Debug, thiserror::Error)]
 pub enum CalibError {
     /// It was asked to.
-    #[error("stopped in block {block} of {n_blocks}: {block} blocks are finished in {}; go on with --resume", out.display())]
+    #[error("stopped in block {block}: {} blocks are finished in {}; go on with --resume", block.index, out.display())]
     Stopped {
         /// The block that was not finished.
-        block: usize,
-        /// Blocks of the model.
-        n_blocks: usize,
+        block: Nth,
         /// The output directory.
         out: PathBuf,
     },
@@ -28,11 +48,11 @@ pub enum CalibError {
     )]
     Diverged {
         /// Which block.
-        block: usize,
-        /// Which epoch, from 0.
-        epoch: usize,
-        /// Which batch, from 0.
-        batch: usize,
+        block: Nth,
+        /// Which epoch.
+        epoch: Nth,
+        /// Which batch.
+        batch: Nth,
         /// How often it was tried.
         attempts: u32,
         /// The last learning rate.
@@ -40,15 +60,12 @@ pub enum CalibError {
     },
     /// It was asked to, after all blocks.
     #[error(
-        "stopped in epoch {} of {epochs} of tuning: all blocks and what tuning has come to are kept in {}; go on with --resume",
-        epoch + 1,
+        "stopped in epoch {epoch} of tuning: all blocks and what tuning has come to are kept in {}; go on with --resume",
         out.display()
     )]
     TuningStopped {
         /// The epoch that was not finished.
-        epoch: usize,
-        /// Epochs of the recipe.
-        epochs: usize,
+        epoch: Nth,
         /// The output directory.
         out: PathBuf,
     },
@@ -59,10 +76,10 @@ pub enum CalibError {
          that is another run"
     )]
     TuningDiverged {
-        /// Which epoch, from 0.
-        epoch: usize,
-        /// Which batch, from 0.
-        batch: usize,
+        /// Which epoch.
+        epoch: Nth,
+        /// Which batch.
+        batch: Nth,
         /// How often it was tried.
         attempts: u32,
         /// The last learning rate.
@@ -75,9 +92,9 @@ pub enum CalibError {
     )]
     Overflow {
         /// Which block.
-        block: usize,
-        /// Which batch, from 0.
-        batch: usize,
+        block: Nth,
+        /// Which batch.
+        batch: Nth,
     },
     /// Hidden states beyond the budget have no place on the disk.
     #[error(
@@ -97,7 +114,7 @@ pub enum CalibError {
     #[error("block {block}: {source}; then go on with --resume, finished blocks are kept")]
     InBlock {
         /// The first block that is not finished.
-        block: usize,
+        block: Nth,
         /// What happened.
         source: Box<CalibError>,
     },
@@ -139,12 +156,39 @@ impl CalibError {
     }
 
     /// The error with its block, where it does not say so itself.
-    pub(crate) fn in_block(self, block: usize) -> Self {
+    pub(crate) fn in_block(self, block: Nth) -> Self {
         match self {
             Self::Model(_) | Self::Format(_) | Self::Journal(_) | Self::Cache { .. } => {
                 Self::InBlock { block, source: Box::new(self) }
             }
             other => other,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn people_count_from_1() {
+        #[track_caller]
+        fn check(error: CalibError, parts: &[&str]) {
+            let text = error.to_string();
+            assert!(parts.iter().all(|part| text.contains(part)), "no {parts:?} in {text}");
+        }
+        let (block, epoch, batch, lr) = (Nth::new(2, 30), Nth::new(0, 5), Nth::new(15, 16), 1e-2);
+        check(CalibError::Stopped { block, out: "out".into() }, &["stopped in block 3 of 30: 2 blocks are finished"]);
+        check(CalibError::TuningStopped { epoch, out: "out".into() }, &["stopped in epoch 1 of 5 of tuning"]);
+        let at = "at epoch 1 of 5, batch 16 of 16, after 5 attempts";
+        check(CalibError::Diverged { block, epoch, batch, attempts: 5, lr }, &["block 3 of 30: ", at]);
+        check(CalibError::TuningDiverged { epoch, batch, attempts: 5, lr }, &[at]);
+        let overflow = CalibError::Overflow { block, batch };
+        check(overflow, &["block 3 of 30: the full-precision output of batch 16 of 16 is not finite"]);
+        let missing = FormatError::MissingFile { path: "weights".into() };
+        check(CalibError::from(missing).in_block(block), &["block 3 of 30: ", "weights"]);
+        let (dir, model) = ("out".into(), "model".into());
+        let other = JournalError::OtherSource { dir, block, model };
+        check(other.into(), &["block 3 of 30 was made from another checkpoint"]);
     }
 }

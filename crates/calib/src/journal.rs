@@ -1,6 +1,6 @@
 //! What a run has finished, beside its output: one JSON line per shard, so that a killed run goes on where it was.
 //!
-//! The first line names everything that decides the result. A line is appended and synced after the block's shard is in place;
+//! The first line names everything that decides the result, and where it was begun. A line is appended and synced after the block's shard is in place;
 //! a torn last line counts as not written.
 
 use std::fs::{File, OpenOptions, TryLockError};
@@ -11,13 +11,24 @@ use oq_formats::is_leftover;
 use oq_recipe::{BlockRecord, RECORDS};
 use serde::{Deserialize, Serialize};
 
-use crate::identity::Identity;
+use crate::error::Nth;
+use crate::identity::{Identity, Surroundings};
 use crate::widths::WIDTHS;
 
 /// Name of the journal in the output directory.
 pub const JOURNAL: &str = "journal.jsonl";
 /// Name of the folder in it for blocks that are to be tuned.
 pub const UNTUNED: &str = "untuned";
+
+/// The first line.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Header {
+    #[serde(flatten)]
+    pub(crate) identity: Identity,
+    /// Where blocks were made that say nothing else; journals of old have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) surroundings: Option<Surroundings>,
+}
 
 /// A finished block.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -26,9 +37,12 @@ pub(crate) struct Finished {
     pub(crate) shard: String,
     /// sha256 of the shard.
     pub(crate) sha256: String,
-    /// What the block was made from, as [`source_of`](crate::identity::source_of) tells it; journals of old have none.
+    /// What the block was made from, as [`Sources`](crate::identity::Sources) tells it; journals of old have none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) source: Option<String>,
+    /// Where it was made, if elsewhere than the first line says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) surroundings: Option<Surroundings>,
     /// How it went.
     #[serde(flatten)]
     pub(crate) record: BlockRecord,
@@ -70,7 +84,7 @@ pub enum JournalError {
         /// The directory.
         dir: PathBuf,
         /// The first block whose weights are other ones.
-        block: usize,
+        block: Nth,
         /// The checkpoint that is there now.
         model: PathBuf,
     },
@@ -103,12 +117,16 @@ pub(crate) struct Journal {
     path: PathBuf,
     file: File,
     finished: Vec<Finished>,
+    /// Where it was begun.
+    begun: Option<Surroundings>,
+    /// Where it goes on.
+    here: Option<Surroundings>,
 }
 
 impl Journal {
     /// Starts a journal in a directory where no block is finished yet, or opens the one that is there when `resume` is set. It is
     /// this process's alone until it is dropped.
-    pub(crate) fn open(dir: &Path, identity: &Identity, resume: bool) -> Result<Self, JournalError> {
+    pub(crate) fn open(dir: &Path, asked: &Header, resume: bool) -> Result<Self, JournalError> {
         let path = dir.join(JOURNAL);
         let io = |source| JournalError::Io { path: path.clone(), source };
         let unwritable = |source| JournalError::Unwritable { dir: dir.to_owned(), source };
@@ -126,7 +144,7 @@ impl Journal {
         }
         let text = std::fs::read_to_string(&path).map_err(io)?;
         let mut lines = text.split_inclusive('\n').filter(|line| line.ends_with('\n'));
-        let header: Option<Identity> = lines.next().and_then(|line| serde_json::from_str(line).ok());
+        let header: Option<Header> = lines.next().and_then(|line| serde_json::from_str(line).ok());
         // Blocks count from 0 without a gap; whatever follows a line that does not fit is learned again.
         let mut finished = Vec::new();
         let mut kept = text.find('\n').map_or(0, |end| end + 1);
@@ -138,30 +156,40 @@ impl Journal {
             kept += line.len();
         }
         // A run that finished nothing is no reason to refuse another one.
-        let Some(header) = header.filter(|header| header == identity || holds_files) else {
+        let goes_on = |header: &Header| header == asked || !finished.is_empty() && header.identity == asked.identity;
+        let here = asked.surroundings.clone();
+        let Some(header) = header.filter(|header| goes_on(header) || holds_files) else {
             if holds_files {
                 return Err(JournalError::Foreign { dir: dir.to_owned() });
             }
             file.set_len(0).map_err(io)?;
-            let mut journal = Self { file, path, finished: Vec::new() };
-            journal.append(identity)?;
+            let mut journal = Self { file, path, finished: Vec::new(), begun: here.clone(), here };
+            journal.append(asked)?;
             return Ok(journal);
         };
         if !resume && !finished.is_empty() {
             return Err(JournalError::Occupied { dir: dir.to_owned(), blocks: finished.len() });
         }
-        if header != *identity {
-            return Err(JournalError::Different { dir: dir.to_owned(), differences: header.differences(identity) });
+        if header.identity != asked.identity {
+            let differences = header.identity.differences(&asked.identity);
+            return Err(JournalError::Different { dir: dir.to_owned(), differences });
         }
         if kept < text.len() {
             file.set_len(kept as u64).map_err(io)?;
         }
-        Ok(Self { path, file, finished })
+        Ok(Self { path, file, finished, begun: header.surroundings, here })
     }
 
     /// Blocks finished by this run or the ones before, in order.
     pub(crate) fn finished(&self) -> &[Finished] {
         &self.finished
+    }
+
+    /// What is different here from where the last block was finished, with both values; nothing where that is not known.
+    pub(crate) fn moved(&self) -> Option<String> {
+        let of_block = self.finished.last().and_then(|block| block.surroundings.as_ref());
+        let (there, here) = (of_block.or(self.begun.as_ref())?, self.here.as_ref()?);
+        Some(there.differences(here)).filter(|differences| !differences.is_empty())
     }
 
     /// Forgets the blocks from `block` on: their shards are not what the journal says.
@@ -176,6 +204,8 @@ impl Journal {
 
     /// Records a block.
     pub(crate) fn finish(&mut self, block: Finished) -> Result<(), JournalError> {
+        let surroundings = self.here.clone().filter(|here| self.begun.as_ref() != Some(here));
+        let block = Finished { surroundings, ..block };
         self.append(&block)?;
         self.finished.push(block);
         Ok(())
@@ -210,14 +240,19 @@ fn holds_files(dir: &Path) -> std::io::Result<bool> {
 mod tests {
     use super::*;
 
-    fn identity(recipe: &str) -> Identity {
-        Identity {
+    fn header(recipe: &str) -> Header {
+        let identity = Identity {
             version: "1".into(),
             recipe: recipe.into(),
             model: "m".into(),
             calibration: "c".into(),
             compute: "f32".into(),
-        }
+        };
+        Header { identity, surroundings: Some(on(1)) }
+    }
+
+    fn on(threads: usize) -> Surroundings {
+        Surroundings { libtorch: "2".into(), device: "cpu".into(), threads, attention: "own".into() }
     }
 
     fn block(index: usize) -> Finished {
@@ -225,12 +260,14 @@ mod tests {
             shard: format!("{index}.safetensors"),
             sha256: "0".into(),
             source: (index > 0).then(|| "1".into()),
+            surroundings: None,
             record: BlockRecord {
                 index,
                 losses: vec![0.1, 1.0 / 3.0],
                 final_loss: Some(0.5),
                 wall_secs: 1.0,
                 retries: 0,
+                beyond_f16: None,
             },
         }
     }
@@ -238,7 +275,7 @@ mod tests {
     #[test]
     fn goes_on_after_a_torn_line() {
         let dir = tempfile::tempdir().unwrap();
-        let id = identity("r");
+        let id = header("r");
         let mut journal = Journal::open(dir.path(), &id, false).unwrap();
         journal.finish(block(0)).unwrap();
         journal.finish(block(1)).unwrap();
@@ -260,7 +297,7 @@ mod tests {
     #[test]
     fn refuses_what_is_not_its_run() {
         let dir = tempfile::tempdir().unwrap();
-        let (ours, other) = (identity(r#"{"learn":{"epochs":20}}"#), identity(r#"{"learn":{"epochs":5}}"#));
+        let (ours, other) = (header(r#"{"learn":{"epochs":20}}"#), header(r#"{"learn":{"epochs":5}}"#));
         // Nothing is finished: another run may begin.
         drop(Journal::open(dir.path(), &other, false).unwrap());
         let mut journal = Journal::open(dir.path(), &ours, false).unwrap();
@@ -277,13 +314,46 @@ mod tests {
         }
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("thesis.tex"), "").unwrap();
-        assert!(matches!(Journal::open(dir.path(), &identity("a"), true), Err(JournalError::Foreign { .. })));
+        assert!(matches!(Journal::open(dir.path(), &header("a"), true), Err(JournalError::Foreign { .. })));
+    }
+
+    #[test]
+    fn a_run_that_goes_on_elsewhere_says_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let on_threads = |threads| Header { surroundings: Some(on(threads)), ..header("r") };
+        let open = |threads| Journal::open(dir.path(), &on_threads(threads), true).unwrap();
+        // Nothing is finished: it begins here.
+        drop(open(8));
+        assert_eq!(open(1).moved(), None);
+        let mut journal = open(1);
+        journal.finish(block(0)).unwrap();
+        drop(journal);
+        let mut journal = open(4);
+        assert_eq!(journal.moved().unwrap(), "threads is 1 there and 4 here");
+        journal.finish(block(1)).unwrap();
+        drop(journal);
+        assert_eq!(open(4).moved(), None);
+        let journal = open(1);
+        assert_eq!(journal.moved().unwrap(), "threads is 4 there and 1 here");
+        let elsewhere = Finished { surroundings: Some(on(4)), ..block(1) };
+        assert_eq!(journal.finished(), [block(0), elsewhere]);
+        drop(journal);
+        // A journal that does not know where it was begun.
+        let lines = std::fs::read_to_string(dir.path().join(JOURNAL)).unwrap();
+        let (first, _) = lines.split_once('\n').unwrap();
+        let old = first.replace(&format!(",\"surroundings\":{}", serde_json::to_string(&on(1)).unwrap()), "");
+        assert_ne!(old, first);
+        std::fs::write(dir.path().join(JOURNAL), lines.replace(first, &old)).unwrap();
+        let mut journal = open(4);
+        assert_eq!(journal.moved(), None);
+        journal.truncate(1).unwrap();
+        assert_eq!(journal.moved(), None);
     }
 
     #[test]
     fn forgets_from_a_block_on() {
         let dir = tempfile::tempdir().unwrap();
-        let id = identity("r");
+        let id = header("r");
         let mut journal = Journal::open(dir.path(), &id, false).unwrap();
         (0..3).for_each(|i| journal.finish(block(i)).unwrap());
         journal.truncate(1).unwrap();

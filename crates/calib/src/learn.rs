@@ -10,6 +10,8 @@ use oq_quant_core::WeightSpec;
 use oq_recipe::{Loss, Recipe, Rounding};
 use tch::{Kind, Tensor};
 
+use crate::adamw::AdamW;
+use crate::error::Nth;
 use crate::inputs::Inputs;
 use crate::states::Store;
 use crate::student::{Merged, Place, Rates, Student};
@@ -52,11 +54,11 @@ pub(crate) struct Descent {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Beat {
     /// A step was made.
-    Step { epoch: usize, batch: usize },
+    Step { epoch: Nth, batch: Nth },
     /// An epoch ended.
-    Epoch { epoch: usize, loss: f64, lr: f64 },
+    Epoch { epoch: Nth, loss: f64, lr: f64 },
     /// The loss was not finite; the block starts again at this learning rate.
-    Retry { epoch: usize, batch: usize, lr: f64 },
+    Retry { epoch: Nth, batch: Nth, lr: f64 },
 }
 
 /// Why a block was not learned.
@@ -65,7 +67,7 @@ pub(crate) enum LearnError {
     /// The watcher asked to stop.
     Stopped,
     /// Every attempt met a loss that was not finite.
-    Diverged { epoch: usize, batch: usize, attempts: u32, lr: f64 },
+    Diverged { epoch: Nth, batch: Nth, attempts: u32, lr: f64 },
     /// The quantizer refused a linear.
     Linear { linear: LinearName, source: LwcError },
 }
@@ -75,30 +77,38 @@ pub(crate) fn learn_block(
     task: &Task<'_>,
     watch: &mut dyn FnMut(Beat) -> ControlFlow<()>,
 ) -> Result<(Merged, Descent), LearnError> {
-    let Recipe { scheme, learn, transform, .. } = task.recipe;
+    let learn = &task.recipe.learn;
     let plan = Plan { epochs: learn.epochs, batches: task.inputs.len(), lr: learn.lwc_lr };
-    let start = |lr| {
-        let start = (task.transform, task.start.copy());
-        let student = Student::new(task.weights, task.linears, (task.specs, scheme.act), start, task.seen, task.place);
-        let mut student = student.map_err(|source| LearnError::Linear { linear: task.linears[0], source })?;
-        if learn.rounding == Rounding::Learned {
-            student.round_within(plan.epochs * plan.batches);
-        }
-        // Halved together.
-        let optimizer = student.optimizer(Rates { clip: lr, transform: transform.lr * lr / learn.lwc_lr });
-        Ok((student, optimizer))
-    };
+    let start = |share| task.begin(share);
     let step = |(student, optimizer): &mut (Student<'_>, _), batch: usize| {
         student.step(optimizer, |ops| task.loss(ops, batch))
     };
     let ((student, _), descent) = descend(plan, start, step, watch)?;
-    let merged = student.merge().map_err(|(linear, source)| LearnError::Linear { linear, source })?;
-    Ok((merged, descent))
+    Ok((student.merge().map_err(LearnError::of_linear)?, descent))
 }
 
-impl Task<'_> {
+impl LearnError {
+    fn of_linear((linear, source): (LinearName, LwcError)) -> Self {
+        Self::Linear { linear, source }
+    }
+}
+
+impl<'a> Task<'a> {
+    /// Where learning begins, with everything that is learned to move at a `share` of the recipe's rates.
+    pub(crate) fn begin(&self, share: f64) -> Result<(Student<'a>, AdamW), LearnError> {
+        let Recipe { scheme, learn, transform, .. } = self.recipe;
+        let start = (self.transform, self.start.copy());
+        let student = Student::new(self.weights, self.linears, (self.specs, scheme.act), start, self.seen, self.place);
+        let mut student = student.map_err(LearnError::of_linear)?;
+        if learn.rounding == Rounding::Learned {
+            student.round_within(learn.epochs * self.inputs.len(), share);
+        }
+        let optimizer = student.optimizer(Rates { clip: share * learn.lwc_lr, transform: share * transform.lr });
+        Ok((student, optimizer))
+    }
+
     /// Sum over the targets of the error of one batch.
-    fn loss(&self, ops: &dyn BlockOps, batch: usize) -> Tensor {
+    pub(crate) fn loss(&self, ops: &dyn BlockOps, batch: usize) -> Tensor {
         let output = self.decoder.block(ops, self.ctx, &self.inputs.get(batch));
         self.targets.iter().map(|target| error(self.recipe.learn.loss, &output, &target.get(batch))).sum()
     }
@@ -121,32 +131,37 @@ pub(crate) fn error(loss: Loss, a: &Tensor, b: &Tensor) -> Tensor {
 struct Plan {
     epochs: usize,
     batches: usize,
+    /// As it is told of.
     lr: f64,
 }
 
-/// Runs epochs of steps from a fresh start; when a step's loss is not finite, starts afresh at half the learning rate.
+/// Runs epochs of steps from a fresh start; when a step's loss is not finite, starts afresh at half of all rates. `start` is told the
+/// share of them that is left.
 fn descend<S>(
     plan: Plan,
     start: impl Fn(f64) -> Result<S, LearnError>,
     step: impl Fn(&mut S, usize) -> f64,
     watch: &mut dyn FnMut(Beat) -> ControlFlow<()>,
 ) -> Result<(S, Descent), LearnError> {
-    let mut lr = plan.lr;
+    let mut share = 1.0;
     let mut retries = 0;
     'attempt: loop {
-        let mut state = start(lr)?;
+        let lr = share * plan.lr;
+        let mut state = start(share)?;
         let mut losses = Vec::with_capacity(plan.epochs);
         for epoch in 0..plan.epochs {
+            let epoch = Nth::new(epoch, plan.epochs);
             let mut sum = 0.0;
             for batch in 0..plan.batches {
                 let loss = step(&mut state, batch);
+                let batch = Nth::new(batch, plan.batches);
                 if !loss.is_finite() {
                     retries += 1;
                     if retries == ATTEMPTS {
                         return Err(LearnError::Diverged { epoch, batch, attempts: ATTEMPTS, lr });
                     }
-                    lr /= 2.0;
-                    tell(watch, Beat::Retry { epoch, batch, lr })?;
+                    share /= 2.0;
+                    tell(watch, Beat::Retry { epoch, batch, lr: share * plan.lr })?;
                     continue 'attempt;
                 }
                 sum += loss;
@@ -225,7 +240,7 @@ mod tests {
     /// A quantity that each step multiplies by `1 - lr`, and that fails whenever `lr` exceeds `stable_lr`, at batch 1.
     fn run(stable_lr: f64) -> (Result<(f64, Descent), LearnError>, Vec<Beat>) {
         let mut beats = Vec::new();
-        let start = |lr| Ok((1.0, lr));
+        let start = |share| Ok((1.0, share * PLAN.lr));
         let step = |(value, lr): &mut (f64, f64), batch: usize| {
             if *lr > stable_lr && batch == 1 {
                 return f64::NAN;
@@ -266,7 +281,8 @@ mod tests {
     fn divergence_is_bounded_and_says_where() {
         let (result, _) = run(1e-9);
         match result {
-            Err(LearnError::Diverged { epoch: 0, batch: 1, attempts: ATTEMPTS, lr }) => {
+            Err(LearnError::Diverged { epoch, batch, attempts: ATTEMPTS, lr }) => {
+                assert_eq!([epoch, batch], [Nth::new(0, 2), Nth::new(1, 3)]);
                 assert_eq!(lr, 0.5 / 2f64.powi(ATTEMPTS as i32 - 1));
             }
             other => panic!("{other:?}"),

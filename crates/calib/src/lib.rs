@@ -17,6 +17,7 @@ mod inputs;
 mod journal;
 mod learn;
 mod output;
+mod peak;
 mod plan;
 mod run;
 mod sensitivity;
@@ -31,7 +32,7 @@ mod work;
 #[cfg(test)]
 mod testing;
 
-pub use error::CalibError;
+pub use error::{CalibError, Nth};
 pub use journal::{JOURNAL, JournalError, UNTUNED};
 pub use plan::{
     Accelerator, LinearPlan, Machine, MemoryPlan, Mend, Parts, Plan, Setting, SitePlan, StepTime, TimePlan,

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use oq_let::{Transform, Values};
+use oq_models::runtime::trim_memory;
 use oq_models::{Compute, Context, LinearName, Model, ModelError};
 use oq_quant_core::{QuantizedTensor, RotateKind, TensorError, WeightSpec};
 use oq_recipe::{BlockRecord, Event, Loss, Recipe, Rotate, Transform as Transformation};
@@ -16,10 +17,11 @@ use tch::{Device, Tensor};
 
 use self::passes::{Passed, States, forward_all};
 pub(crate) use self::passes::{is_finite, load_block};
-use crate::error::CalibError;
-use crate::identity::{Identity, source_of};
-use crate::journal::{Finished, Journal, JournalError};
+use crate::error::{CalibError, Nth};
+use crate::identity::{Identity, Sources, Surroundings};
+use crate::journal::{Finished, Header, Journal, JournalError};
 use crate::learn::{Beat, Descent, LearnError, Task, error, learn_block};
+use crate::peak::{F16_MAX, PeakOps};
 use crate::sites::{Seen, checked_sites, sites_of};
 use crate::stages::Stages;
 use crate::student::{Place, merge};
@@ -97,16 +99,23 @@ pub fn quantize(
     check_outer(model)?;
     let n_blocks = model.decoder().dims().n_layers;
     let identity = Identity::of(model, recipe, segments, options.compute)?;
-    let mut journal = Journal::open(&options.out, &identity, options.resume)?;
-    check_sources(model, &journal, &options.out)?;
+    let tokens = segments.first().map_or(0, Vec::len);
+    let surroundings = Some(Surroundings::here(model, tokens, options.device, options.compute));
+    let header = Header { identity, surroundings };
+    let (sources, identity) = (Sources::new(model), &header.identity);
+    let mut journal = Journal::open(&options.out, &header, options.resume)?;
+    check_sources(&sources, &journal, (&options.out, model))?;
     let mut stages = Stages::create(&options.out, model, recipe)?;
     let was_complete = stages.are_complete(&journal)?;
     if !was_complete {
+        if let Some(differences) = journal.moved() {
+            tracing::warn!(%differences, "the run goes on elsewhere: what it ends in is as good, but not the same bytes");
+        }
         stages.reopen()?;
         stages.forget_broken(&mut journal)?;
         if let Some(budget) = &recipe.bits {
-            let sites = transform.sites();
-            let subject = bits::Subject { model, recipe, sites, budget, segments, options, identity: &identity };
+            let (sources, sites) = (&sources, transform.sites());
+            let subject = bits::Subject { model, recipe, sites, budget, segments, options, identity, sources };
             stages.set_widths(&subject.widths(&mut journal, on)?);
         }
         stages.forget_tuning(&journal)?;
@@ -114,12 +123,13 @@ pub fn quantize(
     let resumed_blocks = journal.finished().len().min(n_blocks);
     if !was_complete {
         let work = Work::of(recipe, n_blocks, resumed_blocks);
-        let (transform, stages) = (&transform, &stages);
-        let mut run = Run { model, recipe, options, transform, stages, on, n_blocks, work };
+        let (transform, stages, sources) = (&transform, &stages, &sources);
+        let mut run = Run { model, sources, recipe, options, transform, stages, on, n_blocks, work };
         if journal.finished().len() < stages.n_shards() {
             run.all_blocks(&mut journal, segments)?;
         }
         stages.output.finish()?;
+        warn_of_f16(&journal, n_blocks);
     }
     stages.clean_up();
     let (learned, tuned) = journal.finished().split_at(n_blocks);
@@ -131,19 +141,32 @@ pub fn quantize(
     })
 }
 
-/// Refuses blocks that were made from other weights than the model has now.
-fn check_sources(model: &Model, journal: &Journal, out: &Path) -> Result<(), CalibError> {
+/// Refuses blocks that were made from other weights than the model has now, before anything is written. All bytes of these are read for
+/// it: replaying the blocks takes far longer, and a finished run, which replays none, may have been made from a file that was broken.
+fn check_sources(sources: &Sources<'_>, journal: &Journal, (out, model): (&Path, &Model)) -> Result<(), CalibError> {
     let n_blocks = model.decoder().dims().n_layers;
     for finished in journal.finished() {
         let block = finished.record.index % n_blocks;
         if let Some(source) = &finished.source
-            && *source != source_of(model, block)?
+            && source != sources.of(block)?
         {
-            let (dir, model) = (out.to_owned(), model.dir().to_owned());
+            let (dir, block, model) = (out.to_owned(), Nth::new(block, n_blocks), model.dir().to_owned());
             return Err(JournalError::OtherSource { dir, block, model }.into());
         }
     }
     Ok(())
+}
+
+/// Says that loaders must not take the type that the packed model's `config.json` names, where they would overflow.
+fn warn_of_f16(journal: &Journal, n_blocks: usize) {
+    let blocks = journal.finished().iter().filter_map(|block| Some((block.record.index, block.record.beyond_f16?)));
+    if let Some((block, value)) = blocks.max_by(|(_, a), (_, b)| a.total_cmp(b)) {
+        tracing::warn!(
+            "block {}: activations as large as {value:.3e} on the calibration text, and float16, the type in config.json, ends at \
+             {F16_MAX}: load the model in bfloat16 or float32 (dtype in transformers and vLLM)",
+            Nth::new(block, n_blocks)
+        );
+    }
 }
 
 /// The model with the matrices that the recipe puts into it.
@@ -155,6 +178,7 @@ fn rotated(model: &Model, recipe: &Recipe) -> Result<Option<Model>, ModelError> 
 
 struct Run<'a> {
     model: &'a Model,
+    sources: &'a Sources<'a>,
     recipe: &'a Recipe,
     options: &'a Options,
     transform: &'a Transform,
@@ -176,7 +200,7 @@ impl Run<'_> {
             let mut states = self.first_states(&cache, own)?;
             for block_idx in 0..self.n_blocks {
                 let taken = self.take_block(block_idx, &ctx, &mut states, journal);
-                taken.map_err(|error| error.in_block(block_idx))?;
+                taken.map_err(|error| error.in_block(Nth::new(block_idx, self.n_blocks)))?;
                 self.progress(block_idx + 1)?;
             }
         }
@@ -206,10 +230,14 @@ impl Run<'_> {
         let started = Instant::now();
         self.tell(Event::BlockStarted { block: block_idx }, block_idx)?;
         let decoder = self.model.decoder();
-        let source = Some(source_of(self.model, block_idx)?);
+        // Before what it takes is added to what the block before has left.
+        trim_memory();
+        // Read from the disk once: what comes next is in the system's cache.
+        let source = Some(self.sources.of(block_idx)?.to_owned());
         let mut weights = self.load_block(block_idx)?;
         let linears: Vec<LinearName> = decoder.block_layout().linears.iter().map(|linear| linear.name).collect();
-        let Passed { second, inputs } = self.pass_in_full(block_idx, &weights, &linears, ctx, states)?;
+        let Passed { second, inputs, mut beyond_f16 } =
+            self.pass_in_full(block_idx, &weights, &linears, ctx, states)?;
         let seen = Seen { weights: &weights, inputs: &inputs };
         let Transformation { shift, alpha, .. } = self.recipe.transform;
         let start = Values::smooth(self.transform.sites(), shift, alpha, &seen, self.options.device);
@@ -249,17 +277,20 @@ impl Run<'_> {
             merged.put_into(&mut weights);
             let cast = self.cast(&weights);
             let ops = self.quantized(&cast);
+            let ops = PeakOps::new(&ops);
             // What was learned is not thrown away for the sake of a pass.
             forward_all(decoder, &ops, ctx, &mut states.quantized, &mut || Ok(()))?;
             // In plain squares whatever was minimized, so that runs can be compared.
             let (mut sum, mut segments) = (0.0, 0.0);
             for (a, b) in states.quantized.iter().zip(states.full.iter()) {
                 // The last batch may be a small one.
+                ops.see(&a);
                 let in_batch = a.size()[0] as f64;
                 sum += in_batch * error(Loss::Mse, &a, &b).double_value(&[]);
                 segments += in_batch;
             }
             final_loss = Some(sum / segments);
+            beyond_f16 = ops.beyond_f16();
         }
         let (shard, sha256) = self.stages.learned().write_block(block_idx, &merged)?;
         let record = BlockRecord {
@@ -268,24 +299,26 @@ impl Run<'_> {
             final_loss,
             wall_secs: started.elapsed().as_secs_f64(),
             retries: descent.retries as usize,
+            beyond_f16,
         };
-        Ok(Finished { shard, sha256, source, record })
+        Ok(Finished { shard, sha256, source, surroundings: None, record })
     }
 
     fn on_beat(&mut self, block: usize, beat: Beat) -> ControlFlow<()> {
         let done = |epoch: usize, steps: usize| self.work.in_block(block, epoch, steps);
         match beat {
             Beat::Step { epoch, batch } => {
-                let (done, total) = (done(epoch, batch + 1), self.work.total());
+                let (done, total) = (done(epoch.index, batch.index + 1), self.work.total());
                 (self.on)(Notice::Progress { done, total })
             }
             Beat::Epoch { epoch, loss, lr } => {
-                let secs_left = self.work.secs_left(done(epoch + 1, 0));
-                (self.on)(Notice::Event(Event::Epoch { block, epoch, loss, lr, secs_left }))
+                let secs_left = self.work.secs_left(done(epoch.index + 1, 0));
+                (self.on)(Notice::Event(Event::Epoch { block, epoch: epoch.index, loss, lr, secs_left }))
             }
             Beat::Retry { epoch, batch, lr } => {
-                tracing::warn!(block, epoch, batch, lr, "the loss is not finite: the block starts again");
-                (self.on)(Notice::Event(Event::Retry { block, epoch, batch, lr }))
+                let shown = Nth::new(block, self.n_blocks);
+                tracing::warn!(block = %shown, %epoch, %batch, lr, "the loss is not finite: the block starts again");
+                (self.on)(Notice::Event(Event::Retry { block, epoch: epoch.index, batch: batch.index, lr }))
             }
         }
     }
@@ -312,14 +345,14 @@ impl Run<'_> {
     }
 
     fn stopped(&self, block: usize) -> CalibError {
-        CalibError::Stopped { block, n_blocks: self.n_blocks, out: self.options.out.clone() }
+        CalibError::Stopped { block: Nth::new(block, self.n_blocks), out: self.options.out.clone() }
     }
 
     fn learn_error(&self, block: usize, error: LearnError) -> CalibError {
         match error {
             LearnError::Stopped => self.stopped(block),
             LearnError::Diverged { epoch, batch, attempts, lr } => {
-                CalibError::Diverged { block, epoch, batch, attempts, lr }
+                CalibError::Diverged { block: Nth::new(block, self.n_blocks), epoch, batch, attempts, lr }
             }
             LearnError::Linear { linear, source } => CalibError::of_linear(self.model, block, linear, source),
         }

@@ -21,7 +21,7 @@ use tch::{Kind, Tensor};
 use crate::allocate::Demand;
 use crate::chain::{Link, Predictions, Tap};
 use crate::compensate::share_left;
-use crate::error::CalibError;
+use crate::error::{CalibError, Nth};
 use crate::inputs::Moments;
 use crate::run::{ids_of, is_finite, load_block};
 use crate::sites::is_rescaled;
@@ -88,7 +88,7 @@ impl Probe<'_> {
                     inputs.push(&x)?;
                     let x = link.forward(&x);
                     if !is_finite(&x) {
-                        return Err(CalibError::Overflow { block, batch: at });
+                        return Err(CalibError::Overflow { block: Nth::new(block, n_blocks), batch: Nth::new(at, n) });
                     }
                     states.set(at, &x)
                 })

@@ -88,7 +88,8 @@ impl<'a> Stages<'a> {
             return Ok(());
         }
         if let Some(bad) = self.first_broken(0..journal.finished().len(), journal)? {
-            tracing::warn!(shard = bad, "a finished shard is not what the journal says: it is made again");
+            let shard = &journal.finished()[bad].shard;
+            tracing::warn!(shard, "a finished shard is not what the journal says: it is made again");
             journal.truncate(bad)?;
         }
         Ok(())

@@ -117,12 +117,13 @@ impl<'a> Student<'a> {
         (transform, values): (&'a Transform, Values),
         seen: &Inputs,
         place: Place,
-    ) -> Result<Self, LwcError> {
+    ) -> Result<Self, (LinearName, LwcError)> {
         let clips = linears
             .iter()
             .map(|&name| {
                 let (out_features, in_features) = weights.weight(name).size2().expect("a weight is [out, in]");
-                let mut clip = Lwc::new(out_features as usize, in_features as usize, specs(name), place.device)?;
+                let clip = Lwc::new(out_features as usize, in_features as usize, specs(name), place.device);
+                let mut clip = clip.map_err(|error| (name, error))?;
                 if let Some(moments) = seen.moments(name) {
                     clip.start_from_search(weights.weight(name), &moments.squares);
                     if !moments.products.is_empty() {
@@ -131,7 +132,7 @@ impl<'a> Student<'a> {
                 }
                 Ok((name, clip))
             })
-            .collect::<Result<BTreeMap<_, _>, LwcError>>()?;
+            .collect::<Result<BTreeMap<_, _>, _>>()?;
         // All of them are there before the first is filled in, so that what that takes leaves no holes between them.
         for (names, moments) in seen.of_linears() {
             let rounded = clips.iter().filter_map(|(&name, clip)| {
@@ -143,11 +144,11 @@ impl<'a> Student<'a> {
         Ok(Self { weights, transform, act, compute: place.compute, clips, values, rounding: None })
     }
 
-    /// Learns rounding too, in so many steps.
-    pub(crate) fn round_within(&mut self, steps: usize) {
+    /// Learns rounding too, in so many steps, each a `share` of what it would be.
+    pub(crate) fn round_within(&mut self, steps: usize, share: f64) {
         // All of its values come to a half, or to less where there are few of them.
         let first = (1.0 / (steps + 1) as f64).min(LARGEST_STEP);
-        self.rounding = Some(Descending::new(first, steps));
+        self.rounding = Some(Descending::new(share * first, steps));
     }
 
     /// An optimizer of all other parameters.

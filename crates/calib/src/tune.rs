@@ -5,11 +5,11 @@
 //! Each step reads every block once forwards and once backwards from its shard, so that one is in memory at a time. What is learned
 //! stays there, with two moments: three numbers for each group.
 
-use std::collections::BTreeMap;
-use std::path::Path;
+mod state;
 
-use oq_formats::{Checkpoint, Dtype, FormatError, OutTensor, write_shard};
-use oq_models::{BlockWeights, Context, Model, tensor_of};
+use std::collections::BTreeMap;
+
+use oq_models::{BlockWeights, Context, Model};
 use oq_quant_core::ActSpec;
 use oq_recipe::Tune;
 use tch::{Kind, Tensor};
@@ -233,65 +233,6 @@ impl<'a> Tuner<'a> {
         });
         let params = params.iter().map(|(name, param)| (name.clone(), changes.of_param(name, param)));
         Ok(Merged { codes: codes.collect::<Result<_, CalibError>>()?, params: params.collect() })
-    }
-
-    /// Writes where tuning is, whole or not at all.
-    pub(crate) fn save(&self, path: &Path) -> Result<(), FormatError> {
-        let Progress { steps, segments, sum } = self.epoch;
-        let numbers = [&[self.lr, steps as f64, segments as f64, sum], &self.divergences[..]].concat();
-        let shape = [numbers.len()];
-        let numbers: Vec<u8> = numbers.into_iter().flat_map(f64::to_le_bytes).collect();
-        let mut tensors = vec![OutTensor::new("progress", Dtype::F64, &shape, numbers)?];
-        for (block, changes) in self.blocks.iter().enumerate() {
-            for (name, [change, first, second]) in changes.parts() {
-                for (part, tensor) in [("change", change), ("first", first), ("second", second)] {
-                    let values = Vec::<f32>::try_from(tensor.contiguous().view(-1)).expect("f32");
-                    let name = format!("{block}.{name}.{part}");
-                    tensors.push(OutTensor::from_f32(name, &[values.len()], &values, Dtype::F32)?);
-                }
-            }
-        }
-        write_shard(path, &tensors)
-    }
-
-    /// Goes on where [`Self::save`] was, if there is such a file.
-    pub(crate) fn restore(&mut self, path: &Path) -> Result<(), CalibError> {
-        if !path.is_file() {
-            return Ok(());
-        }
-        let saved = Checkpoint::open_file(path)?;
-        let numbers = saved.tensor("progress")?.bytes.chunks_exact(8);
-        let mut numbers = numbers.map(|bytes| f64::from_le_bytes(bytes.try_into().expect("8 bytes")));
-        let lr = numbers.next().unwrap_or(self.lr);
-        self.start(lr)?;
-        let [steps, segments, sum] = [(); 3].map(|()| numbers.next().unwrap_or_default());
-        self.epoch = Progress { steps: steps as usize, segments: segments as usize, sum };
-        self.divergences = numbers.collect();
-        let steps = self.divergences.len() * self.subject.batches + self.epoch.steps;
-        for (block, changes) in self.blocks.iter_mut().enumerate() {
-            for (name, parts) in changes.parts_mut() {
-                for (part, tensor) in ["change", "first", "second"].into_iter().zip(parts) {
-                    let values = tensor_of(&saved.tensor(&format!("{block}.{name}.{part}"))?, tensor.device())?;
-                    tensor.copy_(&values.view_as(tensor));
-                }
-            }
-            changes.optimizer.set_steps(steps);
-        }
-        self.schedule.skip(steps);
-        Ok(())
-    }
-}
-
-impl Changes {
-    /// Each change with its moments.
-    fn parts(&self) -> impl Iterator<Item = (&String, [&Tensor; 3])> {
-        let moments = self.optimizer.moments();
-        self.tensors.iter().zip(moments).map(|((name, change), [first, second])| (name, [change, first, second]))
-    }
-
-    fn parts_mut(&mut self) -> impl Iterator<Item = (&String, [&mut Tensor; 3])> {
-        let moments = self.optimizer.moments_mut();
-        self.tensors.iter_mut().zip(moments).map(|((name, change), [first, second])| (name, [change, first, second]))
     }
 }
 

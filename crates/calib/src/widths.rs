@@ -57,7 +57,7 @@ impl Widths {
 pub(crate) struct Choice {
     /// The run that it was made for.
     identity: Identity,
-    /// What each block was made from, as [`source_of`](crate::identity::source_of) tells it.
+    /// What each block was made from, as [`Sources`](crate::identity::Sources) tells it.
     sources: Vec<String>,
     /// Mean bits of a code.
     pub(crate) average: f64,

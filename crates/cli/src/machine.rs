@@ -83,14 +83,33 @@ pub fn accelerator(device: Device) -> Option<Accelerator> {
     }
 }
 
-/// What the driver's own tool says, where it is there and counts devices as libtorch does.
+/// Free memory of a CUDA device, where the driver's own tool knows which card that is. CUDA counts the fastest card first, the tool by
+/// their places on the bus; `tch` tells neither which card a device is nor how much of it is free.
 fn free_cuda_memory(index: usize) -> Option<u64> {
     if std::env::var_os("CUDA_VISIBLE_DEVICES").is_some() {
+        tracing::debug!(index, "free memory of the device is unknown: CUDA_VISIBLE_DEVICES renumbers cards");
         return None;
     }
-    let query = ["--query-gpu=memory.free", "--format=csv,noheader,nounits", "--id"];
-    let output = std::process::Command::new("nvidia-smi").args(query).arg(index.to_string()).output().ok()?;
-    String::from_utf8(output.stdout).ok()?.trim().parse::<u64>().ok().map(|mib| mib << 20)
+    let by_bus = std::env::var_os("CUDA_DEVICE_ORDER").is_some_and(|order| order == "PCI_BUS_ID");
+    let query = ["--query-gpu=memory.free", "--format=csv,noheader,nounits"];
+    let output = std::process::Command::new("nvidia-smi").args(query).output().ok()?;
+    let free = free_memory(&String::from_utf8_lossy(&output.stdout), index, by_bus);
+    if free.is_none() {
+        tracing::debug!(
+            index,
+            by_bus,
+            "free memory of the device is unknown: nvidia-smi does not tell which card it is"
+        );
+    }
+    free
+}
+
+/// Free bytes of a device, from a line in MiB for each card. Which card it is, is known if there is but one or if `by_bus` CUDA counts as
+/// the tool does.
+fn free_memory(listed: &str, index: usize, by_bus: bool) -> Option<u64> {
+    let lines: Vec<&str> = listed.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    let line = lines.get(index).filter(|_| by_bus || lines.len() == 1)?;
+    line.parse::<u64>().ok()?.checked_mul(1 << 20)
 }
 
 /// Total memory in bytes.
@@ -134,4 +153,30 @@ pub fn libtorch_path() -> Option<PathBuf> {
     let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
     let path = maps.lines().find_map(|line| line.split_whitespace().last().filter(|p| p.contains("libtorch_cpu")))?;
     Some(PathBuf::from(path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_card_is_known_by_its_place_or_when_it_is_alone() {
+        const MIB: u64 = 1 << 20;
+        // As `nvidia-smi --query-gpu=memory.free --format=csv,noheader,nounits` prints them.
+        let (one, two) = ("143167\n", "23831\n80994\n");
+        assert_eq!(free_memory(one, 0, false), Some(143_167 * MIB));
+        assert_eq!(free_memory(one, 0, true), Some(143_167 * MIB));
+        assert_eq!(free_memory(one, 1, false), None);
+        assert_eq!(
+            [0, 1, 2].map(|index| free_memory(two, index, true)),
+            [Some(23_831 * MIB), Some(80_994 * MIB), None]
+        );
+        // Which of them CUDA's first is, is not known.
+        assert_eq!([0, 1].map(|index| free_memory(two, index, false)), [None, None]);
+        for other in
+            ["", "[N/A]\n", "[Insufficient Permissions]\n", "No devices were found\n", "99999999999999999999\n"]
+        {
+            assert_eq!(free_memory(other, 0, true), None, "{other}");
+        }
+    }
 }

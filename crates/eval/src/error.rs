@@ -21,9 +21,9 @@ pub enum EvalError {
         seqlen: usize,
     },
     /// The model produced NaN or infinity.
-    #[error("window or choice {window}: the loss is {value}; the model's numbers overflow")]
+    #[error("window or choice {}: the loss is {value}; the model's numbers overflow", window + 1)]
     NotFinite {
-        /// Which window or choice, from 0.
+        /// Which window or choice, from 0; people read it from 1.
         window: usize,
         /// Its loss.
         value: f64,

@@ -4,6 +4,7 @@ use std::cell::RefCell;
 
 use half::bf16;
 use oq_models::{ActPoint, BlockOps, Compute, LinearName};
+use oq_slices::Number;
 use tch::{Device, Kind, Tensor};
 
 use crate::loaded::Loaded;
@@ -105,8 +106,8 @@ impl BlockOps for CachedOps<'_> {
                 let is_start = cache.is_empty();
                 let [k, v] = [k, v].map(Tensor::contiguous);
                 match k.kind() {
-                    Kind::BFloat16 => cache.push::<bf16>(oq_slices::of(&k), oq_slices::of(&v)),
-                    _ => cache.push::<f32>(oq_slices::of(&k), oq_slices::of(&v)),
+                    Kind::BFloat16 => push::<bf16>(cache, &k, &v),
+                    _ => push::<f32>(cache, &k, &v),
                 }
                 // A whole sequence has an attention of its own, which is made for many rows.
                 if is_start { self.ops.attention(q, &k, &v, None) } else { attend(cache, q) }
@@ -119,15 +120,28 @@ impl BlockOps for CachedOps<'_> {
     }
 }
 
+/// Adds positions, `[1, kv_heads, n, d]`, contiguous.
+#[allow(unsafe_code, reason = "the cache is our own, and reads keys and values where they lie")]
+fn push<T: Number + Into<f32> + Sync>(cache: &mut oq_attention::Cache, k: &Tensor, v: &Tensor) {
+    // SAFETY: what is written meanwhile is the cache, which is no tensor.
+    let [k, v] = [k, v].map(|x| unsafe { oq_slices::of::<T>(x) });
+    cache.push(k, v);
+}
+
 /// `q [1, heads, n, d]` -> `[1, n, heads * d]` f32.
 fn attend(cache: &oq_attention::Cache, q: &Tensor) -> Tensor {
-    let (b, heads, n, d) = q.size4().expect("queries are [b, heads, t, d]");
     let q = q.contiguous();
-    let mut out = Tensor::empty([b, heads, n, d], (Kind::Float, Device::Cpu));
-    let values = oq_slices::of_mut::<f32>(&mut out);
     match q.kind() {
-        Kind::BFloat16 => cache.attend::<bf16>(heads as usize, oq_slices::of(&q), values),
-        _ => cache.attend::<f32>(heads as usize, oq_slices::of(&q), values),
+        Kind::BFloat16 => attend_as::<bf16>(cache, &q),
+        _ => attend_as::<f32>(cache, &q),
     }
+}
+
+#[allow(unsafe_code, reason = "the loop is our own, which reads queries where they lie")]
+fn attend_as<T: Number + Into<f32> + Sync>(cache: &oq_attention::Cache, q: &Tensor) -> Tensor {
+    let (b, heads, n, d) = q.size4().expect("queries are [b, heads, t, d]");
+    // SAFETY: nothing is written meanwhile but a tensor that is made here.
+    let q = unsafe { oq_slices::of::<T>(q) };
+    let [out] = oq_slices::filled([&[b, heads, n, d]], |[out]| cache.attend(heads as usize, q, out));
     out.transpose(1, 2).reshape([b, n, heads * d])
 }

@@ -32,9 +32,10 @@
 
 mod composed;
 mod fused;
+mod tensors;
 
 use half::bf16;
-use oq_quant_core::{Clip, QuantizedTensor, Symmetry, TensorError, WeightSpec};
+use oq_quant_core::{QuantizedTensor, Symmetry, TensorError, WeightSpec};
 use oq_slices as slices;
 use tch::{Device, Kind, Tensor, no_grad};
 
@@ -132,18 +133,6 @@ impl Lwc {
         (self.gamma, self.beta) = (clip.hi.logit(None), clip.lo.logit(None));
     }
 
-    fn search_fused<T: fused::Real>(&self, weight: &Tensor, importance: &Tensor) -> Shares {
-        let clip = self.clip();
-        let mut found = Shares { hi: clip.hi.empty_like(), lo: clip.lo.empty_like() };
-        let zeros = self.zeros();
-        // Each weight at the code nearest to it, whatever was learned.
-        let (groups, choices) =
-            (fused::Groups { offsets: &zeros, ..self.groups(weight, &zeros, &clip) }, choices().map(T::of));
-        let importance = slices::of(importance);
-        fused::search(&groups, importance, &choices, slices::of_mut(&mut found.hi), slices::of_mut(&mut found.lo));
-        found
-    }
-
     /// How the weight is quantized.
     pub fn spec(&self) -> WeightSpec {
         self.spec
@@ -226,12 +215,10 @@ impl Lwc {
         self.check_shape(weight)?;
         let [rows, cols] = self.shape().map(|n| n as usize);
         let to_cpu = |tensor: &Tensor| tensor.detach().to_device(Device::Cpu).to_kind(Kind::Float).contiguous();
-        let (weight, clip) = (to_cpu(weight), self.clip());
-        let (hi, lo) = (to_cpu(&clip.hi), to_cpu(&clip.lo));
-        let clip = Clip { hi: slices::of(&hi), lo: slices::of(&lo) };
+        let (weight, Shares { hi, lo }) = (to_cpu(weight), self.clip());
+        let clip = Shares { hi: to_cpu(&hi), lo: to_cpu(&lo) };
         let offsets = self.offsets.as_ref().map(to_cpu);
-        let offsets = offsets.as_ref().map(slices::of);
-        Ok(QuantizedTensor::quantize_clipped(slices::of(&weight), rows, cols, self.spec, clip, offsets)?)
+        Ok(tensors::quantize(&weight, [rows, cols], self.spec, &clip, offsets.as_ref())?)
     }
 
     /// Scale, and codes of the two ends less the zero point, of each group of a weight `[out, in]`: `[out, groups]` each.
@@ -252,7 +239,9 @@ impl Lwc {
     pub fn move_offsets(&mut self, weight: &Tensor, grad: &Tensor, rate: f64) {
         let (weight, grad, clip) = (self.prepared(weight), self.checked(grad), self.clip());
         let mut offsets = self.offsets.take().unwrap_or_else(|| weight.zeros_like());
-        no_grad(|| match fused_kinds(&weight, grad.kind()) {
+        // Loops that write in place may read nothing that lies there.
+        let apart = [&weight, &grad].into_iter().all(|read| !slices::overlap(read, &offsets));
+        no_grad(|| match fused_kinds(&weight, grad.kind()).filter(|_| apart) {
             Some((Kind::Double, Kind::Double)) => {
                 self.move_offsets_fused::<f64, f64>(&weight, &grad, &clip, rate, &mut offsets);
             }
@@ -268,78 +257,6 @@ impl Lwc {
             }
         });
         self.offsets = Some(offsets);
-    }
-
-    fn move_offsets_fused<T: fused::Real, S: fused::Stored<T>>(
-        &self,
-        weight: &Tensor,
-        grad: &Tensor,
-        clip: &Shares,
-        rate: f64,
-        offsets: &mut Tensor,
-    ) {
-        let zeros = self.zeros();
-        let groups = self.groups::<T>(weight, &zeros, clip);
-        fused::move_offsets(&groups, slices::of::<S>(grad), T::of(rate), slices::of_mut(offsets));
-    }
-
-    fn fake_quantize_fused<T: fused::Real, S: fused::Stored<T>>(&self, weight: &Tensor, clip: &Shares) -> Tensor {
-        let mut out = Tensor::empty(weight.size(), (S::KIND, Device::Cpu));
-        let zeros = self.zeros();
-        fused::fake_quantize(&self.groups::<T>(weight, &zeros, clip), slices::of_mut::<S>(&mut out));
-        out
-    }
-
-    fn gradients_fused<T: fused::Real, S: fused::Stored<T>>(
-        &self,
-        weight: &Tensor,
-        grad: &Tensor,
-        clip: &Shares,
-    ) -> LwcGrads {
-        let (mut gamma, mut beta) = (clip.hi.empty_like(), clip.lo.empty_like());
-        let zeros = self.zeros();
-        let groups = self.groups::<T>(weight, &zeros, clip);
-        fused::gradients(&groups, slices::of::<S>(grad), slices::of_mut(&mut gamma), slices::of_mut(&mut beta));
-        LwcGrads { gamma, beta }
-    }
-
-    fn gradients_with_weight_fused<T: fused::Real, S: fused::Stored<T>>(
-        &self,
-        weight: &Tensor,
-        grad: &Tensor,
-        clip: &Shares,
-    ) -> (LwcGrads, Tensor) {
-        let (mut gamma, mut beta) = (clip.hi.empty_like(), clip.lo.empty_like());
-        let (mut d_weight, zeros) = (weight.empty_like(), self.zeros());
-        fused::gradients_with_weight(
-            &self.groups::<T>(weight, &zeros, clip),
-            slices::of::<S>(grad),
-            slices::of_mut(&mut gamma),
-            slices::of_mut(&mut beta),
-            slices::of_mut(&mut d_weight),
-        );
-        (LwcGrads { gamma, beta }, d_weight)
-    }
-
-    /// Offsets of a group that has none.
-    fn zeros<T: fused::Real>(&self) -> Vec<T> {
-        vec![T::ZERO; self.spec.group.len(self.in_features)]
-    }
-
-    fn groups<'a, T: fused::Real>(
-        &'a self,
-        weight: &'a Tensor,
-        zeros: &'a [T],
-        clip: &'a Shares,
-    ) -> fused::Groups<'a, T> {
-        fused::Groups {
-            weight: slices::of(weight),
-            offsets: self.offsets.as_ref().map_or(zeros, slices::of),
-            len: self.spec.group.len(self.in_features),
-            levels: Levels::new(self.spec),
-            clip_hi: slices::of(&clip.hi),
-            clip_lo: slices::of(&clip.lo),
-        }
     }
 
     /// Sigmoids of the strengths, contiguous.

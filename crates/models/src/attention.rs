@@ -40,6 +40,11 @@ fn repeat_heads(x: &Tensor, share: i64) -> Tensor {
     x.unsqueeze(2).expand([b, h, share, t, d], false).reshape([b, h * share, t, d])
 }
 
+/// Whether attention without a mask is our own on this device in this kind: in bf16 on a processor that multiplies it.
+pub fn has_own_attention(device: Device, kind: Kind) -> bool {
+    device == Device::Cpu && kind == Kind::BFloat16 && oq_attention::is_fast()
+}
+
 /// Our own attention: what it gave, and what its gradients need. Unknown to autograd.
 #[derive(Debug)]
 pub struct Mixed {
@@ -51,12 +56,11 @@ pub struct Mixed {
     kept: Kept,
 }
 
+#[allow(unsafe_code, reason = "the loops are our own, which read heads where they lie")]
 impl Mixed {
-    /// [`attention`] by our own loops; none where libtorch's are to be used: with a mask, in other kinds than bf16, on other devices,
-    /// and on processors that do not multiply bf16.
+    /// [`attention`] by our own loops; none where libtorch's are to be used: with a mask, and where [`has_own_attention`] says so.
     pub fn new(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>) -> Option<Self> {
-        let is_ours = |x: &Tensor| x.device() == Device::Cpu && x.kind() == Kind::BFloat16;
-        if mask.is_some() || !oq_attention::is_fast() || ![q, k, v].into_iter().all(is_ours) {
+        if mask.is_some() || ![q, k, v].into_iter().all(|x| has_own_attention(x.device(), x.kind())) {
             return None;
         }
         let (b, heads, t, d) = q.size4().ok()?;
@@ -67,7 +71,8 @@ impl Mixed {
         let [batch, heads, kv_heads, tokens, head_dim] = [b, heads, kv_heads, t, d].map(|n| n as usize);
         let shape = Shape { batch, heads, kv_heads, tokens, head_dim };
         let inputs = [q, k, v].map(|x| x.detach().contiguous());
-        let [q, k, v] = inputs.each_ref().map(oq_slices::of);
+        // SAFETY: nothing is written before the last use, in the next line.
+        let [q, k, v] = inputs.each_ref().map(|x| unsafe { oq_slices::of(x) });
         let kept = oq_attention::forward(shape, q, k, v);
         let out = oq_slices::tensor(&kept.out, &inputs[0].size()).transpose(1, 2);
         Some(Self { out: out.reshape([b, t, -1]), shape, inputs, kept })
@@ -78,8 +83,10 @@ impl Mixed {
         let Shape { batch, heads, tokens, head_dim, .. } = self.shape;
         let by_tokens = [batch, tokens, heads, head_dim].map(|n| n as i64);
         let d_out = d_out.detach().view(by_tokens).transpose(1, 2).contiguous();
-        let [q, k, v] = self.inputs.each_ref().map(oq_slices::of);
-        let grads = oq_attention::backward(self.shape, q, k, v, &self.kept, oq_slices::of(&d_out));
+        let [q, k, v] = self.inputs.each_ref();
+        // SAFETY: nothing is written before the last use, in the next line.
+        let [q, k, v, d_out] = [q, k, v, &d_out].map(|x| unsafe { oq_slices::of(x) });
+        let grads = oq_attention::backward(self.shape, q, k, v, &self.kept, d_out);
         let [of_q, of_k, of_v] = self.inputs.each_ref().map(Tensor::size);
         [(grads.q, of_q), (grads.k, of_k), (grads.v, of_v)].map(|(grad, size)| oq_slices::tensor(&grad, &size))
     }

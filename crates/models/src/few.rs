@@ -14,38 +14,43 @@ fn is_plain(x: &Tensor) -> bool {
 }
 
 /// [`crate::layers::rms_norm`] of a few rows.
+#[allow(unsafe_code, reason = "the loop reads tensors where they lie")]
 pub(crate) fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Option<Tensor> {
     let width = weight.numel();
     if x.numel() > FEW * width || !is_plain(x) || !is_plain(weight) {
         return None;
     }
-    let mut y = Tensor::empty(&x.size()[..], (Kind::Float, Device::Cpu));
-    let weight = oq_slices::of::<f32>(weight);
-    let rows = oq_slices::of_mut::<f32>(&mut y).chunks_exact_mut(width);
-    for (y, x) in rows.zip(oq_slices::of::<f32>(x).chunks_exact(width)) {
-        let squares: f64 = x.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
-        let inverse = (squares / width as f64 + eps).sqrt().recip() as f32;
-        y.iter_mut().zip(x).zip(weight).for_each(|((y, x), weight)| *y = x * inverse * weight);
-    }
+    let size = x.size();
+    // SAFETY: nothing is written meanwhile but a tensor that is made here.
+    let [x, weight] = [x, weight].map(|x| unsafe { oq_slices::of::<f32>(x) });
+    let [y] = oq_slices::filled([&size], |[y]: [&mut [f32]; 1]| {
+        for (y, x) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
+            let squares: f64 = x.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
+            let inverse = (squares / width as f64 + eps).sqrt().recip() as f32;
+            y.iter_mut().zip(x).zip(weight).for_each(|((y, x), weight)| *y = x * inverse * weight);
+        }
+    });
     Some(y)
 }
 
 /// [`Rotary::turn`] of one position.
+#[allow(unsafe_code, reason = "the loop reads tensors where they lie")]
 pub(crate) fn turn(rotary: &Rotary, x: &Tensor) -> Option<Tensor> {
     let width = rotary.cos.numel();
     if rotary.cos.size()[0] != 1 || ![x, &rotary.cos, &rotary.sin].into_iter().all(is_plain) {
         return None;
     }
-    let mut y = Tensor::empty(&x.size()[..], (Kind::Float, Device::Cpu));
-    let half = width / 2;
-    let (cos, sin) = (oq_slices::of::<f32>(&rotary.cos), oq_slices::of::<f32>(&rotary.sin));
-    let heads = oq_slices::of_mut::<f32>(&mut y).chunks_exact_mut(width);
-    for (y, x) in heads.zip(oq_slices::of::<f32>(x).chunks_exact(width)) {
-        for i in 0..half {
-            y[i] = x[i] * cos[i] - x[i + half] * sin[i];
-            y[i + half] = x[i + half] * cos[i + half] + x[i] * sin[i + half];
+    let (size, half) = (x.size(), width / 2);
+    // SAFETY: nothing is written meanwhile but a tensor that is made here.
+    let [x, cos, sin] = [x, &rotary.cos, &rotary.sin].map(|x| unsafe { oq_slices::of::<f32>(x) });
+    let [y] = oq_slices::filled([&size], |[y]: [&mut [f32]; 1]| {
+        for (y, x) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
+            for i in 0..half {
+                y[i] = x[i] * cos[i] - x[i + half] * sin[i];
+                y[i + half] = x[i + half] * cos[i + half] + x[i] * sin[i + half];
+            }
         }
-    }
+    });
     Some(y)
 }
 

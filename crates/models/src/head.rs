@@ -107,17 +107,19 @@ fn in_8_bits(view: &TensorView<'_>, slab: usize) -> Result<QuantizedTensor, Mode
 }
 
 /// A few rows times a matrix of 16 bits: weights as they are, sums in f32.
+#[allow(unsafe_code, reason = "the product is a loop of our own, which reads tensors where they lie")]
 fn by_rows<T: Half + oq_slices::Number>(weight: &Tensor, x: &Tensor) -> Tensor {
     let [vocab, width] = [0, 1].map(|dim| weight.size()[dim] as usize);
     let mut shape = x.size();
     *shape.last_mut().expect("activations have a last dimension") = vocab as i64;
-    let mut y = Tensor::empty(&shape[..], (Kind::Float, Device::Cpu));
     let x = x.contiguous();
-    let weight = oq_slices::of::<T>(weight);
-    let rows = oq_slices::of_mut::<f32>(&mut y).chunks_exact_mut(vocab);
-    for (y, x) in rows.zip(oq_slices::of::<f32>(&x).chunks_exact(width)) {
-        multiply_dense(weight, x, y).expect("the output was made in the product's shape");
-    }
+    // SAFETY: nothing is written meanwhile but a tensor that is made here.
+    let (weight, x) = unsafe { (oq_slices::of::<T>(weight), oq_slices::of::<f32>(&x)) };
+    let [y] = oq_slices::filled([&shape], |[y]: [&mut [f32]; 1]| {
+        for (y, x) in y.chunks_exact_mut(vocab).zip(x.chunks_exact(width)) {
+            multiply_dense(weight, x, y).expect("the output was made in the product's shape");
+        }
+    });
     y
 }
 

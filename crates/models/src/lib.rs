@@ -29,7 +29,7 @@ pub mod runtime;
 mod tensors;
 
 pub use act::{fake_quantize_tokens, quantize_act};
-pub use attention::{Mixed, attention};
+pub use attention::{Mixed, attention, has_own_attention};
 pub use block::{ActPoint, BlockOps, BlockWeights, Compute, DenseOps, multiply};
 pub use error::ModelError;
 pub use family::{BlockLayout, Context, Decoder, Dims, FAMILIES, Family, Linear, LinearName, OuterOps, Param};

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use half::bf16;
 use oq_kernels::{Element, KERNELS, Kernel, Operands, PackedLinear};
 use oq_quant_core::{ActSpec, QuantizedTensor};
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 use crate::act::quantize_act;
 use crate::attention::attention;
@@ -148,19 +148,23 @@ impl BlockOps for PackedOps {
 /// # Panics
 /// When `x` is not on the CPU, or of another width.
 pub(crate) fn multiply_packed(linear: &PackedLinear, x: &Tensor) -> Tensor {
-    fn run<T: Element + oq_slices::Number>(linear: &PackedLinear, x: &Tensor, y: &mut Tensor) {
-        let x = oq_slices::of::<T>(x);
-        let rows = x.len() / linear.shape()[1];
-        linear.forward(x, rows, oq_slices::of_mut::<f32>(y)).expect("the output was made in the product's shape");
-    }
-    let mut shape = x.size();
-    *shape.last_mut().expect("activations have a last dimension") = linear.shape()[0] as i64;
-    let mut y = Tensor::empty(&shape[..], (Kind::Float, Device::Cpu));
     let x = x.contiguous();
     match x.kind() {
-        Kind::BFloat16 => run::<bf16>(linear, &x, &mut y),
-        _ => run::<f32>(linear, &x.to_kind(Kind::Float), &mut y),
+        Kind::BFloat16 => multiply_as::<bf16>(linear, &x),
+        _ => multiply_as::<f32>(linear, &x.to_kind(Kind::Float)),
     }
+}
+
+#[allow(unsafe_code, reason = "the product is a loop of our own, which reads activations where they lie")]
+fn multiply_as<T: Element + oq_slices::Number>(linear: &PackedLinear, x: &Tensor) -> Tensor {
+    let mut shape = x.size();
+    *shape.last_mut().expect("activations have a last dimension") = linear.shape()[0] as i64;
+    // SAFETY: nothing is written meanwhile but a tensor that is made here.
+    let x = unsafe { oq_slices::of::<T>(x) };
+    let rows = x.len() / linear.shape()[1];
+    let [y] = oq_slices::filled([&shape], |[y]: [&mut [f32]; 1]| {
+        linear.forward(x, rows, y).expect("the output was made in the product's shape");
+    });
     y
 }
 

@@ -2,6 +2,9 @@
 
 use std::io;
 
+/// The release that the `tch` crate is made for; its build refuses others.
+pub const LIBTORCH: &str = "2.13.0";
+
 /// Starts the program itself again, once, under the same process id, with the settings that make libtorch fast on a CPU, but for
 /// those that the environment has already. To be called first in `main`; returns only if all are set, or with the reason.
 ///

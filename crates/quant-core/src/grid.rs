@@ -94,7 +94,11 @@ impl Grid {
     }
 
     /// Codes of a whole group.
+    ///
+    /// # Panics
+    /// When there are more or fewer codes than weights.
     pub fn encode_all(&self, group: &[f32], codes: &mut [u8]) {
+        assert_eq!(codes.len(), group.len(), "encode_all: codes and weights");
         let scale = self.scale.to_f32();
         for (code, &weight) in codes.iter_mut().zip(group) {
             *code = self.encode_with(weight, 0.0, scale);
@@ -102,7 +106,12 @@ impl Grid {
     }
 
     /// Codes of a whole group whose places on the grid are shifted by `offsets`, in steps, before they are rounded.
+    ///
+    /// # Panics
+    /// When there are more or fewer codes or offsets than weights.
     pub fn encode_shifted(&self, group: &[f32], offsets: &[f32], codes: &mut [u8]) {
+        assert_eq!(codes.len(), group.len(), "encode_shifted: codes and weights");
+        assert_eq!(offsets.len(), group.len(), "encode_shifted: offsets and weights");
         let scale = self.scale.to_f32();
         for ((code, &weight), &offset) in codes.iter_mut().zip(group).zip(offsets) {
             *code = self.encode_with(weight, offset, scale);
@@ -110,7 +119,11 @@ impl Grid {
     }
 
     /// Values of a whole group's codes.
+    ///
+    /// # Panics
+    /// When there are more or fewer codes than weights.
     pub fn decode_all(&self, codes: &[u8], group: &mut [f32]) {
+        assert_eq!(codes.len(), group.len(), "decode_all: codes and weights");
         for (weight, &code) in group.iter_mut().zip(codes) {
             *weight = self.decode(code);
         }

@@ -238,7 +238,7 @@ impl QuantizedTensor {
     /// # Panics
     /// When `factors` has another length.
     pub fn rescaled(&self, factors: &[f32]) -> Result<Self, TensorError> {
-        assert_eq!(factors.len(), self.scales.len(), "rescaled: one factor for each scale");
+        assert_eq!(factors.len(), self.scales.len(), "rescaled: factors, one for each scale");
         let rescaled = |(index, (scale, factor)): (usize, (&f16, &f32))| {
             let value = scale.to_f32() * factor;
             let scale = f16::from_f32(value.clamp(SCALE_MIN, SCALE_MAX));
@@ -278,7 +278,7 @@ impl QuantizedTensor {
     /// # Panics
     /// When `weight` has another length.
     pub fn dequantize_into(&self, weight: &mut [f32]) {
-        assert_eq!(weight.len(), self.rows * self.cols, "dequantize_into: length of the slice");
+        assert_eq!(weight.len(), self.rows * self.cols, "dequantize_into: values of the slice and of the matrix");
         let groups = self.groups();
         let len = self.cols / groups;
         weight.par_chunks_mut(self.cols).enumerate().for_each_init(
@@ -293,14 +293,25 @@ impl QuantizedTensor {
     }
 
     /// Codes of one row into a slice of `cols` codes.
+    ///
+    /// # Panics
+    /// When there is no such row, or `codes` has another length.
     pub fn row_codes(&self, row: usize, codes: &mut [u8]) {
+        assert!(row < self.rows, "row_codes: row {row} of {}", self.rows);
+        assert_eq!(codes.len(), self.cols, "row_codes: codes of the slice and of a row");
         let row_words = packed_words(self.cols, self.spec.bits);
         unpack_row(&self.words[row * row_words..][..row_words], self.spec.bits, codes)
-            .expect("lengths were checked when the tensor was made");
+            .expect("a row has as many words as its codes take: that was checked when the tensor was made");
     }
 
     /// Grid of one group of a row.
+    ///
+    /// # Panics
+    /// When there is no such row or group.
     pub fn grid(&self, row: usize, group: usize) -> Grid {
+        // A group beyond the row's last is the next row's first in memory.
+        assert!(group < self.groups(), "grid: group {group} of {}", self.groups());
+        assert!(row < self.rows, "grid: row {row} of {}", self.rows);
         let at = row * self.groups() + group;
         Grid { scale: self.scales[at], zero_point: self.zero_points[at], max_code: self.spec.bits.max_code() }
     }
@@ -471,9 +482,24 @@ mod tests {
         ));
     }
 
+    /// What a function says that is given something else than a `[2, 4]` in groups of 2 has.
+    #[track_caller]
+    fn check_panics(call: impl FnOnce(&QuantizedTensor) + std::panic::UnwindSafe, parts: &[&str]) {
+        let tensor = QuantizedTensor::quantize(&[0.5; 8], 2, 4, spec("w4a16g2")).unwrap();
+        let panic = std::panic::catch_unwind(move || call(&tensor)).expect_err("must panic");
+        let said = panic.downcast_ref::<String>().expect("a message with numbers");
+        assert!(parts.iter().all(|part| said.contains(part)), "no {parts:?} in {said}");
+    }
+
     #[test]
-    #[should_panic(expected = "length of the slice")]
-    fn dequantize_into_needs_the_whole_matrix() {
-        QuantizedTensor::quantize(&[0.5; 8], 2, 4, spec("w4a16")).unwrap().dequantize_into(&mut [0.0; 7]);
+    fn what_does_not_fit_the_matrix_is_named_with_both_numbers() {
+        check_panics(|tensor| tensor.dequantize_into(&mut [0.0; 7]), &["dequantize_into", "left: 7", "right: 8"]);
+        check_panics(|tensor| tensor.row_codes(0, &mut [0; 3]), &["row_codes", "left: 3", "right: 4"]);
+        // As many words as 4 codes take.
+        check_panics(|tensor| tensor.row_codes(0, &mut [0; 8]), &["row_codes", "left: 8", "right: 4"]);
+        check_panics(|tensor| tensor.row_codes(2, &mut [0; 4]), &["row_codes: row 2 of 2"]);
+        check_panics(|tensor| _ = tensor.grid(0, 2), &["grid: group 2 of 2"]);
+        check_panics(|tensor| _ = tensor.grid(2, 0), &["grid: row 2 of 2"]);
+        check_panics(|tensor| drop(tensor.rescaled(&[1.0; 3])), &["rescaled", "left: 3", "right: 4"]);
     }
 }

@@ -63,6 +63,10 @@ pub struct BlockRecord {
     pub wall_secs: f64,
     /// Times that it was rolled back because of a loss that was not finite.
     pub retries: usize,
+    /// Largest magnitude of its activations and hidden states on the calibration text, where float16 does not hold it: the packed model is to
+    /// be loaded in another type.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub beyond_f16: Option<f64>,
 }
 
 /// One line of `events.jsonl`; the key `event` says which.
@@ -112,7 +116,8 @@ mod tests {
     }
 
     fn block() -> BlockRecord {
-        BlockRecord { index: 1, losses: vec![0.25, 0.125], final_loss: Some(0.5), wall_secs: 1.5, retries: 1 }
+        let (losses, final_loss) = (vec![0.25, 0.125], Some(0.5));
+        BlockRecord { index: 1, losses, final_loss, wall_secs: 1.5, retries: 1, beyond_f16: None }
     }
 
     #[test]
@@ -153,6 +158,10 @@ mod tests {
         check(
             &Event::BlockFinished(block()),
             r#"{"event":"block_finished","index":1,"losses":[0.25,0.125],"final_loss":0.5,"wall_secs":1.5,"retries":1}"#,
+        );
+        check(
+            &Event::BlockFinished(BlockRecord { losses: vec![], beyond_f16: Some(131072.0), ..block() }),
+            r#"{"event":"block_finished","index":1,"losses":[],"final_loss":0.5,"wall_secs":1.5,"retries":1,"beyond_f16":131072.0}"#,
         );
         check(
             &Event::BitsChosen { average: 3.25, linears: vec![(3, 21), (4, 7)] },

@@ -1,7 +1,8 @@
 //! From a tensor to the slice of its elements: the only place that follows a tensor's pointer.
 //!
-//! libtorch's tensors are handles that may share memory. While a slice is held, no operation may write to its tensor or to another
-//! one that shares its memory; [`of_mut`] is for tensors that share theirs with none.
+//! libtorch's tensors are handles that may share memory, and any handle may write to it: the borrow of one says nothing of the others.
+//! So it is unsafe to look at a tensor's elements ([`of`], [`of_mut`]), and callers answer for it; to make a tensor is safe ([`tensor`],
+//! [`filled`]), as nobody else has a handle to it yet.
 
 #![allow(unsafe_code, reason = "libtorch hands out the address of a tensor's elements, and copying them costs a pass")]
 
@@ -35,36 +36,60 @@ impl Number for bf16 {
 /// # Panics
 /// When there are more or fewer elements than `shape` has.
 pub fn tensor<T: Number>(elements: &[T], shape: &[i64]) -> Tensor {
-    let mut tensor = Tensor::empty(shape, (T::KIND, Device::Cpu));
-    of_mut(&mut tensor).copy_from_slice(elements);
+    let [tensor] = filled([shape], |[into]| into.copy_from_slice(elements));
     tensor
+}
+
+/// Tensors of these shapes on the CPU, with the elements that `fill` writes; what stands there before is arbitrary.
+pub fn filled<T: Number, const N: usize>(shapes: [&[i64]; N], fill: impl FnOnce([&mut [T]; N])) -> [Tensor; N] {
+    let mut tensors = shapes.map(|shape| Tensor::empty(shape, (T::KIND, Device::Cpu)));
+    // SAFETY: each was just made, with memory of its own that no other handle knows.
+    fill(tensors.each_mut().map(|tensor| unsafe { of_mut(tensor) }));
+    tensors
+}
+
+/// Whether two contiguous tensors on the CPU have elements in the same memory.
+pub fn overlap(a: &Tensor, b: &Tensor) -> bool {
+    let place = |tensor: &Tensor| {
+        let start = tensor.data_ptr() as usize;
+        start..start + tensor.numel() * tensor.kind().elt_size_in_bytes()
+    };
+    let (a, b) = (place(a), place(b));
+    a.start < b.end && b.start < a.end
 }
 
 /// The elements of a contiguous tensor on the CPU.
 ///
+/// # Safety
+/// While the slice is held nothing may write to this tensor's memory, by this handle or by another: on this thread no operation of
+/// libtorch in place, and no slice of [`of_mut`]. That other threads keep off its operands is asked by every operation of libtorch.
+///
 /// # Panics
 /// When the tensor is elsewhere, not contiguous or of another kind.
-pub fn of<T: Number>(tensor: &Tensor) -> &[T] {
+pub unsafe fn of<T: Number>(tensor: &Tensor) -> &[T] {
     let len = checked_len::<T>(tensor);
     if len == 0 {
         return &[];
     }
-    // SAFETY: checked_len made sure that `len` elements of kind T lie in a row at this address on the CPU. The borrow keeps the
-    // tensor alive; that nothing writes to it meanwhile is asked of callers, as tensors that share memory are not known here.
+    // SAFETY: checked_len made sure that `len` elements of kind T lie in a row at this address on the CPU, and any bits make a number. The
+    // borrow keeps the tensor alive; that nothing writes to it meanwhile is the caller's word.
     unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast::<T>(), len) }
 }
 
-/// The elements of a tensor that shares its memory with no other, to be written; it must be contiguous and on the CPU.
+/// The elements of a contiguous tensor on the CPU, to be written.
+///
+/// # Safety
+/// While the slice is held nothing else may read or write this tensor's memory, by this handle or by another: see [`of`] and [`overlap`].
 ///
 /// # Panics
 /// When the tensor is elsewhere, not contiguous or of another kind.
-pub fn of_mut<T: Number>(tensor: &mut Tensor) -> &mut [T] {
+pub unsafe fn of_mut<T: Number>(tensor: &mut Tensor) -> &mut [T] {
     let len = checked_len::<T>(tensor);
     if len == 0 {
         return &mut [];
     }
     // SAFETY: checked_len made sure that `len` elements of kind T lie in a row at this address on the CPU; any bits make a
-    // number. The tensor is borrowed mutably; that it shares its memory with no other is asked of callers.
+    // number. The tensor is borrowed mutably; that no other handle is used meanwhile is the caller's word.
     unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast::<T>(), len) }
 }
 
@@ -79,24 +104,50 @@ fn checked_len<T: Number>(tensor: &Tensor) -> usize {
 mod tests {
     use super::*;
 
+    /// A copy of the elements.
+    fn elements<T: Number>(tensor: &Tensor) -> Vec<T> {
+        // SAFETY: nothing writes to the tensor while it is copied.
+        unsafe { of::<T>(tensor) }.to_vec()
+    }
+
     #[test]
     fn elements_come_back_in_their_kind() {
         let numbers = [1.0, -2.5, 1e30, 0.0].map(bf16::from_f32);
         let tensor = tensor(&numbers, &[2, 2]);
         assert_eq!((tensor.kind(), tensor.size()), (Kind::BFloat16, vec![2, 2]));
         assert_eq!(tensor.double_value(&[0, 1]), -2.5);
-        assert_eq!(of::<bf16>(&tensor), numbers);
+        assert_eq!(elements::<bf16>(&tensor), numbers);
+    }
+
+    #[test]
+    fn tensors_are_filled_side_by_side() {
+        let [a, b, none] = filled([&[2, 2], &[3], &[0, 5]], |[a, b, none]| {
+            a.fill(1.5);
+            b.copy_from_slice(&[1.0f64, 2.0, 3.0]);
+            assert!(none.is_empty());
+        });
+        assert_eq!((elements::<f64>(&a), elements::<f64>(&b)), (vec![1.5; 4], vec![1.0, 2.0, 3.0]));
+        assert_eq!(none.size(), [0, 5]);
+        assert!(!overlap(&a, &b) && !overlap(&none, &none));
+    }
+
+    #[test]
+    fn handles_of_the_same_memory_overlap() {
+        let whole = Tensor::zeros([4, 2], (Kind::Float, Device::Cpu));
+        let [first, last] = [whole.narrow(0, 0, 2), whole.narrow(0, 2, 2)];
+        assert!(overlap(&whole, &whole.shallow_clone()) && overlap(&whole, &first) && overlap(&last, &whole));
+        assert!(!overlap(&first, &last) && !overlap(&whole, &whole.copy()));
     }
 
     #[test]
     #[should_panic(expected = "kind")]
     fn another_kind_is_refused() {
-        of::<f32>(&Tensor::zeros([2], (Kind::BFloat16, Device::Cpu)));
+        elements::<f32>(&Tensor::zeros([2], (Kind::BFloat16, Device::Cpu)));
     }
 
     #[test]
     #[should_panic(expected = "not contiguous")]
     fn a_view_with_gaps_is_refused() {
-        of::<f32>(&Tensor::zeros([2, 2], (Kind::Float, Device::Cpu)).transpose(0, 1));
+        elements::<f32>(&Tensor::zeros([2, 2], (Kind::Float, Device::Cpu)).transpose(0, 1));
     }
 }

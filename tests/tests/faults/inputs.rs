@@ -31,7 +31,7 @@ fn with_config(key: &str, value: Value) -> TempDir {
 }
 
 /// tiny-llama with one tensor written otherwise: `dtype` and bytes of the same number of elements.
-fn with_tensor(name: &str, dtype: Dtype, bytes: impl Fn(&[u8]) -> Vec<u8>) -> TempDir {
+pub(super) fn with_tensor(name: &str, dtype: Dtype, bytes: impl Fn(&[u8]) -> Vec<u8>) -> TempDir {
     let model = copied("tiny-llama");
     let checkpoint = Checkpoint::open(model.path()).unwrap();
     let tensors = checkpoint.tensors().map(|view| match view.name == name {
@@ -126,7 +126,7 @@ fn numbers_that_are_none() {
     // Finite numbers whose products are not.
     let huge = |bytes: &[u8]| 1e30f32.to_le_bytes().repeat(bytes.len() / 2);
     let overflowing = with_tensor("model.layers.1.mlp.down_proj.weight", Dtype::F32, huge);
-    check_quantize(overflowing.path(), NUMERIC, &["block 1", "not finite"]);
+    check_quantize(overflowing.path(), NUMERIC, &["block 2 of 4: ", "not finite"]);
 
     let integers = with_tensor(down, Dtype::I16, <[u8]>::to_vec);
     check_quantize(integers.path(), INPUT, &[down, "I16", "F16, BF16"]);

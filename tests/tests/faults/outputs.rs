@@ -4,10 +4,12 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
+use oq_formats::Dtype;
 use oq_tests::{copied, omniquant, run};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use super::inputs::with_tensor;
 use super::{CALIB, DOES_NOT_FIT, INPUT, TINY, USAGE, check, names, quantize};
 
 #[test]
@@ -70,6 +72,38 @@ fn a_run_larger_than_the_memory() {
     command.arg("--out").arg(dir.path().join("out"));
     check(&mut command, DOES_NOT_FIT, &["this run does not fit", "of memory", "--samples ", " GiB: fits"]);
     assert!(names(dir.path()).is_empty());
+}
+
+#[test]
+fn activations_that_float16_does_not_hold() {
+    let down = "model.layers.1.mlp.down_proj.weight";
+    let scaled = with_tensor(down, Dtype::F32, |bytes| {
+        let value = |bytes: &[u8]| half::f16::from_le_bytes([bytes[0], bytes[1]]).to_f32();
+        bytes.chunks(2).flat_map(|bytes| (value(bytes) * 1e6).to_le_bytes()).collect()
+    });
+    let beyond = |model: &Path, args: &[&str]| {
+        let out = tempfile::tempdir().unwrap();
+        let mut command = quantize(model, out.path());
+        command.args(["--scheme", "w4a16g64", "--calib", CALIB]).args(args).env("RUST_LOG", "warn");
+        let stderr = String::from_utf8(run(&mut command, 0).stderr).unwrap();
+        let record: Value = serde_json::from_slice(&fs::read(out.path().join("run.json")).unwrap()).unwrap();
+        let blocks = record["blocks"].as_array().unwrap();
+        (stderr, blocks.iter().map(|block| block["beyond_f16"].as_f64()).collect::<Vec<_>>())
+    };
+    for method in ["omniquant", "smoothquant"] {
+        let (stderr, blocks) = beyond(scaled.path(), &["--method", method]);
+        assert_eq!(stderr.matches("float16").count(), 2, "{method}, once: {stderr}");
+        for part in [" of 4: activations as large as ", "65504", "bfloat16 or float32"] {
+            assert!(stderr.contains(part), "{method}: no {part:?} in {stderr}");
+        }
+        // The residual stays as large as it was once.
+        assert!(blocks[0].is_none() && blocks[1..].iter().all(|block| block.is_some_and(|value| value > 65504.0)));
+        let (stderr, blocks) = beyond(Path::new(TINY), &["--method", method]);
+        assert!(!stderr.contains("float16") && blocks == [None; 4], "{method}: {stderr}, {blocks:?}");
+    }
+    // Without text nothing is known.
+    let (stderr, blocks) = beyond(scaled.path(), &["--method", "rtn"]);
+    assert!(!stderr.contains("float16") && blocks == [None; 4], "{stderr}, {blocks:?}");
 }
 
 /// In a mount namespace of its own: a run on a small disk, the disk grows, the run goes on. `$1`: where the disk is mounted,

@@ -8,8 +8,8 @@ use oq_models::Model;
 use oq_recipe::{BitBudget, Event, Recipe};
 
 use super::{Notice, Options};
-use crate::error::CalibError;
-use crate::identity::{Identity, source_of};
+use crate::error::{CalibError, Nth};
+use crate::identity::{Identity, Sources};
 use crate::journal::Journal;
 use crate::sensitivity::{Probe, n_segments};
 use crate::states::{Cache, Store};
@@ -25,6 +25,7 @@ pub(super) struct Subject<'a> {
     pub(super) segments: &'a [Vec<u32>],
     pub(super) options: &'a Options,
     pub(super) identity: &'a Identity,
+    pub(super) sources: &'a Sources<'a>,
 }
 
 impl Subject<'_> {
@@ -36,7 +37,7 @@ impl Subject<'_> {
     ) -> Result<Widths, CalibError> {
         let (decoder, scheme, out) = (self.model.decoder(), self.recipe.scheme, &self.options.out);
         let sources: Result<Vec<String>, _> =
-            (0..decoder.dims().n_layers).map(|block| source_of(self.model, block)).collect();
+            (0..decoder.dims().n_layers).map(|block| self.sources.of(block).map(str::to_owned)).collect();
         let sources = sources?;
         let before = Choice::read(out, self.identity, &sources);
         if let Some(widths) = before.and_then(|choice| choice.widths(decoder, scheme)) {
@@ -96,6 +97,6 @@ impl Subject<'_> {
 
     fn stopped(&self) -> CalibError {
         let n_blocks = self.model.decoder().dims().n_layers;
-        CalibError::Stopped { block: 0, n_blocks, out: self.options.out.clone() }
+        CalibError::Stopped { block: Nth::new(0, n_blocks), out: self.options.out.clone() }
     }
 }

@@ -6,8 +6,9 @@ use oq_recipe::Start;
 use tch::{Device, Tensor};
 
 use super::{Options, Run, ids_of};
-use crate::error::CalibError;
+use crate::error::{CalibError, Nth};
 use crate::inputs::{InputOps, Inputs};
+use crate::peak::PeakOps;
 use crate::states::{Cache, Store};
 
 /// Hidden states of the calibration segments between blocks; no batches where a method has no use for them.
@@ -24,6 +25,8 @@ pub(super) struct Passed<'a> {
     pub(super) second: Option<Store<'a>>,
     /// What linears were given.
     pub(super) inputs: Inputs,
+    /// The largest activation, where f16 does not hold it; not looked at where the quantized block's are.
+    pub(super) beyond_f16: Option<f64>,
 }
 
 impl Run<'_> {
@@ -111,7 +114,7 @@ impl Run<'_> {
         states: &mut States<'c>,
     ) -> Result<Passed<'c>, CalibError> {
         if states.full.is_empty() {
-            return Ok(Passed { second: None, inputs: Inputs::default() });
+            return Ok(Passed { second: None, inputs: Inputs::default(), beyond_f16: None });
         }
         let decoder = self.model.decoder();
         let cast = self.cast(weights);
@@ -124,17 +127,25 @@ impl Run<'_> {
                 second.push(&decoder.block(&full, ctx, &x))?;
             }
         }
-        let start = if self.recipe.method.learns() { self.recipe.learn.start } else { Start::Whole };
+        let learns = self.recipe.method.learns();
+        let start = if learns { self.recipe.learn.start } else { Start::Whole };
         let watched = InputOps::new(full, self.transform.sites(), linears, start);
+        let peaks = PeakOps::new(&watched);
+        let ops: &dyn BlockOps = if learns { &watched } else { &peaks };
         for batch in 0..states.full.len() {
             self.progress(block_idx)?;
-            let x = decoder.block(&watched, ctx, &states.full.get(batch));
+            let x = decoder.block(ops, ctx, &states.full.get(batch));
             if !is_finite(&x) {
-                return Err(CalibError::Overflow { block: block_idx, batch });
+                let (block, batch) = (Nth::new(block_idx, self.n_blocks), Nth::new(batch, states.full.len()));
+                return Err(CalibError::Overflow { block, batch });
+            }
+            if !learns {
+                peaks.see(&x);
             }
             states.full.set(batch, &x)?;
         }
-        Ok(Passed { second, inputs: watched.finish() })
+        let beyond_f16 = peaks.beyond_f16();
+        Ok(Passed { second, inputs: watched.finish(), beyond_f16 })
     }
 }
 

@@ -10,8 +10,7 @@ use oq_recipe::{BlockRecord, Calibration, Event};
 
 use super::passes::{forward_all, is_finite};
 use super::{Notice, Run, ids_of};
-use crate::error::CalibError;
-use crate::identity::source_of;
+use crate::error::{CalibError, Nth};
 use crate::journal::{Finished, Journal};
 use crate::learn::ATTEMPTS;
 use crate::output::Output;
@@ -73,11 +72,12 @@ impl Run<'_> {
                 }
                 Err(batch) => {
                     retries += 1;
+                    let (epoch, batch) = (Nth::new(epoch, recipe.tune.epochs), Nth::new(batch, targets.len()));
                     let lr = tuner.lr();
                     if retries == ATTEMPTS {
                         return Err(CalibError::TuningDiverged { epoch, batch, attempts: ATTEMPTS, lr });
                     }
-                    tracing::warn!(epoch, batch, lr, "the divergence is not finite: tuning starts again");
+                    tracing::warn!(%epoch, %batch, lr, "the divergence is not finite: tuning starts again");
                     tuner.start(lr / 2.0)?;
                 }
             }
@@ -93,8 +93,12 @@ impl Run<'_> {
                 final_loss: None,
                 wall_secs: 0.0,
                 retries: retries as usize,
+                // The learned block's line has it: scales and norms hardly move.
+                beyond_f16: None,
             };
-            journal.finish(Finished { shard, sha256, source: Some(source_of(model, block)?), record })?;
+            // Codes are the learned block's.
+            let source = journal.finished()[block].source.clone();
+            journal.finish(Finished { shard, sha256, source, surroundings: None, record })?;
         }
         Ok(())
     }
@@ -112,6 +116,7 @@ impl Run<'_> {
             let cast = self.cast(&self.load_block(block)?);
             forward_all(self.model.decoder(), &self.full(&cast), ctx, states, &mut || self.go_on_tuning(epoch, block))?;
             if let Some(batch) = states.iter().position(|x| !is_finite(&x)) {
+                let (block, batch) = (Nth::new(block, self.n_blocks), Nth::new(batch, states.len()));
                 return Err(CalibError::Overflow { block, batch });
             }
             self.go_on_tuning(epoch, block + 1)?;
@@ -133,7 +138,7 @@ impl Run<'_> {
     }
 
     fn stopped_in_tuning(&self, epoch: usize) -> CalibError {
-        CalibError::TuningStopped { epoch, epochs: self.recipe.tune.epochs, out: self.options.out.clone() }
+        CalibError::TuningStopped { epoch: Nth::new(epoch, self.recipe.tune.epochs), out: self.options.out.clone() }
     }
 
     /// The steps of an epoch that are not made yet; an inner error is the batch at which the divergence was not finite. What it has come
@@ -156,7 +161,7 @@ impl Run<'_> {
             if !divergence.is_finite() {
                 return Ok(Err(idx));
             }
-            tracing::debug!(batch = idx, divergence, "tuned");
+            tracing::debug!(batch = %Nth::new(idx, targets.len()), divergence, "tuned");
             let is_stopped = self.tuning_progress(epoch, self.n_blocks, idx + 1).is_break();
             // What the whole epoch has come to is kept next.
             if idx + 1 == targets.len() {

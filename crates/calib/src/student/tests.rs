@@ -3,10 +3,12 @@
 use oq_let::Site;
 use oq_models::{Context, DenseOps};
 use oq_quant_core::{QuantSpec, SiteKind};
-use oq_recipe::Start;
+use oq_recipe::{Overrides, Recipe, Rounding, Start};
 
 use super::*;
 use crate::inputs::InputOps;
+use crate::learn::Task;
+use crate::states::{Cache, Store};
 use crate::testing::{fixture, noise};
 
 const PLACE: Place = Place { device: Device::Cpu, compute: Compute::F32 };
@@ -86,6 +88,24 @@ fn gradients_are_those_of_one_graph() {
 }
 
 #[test]
+fn a_linear_that_cannot_be_cut_into_groups_is_named() {
+    let model = fixture("tiny-llama");
+    let (decoder, weights) = (model.decoder(), model.load_block(0, Device::Cpu).unwrap());
+    let linears: Vec<LinearName> = decoder.block_layout().linears.iter().map(|linear| linear.name).collect();
+    let transform = Transform::new(Vec::new(), Device::Cpu);
+    let (fits, does_not) = (scheme("w4a16g64"), scheme("w4a16g7"));
+    for refused in linears.iter().copied() {
+        let specs = |name: LinearName| if name == refused { does_not.weight } else { fits.weight };
+        let specs: (&dyn Fn(LinearName) -> WeightSpec, ActSpec) = (&specs, fits.act);
+        let values = Values::identity(&[], false, Kind::Float, Device::Cpu);
+        let student = Student::new(&weights, &linears, specs, (&transform, values), &Inputs::default(), PLACE);
+        let (named, error) = student.err().expect("7 divides no width of the model");
+        assert_eq!(named, refused);
+        assert!(error.to_string().contains("group 7"), "{error}");
+    }
+}
+
+#[test]
 fn rounding_starts_where_compensation_leaves_it() {
     let _no_grad = tch::no_grad_guard();
     let model = fixture("tiny-llama");
@@ -121,6 +141,66 @@ fn rounding_starts_where_compensation_leaves_it() {
 }
 
 #[test]
+fn at_half_of_its_rates_all_that_is_learned_moves_half_as_far() {
+    let _no_grad = tch::no_grad_guard();
+    let model = fixture("tiny-llama");
+    let (decoder, weights) = (model.decoder(), model.load_block(0, Device::Cpu).unwrap());
+    let linears: Vec<LinearName> = decoder.block_layout().linears.iter().map(|linear| linear.name).collect();
+    let transform = Transform::new(decoder.sites(SiteKind::Norm).unwrap(), Device::Cpu);
+    let shape = [1, TOKENS, decoder.dims().hidden as i64];
+    let overrides = Overrides { epochs: Some(2), rounding: Some(Rounding::Learned), ..Overrides::default() };
+    let recipe = Recipe::resolve(scheme("w3a16g64"), None, None, &overrides).unwrap();
+    let len = shape.iter().product::<i64>() as usize;
+    let cache = Cache { device: Device::Cpu, budget: None, batch: len, len, total: len, dir: "none".into() };
+    let mut inputs = Store::new(&cache);
+    inputs.push(&noise(1, &shape)).unwrap();
+    let task = Task {
+        decoder,
+        ctx: &decoder.context(TOKENS as usize, Device::Cpu),
+        weights: &weights,
+        linears: &linears,
+        specs: &|_| recipe.scheme.weight,
+        transform: &transform,
+        start: &Values::identity(transform.sites(), false, Kind::Float, Device::Cpu),
+        seen: &Inputs::default(),
+        recipe: &recipe,
+        place: PLACE,
+        inputs: &inputs,
+        targets: vec![&inputs],
+    };
+    let learned = |student: &Student<'_>| -> BTreeMap<&str, Vec<Tensor>> {
+        let of_clips = |of: &dyn Fn(&Lwc) -> Tensor| student.clips.values().map(|clip| of(clip).copy()).collect();
+        BTreeMap::from([
+            ("clipping", of_clips(&|clip| clip.gamma.shallow_clone())),
+            ("rounding", of_clips(&|clip| clip.offsets.as_ref().unwrap_or(&clip.gamma.zeros_like()).abs().max())),
+            ("transformation", student.values.tensors().map(Tensor::copy).collect()),
+        ])
+    };
+    let moved = |share| {
+        let (mut student, mut optimizer) = task.begin(share).unwrap();
+        let before = learned(&student);
+        let loss = student.step(&mut optimizer, |ops| task.loss(ops, 0));
+        assert!(loss.is_finite());
+        let after = learned(&student);
+        let off = |(name, after): (&&'static str, &Vec<Tensor>)| {
+            let pairs = after.iter().zip(&before[name]);
+            (
+                *name,
+                pairs.map(|(after, before)| (after - before).abs().sum(Kind::Double).double_value(&[])).sum::<f64>(),
+            )
+        };
+        after.iter().map(off).collect::<BTreeMap<_, _>>()
+    };
+    let (whole, half) = (moved(1.0), moved(0.5));
+    assert_eq!(whole.len(), 3);
+    for (name, whole) in whole {
+        // A step of 1e-2 from a strength of 4 has some thousand steps of f32.
+        let share = half[name] / whole;
+        assert!(whole > 0.0 && (share - 0.5).abs() < 1e-3, "{name}: {share}");
+    }
+}
+
+#[test]
 fn offsets_come_to_half_a_step_or_less() {
     let rates = |steps: usize| {
         let mut student = Student {
@@ -132,7 +212,7 @@ fn offsets_come_to_half_a_step_or_less() {
             values: Values::identity(&[], false, Kind::Float, Device::Cpu),
             rounding: None,
         };
-        student.round_within(steps);
+        student.round_within(steps, 1.0);
         let mut rounding = student.rounding.unwrap();
         let all: Vec<f64> = (0..steps).map(|_| rounding.next()).collect();
         assert_eq!(rounding.next(), 0.0, "nothing is left");

@@ -2,6 +2,7 @@
 
 use std::ops::ControlFlow;
 
+use oq_formats::{Checkpoint, Dtype, OutTensor, write_shard};
 use oq_models::Compute;
 use oq_random::SplitMix64;
 use oq_recipe::{Method, Overrides, Recipe};
@@ -107,6 +108,69 @@ fn steps_go_down_and_what_is_saved_goes_on() {
         assert_eq!(tuner.divergences(), [first]);
         assert_eq!(tuner.step(x.shallow_clone(), target).unwrap(), second);
         assert_eq!(tensors(tuner), whole);
+    });
+}
+
+/// As they are stored.
+fn numbers(numbers: &[f64]) -> Vec<u8> {
+    numbers.iter().flat_map(|number| number.to_le_bytes()).collect()
+}
+
+#[test]
+fn a_state_that_is_not_of_this_run_is_refused() {
+    with_tuner("tiny-llama", "w2a16g64", |tuner, x, target| {
+        // Of two epochs of three steps, one is finished, and one step of the next.
+        tuner.subject.batches = 3;
+        let fresh = tuner.step(x.shallow_clone(), target).unwrap();
+        tuner.finish_epoch();
+        tuner.step(x.shallow_clone(), target).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("tuning.safetensors");
+        tuner.save(&path).unwrap();
+        let lr = tuner.lr();
+        let saved = std::fs::read(&path).unwrap();
+        tuner.restore(&path).expect("it is this run's");
+
+        let mut check = |part: &str, bytes: &[u8]| {
+            std::fs::write(&path, bytes).unwrap();
+            let error = tuner.restore(&path).expect_err(part).to_string();
+            assert!(error.contains("tuning.safetensors") && error.contains(part), "{part}: {error}");
+            // What the caller does then.
+            tuner.start(lr).unwrap();
+            assert_eq!(divergence(tuner, x, target), fresh);
+        };
+        for cut in [0, 7, 100, saved.len() / 2, saved.len() - 1] {
+            check("tuning.safetensors", &saved[..cut]);
+        }
+        // One tensor replaced by another.
+        let with = |name: &str, dtype: Dtype, len: usize, bytes: Vec<u8>| {
+            let other = dir.path().join("other.safetensors");
+            std::fs::write(&other, &saved).unwrap();
+            let all = Checkpoint::open_file(&other).unwrap();
+            let kept = all.names().filter(|kept| *kept != name).map(|kept| OutTensor::copy_from(&all, kept).unwrap());
+            let mut tensors: Vec<OutTensor<'_>> = kept.collect();
+            tensors.push(OutTensor::new(name, dtype, &[len], bytes).unwrap());
+            write_shard(&dir.path().join("made.safetensors"), &tensors).unwrap();
+            std::fs::read(dir.path().join("made.safetensors")).unwrap()
+        };
+        let progress = |of: &[f64]| with("progress", Dtype::F64, of.len(), numbers(of));
+        check("progress is F64 [3], not F64 of 4", &progress(&[lr, 1.0, 1.0]));
+        check("progress is F64 [0]", &progress(&[]));
+        check("progress is F32 [9]", &with("progress", Dtype::F32, 9, vec![0; 36]));
+        for rate in [f64::NAN, 0.3, 0.0, -lr, 2.0 * lr, lr / 1024.0] {
+            check(&format!("the learning rate is {rate}, not"), &progress(&[rate, 1.0, 1.0, 0.5, 0.5]));
+        }
+        for steps in [3.0, 1e30, -1.0, 0.5, f64::NAN] {
+            check("not a number up to 2", &progress(&[lr, steps, 1.0, 0.5, 0.5]));
+        }
+        check("the segments are 0, in 1 steps", &progress(&[lr, 1.0, 0.0, 0.5, 0.5]));
+        check("a divergence is NaN", &progress(&[lr, 1.0, 1.0, f64::NAN, 0.5]));
+        check("a divergence is inf", &progress(&[lr, 1.0, 1.0, 0.5, f64::INFINITY]));
+        check("the epochs are 3 finished ones, of 2", &progress(&[lr, 0.0, 0.0, 0.0, 0.5, 0.5, 0.5]));
+        check("the steps are 1, not a number up to 0", &progress(&[lr, 1.0, 1.0, 0.5, 0.5, 0.5]));
+        let name = "2.mlp.up_proj.weight.first";
+        check(&format!("{name} is F32 [5], not F32 ["), &with(name, Dtype::F32, 5, vec![0; 20]));
+        check(&format!("{name} is F64 ["), &with(name, Dtype::F64, 5, vec![0; 40]));
     });
 }
 

@@ -3,15 +3,13 @@
 use std::fmt::Write;
 
 use anyhow::Result;
+use oq_models::runtime::LIBTORCH;
 use serde_json::{Value, json};
 use tch::Cuda;
 
 use crate::machine;
 use crate::output::{Output, bytes};
 use crate::resolve::cache_dir;
-
-/// The release that `tch` is made for; its build refuses others.
-pub const LIBTORCH: &str = "2.13.0";
 
 pub fn run(out: &Output) -> Result<()> {
     let here = std::env::current_dir()?;

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
-use oq_calib::{Machine, Notice, Options, Outcome, Plan, Setting, UNTUNED, check, quantize};
+use oq_calib::{Machine, Notice, Nth, Options, Outcome, Plan, Setting, UNTUNED, check, quantize};
 use oq_data::{Split, segments_and_new};
 use oq_formats::atomic_write;
 use oq_models::family::decoder_of;
@@ -178,7 +178,8 @@ impl Job<'_> {
         let n_blocks = self.model.decoder().dims().n_layers;
         let bar = out.bar(&format!("{} {}", self.named.stem(), self.recipe.scheme));
         let tune_epochs = self.recipe.tune.epochs;
-        let mut show = Show { bar, n_blocks, tune_epochs, secs_left: None };
+        let epochs = self.recipe.learn.epochs;
+        let mut show = Show { bar, n_blocks, epochs, tune_epochs, secs_left: None };
         let mut events = Events { path: self.dir.join(EVENTS), file: None };
         let begun = Event::RunStarted {
             model: self.named.name.clone(),
@@ -224,7 +225,7 @@ impl Job<'_> {
             device: machine::device_name(self.device),
             compute: self.compute.name().to_owned(),
             threads: tch::get_num_threads() as usize,
-            libtorch: crate::commands::doctor::LIBTORCH.to_owned(),
+            libtorch: oq_models::runtime::LIBTORCH.to_owned(),
             tch: "0.26".to_owned(),
             blocks: outcome.blocks,
             tuning: outcome.tuning,
@@ -285,6 +286,7 @@ fn event_of(notice: &Notice) -> Option<&Event> {
 struct Show {
     bar: Bar,
     n_blocks: usize,
+    epochs: usize,
     tune_epochs: usize,
     secs_left: Option<f64>,
 }
@@ -295,17 +297,19 @@ impl Show {
             Notice::Progress { done, total } => self.bar.set(*done, *total),
             Notice::Event(Event::Epoch { block, epoch, loss, secs_left, .. }) => {
                 self.secs_left = *secs_left;
-                self.bar.message(format!("block {block} epoch {epoch} loss {loss:.3e}"));
+                let (block, epoch) = (Nth { index: *block, of: self.n_blocks }, Nth { index: *epoch, of: self.epochs });
+                self.bar.message(format!("block {block}, epoch {epoch}, loss {loss:.3e}"));
             }
             Notice::Event(Event::BlockFinished(block)) => self.bar.line(|| {
                 let loss = block.final_loss.map_or(String::new(), |loss| format!(", loss {loss:.3e}"));
                 let left = self.secs_left.map_or(String::new(), |secs| format!(", {} left", seconds(secs)));
-                let (done, took) = (block.index + 1, block.wall_secs);
-                format!("block {done} of {} finished in {took:.1} s{loss}{left}", self.n_blocks)
+                let (nth, took) = (Nth { index: block.index, of: self.n_blocks }, block.wall_secs);
+                format!("block {nth} finished in {took:.1} s{loss}{left}")
             }),
             Notice::Event(Event::Tuned { epoch, divergence, secs_left, .. }) => self.bar.line(|| {
                 let left = secs_left.map_or(String::new(), |secs| format!(", {} left", seconds(secs)));
-                format!("tuning epoch {} of {}, divergence {divergence:.4}{left}", epoch + 1, self.tune_epochs)
+                let epoch = Nth { index: *epoch, of: self.tune_epochs };
+                format!("tuning epoch {epoch}, divergence {divergence:.4}{left}")
             }),
             Notice::Event(Event::BitsChosen { average, linears }) => self.bar.line(|| {
                 let widths: Vec<String> = linears.iter().map(|(bits, n)| format!("{n} of {bits} bits")).collect();

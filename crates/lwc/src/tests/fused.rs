@@ -159,3 +159,26 @@ fn what_is_not_a_number_is_not_hidden() {
     let _ = weight.get(1).get(0).fill_(f64::NAN);
     assert!(lwc.fake_quantize(&weight).get(1).get(0).double_value(&[]).is_nan());
 }
+
+#[test]
+fn offsets_that_share_memory_with_what_is_read_are_moved_all_the_same() {
+    let spec = WeightSpec {
+        bits: Bits::new(3).unwrap(),
+        group: GroupSize::channels(8).unwrap(),
+        symmetry: Symmetry::Asymmetric,
+    };
+    for kind in [Kind::Float, Kind::Double] {
+        let weight = noise(1, [OUT, 32], kind);
+        let moved = |grad: &dyn Fn(&Tensor) -> Tensor| {
+            let mut lwc = lwc(spec, 32, kind);
+            let offsets = noise(2, [OUT, 32], kind) * 0.2;
+            let grad = grad(&offsets);
+            lwc.offsets = Some(offsets);
+            lwc.move_offsets(&weight, &grad, 0.01);
+            lwc.offsets.expect("they were moved")
+        };
+        let (apart, shared) = (moved(&Tensor::copy), moved(&Tensor::shallow_clone));
+        assert_eq!(apart, shared);
+        assert_ne!(apart, noise(2, [OUT, 32], kind) * 0.2);
+    }
+}

@@ -1,0 +1,127 @@
+//! The fused loops on tensors: the only place of the crate that looks at their elements.
+//!
+//! All of them are on the CPU, contiguous, in the kinds that the type parameters say, and of the right shapes: callers have prepared them
+//! so.
+
+#![allow(unsafe_code, reason = "the loops are our own, which read and write tensors where they lie")]
+
+use oq_quant_core::{Clip, QuantizedTensor, TensorError, WeightSpec};
+use oq_slices as slices;
+use tch::Tensor;
+
+use crate::{Levels, Lwc, LwcGrads, Shares, fused};
+
+/// Codes of a weight `[rows, cols]` on clipped grids; all in f32.
+pub(crate) fn quantize(
+    weight: &Tensor,
+    [rows, cols]: [usize; 2],
+    spec: WeightSpec,
+    clip: &Shares,
+    offsets: Option<&Tensor>,
+) -> Result<QuantizedTensor, TensorError> {
+    // SAFETY: nothing of libtorch runs before they are used for the last time, in the next statement.
+    let [weight, hi, lo] = [weight, &clip.hi, &clip.lo].map(|x| unsafe { slices::of(x) });
+    // SAFETY: as above.
+    let offsets = offsets.map(|x| unsafe { slices::of(x) });
+    QuantizedTensor::quantize_clipped(weight, rows, cols, spec, Clip { hi, lo }, offsets)
+}
+
+impl Lwc {
+    /// `importance [in]`.
+    pub(crate) fn search_fused<T: fused::Real>(&self, weight: &Tensor, importance: &Tensor) -> Shares {
+        let (clip, zeros, choices) = (self.clip(), self.zeros(), crate::choices().map(T::of));
+        let shape = clip.hi.size();
+        // SAFETY: nothing is written meanwhile but tensors that are made here.
+        let (groups, importance) = unsafe { (self.groups(weight, &zeros, &clip), slices::of(importance)) };
+        // Each weight at the code nearest to it, whatever was learned.
+        let groups = fused::Groups { offsets: &zeros, ..groups };
+        let [hi, lo] = slices::filled([&shape[..]; 2], |[hi, lo]| fused::search(&groups, importance, &choices, hi, lo));
+        Shares { hi, lo }
+    }
+
+    pub(crate) fn fake_quantize_fused<T: fused::Real, S: fused::Stored<T>>(
+        &self,
+        weight: &Tensor,
+        clip: &Shares,
+    ) -> Tensor {
+        let (zeros, shape) = (self.zeros::<T>(), weight.size());
+        // SAFETY: nothing is written meanwhile but a tensor that is made here.
+        let groups = unsafe { self.groups(weight, &zeros, clip) };
+        let [out] = slices::filled([&shape], |[out]: [&mut [S]; 1]| fused::fake_quantize(&groups, out));
+        out
+    }
+
+    pub(crate) fn gradients_fused<T: fused::Real, S: fused::Stored<T>>(
+        &self,
+        weight: &Tensor,
+        grad: &Tensor,
+        clip: &Shares,
+    ) -> LwcGrads {
+        let (zeros, shape) = (self.zeros::<T>(), clip.hi.size());
+        // SAFETY: nothing is written meanwhile but tensors that are made here.
+        let (groups, grad) = unsafe { (self.groups(weight, &zeros, clip), slices::of::<S>(grad)) };
+        let [gamma, beta] =
+            slices::filled([&shape[..]; 2], |[gamma, beta]| fused::gradients(&groups, grad, gamma, beta));
+        LwcGrads { gamma, beta }
+    }
+
+    pub(crate) fn gradients_with_weight_fused<T: fused::Real, S: fused::Stored<T>>(
+        &self,
+        weight: &Tensor,
+        grad: &Tensor,
+        clip: &Shares,
+    ) -> (LwcGrads, Tensor) {
+        let (zeros, of_clip, of_weight) = (self.zeros::<T>(), clip.hi.size(), weight.size());
+        // SAFETY: nothing is written meanwhile but tensors that are made here.
+        let (groups, grad) = unsafe { (self.groups(weight, &zeros, clip), slices::of::<S>(grad)) };
+        let shapes = [&of_clip[..], &of_clip, &of_weight];
+        let [gamma, beta, d_weight] = slices::filled(shapes, |[gamma, beta, d_weight]| {
+            fused::gradients_with_weight(&groups, grad, gamma, beta, d_weight);
+        });
+        (LwcGrads { gamma, beta }, d_weight)
+    }
+
+    /// Moves `offsets`, which are not this clipping's own while they are moved.
+    ///
+    /// # Panics
+    /// When they share memory with the weight or its gradient.
+    pub(crate) fn move_offsets_fused<T: fused::Real, S: fused::Stored<T>>(
+        &self,
+        weight: &Tensor,
+        grad: &Tensor,
+        clip: &Shares,
+        rate: f64,
+        offsets: &mut Tensor,
+    ) {
+        assert!(self.offsets.is_none(), "offsets are moved while they are read");
+        let read = [weight, grad, &clip.hi, &clip.lo];
+        assert!(read.into_iter().all(|read| !slices::overlap(read, offsets)), "offsets share memory with what is read");
+        let zeros = self.zeros::<T>();
+        // SAFETY: nothing is written meanwhile but the offsets, which lie elsewhere.
+        let (groups, grad) = unsafe { (self.groups(weight, &zeros, clip), slices::of::<S>(grad)) };
+        // SAFETY: of what is read meanwhile nothing lies there, and nothing of libtorch runs.
+        let offsets = unsafe { slices::of_mut(offsets) };
+        fused::move_offsets(&groups, grad, T::of(rate), offsets);
+    }
+
+    /// Offsets of a group that has none.
+    fn zeros<T: fused::Real>(&self) -> Vec<T> {
+        vec![T::ZERO; self.spec.group.len(self.in_features)]
+    }
+
+    /// # Safety
+    /// As [`slices::of`] asks, of the weight, the shares and the offsets.
+    unsafe fn groups<'a, T: fused::Real>(
+        &'a self,
+        weight: &'a Tensor,
+        zeros: &'a [T],
+        clip: &'a Shares,
+    ) -> fused::Groups<'a, T> {
+        // SAFETY: the caller's word.
+        let [weight, clip_hi, clip_lo] = [weight, &clip.hi, &clip.lo].map(|x| unsafe { slices::of(x) });
+        // SAFETY: the caller's word.
+        let offsets = self.offsets.as_ref().map_or(zeros, |x| unsafe { slices::of(x) });
+        let (len, levels) = (self.spec.group.len(self.in_features), Levels::new(self.spec));
+        fused::Groups { weight, offsets, len, levels, clip_hi, clip_lo }
+    }
+}
