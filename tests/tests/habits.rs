@@ -237,7 +237,7 @@ fn rows_of_text_are_measured_and_learned_from_as_their_text() {
         command.arg(dir.path().join(format!("out-{samples}-{seqlen}")));
         command
     };
-    let short = write("short.txt", rows.concat()[..600].as_bytes());
+    let short = write("short.txt", &rows.concat().as_bytes()[..600]);
     let tokenizer = Tokenizer::open(&fixture("tiny-llama")).unwrap();
     let tokens = tokenizer.encode(&rows.concat()[..600], AddSpecial::Yes).unwrap().len();
     let said = stderr(&run(&mut quantize(&short, "16", "32"), 0));

@@ -99,7 +99,9 @@ fn a_snapshot_without_a_ref_is_found_where_it_is_the_only_one() {
     }
     let other = dir.with_file_name(OTHER);
     std::fs::create_dir(&other).unwrap();
-    ["config.json", "model.safetensors"].map(|file| std::fs::copy(dir.join(file), other.join(file)).unwrap());
+    for file in ["config.json", "model.safetensors"] {
+        std::fs::copy(dir.join(file), other.join(file)).unwrap();
+    }
     let error = fetch(&hub).unwrap_err().to_string();
     assert!(error.contains(COMMIT) && error.contains(OTHER) && error.contains("--revision"), "{error}");
     assert_eq!(at(OTHER).unwrap(), other);

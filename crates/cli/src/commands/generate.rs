@@ -83,15 +83,17 @@ pub fn record(loaded: &Loaded, session: &Session<'_>, prompt_tokens: usize, gene
 /// The same in a line.
 pub fn told(prompt_tokens: usize, generated: &Generated) -> String {
     let rate = |tokens: usize, secs: f64| tokens as f64 / secs.max(1e-9);
-    let read = rate(prompt_tokens, generated.prefill_secs);
-    let written = rate(generated.ids.len(), generated.decode_secs);
+    let prefill = rate(prompt_tokens, generated.prefill_secs);
+    let decode = rate(generated.ids.len(), generated.decode_secs);
     let end = match &generated.end {
-        End::Token(_) => "the model ended it".to_owned(),
+        End::Token(_) => "end of sequence".to_owned(),
         End::Stop(stop) => format!("ended before {stop:?}"),
         End::MaxTokens => "--max-tokens reached".to_owned(),
         End::Context => "the model's context is full".to_owned(),
         End::Interrupted => "stopped".to_owned(),
     };
     let tokens = generated.ids.len();
-    format!("{prompt_tokens} tokens read at {read:.1} per second, {tokens} written at {written:.1} per second; {end}")
+    format!(
+        "prefill {prompt_tokens} tokens, {prefill:.1} per second; decode {tokens} tokens, {decode:.1} per second; {end}"
+    )
 }
