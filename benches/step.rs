@@ -15,7 +15,7 @@ use std::process::Command;
 use std::time::Instant;
 
 use oq_calib::{Notice, Options, quantize};
-use oq_models::{Compute, Mixed, Model, runtime};
+use oq_models::{Compute, Mixed, Model, Scores, runtime};
 use oq_quant_core::QuantSpec;
 use oq_recipe::{Overrides, Preset, Recipe};
 use tch::{Device, Kind, Tensor};
@@ -69,7 +69,7 @@ fn main() {
 /// Products of a block's linears and of causal attention.
 fn forward_flops(model: &Model, tokens: usize) -> f64 {
     let decoder = model.decoder();
-    let weights: usize = decoder.block_layout().linears.iter().map(|l| l.out_features * l.in_features).sum();
+    let weights: usize = decoder.layer(0).linears.iter().map(|l| l.out_features * l.in_features).sum();
     let dims = decoder.dims();
     let attention = 2 * tokens * tokens * dims.n_heads * dims.head_dim;
     (2 * weights * tokens + attention) as f64
@@ -137,7 +137,7 @@ fn parts(model: &Model, tokens: usize, step: f64) {
         |rows: i64, columns: i64| Tensor::randn([rows, columns], (Kind::Float, Device::Cpu)).to_kind(Kind::BFloat16);
     let of_best = |work: &dyn Fn() -> Tensor| (0..3).map(|_| secs_of(work)).fold(f64::INFINITY, f64::min);
     let [mut forward, mut to_input, mut to_weight] = [0.0; 3];
-    for linear in decoder.block_layout().linears {
+    for linear in decoder.layer(0).linears {
         let (rows, columns) = (linear.out_features as i64, linear.in_features as i64);
         let (x, w, g) = (random(t, columns), random(rows, columns), random(t, rows));
         forward += of_best(&|| x.linear(&w, None::<&Tensor>));
@@ -152,7 +152,7 @@ fn parts(model: &Model, tokens: usize, step: f64) {
         by_tokens.transpose(1, 2)
     };
     let (q, kv, grad) = (heads(dims.n_heads), heads(dims.n_kv_heads), random(t, (dims.n_heads * dims.head_dim) as i64));
-    let mix = || Mixed::new(&q, &kv, &kv, None).expect("our own attention, where bf16 is fast");
+    let mix = || Mixed::new(&q, &kv, &kv, &Scores::default()).expect("our own attention, where bf16 is fast");
     let attention = of_best(&|| mix().out);
     let mixed = mix();
     let attention_back = of_best(&|| mixed.grads(&grad)[0].shallow_clone());

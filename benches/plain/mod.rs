@@ -32,7 +32,7 @@ struct Plain<'a> {
 
 impl<'a> Plain<'a> {
     fn new(model: &'a Model, scheme: QuantSpec, tokens: usize) -> Self {
-        let clips: BTreeMap<_, _> = (model.decoder().block_layout().linears.iter())
+        let clips: BTreeMap<_, _> = (model.decoder().layer(0).linears.iter())
             .map(|linear| {
                 let (rows, columns) = (linear.out_features, linear.in_features);
                 let mut clip = Lwc::new(rows, columns, scheme.weight, Device::Cpu).expect("groups divide");
@@ -62,7 +62,7 @@ impl<'a> Plain<'a> {
         let head_dim = self.model.decoder().dims().head_dim;
         let h = self.norm("input_layernorm.weight", x);
         let heads = |name: &str| split_heads(&self.linear(name, &h), head_dim);
-        let (q, k) = (self.ctx.turn(&heads("self_attn.q_proj")), self.ctx.turn(&heads("self_attn.k_proj")));
+        let (q, k) = (self.ctx.of(0).turn(&heads("self_attn.q_proj")), self.ctx.of(0).turn(&heads("self_attn.k_proj")));
         let y = x + self.linear("self_attn.o_proj", &attention(&q, &k, &heads("self_attn.v_proj")));
         let h = self.norm("post_attention_layernorm.weight", &y);
         let gated = self.linear("mlp.gate_proj", &h).silu() * self.linear("mlp.up_proj", &h);

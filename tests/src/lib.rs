@@ -1,5 +1,6 @@
 //! What the end-to-end tests share: where fixtures lie, how the program is run, and runs through the libraries.
 
+mod family;
 mod models;
 
 use std::path::{Path, PathBuf};
@@ -12,8 +13,9 @@ use oq_data::{AddSpecial, Tokenizer};
 use serde_json::Value;
 use tempfile::TempDir;
 
+pub use family::{check_family, write_random};
 pub use models::{
-    block_losses, calibration, check_recorded_losses, checkpoints, f64_block, in_f32, measure, model_files,
+    F64_BLOCK, block_losses, calibration, check_recorded_losses, checkpoints, f64_block, in_f32, measure, model_files,
 };
 
 /// Far above the seconds that a run of the tests takes on an idle machine: whoever waits longer waits for ever.

@@ -27,9 +27,12 @@ pub fn checkpoints() -> Vec<PathBuf> {
     found
 }
 
+/// The block that [`f64_block`] loads.
+pub const F64_BLOCK: usize = 1;
+
 /// The second block in f64, in which rounding is no excuse.
 pub fn f64_block(model: &Model) -> BlockWeights {
-    let weights = model.load_block(1, Device::Cpu).expect("fixtures can be read");
+    let weights = model.load_block(F64_BLOCK, Device::Cpu).expect("fixtures can be read");
     BlockWeights::new(weights.tensors().iter().map(|(name, t)| (name.clone(), t.to_kind(Kind::Double))).collect())
 }
 
@@ -78,8 +81,8 @@ pub fn block_losses(full: &Model, quantized: &Model, segments: &[Vec<u32>]) -> V
             [full, quantized].map(|model| model.load_block(block_idx, Device::Cpu).expect("it can be read"));
         let mut sum = 0.0;
         for [x, y] in &mut states {
-            *x = decoder.block(&DenseOps::new(&weights), &ctx, x);
-            *y = decoder.block(&quantized.ops(&stored), &ctx, y);
+            *x = decoder.block(block_idx, &DenseOps::new(&weights), &ctx, x);
+            *y = decoder.block(block_idx, &quantized.ops(&stored), &ctx, y);
             sum += (&*x - &*y).square().mean(Kind::Double).double_value(&[]);
         }
         sum / states.len() as f64

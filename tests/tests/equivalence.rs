@@ -8,7 +8,7 @@ use std::path::Path;
 use oq_let::{Action, Site, Transform, Values};
 use oq_models::{ActPoint, BlockOps, BlockWeights, Compute, DenseOps, LinearName, Model, Rotator};
 use oq_quant_core::{RotateKind, SiteKind};
-use oq_tests::{checkpoints, f64_block, fixture};
+use oq_tests::{F64_BLOCK, checkpoints, f64_block, fixture};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use tch::{Device, Kind, Tensor};
@@ -64,13 +64,13 @@ fn errors(model: &Model, weights: &BlockWeights, sites: &[Site], seed: i64) -> [
     let values = random_values(sites, seed);
     let x = Tensor::randn([2, TOKENS, decoder.dims().hidden as i64], (Kind::Double, Device::Cpu));
     let ctx = decoder.context(TOKENS as usize, Device::Cpu);
-    let original = decoder.block(&DenseOps::new(weights), &ctx, &x);
+    let original = decoder.block(F64_BLOCK, &DenseOps::new(weights), &ctx, &x);
 
     let moved = Transform::new(sites.to_vec(), Device::Cpu).apply(&values, |name| weights.find(name));
     let mut merged = weights.cast(&[], Compute::F32); // As it is.
     moved.iter().for_each(|(name, tensor)| merged.set(name.clone(), tensor.shallow_clone()));
-    let unmerged = decoder.block(&Unmerged { weights, moved }, &ctx, &x);
-    let merged = decoder.block(&DenseOps::new(&merged), &ctx, &x);
+    let unmerged = decoder.block(F64_BLOCK, &Unmerged { weights, moved }, &ctx, &x);
+    let merged = decoder.block(F64_BLOCK, &DenseOps::new(&merged), &ctx, &x);
     let largest = |x: &Tensor| x.abs().max().double_value(&[]);
     [unmerged, merged].map(|y| largest(&(y - &original)) / largest(&original))
 }
@@ -102,7 +102,7 @@ fn every_site_of_every_model_is_an_equivalence() {
         let weights = f64_block(&model);
         let mut all = Vec::new();
         for kind in SiteKind::ALL {
-            if let Ok(sites) = model.decoder().sites(kind) {
+            if let Ok(sites) = model.decoder().sites(F64_BLOCK, kind) {
                 shifting += check(dir, &model, &weights, &sites);
                 *seen.entry(kind).or_default() += 1;
                 all.extend(sites);
@@ -122,10 +122,10 @@ fn sites_of_rotated_models_are_equivalences() {
     for dir in checkpoints() {
         let model = Model::open(&dir).unwrap();
         let Ok(rotator) = Rotator::new(model.decoder(), RotateKind::Online, 5) else { continue };
-        let weights = rotator.expect("it was asked for").block(f64_block(&model)).unwrap();
+        let weights = rotator.expect("it was asked for").block(F64_BLOCK, f64_block(&model)).unwrap();
         // What the MLP makes inside is turned between `updown`'s ports.
         for kind in [SiteKind::Norm, SiteKind::Vo, SiteKind::Qk] {
-            if let Ok(sites) = model.decoder().sites(kind) {
+            if let Ok(sites) = model.decoder().sites(F64_BLOCK, kind) {
                 check(&dir, &model, &weights, &sites);
                 seen += 1;
             }
@@ -156,13 +156,13 @@ fn ties_are_needed() {
     for (folder, kind) in cases {
         let model = Model::open(&fixture(folder)).unwrap();
         let weights = f64_block(&model);
-        let sites: Vec<Site> = model.decoder().sites(kind).unwrap().iter().map(untied).collect();
+        let sites: Vec<Site> = model.decoder().sites(F64_BLOCK, kind).unwrap().iter().map(untied).collect();
         let [error, _] = errors(&model, &weights, &sites, 1);
         assert!(error > BROKEN, "{folder} {kind}: {error:.1e}");
     }
     // Without rotation nothing ties queries to each other.
     let model = Model::open(&fixture("tiny-opt")).unwrap();
-    let sites = model.decoder().sites(SiteKind::Qk).unwrap();
+    let sites = model.decoder().sites(F64_BLOCK, SiteKind::Qk).unwrap();
     assert_eq!(sites[0].n_scales, model.decoder().dims().hidden);
     assert!(sites[0].ports.iter().any(|port| port.action == Action::MultiplyOutput));
 }
@@ -176,7 +176,7 @@ fn places_that_a_model_has_not_are_explained() {
         ("tiny-falcon", SiteKind::Updown, "not ReLU"),
     ];
     for (folder, kind, part) in cases {
-        let reason = Model::open(&fixture(folder)).unwrap().decoder().sites(kind).unwrap_err();
+        let reason = Model::open(&fixture(folder)).unwrap().decoder().sites(F64_BLOCK, kind).unwrap_err();
         assert!(reason.contains(part), "{folder}: {reason}");
     }
 }

@@ -55,7 +55,7 @@ fn check(folder: &str) {
     for block_idx in 0..n_layers {
         check_close(folder, &x, &golden, &format!("hidden.{block_idx}"));
         let weights = model.load_block(block_idx, Device::Cpu).unwrap();
-        x = decoder.block(&DenseOps::new(&weights), &ctx, &x);
+        x = decoder.block(block_idx, &DenseOps::new(&weights), &ctx, &x);
     }
     check_close(folder, &decoder.finish(&outer, &x).unwrap(), &golden, &format!("hidden.{n_layers}"));
 }
@@ -75,7 +75,7 @@ fn keys_that_are_not_written_mean_what_transformers_means() {
         let decoder = configured(keys).unwrap();
         let dims = decoder.dims();
         assert_eq!((dims.n_kv_heads, dims.max_positions), (kv_heads, positions));
-        assert_eq!((decoder.mask_heads(4096), decoder.mask_heads(4097)), (0, usize::from(!sees_all)));
+        assert_eq!((decoder.mask_heads(0, 4096), decoder.mask_heads(0, 4097)), (0, usize::from(!sees_all)));
     }
     check(&json!({"model_type": "llama"}), 64, 2048, true);
     check(&json!({"model_type": "mistral"}), 8, 131_072, false);

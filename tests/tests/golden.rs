@@ -61,7 +61,7 @@ fn check(folder: &str, golden: &str) {
         let hidden = format!("hidden.{block_idx}");
         check_close(&name(&hidden), &values(&x), &golden.values(&hidden).unwrap(), TOLERANCE);
         let weights = model.load_block(block_idx, Device::Cpu).unwrap();
-        x = decoder.block(&DenseOps::new(&weights), &ctx, &x);
+        x = decoder.block(block_idx, &DenseOps::new(&weights), &ctx, &x);
     }
     let last = decoder.finish(&outer, &x).unwrap();
     let hidden = format!("hidden.{n_layers}");
@@ -75,7 +75,7 @@ fn check(folder: &str, golden: &str) {
             let row = |p: usize| frequencies.repeat(2).into_iter().map(move |w| factor * f(p as f32 * w));
             (0..t).flat_map(row).collect()
         };
-        let rotary = ctx.rotary.as_ref().unwrap();
+        let rotary = ctx.of(0).rotary.as_ref().unwrap();
         check_close(&name("cosines"), &values(&rotary.cos), &table(f32::cos), ANGLE_TOLERANCE);
         check_close(&name("sines"), &values(&rotary.sin), &table(f32::sin), ANGLE_TOLERANCE);
     }

@@ -150,7 +150,7 @@ mod by_hand {
 /// Bytes of codes, scales, zero points, and of everything else as it was.
 fn expected_bytes(model: &Model, spec: QuantSpec) -> f64 {
     let mut bits = 0;
-    let layout = model.decoder().block_layout();
+    let layout = model.decoder().layer(0);
     for linear in &layout.linears {
         let (weights, n_bits) = (linear.out_features * linear.in_features, spec.weight.bits.get() as usize);
         let groups = linear.out_features * spec.weight.group.count(linear.in_features);

@@ -16,7 +16,8 @@ use oq_models::{
 use oq_quant_core::{QuantSpec, RotateKind};
 use oq_recipe::{Event, Method, Overrides, Recipe, find, recipe_for};
 use oq_tests::{
-    calibration, check_recorded_losses, checkpoints, f64_block, fixture, in_f32, measure, model_files, relative_error,
+    F64_BLOCK, calibration, check_recorded_losses, checkpoints, f64_block, fixture, in_f32, measure, model_files,
+    relative_error,
 };
 use tch::{Device, Kind, Tensor};
 
@@ -38,8 +39,8 @@ fn error(model: &Model, rotator: &Rotator, original: &BlockWeights, rotated: &Bl
     let decoder = model.decoder();
     let x = Tensor::randn([2, TOKENS as i64, decoder.dims().hidden as i64], (Kind::Double, Device::Cpu)) * 3.0;
     let ctx = decoder.context(TOKENS, Device::Cpu);
-    let expected = rotator.stream().turn(&decoder.block(&DenseOps::new(original), &ctx, &x));
-    let got = decoder.block(&DenseOps::new(rotated), &ctx, &rotator.stream().turn(&x));
+    let expected = rotator.stream().turn(&decoder.block(F64_BLOCK, &DenseOps::new(original), &ctx, &x));
+    let got = decoder.block(F64_BLOCK, &DenseOps::new(rotated), &ctx, &rotator.stream().turn(&x));
     let largest = |x: &Tensor| x.abs().max().double_value(&[]);
     largest(&(got - &expected)) / largest(&expected)
 }
@@ -72,7 +73,7 @@ fn rotated_models_compute_what_they_did() {
                 }
             };
             let original = f64_block(&model);
-            let block = rotator.block(copy(&original)).unwrap();
+            let block = rotator.block(F64_BLOCK, copy(&original)).unwrap();
             let off = error(&model, &rotator, &original, &block);
             assert!(off <= TOLERANCE, "{name} {kind}: relative error {off:.1e}");
 
@@ -106,8 +107,8 @@ fn every_piece_is_needed() {
         let model = Model::open(&fixture(folder)).unwrap();
         let rotator = Rotator::new(model.decoder(), RotateKind::Online, 3).unwrap().unwrap();
         let original = f64_block(&model);
-        let rotated = || rotator.block(copy(&original)).unwrap();
-        for linear in model.decoder().block_layout().linears {
+        let rotated = || rotator.block(F64_BLOCK, copy(&original)).unwrap();
+        for linear in model.decoder().layer(F64_BLOCK).linears {
             let mut block = rotated();
             let name = format!("{}.weight", linear.name.0);
             block.set(name.clone(), original.get(&name).shallow_clone());
@@ -127,7 +128,7 @@ fn a_norm_that_cannot_be_folded_is_named() {
     let zeroed = block.get("input_layernorm.weight").copy();
     let _ = zeroed.get(5).fill_(0.0);
     block.set("input_layernorm.weight".to_owned(), zeroed);
-    let error = rotator.block(block).unwrap_err();
+    let error = rotator.block(F64_BLOCK, block).unwrap_err();
     assert_eq!(error, RotateError::Norm { norm: "input_layernorm".to_owned() });
 }
 

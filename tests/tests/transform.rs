@@ -75,7 +75,7 @@ fn inputs_only(model: &Model, bits: Bits) -> f64 {
     for block_idx in 0..decoder.dims().n_layers {
         let weights = model.load_block(block_idx, Device::Cpu).unwrap();
         for x in &mut states {
-            *x = decoder.block(&InputsOnly { weights: &weights, bits }, &ctx, x);
+            *x = decoder.block(block_idx, &InputsOnly { weights: &weights, bits }, &ctx, x);
         }
     }
     let head = model.head(Device::Cpu).unwrap();

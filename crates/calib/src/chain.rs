@@ -3,7 +3,9 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
-use oq_models::{ActPoint, BlockOps, BlockWeights, Compute, Context, Decoder, LinearName, Model, ModelError, OuterOps};
+use oq_models::{
+    ActPoint, BlockOps, BlockWeights, Compute, Context, Decoder, LinearName, Model, ModelError, OuterOps, Scores,
+};
 use oq_quant_core::ActSpec;
 use tch::{Device, Kind, Tensor};
 
@@ -73,8 +75,12 @@ impl<'a> Predictions<'a> {
         // There before the parts are gone through: what is kept of each would part the memory that the next one needs in one piece.
         let grad = finished_flat.zeros_like();
         for (x, mut grad) in finished_flat.split(POSITIONS, 0).into_iter().zip(grad.split(POSITIONS, 0)) {
-            let of_logits = of_logits(self.log_probabilities(&x));
-            grad.copy_(&self.compute.cast(of_logits).matmul(&self.head));
+            let logits = self.logits(&x);
+            // Before log-probabilities take the place of logits.
+            let slope = self.model.decoder().logits().slope(&logits);
+            let of_logits = of_logits(logits.log_softmax(-1, Kind::Float));
+            let of_products = slope.map_or(of_logits.shallow_clone(), |slope| of_logits * slope);
+            grad.copy_(&self.compute.cast(of_products).matmul(&self.head));
         }
         let grad = grad.view_as(&finished);
         // The function of the normed states that has this gradient.
@@ -84,14 +90,20 @@ impl<'a> Predictions<'a> {
 
     /// `[n, width]` -> `[n, vocab]`.
     fn log_probabilities(&self, x: &Tensor) -> Tensor {
-        let logits = self.compute.cast(x.shallow_clone()).linear(&self.head, None::<&Tensor>);
-        logits.log_softmax(-1, Kind::Float)
+        self.logits(x).log_softmax(-1, Kind::Float)
+    }
+
+    /// `[n, width]` -> `[n, vocab]`.
+    fn logits(&self, x: &Tensor) -> Tensor {
+        let products = self.compute.cast(x.shallow_clone()).linear(&self.head, None::<&Tensor>);
+        self.model.decoder().logits().apply(products)
     }
 }
 
 /// A block that can be gone through backwards.
 pub(crate) struct Link<'a> {
     pub(crate) decoder: &'a dyn Decoder,
+    pub(crate) layer: usize,
     pub(crate) ctx: &'a Context,
     /// All of its tensors, linears' weights as products need them; leaves, where their gradients are asked for.
     pub(crate) tensors: &'a BTreeMap<String, Tensor>,
@@ -108,7 +120,7 @@ impl Link<'_> {
 
     /// `x [b, t, hidden]` -> `[b, t, hidden]`, without a graph.
     pub(crate) fn forward(&self, x: &Tensor) -> Tensor {
-        tch::no_grad(|| self.decoder.block(&self.ops(), self.ctx, x))
+        tch::no_grad(|| self.decoder.block(self.layer, &self.ops(), self.ctx, x))
     }
 
     /// Gradients of the input `x` and of the tensors, in their order, from that of the output.
@@ -116,7 +128,7 @@ impl Link<'_> {
         let x = x.detach().set_requires_grad(true);
         let ops = self.ops();
         // The function of the output that has this gradient.
-        let linear = tch::with_grad(|| (self.decoder.block(&ops, self.ctx, &x) * d_out).sum(Kind::Float));
+        let linear = tch::with_grad(|| (self.decoder.block(self.layer, &ops, self.ctx, &x) * d_out).sum(Kind::Float));
         let wanted = std::iter::once(&x).chain(self.tensors.values()).collect();
         let mut grads = backward(linear, wanted, ops.cut(), true);
         (grads.remove(0), grads)
@@ -126,7 +138,7 @@ impl Link<'_> {
     pub(crate) fn backward_to_linears(&self, x: &Tensor, d_out: &Tensor) -> (Tensor, BTreeMap<LinearName, Tap>) {
         let x = x.detach().set_requires_grad(true);
         let ops = TappedOps { ops: self.ops(), calls: RefCell::new(Vec::new()) };
-        let linear = tch::with_grad(|| (self.decoder.block(&ops, self.ctx, &x) * d_out).sum(Kind::Float));
+        let linear = tch::with_grad(|| (self.decoder.block(self.layer, &ops, self.ctx, &x) * d_out).sum(Kind::Float));
         let calls = ops.calls.into_inner();
         let wanted = std::iter::once(&x).chain(calls.iter().map(|(_, _, y)| y)).collect();
         let mut grads = backward(linear, wanted, ops.ops.cut(), true);
@@ -159,8 +171,8 @@ impl BlockOps for TappedOps<'_> {
         self.ops.act(point, x)
     }
 
-    fn attention(&self, q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>) -> Tensor {
-        self.ops.attention(q, k, v, mask)
+    fn attention(&self, q: &Tensor, k: &Tensor, v: &Tensor, scores: &Scores<'_>) -> Tensor {
+        self.ops.attention(q, k, v, scores)
     }
 
     fn param(&self, name: &str) -> Tensor {

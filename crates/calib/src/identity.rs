@@ -100,7 +100,8 @@ pub(crate) struct Surroundings {
 impl Surroundings {
     /// Of a run in this process, on segments of `tokens`.
     pub(crate) fn here(model: &Model, tokens: usize, device: Device, compute: Compute) -> Self {
-        let is_own = model.decoder().mask_heads(tokens) == 0 && has_own_attention(device, compute.kind());
+        let is_own = (0..model.decoder().dims().n_layers).all(|layer| model.decoder().mask_heads(layer, tokens) == 0)
+            && has_own_attention(device, compute.kind());
         Self {
             libtorch: LIBTORCH.to_owned(),
             device: match device {

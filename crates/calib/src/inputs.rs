@@ -211,11 +211,11 @@ mod tests {
     fn what_will_be_rescaled_is_not_watched() {
         let model = fixture("tiny-llama");
         let (decoder, weights) = (model.decoder(), model.load_block(0, Device::Cpu).unwrap());
-        let sites = decoder.sites(SiteKind::Norm).unwrap();
-        let linears: Vec<LinearName> = decoder.block_layout().linears.iter().map(|linear| linear.name).collect();
+        let sites = decoder.sites(0, SiteKind::Norm).unwrap();
+        let linears: Vec<LinearName> = decoder.layer(0).linears.iter().map(|linear| linear.name).collect();
         let ops = InputOps::new(DenseOps::new(&weights), &sites, &linears, Start::Compensate);
         let x = Tensor::ones([1, 3, decoder.dims().hidden as i64], (Kind::Float, Device::Cpu));
-        let _ = decoder.block(&ops, &decoder.context(3, Device::Cpu), &x);
+        let _ = decoder.block(0, &ops, &decoder.context(3, Device::Cpu), &x);
         let seen = ops.finish();
         let watched: Vec<&str> =
             linears.iter().filter(|name| seen.moments(**name).is_some()).map(|name| name.0).collect();

@@ -22,6 +22,7 @@ pub(crate) const ATTEMPTS: u32 = 5;
 /// What a block learns from.
 pub(crate) struct Task<'a> {
     pub(crate) decoder: &'a dyn Decoder,
+    pub(crate) layer: usize,
     pub(crate) ctx: &'a Context,
     pub(crate) weights: &'a BlockWeights,
     pub(crate) linears: &'a [LinearName],
@@ -109,7 +110,7 @@ impl<'a> Task<'a> {
 
     /// Sum over the targets of the error of one batch.
     pub(crate) fn loss(&self, ops: &dyn BlockOps, batch: usize) -> Tensor {
-        let output = self.decoder.block(ops, self.ctx, &self.inputs.get(batch));
+        let output = self.decoder.block(self.layer, ops, self.ctx, &self.inputs.get(batch));
         self.targets.iter().map(|target| error(self.recipe.learn.loss, &output, &target.get(batch))).sum()
     }
 }

@@ -49,7 +49,7 @@ impl<'a> Output<'a> {
         for (name, packed) in &merged.codes {
             tensors.extend(packed_tensors(&format!("{prefix}{}", name.0), packed));
         }
-        for name in self.params() {
+        for name in self.params(block_idx) {
             let full_name = format!("{prefix}{name}");
             tensors.push(match merged.params.get(&name) {
                 None => OutTensor::copy_from(checkpoint, &full_name)?,
@@ -71,12 +71,12 @@ impl<'a> Output<'a> {
         let shard = Checkpoint::open_file(&self.writer.block_path(block_idx))?;
         let decoder = self.model.decoder();
         let prefix = decoder.block_prefix(block_idx);
-        let linears = decoder.block_layout().linears.into_iter().map(|linear| linear.name);
+        let linears = decoder.layer(block_idx).linears.into_iter().map(|linear| linear.name);
         let codes = linears.map(|name| {
             let spec = self.widths.of(block_idx, name);
             Ok((name, packed_linear(&shard, &format!("{prefix}{}", name.0), spec)?))
         });
-        let params = self.params().map(|name| {
+        let params = self.params(block_idx).map(|name| {
             let tensor = tensor_of(&shard.tensor(&format!("{prefix}{name}"))?, device)?;
             Ok((name, tensor))
         });
@@ -85,8 +85,8 @@ impl<'a> Output<'a> {
     }
 
     /// Names of a block's tensors that are not packed.
-    pub(crate) fn params(&self) -> impl Iterator<Item = String> {
-        let layout = self.model.decoder().block_layout();
+    pub(crate) fn params(&self, block_idx: usize) -> impl Iterator<Item = String> {
+        let layout = self.model.decoder().layer(block_idx);
         let biases = layout.linears.into_iter().filter(|linear| linear.bias).map(|l| format!("{}.bias", l.name.0));
         layout.params.into_iter().map(|param| param.name.to_owned()).chain(biases)
     }

@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 
-use oq_models::{ActPoint, BlockOps, LinearName};
+use oq_models::{ActPoint, BlockOps, LinearName, Scores};
 use tch::Tensor;
 
 /// The largest number of f16.
@@ -46,8 +46,8 @@ impl BlockOps for PeakOps<'_> {
         self.ops.act(point, x)
     }
 
-    fn attention(&self, q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>) -> Tensor {
-        self.ops.attention(q, k, v, mask)
+    fn attention(&self, q: &Tensor, k: &Tensor, v: &Tensor, scores: &Scores<'_>) -> Tensor {
+        self.ops.attention(q, k, v, scores)
     }
 
     fn param(&self, name: &str) -> Tensor {

@@ -22,7 +22,7 @@ use crate::identity::{Identity, Sources, Surroundings};
 use crate::journal::{Finished, Header, Journal, JournalError};
 use crate::learn::{Beat, Descent, LearnError, Task, error, learn_block};
 use crate::peak::{F16_MAX, PeakOps};
-use crate::sites::{Seen, checked_sites, sites_of};
+use crate::sites::{Seen, check_sites, sites_of};
 use crate::stages::Stages;
 use crate::student::{Place, merge};
 use crate::work::Work;
@@ -73,7 +73,7 @@ pub struct Outcome {
 /// Refuses a recipe that asks for what the model cannot have; reads no weights.
 pub fn check(model: &Model, recipe: &Recipe) -> Result<(), CalibError> {
     model.check_quantizable(recipe.scheme.weight)?;
-    checked_sites(model.decoder(), recipe).map(drop)
+    check_sites(model.decoder(), recipe)
 }
 
 /// Quantizes `model` by `recipe` into a packed directory.
@@ -91,7 +91,6 @@ pub fn quantize(
     check(model, recipe)?;
     let rotated = rotated(model, recipe)?;
     let model = rotated.as_ref().unwrap_or(model);
-    let transform = Transform::new(sites_of(model.decoder(), recipe)?, options.device);
     let segments = if recipe.reads_text() { segments } else { &[] };
     if segments.len() != recipe.segments() {
         return Err(CalibError::Segments { given: segments.len(), wanted: recipe.segments() });
@@ -114,8 +113,8 @@ pub fn quantize(
         stages.reopen()?;
         stages.forget_broken(&mut journal)?;
         if let Some(budget) = &recipe.bits {
-            let (sources, sites) = (&sources, transform.sites());
-            let subject = bits::Subject { model, recipe, sites, budget, segments, options, identity, sources };
+            let sources = &sources;
+            let subject = bits::Subject { model, recipe, budget, segments, options, identity, sources };
             stages.set_widths(&subject.widths(&mut journal, on)?);
         }
         stages.forget_tuning(&journal)?;
@@ -123,8 +122,8 @@ pub fn quantize(
     let resumed_blocks = journal.finished().len().min(n_blocks);
     if !was_complete {
         let work = Work::of(recipe, n_blocks, resumed_blocks);
-        let (transform, stages, sources) = (&transform, &stages, &sources);
-        let mut run = Run { model, sources, recipe, options, transform, stages, on, n_blocks, work };
+        let (stages, sources) = (&stages, &sources);
+        let mut run = Run { model, sources, recipe, options, stages, on, n_blocks, work };
         if journal.finished().len() < stages.n_shards() {
             run.all_blocks(&mut journal, segments)?;
         }
@@ -172,7 +171,7 @@ fn warn_of_f16(journal: &Journal, n_blocks: usize) {
 /// The model with the matrices that the recipe puts into it.
 fn rotated(model: &Model, recipe: &Recipe) -> Result<Option<Model>, ModelError> {
     let Rotate { kind, seed } = recipe.rotate;
-    let rotated = || Model::open(model.dir())?.rotated(kind, seed);
+    let rotated = || model.reopened()?.rotated(kind, seed);
     (kind != RotateKind::None).then(rotated).transpose()
 }
 
@@ -181,7 +180,6 @@ struct Run<'a> {
     sources: &'a Sources<'a>,
     recipe: &'a Recipe,
     options: &'a Options,
-    transform: &'a Transform,
     stages: &'a Stages<'a>,
     on: &'a mut dyn FnMut(Notice) -> ControlFlow<()>,
     n_blocks: usize,
@@ -235,22 +233,24 @@ impl Run<'_> {
         // Read from the disk once: what comes next is in the system's cache.
         let source = Some(self.sources.of(block_idx)?.to_owned());
         let mut weights = self.load_block(block_idx)?;
-        let linears: Vec<LinearName> = decoder.block_layout().linears.iter().map(|linear| linear.name).collect();
+        let linears: Vec<LinearName> = decoder.layer(block_idx).linears.iter().map(|linear| linear.name).collect();
+        let transform = Transform::new(sites_of(decoder, self.recipe, block_idx)?, self.options.device);
         let Passed { second, inputs, mut beyond_f16 } =
-            self.pass_in_full(block_idx, &weights, &linears, ctx, states)?;
+            self.pass_in_full(block_idx, &weights, (&linears, transform.sites()), ctx, states)?;
         let seen = Seen { weights: &weights, inputs: &inputs };
         let Transformation { shift, alpha, .. } = self.recipe.transform;
-        let start = Values::smooth(self.transform.sites(), shift, alpha, &seen, self.options.device);
+        let start = Values::smooth(transform.sites(), shift, alpha, &seen, self.options.device);
 
         let (mut merged, descent) = if self.recipe.method.learns() {
             let targets = [Some(&states.full), second.as_ref()].into_iter().flatten().collect();
             let task = Task {
                 decoder,
+                layer: block_idx,
                 ctx,
                 weights: &weights,
                 linears: &linears,
                 specs: &|name| self.stages.output.widths().of(block_idx, name),
-                transform: self.transform,
+                transform: &transform,
                 start: &start,
                 seen: &inputs,
                 recipe: self.recipe,
@@ -263,23 +263,23 @@ impl Run<'_> {
         } else {
             let widths = self.stages.output.widths();
             let round = |name, weight: &Tensor| round_to_nearest(weight, widths.of(block_idx, name));
-            let merged = merge(&weights, self.transform, &start, linears, round);
+            let merged = merge(&weights, &transform, &start, linears, round);
             (
                 merged.map_err(|(name, error)| CalibError::of_linear(self.model, block_idx, name, error))?,
                 Descent::default(),
             )
         };
         if self.model.is_rotated() {
-            merged.keep_params(&weights, self.stages.learned().params());
+            merged.keep_params(&weights, self.stages.learned().params(block_idx));
         }
         let mut final_loss = None;
         if self.recipe.method.learns() {
             merged.put_into(&mut weights);
-            let cast = self.cast(&weights);
+            let cast = self.cast(block_idx, &weights);
             let ops = self.quantized(&cast);
             let ops = PeakOps::new(&ops);
             // What was learned is not thrown away for the sake of a pass.
-            forward_all(decoder, &ops, ctx, &mut states.quantized, &mut || Ok(()))?;
+            forward_all((decoder, block_idx), &ops, ctx, &mut states.quantized, &mut || Ok(()))?;
             // In plain squares whatever was minimized, so that runs can be compared.
             let (mut sum, mut segments) = (0.0, 0.0);
             for (a, b) in states.quantized.iter().zip(states.full.iter()) {

@@ -46,8 +46,8 @@ pub(crate) struct Probe<'a> {
     pub(crate) clips: bool,
     /// Whether errors of rounding are made good by what is rounded after it, but for linears whose inputs are rescaled.
     pub(crate) compensates: bool,
-    /// Where channels are rescaled.
-    pub(crate) sites: &'a [Site],
+    /// Where channels of each layer are rescaled.
+    pub(crate) sites: &'a dyn Fn(usize) -> Vec<Site>,
     /// The fewest bits first.
     pub(crate) choices: &'a [Bits],
     pub(crate) segments: &'a [Vec<u32>],
@@ -81,8 +81,8 @@ impl Probe<'_> {
         }
         let n_blocks = decoder.dims().n_layers;
         for block in 0..n_blocks {
-            let tensors = self.tensors(&load_block(model, block, block + 1, place.device)?);
-            self.link(&ctx, &tensors, |link| {
+            let tensors = self.tensors(block, &load_block(model, block, block + 1, place.device)?);
+            self.link(block, &ctx, &tensors, |link| {
                 (0..n).try_for_each(|at| {
                     let x = states.get(at);
                     inputs.push(&x)?;
@@ -106,9 +106,9 @@ impl Probe<'_> {
         let mut units = Vec::new();
         for block in (0..n_blocks).rev() {
             let weights = load_block(model, block, block.wrapping_sub(1), place.device)?;
-            let tensors = self.tensors(&weights);
+            let tensors = self.tensors(block, &weights);
             let mut taps = Vec::with_capacity(n);
-            self.link(&ctx, &tensors, |link| {
+            self.link(block, &ctx, &tensors, |link| {
                 (0..n).try_for_each(|at| {
                     let (of_x, of_linears) = link.backward_to_linears(&inputs.get(block * n + at), &states.get(at));
                     taps.push(of_linears);
@@ -134,9 +134,10 @@ impl Probe<'_> {
     ) -> Result<Vec<Unit>, CalibError> {
         let tokens: usize = self.segments.iter().map(Vec::len).sum();
         let mut units = Vec::new();
-        for group in self.model.decoder().block_layout().groups() {
+        let sites = (self.sites)(block);
+        for group in self.model.decoder().layer(block).groups() {
             let mut costs = Vec::with_capacity(self.choices.len());
-            let compensates = self.compensates && !group.iter().any(|linear| is_rescaled(self.sites, linear.name));
+            let compensates = self.compensates && !group.iter().any(|linear| is_rescaled(&sites, linear.name));
             let left = if compensates { share_left(&moments(taps, group[0].name)) } else { 1.0 };
             for &bits in self.choices {
                 let errors = group.iter().map(|linear| {
@@ -172,15 +173,21 @@ impl Probe<'_> {
     }
 
     /// All of a block's tensors, linears' weights as products need them.
-    fn tensors(&self, weights: &BlockWeights) -> BTreeMap<String, Tensor> {
-        let cast = weights.cast(&self.model.decoder().block_layout().linears, self.place.compute);
+    fn tensors(&self, block: usize, weights: &BlockWeights) -> BTreeMap<String, Tensor> {
+        let cast = weights.cast(&self.model.decoder().layer(block).linears, self.place.compute);
         cast.tensors().iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect()
     }
 
-    fn link<T>(&self, ctx: &Context, tensors: &BTreeMap<String, Tensor>, run: impl FnOnce(&Link<'_>) -> T) -> T {
+    fn link<T>(
+        &self,
+        layer: usize,
+        ctx: &Context,
+        tensors: &BTreeMap<String, Tensor>,
+        run: impl FnOnce(&Link<'_>) -> T,
+    ) -> T {
         let none = BlockWeights::new(BTreeMap::new()).with_online(self.model.online());
         let (decoder, compute) = (self.model.decoder(), self.place.compute);
-        run(&Link { decoder, ctx, tensors, act: ActSpec::Float, compute, none })
+        run(&Link { decoder, layer, ctx, tensors, act: ActSpec::Float, compute, none })
     }
 }
 
@@ -239,7 +246,7 @@ mod tests {
             spec: "w3a16g64".parse::<QuantSpec>().unwrap().weight,
             clips: true,
             compensates: false,
-            sites: &[],
+            sites: &|_| Vec::new(),
             choices: &Bits::ALL[1..2],
             segments,
             seed: 1,
@@ -267,8 +274,8 @@ mod tests {
             (0..decoder.dims().n_layers).map(|block| model.load_block(block, place.device).unwrap()).collect();
         // Before each block and after the last.
         let mut states = vec![decoder.embed(&outer, &ids_of(&segments)).unwrap()];
-        for weights in &blocks {
-            states.push(decoder.block(&model.ops(weights), &ctx, states.last().unwrap()));
+        for (block, weights) in blocks.iter().enumerate() {
+            states.push(decoder.block(block, &model.ops(weights), &ctx, states.last().unwrap()));
         }
         let predictions = Predictions::new(&model, place.compute, place.device).unwrap();
         let pair = |unit: &Unit| {
@@ -277,9 +284,9 @@ mod tests {
                 let weight = rounded(weights.weight(linear), probe.spec, probe.clips).unwrap();
                 weights.set(format!("{}.weight", linear.0), weight);
             }
-            let mut x = decoder.block(&model.ops(&weights), &ctx, &states[unit.block]);
-            for weights in &blocks[unit.block + 1..] {
-                x = decoder.block(&model.ops(weights), &ctx, &x);
+            let mut x = decoder.block(unit.block, &model.ops(&weights), &ctx, &states[unit.block]);
+            for (block, weights) in blocks.iter().enumerate().skip(unit.block + 1) {
+                x = decoder.block(block, &model.ops(weights), &ctx, &x);
             }
             let (divergence, _) = predictions.divergence(&x, states.last().unwrap()).unwrap();
             (format!("{name} {} {}", unit.block, unit.linears[0].0), unit.demand.costs[0], divergence)
@@ -310,7 +317,7 @@ mod tests {
         let segments = segments(&model);
         let plain = probe(&model, &segments);
         // It scales what queries, keys, values, gate and up are given.
-        let sites = model.decoder().sites(SiteKind::Norm).unwrap();
+        let sites = |layer| model.decoder().sites(layer, SiteKind::Norm).unwrap();
         let compensated = Probe { compensates: true, sites: &sites, ..probe(&model, &segments) };
         for (with, without) in units(&compensated).iter().zip(units(&plain)) {
             let (name, cost, whole) = (with.linears[0].0, with.demand.costs[0], without.demand.costs[0]);

@@ -32,22 +32,31 @@ pub enum SiteError {
 /// Why there are no scales on what the MLP's last linear reads.
 const ROTATED: &str = "what the MLP's last linear reads is rotated while the model runs, and scales do not pass that";
 
-/// [`sites_of`], and an error where a recipe asks for what a model of this shape cannot have.
-pub(crate) fn checked_sites(decoder: &dyn Decoder, recipe: &Recipe) -> Result<Vec<Site>, CalibError> {
+/// An error where a recipe asks for what a model of this shape cannot have.
+pub(crate) fn check_sites(decoder: &dyn Decoder, recipe: &Recipe) -> Result<(), CalibError> {
     check_groups(decoder, recipe.scheme.weight)?;
     Rotator::check(decoder, recipe.rotate.kind).map_err(ModelError::from)?;
-    Ok(sites_of(decoder, recipe)?)
+    let (mut is_any, mut can_shift) = (false, false);
+    for layer in 0..decoder.dims().n_layers {
+        let sites = sites_of(decoder, recipe, layer)?;
+        is_any |= !sites.is_empty();
+        can_shift |= sites.iter().any(|site| site.can_shift);
+    }
+    if recipe.transform.shift && is_any && !can_shift {
+        return Err(SiteError::Shift.into());
+    }
+    Ok(())
 }
 
-/// The sites that `recipe` transforms; none for methods that transform nothing.
-pub(crate) fn sites_of(decoder: &dyn Decoder, recipe: &Recipe) -> Result<Vec<Site>, SiteError> {
+/// The sites of a layer that `recipe` transforms; none for methods that transform nothing.
+pub(crate) fn sites_of(decoder: &dyn Decoder, recipe: &Recipe, layer: usize) -> Result<Vec<Site>, SiteError> {
     let transform = &recipe.transform;
     if !recipe.method.reads_text() {
         return Ok(Vec::new());
     }
     let find = |kind| match (kind, recipe.rotate.kind) {
         (SiteKind::Updown, RotateKind::Online) => Err(ROTATED),
-        _ => decoder.sites(kind),
+        _ => decoder.sites(layer, kind),
     };
     let mut sites = Vec::new();
     for &kind in &transform.sites {
@@ -65,9 +74,6 @@ pub(crate) fn sites_of(decoder: &dyn Decoder, recipe: &Recipe) -> Result<Vec<Sit
             SiteError::Missing { kind, reason, mend }
         });
         sites.extend(found?);
-    }
-    if transform.shift && !sites.is_empty() && !sites.iter().any(|site| site.can_shift) {
-        return Err(SiteError::Shift);
     }
     Ok(sites)
 }

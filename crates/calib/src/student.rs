@@ -14,7 +14,9 @@ use std::collections::BTreeMap;
 
 use oq_let::{Transform, Values};
 use oq_lwc::{Lwc, LwcError};
-use oq_models::{ActPoint, BlockOps, BlockWeights, Compute, LinearName, Mixed, attention, multiply, quantize_act};
+use oq_models::{
+    ActPoint, BlockOps, BlockWeights, Compute, LinearName, Mixed, Scores, attention, multiply, quantize_act,
+};
 use oq_quant_core::{ActSpec, QuantizedTensor, WeightSpec};
 use tch::{Device, Kind, Tensor};
 
@@ -348,11 +350,11 @@ impl BlockOps for StudentOps<'_> {
         self.compute.cast(quantize_act(self.act, self.weights.turn(point, x)))
     }
 
-    fn attention(&self, q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>) -> Tensor {
+    fn attention(&self, q: &Tensor, k: &Tensor, v: &Tensor, scores: &Scores<'_>) -> Tensor {
         let heads = [q, k, v];
         let learns = heads.iter().all(|x| x.requires_grad());
-        let Some(mixed) = learns.then(|| tch::no_grad(|| Mixed::new(q, k, v, mask))).flatten() else {
-            return attention(q, k, v, mask);
+        let Some(mixed) = learns.then(|| tch::no_grad(|| Mixed::new(q, k, v, scores))).flatten() else {
+            return attention(q, k, v, scores);
         };
         let leaf = mixed.out.set_requires_grad(true);
         let cut = CutAttention { heads: heads.map(Tensor::shallow_clone), leaf: leaf.shallow_clone(), mixed };

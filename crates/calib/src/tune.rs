@@ -195,7 +195,7 @@ impl<'a> Tuner<'a> {
         for block in 0..self.blocks.len() {
             self.inputs.put(block, &x)?;
             let tensors = self.blocks[block].applied(&blocks.read_block(block, place.device)?, place);
-            x = self.link(&tensors, |link| link.forward(&x));
+            x = self.link(block, &tensors, |link| link.forward(&x));
         }
         let (divergence, mut grad) = self.predictions.divergence(&x, target)?;
         for block in (0..self.blocks.len()).rev() {
@@ -203,7 +203,7 @@ impl<'a> Tuner<'a> {
             let leaf = |(name, tensor): (String, Tensor)| (name, tensor.set_requires_grad(true));
             let leaves = self.blocks[block].applied(&packed, place).into_iter().map(leaf).collect();
             let x = self.inputs.get(block);
-            let (of_x, of_leaves) = self.link(&leaves, |link| link.backward(&x, &grad));
+            let (of_x, of_leaves) = self.link(block, &leaves, |link| link.backward(&x, &grad));
             let changes = &mut self.blocks[block];
             let of_changes = leaves.iter().zip(&of_leaves);
             let of_changes: Vec<Tensor> =
@@ -216,10 +216,10 @@ impl<'a> Tuner<'a> {
         Ok(if sum.is_finite() { divergence } else { f64::NAN })
     }
 
-    fn link<T>(&self, tensors: &BTreeMap<String, Tensor>, run: impl FnOnce(&Link<'_>) -> T) -> T {
+    fn link<T>(&self, layer: usize, tensors: &BTreeMap<String, Tensor>, run: impl FnOnce(&Link<'_>) -> T) -> T {
         let Subject { model, ctx, act, place, .. } = self.subject;
         let none = BlockWeights::new(BTreeMap::new()).with_online(model.online());
-        run(&Link { decoder: model.decoder(), ctx, tensors, act, compute: place.compute, none })
+        run(&Link { decoder: model.decoder(), layer, ctx, tensors, act, compute: place.compute, none })
     }
 
     /// A block as it will be stored.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use oq_formats::{Quantization, atomic_write};
-use oq_models::{Decoder, LinearName};
+use oq_models::{Decoder, Layer, LinearName};
 use oq_quant_core::{Bits, QuantSpec, WeightSpec};
 use oq_recipe::BitBudget;
 use serde::{Deserialize, Serialize};
@@ -127,15 +127,15 @@ impl Choice {
 
     /// The widths of all linears, `spec` for the rest; none where it is not the choice of a model of this shape.
     pub(crate) fn widths(&self, decoder: &dyn Decoder, spec: QuantSpec) -> Option<Widths> {
-        let layout = decoder.block_layout();
-        let mut blocks = vec![BTreeMap::new(); decoder.dims().n_layers];
+        let layers: Vec<Layer> = (0..decoder.dims().n_layers).map(|layer| decoder.layer(layer)).collect();
+        let mut blocks = vec![BTreeMap::new(); layers.len()];
         for unit in &self.units {
             for name in &unit.linears {
-                let linear = layout.linears.iter().find(|linear| linear.name.0 == name)?;
-                blocks.get_mut(unit.block)?.insert(linear.name, unit.bits);
+                let linear = layers.get(unit.block)?.linears.iter().find(|linear| linear.name.0 == name)?;
+                blocks[unit.block].insert(linear.name, unit.bits);
             }
         }
-        let is_whole = blocks.iter().all(|widths| widths.len() == layout.linears.len());
+        let is_whole = blocks.iter().zip(&layers).all(|(widths, layer)| widths.len() == layer.linears.len());
         is_whole.then_some(Widths { spec, blocks })
     }
 }

@@ -56,7 +56,7 @@ pub(crate) fn run_blocks(
         model.read_ahead(block_idx + 1);
         block.with_ops(|ops| {
             for x in states.iter_mut() {
-                *x = decoder.block(ops, &contexts[&x.size()[1]], x);
+                *x = decoder.block(block_idx, ops, &contexts[&x.size()[1]], x);
             }
         });
         after_block();

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 
 use half::bf16;
-use oq_models::{ActPoint, BlockOps, Compute, LinearName};
+use oq_models::{ActPoint, BlockOps, Compute, LinearName, Scores};
 use oq_slices::Number;
 use tch::{Device, Kind, Tensor};
 
@@ -28,13 +28,15 @@ pub(crate) struct Tensors {
 const ROOM: i64 = 64;
 
 impl Cache {
-    pub(crate) fn new(loaded: &Loaded) -> Self {
+    pub(crate) fn new(loaded: &Loaded, layer: usize) -> Self {
         let decoder = loaded.model().decoder();
-        let dims = decoder.dims();
+        let attention = decoder.layer(layer).attention;
         let compute = loaded.form().compute;
-        let is_plain = decoder.mask_heads(dims.max_positions) == 0;
+        let is_plain = decoder.mask_heads(layer, decoder.dims().max_positions) == 0
+            && attention.scale.is_none()
+            && attention.softcap.is_none();
         if compute == Compute::Bf16 && loaded.device() == Device::Cpu && is_plain && oq_attention::is_fast() {
-            Self::Own(oq_attention::Cache::new(dims.n_kv_heads, dims.head_dim))
+            Self::Own(oq_attention::Cache::new(attention.n_kv_heads, attention.head_dim))
         } else {
             Self::Tensors(Tensors { kind: compute.kind(), len: 0, held: None })
         }
@@ -96,11 +98,11 @@ impl BlockOps for CachedOps<'_> {
         self.ops.act(point, x)
     }
 
-    fn attention(&self, q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>) -> Tensor {
+    fn attention(&self, q: &Tensor, k: &Tensor, v: &Tensor, scores: &Scores<'_>) -> Tensor {
         match &mut *self.cache.borrow_mut() {
             Cache::Tensors(tensors) => {
                 let [k, v] = tensors.push([k, v]);
-                self.ops.attention(q, &k, &v, mask)
+                self.ops.attention(q, &k, &v, scores)
             }
             Cache::Own(cache) => {
                 let is_start = cache.is_empty();
@@ -110,7 +112,7 @@ impl BlockOps for CachedOps<'_> {
                     _ => push::<f32>(cache, &k, &v),
                 }
                 // A whole sequence has an attention of its own, which is made for many rows.
-                if is_start { self.ops.attention(q, &k, &v, None) } else { attend(cache, q) }
+                if is_start { self.ops.attention(q, &k, &v, scores) } else { attend(cache, q) }
             }
         }
     }

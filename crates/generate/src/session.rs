@@ -17,8 +17,8 @@ pub struct Session<'a> {
 
 impl<'a> Session<'a> {
     pub(crate) fn new(loaded: &'a Loaded) -> Self {
-        let cache = || RefCell::new(Cache::new(loaded));
-        Self { loaded, caches: loaded.blocks().iter().map(|_| cache()).collect(), ids: Vec::new() }
+        let caches = (0..loaded.blocks().len()).map(|layer| RefCell::new(Cache::new(loaded, layer)));
+        Self { loaded, caches: caches.collect(), ids: Vec::new() }
     }
 
     /// Reads the next tokens, all in one pass, and gives the logits of what follows them, `[vocab]`.
@@ -40,8 +40,8 @@ impl<'a> Session<'a> {
         let numbers: Vec<i64> = ids.iter().map(|&id| i64::from(id)).collect();
         let mut x = decoder.embed_at(self.loaded, &Tensor::from_slice(&numbers).unsqueeze(0), first)?;
         let ctx = decoder.context_at(positions, self.loaded.device());
-        for (block, cache) in self.loaded.blocks().iter().zip(&self.caches) {
-            x = block.with_ops(|ops| decoder.block(&CachedOps { ops, cache }, &ctx, &x));
+        for (layer, (block, cache)) in self.loaded.blocks().iter().zip(&self.caches).enumerate() {
+            x = block.with_ops(|ops| decoder.block(layer, &CachedOps { ops, cache }, &ctx, &x));
         }
         self.ids.extend(ids);
         let last = x.narrow(1, ids.len() as i64 - 1, 1);

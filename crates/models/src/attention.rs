@@ -3,31 +3,76 @@
 use oq_attention::{Kept, Shape};
 use tch::{Device, Kind, Tensor};
 
-/// Query head `i` reads key/value head `i / (n_heads / n_kv_heads)`. Scores are multiplied by `d^-0.5`. Each position sees itself and
-/// those before, or what `mask` says, which is added to scores; a single query without a mask sees all keys.
+/// What is done to scores before their softmax.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Scores<'a> {
+    /// Added to them, `[n_heads or 1, t, end]`, in place of causality.
+    pub mask: Option<&'a Tensor>,
+    /// What they are multiplied by; `d^-0.5` where there is none.
+    pub scale: Option<f64>,
+    /// Their bound, where there is one: they become `softcap * tanh(score / softcap)` before the mask is added.
+    pub softcap: Option<f64>,
+}
+
+impl<'a> Scores<'a> {
+    /// With the usual scale and no bound.
+    pub fn masked(mask: Option<&'a Tensor>) -> Self {
+        Self { mask, ..Self::default() }
+    }
+
+    /// Whether they are causal and nothing else.
+    fn are_plain(&self) -> bool {
+        self.mask.is_none() && self.scale.is_none() && self.softcap.is_none()
+    }
+}
+
+/// Query head `i` reads key/value head `i / (n_heads / n_kv_heads)`. Each position sees itself and those before, or what the mask says; a
+/// single query without a mask sees all keys.
 ///
-/// `q [b, n_heads, t, d]`, `k`, `v` `[b, n_kv_heads, end, d]`, `mask [n_heads or 1, t, end]` -> `[b, t, n_heads * d]`.
-pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>) -> Tensor {
+/// `q [b, n_heads, t, d]`, `k`, `v` `[b, n_kv_heads, end, d]` -> `[b, t, n_heads * d]`.
+pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scores: &Scores<'_>) -> Tensor {
     let learns = [q, k, v].into_iter().any(Tensor::requires_grad);
-    if let Some(mixed) = (!learns).then(|| Mixed::new(q, k, v, mask)).flatten() {
+    if let Some(mixed) = (!learns).then(|| Mixed::new(q, k, v, scores)).flatten() {
         return mixed.out;
     }
     let (b, n_heads, t, d) = q.size4().expect("queries are [b, n_heads, t, d]");
     let kv_heads = k.size()[1];
     let share = n_heads / kv_heads;
+    let Scores { mask, scale, softcap } = *scores;
+    if let Some(cap) = softcap {
+        return bounded(q, &repeat_heads(k, share), &repeat_heads(v, share), scores, cap);
+    }
     if t == 1 {
         // Heads that share keys are to these as many queries.
         let q = q.reshape([b, kv_heads, share, d]);
         let of_heads =
             |mask: &Tensor| if mask.size()[0] == 1 { mask.unsqueeze(0) } else { mask.view([1, kv_heads, share, -1]) };
         let mask = mask.map(|mask| of_heads(mask).to_kind(q.kind()));
-        let mixed = Tensor::scaled_dot_product_attention(&q, k, v, mask, 0.0, false, None, false);
+        let mixed = Tensor::scaled_dot_product_attention(&q, k, v, mask, 0.0, false, scale, false);
         return mixed.reshape([b, 1, n_heads * d]);
     }
     let (k, v) = (repeat_heads(k, share), repeat_heads(v, share));
     let mask = mask.map(|mask| mask.unsqueeze(0).to_kind(q.kind()));
     let is_causal = mask.is_none() && k.size()[2] == t;
-    let mixed = Tensor::scaled_dot_product_attention(q, &k, &v, mask, 0.0, is_causal, None, false);
+    let mixed = Tensor::scaled_dot_product_attention(q, &k, &v, mask, 0.0, is_causal, scale, false);
+    mixed.transpose(1, 2).reshape([b, t, n_heads * d])
+}
+
+/// [`attention`] with bounded scores, which libtorch's own has not: `k`, `v` `[b, n_heads, end, d]`. Softmax is f32.
+fn bounded(q: &Tensor, k: &Tensor, v: &Tensor, scores: &Scores<'_>, cap: f64) -> Tensor {
+    let (b, n_heads, t, d) = q.size4().expect("queries are [b, n_heads, t, d]");
+    let end = k.size()[2];
+    let scale = scores.scale.unwrap_or_else(|| (d as f64).powf(-0.5));
+    let found = (q.matmul(&k.transpose(2, 3)) * scale / cap).tanh() * cap; // [b, n_heads, t, end]
+    let found = match scores.mask {
+        Some(mask) => found + mask.unsqueeze(0).to_kind(q.kind()),
+        None if end == t && t > 1 => {
+            let later = Tensor::ones([t, t], (Kind::Bool, q.device())).triu(1);
+            found.masked_fill(&later, f64::NEG_INFINITY)
+        }
+        None => found,
+    };
+    let mixed = found.softmax(-1, Kind::Float).to_kind(v.kind()).matmul(v);
     mixed.transpose(1, 2).reshape([b, t, n_heads * d])
 }
 
@@ -58,9 +103,10 @@ pub struct Mixed {
 
 #[allow(unsafe_code, reason = "the loops are our own, which read heads where they lie")]
 impl Mixed {
-    /// [`attention`] by our own loops; none where libtorch's are to be used: with a mask, and where [`has_own_attention`] says so.
-    pub fn new(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>) -> Option<Self> {
-        if mask.is_some() || ![q, k, v].into_iter().all(|x| has_own_attention(x.device(), x.kind())) {
+    /// [`attention`] by our own loops; none where libtorch's are to be used: with scores that are not plain, and where [`has_own_attention`]
+    /// says so.
+    pub fn new(q: &Tensor, k: &Tensor, v: &Tensor, scores: &Scores<'_>) -> Option<Self> {
+        if !scores.are_plain() || ![q, k, v].into_iter().all(|x| has_own_attention(x.device(), x.kind())) {
             return None;
         }
         let (b, heads, t, d) = q.size4().ok()?;
@@ -113,13 +159,13 @@ mod tests {
         tch::manual_seed(5);
         for (n, kv, t, d) in [(4, 4, 70, 32), (6, 2, 33, 16), (3, 1, 130, 64)] {
             let inputs = [heads(n, t, d), heads(kv, t, d), heads(kv, t, d)];
-            let Some(mixed) = Mixed::new(&inputs[0], &inputs[1], &inputs[2], None) else {
+            let Some(mixed) = Mixed::new(&inputs[0], &inputs[1], &inputs[2], &Scores::default()) else {
                 assert!(!oq_attention::is_fast());
                 println!("skipped: no AVX-512 BF16");
                 return;
             };
             let exact = inputs.each_ref().map(|x| x.to_kind(Kind::Float).set_requires_grad(true));
-            let out = attention(&exact[0], &exact[1], &exact[2], None);
+            let out = attention(&exact[0], &exact[1], &exact[2], &Scores::default());
             assert!(difference(&mixed.out, &out) < TOLERANCE, "{n} heads of {kv}, {t} x {d}: output");
             let d_out = out.randn_like().to_kind(Kind::BFloat16);
             let exact_grads = Tensor::run_backward(&[(&out * &d_out).sum(Kind::Float)], &exact, false, false);
@@ -131,12 +177,39 @@ mod tests {
     }
 
     #[test]
+    fn scales_and_bounds_are_those_of_the_definition() {
+        // f64 products, exponentials and sums of a few hundred numbers.
+        const EXACT: f64 = 1e-12;
+        tch::manual_seed(6);
+        let random = |n: i64, t: i64| Tensor::randn([2, n, t, 8], (Kind::Double, Device::Cpu)) * 3.0;
+        for (queries, end) in [(5, 5), (1, 7), (3, 7)] {
+            let (q, k, v) = (random(4, queries), random(2, end), random(2, end));
+            let mask = Tensor::ones([queries, end], (Kind::Double, Device::Cpu)).triu(end - queries + 1) * -1e9;
+            let mask = mask.unsqueeze(0);
+            for (scale, softcap) in [(None, None), (Some(0.3), None), (None, Some(2.0)), (Some(0.3), Some(5.0))] {
+                // A whole sequence and a single query need no mask.
+                let needs_mask = queries != end && queries != 1;
+                let scores = Scores { mask: needs_mask.then_some(&mask), scale, softcap };
+                let (wide_k, wide_v) = (repeat_heads(&k, 2), repeat_heads(&v, 2));
+                let plain = q.matmul(&wide_k.transpose(2, 3)) * scale.unwrap_or(8f64.powf(-0.5));
+                let plain = softcap.map_or(plain.shallow_clone(), |cap| (plain / cap).tanh() * cap);
+                let expected = (plain + &mask).softmax(-1, Kind::Double).matmul(&wide_v);
+                let expected = expected.transpose(1, 2).reshape([2, queries, 32]);
+                // The softmax of bounded scores is f32.
+                let tolerance = if softcap.is_some() { 1e-6 } else { EXACT };
+                let off = difference(&attention(&q, &k, &v, &scores), &expected);
+                assert!(off < tolerance, "{queries} of {end}, {scale:?} {softcap:?}: {off:e}");
+            }
+        }
+    }
+
+    #[test]
     fn masks_and_other_kinds_are_left_to_libtorch() {
         let q = heads(2, 5, 8);
         let mask = Tensor::zeros([1, 5, 5], (Kind::Float, Device::Cpu));
-        assert!(Mixed::new(&q, &q, &q, Some(&mask)).is_none());
+        assert!(Mixed::new(&q, &q, &q, &Scores::masked(Some(&mask))).is_none());
         let q = q.to_kind(Kind::Float);
-        assert!(Mixed::new(&q, &q, &q, None).is_none());
-        assert_eq!(attention(&q, &q, &q, None).size(), [2, 5, 16]);
+        assert!(Mixed::new(&q, &q, &q, &Scores::default()).is_none());
+        assert_eq!(attention(&q, &q, &q, &Scores::default()).size(), [2, 5, 16]);
     }
 }

@@ -7,7 +7,7 @@ use oq_quant_core::ActSpec;
 use tch::{Kind, Tensor};
 
 use crate::act::quantize_act;
-use crate::attention::attention;
+use crate::attention::{Scores, attention};
 use crate::family::{Linear, LinearName};
 use crate::rotate::{Online, turn};
 
@@ -35,8 +35,8 @@ pub trait BlockOps {
     /// An activation on its way into a product, as it is seen there: like `x`.
     fn act(&self, point: ActPoint, x: Tensor) -> Tensor;
     /// [`attention`], called at most once in a block.
-    fn attention(&self, q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>) -> Tensor {
-        attention(q, k, v, mask)
+    fn attention(&self, q: &Tensor, k: &Tensor, v: &Tensor, scores: &Scores<'_>) -> Tensor {
+        attention(q, k, v, scores)
     }
     /// A tensor that is not a linear's: `input_layernorm.weight`.
     fn param(&self, name: &str) -> Tensor;

@@ -7,6 +7,9 @@ use crate::error::ModelError;
 /// Far beyond any size of a model, and small enough that products of two sizes cannot overflow.
 pub(crate) const MAX: usize = 1 << 24;
 
+/// The same of layers, each of which is described by itself.
+const MAX_LAYERS: usize = 1 << 12;
+
 /// A view of one JSON object that names the key in every error.
 #[derive(Clone, Copy)]
 pub(crate) struct Config<'a> {
@@ -40,6 +43,14 @@ impl<'a> Config<'a> {
     /// A positive whole number.
     pub(crate) fn size(&self, key: &str) -> Result<usize, ModelError> {
         self.size_or_none(key)?.ok_or_else(|| self.wrong(key, "a positive whole number is needed"))
+    }
+
+    /// Number of layers.
+    pub(crate) fn layers(&self, key: &str) -> Result<usize, ModelError> {
+        match self.size(key)? {
+            n if n > MAX_LAYERS => Err(self.wrong(key, format!("no model has more than {MAX_LAYERS} layers"))),
+            n => Ok(n),
+        }
     }
 
     pub(crate) fn size_or(&self, key: &str, default: usize) -> Result<usize, ModelError> {

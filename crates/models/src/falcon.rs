@@ -10,16 +10,18 @@ use oq_quant_core::SiteKind;
 use serde_json::Value;
 use tch::{Device, Tensor};
 
+use crate::attention::Scores;
 use crate::block::{ActPoint, BlockOps};
 use crate::config::Config;
 use crate::error::ModelError;
 use crate::family::{
-    BlockLayout, Context, Decoder, Dims, Family, LM_HEAD, Linear, LinearName, OuterOps, Param, module,
+    Attention, Context, Decoder, Dims, Family, LM_HEAD, Layer, LayerContext, Linear, LinearName, OuterOps, Param,
+    module,
 };
 use crate::layers::{Activation, layer_norm};
 use crate::mask;
 use crate::rope::{self, Rope};
-use crate::rotate::Residual;
+use crate::rotate::{LayerResidual, Residual};
 
 /// The entry in [`crate::FAMILIES`].
 pub const FAMILY: Family = Family { model_types: &["falcon"], read: |json| Ok(Box::new(read(json)?)) };
@@ -106,7 +108,7 @@ fn read(json: &Value) -> Result<Falcon, ModelError> {
     };
     Ok(Falcon {
         dims: Dims {
-            n_layers: config.size("num_hidden_layers")?,
+            n_layers: config.layers("num_hidden_layers")?,
             hidden,
             intermediate: config.size_or("ffn_hidden_size", 4 * hidden)?,
             n_heads,
@@ -153,7 +155,7 @@ impl Falcon {
     }
 
     /// `h [b, t, hidden]`, as linears see it -> `[b, t, hidden]`.
-    fn attention(&self, ops: &dyn BlockOps, ctx: &Context, h: &Tensor) -> Tensor {
+    fn attention(&self, ops: &dyn BlockOps, ctx: &LayerContext, h: &Tensor) -> Tensor {
         let (b, t, _) = h.size3().expect("hidden states are [b, t, hidden]");
         let [n_heads, groups, d] = [self.dims.n_heads, self.dims.n_kv_heads, self.dims.head_dim].map(|n| n as i64);
         let share = n_heads / groups;
@@ -163,7 +165,10 @@ impl Falcon {
         let q = ops.act(ActPoint::QueryKey, ctx.turn(&heads(0, share))); // [b, n_heads, t, d]
         let k = ops.act(ActPoint::QueryKey, ctx.turn(&heads(share, 1))); // [b, n_kv_heads, t, d]
         let v = ops.act(ActPoint::Value, heads(share + 1, 1)); // [b, n_kv_heads, t, d]
-        ops.linear(DENSE, &ops.act(ActPoint::LinearInput, ops.attention(&q, &k, &v, ctx.mask.as_ref())))
+        ops.linear(
+            DENSE,
+            &ops.act(ActPoint::LinearInput, ops.attention(&q, &k, &v, &Scores::masked(ctx.mask.as_ref()))),
+        )
     }
 
     /// `h [b, t, hidden]`, as linears see it -> `[b, t, hidden]`.
@@ -181,10 +186,10 @@ impl Decoder for Falcon {
         format!("transformer.h.{block_idx}.")
     }
 
-    fn block_layout(&self) -> BlockLayout {
+    fn layer(&self, _layer: usize) -> Layer {
         let Dims { hidden, intermediate, n_heads, n_kv_heads, head_dim, .. } = self.dims;
         let linear = |name, out_features, in_features| Linear { name, out_features, in_features, bias: self.bias };
-        BlockLayout {
+        Layer {
             linears: vec![
                 linear(QKV, (n_heads + 2 * n_kv_heads) * head_dim, hidden),
                 linear(DENSE, hidden, hidden),
@@ -192,11 +197,13 @@ impl Decoder for Falcon {
                 linear(DOWN, hidden, intermediate),
             ],
             params: self.norm_readers().iter().flat_map(|&(norm, _)| self.norm_params(norm)).collect(),
-            together: &[],
+            together: Vec::new(),
+            attention: Attention { n_heads, n_kv_heads, head_dim, scale: None, softcap: None },
+            intermediate,
         }
     }
 
-    fn sites(&self, kind: SiteKind) -> Result<Vec<Site>, &'static str> {
+    fn sites(&self, _layer: usize, kind: SiteKind) -> Result<Vec<Site>, &'static str> {
         let Dims { hidden, intermediate, n_heads, n_kv_heads, head_dim: d, .. } = self.dims;
         let share = n_heads / n_kv_heads;
         let (queries, keys, values) = (0..share, share..share + 1, share + 1..share + 2);
@@ -232,15 +239,12 @@ impl Decoder for Falcon {
     }
 
     fn residual(&self) -> Result<Residual, &'static str> {
-        let readers = self.norm_readers().iter().map(|&(norm, readers)| (module(norm[0]), readers));
-        Ok(Residual {
-            centred: true,
-            readers: readers.collect(),
-            writers: &[DENSE, DOWN],
-            tables: &[EMBED],
-            last_norm: Some(module(LAST_NORM[0])),
-            inner: DOWN,
-        })
+        Ok(Residual { centred: true, tables: &[EMBED], last_norm: Some(module(LAST_NORM[0])) })
+    }
+
+    fn residual_of(&self, _layer: usize) -> LayerResidual {
+        let readers = self.norm_readers().iter().map(|&(norm, readers)| (module(norm[0]), readers.to_vec()));
+        LayerResidual { readers: readers.collect(), writers: vec![DENSE, DOWN], inner: DOWN }
     }
 
     fn outer_params(&self) -> Vec<Param> {
@@ -262,16 +266,16 @@ impl Decoder for Falcon {
         match &self.positions {
             Positions::Rotary(rope) => {
                 let mask = mask::continued(positions.clone(), device);
-                Context { rotary: Some(rope.tables(positions, device)), mask }
+                Context::uniform(Some(rope.tables(positions, device)), mask)
             }
             Positions::Alibi => {
                 let scale = (head_dim as f64).powf(-0.5);
-                Context { rotary: None, mask: Some(mask::alibi(n_heads, scale, positions, device)) }
+                Context::uniform(None, Some(mask::alibi(n_heads, scale, positions, device)))
             }
         }
     }
 
-    fn mask_heads(&self, _t: usize) -> usize {
+    fn mask_heads(&self, _layer: usize, _t: usize) -> usize {
         if matches!(self.positions, Positions::Alibi) { self.dims.n_heads } else { 0 }
     }
 
@@ -279,7 +283,8 @@ impl Decoder for Falcon {
         outer.rows(EMBED, ids)
     }
 
-    fn block(&self, ops: &dyn BlockOps, ctx: &Context, x: &Tensor) -> Tensor {
+    fn block(&self, _layer: usize, ops: &dyn BlockOps, ctx: &Context, x: &Tensor) -> Tensor {
+        let ctx = ctx.of(0);
         let input = |norm, x: &Tensor| ops.act(ActPoint::LinearInput, self.norm(ops, norm, x));
         match self.arrangement {
             Arrangement::Parallel => {

@@ -8,6 +8,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::block::Compute;
 use crate::error::ModelError;
+use crate::family::Logits;
 use crate::packed::{bytes_of, kernel_of, multiply_packed};
 use crate::tensors::{stored_tensor_of, tensor_of};
 
@@ -34,9 +35,16 @@ impl HeadKind {
     }
 }
 
-/// The matrix that makes logits, `[vocab, width]`.
+/// What makes logits: a matrix, and what becomes of the products with it.
 #[derive(Debug)]
-pub enum Head {
+pub struct Head {
+    matrix: Matrix,
+    logits: Logits,
+}
+
+/// `[vocab, width]`.
+#[derive(Debug)]
+enum Matrix {
     /// In f32, f16 or bf16.
     Dense(Tensor),
     /// In 8 bits, on the CPU.
@@ -50,7 +58,31 @@ const SLAB: usize = 1 << 22;
 
 impl Head {
     /// Takes the stored matrix.
-    pub(crate) fn new(view: &TensorView<'_>, kind: HeadKind, device: Device) -> Result<Self, ModelError> {
+    pub(crate) fn new(
+        view: &TensorView<'_>,
+        kind: HeadKind,
+        device: Device,
+        logits: Logits,
+    ) -> Result<Self, ModelError> {
+        Ok(Self { matrix: Matrix::new(view, kind, device)?, logits })
+    }
+
+    /// `x [.., width]` f32 -> `[.., vocab]` f32.
+    pub fn logits(&self, x: &Tensor) -> Tensor {
+        self.logits.apply(self.matrix.multiply(x))
+    }
+
+    /// Bytes that it takes.
+    pub fn bytes(&self) -> usize {
+        match &self.matrix {
+            Matrix::Dense(weight) => bytes_of(weight),
+            Matrix::Packed(linear) => linear.bytes(),
+        }
+    }
+}
+
+impl Matrix {
+    fn new(view: &TensorView<'_>, kind: HeadKind, device: Device) -> Result<Self, ModelError> {
         match kind {
             // Elsewhere than on the CPU all of it would be widened for each token.
             HeadKind::Stored if device == Device::Cpu => Ok(Self::Dense(stored_tensor_of(view, device)?)),
@@ -64,7 +96,7 @@ impl Head {
     }
 
     /// `x [.., width]` f32 -> `[.., vocab]` f32.
-    pub fn logits(&self, x: &Tensor) -> Tensor {
+    fn multiply(&self, x: &Tensor) -> Tensor {
         let weight = match self {
             Self::Packed(linear) => return multiply_packed(linear, x),
             Self::Dense(weight) => weight,
@@ -74,14 +106,6 @@ impl Head {
             Kind::Half if few => by_rows::<f16>(weight, x),
             Kind::BFloat16 if few => by_rows::<bf16>(weight, x),
             _ => x.linear(&weight.to_kind(Kind::Float), None::<&Tensor>),
-        }
-    }
-
-    /// Bytes that it takes.
-    pub fn bytes(&self) -> usize {
-        match self {
-            Self::Dense(weight) => bytes_of(weight),
-            Self::Packed(linear) => linear.bytes(),
         }
     }
 }

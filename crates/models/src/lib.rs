@@ -29,15 +29,18 @@ pub mod runtime;
 mod tensors;
 
 pub use act::{fake_quantize_tokens, quantize_act};
-pub use attention::{Mixed, attention, has_own_attention};
+pub use attention::{Mixed, Scores, attention, has_own_attention};
 pub use block::{ActPoint, BlockOps, BlockWeights, Compute, DenseOps, multiply};
 pub use error::ModelError;
-pub use family::{BlockLayout, Context, Decoder, Dims, FAMILIES, Family, Linear, LinearName, OuterOps, Param};
+pub use family::{
+    Attention, Context, Decoder, Dims, FAMILIES, Family, Layer, LayerContext, Linear, LinearName, Logits, OuterOps,
+    Param, intern,
+};
 pub use form::{Block, Form, Kernels};
 pub use head::{Head, HeadKind};
-pub use model::{Model, Outer, check_groups};
+pub use model::{Model, Outer, ReadDecoder, check_groups};
 pub use orthogonal::{Orthogonal, Rotation, SLAB};
 pub use packed::PackedOps;
 pub use rope::Rotary;
-pub use rotate::{Online, Residual, RotateError, Rotator};
+pub use rotate::{LayerResidual, Online, Residual, RotateError, Rotator};
 pub use tensors::tensor_of;

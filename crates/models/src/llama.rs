@@ -12,16 +12,17 @@ use oq_quant_core::SiteKind;
 use serde_json::Value;
 use tch::{Device, Tensor};
 
+use crate::attention::Scores;
 use crate::block::{ActPoint, BlockOps, several};
 use crate::config::{Config, MAX};
 use crate::error::ModelError;
 use crate::family::{
-    BlockLayout, Context, Decoder, Dims, Family, LM_HEAD, Linear, LinearName, OuterOps, Param, module,
+    Attention, Context, Decoder, Dims, Family, LM_HEAD, Layer, Linear, LinearName, OuterOps, Param, module,
 };
 use crate::layers::{Activation, rms_norm, split_heads};
 use crate::mask;
 use crate::rope::{self, Rope};
-use crate::rotate::Residual;
+use crate::rotate::{LayerResidual, Residual};
 
 /// The entry in [`crate::FAMILIES`].
 pub const FAMILY: Family =
@@ -109,7 +110,7 @@ fn read(json: &Value) -> Result<Llama, ModelError> {
     let rope = rope::read(&config, head_dim, max_positions)?;
     Ok(Llama {
         dims: Dims {
-            n_layers: config.size("num_hidden_layers")?,
+            n_layers: config.layers("num_hidden_layers")?,
             hidden,
             intermediate: config.size("intermediate_size")?,
             n_heads,
@@ -176,7 +177,7 @@ impl Decoder for Llama {
         format!("model.layers.{block_idx}.")
     }
 
-    fn block_layout(&self) -> BlockLayout {
+    fn layer(&self, _layer: usize) -> Layer {
         let Dims { hidden, intermediate, n_heads, n_kv_heads, head_dim, .. } = self.dims;
         let linear = |name, out_features, in_features, bias| Linear { name, out_features, in_features, bias };
         let norm = |name, width| Param { name, shape: vec![width] };
@@ -184,7 +185,7 @@ impl Decoder for Llama {
         if self.head_norms {
             params.extend([norm(Q_NORM, head_dim), norm(K_NORM, head_dim)]);
         }
-        BlockLayout {
+        Layer {
             linears: vec![
                 linear(Q, n_heads * head_dim, hidden, self.qkv_bias),
                 linear(K, n_kv_heads * head_dim, hidden, self.qkv_bias),
@@ -195,11 +196,13 @@ impl Decoder for Llama {
                 linear(DOWN, hidden, intermediate, self.mlp_bias),
             ],
             params,
-            together: &[QKV, GATE_UP],
+            together: vec![QKV.to_vec(), GATE_UP.to_vec()],
+            attention: Attention { n_heads, n_kv_heads, head_dim, scale: None, softcap: None },
+            intermediate,
         }
     }
 
-    fn sites(&self, kind: SiteKind) -> Result<Vec<Site>, &'static str> {
+    fn sites(&self, _layer: usize, kind: SiteKind) -> Result<Vec<Site>, &'static str> {
         let Dims { hidden, intermediate, n_heads, n_kv_heads, head_dim: d, .. } = self.dims;
         Ok(match kind {
             SiteKind::Norm => vec![
@@ -220,14 +223,15 @@ impl Decoder for Llama {
     }
 
     fn residual(&self) -> Result<Residual, &'static str> {
-        Ok(Residual {
-            centred: false,
-            readers: vec![(module(INPUT_NORM), QKV), (module(POST_ATTENTION_NORM), GATE_UP)],
-            writers: &[O, DOWN],
-            tables: &[EMBED],
-            last_norm: Some(module(LAST_NORM)),
+        Ok(Residual { centred: false, tables: &[EMBED], last_norm: Some(module(LAST_NORM)) })
+    }
+
+    fn residual_of(&self, _layer: usize) -> LayerResidual {
+        LayerResidual {
+            readers: vec![(module(INPUT_NORM), QKV.to_vec()), (module(POST_ATTENTION_NORM), GATE_UP.to_vec())],
+            writers: vec![O, DOWN],
             inner: DOWN,
-        })
+        }
     }
 
     fn outer_params(&self) -> Vec<Param> {
@@ -249,10 +253,10 @@ impl Decoder for Llama {
             Some(window) if window < positions.end => Some(mask::window(window, positions.clone(), device)),
             _ => mask::continued(positions.clone(), device),
         };
-        Context { rotary: Some(self.rope.tables(positions, device)), mask }
+        Context::uniform(Some(self.rope.tables(positions, device)), mask)
     }
 
-    fn mask_heads(&self, t: usize) -> usize {
+    fn mask_heads(&self, _layer: usize, t: usize) -> usize {
         usize::from(self.window.is_some_and(|window| window < t))
     }
 
@@ -260,7 +264,8 @@ impl Decoder for Llama {
         outer.rows(EMBED, ids)
     }
 
-    fn block(&self, ops: &dyn BlockOps, ctx: &Context, x: &Tensor) -> Tensor {
+    fn block(&self, _layer: usize, ops: &dyn BlockOps, ctx: &Context, x: &Tensor) -> Tensor {
+        let ctx = ctx.of(0);
         let head_dim = self.dims.head_dim;
         let h = ops.act(ActPoint::LinearInput, rms_norm(x, &ops.param(INPUT_NORM), self.rms_norm_eps));
         let [q, k, v] = several(ops, QKV, &h).map(|x| split_heads(&x, head_dim));
@@ -271,7 +276,7 @@ impl Decoder for Llama {
         let q = turned(q, Q_NORM); // [b, n_heads, t, d]
         let k = turned(k, K_NORM); // [b, n_kv_heads, t, d]
         let v = ops.act(ActPoint::Value, v); // [b, n_kv_heads, t, d]
-        let mixed = ops.act(ActPoint::LinearInput, ops.attention(&q, &k, &v, ctx.mask.as_ref()));
+        let mixed = ops.act(ActPoint::LinearInput, ops.attention(&q, &k, &v, &Scores::masked(ctx.mask.as_ref())));
         let x = x + ops.linear(O, &mixed);
 
         let h = ops.act(ActPoint::LinearInput, rms_norm(&x, &ops.param(POST_ATTENTION_NORM), self.rms_norm_eps));

@@ -14,7 +14,7 @@ use tch::{Device, Tensor};
 
 use crate::block::{BlockWeights, DenseOps};
 use crate::error::ModelError;
-use crate::family::{BlockLayout, Decoder, LM_HEAD, Linear, OuterOps, Param, decoder_of};
+use crate::family::{Decoder, LM_HEAD, Layer, Linear, OuterOps, Param, decoder_of};
 use crate::form::{Block, Form, Kernels};
 use crate::head::Head;
 use crate::packed::{Codes, PackedOps};
@@ -31,7 +31,11 @@ pub struct Model {
     form: Form,
     rotator: Option<Rotator>,
     online: Option<Rc<Online>>,
+    read: ReadDecoder,
 }
+
+/// How a `config.json` is read.
+pub type ReadDecoder = fn(&Value) -> Result<Box<dyn Decoder>, ModelError>;
 
 enum Weights {
     Dense(Checkpoint),
@@ -50,8 +54,13 @@ impl Weights {
 impl Model {
     /// Opens a Hugging Face directory, packed or not, and checks that every tensor is there with the shape the config implies.
     pub fn open(dir: &Path) -> Result<Self, ModelError> {
+        Self::open_with(dir, decoder_of)
+    }
+
+    /// [`Self::open`] of a family that is not among [`crate::FAMILIES`].
+    pub fn open_with(dir: &Path, read: ReadDecoder) -> Result<Self, ModelError> {
         let mut config = read_config(dir)?;
-        let mut decoder = decoder_of(&config)?;
+        let mut decoder = read(&config)?;
         let weights = match quantization_of(&config)? {
             Some(_) => Weights::Packed(PackedCheckpoint::open(dir)?),
             None => Weights::Dense(under_head(Checkpoint::open(dir)?, &*decoder)),
@@ -60,11 +69,12 @@ impl Model {
         // As transformers has it since its version 5: a head that was trained is not the embedding's matrix, whatever the config says.
         if has_other_head(weights.checkpoint(), &*decoder)? {
             config["tie_word_embeddings"] = false.into();
-            decoder = decoder_of(&config)?;
+            decoder = read(&config)?;
         }
         let (round_to_nearest, form) = (None, Form::default());
         let dir = dir.to_owned();
-        let mut model = Self { dir, config, decoder, weights, round_to_nearest, form, rotator: None, online: None };
+        let mut model =
+            Self { dir, config, decoder, weights, round_to_nearest, form, rotator: None, online: None, read };
         model.check_tensors()?;
         // Its matrices are as large as the config says, which tensors vouch for by now.
         if is_rotated_online(&model.config) {
@@ -101,10 +111,15 @@ impl Model {
         let (mut config, mut decoder) = (self.config, self.decoder);
         if rotator.unties() {
             config["tie_word_embeddings"] = false.into();
-            decoder = decoder_of(&config)?;
+            decoder = (self.read)(&config)?;
         }
         let online = rotator.online().cloned();
         Ok(Self { config, decoder, rotator: Some(rotator), online, ..self })
+    }
+
+    /// The model as it lies on the disk.
+    pub fn reopened(&self) -> Result<Self, ModelError> {
+        Self::open_with(&self.dir, self.read)
     }
 
     /// Whether its tensors are rotated as they are loaded.
@@ -183,7 +198,7 @@ impl Model {
     /// Loads one block in f32. Pages of the mapped files are given back to the system tensor by tensor.
     pub fn load_block(&self, block_idx: usize, device: Device) -> Result<BlockWeights, ModelError> {
         let prefix = self.decoder.block_prefix(block_idx);
-        let layout = self.decoder.block_layout();
+        let layout = self.decoder.layer(block_idx);
         let mut tensors = self.load_params(&prefix, &layout, device)?;
         for linear in &layout.linears {
             let name = format!("{prefix}{}", linear.name.0);
@@ -194,7 +209,7 @@ impl Model {
         }
         let block = BlockWeights::new(tensors);
         Ok(match &self.rotator {
-            Some(rotator) => rotator.block(block)?,
+            Some(rotator) => rotator.block(block_idx, block)?,
             None => block.with_online(self.online()),
         })
     }
@@ -202,7 +217,7 @@ impl Model {
     fn load_params(
         &self,
         prefix: &str,
-        layout: &BlockLayout,
+        layout: &Layer,
         device: Device,
     ) -> Result<BTreeMap<String, Tensor>, ModelError> {
         let load = |param: &Param| Ok((param.name.to_owned(), self.load(&format!("{prefix}{}", param.name), device)?));
@@ -217,12 +232,12 @@ impl Model {
         let Form { kernels, compute, .. } = self.form;
         match kernels {
             Kernels::Dense => {
-                let weights = self.load_block(block_idx, device)?.cast(&self.decoder.block_layout().linears, compute);
+                let weights = self.load_block(block_idx, device)?.cast(&self.decoder.layer(block_idx).linears, compute);
                 Ok(Block::Dense { weights, act: self.act(), compute })
             }
             Kernels::Packed if device != Device::Cpu => Err(ModelError::PackedDevice { device }),
             Kernels::Packed => {
-                let layout = self.decoder.block_layout();
+                let layout = self.decoder.layer(block_idx);
                 let prefix = self.decoder.block_prefix(block_idx);
                 let of_group = |group: &Vec<Linear>| group.iter().map(|linear| self.codes(&prefix, linear)).collect();
                 let params = self.load_params(&prefix, &layout, device)?;
@@ -241,9 +256,9 @@ impl Model {
             let mut bytes = vec![0; head.numel() * size_of::<f32>()];
             head.copy_data_u8(&mut bytes, head.numel());
             let view = TensorView { name, dtype: Dtype::F32, shape: &shape, bytes: &bytes };
-            return Head::new(&view, self.form.head, device);
+            return Head::new(&view, self.form.head, device, self.decoder.logits());
         }
-        let head = Head::new(&self.checkpoint().tensor(name)?, self.form.head, device);
+        let head = Head::new(&self.checkpoint().tensor(name)?, self.form.head, device, self.decoder.logits());
         self.checkpoint().release();
         head
     }
@@ -306,12 +321,11 @@ impl Model {
     }
 
     fn check_tensors(&self) -> Result<(), ModelError> {
-        let layout = self.decoder.block_layout();
         for param in self.decoder.outer_params() {
             self.check_shape(param.name, &param.shape)?;
         }
         for block_idx in 0..self.decoder.dims().n_layers {
-            let prefix = self.decoder.block_prefix(block_idx);
+            let (prefix, layout) = (self.decoder.block_prefix(block_idx), self.decoder.layer(block_idx));
             for param in &layout.params {
                 self.check_shape(&format!("{prefix}{}", param.name), &param.shape)?;
             }
@@ -406,12 +420,14 @@ fn has_other_head(checkpoint: &Checkpoint, decoder: &dyn Decoder) -> Result<bool
 
 /// Refuses a group size that does not cut the rows of every linear into equal parts.
 pub fn check_groups(decoder: &dyn Decoder, spec: WeightSpec) -> Result<(), ModelError> {
-    for linear in decoder.block_layout().linears {
-        let in_features = linear.in_features;
-        if !spec.group.divides(in_features) {
-            let linear = format!("{}{}", decoder.block_prefix(0), linear.name.0);
-            let source = TensorError::GroupDoesNotDivide { group: spec.group.len(in_features), in_features };
-            return Err(ModelError::Quantize { linear, source });
+    for layer in 0..decoder.dims().n_layers {
+        for linear in decoder.layer(layer).linears {
+            let in_features = linear.in_features;
+            if !spec.group.divides(in_features) {
+                let linear = format!("{}{}", decoder.block_prefix(layer), linear.name.0);
+                let source = TensorError::GroupDoesNotDivide { group: spec.group.len(in_features), in_features };
+                return Err(ModelError::Quantize { linear, source });
+            }
         }
     }
     Ok(())

@@ -10,15 +10,16 @@ use oq_quant_core::SiteKind;
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 
+use crate::attention::Scores;
 use crate::block::{ActPoint, BlockOps, several};
 use crate::config::Config;
 use crate::error::ModelError;
 use crate::family::{
-    BlockLayout, Context, Decoder, Dims, Family, LM_HEAD, Linear, LinearName, OuterOps, Param, module,
+    Attention, Context, Decoder, Dims, Family, LM_HEAD, Layer, Linear, LinearName, OuterOps, Param, module,
 };
 use crate::layers::{Activation, layer_norm, split_heads};
 use crate::mask;
-use crate::rotate::Residual;
+use crate::rotate::{LayerResidual, Residual};
 
 /// The entry in [`crate::FAMILIES`].
 pub const FAMILY: Family = Family { model_types: &["opt"], read: |json| Ok(Box::new(read(json)?)) };
@@ -68,7 +69,7 @@ fn read(json: &Value) -> Result<Opt, ModelError> {
     let norm_first = config.flag_or("do_layer_norm_before", true)?;
     Ok(Opt {
         dims: Dims {
-            n_layers: config.size("num_hidden_layers")?,
+            n_layers: config.layers("num_hidden_layers")?,
             hidden,
             intermediate: config.size("ffn_dim")?,
             n_heads,
@@ -113,10 +114,10 @@ impl Decoder for Opt {
         format!("model.decoder.layers.{block_idx}.")
     }
 
-    fn block_layout(&self) -> BlockLayout {
-        let Dims { hidden, intermediate, .. } = self.dims;
+    fn layer(&self, _layer: usize) -> Layer {
+        let Dims { hidden, intermediate, n_heads, n_kv_heads, head_dim, .. } = self.dims;
         let linear = |name, out_features, in_features| Linear { name, out_features, in_features, bias: self.bias };
-        BlockLayout {
+        Layer {
             linears: vec![
                 linear(Q, hidden, hidden),
                 linear(K, hidden, hidden),
@@ -126,11 +127,13 @@ impl Decoder for Opt {
                 linear(FC2, hidden, intermediate),
             ],
             params: [self.norm_params(ATTENTION_NORM), self.norm_params(MLP_NORM)].concat(),
-            together: &[QKV],
+            together: vec![QKV.to_vec()],
+            attention: Attention { n_heads, n_kv_heads, head_dim, scale: None, softcap: None },
+            intermediate,
         }
     }
 
-    fn sites(&self, kind: SiteKind) -> Result<Vec<Site>, &'static str> {
+    fn sites(&self, _layer: usize, kind: SiteKind) -> Result<Vec<Site>, &'static str> {
         let Dims { hidden, intermediate, .. } = self.dims;
         match kind {
             SiteKind::Norm if !self.norm_first => {
@@ -164,12 +167,17 @@ impl Decoder for Opt {
         }
         Ok(Residual {
             centred: true,
-            readers: vec![(module(ATTENTION_NORM[0]), QKV), (module(MLP_NORM[0]), &[FC1])],
-            writers: &[OUT, FC2],
             tables: &[EMBED, POSITIONS],
             last_norm: (self.last_norm && self.norm_has_params).then(|| module(LAST_NORM[0])),
-            inner: FC2,
         })
+    }
+
+    fn residual_of(&self, _layer: usize) -> LayerResidual {
+        LayerResidual {
+            readers: vec![(module(ATTENTION_NORM[0]), QKV.to_vec()), (module(MLP_NORM[0]), vec![FC1])],
+            writers: vec![OUT, FC2],
+            inner: FC2,
+        }
     }
 
     fn outer_params(&self) -> Vec<Param> {
@@ -194,7 +202,7 @@ impl Decoder for Opt {
     }
 
     fn context_at(&self, positions: Range<usize>, device: Device) -> Context {
-        Context { rotary: None, mask: mask::continued(positions, device) }
+        Context::uniform(None, mask::continued(positions, device))
     }
 
     fn embed_at(&self, outer: &dyn OuterOps, ids: &Tensor, first: usize) -> Result<Tensor, ModelError> {
@@ -211,7 +219,8 @@ impl Decoder for Opt {
         Ok(x + outer.rows(POSITIONS, &rows)?) // [b, t, hidden] + [t, hidden]
     }
 
-    fn block(&self, ops: &dyn BlockOps, ctx: &Context, x: &Tensor) -> Tensor {
+    fn block(&self, _layer: usize, ops: &dyn BlockOps, ctx: &Context, x: &Tensor) -> Tensor {
+        let scores = Scores::masked(ctx.of(0).mask.as_ref());
         let input = |x: Tensor| ops.act(ActPoint::LinearInput, x);
         let x = self.residual(ops, ATTENTION_NORM, x, |h| {
             let h = input(h);
@@ -219,7 +228,7 @@ impl Decoder for Opt {
             let [q, k, v] = several(ops, QKV, &h).map(|x| split_heads(&x, self.dims.head_dim));
             let [q, k] = [q, k].map(|x| ops.act(ActPoint::QueryKey, x));
             let v = ops.act(ActPoint::Value, v);
-            ops.linear(OUT, &input(ops.attention(&q, &k, &v, ctx.mask.as_ref())))
+            ops.linear(OUT, &input(ops.attention(&q, &k, &v, &scores)))
         });
         self.residual(ops, MLP_NORM, &x, |h| {
             let inner = self.activation.apply(&ops.linear(FC1, &input(h)));

@@ -9,7 +9,7 @@ use oq_quant_core::{ActSpec, QuantizedTensor};
 use tch::{Kind, Tensor};
 
 use crate::act::quantize_act;
-use crate::attention::attention;
+use crate::attention::{Scores, attention};
 use crate::block::{ActPoint, BlockOps, Compute};
 use crate::error::ModelError;
 use crate::family::LinearName;
@@ -132,9 +132,9 @@ impl BlockOps for PackedOps {
         quantize_act(self.act, turn(self.online.as_deref(), point, x))
     }
 
-    fn attention(&self, q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>) -> Tensor {
+    fn attention(&self, q: &Tensor, k: &Tensor, v: &Tensor, scores: &Scores<'_>) -> Tensor {
         let [q, k, v] = [q, k, v].map(|x| self.compute.cast(x.shallow_clone()));
-        attention(&q, &k, &v, mask)
+        attention(&q, &k, &v, scores)
     }
 
     fn param(&self, name: &str) -> Tensor {

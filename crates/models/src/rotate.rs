@@ -13,7 +13,7 @@ use oq_quant_core::{RotateKind, SiteKind};
 use tch::Tensor;
 
 use crate::block::{ActPoint, BlockWeights};
-use crate::family::{Decoder, Dims, LinearName};
+use crate::family::{Decoder, Dims, Layer, LinearName};
 use crate::hadamard;
 use crate::orthogonal::{Orthogonal, Rotation};
 
@@ -22,14 +22,19 @@ use crate::orthogonal::{Orthogonal, Rotation};
 pub struct Residual {
     /// Whether norms subtract the mean.
     pub centred: bool,
-    /// Norms of a block, as modules, with the linears that read them.
-    pub readers: Vec<(&'static str, &'static [LinearName])>,
-    /// Linears of a block whose outputs are added to it.
-    pub writers: &'static [LinearName],
     /// Tables outside the blocks whose rows sum up to the first hidden state.
     pub tables: &'static [&'static str],
     /// The norm, as a module, that stands between the last block and the head.
     pub last_norm: Option<&'static str>,
+}
+
+/// What of a layer stands on the residual stream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LayerResidual {
+    /// Norms, as modules, with the linears that read them.
+    pub readers: Vec<(&'static str, Vec<LinearName>)>,
+    /// Linears whose outputs are added to the stream.
+    pub writers: Vec<LinearName>,
     /// The linear that reads what the MLP makes inside.
     pub inner: LinearName,
 }
@@ -106,6 +111,14 @@ pub(crate) fn turn(online: Option<&Online>, point: ActPoint, x: Tensor) -> Tenso
     }
 }
 
+/// Where matrices stand in a layer.
+#[derive(Debug)]
+struct Places {
+    stream: LayerResidual,
+    /// Channels of the value heads.
+    values: Vec<Site>,
+}
+
 /// Rotates a model's tensors.
 #[derive(Debug)]
 pub struct Rotator {
@@ -114,21 +127,25 @@ pub struct Rotator {
     pub(crate) stored_head: &'static str,
     stream: Rotation,
     values: Rotation,
-    value_sites: Vec<Site>,
     head_dim: i64,
+    layers: Vec<Places>,
     online: Option<Rc<Online>>,
 }
 
 impl Rotator {
     /// Of matrices that `seed` decides; none for [`RotateKind::None`].
     pub fn new(decoder: &dyn Decoder, kind: RotateKind, seed: u64) -> Result<Option<Self>, RotateError> {
-        let Some((residual, value_sites)) = Self::places(decoder, kind)? else { return Ok(None) };
+        let Some(residual) = Self::checked(decoder, kind)? else { return Ok(None) };
         let dims = decoder.dims();
         let online = (kind == RotateKind::Online).then(|| Online::new(dims).map(Rc::new)).transpose()?;
+        let places = |layer| {
+            let values = decoder.sites(layer, SiteKind::Vo).map_err(|reason| RotateError::Residual { reason })?;
+            Ok(Places { stream: decoder.residual_of(layer), values })
+        };
         Ok(Some(Self {
             stream: Rotation::new(dims.hidden, seed, residual.centred),
             values: Rotation::new(dims.head_dim, seed ^ (1 << 63), false),
-            value_sites,
+            layers: (0..dims.n_layers).map(places).collect::<Result<_, _>>()?,
             stored_head: decoder.head(),
             head_dim: dims.head_dim as i64,
             residual,
@@ -138,20 +155,31 @@ impl Rotator {
 
     /// Whether [`Self::new`] would do, without its matrices: sizes may be those of a config that no tensor has vouched for.
     pub fn check(decoder: &dyn Decoder, kind: RotateKind) -> Result<(), RotateError> {
-        Self::places(decoder, kind).map(drop)
+        Self::checked(decoder, kind).map(drop)
     }
 
-    /// Where matrices stand; none for [`RotateKind::None`].
-    fn places(decoder: &dyn Decoder, kind: RotateKind) -> Result<Option<(Residual, Vec<Site>)>, RotateError> {
+    /// What stands on the residual stream; none for [`RotateKind::None`].
+    fn checked(decoder: &dyn Decoder, kind: RotateKind) -> Result<Option<Residual>, RotateError> {
         if kind == RotateKind::None {
             return Ok(None);
         }
+        let dims = decoder.dims();
         let reasoned = |reason| RotateError::Residual { reason };
         let residual = decoder.residual().map_err(reasoned)?;
         if kind == RotateKind::Online {
-            Online::check(decoder.dims())?;
+            Online::check(dims)?;
         }
-        Ok(Some((residual, decoder.sites(SiteKind::Vo).map_err(reasoned)?)))
+        let differs = |layer| {
+            let Layer { attention, intermediate, .. } = decoder.layer(layer);
+            (attention.head_dim, intermediate) != (dims.head_dim, dims.intermediate)
+        };
+        if (0..dims.n_layers).any(differs) {
+            return Err(reasoned("its layers differ in the size of heads or in the width of the MLP"));
+        }
+        for layer in 0..dims.n_layers {
+            decoder.sites(layer, SiteKind::Vo).map_err(reasoned)?;
+        }
+        Ok(Some(residual))
     }
 
     /// Whether the head's matrix has to part from the embedding's.
@@ -169,18 +197,19 @@ impl Rotator {
         self.online.as_ref()
     }
 
-    /// Rotates a block's tensors, computing in f64; they stay in the kind that they are in.
-    pub fn block(&self, block: BlockWeights) -> Result<BlockWeights, RotateError> {
+    /// Rotates a layer's tensors, computing in f64; they stay in the kind that they are in.
+    pub fn block(&self, layer: usize, block: BlockWeights) -> Result<BlockWeights, RotateError> {
         let mut block = block.with_online(self.online.clone());
-        for &(norm, readers) in &self.residual.readers {
+        let Places { stream, values } = &self.layers[layer];
+        for (norm, readers) in &stream.readers {
             self.fold(&mut block, norm, readers)?;
         }
-        for &writer in self.residual.writers {
+        for &writer in &stream.writers {
             let weight = self.stream.turn_rows(block.weight(writer));
             let bias = block.bias(writer).map(|bias| self.stream.turn(bias));
             put(&mut block, writer.0, Some(weight), bias);
         }
-        for port in self.value_sites.iter().flat_map(|site| &site.ports) {
+        for port in values.iter().flat_map(|site| &site.ports) {
             // Each head's channels follow each other.
             let channels = Tensor::from_slice(&port.channels);
             let weight = block.get(&format!("{}.weight", port.module)).shallow_clone();
@@ -195,9 +224,9 @@ impl Rotator {
             put(&mut block, port.module, Some(turned(&weight, if reads { 1 } else { 0 })), bias);
         }
         if let Some(online) = &self.online {
-            let weight = block.weight(self.residual.inner);
+            let weight = block.weight(stream.inner);
             let turned = online.inner.apply_in_f64(weight);
-            put(&mut block, self.residual.inner.0, Some(turned), None);
+            put(&mut block, stream.inner.0, Some(turned), None);
         }
         Ok(block)
     }

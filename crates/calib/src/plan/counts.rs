@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::collections::BTreeSet;
 
 use oq_let::{Action, Site};
-use oq_models::{ActPoint, BlockLayout, BlockOps, Compute, Decoder, Dims, Linear, LinearName, SLAB};
+use oq_models::{ActPoint, Attention, BlockOps, Compute, Decoder, Dims, Layer, Linear, LinearName, SLAB};
 use oq_quant_core::{ActSpec, Bits, RotateKind, packed_words};
 use oq_recipe::{Calibration, Recipe, Rounding};
 use tch::{Device, Kind, Tensor};
@@ -12,7 +12,7 @@ use tch::{Device, Kind, Tensor};
 use crate::compensate::WEIGHTS;
 use crate::inputs::PART;
 use crate::sensitivity::n_segments;
-use crate::sites::is_rescaled;
+use crate::sites::{SiteError, is_rescaled, sites_of};
 
 /// f32, in which a block is held and learns.
 pub(super) const F32: u64 = 4;
@@ -88,9 +88,40 @@ pub(super) struct Counts {
 }
 
 impl Counts {
+    /// As if all layers were like each kind of layer that the model has, and how many are; the largest first.
+    pub(super) fn of_kinds(
+        decoder: &dyn Decoder,
+        recipe: &Recipe,
+        compute: Compute,
+    ) -> Result<Vec<(Self, u64)>, SiteError> {
+        let mut kinds: Vec<(Layer, usize, u64)> = Vec::new();
+        for idx in 0..decoder.dims().n_layers {
+            let layer = decoder.layer(idx);
+            match kinds.iter_mut().find(|(kind, ..)| *kind == layer) {
+                Some((_, _, n)) => *n += 1,
+                None => kinds.push((layer, idx, 1)),
+            }
+        }
+        let counts = kinds.iter().map(|&(ref layer, idx, n)| {
+            let sites = sites_of(decoder, recipe, idx)?;
+            Ok((Self::new(decoder, (idx, layer), recipe, &sites, compute), n))
+        });
+        let mut counts = counts.collect::<Result<Vec<_>, SiteError>>()?;
+        counts.sort_by_key(|(counts, _)| std::cmp::Reverse(counts.weights));
+        Ok(counts)
+    }
+
     /// `sites`: the ones that the recipe transforms.
-    pub(super) fn new(decoder: &dyn Decoder, recipe: &Recipe, sites: &[Site], compute: Compute) -> Self {
-        let (dims, layout, spec) = (decoder.dims(), decoder.block_layout(), recipe.scheme.weight);
+    fn new(
+        decoder: &dyn Decoder,
+        (layer, layout): (usize, &Layer),
+        recipe: &Recipe,
+        sites: &[Site],
+        compute: Compute,
+    ) -> Self {
+        let spec = recipe.scheme.weight;
+        let Attention { n_heads, n_kv_heads, head_dim, .. } = layout.attention;
+        let dims = Dims { n_heads, n_kv_heads, head_dim, intermediate: layout.intermediate, ..decoder.dims() };
         let Calibration { samples, seqlen, batch, .. } = recipe.calibration;
         let (learns, reads_text) = (recipe.method.learns(), recipe.method.reads_text());
         let moved = |name: LinearName| ports(sites, name).next().is_some();
@@ -99,7 +130,7 @@ impl Counts {
             ports(sites, name).any(|action| along_columns(&action))
                 && ports(sites, name).any(|action| !along_columns(&action))
         };
-        let Probed { differentiated, widths } = probed(decoder, &layout, sites);
+        let Probed { differentiated, widths } = probed(decoder, (layer, layout), sites);
         let compensates = recipe.compensates();
         // Widths of the parts that products are kept of.
         let parts = |n: usize| {
@@ -187,7 +218,7 @@ impl Counts {
             compensation,
             columns,
             mlp_rows: rows.saturating_sub(other_rows) as u64,
-            mask_heads: decoder.mask_heads(seqlen) as u64,
+            mask_heads: decoder.mask_heads(layer, seqlen) as u64,
             linears: layout.linears.len() as u64,
             sites: sites.len() as u64,
             product_bytes: match compute {
@@ -216,15 +247,9 @@ impl Counts {
         2 * hidden + intermediate + 2 * self.heads() + 2 * self.kv_heads()
     }
 
-    /// Bytes that tuning has on disk while it runs: blocks before it, and what is learned with two moments.
+    /// Bytes of a layer that tuning has on disk while it runs: the layer before it, and what is learned with two moments.
     pub(super) fn tuning_bytes(&self) -> u64 {
-        let block = self.block_bytes + 3 * F32 * (self.grids + self.params);
-        if self.tuning_steps > 0 { (self.dims.n_layers as u64).saturating_mul(block) } else { 0 }
-    }
-
-    /// Bytes of the packed model.
-    pub(super) fn output_bytes(&self) -> u64 {
-        (self.dims.n_layers as u64).saturating_mul(self.block_bytes) + self.outer_bytes
+        if self.tuning_steps > 0 { self.block_bytes + 3 * F32 * (self.grids + self.params) } else { 0 }
     }
 }
 
@@ -243,16 +268,16 @@ struct Probed {
     widths: Vec<(usize, bool)>,
 }
 
-fn probed(decoder: &dyn Decoder, layout: &BlockLayout, sites: &[Site]) -> Probed {
+fn probed(decoder: &dyn Decoder, (layer, layout): (usize, &Layer), sites: &[Site]) -> Probed {
     let probe = Probe { layout, sites, seen: RefCell::default(), last: RefCell::default() };
     let x = Tensor::zeros([1, 1, decoder.dims().hidden as i64], (Kind::Float, Device::Cpu));
-    let _ = tch::with_grad(|| decoder.block(&probe, &decoder.context(1, Device::Cpu), &x));
+    let _ = tch::with_grad(|| decoder.block(layer, &probe, &decoder.context(1, Device::Cpu), &x));
     probe.seen.into_inner()
 }
 
 /// Multiplies with nothing, and sees what linears are given and which inputs autograd follows.
 struct Probe<'a> {
-    layout: &'a BlockLayout,
+    layout: &'a Layer,
     sites: &'a [Site],
     seen: RefCell<Probed>,
     /// The input of the linear before, kept so that its address is no other's.
@@ -303,9 +328,9 @@ mod tests {
         let mut all = sizes.as_object().unwrap().clone();
         all.extend(config.as_object().unwrap().clone());
         let decoder = decoder_of(&all.into()).unwrap();
-        let layout = decoder.block_layout();
-        let sites: Vec<Site> = kinds.iter().flat_map(|&kind| decoder.sites(kind).unwrap()).collect();
-        let differentiated = probed(&*decoder, &layout, &sites).differentiated;
+        let layout = decoder.layer(0);
+        let sites: Vec<Site> = kinds.iter().flat_map(|&kind| decoder.sites(0, kind).unwrap()).collect();
+        let differentiated = probed(&*decoder, (0, &layout), &sites).differentiated;
         let names = layout.linears.iter().map(|linear| linear.name);
         let first: Vec<&str> = names.filter(|name| !differentiated.contains(name)).map(|name| name.0).collect();
         assert_eq!(first, expected);

@@ -78,7 +78,14 @@ impl Parts {
 }
 
 impl MemoryPlan {
-    pub(super) fn new(counts: &Counts, setting: &Setting<'_>) -> Self {
+    /// What the largest kind of layer takes.
+    pub(super) fn of_kinds(kinds: &[(Counts, u64)], setting: &Setting<'_>) -> Self {
+        let plans = kinds.iter().map(|(counts, _)| Self::new(counts, setting));
+        let largest = plans.max_by_key(|plan| plan.device.unwrap_or(plan.host).total());
+        largest.expect("a model has layers")
+    }
+
+    fn new(counts: &Counts, setting: &Setting<'_>) -> Self {
         let states = states(counts);
         let (text, masks) = match counts.tokens.max(counts.probed_tokens) {
             0 => (0, 0),

@@ -2,7 +2,6 @@
 
 use std::fmt;
 
-use oq_let::Site;
 use oq_models::{Compute, Decoder};
 use oq_recipe::Recipe;
 use serde::Serialize;
@@ -10,6 +9,7 @@ use serde::Serialize;
 use super::counts::Counts;
 use super::memory::MemoryPlan;
 use super::{Setting, Shortage, gib};
+use crate::sites::SiteError;
 
 /// Segments shorter than this are no measure of a model's text.
 const SHORTEST_SEGMENT: usize = 128;
@@ -30,8 +30,8 @@ impl fmt::Display for Mend {
 }
 
 /// Hidden states on disk, but for those that there is room for: whole MiB.
-fn within_budget(counts: &Counts, setting: &Setting<'_>) -> Option<Mend> {
-    let with = |budget| MemoryPlan::new(counts, &Setting { cache_memory: Some(budget), ..*setting });
+fn within_budget(kinds: &[(Counts, u64)], setting: &Setting<'_>) -> Option<Mend> {
+    let with = |budget| MemoryPlan::of_kinds(kinds, &Setting { cache_memory: Some(budget), ..*setting });
     let none = with(0);
     let room = setting.machine.memory_bytes?.checked_sub(none.host.total())? >> 20;
     let room = room.min(none.spilled_bytes.div_ceil(1 << 20));
@@ -44,19 +44,18 @@ fn within_budget(counts: &Counts, setting: &Setting<'_>) -> Option<Mend> {
 /// The gentlest settings that fit, each in one way: products in bf16, single segments in a step, states on disk, fewer segments, shorter
 /// ones; where
 /// none is enough by itself, the last two together.
-pub(super) fn mends(decoder: &dyn Decoder, recipe: &Recipe, sites: &[Site], setting: &Setting<'_>) -> Vec<Mend> {
-    let budget = setting
-        .cache_memory
-        .is_none()
-        .then(|| within_budget(&Counts::new(decoder, recipe, sites, setting.compute), setting));
+pub(super) fn mends(decoder: &dyn Decoder, recipe: &Recipe, setting: &Setting<'_>) -> Result<Vec<Mend>, SiteError> {
+    let kinds = Counts::of_kinds(decoder, recipe, setting.compute)?;
+    let budget = setting.cache_memory.is_none().then(|| within_budget(&kinds, setting));
     let fits = |recipe: &Recipe, compute: Compute, options: String| {
-        let counts = Counts::new(decoder, recipe, sites, compute);
-        let memory = MemoryPlan::new(&counts, setting);
+        // What these settings change is no matter of sites.
+        let kinds = Counts::of_kinds(decoder, recipe, compute).ok()?;
+        let memory = MemoryPlan::of_kinds(&kinds, setting);
         let bytes = memory.device.unwrap_or(memory.host).total();
         Shortage::of(&memory, setting.machine).is_empty().then_some(Mend { options, bytes })
     };
     if !recipe.reads_text() {
-        return Vec::new();
+        return Ok(Vec::new());
     }
     let calibration = &recipe.calibration;
     let with = |samples: usize, seqlen: usize, batch: usize| {
@@ -76,7 +75,7 @@ pub(super) fn mends(decoder: &dyn Decoder, recipe: &Recipe, sites: &[Site], sett
     let of_seqlen = shorter.clone().find_map(|n| fits(&with(samples, n, batch), compute, format!("--seqlen {n}")));
     let mends: Vec<Mend> = [bf16, single, budget.flatten(), of_samples, of_seqlen].into_iter().flatten().collect();
     if !mends.is_empty() {
-        return mends;
+        return Ok(mends);
     }
     // From the gentlest on: as much text as fits.
     let mut pairs: Vec<(usize, usize)> =
@@ -85,7 +84,7 @@ pub(super) fn mends(decoder: &dyn Decoder, recipe: &Recipe, sites: &[Site], sett
     let both = pairs.into_iter().find_map(|(samples, seqlen)| {
         fits(&with(samples, seqlen, batch), compute, format!("--samples {samples} --seqlen {seqlen}"))
     });
-    both.into_iter().collect()
+    Ok(both.into_iter().collect())
 }
 
 /// Half of `n`, half of that, down to `least`.

@@ -12,7 +12,7 @@ use oq_recipe::{Profile, Recipe};
 use serde::Serialize;
 
 use crate::error::CalibError;
-use crate::sites::checked_sites;
+use crate::sites::{check_sites, sites_of};
 use counts::Counts;
 
 pub use memory::{MemoryPlan, Parts};
@@ -100,7 +100,7 @@ impl SitePlan {
 pub struct Plan {
     /// Number of blocks.
     pub n_layers: usize,
-    /// The linears of each.
+    /// The linears of each; where layers differ, of the largest.
     pub linears: Vec<LinearPlan>,
     /// Where channels are rescaled.
     pub sites: Vec<SitePlan>,
@@ -134,21 +134,33 @@ impl Plan {
     /// # Errors
     /// When such a model cannot have what the recipe asks for, however much memory there is.
     pub fn new(decoder: &dyn Decoder, recipe: &Recipe, setting: &Setting<'_>) -> Result<Self, CalibError> {
-        let sites = checked_sites(decoder, recipe)?;
-        let linears = decoder.block_layout().linears.into_iter().map(|linear| {
+        check_sites(decoder, recipe)?;
+        let kinds = Counts::of_kinds(decoder, recipe, setting.compute)?;
+        let (counts, _) = &kinds[0];
+        let largest = (0..decoder.dims().n_layers).max_by_key(|&layer| {
+            let weights =
+                decoder.layer(layer).linears.into_iter().map(|linear| linear.out_features * linear.in_features);
+            // The first of those that are equally large.
+            (weights.sum::<usize>(), std::cmp::Reverse(layer))
+        });
+        let largest = largest.unwrap_or(0);
+        let sites = sites_of(decoder, recipe, largest)?;
+        let linears = decoder.layer(largest).linears.into_iter().map(|linear| {
             let (rows, cols) = (linear.out_features, linear.in_features);
             let n_groups = rows * recipe.scheme.weight.group.count(cols);
             LinearPlan { name: linear.name.0, out_features: rows, in_features: cols, n_groups }
         });
         let linears: Vec<LinearPlan> = linears.collect();
-        let counts = Counts::new(decoder, recipe, &sites, setting.compute);
         let on_device = setting.machine.device.is_some();
-        let memory = MemoryPlan::new(&counts, setting);
+        let memory = MemoryPlan::of_kinds(&kinds, setting);
         let short = Shortage::of(&memory, setting.machine);
         let mut problems: Vec<String> = short.iter().map(Shortage::text).collect();
-        let mends = if short.is_empty() { Vec::new() } else { mend::mends(decoder, recipe, &sites, setting) };
-        let output_bytes = counts.output_bytes();
-        let disk_bytes = output_bytes.saturating_add(memory.spilled_bytes).saturating_add(counts.tuning_bytes());
+        let mends = if short.is_empty() { Vec::new() } else { mend::mends(decoder, recipe, setting)? };
+        let sum = |of: fn(&Counts) -> u64| {
+            kinds.iter().fold(0u64, |sum, (counts, n)| sum.saturating_add(n.saturating_mul(of(counts))))
+        };
+        let output_bytes = sum(|counts| counts.block_bytes).saturating_add(counts.outer_bytes);
+        let disk_bytes = output_bytes.saturating_add(memory.spilled_bytes).saturating_add(sum(Counts::tuning_bytes));
         if let Some(free) = setting.machine.disk_bytes.filter(|free| *free < disk_bytes) {
             let needed = gib(disk_bytes);
             problems.push(format!("needs {needed} on disk, {} is free: choose another --out", gib(free)));
@@ -172,7 +184,7 @@ impl Plan {
             memory,
             output_bytes,
             disk_bytes,
-            time: setting.profile.map(|profile| TimePlan::new(&counts, profile, on_device)),
+            time: setting.profile.map(|profile| TimePlan::of_kinds(&kinds, profile, on_device)),
             problems,
             mends,
         })

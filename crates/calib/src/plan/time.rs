@@ -128,7 +128,19 @@ impl StepTime {
 }
 
 impl TimePlan {
-    pub(super) fn new(counts: &Counts, profile: &Profile, on_device: bool) -> Self {
+    /// Of layers of several kinds: a block is the largest, and all blocks take what each takes.
+    pub(super) fn of_kinds(kinds: &[(Counts, u64)], profile: &Profile, on_device: bool) -> Self {
+        let plans: Vec<(Self, f64)> =
+            kinds.iter().map(|(counts, n)| (Self::new(counts, profile, on_device), *n as f64)).collect();
+        let n_layers: f64 = plans.iter().map(|(_, n)| n).sum();
+        let mean = |of: fn(&Self) -> f64| plans.iter().map(|(plan, n)| n * of(plan)).sum::<f64>() / n_layers;
+        let (tuning_secs, probing_secs, total_secs) =
+            (mean(|plan| plan.tuning_secs), mean(|plan| plan.probing_secs), mean(|plan| plan.total_secs));
+        let (largest, _) = plans.into_iter().next().expect("a model has layers");
+        Self { tuning_secs, probing_secs, total_secs, ..largest }
+    }
+
+    fn new(counts: &Counts, profile: &Profile, on_device: bool) -> Self {
         let rates = Rates::new(counts, profile, on_device);
         let step = if counts.steps > 0 { rates.step(counts) } else { StepTime::default() };
         let step_secs = step.total();

@@ -3,7 +3,6 @@
 use std::ops::ControlFlow;
 use std::time::Instant;
 
-use oq_let::Site;
 use oq_models::Model;
 use oq_recipe::{BitBudget, Event, Recipe};
 
@@ -12,6 +11,7 @@ use crate::error::{CalibError, Nth};
 use crate::identity::{Identity, Sources};
 use crate::journal::Journal;
 use crate::sensitivity::{Probe, n_segments};
+use crate::sites::sites_of;
 use crate::states::{Cache, Store};
 use crate::student::Place;
 use crate::widths::{Choice, Widths};
@@ -20,7 +20,6 @@ use crate::widths::{Choice, Widths};
 pub(super) struct Subject<'a> {
     pub(super) model: &'a Model,
     pub(super) recipe: &'a Recipe,
-    pub(super) sites: &'a [Site],
     pub(super) budget: &'a BitBudget,
     pub(super) segments: &'a [Vec<u32>],
     pub(super) options: &'a Options,
@@ -62,7 +61,7 @@ impl Subject<'_> {
         on: &mut dyn FnMut(Notice) -> ControlFlow<()>,
     ) -> Result<Choice, CalibError> {
         let _no_grad = tch::no_grad_guard();
-        let Self { model, recipe, budget, sites, options, .. } = *self;
+        let Self { model, recipe, budget, options, .. } = *self;
         let started = Instant::now();
         // None of those that tuning reads.
         let segments = &self.segments[..n_segments(recipe.calibration.samples, recipe.calibration.seqlen)];
@@ -79,7 +78,7 @@ impl Subject<'_> {
             place: Place { device: *device, compute: *compute },
             spec: recipe.scheme.weight,
             clips: recipe.method.learns(),
-            sites,
+            sites: &|layer| sites_of(model.decoder(), recipe, layer).expect("they were checked before the run"),
             compensates: recipe.compensates(),
             choices: &budget.choices,
             segments,

@@ -1,5 +1,6 @@
 //! Hidden states of the calibration segments, and how they go through blocks.
 
+use oq_let::Site;
 use oq_models::runtime::trim_memory;
 use oq_models::{BlockOps, BlockWeights, Context, Decoder, DenseOps, LinearName, Model};
 use oq_recipe::Start;
@@ -65,8 +66,8 @@ impl Run<'_> {
     }
 
     /// A block's weights as products need them.
-    pub(super) fn cast(&self, weights: &BlockWeights) -> BlockWeights {
-        weights.cast(&self.model.decoder().block_layout().linears, self.options.compute)
+    pub(super) fn cast(&self, block_idx: usize, weights: &BlockWeights) -> BlockWeights {
+        weights.cast(&self.model.decoder().layer(block_idx).linears, self.options.compute)
     }
 
     /// The full-precision block.
@@ -91,15 +92,15 @@ impl Run<'_> {
         }
         let decoder = self.model.decoder();
         let mut weights = self.load_block(block_idx)?;
-        let cast = self.cast(&weights);
+        let cast = self.cast(block_idx, &weights);
         let ops = self.full(&cast);
-        forward_all(decoder, &ops, ctx, &mut states.full, &mut || self.progress(block_idx))?;
+        forward_all((decoder, block_idx), &ops, ctx, &mut states.full, &mut || self.progress(block_idx))?;
         drop(cast);
         if self.recipe.method.learns() {
             self.stages.learned().read_block(block_idx, self.options.device)?.put_into(&mut weights);
-            let cast = self.cast(&weights);
+            let cast = self.cast(block_idx, &weights);
             let ops = self.quantized(&cast);
-            forward_all(decoder, &ops, ctx, &mut states.quantized, &mut || self.progress(block_idx))?;
+            forward_all((decoder, block_idx), &ops, ctx, &mut states.quantized, &mut || self.progress(block_idx))?;
         }
         Ok(())
     }
@@ -109,7 +110,7 @@ impl Run<'_> {
         &mut self,
         block_idx: usize,
         weights: &BlockWeights,
-        linears: &[LinearName],
+        (linears, sites): (&[LinearName], &[Site]),
         ctx: &Context,
         states: &mut States<'c>,
     ) -> Result<Passed<'c>, CalibError> {
@@ -117,24 +118,24 @@ impl Run<'_> {
             return Ok(Passed { second: None, inputs: Inputs::default(), beyond_f16: None });
         }
         let decoder = self.model.decoder();
-        let cast = self.cast(weights);
+        let cast = self.cast(block_idx, weights);
         let full = self.full(&cast);
         let has_second = self.recipe.targets() > 1;
         let mut second = has_second.then(|| states.quantized.empty());
         if let Some(second) = &mut second {
             for x in states.quantized.iter() {
                 self.progress(block_idx)?;
-                second.push(&decoder.block(&full, ctx, &x))?;
+                second.push(&decoder.block(block_idx, &full, ctx, &x))?;
             }
         }
         let learns = self.recipe.method.learns();
         let start = if learns { self.recipe.learn.start } else { Start::Whole };
-        let watched = InputOps::new(full, self.transform.sites(), linears, start);
+        let watched = InputOps::new(full, sites, linears, start);
         let peaks = PeakOps::new(&watched);
         let ops: &dyn BlockOps = if learns { &watched } else { &peaks };
         for batch in 0..states.full.len() {
             self.progress(block_idx)?;
-            let x = decoder.block(ops, ctx, &states.full.get(batch));
+            let x = decoder.block(block_idx, ops, ctx, &states.full.get(batch));
             if !is_finite(&x) {
                 let (block, batch) = (Nth::new(block_idx, self.n_blocks), Nth::new(batch, states.full.len()));
                 return Err(CalibError::Overflow { block, batch });
@@ -159,7 +160,7 @@ pub(crate) fn load_block(model: &Model, block: usize, next: usize, device: Devic
 
 /// Takes all batches through a block, in place; `go_on` is asked before each.
 pub(super) fn forward_all(
-    decoder: &dyn Decoder,
+    (decoder, layer): (&dyn Decoder, usize),
     ops: &dyn BlockOps,
     ctx: &Context,
     states: &mut Store<'_>,
@@ -167,7 +168,7 @@ pub(super) fn forward_all(
 ) -> Result<(), CalibError> {
     for batch in 0..states.len() {
         go_on()?;
-        states.set(batch, &decoder.block(ops, ctx, &states.get(batch)))?;
+        states.set(batch, &decoder.block(layer, ops, ctx, &states.get(batch)))?;
     }
     Ok(())
 }

@@ -113,8 +113,10 @@ impl Run<'_> {
     ) -> Result<(), CalibError> {
         self.embed(segments, states)?;
         for block in 0..self.n_blocks {
-            let cast = self.cast(&self.load_block(block)?);
-            forward_all(self.model.decoder(), &self.full(&cast), ctx, states, &mut || self.go_on_tuning(epoch, block))?;
+            let cast = self.cast(block, &self.load_block(block)?);
+            forward_all((self.model.decoder(), block), &self.full(&cast), ctx, states, &mut || {
+                self.go_on_tuning(epoch, block)
+            })?;
             if let Some(batch) = states.iter().position(|x| !is_finite(&x)) {
                 let (block, batch) = (Nth::new(block, self.n_blocks), Nth::new(batch, states.len()));
                 return Err(CalibError::Overflow { block, batch });

@@ -32,10 +32,11 @@ fn gradients_are_those_of_one_graph() {
     for (name, shift) in [("tiny-opt", true), ("tiny-llama", false)] {
         let model = fixture(name);
         let (decoder, weights) = (model.decoder(), model.load_block(1, Device::Cpu).unwrap());
-        let sites: Vec<Site> = SiteKind::ALL.iter().flat_map(|&kind| decoder.sites(kind).unwrap_or_default()).collect();
+        let sites: Vec<Site> =
+            SiteKind::ALL.iter().flat_map(|&kind| decoder.sites(0, kind).unwrap_or_default()).collect();
         assert!(sites.len() >= 4, "{name}");
         let transform = Transform::new(sites, Device::Cpu);
-        let linears: Vec<LinearName> = decoder.block_layout().linears.iter().map(|linear| linear.name).collect();
+        let linears: Vec<LinearName> = decoder.layer(0).linears.iter().map(|linear| linear.name).collect();
         // Rounded activations: without them a loss does not depend on the scales of queries and keys, which are those of whole rows.
         let spec = scheme("w4a6g32");
         let start = || {
@@ -50,7 +51,7 @@ fn gradients_are_those_of_one_graph() {
         let ctx: Context = decoder.context(TOKENS as usize, Device::Cpu);
         let hidden = decoder.dims().hidden as i64;
         let (x, d_out) = (noise(1, &[1, TOKENS, hidden]), noise(2, &[1, TOKENS, hidden]));
-        let loss = |ops: &dyn BlockOps| (decoder.block(ops, &ctx, &x) * &d_out).sum(Kind::Float);
+        let loss = |ops: &dyn BlockOps| (decoder.block(0, ops, &ctx, &x) * &d_out).sum(Kind::Float);
         let ours = start().gradients(loss).expect("all is finite").of_params;
 
         // The same with nothing cut: clipping as its definition, from the strengths and scales to the loss.
@@ -91,7 +92,7 @@ fn gradients_are_those_of_one_graph() {
 fn a_linear_that_cannot_be_cut_into_groups_is_named() {
     let model = fixture("tiny-llama");
     let (decoder, weights) = (model.decoder(), model.load_block(0, Device::Cpu).unwrap());
-    let linears: Vec<LinearName> = decoder.block_layout().linears.iter().map(|linear| linear.name).collect();
+    let linears: Vec<LinearName> = decoder.layer(0).linears.iter().map(|linear| linear.name).collect();
     let transform = Transform::new(Vec::new(), Device::Cpu);
     let (fits, does_not) = (scheme("w4a16g64"), scheme("w4a16g7"));
     for refused in linears.iter().copied() {
@@ -110,13 +111,13 @@ fn rounding_starts_where_compensation_leaves_it() {
     let _no_grad = tch::no_grad_guard();
     let model = fixture("tiny-llama");
     let (decoder, weights) = (model.decoder(), model.load_block(0, Device::Cpu).unwrap());
-    let linears: Vec<LinearName> = decoder.block_layout().linears.iter().map(|linear| linear.name).collect();
+    let linears: Vec<LinearName> = decoder.layer(0).linears.iter().map(|linear| linear.name).collect();
     let transform = Transform::new(Vec::new(), Device::Cpu);
     let spec = scheme("w3a16g32");
     let seen = |start: Start| {
         let ops = InputOps::new(DenseOps::new(&weights), &[], &linears, start);
         let x = noise(3, &[1, 200, decoder.dims().hidden as i64]);
-        let _ = decoder.block(&ops, &decoder.context(200, Device::Cpu), &x);
+        let _ = decoder.block(0, &ops, &decoder.context(200, Device::Cpu), &x);
         ops.finish()
     };
     let student = |seen: &Inputs| {
@@ -145,8 +146,8 @@ fn at_half_of_its_rates_all_that_is_learned_moves_half_as_far() {
     let _no_grad = tch::no_grad_guard();
     let model = fixture("tiny-llama");
     let (decoder, weights) = (model.decoder(), model.load_block(0, Device::Cpu).unwrap());
-    let linears: Vec<LinearName> = decoder.block_layout().linears.iter().map(|linear| linear.name).collect();
-    let transform = Transform::new(decoder.sites(SiteKind::Norm).unwrap(), Device::Cpu);
+    let linears: Vec<LinearName> = decoder.layer(0).linears.iter().map(|linear| linear.name).collect();
+    let transform = Transform::new(decoder.sites(0, SiteKind::Norm).unwrap(), Device::Cpu);
     let shape = [1, TOKENS, decoder.dims().hidden as i64];
     let overrides = Overrides { epochs: Some(2), rounding: Some(Rounding::Learned), ..Overrides::default() };
     let recipe = Recipe::resolve(scheme("w3a16g64"), None, None, &overrides).unwrap();
@@ -156,6 +157,7 @@ fn at_half_of_its_rates_all_that_is_learned_moves_half_as_far() {
     inputs.push(&noise(1, &shape)).unwrap();
     let task = Task {
         decoder,
+        layer: 0,
         ctx: &decoder.context(TOKENS as usize, Device::Cpu),
         weights: &weights,
         linears: &linears,

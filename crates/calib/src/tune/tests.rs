@@ -36,7 +36,7 @@ fn with_tuner(name: &str, scheme: &str, test: impl FnOnce(&mut Tuner<'_>, &Tenso
     let mut target = x.shallow_clone();
     for block in 0..model.decoder().dims().n_layers {
         let weights = model.load_block(block, device).unwrap();
-        target = model.decoder().block(&model.ops(&weights), &ctx, &target);
+        target = model.decoder().block(block, &model.ops(&weights), &ctx, &target);
     }
     let blocks = Output::create(out.path(), &model, Widths::uniform(scheme)).unwrap();
     let (act, place) = (scheme.act, Place { device, compute });

@@ -114,9 +114,8 @@ fn write_json(path: &Path, value: &Value) -> Result<(), FormatError> {
 
 /// The tensors of every file: one per block, then one for what lies outside.
 fn shards(decoder: &dyn Decoder) -> Vec<Vec<Planned>> {
-    let layout = decoder.block_layout();
     let block = |block_idx| {
-        let prefix = decoder.block_prefix(block_idx);
+        let (prefix, layout) = (decoder.block_prefix(block_idx), decoder.layer(block_idx));
         let mut tensors = Vec::new();
         for linear in &layout.linears {
             let name = |part| format!("{prefix}{}.{part}", linear.name.0);
