@@ -145,8 +145,13 @@ fn wrapped_and_converted_models_are_told_before_anything_is_learned() {
         let dir = rewritten(|name, shape, dtype, bytes| {
             OutTensor::new(format!("{prefix}{name}"), dtype, shape, bytes.to_vec()).unwrap()
         });
-        refused(&dir, &[&format!("`{prefix}model.embed_tokens.weight`"), mend]);
+        refused(&dir, &[&format!("begin with `{prefix}`"), "`model.embed_tokens.weight` is not there", mend]);
     }
+    let dir = rewritten(|name, shape, dtype, bytes| {
+        let name = name.replace("model.", "model.language_model.");
+        OutTensor::new(name, dtype, shape, bytes.to_vec()).unwrap()
+    });
+    refused(&dir, &["begin with `model.language_model.`", "language model of a larger one"]);
     let dir = rewritten(|name, shape, dtype, bytes| match name.contains("mlp") {
         true => OutTensor::new(name, Dtype::F8_E4M3, shape, vec![0x38; bytes.len() / 2]).unwrap(),
         false => OutTensor::new(name, dtype, shape, bytes.to_vec()).unwrap(),

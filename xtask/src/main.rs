@@ -54,7 +54,7 @@ Examples:
         after_help = "\
 MODEL is a name in configs/, a local directory or a hub id, and comes first (default: tiny-llama).
 Options after it go to `omniquant quantize`, and to `omniquant plan` but for --data, --data-dir,
---windows, --report, --force and --resume. Unless given, --scheme is w2a16g64 for the tiny models, w3a16g64
+--text-field, --windows, --report, --force and --resume. Unless given, --scheme is w2a16g64 for the tiny models, w3a16g64
 for smollm2-135m and w4a16g128 for others (or what configs/ has of theirs), and --out is
 out/MODEL-SCHEME, followed by the options that decide the result: out/smollm2-135m-w3a16g64-fast.
 Relative paths start at the repository's root. A run that was stopped goes on where it was when

@@ -11,12 +11,13 @@ const DEFAULT_MODEL: &str = "tiny-llama";
 
 /// Options of `omniquant quantize` that `omniquant plan` does not take, and whether a value follows. All others go to both, so that
 /// what is planned is the run that follows.
-const NOT_PLANNED: [(&str, bool); 6] = [
+const NOT_PLANNED: [(&str, bool); 7] = [
     ("--force", false),
     ("--resume", false),
     ("--report", false),
     ("--data", true),
     ("--data-dir", true),
+    ("--text-field", true),
     ("--windows", true),
 ];
 

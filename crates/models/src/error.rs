@@ -31,7 +31,7 @@ pub enum ModelError {
         known: String,
     },
     /// All names of tensors stand behind a prefix.
-    #[error("{}: names of tensors begin with `{prefix}`: `{prefix}{tensor}` is there in place of `{tensor}`; {mend}", dir.display())]
+    #[error("{}: names of tensors begin with `{prefix}`, and `{tensor}` is not there; {mend}", dir.display())]
     Prefixed {
         /// The model.
         dir: PathBuf,

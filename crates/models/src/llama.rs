@@ -58,25 +58,84 @@ struct Llama {
     rope: Rope,
 }
 
+/// What a config of a class means where it does not say, and what the class has of its own: as transformers' classes have it.
+struct Relative {
+    model_type: &'static str,
+    /// Key and value heads where the key is not written; those of queries where there is no number.
+    kv_heads: Option<usize>,
+    positions: usize,
+    /// Channels of a head; hidden channels by heads where there is no number.
+    head_dim: Option<usize>,
+    /// Biases of queries, keys and values, and of the output projection; by `attention_bias` where nothing is fixed.
+    biases: Option<(bool, bool)>,
+    /// Whether each head's queries and keys have a norm.
+    head_norms: bool,
+    window: Window,
+}
+
+/// Which positions attention sees.
+enum Window {
+    /// All before.
+    None,
+    /// `sliding_window`, or so many where the key is not written.
+    Sliding(usize),
+    /// All before, or a window in some layers, which is not read.
+    OfSomeLayers,
+}
+
+const LLAMA: Relative = Relative {
+    model_type: "llama",
+    kv_heads: None,
+    positions: 2048,
+    head_dim: None,
+    biases: None,
+    head_norms: false,
+    window: Window::None,
+};
+
+const RELATIVES: [Relative; 4] = [
+    LLAMA,
+    Relative {
+        model_type: "mistral",
+        kv_heads: Some(8),
+        positions: 131_072,
+        biases: Some((false, false)),
+        window: Window::Sliding(4096),
+        ..LLAMA
+    },
+    Relative {
+        model_type: "qwen2",
+        kv_heads: Some(32),
+        positions: 32_768,
+        biases: Some((true, false)),
+        window: Window::OfSomeLayers,
+        ..LLAMA
+    },
+    Relative {
+        model_type: "qwen3",
+        kv_heads: Some(32),
+        positions: 32_768,
+        head_dim: Some(128),
+        head_norms: true,
+        window: Window::OfSomeLayers,
+        ..LLAMA
+    },
+];
+
 fn read(json: &Value) -> Result<Llama, ModelError> {
     let config = Config::new(json);
     let hidden = config.size("hidden_size")?;
     let n_heads = config.size("num_attention_heads")?;
-    let model_type = config.text("model_type")?.unwrap_or("llama");
-    // What a config means that does not write a key, by the classes of transformers.
-    let (kv_heads, positions) = match model_type {
-        "mistral" => (8, 131_072),
-        "qwen2" | "qwen3" => (32, 32_768),
-        _ => (n_heads, 2048),
-    };
-    let kv_heads = if config.is_written("num_key_value_heads") { n_heads } else { kv_heads };
+    let model_type = config.text("model_type")?.unwrap_or(LLAMA.model_type);
+    let relative = RELATIVES.iter().find(|relative| relative.model_type == model_type).unwrap_or(&LLAMA);
+    // A key that is written as null is another matter than one that is not written.
+    let kv_heads = relative.kv_heads.filter(|_| !config.is_written("num_key_value_heads")).unwrap_or(n_heads);
     let n_kv_heads = config.size_or("num_key_value_heads", kv_heads)?;
     if !n_heads.is_multiple_of(n_kv_heads) {
         return Err(config.wrong("num_key_value_heads", format!("must divide num_attention_heads = {n_heads}")));
     }
-    let head_dim = match config.size_or_none("head_dim")? {
+    let head_dim = match config.size_or_none("head_dim")?.or(relative.head_dim) {
         Some(head_dim) => head_dim,
-        None if model_type == "qwen3" => 128,
         None if hidden.is_multiple_of(n_heads) => hidden / n_heads,
         None => {
             let expected = format!("must divide hidden_size = {hidden} when there is no head_dim");
@@ -92,21 +151,19 @@ fn read(json: &Value) -> Result<Llama, ModelError> {
         let expected = format!("heads of {head_dim} channels are {width} channels: no model has more than {MAX}");
         return Err(config.wrong("num_attention_heads", expected));
     }
-    let (qkv_bias, out_bias) = match (model_type, config.flag_or("attention_bias", false)?) {
-        ("qwen2", _) => (true, false),
-        ("mistral", _) => (false, false),
-        (_, bias) => (bias, bias),
-    };
-    let window = match model_type {
-        "mistral" if !config.is_written("sliding_window") => Some(WINDOW),
-        "mistral" => config.size_or_none("sliding_window")?,
-        "qwen2" | "qwen3" if slides(&config)? => {
+    let bias = config.flag_or("attention_bias", false)?;
+    let (qkv_bias, out_bias) = relative.biases.unwrap_or((bias, bias));
+    let window = match relative.window {
+        Window::None => None,
+        Window::Sliding(window) if !config.is_written("sliding_window") => Some(window),
+        Window::Sliding(_) => config.size_or_none("sliding_window")?,
+        Window::OfSomeLayers if slides(&config)? => {
             return Err(config.wrong("use_sliding_window", "must be false: windows of some blocks are not read"));
         }
-        _ => None,
+        Window::OfSomeLayers => None,
     };
     let activation = Activation::read(&config, "hidden_act", Activation::Silu)?;
-    let max_positions = config.size_or("max_position_embeddings", positions)?;
+    let max_positions = config.size_or("max_position_embeddings", relative.positions)?;
     let rope = rope::read(&config, head_dim, max_positions)?;
     Ok(Llama {
         dims: Dims {
@@ -123,16 +180,13 @@ fn read(json: &Value) -> Result<Llama, ModelError> {
         activation,
         qkv_bias,
         out_bias,
-        head_norms: model_type == "qwen3",
+        head_norms: relative.head_norms,
         window,
         mlp_bias: config.flag_or("mlp_bias", false)?,
         tied: config.flag_or("tie_word_embeddings", false)?,
         rope,
     })
 }
-
-/// Positions that Mistral's queries see where its config does not say.
-const WINDOW: usize = 4096;
 
 /// Whether some of Qwen's blocks see a window only.
 fn slides(config: &Config<'_>) -> Result<bool, ModelError> {

@@ -393,10 +393,15 @@ fn refuse_prefix(checkpoint: &Checkpoint, decoder: &dyn Decoder) -> Result<(), M
     if checkpoint.contains(embedding) {
         return Ok(());
     }
-    let Some(found) = checkpoint.names().find(|name| name.ends_with(&format!(".{embedding}"))) else {
+    // The larger models of transformers have their own names between, `model.language_model.embed_tokens.weight`.
+    let ends = [embedding, embedding.split_once('.').map_or(embedding, |(_, rest)| rest)];
+    let found = ends.into_iter().find_map(|end| {
+        let found = checkpoint.names().find(|name| name.ends_with(&format!(".{end}")))?;
+        Some(found.strip_suffix(end).expect("it was found by its end"))
+    });
+    let Some(prefix) = found.filter(|prefix| !embedding.starts_with(prefix)) else {
         return Ok(());
     };
-    let prefix = found.strip_suffix(embedding).expect("it was found by its end");
     let known = WRAPPERS.iter().find(|(wrapper, _)| prefix.contains(wrapper));
     Err(ModelError::Prefixed {
         dir: checkpoint.dir().to_owned(),
