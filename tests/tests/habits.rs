@@ -141,6 +141,7 @@ fn wrapped_and_converted_models_are_told_before_anything_is_learned() {
         ("base_model.model.", "merge_and_unload"),
         ("language_model.", "language model of a larger one"),
         ("something.", "rename"),
+        ("model.", "rename"),
     ] {
         let dir = rewritten(|name, shape, dtype, bytes| {
             OutTensor::new(format!("{prefix}{name}"), dtype, shape, bytes.to_vec()).unwrap()

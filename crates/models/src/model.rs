@@ -399,9 +399,7 @@ fn refuse_prefix(checkpoint: &Checkpoint, decoder: &dyn Decoder) -> Result<(), M
         let found = checkpoint.names().find(|name| name.ends_with(&format!(".{end}")))?;
         Some(found.strip_suffix(end).expect("it was found by its end"))
     });
-    let Some(prefix) = found.filter(|prefix| !embedding.starts_with(prefix)) else {
-        return Ok(());
-    };
+    let Some(prefix) = found else { return Ok(()) };
     let known = WRAPPERS.iter().find(|(wrapper, _)| prefix.contains(wrapper));
     Err(ModelError::Prefixed {
         dir: checkpoint.dir().to_owned(),
