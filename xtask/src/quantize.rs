@@ -137,7 +137,8 @@ fn default_scheme(model: &str) -> String {
         return "w2a16g64".to_owned();
     }
     let usual = "w4a16g128".to_owned();
-    let known: Vec<String> = oq_recipe::schemes_of(model).map(|scheme| scheme.to_string()).collect();
+    let schemes = oq_recipe::find(model).map_or(&[][..], |entry| &entry.schemes);
+    let known: Vec<String> = schemes.iter().map(ToString::to_string).collect();
     if known.contains(&usual) { usual } else { known.into_iter().next().unwrap_or(usual) }
 }
 

@@ -6,18 +6,20 @@ use oq_quant_core::{Bits, QuantSpec, RotateKind, SiteKind};
 use serde::Deserialize;
 
 use crate::parse::parse;
+use crate::recipe::refused;
+use crate::when::{Case, When};
 use crate::{
     BitBudget, Calibration, Learn, Loss, Method, Preset, Recipe, RecipeError, Rotate, Rounding, Start, Transform, Tune,
 };
 
-/// A recipe as a file writes it: everything but the scheme may be left out.
+/// A recipe as a file writes it: everything may be left out.
 ///
-/// A [`Recipe`] that was written by [`Recipe::to_toml`] is such a file too.
+/// A [`Recipe`] that was written by [`Recipe::to_toml`] is such a file too, and so are the presets in `configs/recipes`.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RecipeFile {
-    /// The scheme that the file is for.
-    pub scheme: QuantSpec,
+    /// The scheme that the file is for; none for any.
+    pub scheme: Option<QuantSpec>,
     /// How codes are found.
     pub method: Option<Method>,
     /// `[calibration]`
@@ -37,9 +39,12 @@ pub struct RecipeFile {
     pub rotate: RotatePatch,
     /// `[bits]`
     pub bits: Option<BitsPatch>,
-    /// Whether it holds a paper's settings, whose epochs a preset takes a share of; a file of one's own says what it says.
-    #[serde(skip)]
-    pub(crate) is_published: bool,
+    /// `[share]`
+    #[serde(default)]
+    pub share: SharePatch,
+    /// Each `[[when]]`.
+    #[serde(default)]
+    pub when: Vec<When>,
 }
 
 impl RecipeFile {
@@ -119,6 +124,16 @@ pub struct BitsPatch {
     pub choices: Option<Vec<Bits>>,
 }
 
+/// What is taken of the text and the epochs that the paper or the model's own settings have, where nothing sets a number.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SharePatch {
+    /// Of [`Calibration::samples`]; positive.
+    pub samples: Option<f64>,
+    /// Of [`Learn::epochs`]; positive.
+    pub epochs: Option<f64>,
+}
+
 /// What the command line sets; it has the last word.
 #[derive(Clone, Debug, Default, PartialEq)]
 #[expect(missing_docs, reason = "every other field is explained in Recipe and its sections")]
@@ -189,7 +204,6 @@ impl Recipe {
     /// Lays a patch over the recipe.
     pub(crate) fn apply(
         &mut self,
-        method: Option<Method>,
         calibration: &CalibrationPatch,
         learn: &LearnPatch,
         transform: &TransformPatch,
@@ -201,8 +215,6 @@ impl Recipe {
                 value.clone_from(patch);
             }
         }
-        set(&mut self.method, &method);
-
         let Calibration { data, samples, seqlen, seed, batch } = &mut self.calibration;
         set(data, &calibration.data);
         set(samples, &calibration.samples);
@@ -233,6 +245,30 @@ impl Recipe {
         set(seed, &rotate.seed);
     }
 
+    /// Lays a file over the recipe, but for what it says of [`RecipeFile::scheme`], [`RecipeFile::method`] and [`RecipeFile::share`].
+    pub(crate) fn apply_file(&mut self, file: &RecipeFile, case: &Case) {
+        self.apply(&file.calibration, &file.learn, &file.transform, &file.tune, &file.rotate);
+        if let Some(BitsPatch { average, choices }) = file.bits.clone() {
+            self.apply_bits(Some(average), choices);
+        }
+        self.apply_when(&file.when, case);
+    }
+
+    /// Takes a file's shares of text and epochs, or else those of `beneath`. Both are rounded up.
+    pub(crate) fn apply_share(&mut self, file: &SharePatch, beneath: &SharePatch) -> Result<(), RecipeError> {
+        let of = |key, number: &mut usize, share: Option<f64>| match share {
+            // Numbers above 2^53 stay what they are.
+            None | Some(1.0) => Ok(()),
+            Some(share) if share.is_finite() && share > 0.0 => {
+                *number = (*number as f64 * share).ceil() as usize;
+                Ok(())
+            }
+            Some(share) => Err(refused(key, share, "positive and finite, such as 0.5")),
+        };
+        of("share.samples", &mut self.calibration.samples, file.samples.or(beneath.samples))?;
+        of("share.epochs", &mut self.learn.epochs, file.epochs.or(beneath.epochs))
+    }
+
     /// Lays a budget of bits over the recipe; choices alone go to the budget that is there.
     pub(crate) fn apply_bits(&mut self, average: Option<f64>, choices: Option<Vec<Bits>>) {
         if let Some(average) = average {
@@ -245,9 +281,9 @@ impl Recipe {
 }
 
 impl Overrides {
-    /// Lays the command line over a recipe, but for [`Overrides::preset`] and [`Overrides::transform`].
+    /// Lays the command line over a recipe, but for [`Overrides::preset`], [`Overrides::method`] and [`Overrides::transform`].
     pub(crate) fn apply_to(&self, recipe: &mut Recipe) {
-        let Self { method, data, samples, seqlen, epochs, seed, lwc_lr, batch, aug_loss, .. } = self.clone();
+        let Self { data, samples, seqlen, epochs, seed, lwc_lr, batch, aug_loss, .. } = self.clone();
         let Self { loss, start, rounding, sites, shift, let_lr, alpha, tune_epochs, tune_lr, rotate, .. } =
             self.clone();
         let calibration = CalibrationPatch { data, samples, seqlen, seed, batch };
@@ -255,7 +291,7 @@ impl Overrides {
         let transform = TransformPatch { sites, shift, lr: let_lr, alpha };
         let tune = TunePatch { epochs: tune_epochs, lr: tune_lr };
         let rotate = RotatePatch { kind: rotate, seed: None };
-        recipe.apply(method, &calibration, &learn, &transform, &tune, &rotate);
+        recipe.apply(&calibration, &learn, &transform, &tune, &rotate);
         recipe.apply_bits(self.bits, self.bit_choices.clone());
     }
 }

@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use oq_quant_core::QuantSpec;
-use oq_recipe::{Method, ModelEntry, Overrides, Preset, Recipe, find, names, recipe_for, schemes_of};
+use oq_recipe::{Method, ModelEntry, Overrides, Preset, Recipe, find, names};
 use serde_json::{Value, json};
 
 const SCHEMES: [&str; 14] = [
@@ -59,8 +59,7 @@ fn unnamed() -> Vec<ModelEntry> {
 
 /// What the program makes of a model, a scheme and what is typed.
 fn resolve(model: &ModelEntry, scheme: QuantSpec, typed: &Overrides) -> Recipe {
-    let file = recipe_for(&model.name, scheme);
-    Recipe::resolve(scheme, Some(model), file, typed).unwrap_or_else(|e| panic!("{}/{scheme}: {e}", model.name))
+    Recipe::resolve(scheme, Some(model), None, typed).unwrap_or_else(|e| panic!("{}/{scheme}: {e}", model.name))
 }
 
 /// Recipes without their schemes, and who is quantized by each: the schemes by what is typed and model.
@@ -73,7 +72,7 @@ fn resolved() -> String {
     models.extend(&unnamed);
     for model in models {
         let listed = SCHEMES.iter().map(|scheme| scheme.parse().expect("a scheme"));
-        for scheme in listed.chain(schemes_of(&model.name)) {
+        for scheme in listed.chain(model.schemes.iter().copied()) {
             for (at, (_, typed)) in typed.iter().enumerate() {
                 let mut recipe = serde_json::to_value(resolve(model, scheme, typed)).expect("a recipe has no maps");
                 recipe.as_object_mut().expect("a table").remove("scheme");
