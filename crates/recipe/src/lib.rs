@@ -26,6 +26,7 @@ mod patch;
 mod preset;
 mod recipe;
 mod record;
+mod section;
 mod when;
 
 pub use bits::BitBudget;
@@ -33,10 +34,11 @@ pub use cache::cache_dir;
 pub use error::RecipeError;
 pub use machine::{Profile, find_machine, machine_names};
 pub use model::{EvalDefaults, Family, ModelEntry, Shape, Source, find, names};
-pub use patch::{
-    BitsPatch, CalibrationPatch, LearnPatch, Overrides, RecipeFile, RotatePatch, SharePatch, TransformPatch, TunePatch,
-};
+pub use patch::{BitsPatch, Overrides, RecipeFile, SharePatch};
 pub use preset::Preset;
-pub use recipe::{Calibration, Learn, Loss, Method, Recipe, Rotate, Rounding, Start, Transform, Tune};
+pub use recipe::{Loss, Method, Recipe, Rounding, Start};
 pub use record::{BlockRecord, EVENTS, Event, RECIPE, RECORDS, RUN, RunRecord};
+pub use section::{
+    Calibration, CalibrationPatch, Learn, LearnPatch, Rotate, RotatePatch, Transform, TransformPatch, Tune, TunePatch,
+};
 pub use when::When;

@@ -9,7 +9,8 @@ use crate::parse::parse;
 use crate::recipe::refused;
 use crate::when::{Case, When};
 use crate::{
-    BitBudget, Calibration, Learn, Loss, Method, Preset, Recipe, RecipeError, Rotate, Rounding, Start, Transform, Tune,
+    BitBudget, CalibrationPatch, LearnPatch, Loss, Method, Preset, Recipe, RecipeError, RotatePatch, Rounding, Start,
+    TransformPatch, TunePatch,
 };
 
 /// A recipe as a file writes it: everything may be left out.
@@ -59,60 +60,6 @@ impl RecipeFile {
             std::fs::read_to_string(file).map_err(|source| RecipeError::Read { file: file.to_owned(), source })?;
         Self::parse(&text, file)
     }
-}
-
-/// [`Calibration`], key by key.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-#[expect(missing_docs, reason = "every field is explained in Calibration")]
-pub struct CalibrationPatch {
-    pub data: Option<String>,
-    pub samples: Option<usize>,
-    pub seqlen: Option<usize>,
-    pub seed: Option<u64>,
-    pub batch: Option<usize>,
-}
-
-/// [`Learn`], key by key.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-#[expect(missing_docs, reason = "every field is explained in Learn")]
-pub struct LearnPatch {
-    pub epochs: Option<usize>,
-    pub lwc_lr: Option<f64>,
-    pub aug_loss: Option<bool>,
-    pub loss: Option<Loss>,
-    pub start: Option<Start>,
-    pub rounding: Option<Rounding>,
-}
-
-/// [`Transform`], key by key.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-#[expect(missing_docs, reason = "every field is explained in Transform")]
-pub struct TransformPatch {
-    pub sites: Option<Vec<SiteKind>>,
-    pub shift: Option<bool>,
-    pub lr: Option<f64>,
-    pub alpha: Option<f64>,
-}
-
-/// [`Tune`], key by key.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-#[expect(missing_docs, reason = "every field is explained in Tune")]
-pub struct TunePatch {
-    pub epochs: Option<usize>,
-    pub lr: Option<f64>,
-}
-
-/// [`Rotate`], key by key.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-#[expect(missing_docs, reason = "every field is explained in Rotate")]
-pub struct RotatePatch {
-    pub kind: Option<RotateKind>,
-    pub seed: Option<u64>,
 }
 
 /// [`BitBudget`], whose average must be there.
@@ -210,39 +157,11 @@ impl Recipe {
         tune: &TunePatch,
         rotate: &RotatePatch,
     ) {
-        fn set<T: Clone>(value: &mut T, patch: &Option<T>) {
-            if let Some(patch) = patch {
-                value.clone_from(patch);
-            }
-        }
-        let Calibration { data, samples, seqlen, seed, batch } = &mut self.calibration;
-        set(data, &calibration.data);
-        set(samples, &calibration.samples);
-        set(seqlen, &calibration.seqlen);
-        set(seed, &calibration.seed);
-        set(batch, &calibration.batch);
-
-        let Learn { epochs, lwc_lr, aug_loss, loss, start, rounding } = &mut self.learn;
-        set(epochs, &learn.epochs);
-        set(lwc_lr, &learn.lwc_lr);
-        set(aug_loss, &learn.aug_loss);
-        set(loss, &learn.loss);
-        set(start, &learn.start);
-        set(rounding, &learn.rounding);
-
-        let Transform { sites, shift, lr, alpha } = &mut self.transform;
-        set(sites, &transform.sites);
-        set(shift, &transform.shift);
-        set(lr, &transform.lr);
-        set(alpha, &transform.alpha);
-
-        let Tune { epochs, lr } = &mut self.tune;
-        set(epochs, &tune.epochs);
-        set(lr, &tune.lr);
-
-        let Rotate { kind, seed } = &mut self.rotate;
-        set(kind, &rotate.kind);
-        set(seed, &rotate.seed);
+        calibration.apply_to(&mut self.calibration);
+        learn.apply_to(&mut self.learn);
+        transform.apply_to(&mut self.transform);
+        tune.apply_to(&mut self.tune);
+        rotate.apply_to(&mut self.rotate);
     }
 
     /// Lays a file over the recipe, but for what it says of [`RecipeFile::scheme`], [`RecipeFile::method`] and [`RecipeFile::share`].

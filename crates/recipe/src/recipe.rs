@@ -4,13 +4,16 @@ use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
 
-use oq_quant_core::{QuantSpec, RotateKind, SiteKind};
+use oq_quant_core::{QuantSpec, SiteKind};
 use serde::{Deserialize, Serialize};
 
 use crate::parse::parse;
 use crate::preset::{of_paper, sites_of_paper, usual_method};
 use crate::when::Case;
-use crate::{BitBudget, Family, ModelEntry, Overrides, RecipeError, RecipeFile, bits};
+use crate::{
+    BitBudget, Calibration, Family, Learn, ModelEntry, Overrides, RecipeError, RecipeFile, Rotate, Transform, Tune,
+    bits,
+};
 
 /// Everything that decides what calibration computes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -50,40 +53,6 @@ pub enum Method {
     Rtn,
 }
 
-/// The text that blocks are run on.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Calibration {
-    /// A dataset's name such as `wikitext2`, or a text file.
-    pub data: String,
-    /// Segments, 1 or more.
-    pub samples: usize,
-    /// Tokens in a segment, 2 or more.
-    pub seqlen: usize,
-    /// Chooses the segments; at most 2^63 - 1, the largest integer of TOML.
-    pub seed: u64,
-    /// Segments in one optimizer step, 1 to `samples`.
-    pub batch: usize,
-}
-
-/// How clipping and rounding are learned.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Learn {
-    /// Passes over the segments, for each block; 1 or more.
-    pub epochs: usize,
-    /// AdamW's learning rate for the clipping strengths; positive.
-    pub lwc_lr: f64,
-    /// Adds the error against the full-precision block on the quantized model's own input.
-    pub aug_loss: bool,
-    /// What is minimized.
-    pub loss: Loss,
-    /// Where clipping and rounding start.
-    pub start: Start,
-    /// How weights are rounded.
-    pub rounding: Rounding,
-}
-
 /// Where clipping and rounding start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -105,42 +74,6 @@ pub enum Rounding {
     Fixed,
     /// Up or down as is learned, by the sign of the gradient (SignRound, arXiv 2309.05516).
     Learned,
-}
-
-/// Where and how channels are rescaled (OmniQuant, section 3.3).
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Transform {
-    /// Where; none means no transformation. No kind stands here twice.
-    pub sites: Vec<SiteKind>,
-    /// Also shifts channels, which takes linears with biases.
-    pub shift: bool,
-    /// AdamW's learning rate for scales and shifts; positive.
-    pub lr: f64,
-    /// Weight of activations against weights where scales start: `s = max|X|^alpha / max|W|^(1 - alpha)`; 0 to 1.
-    pub alpha: f64,
-}
-
-/// Tuning of all blocks together: their scales, norms and biases, down the divergence of the quantized model's predictions from those of
-/// the model in full precision (EfficientQAT, arXiv 2407.11062, section 3.3).
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Tune {
-    /// Passes, each over as many segments as blocks learn from, of its own; 0 for none.
-    pub epochs: usize,
-    /// AdamW's learning rate at first, which falls linearly to 0: of the logarithms of scales and norms, and of biases in units of
-    /// their root mean square; positive.
-    pub lr: f64,
-}
-
-/// Orthogonal matrices that are put into the model before anything else (QuaRot, arXiv 2404.00456).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Rotate {
-    /// Where.
-    pub kind: RotateKind,
-    /// Decides the matrices; at most 2^63 - 1.
-    pub seed: u64,
 }
 
 /// What is minimized.

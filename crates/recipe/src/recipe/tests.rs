@@ -1,4 +1,4 @@
-use oq_quant_core::Bits;
+use oq_quant_core::{Bits, RotateKind};
 
 use super::*;
 use crate::{Preset, find};
