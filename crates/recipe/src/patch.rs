@@ -75,9 +75,9 @@ pub struct BitsPatch {
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SharePatch {
-    /// Of [`Calibration::samples`]; positive.
+    /// Of [`crate::Calibration::samples`]; positive.
     pub samples: Option<f64>,
-    /// Of [`Learn::epochs`]; positive.
+    /// Of [`crate::Learn::epochs`]; positive.
     pub epochs: Option<f64>,
 }
 
@@ -103,14 +103,14 @@ pub struct Overrides {
     pub transform: Option<bool>,
     pub sites: Option<Vec<SiteKind>>,
     pub shift: Option<bool>,
-    /// [`Transform::lr`]
+    /// [`crate::Transform::lr`]
     pub let_lr: Option<f64>,
     pub alpha: Option<f64>,
-    /// [`Tune::epochs`]
+    /// [`crate::Tune::epochs`]
     pub tune_epochs: Option<usize>,
-    /// [`Tune::lr`]
+    /// [`crate::Tune::lr`]
     pub tune_lr: Option<f64>,
-    /// [`Rotate::kind`]
+    /// [`crate::Rotate::kind`]
     pub rotate: Option<RotateKind>,
     /// [`BitBudget::average`]
     pub bits: Option<f64>,
