@@ -124,6 +124,9 @@ def write_recipes():
         '[learn]\nepochs = 20\nlwc_lr = 1e-2\naug_loss = true\nloss = "mse"\n'
         '[let]\nsites = ["norm", "vo", "qk"]\nshift = false\nlr = 5e-3\nalpha = 0.5\n'))
     save("recipe", "bounds", 'scheme = "w8a8"\ncalibration.seed = 9223372036854775807\nlearn.lwc_lr = 1e-300\nlet.alpha = -0.0\n')
+    save("recipe", "when", (
+        'share = { samples = 4, epochs = 0.125 }\n[[when]]\nfamily = ["llama"]\nweight_bits = [2, 3]\nact_bits = [16]\nlearn.epochs = 40\n'
+        '[[when]]\nscheme = ["w3a16g64"]\npost_norm = false\nmethod = ["omniquant"]\nlet = { sites = ["vo"], alpha = 0.75 }\n'))
     save("recipe", "unknown", 'scheme = "w3a16"\r\n\t[learn]\r\n\tepoch = 1 # "`"\r\n')
 
 

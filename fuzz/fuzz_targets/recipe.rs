@@ -24,8 +24,9 @@ fuzz_target!(|bytes: &[u8]| {
     check(Recipe::parse(text, file));
     match RecipeFile::parse(text, file) {
         Ok(recipe) => {
+            let scheme = recipe.scheme.unwrap_or_else(|| "w3a16g64".parse().expect("a scheme"));
             for model in names().map(find).chain([None]) {
-                check(Recipe::resolve(recipe.scheme, model, Some(&recipe), &Overrides::default()));
+                check(Recipe::resolve(scheme, model, Some(&recipe), &Overrides::default()));
             }
         }
         Err(error) => assert!(!error.to_string().is_empty()),

@@ -9,7 +9,7 @@ use oq_calib::{CalibError, JournalError, Options, Outcome, quantize};
 use oq_data::segments;
 use oq_eval::perplexity;
 use oq_models::{Compute, Model};
-use oq_recipe::{Overrides, Recipe, find, recipe_for};
+use oq_recipe::{Overrides, Recipe, find};
 use oq_tests::{fixture, tokens};
 use tch::Device;
 
@@ -19,7 +19,7 @@ const TOLERANCE: f64 = 1e-2;
 fn run(model: &str, scheme: &str, compute: Compute, resume: bool, out: &Path) -> Result<Outcome, CalibError> {
     let overrides = Overrides { samples: Some(8), epochs: Some(4), ..Overrides::default() };
     let scheme = scheme.parse().unwrap();
-    let recipe = Recipe::resolve(scheme, find(model), recipe_for(model, scheme), &overrides).unwrap();
+    let recipe = Recipe::resolve(scheme, find(model), None, &overrides).unwrap();
     let c = &recipe.calibration;
     let segments = segments(&tokens("calib.txt"), c.samples, c.seqlen, c.seed).unwrap();
     let options = Options { device: Device::Cpu, compute, cache_memory: None, out: out.to_owned(), resume };

@@ -14,7 +14,7 @@ use oq_models::{
     RotateError, Rotator, quantize_act,
 };
 use oq_quant_core::{QuantSpec, RotateKind};
-use oq_recipe::{Event, Method, Overrides, Recipe, find, recipe_for};
+use oq_recipe::{Event, Method, Overrides, Recipe, find};
 use oq_tests::{
     F64_BLOCK, calibration, check_recorded_losses, checkpoints, f64_block, fixture, in_f32, measure, model_files,
     relative_error,
@@ -135,7 +135,7 @@ fn a_norm_that_cannot_be_folded_is_named() {
 fn recipe(model: &str, scheme: &str, rotate: RotateKind, more: Overrides) -> Recipe {
     let scheme: QuantSpec = scheme.parse().unwrap();
     let overrides = Overrides { samples: Some(4), seqlen: Some(64), epochs: Some(2), rotate: Some(rotate), ..more };
-    Recipe::resolve(scheme, find(model), recipe_for(model, scheme), &overrides).unwrap()
+    Recipe::resolve(scheme, find(model), None, &overrides).unwrap()
 }
 
 fn quantized(model: &str, recipe: &Recipe, out: &Path) -> Outcome {

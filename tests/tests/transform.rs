@@ -11,7 +11,7 @@ use oq_formats::{Checkpoint, Dtype};
 use oq_models::layers::token_nll;
 use oq_models::{ActPoint, BlockOps, BlockWeights, LinearName, Model, fake_quantize_tokens};
 use oq_quant_core::{Bits, QuantSpec, RotateKind, SiteKind};
-use oq_recipe::{Method, Overrides, Recipe, find, recipe_for};
+use oq_recipe::{Method, Overrides, Recipe, find};
 use oq_tests::{calibration, check_recorded_losses, fixture, in_f32, measure, model_files, tokens};
 use tch::{Device, Kind, Tensor};
 
@@ -21,7 +21,7 @@ const TINY: [&str; 3] = ["tiny-llama", "tiny-opt", "tiny-falcon"];
 fn recipe(model: &str, scheme: &str, overrides: Overrides) -> Recipe {
     let scheme: QuantSpec = scheme.parse().unwrap();
     let overrides = Overrides { rotate: Some(RotateKind::None), ..overrides };
-    Recipe::resolve(scheme, find(model), recipe_for(model, scheme), &overrides).unwrap()
+    Recipe::resolve(scheme, find(model), None, &overrides).unwrap()
 }
 
 fn short() -> Overrides {

@@ -22,7 +22,7 @@ const NOT_PLANNED: [(&str, bool); 7] = [
 ];
 
 /// Options that leave the result as it is, and the name of its directory too. The first three are that name already.
-const NOT_IN_NAME: [&str; 11] = [
+const NOT_IN_NAME: [&str; 17] = [
     "--scheme",
     "--recipe",
     "--out",
@@ -34,6 +34,12 @@ const NOT_IN_NAME: [&str; 11] = [
     "--verbose",
     "--log-format",
     "--help",
+    "--force",
+    "--resume",
+    "--report",
+    "--data",
+    "--data-dir",
+    "--windows",
 ];
 
 /// The whole run. `args` is `[MODEL] [options for omniquant quantize]`.
@@ -68,6 +74,7 @@ impl Request {
             _ => (DEFAULT_MODEL, args),
         };
         let (mut planned, mut rest) = split(options);
+        let more = name_of(options);
         let scheme = value_of(&planned, "--scheme");
         let recipe = value_of(&planned, "--recipe");
         let out = value_of(&planned, "--out");
@@ -79,7 +86,7 @@ impl Request {
         if out.is_none() {
             let settings: Vec<&str> = scheme.into_iter().chain(recipe.map(stem)).collect();
             let setting = if settings.is_empty() { default.clone() } else { settings.join("-") };
-            ours.extend(["--out".to_owned(), format!("out/{}-{setting}{}", stem(model), name_of(&planned))]);
+            ours.extend(["--out".to_owned(), format!("out/{}-{setting}{more}", stem(model))]);
         }
         planned.splice(0..0, ours);
         for flag in ["--report", "--resume"] {
@@ -137,7 +144,8 @@ fn default_scheme(model: &str) -> String {
         return "w2a16g64".to_owned();
     }
     let usual = "w4a16g128".to_owned();
-    let known: Vec<String> = oq_recipe::schemes_of(model).map(|scheme| scheme.to_string()).collect();
+    let schemes = oq_recipe::find(model).map_or(&[][..], |entry| &entry.schemes);
+    let known: Vec<String> = schemes.iter().map(ToString::to_string).collect();
     if known.contains(&usual) { usual } else { known.into_iter().next().unwrap_or(usual) }
 }
 
@@ -250,6 +258,10 @@ mod tests {
         check("--recipe my/a.toml --scheme w4a4", "out/tiny-llama-w4a4-a");
         check("--bits 3.25 --method rtn", "out/tiny-llama-w2a16g64-3.25bits-rtn");
         check("llama2-7b --calib /d/my.txt --seed 3", "out/llama2-7b-w4a16g128-calib-my.txt-seed-3");
+        check(
+            "llama2-7b --calib c.jsonl --text-field body --data d",
+            "out/llama2-7b-w4a16g128-calib-c.jsonl-text-field-body",
+        );
         check("llama2-7b --let --cache-memory 8GiB --json", "out/llama2-7b-w4a16g128-let");
     }
 

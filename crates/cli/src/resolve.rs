@@ -9,7 +9,7 @@ use oq_data::{DataError, Hub, HubEvent};
 use oq_formats::gguf::convert_to_hf;
 use oq_formats::{quantization_of, read_config};
 use oq_models::ModelError;
-use oq_recipe::{ModelEntry, Recipe, RecipeFile, Source, find, recipe_for};
+use oq_recipe::{ModelEntry, Recipe, RecipeFile, Source, find};
 use serde_json::Value;
 
 use crate::args::{ModelArgs, RecipeArgs};
@@ -63,12 +63,10 @@ impl Named {
     /// where that is not known yet, of LLaMA's.
     pub fn recipe(&self, args: &RecipeArgs, config: Option<&Value>) -> Result<Recipe> {
         let file = args.recipe.as_deref().map(RecipeFile::read).transpose()?;
-        let scheme = args.scheme.or(file.as_ref().map(|file| file.scheme));
-        let scheme = scheme.ok_or_else(|| CliError::Usage("--scheme is missing".to_owned()))?;
-        let embedded = self.entry.and_then(|entry| recipe_for(&entry.name, scheme));
+        let scheme = args.scheme.or(file.as_ref().and_then(|file| file.scheme)).ok_or_else(|| no_scheme(args))?;
         let unnamed = config.map(|config| ModelEntry::of_directory(Path::new(&self.name), config));
         let entry = self.entry.or(unnamed.as_ref());
-        Ok(Recipe::resolve(scheme, entry, file.as_ref().or(embedded), &args.overrides())?)
+        Ok(Recipe::resolve(scheme, entry, file.as_ref(), &args.overrides())?)
     }
 
     /// The model's `config.json`, for planning before weights are fetched from the hub: from configs/ where that knows enough, else
@@ -170,6 +168,17 @@ impl Named {
             }
         }
     }
+}
+
+/// Neither the command line nor the recipe file says what to quantize to.
+fn no_scheme(args: &RecipeArgs) -> CliError {
+    CliError::Usage(match &args.recipe {
+        None => "--scheme is missing".to_owned(),
+        Some(file) => {
+            let file = file.display();
+            format!("{file}: missing key `scheme`: give --scheme, or write it there, such as scheme = \"w4a16g128\"")
+        }
+    })
 }
 
 /// What a file is that was given in place of a model's folder, and what to give.

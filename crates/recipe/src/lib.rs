@@ -1,14 +1,14 @@
 //! What a run obeys and what it leaves behind: [`Recipe`]s in TOML, the models and machines known by name, and run records.
 //!
-//! A recipe is resolved once, from the scheme's defaults, the model's, a file and the command line, and is complete
+//! A recipe is resolved once, from the paper's settings, a preset, the model's own, a file and the command line, and is complete
 //! from there on: nothing downstream fills in a setting.
 //!
 //! ```
-//! use oq_recipe::{Overrides, Recipe, find, recipe_for};
+//! use oq_recipe::{Overrides, Recipe, find};
 //!
 //! let scheme = "w3a16g128".parse()?;
 //! let overrides = Overrides { samples: Some(64), ..Overrides::default() };
-//! let recipe = Recipe::resolve(scheme, find("llama2-7b"), recipe_for("llama2-7b", scheme), &overrides)?;
+//! let recipe = Recipe::resolve(scheme, find("llama2-7b"), None, &overrides)?;
 //! // Half of the 20 of the paper.
 //! assert_eq!((recipe.learn.epochs, recipe.calibration.samples), (10, 64));
 //! assert!(recipe.transform.sites.is_empty(), "the paper transforms LLaMA only where activations are quantized too");
@@ -17,22 +17,28 @@
 
 mod bits;
 mod cache;
+mod embedded;
 mod error;
 mod machine;
 mod model;
 mod parse;
 mod patch;
-mod published;
+mod preset;
 mod recipe;
 mod record;
+mod section;
+mod when;
 
 pub use bits::BitBudget;
 pub use cache::cache_dir;
 pub use error::RecipeError;
 pub use machine::{Profile, find_machine, machine_names};
-pub use model::{EvalDefaults, Family, ModelEntry, Shape, Source, find, names, recipe_for, schemes_of};
-pub use patch::{
-    BitsPatch, CalibrationPatch, LearnPatch, Overrides, RecipeFile, RotatePatch, TransformPatch, TunePatch,
-};
-pub use recipe::{Calibration, Learn, Loss, Method, Preset, Recipe, Rotate, Rounding, Start, Transform, Tune};
+pub use model::{EvalDefaults, Family, ModelEntry, Shape, Source, find, names};
+pub use patch::{BitsPatch, Overrides, RecipeFile, SharePatch};
+pub use preset::Preset;
+pub use recipe::{Loss, Method, Recipe, Rounding, Start};
 pub use record::{BlockRecord, EVENTS, Event, RECIPE, RECORDS, RUN, RunRecord};
+pub use section::{
+    Calibration, CalibrationPatch, Learn, LearnPatch, Rotate, RotatePatch, Transform, TransformPatch, Tune, TunePatch,
+};
+pub use when::When;

@@ -6,6 +6,7 @@ use std::sync::LazyLock;
 use serde::{Deserialize, Serialize};
 
 use crate::RecipeError;
+use crate::embedded::{MACHINES, parsed};
 use crate::parse::parse;
 
 /// How fast and how large a machine is.
@@ -91,16 +92,12 @@ pub fn machine_names() -> impl Iterator<Item = &'static str> {
     PROFILES.iter().map(|profile| profile.name.as_str())
 }
 
-/// File name and text.
-static EMBEDDED: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/machines.rs"));
-
 static PROFILES: LazyLock<Vec<Profile>> = LazyLock::new(|| {
-    let profile = |(file, text): &(&str, &str)| {
-        let path = Path::new("configs/machines").join(file);
-        Profile::parse(text, &path, file.trim_end_matches(".toml"))
-            .unwrap_or_else(|error| panic!("embedded file is wrong: {error}"))
+    let profile = |(name, text): &(&str, &str)| {
+        let path = Path::new("configs/machines").join(format!("{name}.toml"));
+        parsed(Profile::parse(text, &path, name))
     };
-    EMBEDDED.iter().map(profile).collect()
+    MACHINES.iter().map(profile).collect()
 });
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! The models known by name: every folder of `configs/`, embedded in the library.
+//! The models known by name: every file of `configs/models`, embedded in the library.
 
 use std::fmt;
 use std::path::Path;
@@ -8,15 +8,17 @@ use oq_quant_core::QuantSpec;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use crate::embedded::{MODELS, parsed};
 use crate::parse::parse;
-use crate::published::SEQLEN;
-use crate::{CalibrationPatch, LearnPatch, RecipeFile, TransformPatch};
+use crate::preset::usual_seqlen;
+use crate::when::{Case, When};
+use crate::{CalibrationPatch, LearnPatch, Recipe, RotatePatch, TransformPatch, TunePatch};
 
-/// What `configs/<name>/model.toml` says.
+/// What `configs/models/<name>.toml` says.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelEntry {
-    /// The folder's name, such as `llama2-7b`.
+    /// The file's name, such as `llama2-7b`.
     #[serde(skip)]
     pub name: String,
     /// The architecture.
@@ -28,6 +30,9 @@ pub struct ModelEntry {
     /// transformed with.
     #[serde(default)]
     pub post_norm: bool,
+    /// The schemes that the paper or this project has results of; any other can be asked for too.
+    #[serde(default)]
+    pub schemes: Vec<QuantSpec>,
     /// Where the weights are.
     pub source: Source,
     /// Its sizes, known before anything is downloaded.
@@ -41,6 +46,9 @@ pub struct ModelEntry {
     /// Defaults of its recipes.
     #[serde(default, rename = "let")]
     pub transform: TransformPatch,
+    /// Each `[[when]]`: defaults of its recipes by some schemes.
+    #[serde(default)]
+    pub when: Vec<When>,
     /// Defaults of its evaluation.
     #[serde(default)]
     pub eval: EvalDefaults,
@@ -56,17 +64,19 @@ impl ModelEntry {
             _ => Family::Llama,
         };
         // No longer segments than the model was made for.
-        let positions = config["max_position_embeddings"].as_u64().filter(|n| (2..SEQLEN as u64).contains(n));
+        let positions = config["max_position_embeddings"].as_u64().filter(|n| (2..usual_seqlen() as u64).contains(n));
         Self {
             name: dir.file_name().unwrap_or_default().to_string_lossy().into_owned(),
             family,
             chat: false,
             post_norm: family == Family::Opt && config["do_layer_norm_before"] == false,
+            schemes: Vec::new(),
             source: Source::Path { path: dir.to_string_lossy().into_owned() },
             shape: None,
             calibration: CalibrationPatch { seqlen: positions.map(|n| n as usize), ..CalibrationPatch::default() },
             learn: LearnPatch::default(),
             transform: TransformPatch::default(),
+            when: Vec::new(),
             eval: EvalDefaults::default(),
         }
     }
@@ -189,61 +199,32 @@ pub struct EvalDefaults {
 
 /// The model of that name or hub id; ids are compared without case, as the hub does.
 pub fn find(name: &str) -> Option<&'static ModelEntry> {
-    registered(name).map(|model| &model.entry)
+    ENTRIES.iter().find(|entry| {
+        let by_id = matches!(&entry.source, Source::Hub { repo, .. } if repo.eq_ignore_ascii_case(name));
+        entry.name == name || by_id
+    })
 }
 
 /// The names of all models, in order of the alphabet.
 pub fn names() -> impl Iterator<Item = &'static str> {
-    MODELS.iter().map(|model| model.entry.name.as_str())
+    ENTRIES.iter().map(|entry| entry.name.as_str())
 }
 
-/// The recipe that `configs/` holds for a model (see [`find`]) and a scheme.
-pub fn recipe_for(name: &str, scheme: QuantSpec) -> Option<&'static RecipeFile> {
-    registered(name)?.recipes.iter().find(|recipe| recipe.scheme == scheme)
-}
+static ENTRIES: LazyLock<Vec<ModelEntry>> = LazyLock::new(|| {
+    let entry = |(name, text): &(&str, &str)| {
+        let path = Path::new("configs/models").join(format!("{name}.toml"));
+        ModelEntry { name: (*name).to_owned(), ..parsed(parse(text, &path)) }
+    };
+    MODELS.iter().map(entry).collect()
+});
 
-/// The schemes that `configs/` has recipes of, for a model (see [`find`]); none for an unknown one.
-pub fn schemes_of(name: &str) -> impl Iterator<Item = QuantSpec> {
-    registered(name).into_iter().flat_map(|model| model.recipes.iter().map(|recipe| recipe.scheme))
-}
-
-/// A folder of `configs/`, as text.
-struct Embedded {
-    name: &'static str,
-    /// `model.toml`
-    model: &'static str,
-    /// File name and text of the others.
-    recipes: &'static [(&'static str, &'static str)],
-}
-
-/// A folder of `configs/`, parsed.
-struct Registered {
-    entry: ModelEntry,
-    recipes: Vec<RecipeFile>,
-}
-
-static EMBEDDED: &[Embedded] = include!(concat!(env!("OUT_DIR"), "/configs.rs"));
-
-static MODELS: LazyLock<Vec<Registered>> = LazyLock::new(|| EMBEDDED.iter().map(register).collect());
-
-fn register(folder: &Embedded) -> Registered {
-    let at = |file: &str| Path::new("configs").join(folder.name).join(file);
-    let mut entry: ModelEntry =
-        parse(folder.model, &at("model.toml")).unwrap_or_else(|error| panic!("embedded file is wrong: {error}"));
-    entry.name = folder.name.to_owned();
-    let recipes = folder.recipes.iter().map(|(file, text)| {
-        let recipe =
-            RecipeFile::parse(text, &at(file)).unwrap_or_else(|error| panic!("embedded file is wrong: {error}"));
-        RecipeFile { is_published: true, ..recipe }
-    });
-    Registered { entry, recipes: recipes.collect() }
-}
-
-fn registered(name: &str) -> Option<&'static Registered> {
-    MODELS.iter().find(|Registered { entry, .. }| {
-        let by_id = matches!(&entry.source, Source::Hub { repo, .. } if repo.eq_ignore_ascii_case(name));
-        entry.name == name || by_id
-    })
+impl Recipe {
+    /// Lays a model's own settings over the recipe.
+    pub(crate) fn apply_model(&mut self, model: &ModelEntry, case: &Case) {
+        let (tune, rotate) = (TunePatch::default(), RotatePatch::default());
+        self.apply(&model.calibration, &model.learn, &model.transform, &tune, &rotate);
+        self.apply_when(&model.when, case);
+    }
 }
 
 #[cfg(test)]

@@ -91,7 +91,7 @@ fn distance(a: &str, b: &str) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{ModelEntry, RecipeFile};
+    use crate::{ModelEntry, Recipe, RecipeFile};
 
     #[track_caller]
     fn check(text: &str, expected: &str) {
@@ -112,7 +112,7 @@ mod tests {
     fn unknown_key_far_from_any() {
         check(
             "scheme = \"w4a16\"\nturbo = true\n",
-            "my.toml:2:1: unknown key `turbo`; allowed here: scheme, method, calibration, learn, let, tune, rotate, bits\n  \
+            "my.toml:2:1: unknown key `turbo`; allowed here: scheme, method, calibration, learn, let, tune, rotate, bits, share, when\n  \
              |\n2 | turbo = true\n  | ^^^^^",
         );
     }
@@ -187,8 +187,12 @@ mod tests {
 
     #[test]
     fn missing_key() {
-        check("method = \"rtn\"\n", "my.toml:1:1: missing key `scheme`\n  |\n1 | method = \"rtn\"\n  | ^");
-        check("", "my.toml:1:1: missing key `scheme`\n  |\n1 | \n  | ^");
+        check(
+            "bits = { choices = [3] }\n",
+            "my.toml:1:8: missing key `average`\n  |\n1 | bits = { choices = [3] }\n  |        ^^^^^^^^^^^^^^^^^",
+        );
+        let error = parse::<Recipe>("", Path::new("my.toml")).expect_err("must be refused");
+        assert_eq!(error.to_string(), "my.toml:1:1: missing key `scheme`\n  |\n1 | \n  | ^");
     }
 
     #[test]

@@ -6,18 +6,21 @@ use oq_quant_core::{Bits, QuantSpec, RotateKind, SiteKind};
 use serde::Deserialize;
 
 use crate::parse::parse;
+use crate::recipe::refused;
+use crate::when::{Case, When};
 use crate::{
-    BitBudget, Calibration, Learn, Loss, Method, Preset, Recipe, RecipeError, Rotate, Rounding, Start, Transform, Tune,
+    BitBudget, CalibrationPatch, LearnPatch, Loss, Method, Preset, Recipe, RecipeError, RotatePatch, Rounding, Start,
+    TransformPatch, TunePatch,
 };
 
-/// A recipe as a file writes it: everything but the scheme may be left out.
+/// A recipe as a file writes it: everything may be left out.
 ///
-/// A [`Recipe`] that was written by [`Recipe::to_toml`] is such a file too.
+/// A [`Recipe`] that was written by [`Recipe::to_toml`] is such a file too, and so are the presets in `configs/recipes`.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RecipeFile {
-    /// The scheme that the file is for.
-    pub scheme: QuantSpec,
+    /// The scheme that the file is for; none for any.
+    pub scheme: Option<QuantSpec>,
     /// How codes are found.
     pub method: Option<Method>,
     /// `[calibration]`
@@ -37,9 +40,12 @@ pub struct RecipeFile {
     pub rotate: RotatePatch,
     /// `[bits]`
     pub bits: Option<BitsPatch>,
-    /// Whether it holds a paper's settings, whose epochs a preset takes a share of; a file of one's own says what it says.
-    #[serde(skip)]
-    pub(crate) is_published: bool,
+    /// `[share]`
+    #[serde(default)]
+    pub share: SharePatch,
+    /// Each `[[when]]`.
+    #[serde(default)]
+    pub when: Vec<When>,
 }
 
 impl RecipeFile {
@@ -56,60 +62,6 @@ impl RecipeFile {
     }
 }
 
-/// [`Calibration`], key by key.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-#[expect(missing_docs, reason = "every field is explained in Calibration")]
-pub struct CalibrationPatch {
-    pub data: Option<String>,
-    pub samples: Option<usize>,
-    pub seqlen: Option<usize>,
-    pub seed: Option<u64>,
-    pub batch: Option<usize>,
-}
-
-/// [`Learn`], key by key.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-#[expect(missing_docs, reason = "every field is explained in Learn")]
-pub struct LearnPatch {
-    pub epochs: Option<usize>,
-    pub lwc_lr: Option<f64>,
-    pub aug_loss: Option<bool>,
-    pub loss: Option<Loss>,
-    pub start: Option<Start>,
-    pub rounding: Option<Rounding>,
-}
-
-/// [`Transform`], key by key.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-#[expect(missing_docs, reason = "every field is explained in Transform")]
-pub struct TransformPatch {
-    pub sites: Option<Vec<SiteKind>>,
-    pub shift: Option<bool>,
-    pub lr: Option<f64>,
-    pub alpha: Option<f64>,
-}
-
-/// [`Tune`], key by key.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-#[expect(missing_docs, reason = "every field is explained in Tune")]
-pub struct TunePatch {
-    pub epochs: Option<usize>,
-    pub lr: Option<f64>,
-}
-
-/// [`Rotate`], key by key.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-#[expect(missing_docs, reason = "every field is explained in Rotate")]
-pub struct RotatePatch {
-    pub kind: Option<RotateKind>,
-    pub seed: Option<u64>,
-}
-
 /// [`BitBudget`], whose average must be there.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -117,6 +69,16 @@ pub struct RotatePatch {
 pub struct BitsPatch {
     pub average: f64,
     pub choices: Option<Vec<Bits>>,
+}
+
+/// What is taken of the text and the epochs that the paper or the model's own settings have, where nothing sets a number.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SharePatch {
+    /// Of [`crate::Calibration::samples`]; positive.
+    pub samples: Option<f64>,
+    /// Of [`crate::Learn::epochs`]; positive.
+    pub epochs: Option<f64>,
 }
 
 /// What the command line sets; it has the last word.
@@ -141,14 +103,14 @@ pub struct Overrides {
     pub transform: Option<bool>,
     pub sites: Option<Vec<SiteKind>>,
     pub shift: Option<bool>,
-    /// [`Transform::lr`]
+    /// [`crate::Transform::lr`]
     pub let_lr: Option<f64>,
     pub alpha: Option<f64>,
-    /// [`Tune::epochs`]
+    /// [`crate::Tune::epochs`]
     pub tune_epochs: Option<usize>,
-    /// [`Tune::lr`]
+    /// [`crate::Tune::lr`]
     pub tune_lr: Option<f64>,
-    /// [`Rotate::kind`]
+    /// [`crate::Rotate::kind`]
     pub rotate: Option<RotateKind>,
     /// [`BitBudget::average`]
     pub bits: Option<f64>,
@@ -189,48 +151,41 @@ impl Recipe {
     /// Lays a patch over the recipe.
     pub(crate) fn apply(
         &mut self,
-        method: Option<Method>,
         calibration: &CalibrationPatch,
         learn: &LearnPatch,
         transform: &TransformPatch,
         tune: &TunePatch,
         rotate: &RotatePatch,
     ) {
-        fn set<T: Clone>(value: &mut T, patch: &Option<T>) {
-            if let Some(patch) = patch {
-                value.clone_from(patch);
-            }
+        calibration.apply_to(&mut self.calibration);
+        learn.apply_to(&mut self.learn);
+        transform.apply_to(&mut self.transform);
+        tune.apply_to(&mut self.tune);
+        rotate.apply_to(&mut self.rotate);
+    }
+
+    /// Lays a file over the recipe, but for what it says of [`RecipeFile::scheme`], [`RecipeFile::method`] and [`RecipeFile::share`].
+    pub(crate) fn apply_file(&mut self, file: &RecipeFile, case: &Case) {
+        self.apply(&file.calibration, &file.learn, &file.transform, &file.tune, &file.rotate);
+        if let Some(BitsPatch { average, choices }) = file.bits.clone() {
+            self.apply_bits(Some(average), choices);
         }
-        set(&mut self.method, &method);
+        self.apply_when(&file.when, case);
+    }
 
-        let Calibration { data, samples, seqlen, seed, batch } = &mut self.calibration;
-        set(data, &calibration.data);
-        set(samples, &calibration.samples);
-        set(seqlen, &calibration.seqlen);
-        set(seed, &calibration.seed);
-        set(batch, &calibration.batch);
-
-        let Learn { epochs, lwc_lr, aug_loss, loss, start, rounding } = &mut self.learn;
-        set(epochs, &learn.epochs);
-        set(lwc_lr, &learn.lwc_lr);
-        set(aug_loss, &learn.aug_loss);
-        set(loss, &learn.loss);
-        set(start, &learn.start);
-        set(rounding, &learn.rounding);
-
-        let Transform { sites, shift, lr, alpha } = &mut self.transform;
-        set(sites, &transform.sites);
-        set(shift, &transform.shift);
-        set(lr, &transform.lr);
-        set(alpha, &transform.alpha);
-
-        let Tune { epochs, lr } = &mut self.tune;
-        set(epochs, &tune.epochs);
-        set(lr, &tune.lr);
-
-        let Rotate { kind, seed } = &mut self.rotate;
-        set(kind, &rotate.kind);
-        set(seed, &rotate.seed);
+    /// Takes a file's shares of text and epochs, or else those of `beneath`. Both are rounded up.
+    pub(crate) fn apply_share(&mut self, file: &SharePatch, beneath: &SharePatch) -> Result<(), RecipeError> {
+        let of = |key, number: &mut usize, share: Option<f64>| match share {
+            // Numbers above 2^53 stay what they are.
+            None | Some(1.0) => Ok(()),
+            Some(share) if share.is_finite() && share > 0.0 => {
+                *number = (*number as f64 * share).ceil() as usize;
+                Ok(())
+            }
+            Some(share) => Err(refused(key, share, "positive and finite, such as 0.5")),
+        };
+        of("share.samples", &mut self.calibration.samples, file.samples.or(beneath.samples))?;
+        of("share.epochs", &mut self.learn.epochs, file.epochs.or(beneath.epochs))
     }
 
     /// Lays a budget of bits over the recipe; choices alone go to the budget that is there.
@@ -245,9 +200,9 @@ impl Recipe {
 }
 
 impl Overrides {
-    /// Lays the command line over a recipe, but for [`Overrides::preset`] and [`Overrides::transform`].
+    /// Lays the command line over a recipe, but for [`Overrides::preset`], [`Overrides::method`] and [`Overrides::transform`].
     pub(crate) fn apply_to(&self, recipe: &mut Recipe) {
-        let Self { method, data, samples, seqlen, epochs, seed, lwc_lr, batch, aug_loss, .. } = self.clone();
+        let Self { data, samples, seqlen, epochs, seed, lwc_lr, batch, aug_loss, .. } = self.clone();
         let Self { loss, start, rounding, sites, shift, let_lr, alpha, tune_epochs, tune_lr, rotate, .. } =
             self.clone();
         let calibration = CalibrationPatch { data, samples, seqlen, seed, batch };
@@ -255,7 +210,7 @@ impl Overrides {
         let transform = TransformPatch { sites, shift, lr: let_lr, alpha };
         let tune = TunePatch { epochs: tune_epochs, lr: tune_lr };
         let rotate = RotatePatch { kind: rotate, seed: None };
-        recipe.apply(method, &calibration, &learn, &transform, &tune, &rotate);
+        recipe.apply(&calibration, &learn, &transform, &tune, &rotate);
         recipe.apply_bits(self.bits, self.bit_choices.clone());
     }
 }

@@ -4,12 +4,16 @@ use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
 
-use oq_quant_core::{ActSpec, QuantSpec, RotateKind, SiteKind};
+use oq_quant_core::{QuantSpec, SiteKind};
 use serde::{Deserialize, Serialize};
 
 use crate::parse::parse;
-use crate::published::{default_rotation, default_sites, published};
-use crate::{BitBudget, Family, ModelEntry, Overrides, RecipeError, RecipeFile, RotatePatch, TunePatch, bits};
+use crate::preset::{of_paper, sites_of_paper, usual_method};
+use crate::when::Case;
+use crate::{
+    BitBudget, Calibration, Family, Learn, ModelEntry, Overrides, RecipeError, RecipeFile, Rotate, Transform, Tune,
+    bits,
+};
 
 /// Everything that decides what calibration computes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -49,40 +53,6 @@ pub enum Method {
     Rtn,
 }
 
-/// The text that blocks are run on.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Calibration {
-    /// A dataset's name such as `wikitext2`, or a text file.
-    pub data: String,
-    /// Segments, 1 or more.
-    pub samples: usize,
-    /// Tokens in a segment, 2 or more.
-    pub seqlen: usize,
-    /// Chooses the segments; at most 2^63 - 1, the largest integer of TOML.
-    pub seed: u64,
-    /// Segments in one optimizer step, 1 to `samples`.
-    pub batch: usize,
-}
-
-/// How clipping and rounding are learned.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Learn {
-    /// Passes over the segments, for each block; 1 or more.
-    pub epochs: usize,
-    /// AdamW's learning rate for the clipping strengths; positive.
-    pub lwc_lr: f64,
-    /// Adds the error against the full-precision block on the quantized model's own input.
-    pub aug_loss: bool,
-    /// What is minimized.
-    pub loss: Loss,
-    /// Where clipping and rounding start.
-    pub start: Start,
-    /// How weights are rounded.
-    pub rounding: Rounding,
-}
-
 /// Where clipping and rounding start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -106,42 +76,6 @@ pub enum Rounding {
     Learned,
 }
 
-/// Where and how channels are rescaled (OmniQuant, section 3.3).
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Transform {
-    /// Where; none means no transformation. No kind stands here twice.
-    pub sites: Vec<SiteKind>,
-    /// Also shifts channels, which takes linears with biases.
-    pub shift: bool,
-    /// AdamW's learning rate for scales and shifts; positive.
-    pub lr: f64,
-    /// Weight of activations against weights where scales start: `s = max|X|^alpha / max|W|^(1 - alpha)`; 0 to 1.
-    pub alpha: f64,
-}
-
-/// Tuning of all blocks together: their scales, norms and biases, down the divergence of the quantized model's predictions from those of
-/// the model in full precision (EfficientQAT, arXiv 2407.11062, section 3.3).
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Tune {
-    /// Passes, each over as many segments as blocks learn from, of its own; 0 for none.
-    pub epochs: usize,
-    /// AdamW's learning rate at first, which falls linearly to 0: of the logarithms of scales and norms, and of biases in units of
-    /// their root mean square; positive.
-    pub lr: f64,
-}
-
-/// Orthogonal matrices that are put into the model before anything else (QuaRot, arXiv 2404.00456).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Rotate {
-    /// Where.
-    pub kind: RotateKind,
-    /// Decides the matrices; at most 2^63 - 1.
-    pub seed: u64,
-}
-
 /// What is minimized.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -151,48 +85,6 @@ pub enum Loss {
     /// The same with each token's error divided by the mean square of its target, so that the few tokens with massive activations
     /// are not all that is seen; scaled to be 1 where a token's error is as large as its target.
     Relative,
-}
-
-/// Settings that go together: what is learned, from where, by which loss, for how long ([`Learn`]), from how many segments
-/// ([`Calibration::samples`]), and whether all blocks are tuned ([`Tune::epochs`]).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Preset {
-    /// The method as published: clipping from 98 % of the range, the transformation where the paper has it, rounding to nearest.
-    Paper,
-    /// [`Self::Default`] in half of its epochs.
-    Fast,
-    /// Clipping from a search, rounding from second-order compensation, both learned, in half of the paper's epochs.
-    #[default]
-    Default,
-    /// [`Self::Default`] on four times as much text in an eighth of the paper's epochs, and then all blocks tuned together on as much
-    /// again.
-    Best,
-}
-
-impl Preset {
-    /// Lays the preset over the paper's settings for any model.
-    fn apply_to(self, Recipe { learn, tune, .. }: &mut Recipe) {
-        (learn.start, learn.rounding, learn.loss) = match self {
-            Self::Paper => (Start::Whole, Rounding::Fixed, Loss::Mse),
-            Self::Fast | Self::Default | Self::Best => (Start::Compensate, Rounding::Learned, Loss::Relative),
-        };
-        tune.epochs = usize::from(self == Self::Best);
-    }
-
-    /// Changes what the paper's or the model's settings say: takes the preset's share of text and epochs, and for weights alone, of two
-    /// targets, the one that lets a block mend what those before it lost (`benches/record`: the other costs a tenth of the perplexity
-    /// at 2 bits; what rounded activations lose differs from token to token, and there it helps a little).
-    fn amend(self, Recipe { scheme, calibration, learn, .. }: &mut Recipe) {
-        let (text, share) = match self {
-            Self::Paper => (1, 1),
-            Self::Fast => (1, 4),
-            Self::Default => (1, 2),
-            Self::Best => (4, 8),
-        };
-        learn.aug_loss &= self == Self::Paper || scheme.act != ActSpec::Float;
-        calibration.samples = calibration.samples.saturating_mul(text);
-        learn.epochs = learn.epochs.div_ceil(share);
-    }
 }
 
 /// More passes of tuning than anybody makes: each has text of its own.
@@ -217,7 +109,6 @@ macro_rules! choice {
 choice!(Start { "whole" => Whole, "search" => Search, "compensate" => Compensate });
 choice!(Rounding { "fixed" => Fixed, "learned" => Learned });
 choice!(Loss { "mse" => Mse, "relative" => Relative });
-choice!(Preset { "paper" => Paper, "fast" => Fast, "default" => Default, "best" => Best });
 
 impl Method {
     /// Whether blocks are run on text; for all that a run reads see [`Recipe::reads_text`].
@@ -257,11 +148,10 @@ impl FromStr for Method {
 }
 
 impl Recipe {
-    /// Settles every setting: the paper's for this scheme and family, under the preset, under the model's own defaults, under a
-    /// recipe file, under the command line. Of the text and the epochs of the paper and the model the preset takes its share, and for
-    /// weights alone none but the paper's keeps their second target. Without a model the family is taken to be LLaMA.
+    /// Settles every setting: the paper's for this scheme and family, under the preset, under the model's own, under a recipe file, under
+    /// the command line. Of the text and the epochs of the paper and the model a share is taken, which the file or else the preset
+    /// says. Without a model the family is taken to be LLaMA.
     ///
-    /// Rotations that nothing is said of are those that help the scheme, where a method learns and is not the paper's.
     /// A transformation that is asked for, by the command line or by `smoothquant`, gets the paper's sites where none
     /// are given.
     pub fn resolve(
@@ -270,43 +160,34 @@ impl Recipe {
         file: Option<&RecipeFile>,
         overrides: &Overrides,
     ) -> Result<Self, RecipeError> {
+        if let Some(in_file) = file.and_then(|file| file.scheme).filter(|in_file| *in_file != scheme) {
+            return Err(RecipeError::OtherScheme { in_file, asked: scheme });
+        }
+        let preset = overrides.preset.unwrap_or_default().file();
         let (family, chat, post_norm) =
             model.map_or((Family::Llama, false, false), |m| (m.family, m.chat, m.post_norm));
-        let mut recipe = published(scheme, family, chat, post_norm);
-        let preset = overrides.preset.unwrap_or_default();
-        preset.apply_to(&mut recipe);
+        let method = overrides.method.or(file.and_then(|file| file.method)).or(preset.method).unwrap_or(usual_method());
+        let case = Case { scheme, method, family, chat, post_norm };
+
+        let mut recipe = Self { method, ..of_paper(&case) };
+        recipe.apply_file(preset, &case);
         if let Some(model) = model {
-            let (tune, rotate) = (TunePatch::default(), RotatePatch::default());
-            recipe.apply(None, &model.calibration, &model.learn, &model.transform, &tune, &rotate);
+            recipe.apply_model(model, &case);
         }
-        let lay = |recipe: &mut Self, file: Option<&RecipeFile>| {
-            if let Some(file) = file {
-                recipe.apply(file.method, &file.calibration, &file.learn, &file.transform, &file.tune, &file.rotate);
-                if let Some(crate::BitsPatch { average, choices }) = file.bits.clone() {
-                    recipe.apply_bits(Some(average), choices);
-                }
-            }
-        };
-        if let Some(file) = file.filter(|file| file.scheme != scheme) {
-            return Err(RecipeError::OtherScheme { in_file: file.scheme, asked: scheme });
+        recipe.apply_share(file.map_or(&preset.share, |file| &file.share), &preset.share)?;
+        if let Some(file) = file {
+            recipe.apply_file(file, &case);
         }
-        lay(&mut recipe, file.filter(|file| file.is_published));
-        preset.amend(&mut recipe);
-        lay(&mut recipe, file.filter(|file| !file.is_published));
         overrides.apply_to(&mut recipe);
         if let Some(choices) = overrides.bit_choices.as_ref().filter(|_| recipe.bits.is_none()) {
             return Err(refused("bits.choices", bits::list(choices), "given with bits.average (--bits)"));
-        }
-        let asked = overrides.rotate.or(file.and_then(|file| file.rotate.kind));
-        if asked.is_none() && preset != Preset::Paper && recipe.method.learns() {
-            recipe.rotate.kind = default_rotation(scheme, family);
         }
         if overrides.sites.is_none() {
             let wanted = overrides.transform.or((recipe.method == Method::Smoothquant).then_some(true));
             match wanted {
                 Some(false) => recipe.transform.sites.clear(),
                 Some(true) if recipe.transform.sites.is_empty() => {
-                    recipe.transform.sites = default_sites(scheme, post_norm);
+                    recipe.transform.sites = sites_of_paper(&case);
                 }
                 _ => {}
             }

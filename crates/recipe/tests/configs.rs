@@ -4,14 +4,12 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use oq_quant_core::QuantSpec;
 use oq_recipe::{
-    Family, ModelEntry, Overrides, Recipe, Shape, Source, find, find_machine, machine_names, names, recipe_for,
-    schemes_of,
+    Family, ModelEntry, Overrides, Recipe, RecipeFile, Shape, Source, find, find_machine, machine_names, names,
 };
 
 fn configs() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../configs")
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("configs")
 }
 
 fn file_names(folder: &Path) -> BTreeSet<String> {
@@ -28,12 +26,11 @@ fn all() -> impl Iterator<Item = (&'static ModelEntry, Shape)> {
 }
 
 #[test]
-fn every_folder_is_embedded() {
-    let embedded: BTreeSet<String> = names().map(str::to_owned).collect();
-    let mut folders = file_names(&configs());
-    assert!(folders.remove("machines"));
-    assert_eq!(embedded, folders);
+fn every_model_is_embedded() {
+    let embedded: BTreeSet<String> = names().map(|name| format!("{name}.toml")).collect();
+    assert_eq!(embedded, file_names(&configs().join("models")));
     assert!(embedded.len() >= 25, "{embedded:?}");
+    assert!(names().is_sorted());
 }
 
 #[test]
@@ -49,26 +46,27 @@ fn every_machine_is_embedded_and_says_where_its_numbers_come_from() {
     assert!(find_machine("a100").is_none());
 }
 
+/// A user may copy any of them, and say the scheme in the file or beside it.
 #[test]
-fn file_names_are_schemes() {
-    for name in names() {
-        let schemes = schemes_of(name).map(|scheme| format!("{scheme}.toml"));
-        let expected: BTreeSet<String> = schemes.chain(["model.toml".to_owned()]).collect();
-        assert_eq!(expected, file_names(&configs().join(name)), "{name}");
-        for scheme in schemes_of(name) {
-            let text = fs::read_to_string(configs().join(name).join(format!("{scheme}.toml"))).unwrap();
-            assert!(text.starts_with(&format!("scheme = \"{scheme}\"\n")), "{name}/{scheme}");
-        }
+fn presets_are_read_as_recipe_files() {
+    for file in file_names(&configs().join("recipes")) {
+        let path = configs().join("recipes").join(&file);
+        let asked = "w3a16g64".parse().unwrap();
+        let plain = RecipeFile::read(&path).unwrap();
+        let text = fs::read_to_string(&path).unwrap();
+        let with_scheme = RecipeFile::parse(&format!("scheme = \"w3a16g64\"\n{text}"), &path).unwrap();
+        assert_eq!((plain.scheme, with_scheme.scheme), (None, Some(asked)));
+        let resolve = |file| Recipe::resolve(asked, find("smollm2-135m"), Some(file), &Overrides::default()).unwrap();
+        assert_eq!(resolve(&plain), resolve(&with_scheme), "{file}");
     }
 }
 
 #[test]
 fn every_recipe_resolves_and_fits() {
     for (model, shape) in all() {
-        for scheme in schemes_of(&model.name) {
+        for &scheme in &model.schemes {
             let place = format!("{}/{scheme}", model.name);
-            let file = recipe_for(&model.name, scheme);
-            let recipe = Recipe::resolve(scheme, Some(model), file, &Overrides::default())
+            let recipe = Recipe::resolve(scheme, Some(model), None, &Overrides::default())
                 .unwrap_or_else(|error| panic!("{place}: {error}"));
             assert!(recipe.calibration.seqlen <= shape.max_positions, "{place}");
             // The inputs of all linears of all three families.
@@ -80,36 +78,11 @@ fn every_recipe_resolves_and_fits() {
     }
 }
 
-/// The table in the code and the files say the same, but for what the paper, or we, set for single models.
-#[test]
-fn published_recipes_are_the_defaults() {
-    let none = Overrides::default();
-    for (model, _) in all().filter(|(model, _)| !matches!(model.source, Source::Wheel { .. })) {
-        for scheme in schemes_of(&model.name) {
-            let mut expected = Recipe::resolve(scheme, Some(model), None, &none).unwrap();
-            match (model.name.as_str(), scheme.to_string().as_str()) {
-                ("llama-30b", "w4a4") => expected.transform.alpha = 0.75,
-                ("opt-66b", "w3a16" | "w3a16g128") => expected.transform.alpha = 0.3,
-                (name, "w4a4") if name.starts_with("llama2-") => {
-                    expected.learn.aug_loss = false;
-                    expected.transform.lr = 1e-3;
-                    expected.transform.alpha = 0.75;
-                }
-                // Segments of 256 tokens are few for a step.
-                ("tiny-falcon", "w4a4") => expected.calibration.batch = 4,
-                _ => {}
-            }
-            let recipe = Recipe::resolve(scheme, Some(model), recipe_for(&model.name, scheme), &none).unwrap();
-            assert_eq!(recipe, expected, "{}/{scheme}", model.name);
-        }
-    }
-}
-
 #[test]
 fn models_of_the_paper_have_its_schemes() {
     #[track_caller]
     fn check(name: &str, expected: &[&str]) {
-        let schemes: BTreeSet<String> = schemes_of(name).map(|scheme| scheme.to_string()).collect();
+        let schemes = find(name).unwrap().schemes.iter().map(ToString::to_string).collect::<BTreeSet<_>>();
         assert_eq!(schemes, expected.iter().map(|&scheme| scheme.to_owned()).collect(), "{name}");
     }
     let paper = ["w4a16", "w4a16g128", "w3a16", "w3a16g128", "w2a16", "w2a16g128", "w2a16g64", "w4a4", "w6a6"];
@@ -124,7 +97,6 @@ fn models_of_the_paper_have_its_schemes() {
     for name in ["tiny-llama", "tiny-opt", "tiny-falcon"] {
         check(name, &["w4a16g64", "w3a16g64", "w2a16g64", "w2a16", "w4a4", "w6a6"]);
     }
-    check("no-such-model", &[]);
 }
 
 #[test]
@@ -135,9 +107,6 @@ fn models_are_found_by_name_and_hub_id() {
     assert_eq!(find("tiiuae/falcon-180b").unwrap().name, "falcon-180b");
     assert!(find("LLAMA2-7B").is_none());
     assert!(find("").is_none());
-    let scheme: QuantSpec = "w3a16g128".parse().unwrap();
-    assert_eq!(recipe_for("facebook/opt-125m", scheme), recipe_for("opt-125m", scheme));
-    assert!(recipe_for("opt-125m", "w5a16".parse().unwrap()).is_none());
 }
 
 #[test]

@@ -250,14 +250,17 @@ fn recipes_that_are_none() {
     );
     recipe("type.toml", "scheme = \"w4a16g64\"\nlearn.epochs = \"2\"\n", USAGE, &["type.toml:2:16", "a whole number"]);
     recipe("torn.toml", "scheme = \"w4a16g64\"\n[learn\n", USAGE, &["torn.toml:2:"]);
-    recipe("none.toml", "", USAGE, &["missing key `scheme`"]);
+    recipe("none.toml", "", USAGE, &["none.toml: missing key `scheme`", "--scheme"]);
+    recipe("share.toml", "scheme = \"w4a16g64\"\nshare.epochs = -1\n", USAGE, &["share.epochs = -1: must be positive"]);
     let absent = dir.path().join("absent.toml");
     check_quantize_with(TINY, &["--recipe", &absent.to_string_lossy()], INPUT, &["absent.toml", "cannot be read"]);
 
     let with = |args: &[&str], parts: &[&str]| {
         check_quantize_with(TINY, &[&["--scheme", "w4a16g64", "--calib", CALIB], args].concat(), USAGE, parts);
     };
-    with(&["--recipe", "configs/tiny-llama/w2a16g64.toml"], &["w2a16g64", "w4a16g64"]);
+    let other = dir.path().join("other.toml");
+    fs::write(&other, "scheme = \"w2a16g64\"\n").unwrap();
+    with(&["--recipe", &other.to_string_lossy()], &["w2a16g64", "w4a16g64"]);
     with(&["--batch", "3"], &["calibration.batch = 3", "calibration.samples, which is 2"]);
     with(&["--lwc-lr=-1"], &["learn.lwc_lr = -1: must be positive"]);
     with(&["--lwc-lr=nan"], &["learn.lwc_lr = NaN"]);

@@ -26,7 +26,8 @@ pub struct RecipeArgs {
     /// (activations too) [default: the recipe file's]
     #[arg(long, value_name = "S", required_unless_present = "recipe")]
     pub scheme: Option<QuantSpec>,
-    /// A recipe file; without one, configs/MODEL/SCHEME.toml, else the paper's settings for the scheme
+    /// A recipe file, such as a changed copy of one of configs/recipes; what it leaves out is as without one: the model's own
+    /// settings (configs/models), the preset's, the paper's
     #[arg(long, value_name = "FILE")]
     pub recipe: Option<PathBuf>,
     /// omniquant (learned clipping and transformation), smoothquant (a transformation that is not learned) or rtn (round to

@@ -84,7 +84,7 @@ fn shape_of(args: &SynthArgs) -> Result<(&'static ModelEntry, Shape), CliError> 
     })?;
     let shape = entry
         .shape
-        .ok_or_else(|| CliError::Usage(format!("{}: configs/{}/model.toml has no [shape]", args.model, entry.name)))?;
+        .ok_or_else(|| CliError::Usage(format!("{}: configs/models/{}.toml has no [shape]", args.model, entry.name)))?;
     Ok((entry, Shape { layers: args.layers.map_or(shape.layers, |layers| layers as usize), ..shape }))
 }
 

@@ -1,7 +1,7 @@
-use oq_quant_core::Bits;
+use oq_quant_core::{Bits, RotateKind};
 
 use super::*;
-use crate::{find, recipe_for};
+use crate::{Preset, find};
 
 fn resolve(scheme: &str, model: Option<&str>, file: &str, overrides: Overrides) -> Result<Recipe, RecipeError> {
     let scheme = scheme.parse().unwrap();
@@ -39,10 +39,9 @@ fn presets_lie_between_the_paper_and_the_recipe() {
     check(Some(Preset::Paper), "", (Start::Whole, Rounding::Fixed, Loss::Mse, 5));
     check(Some(Preset::Fast), "learn.epochs = 7", ours(7));
     check(None, "learn.start = \"search\"\nlearn.loss = \"mse\"", (Start::Search, Rounding::Learned, Loss::Mse, 3));
-    let opt = recipe_for("opt-66b", "w4a16".parse().unwrap());
     let resolve = |preset| {
         let overrides = Overrides { preset: Some(preset), ..Overrides::default() };
-        Recipe::resolve("w4a16".parse().unwrap(), find("opt-66b"), opt, &overrides).unwrap().learn.epochs
+        Recipe::resolve("w4a16".parse().unwrap(), find("opt-66b"), None, &overrides).unwrap().learn.epochs
     };
     assert_eq!([Preset::Paper, Preset::Default, Preset::Fast, Preset::Best].map(resolve), [20, 10, 5, 3]);
     // The paper's second target is for rounded activations, or its own.
@@ -55,7 +54,7 @@ fn presets_lie_between_the_paper_and_the_recipe() {
     assert!(both(None, "learn.aug_loss = true", Preset::Default, None) && both(None, "", Preset::Best, Some(true)));
     let published = |scheme: &str, preset| {
         let (scheme, overrides) = (scheme.parse().unwrap(), Overrides { preset: Some(preset), ..Overrides::default() });
-        Recipe::resolve(scheme, find("llama-7b"), recipe_for("llama-7b", scheme), &overrides).unwrap().learn.aug_loss
+        Recipe::resolve(scheme, find("llama-7b"), None, &overrides).unwrap().learn.aug_loss
     };
     assert!(published("w2a16g64", Preset::Paper) && !published("w2a16g64", Preset::Default));
     assert!(published("w4a4", Preset::Default));
