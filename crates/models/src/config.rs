@@ -8,7 +8,7 @@ use crate::error::ModelError;
 pub(crate) const MAX: usize = 1 << 24;
 
 /// The same of layers, each of which is described by itself.
-const MAX_LAYERS: usize = 1 << 12;
+const MAX_LAYERS: usize = 1 << 20;
 
 /// A view of one JSON object that names the key in every error.
 #[derive(Clone, Copy)]
