@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use oq_formats::gguf::word_split;
 use oq_formats::{FormatError, SentencePieceModel, SpacePrefix};
 use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::normalizers::unicode::NFC;
@@ -20,17 +21,6 @@ const VOCAB: &str = "vocab.json";
 const MERGES: &str = "merges.txt";
 const SENTENCEPIECE: &str = "tokenizer.model";
 
-/// How Qwen 2 cuts a text before merging: as Llama 3 does, but digits one by one.
-const QWEN2_SPLIT: &str = concat!(
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)",
-    r"|[^\r\n\p{L}\p{N}]?\p{L}+",
-    r"|\p{N}",
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*",
-    r"|\s*[\r\n]+",
-    r"|\s+(?!\S)",
-    r"|\s+",
-);
-
 /// The tokenizer of `dir`, and the file that it is named by in errors.
 pub(super) fn read(dir: &Path, config: &TokenizerConfig) -> Result<(Tokenizer, PathBuf), DataError> {
     if has(dir, TOKENIZER) {
@@ -44,7 +34,7 @@ pub(super) fn read(dir: &Path, config: &TokenizerConfig) -> Result<(Tokenizer, P
             Ok((of_vocab(dir, PreTokenizerWrapper::ByteLevel(byte_level(config, true)))?, dir.join(VOCAB)))
         }
         Some(Class::Qwen2) if has_vocab => {
-            let pattern = SplitPattern::Regex(QWEN2_SPLIT.to_owned());
+            let pattern = SplitPattern::Regex(word_split(1));
             let split = Split::new(pattern, SplitDelimiterBehavior::Isolated, false).expect("the pattern is correct");
             let parts =
                 vec![PreTokenizerWrapper::Split(split), PreTokenizerWrapper::ByteLevel(byte_level(config, false))];

@@ -7,16 +7,16 @@ use super::tokenizer::{Pipeline, Vocabulary};
 use super::{GgufError, Metadata};
 
 const MERGES: &str = "tokenizer.ggml.merges";
-/// The split of Llama 3: contractions, words with one leading sign, up to three digits, signs, line breaks, spaces.
-const LLAMA3_SPLIT: &str = concat!(
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)",
-    r"|[^\r\n\p{L}\p{N}]?\p{L}+",
-    r"|\p{N}{1,3}",
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*",
-    r"|\s*[\r\n]+",
-    r"|\s+(?!\S)",
-    r"|\s+",
-);
+/// How Llama 3 and models after it cut a text before merging, as a regular expression: contractions, words with one leading sign, up to
+/// `digits` digits, signs, line breaks, spaces. Llama 3 has three digits together, Qwen 2 none.
+pub fn word_split(digits: usize) -> String {
+    let digits = if digits == 1 { r"|\p{N}".to_owned() } else { format!(r"|\p{{N}}{{1,{digits}}}") };
+    let (before, after) = (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+",
+        r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    );
+    format!("{before}{digits}{after}")
+}
 
 /// How a text is split before merging, `tokenizer.ggml.pre`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,7 +54,7 @@ impl Splitter {
             Self::Digits => sequence(json!({ "type": "Digits", "individual_digits": true }), byte_level(true)),
             Self::Llama3 => sequence(
                 json!({
-                    "type": "Split", "pattern": { "Regex": LLAMA3_SPLIT }, "behavior": "Isolated", "invert": false,
+                    "type": "Split", "pattern": { "Regex": word_split(3) }, "behavior": "Isolated", "invert": false,
                 }),
                 byte_level(false),
             ),

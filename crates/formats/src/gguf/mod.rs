@@ -34,6 +34,7 @@ mod metadata;
 mod sentencepiece;
 mod tokenizer;
 
+pub use bpe::word_split;
 pub use convert::{Converted, Progress, convert_to_hf};
 pub use error::GgufError;
 pub use file::{Gguf, Tensor};
