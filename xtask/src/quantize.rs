@@ -9,20 +9,20 @@ use crate::{fetch, locate, program};
 
 const DEFAULT_MODEL: &str = "tiny-llama";
 
-/// Options of `omniquant quantize` that `omniquant plan` does not take, and whether a value follows. All others go to both, so that
-/// what is planned is the run that follows.
-const NOT_PLANNED: [(&str, bool); 7] = [
-    ("--force", false),
-    ("--resume", false),
-    ("--report", false),
-    ("--data", true),
-    ("--data-dir", true),
-    ("--text-field", true),
-    ("--windows", true),
+/// Options of `omniquant quantize` that `omniquant plan` does not take, whether a value follows, and whether they decide the result. All
+/// others go to both, so that what is planned is the run that follows.
+const NOT_PLANNED: [(&str, bool, bool); 7] = [
+    ("--force", false, false),
+    ("--resume", false, false),
+    ("--report", false, false),
+    ("--data", true, false),
+    ("--data-dir", true, false),
+    ("--text-field", true, true),
+    ("--windows", true, false),
 ];
 
-/// Options that leave the result as it is, and the name of its directory too. The first three are that name already.
-const NOT_IN_NAME: [&str; 17] = [
+/// Options of both that leave the result as it is, and the name of its directory too. The first three are that name already.
+const NOT_IN_NAME: [&str; 11] = [
     "--scheme",
     "--recipe",
     "--out",
@@ -34,12 +34,6 @@ const NOT_IN_NAME: [&str; 17] = [
     "--verbose",
     "--log-format",
     "--help",
-    "--force",
-    "--resume",
-    "--report",
-    "--data",
-    "--data-dir",
-    "--windows",
 ];
 
 /// The whole run. `args` is `[MODEL] [options for omniquant quantize]`.
@@ -121,9 +115,9 @@ fn split(options: &[String]) -> (Vec<String>, Vec<String>) {
     let mut words = options.iter();
     while let Some(word) = words.next() {
         let (name, value) = halves(word);
-        match NOT_PLANNED.iter().find(|(ours, _)| *ours == name) {
+        match NOT_PLANNED.iter().find(|(ours, ..)| *ours == name) {
             None => planned.push(word.clone()),
-            Some((_, takes_value)) => {
+            Some((_, takes_value, _)) => {
                 rest.push(word.clone());
                 if *takes_value && value.is_none() {
                     rest.extend(words.next().cloned());
@@ -178,7 +172,11 @@ fn value_of<'a>(words: &'a [String], name: &str) -> Option<&'a str> {
 
 /// What the name of the result says besides model and scheme: each option that decides it, as two runs cannot have one directory.
 fn name_of(words: &[String]) -> String {
-    let named = options(words).filter(|(name, _)| !NOT_IN_NAME.contains(name));
+    let is_in_name = |name: &str| match NOT_PLANNED.iter().find(|(ours, ..)| *ours == name) {
+        Some((_, _, decides)) => *decides,
+        None => !NOT_IN_NAME.contains(&name),
+    };
+    let named = options(words).filter(|(name, _)| is_in_name(name));
     let part = |(name, value): (&str, Option<&str>)| match (name.trim_start_matches("--"), value.map(stem)) {
         ("preset" | "method", Some(value)) => format!("-{value}"),
         ("bits", Some(value)) => format!("-{value}bits"),
@@ -289,7 +287,7 @@ mod tests {
         let planned = in_help(include_str!("../../tests/tests/snapshots/cli__help-plan.snap"));
         let all = in_help(include_str!("../../tests/tests/snapshots/cli__help-quantize.snap"));
         let mut others: Vec<(&str, bool)> = all.into_iter().filter(|option| !planned.contains(option)).collect();
-        let mut expected = NOT_PLANNED.to_vec();
+        let mut expected = NOT_PLANNED.map(|(name, takes_value, _)| (name, takes_value)).to_vec();
         others.sort_unstable();
         expected.sort_unstable();
         assert_eq!(others, expected);

@@ -3,13 +3,12 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
-use oq_models::{
-    ActPoint, BlockOps, BlockWeights, Compute, Context, Decoder, LinearName, Model, ModelError, OuterOps, Scores,
-};
+use oq_models::{BlockWeights, Compute, Context, Decoder, LinearName, Model, ModelError, OuterOps};
 use oq_quant_core::ActSpec;
 use tch::{Device, Kind, Tensor};
 
 use crate::student::{StudentOps, backward};
+use crate::watch::Watched;
 
 /// Positions whose predictions are in memory at once: 128 of 128 000 entries take 63 MiB, of which there are a few.
 pub(crate) const POSITIONS: i64 = 128;
@@ -137,11 +136,14 @@ impl Link<'_> {
     /// Gradients of the input `x` and of what each linear gives, with what it was given, from that of the output.
     pub(crate) fn backward_to_linears(&self, x: &Tensor, d_out: &Tensor) -> (Tensor, BTreeMap<LinearName, Tap>) {
         let x = x.detach().set_requires_grad(true);
-        let ops = TappedOps { ops: self.ops(), calls: RefCell::new(Vec::new()) };
-        let linear = tch::with_grad(|| (self.decoder.block(self.layer, &ops, self.ctx, &x) * d_out).sum(Kind::Float));
-        let calls = ops.calls.into_inner();
+        let (ops, calls) = (self.ops(), RefCell::new(Vec::new()));
+        let see = |name, x: &Tensor, y: &Tensor| calls.borrow_mut().push((name, x.shallow_clone(), y.shallow_clone()));
+        let tapped = Watched { ops: &ops, see };
+        let linear =
+            tch::with_grad(|| (self.decoder.block(self.layer, &tapped, self.ctx, &x) * d_out).sum(Kind::Float));
+        let calls: Vec<(LinearName, Tensor, Tensor)> = calls.into_inner();
         let wanted = std::iter::once(&x).chain(calls.iter().map(|(_, _, y)| y)).collect();
-        let mut grads = backward(linear, wanted, ops.ops.cut(), true);
+        let mut grads = backward(linear, wanted, ops.cut(), true);
         let of_x = grads.remove(0);
         let taps = calls.iter().zip(grads).map(|((name, x, _), grad)| (*name, Tap { x: x.detach(), grad }));
         (of_x, taps.collect())
@@ -152,30 +154,4 @@ impl Link<'_> {
 pub(crate) struct Tap {
     pub(crate) x: Tensor,
     pub(crate) grad: Tensor,
-}
-
-/// Remembers what linears are given and give.
-struct TappedOps<'a> {
-    ops: StudentOps<'a>,
-    calls: RefCell<Vec<(LinearName, Tensor, Tensor)>>,
-}
-
-impl BlockOps for TappedOps<'_> {
-    fn linear(&self, name: LinearName, x: &Tensor) -> Tensor {
-        let y = self.ops.linear(name, x);
-        self.calls.borrow_mut().push((name, x.shallow_clone(), y.shallow_clone()));
-        y
-    }
-
-    fn act(&self, point: ActPoint, x: Tensor) -> Tensor {
-        self.ops.act(point, x)
-    }
-
-    fn attention(&self, q: &Tensor, k: &Tensor, v: &Tensor, scores: &Scores<'_>) -> Tensor {
-        self.ops.attention(q, k, v, scores)
-    }
-
-    fn param(&self, name: &str) -> Tensor {
-        self.ops.param(name)
-    }
 }

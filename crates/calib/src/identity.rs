@@ -100,8 +100,9 @@ pub(crate) struct Surroundings {
 impl Surroundings {
     /// Of a run in this process, on segments of `tokens`.
     pub(crate) fn here(model: &Model, tokens: usize, device: Device, compute: Compute) -> Self {
-        let is_own = (0..model.decoder().dims().n_layers).all(|layer| model.decoder().mask_heads(layer, tokens) == 0)
-            && has_own_attention(device, compute.kind());
+        let decoder = model.decoder();
+        let is_own = has_own_attention(device, compute.kind())
+            && (0..decoder.dims().n_layers).all(|layer| decoder.has_plain_scores(layer, tokens));
         Self {
             libtorch: LIBTORCH.to_owned(),
             device: match device {

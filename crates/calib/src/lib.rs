@@ -26,6 +26,7 @@ mod stages;
 mod states;
 mod student;
 mod tune;
+mod watch;
 mod widths;
 mod work;
 

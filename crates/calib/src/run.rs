@@ -21,7 +21,7 @@ use crate::error::{CalibError, Nth};
 use crate::identity::{Identity, Sources, Surroundings};
 use crate::journal::{Finished, Header, Journal, JournalError};
 use crate::learn::{Beat, Descent, LearnError, Task, error, learn_block};
-use crate::peak::{F16_MAX, PeakOps};
+use crate::peak::{F16_MAX, Peak};
 use crate::sites::{Seen, check_sites, sites_of};
 use crate::stages::Stages;
 use crate::student::{Place, merge};
@@ -277,20 +277,20 @@ impl Run<'_> {
             merged.put_into(&mut weights);
             let cast = self.cast(block_idx, &weights);
             let ops = self.quantized(&cast);
-            let ops = PeakOps::new(&ops);
+            let peak = Peak::default();
             // What was learned is not thrown away for the sake of a pass.
-            forward_all((decoder, block_idx), &ops, ctx, &mut states.quantized, &mut || Ok(()))?;
+            forward_all((decoder, block_idx), &peak.watch(&ops), ctx, &mut states.quantized, &mut || Ok(()))?;
             // In plain squares whatever was minimized, so that runs can be compared.
             let (mut sum, mut segments) = (0.0, 0.0);
             for (a, b) in states.quantized.iter().zip(states.full.iter()) {
                 // The last batch may be a small one.
-                ops.see(&a);
+                peak.see(&a);
                 let in_batch = a.size()[0] as f64;
                 sum += in_batch * error(Loss::Mse, &a, &b).double_value(&[]);
                 segments += in_batch;
             }
             final_loss = Some(sum / segments);
-            beyond_f16 = ops.beyond_f16();
+            beyond_f16 = peak.beyond_f16();
         }
         let (shard, sha256) = self.stages.learned().write_block(block_idx, &merged)?;
         let record = BlockRecord {

@@ -3,9 +3,9 @@
 use std::cell::RefCell;
 
 use half::bf16;
-use oq_models::{ActPoint, BlockOps, Compute, LinearName, Scores};
+use oq_models::{ActPoint, Attention, BlockOps, LinearName, Scores, has_own_attention};
 use oq_slices::Number;
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 use crate::loaded::Loaded;
 
@@ -30,13 +30,11 @@ const ROOM: i64 = 64;
 impl Cache {
     pub(crate) fn new(loaded: &Loaded, layer: usize) -> Self {
         let decoder = loaded.model().decoder();
-        let attention = decoder.layer(layer).attention;
         let compute = loaded.form().compute;
-        let is_plain = decoder.mask_heads(layer, decoder.dims().max_positions) == 0
-            && attention.scale.is_none()
-            && attention.softcap.is_none();
-        if compute == Compute::Bf16 && loaded.device() == Device::Cpu && is_plain && oq_attention::is_fast() {
-            Self::Own(oq_attention::Cache::new(attention.n_kv_heads, attention.head_dim))
+        let is_plain = decoder.has_plain_scores(layer, decoder.dims().max_positions);
+        if is_plain && has_own_attention(loaded.device(), compute.kind()) {
+            let Attention { n_kv_heads, head_dim, .. } = decoder.layer(layer).attention;
+            Self::Own(oq_attention::Cache::new(n_kv_heads, head_dim))
         } else {
             Self::Tensors(Tensors { kind: compute.kind(), len: 0, held: None })
         }

@@ -248,6 +248,11 @@ pub trait Decoder: Send + Sync {
     fn mask_heads(&self, _layer: usize, _t: usize) -> usize {
         0
     }
+    /// Whether a layer's scores over `t` positions are causal and nothing else, as our own attention has them.
+    fn has_plain_scores(&self, layer: usize, t: usize) -> bool {
+        let Attention { scale, softcap, .. } = self.layer(layer).attention;
+        self.mask_heads(layer, t) == 0 && scale.is_none() && softcap.is_none()
+    }
     /// What becomes of the products with the head.
     fn logits(&self) -> Logits {
         Logits::default()

@@ -24,6 +24,8 @@ pub(super) const F16: u64 = 2;
 /// Sizes of a run, in numbers (of weights, tokens, channels) where nothing else is said.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Counts {
+    /// The layer that they are of, the first of its kind.
+    pub(super) layer: usize,
     pub(super) dims: Dims,
     /// Tokens of a step.
     pub(super) batch_tokens: u64,
@@ -187,6 +189,7 @@ impl Counts {
         let rows: usize = layout.linears.iter().map(|linear| linear.out_features).sum();
         let other_rows = (dims.n_heads + 2 * dims.n_kv_heads) * dims.head_dim + 2 * dims.hidden;
         Self {
+            layer,
             dims,
             batch_tokens: batch.saturating_mul(seqlen) as u64,
             seqlen: seqlen as u64,

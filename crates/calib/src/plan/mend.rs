@@ -9,7 +9,6 @@ use serde::Serialize;
 use super::counts::Counts;
 use super::memory::MemoryPlan;
 use super::{Setting, Shortage, gib};
-use crate::sites::SiteError;
 
 /// Segments shorter than this are no measure of a model's text.
 const SHORTEST_SEGMENT: usize = 128;
@@ -44,9 +43,13 @@ fn within_budget(kinds: &[(Counts, u64)], setting: &Setting<'_>) -> Option<Mend>
 /// The gentlest settings that fit, each in one way: products in bf16, single segments in a step, states on disk, fewer segments, shorter
 /// ones; where
 /// none is enough by itself, the last two together.
-pub(super) fn mends(decoder: &dyn Decoder, recipe: &Recipe, setting: &Setting<'_>) -> Result<Vec<Mend>, SiteError> {
-    let kinds = Counts::of_kinds(decoder, recipe, setting.compute)?;
-    let budget = setting.cache_memory.is_none().then(|| within_budget(&kinds, setting));
+pub(super) fn mends(
+    decoder: &dyn Decoder,
+    recipe: &Recipe,
+    kinds: &[(Counts, u64)],
+    setting: &Setting<'_>,
+) -> Vec<Mend> {
+    let budget = setting.cache_memory.is_none().then(|| within_budget(kinds, setting));
     let fits = |recipe: &Recipe, compute: Compute, options: String| {
         // What these settings change is no matter of sites.
         let kinds = Counts::of_kinds(decoder, recipe, compute).ok()?;
@@ -55,7 +58,7 @@ pub(super) fn mends(decoder: &dyn Decoder, recipe: &Recipe, setting: &Setting<'_
         Shortage::of(&memory, setting.machine).is_empty().then_some(Mend { options, bytes })
     };
     if !recipe.reads_text() {
-        return Ok(Vec::new());
+        return Vec::new();
     }
     let calibration = &recipe.calibration;
     let with = |samples: usize, seqlen: usize, batch: usize| {
@@ -75,7 +78,7 @@ pub(super) fn mends(decoder: &dyn Decoder, recipe: &Recipe, setting: &Setting<'_
     let of_seqlen = shorter.clone().find_map(|n| fits(&with(samples, n, batch), compute, format!("--seqlen {n}")));
     let mends: Vec<Mend> = [bf16, single, budget.flatten(), of_samples, of_seqlen].into_iter().flatten().collect();
     if !mends.is_empty() {
-        return Ok(mends);
+        return mends;
     }
     // From the gentlest on: as much text as fits.
     let mut pairs: Vec<(usize, usize)> =
@@ -84,7 +87,7 @@ pub(super) fn mends(decoder: &dyn Decoder, recipe: &Recipe, setting: &Setting<'_
     let both = pairs.into_iter().find_map(|(samples, seqlen)| {
         fits(&with(samples, seqlen, batch), compute, format!("--samples {samples} --seqlen {seqlen}"))
     });
-    Ok(both.into_iter().collect())
+    both.into_iter().collect()
 }
 
 /// Half of `n`, half of that, down to `least`.

@@ -137,15 +137,8 @@ impl Plan {
         check_sites(decoder, recipe)?;
         let kinds = Counts::of_kinds(decoder, recipe, setting.compute)?;
         let (counts, _) = &kinds[0];
-        let largest = (0..decoder.dims().n_layers).max_by_key(|&layer| {
-            let weights =
-                decoder.layer(layer).linears.into_iter().map(|linear| linear.out_features * linear.in_features);
-            // The first of those that are equally large.
-            (weights.sum::<usize>(), std::cmp::Reverse(layer))
-        });
-        let largest = largest.unwrap_or(0);
-        let sites = sites_of(decoder, recipe, largest)?;
-        let linears = decoder.layer(largest).linears.into_iter().map(|linear| {
+        let sites = sites_of(decoder, recipe, counts.layer)?;
+        let linears = decoder.layer(counts.layer).linears.into_iter().map(|linear| {
             let (rows, cols) = (linear.out_features, linear.in_features);
             let n_groups = rows * recipe.scheme.weight.group.count(cols);
             LinearPlan { name: linear.name.0, out_features: rows, in_features: cols, n_groups }
@@ -155,7 +148,7 @@ impl Plan {
         let memory = MemoryPlan::of_kinds(&kinds, setting);
         let short = Shortage::of(&memory, setting.machine);
         let mut problems: Vec<String> = short.iter().map(Shortage::text).collect();
-        let mends = if short.is_empty() { Vec::new() } else { mend::mends(decoder, recipe, setting)? };
+        let mends = if short.is_empty() { Vec::new() } else { mend::mends(decoder, recipe, &kinds, setting) };
         let sum = |of: fn(&Counts) -> u64| {
             kinds.iter().fold(0u64, |sum, (counts, n)| sum.saturating_add(n.saturating_mul(of(counts))))
         };

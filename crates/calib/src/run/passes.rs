@@ -9,7 +9,7 @@ use tch::{Device, Tensor};
 use super::{Options, Run, ids_of};
 use crate::error::{CalibError, Nth};
 use crate::inputs::{InputOps, Inputs};
-use crate::peak::PeakOps;
+use crate::peak::Peak;
 use crate::states::{Cache, Store};
 
 /// Hidden states of the calibration segments between blocks; no batches where a method has no use for them.
@@ -131,8 +131,9 @@ impl Run<'_> {
         let learns = self.recipe.method.learns();
         let start = if learns { self.recipe.learn.start } else { Start::Whole };
         let watched = InputOps::new(full, sites, linears, start);
-        let peaks = PeakOps::new(&watched);
-        let ops: &dyn BlockOps = if learns { &watched } else { &peaks };
+        let peak = Peak::default();
+        let peaking = peak.watch(&watched);
+        let ops: &dyn BlockOps = if learns { &watched } else { &peaking };
         for batch in 0..states.full.len() {
             self.progress(block_idx)?;
             let x = decoder.block(block_idx, ops, ctx, &states.full.get(batch));
@@ -141,12 +142,12 @@ impl Run<'_> {
                 return Err(CalibError::Overflow { block, batch });
             }
             if !learns {
-                peaks.see(&x);
+                peak.see(&x);
             }
             states.full.set(batch, &x)?;
         }
-        let beyond_f16 = peaks.beyond_f16();
-        Ok(Passed { second, inputs: watched.finish(), beyond_f16 })
+        drop(peaking);
+        Ok(Passed { second, inputs: watched.finish(), beyond_f16: peak.beyond_f16() })
     }
 }
 

@@ -120,6 +120,6 @@ fn truncate(text: &str, args: Rest<Value>, kwargs: Kwargs) -> Result<String, Err
 }
 
 /// An argument by its place, else by its name.
-fn named(positional: Option<Value>, name: &str, kwargs: &Kwargs) -> Result<Option<Value>, Error> {
+pub(super) fn named(positional: Option<Value>, name: &str, kwargs: &Kwargs) -> Result<Option<Value>, Error> {
     if positional.is_some() { Ok(positional) } else { kwargs.get(name) }
 }

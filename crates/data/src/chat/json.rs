@@ -8,16 +8,12 @@ use serde::Serialize;
 use serde_json::Serializer;
 use serde_json::ser::Formatter;
 
-use super::filters::float_text;
+use super::filters::{float_text, named};
 
 /// `value | tojson(ensure_ascii=false, indent=none, separators=none, sort_keys=false)`.
 pub(super) fn tojson(value: &Value, args: Rest<Value>, kwargs: Kwargs) -> Result<Value, Error> {
     let mut positional = args.0.into_iter();
-    let mut arg = |name: &str| -> Result<Value, Error> {
-        let given =
-            positional.next().map_or_else(|| kwargs.get::<Option<Value>>(name).map(Option::unwrap_or_default), Ok)?;
-        Ok(given)
-    };
+    let mut arg = |name: &str| named(positional.next(), name, &kwargs).map(Option::unwrap_or_default);
     let [ensure_ascii, indent, separators, sort_keys] =
         [arg("ensure_ascii")?, arg("indent")?, arg("separators")?, arg("sort_keys")?];
     kwargs.assert_all_used()?;

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use oq_formats::gguf::word_split;
 use oq_formats::{FormatError, SentencePieceModel, SpacePrefix};
+use serde_json::Value;
 use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::normalizers::unicode::NFC;
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
@@ -13,8 +14,8 @@ use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{SplitDelimiterBehavior, Tokenizer};
 
 use super::guarded;
-use super::special::{Class, TokenizerConfig, has, read_vocab};
-use crate::error::{DataError, read_text};
+use super::special::{Class, TokenizerConfig, as_id};
+use crate::error::{DataError, read_json, read_text};
 
 const TOKENIZER: &str = "tokenizer.json";
 const VOCAB: &str = "vocab.json";
@@ -45,6 +46,11 @@ pub(super) fn read(dir: &Path, config: &TokenizerConfig) -> Result<(Tokenizer, P
         Some(Class::Llama) | None if has(dir, SENTENCEPIECE) => of_sentencepiece(dir, config),
         class => Err(refusal(dir, class.as_ref())),
     }
+}
+
+/// Whether `dir` has a file of this name.
+fn has(dir: &Path, name: &str) -> bool {
+    dir.join(name).is_file()
 }
 
 /// Why what lies in `dir` is not read.
@@ -80,7 +86,7 @@ fn byte_level(config: &TokenizerConfig, use_regex: bool) -> ByteLevel {
 /// Byte-level BPE.
 fn of_vocab(dir: &Path, split: PreTokenizerWrapper) -> Result<Tokenizer, DataError> {
     let (vocab_path, merges_path) = (dir.join(VOCAB), dir.join(MERGES));
-    let vocab: Vocab = read_vocab(&vocab_path)?.into_iter().collect();
+    let vocab = read_vocab(&vocab_path)?;
     let mut merges = Vec::new();
     for (i, line) in read_text(&merges_path)?.lines().enumerate() {
         if line.is_empty() || (i == 0 && line.starts_with("#version")) {
@@ -101,6 +107,15 @@ fn of_vocab(dir: &Path, split: PreTokenizerWrapper) -> Result<Tokenizer, DataErr
     tokenizer.with_pre_tokenizer(Some(split));
     tokenizer.with_decoder(Some(ByteLevel::default()));
     Ok(tokenizer)
+}
+
+/// The ids of a vocab.json's tokens.
+fn read_vocab(path: &Path) -> Result<Vocab, DataError> {
+    let Value::Object(entries) = read_json(path)? else {
+        return Err(DataError::corrupt(path, "not an object of tokens and ids"));
+    };
+    let ids = entries.into_iter().map(|(token, id)| Some((token, as_id(&id)?)));
+    ids.collect::<Option<Vocab>>().ok_or_else(|| DataError::corrupt(path, "an id is not a number below 2^32"))
 }
 
 /// LLaMA's `tokenizer.model`, as transformers' class has it; where no file names the class, as it takes the file alone.

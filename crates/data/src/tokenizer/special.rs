@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::Value;
 use tokenizers::AddedToken;
 
-use crate::error::{DataError, read_json, read_optional_json};
+use crate::error::{DataError, read_optional_json};
 
 /// Whose rules a vocabulary is read by.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -157,18 +157,4 @@ fn added_token(value: &Value, is_special: bool) -> Option<AddedToken> {
 
 pub(crate) fn as_id(value: &Value) -> Option<u32> {
     value.as_u64().and_then(|id| u32::try_from(id).ok())
-}
-
-/// Whether `dir` has a file of this name.
-pub(crate) fn has(dir: &Path, name: &str) -> bool {
-    dir.join(name).is_file()
-}
-
-/// The tokens of a vocab.json by their ids, unsorted.
-pub(crate) fn read_vocab(path: &Path) -> Result<Vec<(String, u32)>, DataError> {
-    let Value::Object(entries) = read_json(path)? else {
-        return Err(DataError::corrupt(path, "not an object of tokens and ids"));
-    };
-    let ids = entries.into_iter().map(|(token, id)| Some((token, as_id(&id)?)));
-    ids.collect::<Option<_>>().ok_or_else(|| DataError::corrupt(path, "an id is not a number below 2^32"))
 }

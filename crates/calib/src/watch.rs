@@ -1,0 +1,31 @@
+//! A block whose linears are watched while it runs.
+
+use oq_models::{ActPoint, BlockOps, LinearName, Scores};
+use tch::Tensor;
+
+/// Runs a block as `ops` does, and shows what each linear is given and what it gives.
+pub(crate) struct Watched<'a, F> {
+    pub(crate) ops: &'a dyn BlockOps,
+    /// Called with the linear, its input and its output.
+    pub(crate) see: F,
+}
+
+impl<F: Fn(LinearName, &Tensor, &Tensor)> BlockOps for Watched<'_, F> {
+    fn linear(&self, name: LinearName, x: &Tensor) -> Tensor {
+        let y = self.ops.linear(name, x);
+        (self.see)(name, x, &y);
+        y
+    }
+
+    fn act(&self, point: ActPoint, x: Tensor) -> Tensor {
+        self.ops.act(point, x)
+    }
+
+    fn attention(&self, q: &Tensor, k: &Tensor, v: &Tensor, scores: &Scores<'_>) -> Tensor {
+        self.ops.attention(q, k, v, scores)
+    }
+
+    fn param(&self, name: &str) -> Tensor {
+        self.ops.param(name)
+    }
+}
