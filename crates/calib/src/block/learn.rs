@@ -10,11 +10,13 @@ use oq_quant_core::WeightSpec;
 use oq_recipe::{Loss, Recipe, Rounding};
 use tch::{Kind, Tensor};
 
-use crate::adamw::AdamW;
-use crate::error::Nth;
-use crate::inputs::Inputs;
-use crate::states::Store;
-use crate::student::{Merged, Place, Rates, Student};
+use crate::block::inputs::Inputs;
+use crate::block::student::{Rates, Student};
+use crate::compute::Place;
+use crate::disk::states::Store;
+use crate::merged::Merged;
+use crate::nth::Nth;
+use crate::optim::AdamW;
 
 /// A block is tried this often, at half the learning rate each time, before it is given up.
 pub(crate) const ATTEMPTS: u32 = 5;
@@ -53,7 +55,7 @@ pub(crate) struct Descent {
 
 /// What happens while a block learns.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) enum Beat {
+pub(crate) enum LearnEvent {
     /// A step was made.
     Step { epoch: Nth, batch: Nth },
     /// An epoch ended.
@@ -76,11 +78,11 @@ pub(crate) enum LearnError {
 /// Learns one block.
 pub(crate) fn learn_block(
     task: &Task<'_>,
-    watch: &mut dyn FnMut(Beat) -> ControlFlow<()>,
+    watch: &mut dyn FnMut(LearnEvent) -> ControlFlow<()>,
 ) -> Result<(Merged, Descent), LearnError> {
     let learn = &task.recipe.learn;
     let plan = Plan { epochs: learn.epochs, batches: task.inputs.len(), lr: learn.lwc_lr };
-    let start = |share| task.begin(share);
+    let start = |fraction| task.begin(fraction);
     let step = |(student, optimizer): &mut (Student<'_>, _), batch: usize| {
         student.step(optimizer, |ops| task.loss(ops, batch))
     };
@@ -95,16 +97,16 @@ impl LearnError {
 }
 
 impl<'a> Task<'a> {
-    /// Where learning begins, with everything that is learned to move at a `share` of the recipe's rates.
-    pub(crate) fn begin(&self, share: f64) -> Result<(Student<'a>, AdamW), LearnError> {
+    /// Where learning begins, with everything that is learned to move at a `fraction` of the recipe's rates.
+    pub(crate) fn begin(&self, fraction: f64) -> Result<(Student<'a>, AdamW), LearnError> {
         let Recipe { scheme, learn, transform, .. } = self.recipe;
         let start = (self.transform, self.start.copy());
         let student = Student::new(self.weights, self.linears, (self.specs, scheme.act), start, self.seen, self.place);
         let mut student = student.map_err(LearnError::of_linear)?;
         if learn.rounding == Rounding::Learned {
-            student.round_within(learn.epochs * self.inputs.len(), share);
+            student.round_within(learn.epochs * self.inputs.len(), fraction);
         }
-        let optimizer = student.optimizer(Rates { clip: share * learn.lwc_lr, transform: share * transform.lr });
+        let optimizer = student.optimizer(Rates { clip: fraction * learn.lwc_lr, transform: fraction * transform.lr });
         Ok((student, optimizer))
     }
 
@@ -136,19 +138,19 @@ struct Plan {
     lr: f64,
 }
 
-/// Runs epochs of steps from a fresh start; when a step's loss is not finite, starts afresh at half of all rates. `start` is told the
-/// share of them that is left.
+/// Runs epochs of steps from a fresh start; when a step's loss is not finite, starts afresh at half of all rates. `start` is given the
+/// fraction of them that is left.
 fn descend<S>(
     plan: Plan,
     start: impl Fn(f64) -> Result<S, LearnError>,
     step: impl Fn(&mut S, usize) -> f64,
-    watch: &mut dyn FnMut(Beat) -> ControlFlow<()>,
+    watch: &mut dyn FnMut(LearnEvent) -> ControlFlow<()>,
 ) -> Result<(S, Descent), LearnError> {
-    let mut share = 1.0;
+    let mut fraction = 1.0;
     let mut retries = 0;
     'attempt: loop {
-        let lr = share * plan.lr;
-        let mut state = start(share)?;
+        let lr = fraction * plan.lr;
+        let mut state = start(fraction)?;
         let mut losses = Vec::with_capacity(plan.epochs);
         for epoch in 0..plan.epochs {
             let epoch = Nth::new(epoch, plan.epochs);
@@ -161,23 +163,23 @@ fn descend<S>(
                     if retries == ATTEMPTS {
                         return Err(LearnError::Diverged { epoch, batch, attempts: ATTEMPTS, lr });
                     }
-                    share /= 2.0;
-                    tell(watch, Beat::Retry { epoch, batch, lr: share * plan.lr })?;
+                    fraction /= 2.0;
+                    emit(watch, LearnEvent::Retry { epoch, batch, lr: fraction * plan.lr })?;
                     continue 'attempt;
                 }
                 sum += loss;
-                tell(watch, Beat::Step { epoch, batch })?;
+                emit(watch, LearnEvent::Step { epoch, batch })?;
             }
             let loss = sum / plan.batches as f64;
             losses.push(loss);
-            tell(watch, Beat::Epoch { epoch, loss, lr })?;
+            emit(watch, LearnEvent::Epoch { epoch, loss, lr })?;
         }
         return Ok((state, Descent { losses, retries }));
     }
 }
 
-fn tell(watch: &mut dyn FnMut(Beat) -> ControlFlow<()>, beat: Beat) -> Result<(), LearnError> {
-    match watch(beat) {
+fn emit(watch: &mut dyn FnMut(LearnEvent) -> ControlFlow<()>, event: LearnEvent) -> Result<(), LearnError> {
+    match watch(event) {
         ControlFlow::Continue(()) => Ok(()),
         ControlFlow::Break(()) => Err(LearnError::Stopped),
     }
@@ -239,9 +241,9 @@ mod tests {
     const PLAN: Plan = Plan { epochs: 2, batches: 3, lr: 0.5 };
 
     /// A quantity that each step multiplies by `1 - lr`, and that fails whenever `lr` exceeds `stable_lr`, at batch 1.
-    fn run(stable_lr: f64) -> (Result<(f64, Descent), LearnError>, Vec<Beat>) {
-        let mut beats = Vec::new();
-        let start = |share| Ok((1.0, share * PLAN.lr));
+    fn run(stable_lr: f64) -> (Result<(f64, Descent), LearnError>, Vec<LearnEvent>) {
+        let mut events = Vec::new();
+        let start = |fraction| Ok((1.0, fraction * PLAN.lr));
         let step = |(value, lr): &mut (f64, f64), batch: usize| {
             if *lr > stable_lr && batch == 1 {
                 return f64::NAN;
@@ -250,31 +252,31 @@ mod tests {
             *value *= 1.0 - *lr;
             loss
         };
-        let result = descend(PLAN, start, step, &mut |beat| {
-            beats.push(beat);
+        let result = descend(PLAN, start, step, &mut |event| {
+            events.push(event);
             ControlFlow::Continue(())
         });
-        (result.map(|((value, _), descent)| (value, descent)), beats)
+        (result.map(|((value, _), descent)| (value, descent)), events)
     }
 
     #[test]
     fn a_stable_descent_makes_every_step() {
-        let (result, beats) = run(1.0);
+        let (result, events) = run(1.0);
         let (value, descent) = result.expect("it is stable");
         assert_eq!(value, 0.5f64.powi(6));
         assert_eq!(descent.retries, 0);
         assert_eq!(descent.losses, [(1.0 + 0.5 + 0.25) / 3.0, (0.125 + 0.0625 + 0.03125) / 3.0]);
-        assert_eq!(beats.len(), 6 + 2);
+        assert_eq!(events.len(), 6 + 2);
     }
 
     #[test]
     fn a_loss_that_is_not_finite_starts_over_at_half_the_rate() {
-        let (result, beats) = run(0.2);
+        let (result, events) = run(0.2);
         let (value, descent) = result.expect("0.125 is stable");
         assert_eq!(value, (1.0f64 - 0.125).powi(6), "the failed attempts left nothing behind");
         assert_eq!(descent.retries, 2);
         let retries: Vec<f64> =
-            beats.iter().filter_map(|b| if let Beat::Retry { lr, .. } = b { Some(*lr) } else { None }).collect();
+            events.iter().filter_map(|b| if let LearnEvent::Retry { lr, .. } = b { Some(*lr) } else { None }).collect();
         assert_eq!(retries, [0.25, 0.125]);
     }
 

@@ -1,3 +1,5 @@
+//! The optimizer and its schedule.
+//!
 //! AdamW without weight decay (Loshchilov & Hutter 2019, arXiv 1711.05101), over plain tensors.
 //!
 //! libtorch's optimizers hold parameters that require gradients; ours come from a closed form, so the rule is written out.
@@ -59,6 +61,30 @@ impl AdamW {
     /// As if so many steps had been made.
     pub fn set_steps(&mut self, steps: usize) {
         self.step = i32::try_from(steps).unwrap_or(i32::MAX);
+    }
+}
+
+/// A rate that falls linearly to 0.
+pub(crate) struct Descending {
+    first: f64,
+    steps: usize,
+    left: usize,
+}
+
+impl Descending {
+    pub(crate) fn new(first: f64, steps: usize) -> Self {
+        Self { first, steps, left: steps }
+    }
+
+    pub(crate) fn next(&mut self) -> f64 {
+        let rate = self.first * self.left as f64 / self.steps as f64;
+        self.left = self.left.saturating_sub(1);
+        rate
+    }
+
+    /// Passes over so many values.
+    pub(crate) fn skip(&mut self, steps: usize) {
+        self.left = self.left.saturating_sub(steps);
     }
 }
 

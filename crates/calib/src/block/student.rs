@@ -5,24 +5,21 @@
 //! There it is cut: weights are fake-quantized without a graph, and they and the other transformed tensors become leaves of the
 //! second, which is the block. libtorch differentiates the block down to these leaves; the closed form in `oq-lwc` takes the
 //! gradients of quantized weights to clipping strengths and to transformed weights; libtorch takes those through the first graph.
-//!
-//! Where attention is our own ([`Mixed`]), the block's graph is cut there once more: from the loss down to what attention gave, and
-//! from queries, keys and values down to the leaves.
 
-use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use oq_let::{Transform, Values};
 use oq_lwc::{Lwc, LwcError};
-use oq_models::{
-    ActPoint, BlockOps, BlockWeights, Compute, LinearName, Mixed, Scores, attention, multiply, quantize_act,
-};
-use oq_quant_core::{ActSpec, QuantizedTensor, WeightSpec};
-use tch::{Device, Kind, Tensor};
+use oq_models::{BlockOps, BlockWeights, Compute, LinearName};
+use oq_quant_core::{ActSpec, WeightSpec};
+use tch::{Kind, Tensor};
 
-use crate::adamw::AdamW;
-use crate::compensate::{self, Rounded};
-use crate::inputs::Inputs;
+use crate::block::compensate::{self, Rounded};
+use crate::block::graph::{StudentOps, backward};
+use crate::block::inputs::Inputs;
+use crate::compute::Place;
+use crate::merged::{Merged, merge};
+use crate::optim::{AdamW, Descending};
 
 /// What a block learns: clipping and, where that is asked for, rounding of each of its linears, scales and shifts of its sites.
 pub(crate) struct Student<'a> {
@@ -38,75 +35,11 @@ pub(crate) struct Student<'a> {
 /// The largest step that an offset takes: a sign says little of how far to go.
 const LARGEST_STEP: f64 = 0.02;
 
-/// A rate that falls linearly to 0.
-pub(crate) struct Descending {
-    first: f64,
-    steps: usize,
-    left: usize,
-}
-
-impl Descending {
-    pub(crate) fn new(first: f64, steps: usize) -> Self {
-        Self { first, steps, left: steps }
-    }
-
-    pub(crate) fn next(&mut self) -> f64 {
-        let rate = self.first * self.left as f64 / self.steps as f64;
-        self.left = self.left.saturating_sub(1);
-        rate
-    }
-
-    /// Passes over so many values.
-    pub(crate) fn skip(&mut self, steps: usize) {
-        self.left = self.left.saturating_sub(steps);
-    }
-}
-
-/// Where and in what a block is computed.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Place {
-    pub(crate) device: Device,
-    pub(crate) compute: Compute,
-}
-
 /// Learning rates by what is learned.
 #[derive(Clone, Copy)]
 pub(crate) struct Rates {
     pub(crate) clip: f64,
     pub(crate) transform: f64,
-}
-
-/// A block as it will be stored.
-pub(crate) struct Merged {
-    /// Codes of every linear.
-    pub(crate) codes: BTreeMap<LinearName, QuantizedTensor>,
-    /// Norms and biases that the transformation changed, by name, f32.
-    pub(crate) params: BTreeMap<String, Tensor>,
-}
-
-impl Merged {
-    /// Takes the params named as they are in `weights`, where they were not changed.
-    pub(crate) fn keep_params(&mut self, weights: &BlockWeights, names: impl Iterator<Item = String>) {
-        for name in names {
-            self.params.entry(name).or_insert_with_key(|name| weights.get(name).shallow_clone());
-        }
-    }
-
-    /// Puts the values of the codes, and what else changed, in the place of a block's tensors.
-    pub(crate) fn put_into(&self, weights: &mut BlockWeights) {
-        for (&name, packed) in &self.codes {
-            let weight = dequantized(packed, weights.weight(name));
-            weights.set(weight_name(name), weight);
-        }
-        for (name, tensor) in &self.params {
-            weights.set(name.clone(), tensor.shallow_clone());
-        }
-    }
-}
-
-/// The values of codes, in the shape and on the device of the weight that they stand for.
-pub(crate) fn dequantized(packed: &QuantizedTensor, like: &Tensor) -> Tensor {
-    Tensor::from_slice(&packed.dequantize()).view_as(like).to_device(like.device())
 }
 
 impl<'a> Student<'a> {
@@ -146,11 +79,11 @@ impl<'a> Student<'a> {
         Ok(Self { weights, transform, act, compute: place.compute, clips, values, rounding: None })
     }
 
-    /// Learns rounding too, in so many steps, each a `share` of what it would be.
-    pub(crate) fn round_within(&mut self, steps: usize, share: f64) {
+    /// Learns rounding too, in so many steps, each a `fraction` of what it would be.
+    pub(crate) fn round_within(&mut self, steps: usize, fraction: f64) {
         // All of its values come to a half, or to less where there are few of them.
         let first = (1.0 / (steps + 1) as f64).min(LARGEST_STEP);
-        self.rounding = Some(Descending::new(share * first, steps));
+        self.rounding = Some(Descending::new(fraction * first, steps));
     }
 
     /// An optimizer of all other parameters.
@@ -166,7 +99,7 @@ impl<'a> Student<'a> {
         let Some(Gradients { value, moved, of_quantized, of_params }) = self.gradients(loss) else { return f64::NAN };
         if let Some(rate) = self.rounding.as_mut().map(Descending::next) {
             for (&name, clip) in &mut self.clips {
-                let name = weight_name(name);
+                let name = name.weight();
                 let weight = moved.get(&name).unwrap_or_else(|| self.weights.get(&name));
                 clip.move_offsets(weight, &of_quantized[name.as_str()], rate);
             }
@@ -195,7 +128,7 @@ impl<'a> Student<'a> {
 
         let (mut of_params, mut of_quantized) = (Vec::new(), BTreeMap::new());
         for (&name, clip) in &self.clips {
-            let name = weight_name(name);
+            let name = name.weight();
             let grad = grads.get_mut(name.as_str()).expect("each weight was a leaf");
             if self.rounding.is_some() {
                 of_quantized.insert(name.clone(), grad.shallow_clone());
@@ -228,7 +161,7 @@ impl<'a> Student<'a> {
         let mut leaves: BTreeMap<String, Tensor> =
             moved.iter().map(|(name, tensor)| (name.clone(), leaf(tensor.shallow_clone()))).collect();
         for (&name, clip) in &self.clips {
-            let name = weight_name(name);
+            let name = name.weight();
             let weight = moved.get(&name).unwrap_or_else(|| self.weights.get(&name));
             leaves.insert(name, leaf(clip.fake_quantize_as(self.compute.kind(), weight)));
         }
@@ -253,118 +186,6 @@ struct Gradients {
     of_quantized: BTreeMap<String, Tensor>,
     /// Gradients of the strengths of each linear, then of scales and shifts.
     of_params: Vec<Tensor>,
-}
-
-/// Applies a transformation, and makes the codes of what it gives.
-pub(crate) fn merge<E>(
-    weights: &BlockWeights,
-    transform: &Transform,
-    values: &Values,
-    linears: impl IntoIterator<Item = LinearName>,
-    quantize: impl Fn(LinearName, &Tensor) -> Result<QuantizedTensor, E>,
-) -> Result<Merged, (LinearName, E)> {
-    let mut params = tch::no_grad(|| transform.apply(values, |name| weights.find(name)));
-    let mut codes = BTreeMap::new();
-    for name in linears {
-        let moved = params.remove(&weight_name(name));
-        let packed = quantize(name, moved.as_ref().unwrap_or_else(|| weights.weight(name)));
-        codes.insert(name, packed.map_err(|error| (name, error))?);
-    }
-    Ok(Merged { codes, params })
-}
-
-pub(crate) fn weight_name(linear: LinearName) -> String {
-    format!("{}.weight", linear.0)
-}
-
-/// Gradients of a loss with respect to the leaves, in their order. `shared`: whether what is before attention may also be read after.
-pub(crate) fn backward(loss: Tensor, leaves: Vec<&Tensor>, mixed: Option<CutAttention>, shared: bool) -> Vec<Tensor> {
-    let Some(mixed) = mixed else {
-        return Tensor::run_backward(&[loss], &leaves, false, false);
-    };
-    let mut inputs = leaves;
-    inputs.push(&mixed.leaf);
-    let mut after = Tensor::run_backward(&[&loss], &inputs, shared, false);
-    drop(loss);
-    let of_heads = mixed.mixed.grads(&after.pop().expect("one for each input"));
-    // The function of queries, keys and values that has these gradients.
-    let linear: Tensor =
-        tch::with_grad(|| mixed.heads.iter().zip(&of_heads).map(|(x, grad)| (x * grad).sum(Kind::Float)).sum());
-    inputs.pop();
-    let before = Tensor::run_backward(&[linear], &inputs, false, false);
-    // A leaf that one of the graphs does not reach has no gradient there.
-    let sum = |(after, before): (Tensor, Tensor)| match (after.defined(), before.defined()) {
-        (true, true) => after + before,
-        (true, false) => after,
-        (false, _) => before,
-    };
-    after.into_iter().zip(before).map(sum).collect()
-}
-
-/// Attention that stands outside of autograd.
-pub(crate) struct CutAttention {
-    /// Queries, keys and values, with their graph.
-    heads: [Tensor; 3],
-    mixed: Mixed,
-    /// What it gave, where the graph goes on.
-    leaf: Tensor,
-}
-
-/// Multiplies with the leaves.
-pub(crate) struct StudentOps<'a> {
-    weights: &'a BlockWeights,
-    leaves: &'a BTreeMap<String, Tensor>,
-    act: ActSpec,
-    compute: Compute,
-    /// The block's attention, where it is our own.
-    mixed: RefCell<Option<CutAttention>>,
-}
-
-impl<'a> StudentOps<'a> {
-    /// Takes tensors from `leaves`, linears' weights as products need them, and what is not there from `weights`.
-    pub(crate) fn new(
-        weights: &'a BlockWeights,
-        leaves: &'a BTreeMap<String, Tensor>,
-        act: ActSpec,
-        compute: Compute,
-    ) -> Self {
-        Self { weights, leaves, act, compute, mixed: RefCell::new(None) }
-    }
-
-    /// Where the block's graph was cut, for [`backward`].
-    pub(crate) fn cut(self) -> Option<CutAttention> {
-        self.mixed.into_inner()
-    }
-
-    fn find(&self, name: &str) -> Option<&Tensor> {
-        self.leaves.get(name).or_else(|| self.weights.find(name))
-    }
-}
-
-impl BlockOps for StudentOps<'_> {
-    fn linear(&self, name: LinearName, x: &Tensor) -> Tensor {
-        multiply(x, &self.leaves[&weight_name(name)], self.find(&format!("{}.bias", name.0)))
-    }
-
-    fn act(&self, point: ActPoint, x: Tensor) -> Tensor {
-        self.compute.cast(quantize_act(self.act, self.weights.turn(point, x)))
-    }
-
-    fn attention(&self, q: &Tensor, k: &Tensor, v: &Tensor, scores: &Scores<'_>) -> Tensor {
-        let heads = [q, k, v];
-        let learns = heads.iter().all(|x| x.requires_grad());
-        let Some(mixed) = learns.then(|| tch::no_grad(|| Mixed::new(q, k, v, scores))).flatten() else {
-            return attention(q, k, v, scores);
-        };
-        let leaf = mixed.out.set_requires_grad(true);
-        let cut = CutAttention { heads: heads.map(Tensor::shallow_clone), leaf: leaf.shallow_clone(), mixed };
-        *self.mixed.borrow_mut() = Some(cut);
-        leaf
-    }
-
-    fn param(&self, name: &str) -> Tensor {
-        self.find(name).unwrap_or_else(|| self.weights.get(name)).shallow_clone()
-    }
 }
 
 #[cfg(test)]

@@ -15,21 +15,21 @@ const SHORTEST_SEGMENT: usize = 128;
 
 /// A setting with which memory would be enough.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Mend {
+pub struct Suggestion {
     /// As typed: `--samples 64`.
     pub options: String,
     /// Memory that the run would need where blocks are computed.
     pub bytes: u64,
 }
 
-impl fmt::Display for Mend {
+impl fmt::Display for Suggestion {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} would need {}: fits", self.options, gib(self.bytes))
     }
 }
 
 /// Hidden states on disk, but for those that there is room for: whole MiB.
-fn within_budget(kinds: &[(Counts, u64)], setting: &Setting<'_>) -> Option<Mend> {
+fn within_budget(kinds: &[(Counts, u64)], setting: &Setting<'_>) -> Option<Suggestion> {
     let with = |budget| MemoryPlan::of_kinds(kinds, &Setting { cache_memory: Some(budget), ..*setting });
     let none = with(0);
     let room = setting.machine.memory_bytes?.checked_sub(none.host.total())? >> 20;
@@ -37,25 +37,25 @@ fn within_budget(kinds: &[(Counts, u64)], setting: &Setting<'_>) -> Option<Mend>
     let memory = with(room << 20);
     let bytes = memory.device.unwrap_or(memory.host).total();
     let fits = Shortage::of(&memory, setting.machine).is_empty();
-    fits.then(|| Mend { options: format!("--cache-memory {room}MiB"), bytes })
+    fits.then(|| Suggestion { options: format!("--cache-memory {room}MiB"), bytes })
 }
 
 /// The gentlest settings that fit, each in one way: products in bf16, single segments in a step, states on disk, fewer segments, shorter
 /// ones; where
 /// none is enough by itself, the last two together.
-pub(super) fn mends(
+pub(super) fn suggestions(
     decoder: &dyn Decoder,
     recipe: &Recipe,
     kinds: &[(Counts, u64)],
     setting: &Setting<'_>,
-) -> Vec<Mend> {
+) -> Vec<Suggestion> {
     let budget = setting.cache_memory.is_none().then(|| within_budget(kinds, setting));
     let fits = |recipe: &Recipe, compute: Compute, options: String| {
         // What these settings change is no matter of sites.
         let kinds = Counts::of_kinds(decoder, recipe, compute).ok()?;
         let memory = MemoryPlan::of_kinds(&kinds, setting);
         let bytes = memory.device.unwrap_or(memory.host).total();
-        Shortage::of(&memory, setting.machine).is_empty().then_some(Mend { options, bytes })
+        Shortage::of(&memory, setting.machine).is_empty().then_some(Suggestion { options, bytes })
     };
     if !recipe.reads_text() {
         return Vec::new();
@@ -76,9 +76,10 @@ pub(super) fn mends(
     let single = (batch > 1).then(|| fits(&with(samples, seqlen, 1), compute, "--batch 1".to_owned())).flatten();
     let of_samples = fewer.clone().find_map(|n| fits(&with(n, seqlen, batch), compute, format!("--samples {n}")));
     let of_seqlen = shorter.clone().find_map(|n| fits(&with(samples, n, batch), compute, format!("--seqlen {n}")));
-    let mends: Vec<Mend> = [bf16, single, budget.flatten(), of_samples, of_seqlen].into_iter().flatten().collect();
-    if !mends.is_empty() {
-        return mends;
+    let suggestions: Vec<Suggestion> =
+        [bf16, single, budget.flatten(), of_samples, of_seqlen].into_iter().flatten().collect();
+    if !suggestions.is_empty() {
+        return suggestions;
     }
     // From the gentlest on: as much text as fits.
     let mut pairs: Vec<(usize, usize)> =

@@ -4,7 +4,7 @@
 use oq_lwc::Lwc;
 use tch::{Kind, Tensor};
 
-use crate::inputs::Moments;
+use crate::block::inputs::Moments;
 
 /// Share of the mean of the diagonal that is added to it, so that there is an inverse (GPTQ, section 3.3).
 const DAMPING: f64 = 0.01;

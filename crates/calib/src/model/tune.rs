@@ -14,12 +14,13 @@ use oq_quant_core::ActSpec;
 use oq_recipe::Tune;
 use tch::{Kind, Tensor};
 
-use crate::adamw::AdamW;
-use crate::chain::{Link, Predictions};
-use crate::error::CalibError;
-use crate::output::Output;
-use crate::states::Store;
-use crate::student::{Descending, Merged, Place, weight_name};
+use crate::compute::Place;
+use crate::disk::output::Output;
+use crate::disk::states::Store;
+use crate::merged::Merged;
+use crate::model::chain::{Link, Predictions};
+use crate::model::error::PassError;
+use crate::optim::{AdamW, Descending};
 
 /// What the tuner works on.
 #[derive(Clone, Copy)]
@@ -72,7 +73,7 @@ impl Changes {
     fn new(block: &Merged, place: Place, lr: f64) -> Self {
         let of_scales = block.codes.iter().map(|(&name, packed)| {
             let [rows, groups] = [packed.shape()[0], packed.groups()].map(|n| n as i64);
-            (weight_name(name), vec![rows, groups])
+            (name.weight(), vec![rows, groups])
         });
         let of_params = block.params.iter().map(|(name, tensor)| (name.clone(), tensor.size()));
         let zeros = |(name, shape): (String, Vec<i64>)| (name, Tensor::zeros(shape, (Kind::Float, place.device)));
@@ -85,7 +86,7 @@ impl Changes {
     fn applied(&self, packed: &Merged, place: Place) -> BTreeMap<String, Tensor> {
         let of_params = packed.params.iter().map(|(name, param)| (name.clone(), self.of_param(name, param)));
         let of_linears = packed.codes.iter().map(|(&name, codes)| {
-            let (name, shape) = (weight_name(name), codes.shape().map(|n| n as i64));
+            let (name, shape) = (name.weight(), codes.shape().map(|n| n as i64));
             let change = &self.tensors[&name];
             let values = Tensor::from_slice(&codes.dequantize()).to_device(place.device);
             let weight = values.view([shape[0], change.size()[1], -1]) * change.exp().unsqueeze(-1);
@@ -125,7 +126,7 @@ fn unit(bias: &Tensor) -> Tensor {
 
 impl<'a> Tuner<'a> {
     /// Nothing changed yet. `inputs`: a store for one batch's hidden states before each block.
-    pub(crate) fn new(subject: Subject<'a>, inputs: Store<'a>) -> Result<Self, CalibError> {
+    pub(crate) fn new(subject: Subject<'a>, inputs: Store<'a>) -> Result<Self, PassError> {
         let Subject { model, place, tune, .. } = subject;
         let predictions = Predictions::new(model, place.compute, place.device)?;
         let (blocks, divergences, schedule) = (Vec::new(), Vec::new(), Descending::new(1.0, tune.epochs));
@@ -159,11 +160,11 @@ impl<'a> Tuner<'a> {
     }
 
     /// Starts afresh at this learning rate.
-    pub(crate) fn start(&mut self, lr: f64) -> Result<(), CalibError> {
+    pub(crate) fn start(&mut self, lr: f64) -> Result<(), PassError> {
         let Subject { model, blocks, place, batches, tune, .. } = self.subject;
         let n_blocks = model.decoder().dims().n_layers;
         let changes = |block| Ok(Changes::new(&blocks.read_block(block, place.device)?, place, lr));
-        self.blocks = (0..n_blocks).map(changes).collect::<Result<_, CalibError>>()?;
+        self.blocks = (0..n_blocks).map(changes).collect::<Result<_, PassError>>()?;
         (self.divergences, self.epoch, self.lr) = (Vec::new(), Progress::default(), lr);
         self.schedule = Descending::new(1.0, tune.epochs * batches);
         Ok(())
@@ -171,7 +172,7 @@ impl<'a> Tuner<'a> {
 
     /// One step on the embedded segments `x`, whose last states in full precision are `target`, both `[b, t, hidden]`. Returns the divergence
     /// before the step, and NaN where a gradient was not finite.
-    pub(crate) fn step(&mut self, x: Tensor, target: &Tensor) -> Result<f64, CalibError> {
+    pub(crate) fn step(&mut self, x: Tensor, target: &Tensor) -> Result<f64, PassError> {
         let share = self.schedule.next();
         let segments = x.size()[0] as usize;
         let divergence = self.descend(x, target, |Changes { tensors, optimizer }, grads| {
@@ -189,7 +190,7 @@ impl<'a> Tuner<'a> {
         x: Tensor,
         target: &Tensor,
         mut on_block: impl FnMut(&mut Changes, Vec<Tensor>),
-    ) -> Result<f64, CalibError> {
+    ) -> Result<f64, PassError> {
         let Subject { blocks, place, .. } = self.subject;
         let mut x = x;
         for block in 0..self.blocks.len() {
@@ -223,16 +224,16 @@ impl<'a> Tuner<'a> {
     }
 
     /// A block as it will be stored.
-    pub(crate) fn merged(&self, block: usize) -> Result<Merged, CalibError> {
+    pub(crate) fn merged(&self, block: usize) -> Result<Merged, PassError> {
         let Merged { codes, params } = self.subject.blocks.read_block(block, self.subject.place.device)?;
         let changes = &self.blocks[block];
         let codes = codes.into_iter().map(|(name, packed)| {
-            let factors = Vec::<f32>::try_from(changes.tensors[&weight_name(name)].exp().view(-1)).expect("f32");
+            let factors = Vec::<f32>::try_from(changes.tensors[&name.weight()].exp().view(-1)).expect("f32");
             let rescaled = packed.rescaled(&factors);
-            Ok((name, rescaled.map_err(|error| CalibError::of_linear(self.subject.model, block, name, error))?))
+            Ok((name, rescaled.map_err(|error| PassError::of_linear(self.subject.model, block, name, error))?))
         });
         let params = params.iter().map(|(name, param)| (name.clone(), changes.of_param(name, param)));
-        Ok(Merged { codes: codes.collect::<Result<_, CalibError>>()?, params: params.collect() })
+        Ok(Merged { codes: codes.collect::<Result<_, PassError>>()?, params: params.collect() })
     }
 }
 

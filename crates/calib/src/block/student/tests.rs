@@ -4,11 +4,12 @@ use oq_let::Site;
 use oq_models::{Context, DenseOps};
 use oq_quant_core::{QuantSpec, SiteKind};
 use oq_recipe::{Overrides, Recipe, Rounding, Start};
+use tch::Device;
 
 use super::*;
-use crate::inputs::InputOps;
-use crate::learn::Task;
-use crate::states::{Cache, Store};
+use crate::block::inputs::InputOps;
+use crate::block::learn::Task;
+use crate::disk::states::{Cache, Store};
 use crate::testing::{fixture, noise};
 
 const PLACE: Place = Place { device: Device::Cpu, compute: Compute::F32 };
@@ -65,7 +66,7 @@ fn gradients_are_those_of_one_graph() {
         let loss = tch::with_grad(|| {
             let mut tensors = transform.apply(&values, |name| weights.find(name));
             for (&name, clip) in &student.clips {
-                let name = weight_name(name);
+                let name = name.weight();
                 let weight = clip.fake_quantize_autograd(tensors.get(&name).unwrap_or_else(|| weights.get(&name)));
                 tensors.insert(name, weight);
             }
@@ -115,7 +116,7 @@ fn rounding_starts_where_compensation_leaves_it() {
     let transform = Transform::new(Vec::new(), Device::Cpu);
     let spec = scheme("w3a16g32");
     let seen = |start: Start| {
-        let ops = InputOps::new(DenseOps::new(&weights), &[], &linears, start);
+        let ops = InputOps::new(DenseOps::new(&weights), &[], &linears, Some(start));
         let x = noise(3, &[1, 200, decoder.dims().hidden as i64]);
         let _ = decoder.block(0, &ops, &decoder.context(200, Device::Cpu), &x);
         ops.finish()

@@ -3,12 +3,10 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
-use oq_let::{InputStats, Site};
-use oq_models::{ActPoint, BlockOps, DenseOps, LinearName};
+use oq_let::{InputStats, Site, Source};
+use oq_models::{ActPoint, BlockOps, BlockWeights, DenseOps, LinearName};
 use oq_recipe::Start;
 use tch::{Kind, Tensor};
-
-use crate::sites::is_rescaled;
 
 /// Channels whose products with each other are kept: those of wider inputs are kept in parts, so that memory does not grow with
 /// the square of the width. 8192 of them take 256 MiB.
@@ -113,11 +111,27 @@ impl Inputs {
     }
 }
 
+/// A block's weights and what their inputs held.
+pub(crate) struct Seen<'a> {
+    pub(crate) weights: &'a BlockWeights,
+    pub(crate) inputs: &'a Inputs,
+}
+
+impl Source for Seen<'_> {
+    fn weight(&self, module: &str) -> &Tensor {
+        self.weights.get(&format!("{module}.weight"))
+    }
+
+    fn inputs(&self, module: &str) -> Option<&InputStats> {
+        self.inputs.of_sites.get(module)
+    }
+}
+
 /// Runs a block in full precision and sees what goes into its linears.
 pub(crate) struct InputOps<'a> {
     ops: DenseOps<'a>,
-    /// How those linears start whose moments are taken.
-    start: Start,
+    /// Whether products of channels with each other are summed up too.
+    with_products: bool,
     linears: Vec<&'static str>,
     seen: RefCell<Inputs>,
     /// The input of the linear before, kept so that its address is no other's.
@@ -127,13 +141,15 @@ pub(crate) struct InputOps<'a> {
 impl<'a> InputOps<'a> {
     /// Watches the first reader of each site, as the others are given the same, and what `start` needs of `linears`, but for those that a
     /// site rescales: what they will be given is not what is seen.
-    pub(crate) fn new(ops: DenseOps<'a>, sites: &[Site], linears: &[LinearName], start: Start) -> Self {
+    pub(crate) fn new(ops: DenseOps<'a>, sites: &[Site], linears: &[LinearName], start: Option<Start>) -> Self {
         let readers = sites.iter().filter_map(|site| site.readers().next()).map(|reader| reader.module);
         let of_sites = readers.map(|module| (module, InputStats::default())).collect();
-        let watched = linears.iter().filter(|name| start != Start::Whole && !is_rescaled(sites, **name));
+        let looks = start.is_some_and(|start| start != Start::Whole);
+        let watched = linears.iter().filter(|name| looks && !sites.iter().any(|site| site.rescales_input_of(name.0)));
         let linears = watched.map(|name| name.0).collect();
+        let with_products = start == Some(Start::Compensate);
         let seen = RefCell::new(Inputs { of_sites, moments: Vec::new() });
-        Self { ops, start, linears, seen, last: RefCell::new(None) }
+        Self { ops, with_products, linears, seen, last: RefCell::new(None) }
     }
 
     /// What was seen.
@@ -153,7 +169,7 @@ impl<'a> InputOps<'a> {
             None => match moments.last_mut() {
                 Some((names, _)) if last.is_some_and(|last| last.data_ptr() == x.data_ptr()) => names.push(name),
                 _ => {
-                    let mut first = Moments::new(x, self.start == Start::Compensate);
+                    let mut first = Moments::new(x, self.with_products);
                     first.add(x);
                     moments.push((vec![name], first));
                 }
@@ -213,7 +229,7 @@ mod tests {
         let (decoder, weights) = (model.decoder(), model.load_block(0, Device::Cpu).unwrap());
         let sites = decoder.sites(0, SiteKind::Norm).unwrap();
         let linears: Vec<LinearName> = decoder.layer(0).linears.iter().map(|linear| linear.name).collect();
-        let ops = InputOps::new(DenseOps::new(&weights), &sites, &linears, Start::Compensate);
+        let ops = InputOps::new(DenseOps::new(&weights), &sites, &linears, Some(Start::Compensate));
         let x = Tensor::ones([1, 3, decoder.dims().hidden as i64], (Kind::Float, Device::Cpu));
         let _ = decoder.block(0, &ops, &decoder.context(3, Device::Cpu), &x);
         let seen = ops.finish();

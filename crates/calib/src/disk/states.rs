@@ -10,11 +10,25 @@ use std::path::PathBuf;
 use oq_formats::Scratch;
 use tch::{Device, Kind, Tensor};
 
-use crate::error::CalibError;
-
 const F32: usize = size_of::<f32>();
 /// Why there is a file where a batch is in one.
 const MADE: &str = "it is made for the first batch that goes there";
+
+/// Hidden states beyond the budget have no place on the disk.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{}: hidden states that --cache-memory leaves no room for, {bytes} bytes, cannot be kept there: {source}; free some space or take a \
+     larger --cache-memory",
+    dir.display()
+)]
+pub struct StatesError {
+    /// Where the files are.
+    pub dir: PathBuf,
+    /// What all of them take.
+    pub bytes: u64,
+    /// Why.
+    pub source: io::Error,
+}
 
 /// How the stores of a run hold their batches.
 #[derive(Clone, Debug)]
@@ -34,11 +48,11 @@ pub(crate) struct Cache {
 }
 
 impl Cache {
-    /// Bytes of a store that are held in memory: of the budget its share by length.
+    /// Bytes of a store that are held in memory: its part of the budget, by length.
     fn in_memory(&self) -> usize {
         let whole = self.len * F32;
-        let share = |budget: u64| u128::from(budget) * self.len as u128 / self.total.max(1) as u128;
-        self.budget.map_or(whole, |budget| share(budget).min(whole as u128) as usize)
+        let portion = |budget: u64| u128::from(budget) * self.len as u128 / self.total.max(1) as u128;
+        self.budget.map_or(whole, |budget| portion(budget).min(whole as u128) as usize)
     }
 
     /// Where batches lie that are in memory: beside the blocks, unless there is too little room.
@@ -53,8 +67,8 @@ impl Cache {
         held
     }
 
-    fn error(&self, source: io::Error) -> CalibError {
-        CalibError::Cache {
+    fn error(&self, source: io::Error) -> StatesError {
+        StatesError {
             dir: self.dir.clone(),
             bytes: ((self.total * F32) as u64).saturating_sub(self.budget.unwrap_or(u64::MAX)),
             source,
@@ -114,7 +128,7 @@ impl<'a> Store<'a> {
     }
 
     /// Puts a batch in the place of another.
-    pub(crate) fn set(&mut self, index: usize, x: &Tensor) -> Result<(), CalibError> {
+    pub(crate) fn set(&mut self, index: usize, x: &Tensor) -> Result<(), StatesError> {
         match &mut self.batches[index] {
             // In its place: tensors that come and go between those that stay part the memory that is free.
             Batch::Memory(tensor) if tensor.size() == x.size() => tensor.copy_(x),
@@ -130,12 +144,12 @@ impl<'a> Store<'a> {
     }
 
     /// Puts a batch in the place of the one at `index`, or adds it after the last.
-    pub(crate) fn put(&mut self, index: usize, x: &Tensor) -> Result<(), CalibError> {
+    pub(crate) fn put(&mut self, index: usize, x: &Tensor) -> Result<(), StatesError> {
         if index < self.len() { self.set(index, x) } else { self.push(x) }
     }
 
     /// Adds a batch, with room for a whole one where there is room for it.
-    pub(crate) fn push(&mut self, x: &Tensor) -> Result<(), CalibError> {
+    pub(crate) fn push(&mut self, x: &Tensor) -> Result<(), StatesError> {
         let in_file = match self.batches.last() {
             Some(Batch::File { part, .. }) => part.end,
             _ => 0,
@@ -166,7 +180,7 @@ impl<'a> Store<'a> {
     }
 
     /// The same batches in a store of their own.
-    pub(crate) fn copy(&self) -> Result<Self, CalibError> {
+    pub(crate) fn copy(&self) -> Result<Self, StatesError> {
         let mut copy = self.empty();
         self.iter().try_for_each(|x| copy.push(&x))?;
         Ok(copy)

@@ -1,16 +1,26 @@
 //! Where a run's shards go: those of learned blocks, and, where all blocks are tuned afterwards, those of the tuned ones.
 
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use oq_formats::remove_file;
+use oq_formats::{FormatError, remove_file};
 use oq_models::Model;
 use oq_recipe::Recipe;
 
-use crate::error::CalibError;
-use crate::journal::{Journal, UNTUNED};
-use crate::output::Output;
+use crate::disk::journal::{Journal, JournalError, Stage};
+use crate::disk::names::{TUNING, UNTUNED};
+use crate::disk::output::Output;
 use crate::widths::Widths;
+
+/// Why shards cannot be taken up.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StageError {
+    /// A file cannot be read or written.
+    #[error(transparent)]
+    Format(#[from] FormatError),
+    /// The journal cannot be written.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+}
 
 /// The shards of a run. Its journal has a line for each: first of learned blocks, then of tuned ones, if there are such.
 pub(crate) struct Stages<'a> {
@@ -24,7 +34,7 @@ pub(crate) struct Stages<'a> {
 
 impl<'a> Stages<'a> {
     /// Makes the directories, or takes up those that are there.
-    pub(crate) fn create(out: &Path, model: &'a Model, recipe: &Recipe) -> Result<Self, CalibError> {
+    pub(crate) fn create(out: &Path, model: &'a Model, recipe: &Recipe) -> Result<Self, StageError> {
         let output = Output::create(out, model, Widths::uniform(recipe.scheme))?;
         let untuned_dir = out.join(UNTUNED);
         let untuned = || Output::create(&untuned_dir, model, Widths::uniform(recipe.scheme));
@@ -50,58 +60,80 @@ impl<'a> Stages<'a> {
 
     /// Where tuning keeps what it has come to.
     pub(crate) fn tuning_path(&self) -> PathBuf {
-        self.untuned_dir.join("tuning.safetensors")
+        self.untuned_dir.join(TUNING)
     }
 
-    /// Shards of a whole run.
-    pub(crate) fn n_shards(&self) -> usize {
-        if self.untuned.is_some() { 2 * self.n_blocks } else { self.n_blocks }
+    /// Whether the journal has all shards of a whole run.
+    pub(crate) fn has_all(&self, journal: &Journal) -> bool {
+        let has = |blocks: usize| blocks == self.n_blocks;
+        has(journal.learned().len()) && (self.untuned.is_none() || has(journal.tuned().len()))
     }
 
     /// Whether nothing is left to do.
-    pub(crate) fn are_complete(&self, journal: &Journal) -> Result<bool, CalibError> {
+    pub(crate) fn are_complete(&self, journal: &Journal) -> Result<bool, StageError> {
         Ok(self.has_all_blocks(journal)? && self.output.is_complete())
     }
 
     /// Takes back that the model is finished, before anything of it is made again.
-    pub(crate) fn reopen(&self) -> Result<(), CalibError> {
+    pub(crate) fn reopen(&self) -> Result<(), StageError> {
         Ok(remove_file(&self.output.dir().join("config.json"))?)
     }
 
     /// Removes what tuning had come to, where blocks that it was learned on are made again.
-    pub(crate) fn forget_tuning(&self, journal: &Journal) -> Result<(), CalibError> {
-        if journal.finished().len() < self.n_blocks {
+    pub(crate) fn forget_tuning(&self, journal: &Journal) -> Result<(), StageError> {
+        if journal.learned().len() < self.n_blocks {
             remove_file(&self.tuning_path())?;
         }
         Ok(())
     }
 
     /// Whether all blocks of the packed model are as they were written; what led to them may be gone.
-    fn has_all_blocks(&self, journal: &Journal) -> Result<bool, CalibError> {
-        let last = self.n_shards() - self.n_blocks..self.n_shards();
-        Ok(journal.finished().len() == self.n_shards() && self.first_broken(last, journal)?.is_none())
+    fn has_all_blocks(&self, journal: &Journal) -> Result<bool, StageError> {
+        if !self.has_all(journal) {
+            return Ok(false);
+        }
+        let broken = match self.untuned {
+            Some(_) => self.first_broken_tuned(journal)?,
+            None => self.first_broken_learned(journal)?,
+        };
+        Ok(broken.is_none())
     }
 
     /// Strikes the first shard that is not what the journal says, and those after it.
-    pub(crate) fn forget_broken(&self, journal: &mut Journal) -> Result<(), CalibError> {
+    pub(crate) fn forget_broken(&self, journal: &mut Journal) -> Result<(), StageError> {
         if self.has_all_blocks(journal)? {
             return Ok(());
         }
-        if let Some(bad) = self.first_broken(0..journal.finished().len(), journal)? {
-            let shard = &journal.finished()[bad].shard;
+        let broken = match self.first_broken_learned(journal)? {
+            Some(broken) => Some(broken),
+            None => self.first_broken_tuned(journal)?,
+        };
+        if let Some((stage, shard)) = broken {
             tracing::warn!(shard, "a finished shard is not what the journal says: it is made again");
-            journal.truncate(bad)?;
+            journal.forget(stage)?;
+        }
+        // What was tuned came from all learned blocks.
+        if journal.learned().len() < self.n_blocks && !journal.tuned().is_empty() {
+            journal.forget(Stage::Tuned(0))?;
         }
         Ok(())
     }
 
-    /// The first of these shards that is not the one that was written.
-    fn first_broken(&self, shards: Range<usize>, journal: &Journal) -> Result<Option<usize>, CalibError> {
-        for at in shards {
-            let (output, block) =
-                if at < self.n_blocks { (self.learned(), at) } else { (&self.output, at - self.n_blocks) };
-            if !output.is_intact(block, &journal.finished()[at].sha256)? {
-                return Ok(Some(at));
+    /// The first shard of a learned block that is not the one that was written, with its file's name.
+    fn first_broken_learned(&self, journal: &Journal) -> Result<Option<(Stage, String)>, StageError> {
+        for (block, finished) in journal.learned().iter().enumerate() {
+            if !self.learned().is_intact(block, &finished.sha256)? {
+                return Ok(Some((Stage::Learned(block), finished.shard.clone())));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The same of tuned blocks.
+    fn first_broken_tuned(&self, journal: &Journal) -> Result<Option<(Stage, String)>, StageError> {
+        for (block, finished) in journal.tuned().iter().enumerate() {
+            if !self.output.is_intact(block, &finished.sha256)? {
+                return Ok(Some((Stage::Tuned(block), finished.shard.clone())));
             }
         }
         Ok(None)

@@ -5,7 +5,7 @@ use std::cell::Cell;
 use oq_models::BlockOps;
 use tch::Tensor;
 
-use crate::watch::Watched;
+use crate::block::watch::Watched;
 
 /// The largest number of f16.
 pub(crate) const F16_MAX: f64 = 65504.0;

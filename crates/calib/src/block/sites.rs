@@ -1,13 +1,9 @@
-//! Which sites of a model a recipe transforms, and what their inputs hold.
+//! Which sites of a model a recipe transforms.
 
-use oq_let::{Action, InputStats, Site, Source};
-use oq_models::{BlockWeights, Decoder, LinearName, ModelError, Rotator, check_groups};
+use oq_let::Site;
+use oq_models::Decoder;
 use oq_quant_core::{RotateKind, SiteKind};
 use oq_recipe::{Method, Recipe};
-use tch::Tensor;
-
-use crate::error::CalibError;
-use crate::inputs::Inputs;
 
 /// Why a model cannot be transformed as a recipe asks.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -31,22 +27,6 @@ pub enum SiteError {
 
 /// Why there are no scales on what the MLP's last linear reads.
 const ROTATED: &str = "what the MLP's last linear reads is rotated while the model runs, and scales do not pass that";
-
-/// An error where a recipe asks for what a model of this shape cannot have.
-pub(crate) fn check_sites(decoder: &dyn Decoder, recipe: &Recipe) -> Result<(), CalibError> {
-    check_groups(decoder, recipe.scheme.weight)?;
-    Rotator::check(decoder, recipe.rotate.kind).map_err(ModelError::from)?;
-    let (mut is_any, mut can_shift) = (false, false);
-    for layer in 0..decoder.dims().n_layers {
-        let sites = sites_of(decoder, recipe, layer)?;
-        is_any |= !sites.is_empty();
-        can_shift |= sites.iter().any(|site| site.can_shift);
-    }
-    if recipe.transform.shift && is_any && !can_shift {
-        return Err(SiteError::Shift.into());
-    }
-    Ok(())
-}
 
 /// The sites of a layer that `recipe` transforms; none for methods that transform nothing.
 pub(crate) fn sites_of(decoder: &dyn Decoder, recipe: &Recipe, layer: usize) -> Result<Vec<Site>, SiteError> {
@@ -76,26 +56,4 @@ pub(crate) fn sites_of(decoder: &dyn Decoder, recipe: &Recipe, layer: usize) -> 
         sites.extend(found?);
     }
     Ok(sites)
-}
-
-/// Whether the transformation scales what a linear is given.
-pub(crate) fn is_rescaled(sites: &[Site], linear: LinearName) -> bool {
-    let mut ports = sites.iter().flat_map(|site| &site.ports);
-    ports.any(|port| port.module == linear.0 && port.action == Action::MultiplyInput)
-}
-
-/// A block's weights and what their inputs held.
-pub(crate) struct Seen<'a> {
-    pub(crate) weights: &'a BlockWeights,
-    pub(crate) inputs: &'a Inputs,
-}
-
-impl Source for Seen<'_> {
-    fn weight(&self, module: &str) -> &Tensor {
-        self.weights.get(&format!("{module}.weight"))
-    }
-
-    fn inputs(&self, module: &str) -> Option<&InputStats> {
-        self.inputs.of_sites.get(module)
-    }
 }

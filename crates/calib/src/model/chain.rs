@@ -7,8 +7,8 @@ use oq_models::{BlockWeights, Compute, Context, Decoder, LinearName, Model, Mode
 use oq_quant_core::ActSpec;
 use tch::{Device, Kind, Tensor};
 
-use crate::student::{StudentOps, backward};
-use crate::watch::Watched;
+use crate::block::graph::{StudentOps, backward};
+use crate::block::watch::Watched;
 
 /// Positions whose predictions are in memory at once: 128 of 128 000 entries take 63 MiB, of which there are a few.
 pub(crate) const POSITIONS: i64 = 128;

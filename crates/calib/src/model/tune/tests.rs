@@ -9,7 +9,7 @@ use oq_recipe::{Method, Overrides, Recipe};
 use tch::Device;
 
 use super::*;
-use crate::states::Cache;
+use crate::disk::states::Cache;
 use crate::testing::fixture;
 use crate::widths::Widths;
 use crate::{Options, quantize};
@@ -184,7 +184,7 @@ fn merged_blocks_are_what_was_tuned() {
         let packed = tuner.subject.blocks.read_block(0, place.device).unwrap();
         let (applied, merged) = (tuner.blocks[0].applied(&packed, place), tuner.merged(0).unwrap());
         for (name, codes) in &merged.codes {
-            let tuned = &applied[&weight_name(*name)];
+            let tuned = &applied[&name.weight()];
             let stored = Tensor::from_slice(&codes.dequantize()).view_as(tuned);
             // Scales are rounded to 11 digits.
             let off = ((stored - tuned).abs() / tuned.abs().max()).max().double_value(&[]);

@@ -7,7 +7,7 @@ use oq_models::runtime::trim_memory;
 use oq_models::{Model, ModelError, OuterOps, Param, SLAB, tensor_of};
 use tch::{Device, Kind, Tensor};
 
-use crate::student::Merged;
+use crate::merged::Merged;
 use crate::widths::Widths;
 
 /// A packed model on its way to disk.
@@ -87,7 +87,7 @@ impl<'a> Output<'a> {
     /// Names of a block's tensors that are not packed.
     pub(crate) fn params(&self, block_idx: usize) -> impl Iterator<Item = String> {
         let layout = self.model.decoder().layer(block_idx);
-        let biases = layout.linears.into_iter().filter(|linear| linear.bias).map(|l| format!("{}.bias", l.name.0));
+        let biases = layout.linears.into_iter().filter(|linear| linear.bias).map(|l| l.name.bias());
         layout.params.into_iter().map(|param| param.name.to_owned()).chain(biases)
     }
 

@@ -18,15 +18,14 @@ use oq_quant_core::{ActSpec, Bits, WeightSpec};
 use oq_random::SplitMix64;
 use tch::{Kind, Tensor};
 
-use crate::allocate::Demand;
-use crate::chain::{Link, Predictions, Tap};
-use crate::compensate::share_left;
-use crate::error::{CalibError, Nth};
-use crate::inputs::Moments;
-use crate::run::{ids_of, is_finite, load_block};
-use crate::sites::is_rescaled;
-use crate::states::Store;
-use crate::student::Place;
+use crate::block::compensate::share_left;
+use crate::block::inputs::Moments;
+use crate::compute::{Place, ids_of, is_finite, load_block};
+use crate::disk::states::Store;
+use crate::model::allocate::Demand;
+use crate::model::chain::{Link, Predictions, Tap};
+use crate::model::error::PassError;
+use crate::nth::Nth;
 
 /// Tokens that are enough: with eight times as many, units keep their order.
 const TOKENS: usize = 4096;
@@ -71,7 +70,7 @@ impl Probe<'_> {
         mut inputs: Store<'_>,
         mut states: Store<'_>,
         on: &mut dyn FnMut(usize) -> ControlFlow<()>,
-    ) -> Result<ControlFlow<(), Vec<Unit>>, CalibError> {
+    ) -> Result<ControlFlow<(), Vec<Unit>>, PassError> {
         let Self { model, place, segments, .. } = *self;
         let (decoder, n) = (model.decoder(), segments.len());
         let ctx = decoder.context(segments.first().map_or(0, Vec::len), place.device);
@@ -81,16 +80,16 @@ impl Probe<'_> {
         }
         let n_blocks = decoder.dims().n_layers;
         for block in 0..n_blocks {
-            let tensors = self.tensors(block, &load_block(model, block, block + 1, place.device)?);
+            let tensors = self.tensors(block, &load_block(model, block, Some(block + 1), place.device)?);
             self.link(block, &ctx, &tensors, |link| {
                 (0..n).try_for_each(|at| {
                     let x = states.get(at);
                     inputs.push(&x)?;
                     let x = link.forward(&x);
                     if !is_finite(&x) {
-                        return Err(CalibError::Overflow { block: Nth::new(block, n_blocks), batch: Nth::new(at, n) });
+                        return Err(PassError::Overflow { block: Nth::new(block, n_blocks), batch: Nth::new(at, n) });
                     }
-                    states.set(at, &x)
+                    Ok(states.set(at, &x)?)
                 })
             })?;
             if on(block + 1).is_break() {
@@ -105,7 +104,7 @@ impl Probe<'_> {
         drop(predictions);
         let mut units = Vec::new();
         for block in (0..n_blocks).rev() {
-            let weights = load_block(model, block, block.wrapping_sub(1), place.device)?;
+            let weights = load_block(model, block, block.checked_sub(1), place.device)?;
             let tensors = self.tensors(block, &weights);
             let mut taps = Vec::with_capacity(n);
             self.link(block, &ctx, &tensors, |link| {
@@ -131,22 +130,23 @@ impl Probe<'_> {
         block: usize,
         weights: &BlockWeights,
         taps: &[BTreeMap<LinearName, Tap>],
-    ) -> Result<Vec<Unit>, CalibError> {
+    ) -> Result<Vec<Unit>, PassError> {
         let tokens: usize = self.segments.iter().map(Vec::len).sum();
         let mut units = Vec::new();
         let sites = (self.sites)(block);
         for group in self.model.decoder().layer(block).groups() {
             let mut costs = Vec::with_capacity(self.choices.len());
-            let compensates = self.compensates && !group.iter().any(|linear| is_rescaled(&sites, linear.name));
+            let compensates = self.compensates
+                && !group.iter().any(|linear| sites.iter().any(|site| site.rescales_input_of(linear.name.0)));
             let left = if compensates { share_left(&moments(taps, group[0].name)) } else { 1.0 };
             for &bits in self.choices {
                 let errors = group.iter().map(|linear| {
                     let weight = weights.weight(linear.name);
                     let found = rounded(weight, WeightSpec { bits, ..self.spec }, self.clips)
-                        .map_err(|error| CalibError::of_linear(self.model, block, linear.name, error))?;
+                        .map_err(|error| PassError::of_linear(self.model, block, linear.name, error))?;
                     Ok((linear.name, self.place.compute.cast(found - weight)))
                 });
-                let errors = errors.collect::<Result<Vec<_>, CalibError>>()?;
+                let errors = errors.collect::<Result<Vec<_>, PassError>>()?;
                 let of_segment = |taps: &BTreeMap<LinearName, Tap>| {
                     let moved = errors.iter().map(|(name, error)| {
                         let Tap { x, grad } = &taps[name];
@@ -161,7 +161,7 @@ impl Probe<'_> {
                 let cost = left * taps.iter().map(of_segment).sum::<f64>() / (2 * tokens) as f64;
                 if !cost.is_finite() {
                     let reason = format!("what {bits} bits cost is not finite: take --compute f32, or no --bits");
-                    return Err(CalibError::of_linear(self.model, block, group[0].name, reason));
+                    return Err(PassError::of_linear(self.model, block, group[0].name, reason));
                 }
                 costs.push(cost);
             }
@@ -202,15 +202,12 @@ fn moments(taps: &[BTreeMap<LinearName, Tap>], linear: LinearName) -> Moments {
 /// A weight `[out, in]` rounded to nearest: on grids over all of each group's range, or, where it `clips`, on those that a search finds if
 /// their error is smaller. With many bits clipping costs more than rounding, and what is learned later can do without it.
 fn rounded(weight: &Tensor, spec: WeightSpec, clips: bool) -> Result<Tensor, LwcError> {
-    /// Its sigmoid is 1 in f32.
-    const ALL: f64 = 30.0;
     let (rows, cols) = weight.size2().expect("a weight is [out, in]");
-    let mut clip = Lwc::new(rows as usize, cols as usize, spec, weight.device())?;
-    (clip.gamma, clip.beta) = (clip.gamma.full_like(ALL), clip.beta.full_like(ALL));
-    let whole = clip.fake_quantize(weight);
+    let whole = Lwc::whole_range(rows as usize, cols as usize, spec, weight.device())?.fake_quantize(weight);
     if !clips {
         return Ok(whole);
     }
+    let mut clip = Lwc::new(rows as usize, cols as usize, spec, weight.device())?;
     clip.start_from_search(weight, &Tensor::ones([cols], (Kind::Float, weight.device())));
     let searched = clip.fake_quantize(weight);
     let error = |quantized: &Tensor| (quantized - weight).square().sum(Kind::Double).double_value(&[]);
@@ -226,7 +223,7 @@ mod tests {
     use tch::Device;
 
     use super::*;
-    use crate::states::Cache;
+    use crate::disk::states::Cache;
 
     fn model(name: &str) -> Model {
         Model::open(&PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures").join(name)).unwrap()
@@ -282,7 +279,7 @@ mod tests {
             let mut weights = blocks[unit.block].cast(&[], place.compute);
             for &linear in &unit.linears {
                 let weight = rounded(weights.weight(linear), probe.spec, probe.clips).unwrap();
-                weights.set(format!("{}.weight", linear.0), weight);
+                weights.set(linear.weight(), weight);
             }
             let mut x = decoder.block(unit.block, &model.ops(&weights), &ctx, &states[unit.block]);
             for (block, weights) in blocks.iter().enumerate().skip(unit.block + 1) {

@@ -7,8 +7,8 @@ use oq_models::tensor_of;
 use tch::Tensor;
 
 use super::{Changes, Progress, Tuner};
-use crate::error::CalibError;
-use crate::learn::ATTEMPTS;
+use crate::block::learn::ATTEMPTS;
+use crate::model::error::PassError;
 
 /// The tensor of numbers: learning rate, steps and segments of the epoch that is not finished, the sum of their divergences; then the mean
 /// divergence of each finished epoch.
@@ -32,7 +32,7 @@ pub(crate) enum StateError {
     Format(#[from] FormatError),
     /// The blocks that it goes on from cannot be read.
     #[error(transparent)]
-    Calib(#[from] CalibError),
+    Pass(#[from] PassError),
 }
 
 impl Tuner<'_> {
@@ -77,7 +77,7 @@ impl Tuner<'_> {
                         let fault = format!("is {:?} {:?}, not F32 {wanted:?}", stored.dtype, stored.shape);
                         return Err(unfit(&name, fault));
                     }
-                    let values = tensor_of(&stored, tensor.device()).map_err(CalibError::from)?;
+                    let values = tensor_of(&stored, tensor.device()).map_err(PassError::from)?;
                     tensor.copy_(&values.view_as(tensor));
                 }
             }
