@@ -148,7 +148,7 @@ fn states_within_a_budget_are_those_of_the_largest_pass() {
 fn a_run_that_only_measures_widths_hears_what_would_fit() {
     let config = json!({"model_type": "llama", "hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32,
         "vocab_size": 32000, "num_hidden_layers": 32});
-    let overrides = Overrides { method: Some(Method::Rtn), bits: Some(3.5), ..Overrides::default() };
+    let overrides = Overrides::default().method(Method::Rtn).bits(3.5);
     let recipe = Recipe::resolve("w4a16g128".parse().unwrap(), None, None, &overrides).unwrap();
     let machine = Machine { memory_bytes: Some(4 << 30), disk_bytes: None, device: None };
     let setting = Setting { compute: Compute::Bf16, machine, profile: None, text_bytes: 1 << 20, cache_memory: None };
@@ -245,13 +245,7 @@ impl Case {
             "num_hidden_layers": self.layers, "max_position_embeddings": 4096, "sliding_window": 1024,
             "alibi": is_alibi, "parallel_attn": !is_alibi});
         let decoder = decoder_of(&config).unwrap();
-        let overrides = Overrides {
-            method: Some(self.method),
-            samples: Some(self.samples),
-            seqlen: Some(self.seqlen),
-            epochs: Some(3),
-            ..Overrides::default()
-        };
+        let overrides = Overrides::default().method(self.method).samples(self.samples).seqlen(self.seqlen).epochs(3);
         let recipe = Recipe::resolve(self.scheme.parse().unwrap(), None, None, &overrides).unwrap();
         let named = find_machine(self.machine);
         let fallback = find_machine("rtx-3090").unwrap();

@@ -1,5 +1,6 @@
 //! The command line: the program's commands, and what each takes.
 
+mod keys;
 mod shared;
 mod values;
 

@@ -218,13 +218,7 @@ mod tests {
         let model = fixture("tiny-llama");
         let losses = |aug_loss| {
             let out = tempfile::tempdir().unwrap();
-            let overrides = Overrides {
-                samples: Some(1),
-                seqlen: Some(32),
-                epochs: Some(1),
-                aug_loss: Some(aug_loss),
-                ..Overrides::default()
-            };
+            let overrides = Overrides::default().samples(1).seqlen(32).epochs(1).aug_loss(aug_loss);
             let recipe = Recipe::resolve("w2a16g64".parse().unwrap(), None, None, &overrides).unwrap();
             let (device, compute) = (Device::Cpu, Compute::F32);
             let options = Options { device, compute, cache_memory: None, out: out.path().to_owned(), resume: false };

@@ -150,7 +150,7 @@ fn at_half_of_its_rates_all_that_is_learned_moves_half_as_far() {
     let linears: Vec<LinearName> = decoder.layer(0).linears.iter().map(|linear| linear.name).collect();
     let transform = Transform::new(decoder.sites(0, SiteKind::Norm).unwrap(), Device::Cpu);
     let shape = [1, TOKENS, decoder.dims().hidden as i64];
-    let overrides = Overrides { epochs: Some(2), rounding: Some(Rounding::Learned), ..Overrides::default() };
+    let overrides = Overrides::default().epochs(2).rounding(Rounding::Learned);
     let recipe = Recipe::resolve(scheme("w3a16g64"), None, None, &overrides).unwrap();
     let len = shape.iter().product::<i64>() as usize;
     let cache = Cache { device: Device::Cpu, budget: None, batch: len, len, total: len, dir: "none".into() };

@@ -22,7 +22,7 @@ fn with_tuner(name: &str, scheme: &str, test: impl FnOnce(&mut Tuner<'_>, &Tenso
     let model = fixture(name);
     let out = tempfile::tempdir().unwrap();
     let scheme = scheme.parse().unwrap();
-    let rtn = Overrides { method: Some(Method::Rtn), tune_epochs: Some(2), ..Overrides::default() };
+    let rtn = Overrides::default().method(Method::Rtn).tune_epochs(2);
     let recipe = Recipe::resolve(scheme, None, None, &rtn).unwrap();
     let (device, compute) = (Device::Cpu, Compute::F32);
     let options = Options { device, compute, cache_memory: None, out: out.path().to_owned(), resume: false };
