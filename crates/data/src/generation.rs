@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::error::{DataError, read_optional_json};
-use crate::tokenizer::as_id;
+use crate::tokenizer::special::as_id;
 
 /// Defaults of generation, as transformers takes them: from `generation_config.json`; the ends from
 /// `config.json` where that file names none. What a file does not say is none.

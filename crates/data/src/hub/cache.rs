@@ -5,11 +5,9 @@ use std::path::{Component, Path, PathBuf};
 
 use fd_lock::RwLock;
 
-use super::Repo;
+use super::repo::{MAIN, Repo};
 use crate::error::DataError;
 
-/// The branch that is taken where none is named.
-pub(super) const MAIN: &str = "main";
 /// Digits by which a commit may be named.
 const SHORTEST: usize = 7;
 

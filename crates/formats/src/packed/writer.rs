@@ -12,7 +12,8 @@ use super::scheme::Quantization;
 use crate::atomic::remove_leftovers;
 use crate::atomic::{atomic_write, atomic_write_with};
 use crate::checkpoint::{INDEX, shard_contents};
-use crate::{CONFIG, FormatError, OutTensor, write_shard};
+use crate::config::CONFIG;
+use crate::{FormatError, OutTensor, write_shard};
 
 /// What a model directory holds beside weights and `config.json`, copied as it is where it is there.
 const SIDE_FILES: [&str; 11] = [
