@@ -143,9 +143,9 @@ mod tests {
         }
         check(
             "act_bits = [9]",
-            "my.toml:2:12: 9 bits: a grid has 2 to 8 bits (16 for activations means not quantized)",
+            "my.toml:2:12: 9 bits: codes have 2 to 8 bits (16 for activations means not quantized)",
         );
-        check("weight_bits = [16]", "16 bits: a grid has 2 to 8 bits");
+        check("weight_bits = [16]", "16 bits: codes have 2 to 8 bits");
         check("weight_bits = 4", "expected a list such as");
         check("family = [\"lama\"]", "unknown value `lama`; allowed here: llama, opt, falcon; did you mean `llama`?");
         check("scheme = [\"int4\"]", "`int4` is not a setting");

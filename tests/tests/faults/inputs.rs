@@ -179,9 +179,9 @@ fn schemes_that_do_not_fit_the_model() {
         "w4a16g96",
         &["model.layers.0.self_attn.q_proj: group 96 does not divide in_features 128; take one that does, such as g64"],
     );
-    scheme("w4a9", &["9 bits: a grid has 2 to 8 bits (16 for activations means not quantized)"]);
+    scheme("w4a9", &["9 bits: codes have 2 to 8 bits (16 for activations means not quantized)"]);
     scheme("int4", &["`int4` is not a setting", "w4a16g128"]);
-    scheme("w1a16", &["1 bits: a grid has 2 to 8 bits"]);
+    scheme("w1a16", &["1 bits: codes have 2 to 8 bits"]);
     scheme("w4a16g0", &["group size 0"]);
 }
 
