@@ -1,7 +1,7 @@
 //! The tokenizer of a GGUF file as `tokenizer.json` and `tokenizer_config.json`.
 //!
-//! Two kinds are known: byte-level BPE (`gpt2`) and SentencePiece BPE with byte fallback (`llama`). What they share is here:
-//! the vocabulary, special tokens, and what is put around a text.
+//! Two kinds are supported: byte-level BPE (`gpt2`) and SentencePiece BPE with byte fallback (`llama`). This module has what they share:
+//! the vocabulary, special tokens, and the tokens around a text.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,7 @@ use crate::sentencepiece::{NORMAL, added_tokens, vocabulary};
 pub(super) const TOKENS: &str = "tokenizer.ggml.tokens";
 const TOKEN_TYPES: &str = "tokenizer.ggml.token_type";
 
-/// A tokenizer as the metadata describes it.
+/// A tokenizer, as described by the metadata.
 pub(super) struct Tokenizer<'a> {
     metadata: &'a Metadata,
     vocabulary: Vocabulary<'a>,
@@ -75,7 +75,7 @@ impl<'a> Vocabulary<'a> {
         self.tokens.len()
     }
 
-    /// Token of id `id`, which has to be one.
+    /// The id `id`, which must be in the vocabulary.
     fn text(&self, id: u64) -> &'a str {
         &self.tokens[id as usize]
     }
@@ -84,7 +84,7 @@ impl<'a> Vocabulary<'a> {
         self.types.map_or(NORMAL, |types| types[id])
     }
 
-    /// Tokens that text is made of, with their ids.
+    /// Tokens that text consists of, with their ids.
     pub(super) fn normal(&self) -> impl Iterator<Item = (usize, &'a str)> {
         self.tokens
             .iter()
@@ -98,14 +98,14 @@ impl<'a> Vocabulary<'a> {
         vocabulary(self.tokens)
     }
 
-    /// The `added_tokens` of tokenizer.json: what is cut out of a text before anything else.
+    /// The `added_tokens` of tokenizer.json: they are cut out of a text first.
     fn added(&self) -> Json {
         added_tokens(self.tokens.iter().enumerate().map(|(id, token)| (token, self.kind(id))))
     }
 }
 
 impl<'a> Tokenizer<'a> {
-    /// Reads the description; `vocab`: rows of the embedding.
+    /// Reads the description; `vocab` is the number of rows of the embedding.
     pub(super) fn read(metadata: &'a Metadata, vocab: usize) -> Result<Self, GgufError> {
         let vocabulary = Vocabulary::read(metadata, vocab)?;
         let key = "tokenizer.ggml.model";
@@ -114,7 +114,7 @@ impl<'a> Tokenizer<'a> {
             "llama" => Model::SentencePiece,
             other => return Err(GgufError::wrong(key, other, "gpt2 (byte-level BPE) or llama (SentencePiece BPE)")),
         };
-        // What llama.cpp does where the file does not say.
+        // llama.cpp's default.
         let bos_by_default = match model {
             Model::ByteLevel(splitter) => splitter.adds_bos(),
             Model::SentencePiece => true,
@@ -160,7 +160,7 @@ impl<'a> Tokenizer<'a> {
         }))
     }
 
-    /// What is put around a text: the first and last token, where the model wants them.
+    /// The tokens around a text: beginning and end of sequence, if the model uses them.
     fn post_processor(&self) -> Json {
         let first = self.bos.filter(|_| self.add_bos);
         let last = self.eos.filter(|_| self.add_eos);
@@ -187,7 +187,7 @@ impl<'a> Tokenizer<'a> {
         })
     }
 
-    /// `tokenizer_config.json`; `context`: tokens that the model sees at once.
+    /// `tokenizer_config.json`; `context` is the model's context length.
     pub(super) fn config(&self, context: usize) -> Json {
         let mut config = Map::new();
         let mut put = |key: &str, value: Json| config.insert(key.to_owned(), value);
@@ -208,13 +208,13 @@ impl<'a> Tokenizer<'a> {
         config.into()
     }
 
-    /// `bos_token_id`, `eos_token_id` and `pad_token_id` of config.json, as far as the file knows them.
+    /// `bos_token_id`, `eos_token_id` and `pad_token_id` for config.json, if the file has them.
     pub(super) fn ids(&self) -> Map<String, Json> {
         let ids = [("bos_token_id", self.bos), ("eos_token_id", self.eos), ("pad_token_id", self.padding)];
         ids.into_iter().filter_map(|(key, id)| Some((key.to_owned(), json!(id?)))).collect()
     }
 
-    /// `generation_config.json`. Chat models end a turn with a token of their own, beside the end of text.
+    /// `generation_config.json`. Chat models end a turn with a special token of their own, besides end-of-text.
     pub(super) fn generation_config(&self) -> Json {
         let mut config = self.ids();
         if let (Some(eos), Some(end_of_turn)) = (self.eos, self.end_of_turn)
@@ -226,7 +226,7 @@ impl<'a> Tokenizer<'a> {
     }
 }
 
-/// The id under `tokenizer.ggml.NAME_token_id`, checked against the vocabulary.
+/// The id in `tokenizer.ggml.NAME_token_id`, checked against the vocabulary.
 fn special_id(metadata: &Metadata, name: &str, vocabulary: &Vocabulary<'_>) -> Result<Option<u64>, GgufError> {
     let key = format!("tokenizer.ggml.{name}_token_id");
     let id = metadata.unsigned(&key)?;
