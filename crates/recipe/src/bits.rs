@@ -1,4 +1,4 @@
-//! An average of bits in place of one width for all linears.
+//! Average bits instead of one width for all linears.
 
 use oq_quant_core::Bits;
 use serde::{Deserialize, Serialize};
@@ -6,16 +6,16 @@ use serde::{Deserialize, Serialize};
 use crate::RecipeError;
 use crate::recipe::refused;
 
-/// Widths that linears may get where none are given. 7 bits cost nearly as much as 8.
+/// Default widths. 7 bits cost nearly as much as 8.
 const CHOICES: [u32; 6] = [2, 3, 4, 5, 6, 8];
 
-/// `[bits]`: each linear gets a width of its own, by how much the model's predictions suffer from it; the scheme's bits say nothing then.
+/// `[bits]`: each linear gets its own width, chosen by how much it costs the model's predictions. The scheme's bits are then ignored.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BitBudget {
-    /// Most bits of a code on average over all quantized weights, scales and zero points not counted; such as 3.25.
+    /// Maximum bits per code, averaged over all quantized weights and without scales and zero points; such as 3.25.
     pub average: f64,
-    /// Widths to choose among, the fewest bits first.
+    /// Widths to choose from, the fewest bits first.
     #[serde(default = "choices")]
     pub choices: Vec<Bits>,
 }
@@ -25,7 +25,7 @@ fn choices() -> Vec<Bits> {
 }
 
 impl BitBudget {
-    /// An average, by the usual choices.
+    /// An average, with the default widths.
     pub fn new(average: f64) -> Self {
         Self { average, choices: choices() }
     }
@@ -45,7 +45,7 @@ impl BitBudget {
     }
 }
 
-/// Widths as a recipe file writes them.
+/// Widths as written in a recipe file.
 pub(crate) fn list(choices: &[Bits]) -> String {
     let numbers: Vec<String> = choices.iter().map(Bits::to_string).collect();
     format!("[{}]", numbers.join(", "))

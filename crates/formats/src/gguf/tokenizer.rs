@@ -75,7 +75,7 @@ impl<'a> Vocabulary<'a> {
         self.tokens.len()
     }
 
-    /// The id `id`, which must be in the vocabulary.
+    /// The token with this id, which must be in the vocabulary.
     fn text(&self, id: u64) -> &'a str {
         &self.tokens[id as usize]
     }
