@@ -1,4 +1,4 @@
-//! Texts by name: a file as it stands, or WikiText-2 from a data directory or the hub.
+//! Texts by name: a file, or WikiText-2 from a data directory or the hub.
 
 use std::path::{Path, PathBuf};
 
@@ -8,37 +8,36 @@ use crate::parquet_text;
 use crate::split::Split;
 use crate::text_file::{self, Rows};
 
-/// Names that [`load_text`] knows beside files; each also as `name:train`, `name:valid`, `name:test`.
+/// Names that [`load_text`] accepts besides files, each also as `name:train`, `name:valid`, `name:test`.
 pub const DATASETS: &[&str] = &[WIKITEXT2];
 
 const WIKITEXT2: &str = "wikitext2";
-/// Folders of a data directory that may hold WikiText-2; the second is the published archive's own.
+/// Folders of a data directory that may hold WikiText-2; the second is that of the published archive.
 const WIKITEXT2_FOLDERS: [&str; 3] = ["wikitext2", "wikitext-2-raw", "."];
 const WIKITEXT2_REPO: &str = "Salesforce/wikitext";
 
-/// A text and where it came from.
+/// A text and its source.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Text {
-    /// `wikitext2:test`, or the file as it was named.
+    /// `wikitext2:test`, or the file name as given.
     pub name: String,
     /// The file that was read.
     pub path: PathBuf,
-    /// What is to be tokenized at once.
+    /// The text, to be tokenized as a whole.
     pub text: String,
-    /// What the file was, if not plain text: `300 rows of JSON, field `text``.
+    /// The format of the file, if it is not plain text: ``300 rows of JSON, field `text` ``.
     pub about: Option<String>,
 }
 
-/// The text behind `name_or_file`:
+/// The text named `name_or_file`:
 ///
-/// - an existing file, or `-` for standard input: plain text, without its final newline; JSON (an array, or one row a line) or parquet,
-///   of whose rows `rows` says what is taken, joined by an empty line; rows may be gzipped;
-/// - `wikitext2`: the rows of `split` joined by two newlines, where a row is a line of the raw file with its own newline
-///   and a blank line is an empty row. `wikitext2:train`, `:valid`, `:test` ask for one split whatever `split` says.
-///   Looked for under `data_dir` as `wikitext2/wiki.{train,valid,test}.raw` (also `wikitext-2-raw/`, or directly), then
-///   in the hub's cache, then on the hub.
+/// - an existing file, or `-` for standard input. It is plain text, read without its final newline, or rows of JSON (an array, or one row
+///   per line) or parquet, which may be gzipped. `rows` says what to read of each row. Their texts are joined by an empty line;
+/// - `wikitext2`: the rows of `split` joined by two newlines, where a row is a line of the raw file with its newline and a blank line is an
+///   empty row. `wikitext2:train`, `:valid`, `:test` select a split regardless of `split`. It is searched under `data_dir` as
+///   `wikitext2/wiki.{train,valid,test}.raw` (also `wikitext-2-raw/`, or directly), then in the hub's cache, then on the hub.
 ///
-/// A split that is not there is never replaced by another.
+/// A missing split is never replaced by another.
 pub fn load_text(
     name_or_file: &str,
     split: Split,
@@ -50,7 +49,7 @@ pub fn load_text(
     if path.is_dir() {
         return Err(DataError::TextIsFolder { path: path.to_path_buf() });
     }
-    // Whatever it is: a pipe has a text as well.
+    // Of any kind: a pipe holds a text as well.
     if path.exists() || name_or_file == "-" {
         let (text, about) = text_file::load(path, rows)?;
         return Ok(Text { name: name_or_file.to_owned(), path: path.to_path_buf(), text, about });
@@ -100,7 +99,7 @@ fn missing_wikitext2(split: Split, data_dir: Option<&Path>, hub: DataError) -> D
         Some(dir) => format!("no {}", dir.join(WIKITEXT2_FOLDERS[0]).join(format!("wiki.{split}.raw")).display()),
     };
     let present = Split::ALL.into_iter().filter(|&other| data_dir.and_then(|dir| wikitext2_file(dir, other)).is_some());
-    // Learning from the test split is never proposed.
+    // Never suggest learning from the test split.
     let usable: Vec<String> =
         present.filter(|&other| other != Split::Test).map(|other| format!("{WIKITEXT2}:{other}")).collect();
     let mend = match usable.is_empty() {
@@ -110,7 +109,7 @@ fn missing_wikitext2(split: Split, data_dir: Option<&Path>, hub: DataError) -> D
     DataError::MissingSplit { name: WIKITEXT2, split, looked, hub: Box::new(hub), mend }
 }
 
-/// Rows as the field's perplexities join them: two newlines between, blank rows empty.
+/// Joins rows the way perplexity is usually computed: with two newlines, blank rows empty.
 fn join_rows<'a>(rows: impl Iterator<Item = &'a str>) -> String {
     let mut text = String::new();
     for (i, row) in rows.enumerate() {

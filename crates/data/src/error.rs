@@ -1,4 +1,4 @@
-//! What can go wrong between a name and token ids, and which kind of failure it is.
+//! Errors on the way from a name to token ids, and their kinds.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -7,24 +7,24 @@ use oq_formats::{FormatError, LFS_POINTER, is_lfs_pointer, without_mark};
 
 use crate::split::Split;
 
-/// Everything this crate refuses or fails at.
+/// Any error of this crate.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DataError {
-    /// A directory holds no tokenizer, or one of a class whose rules are not known.
+    /// A directory has no tokenizer, or one of an unsupported class.
     #[error("{}: {}", dir.display(), no_tokenizer(there, class.as_deref()))]
     MissingTokenizer {
         /// The model's directory.
         dir: PathBuf,
-        /// The files of tokenizers that are there.
+        /// The tokenizer files that exist.
         there: String,
-        /// Whose rules they are to be read by, where that is known.
+        /// The class, if known.
         class: Option<String>,
     },
     /// A `tokenizer.model` cannot be read.
     #[error(transparent)]
     TokenizerModel(Box<FormatError>),
-    /// A directory holds no chat template.
+    /// A directory has no chat template.
     #[error(
         "{}: no chat template here (chat_template.jinja, or in tokenizer_config.json or chat_template.json): a model that was not trained to chat can \
          continue a text, `omniquant generate`",
@@ -42,81 +42,81 @@ pub enum DataError {
         /// What is wrong.
         reason: String,
     },
-    /// Neither a file nor a dataset of this name.
+    /// Neither a file nor a known dataset.
     #[error("{name}: no such file, and not a dataset: known are {known}; give a text file for anything else")]
     UnknownDataset {
-        /// What was asked for.
+        /// The requested name.
         name: String,
-        /// The names that are known.
+        /// The known names.
         known: String,
     },
-    /// A folder where a text is needed.
+    /// A folder instead of a text.
     #[error("{}: a folder, not a text: give a file in it (text, .json, .jsonl, .json.gz, .parquet)", path.display())]
     TextIsFolder {
         /// The folder.
         path: PathBuf,
     },
-    /// A dataset is neither in the data directory nor to be had from the hub.
-    #[error("{name}:{split} is not here ({looked}) and not from the hub ({hub}); {mend}")]
+    /// A dataset is neither in the data directory nor available from the hub.
+    #[error("{name}:{split} is not here ({looked}), and cannot be fetched from the hub ({hub}); {mend}")]
     MissingSplit {
         /// The dataset.
         name: &'static str,
-        /// The split that was wanted.
+        /// The requested split.
         split: Split,
-        /// Where it was looked for on disk.
+        /// Where it was searched on disk.
         looked: String,
         /// Why the hub did not help.
         hub: Box<DataError>,
-        /// What would do instead.
+        /// What would help.
         mend: String,
     },
     /// A zero-shot task is not in the data directory.
-    #[error("{name} is not here: {file} is looked for in the folder tasks of {}", looked_in(data_dir.as_deref()))]
+    #[error("{name} is not here: {file} is expected in the folder tasks of {}", looked_in(data_dir.as_deref()))]
     MissingTask {
         /// The task.
         name: &'static str,
         /// Its file.
         file: &'static str,
-        /// The folder of datasets, if there is one.
+        /// The folder of datasets, if set.
         data_dir: Option<PathBuf>,
     },
-    /// The text has fewer tokens than one segment.
+    /// The text is shorter than one segment.
     #[error("the text has {tokens} tokens, one segment needs {seqlen}: give a longer text or a smaller --seqlen")]
     TextTooShort {
-        /// Tokens there are.
+        /// Tokens in the text.
         tokens: usize,
-        /// Tokens one segment needs.
+        /// Tokens per segment.
         seqlen: usize,
     },
-    /// A segment of no tokens was asked for.
-    #[error("a segment of 0 tokens holds nothing to learn from: --seqlen must be at least 1")]
+    /// Segments of zero tokens were requested.
+    #[error("a segment of 0 tokens has nothing to learn from: --seqlen must be at least 1")]
     EmptySegment,
-    /// The tokenizer refused a text or ids.
+    /// The tokenizer rejected a text or ids.
     #[error("{}: cannot {action}: {reason}", path.display())]
     Tokenize {
         /// The tokenizer's file.
         path: PathBuf,
         /// `encode the text` or `decode the ids`.
         action: &'static str,
-        /// The tokenizer's own words.
+        /// The tokenizer's own error message.
         reason: String,
     },
-    /// A file is there and is not what it should be.
+    /// A file exists but its content is wrong.
     #[error("{}: {reason}", path.display())]
     Corrupt {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it, and the mend where there is one.
+        /// What is wrong, and the fix if there is one.
         reason: String,
     },
-    /// The machine refused a file operation.
+    /// A file operation failed.
     #[error("cannot {action} {}: {source}", path.display())]
     Io {
         /// The file.
         path: PathBuf,
         /// The verb: `read`, `write`, ...
         action: &'static str,
-        /// The machine's reason.
+        /// The system's reason.
         source: io::Error,
     },
     /// The disk filled up during a download.
@@ -128,23 +128,23 @@ pub enum DataError {
     DiskFull {
         /// The partial download.
         path: PathBuf,
-        /// Bytes of this file still to come.
+        /// Bytes of this file still missing.
         needed: u64,
     },
-    /// Not of the form `name` or `owner/name`, or a revision that cannot be one.
+    /// An invalid hub id (`name` or `owner/name`) or revision.
     #[error("{what} {value:?} is not valid: write {expected}")]
     BadHubName {
         /// `hub id` or `revision`.
         what: &'static str,
-        /// What was given.
+        /// The given value.
         value: String,
-        /// The form it should have.
+        /// The expected form.
         expected: &'static str,
     },
-    /// No home directory to keep the cache in.
+    /// No home directory for the cache.
     #[error("no place for downloads: HOME is not set; set HF_HOME to a folder")]
     NoCache,
-    /// The hub does not answer.
+    /// The hub does not respond.
     #[error(
         "cannot reach {endpoint} for {repo}: {reason}; download it on a machine that can and give the directory, or \
          put it into the cache {} and set HF_HUB_OFFLINE=1, or set HF_ENDPOINT to a mirror", cache.display()
@@ -152,19 +152,19 @@ pub enum DataError {
     Unreachable {
         /// The repository.
         repo: String,
-        /// The hub's address.
+        /// The hub's URL.
         endpoint: String,
         /// The network's reason.
         reason: String,
         /// The folder of downloads.
         cache: PathBuf,
     },
-    /// The hub wants to know who asks (401) or does not let them (403).
+    /// The hub requires authentication (401) or denies access (403).
     #[error("{endpoint} refuses {repo} (HTTP {status}): {mend}")]
     Refused {
         /// The repository.
         repo: String,
-        /// The hub's address.
+        /// The hub's URL.
         endpoint: String,
         /// 401 or 403.
         status: u16,
@@ -174,27 +174,27 @@ pub enum DataError {
     /// The hub has no such repository, revision or file (404).
     #[error("{endpoint} has no {what} (HTTP 404): check its spelling")]
     NotOnHub {
-        /// The hub's address.
+        /// The hub's URL.
         endpoint: String,
-        /// What was asked for.
+        /// What was requested.
         what: String,
     },
-    /// The hub answered with something else than the file.
+    /// The hub responded with an error.
     #[error("{url}: HTTP {status} {after}; try again later, or set HF_ENDPOINT to a mirror")]
     HubStatus {
-        /// The request.
+        /// The URL.
         url: String,
         /// The status.
         status: u16,
         /// How often it was tried.
         after: String,
     },
-    /// The hub's answer makes no sense.
+    /// The hub's response makes no sense.
     #[error("{url}: {reason}; is HF_ENDPOINT a model hub?")]
     HubAnswer {
-        /// The request.
+        /// The URL.
         url: String,
-        /// What is missing or wrong in the answer.
+        /// What is missing or wrong in the response.
         reason: String,
     },
     /// A repository lacks a file that a model needs.
@@ -205,28 +205,28 @@ pub enum DataError {
         /// The file, or the alternatives.
         file: String,
     },
-    /// Offline, and the cache lacks it.
+    /// Offline, and not in the cache.
     #[error("HF_HUB_OFFLINE is set and {} lacks {what}: unset it, or fill the cache", cache.display())]
     NotCached {
-        /// The folder looked in.
+        /// The folder of the cache.
         cache: PathBuf,
         /// Repository, revision or file.
         what: String,
     },
 }
 
-/// What kind of failure it is; a program's exit code follows from it.
+/// The kind of a failure; a program's exit code depends on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ErrorKind {
-    /// An input is not there, or may not be had.
+    /// An input is missing or access to it is denied.
     MissingInput,
-    /// The hub did not answer, or not sensibly.
+    /// The hub did not respond, or not properly.
     Unreachable,
-    /// An input is there and broken.
+    /// An input exists but is broken.
     Corrupt,
-    /// What was asked for cannot be done with this input.
+    /// The request cannot be fulfilled with this input.
     Usage,
-    /// The machine's files or disk.
+    /// File system or disk.
     Machine,
 }
 
@@ -264,7 +264,7 @@ impl DataError {
     }
 }
 
-/// Where datasets would be.
+/// Where datasets are expected.
 fn looked_in(data_dir: Option<&Path>) -> String {
     let none = "the folder of datasets, which is not set: name it with --data-dir";
     data_dir
@@ -287,12 +287,12 @@ fn no_tokenizer(there: &str, class: Option<&str>) -> String {
     }
 }
 
-/// A file's text, without a byte-order mark; not UTF-8 is `Corrupt`, anything else `Io`.
+/// A file's text, without a byte-order mark. Invalid UTF-8 is `Corrupt`, everything else `Io`.
 pub(crate) fn read_text(path: &Path) -> Result<String, DataError> {
     text_of(path, std::fs::read(path).map_err(|e| DataError::io(path, "read", e))?)
 }
 
-/// The text that a file's bytes are.
+/// Decodes a file's bytes as text.
 pub(crate) fn text_of(path: &Path, bytes: Vec<u8>) -> Result<String, DataError> {
     if is_lfs_pointer(&bytes) {
         return Err(DataError::corrupt(path, LFS_POINTER));
@@ -313,7 +313,7 @@ pub(crate) fn read_json(path: &Path) -> Result<serde_json::Value, DataError> {
     serde_json::from_str(&read_text(path)?).map_err(|e| DataError::corrupt(path, format!("not valid JSON: {e}")))
 }
 
-/// A file's JSON, `null` where there is no file.
+/// A file's JSON; `null` if there is no file.
 pub(crate) fn read_optional_json(path: &Path) -> Result<serde_json::Value, DataError> {
     if path.is_file() { read_json(path) } else { Ok(serde_json::Value::Null) }
 }

@@ -1,4 +1,4 @@
-//! How a model's authors want it to generate: `generation_config.json`.
+//! A model's generation defaults: `generation_config.json`.
 
 use std::path::Path;
 
@@ -7,31 +7,31 @@ use serde_json::Value;
 use crate::error::{DataError, read_optional_json};
 use crate::tokenizer::special::as_id;
 
-/// Defaults of generation, as transformers takes them: from `generation_config.json`; the ends from
-/// `config.json` where that file names none. What a file does not say is none.
+/// Generation defaults, as transformers reads them: from `generation_config.json`, with the end-of-sequence tokens from `config.json` if
+/// that file names none. `None` means not specified.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Generation {
-    /// Tokens that end a sequence (`eos_token_id`, a number or a list).
+    /// End-of-sequence tokens (`eos_token_id`, a number or a list).
     pub ends: Vec<u32>,
-    /// Whether tokens are drawn (`do_sample`), or the likeliest is taken.
+    /// Whether to sample (`do_sample`) or to decode greedily.
     pub draws: bool,
-    /// Divides logits before a draw.
+    /// Logits are divided by it before sampling.
     pub temperature: Option<f64>,
-    /// Draws from the likeliest tokens that are as probable as this together.
+    /// Samples only from the most likely tokens whose probabilities add up to this.
     pub top_p: Option<f64>,
-    /// Draws from so many of the likeliest. Where there is a file and it does not say, 50, the default of its format; 0 means all, and is
-    /// none here.
+    /// Samples only from this many of the most likely tokens. If the file exists but does not specify it, it is 50, the default of the
+    /// format. 0 means all tokens, and is none here.
     pub top_k: Option<usize>,
-    /// Divides logits of tokens that are in the text already.
+    /// Logits of tokens that are already in the text are divided by it.
     pub repetition_penalty: Option<f64>,
-    /// Settings of the file that change which token is chosen, and that are not known here.
+    /// Settings in the file that change which token is chosen but are not supported.
     pub unknown: Vec<String>,
 }
 
 const FILE: &str = "generation_config.json";
-/// `top_k` where a file does not say.
+/// `top_k` if a file does not specify it.
 const TOP_K: usize = 50;
-/// Settings that change which token is chosen, with the values by which they do not.
+/// Settings that change which token is chosen, with their neutral values.
 const OTHERS: [(&str, &[f64]); 10] = [
     ("min_p", &[0.0]),
     ("typical_p", &[1.0]),
@@ -46,10 +46,10 @@ const OTHERS: [(&str, &[f64]); 10] = [
 ];
 
 impl Generation {
-    /// Of a model's directory.
+    /// Reads those of a model directory.
     ///
     /// # Errors
-    /// When a file is not JSON, or a value is not of its kind.
+    /// When a file is not JSON, or a value has the wrong type.
     pub fn open(dir: &Path) -> Result<Self, DataError> {
         let path = dir.join(FILE);
         let json = read_optional_json(&path)?;
@@ -93,7 +93,7 @@ fn ends_of(path: &Path, json: &Value) -> Result<Vec<u32>, DataError> {
     match &json["eos_token_id"] {
         Value::Null => Ok(Vec::new()),
         Value::Array(ids) => ids.iter().map(id).collect(),
-        // Some configs say so that there is none.
+        // Some configs say this way that there is none.
         Value::Number(number) if number.as_i64().is_some_and(|number| number < 0) => Ok(Vec::new()),
         value => Ok(vec![id(value)?]),
     }

@@ -1,8 +1,8 @@
-//! Around libraries that trust their files more than we do: where they panic, that is an error like any other that a file causes.
+//! Guards calls to libraries that trust their files more than we do: their panics become ordinary errors.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// What `work` gives, or the words that it panicked with. What it leaves half done must not matter.
+/// The result of `work`, or the message that it panicked with. What it leaves half done must not matter.
 pub(crate) fn guarded<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(work)).map_err(|panic| {
         let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());

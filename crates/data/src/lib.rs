@@ -1,5 +1,6 @@
-//! Text in, token ids out: tokenizers ([`Tokenizer`]), evaluation and calibration texts ([`load_text`]), how ids are
-//! cut ([`segments`], [`segments_and_new`], [`windows`]), zero-shot tasks ([`Task`]), and the model hub ([`Hub`]) where either may come from.
+//! Text in, token ids out: tokenizers ([`Tokenizer`]), evaluation and calibration texts ([`load_text`]), segments and windows of ids
+//! ([`segments`], [`segments_and_new`], [`windows`]), zero-shot tasks ([`Task`]), and the model hub ([`Hub`]), from which models and texts
+//! can come.
 //!
 //! No tensors and no libtorch: ids are `u32`, texts are `String`.
 //!

@@ -1,8 +1,8 @@
-//! The one column of a dataset's parquet file that is read: strings, in a column that is not part of another.
+//! Reads one column from a dataset's parquet file: a top-level column of strings.
 //!
-//! The `parquet` library decodes it. What the file says about sizes and places comes first: the library skips values that take
-//! no bytes, as many as the file says, follows groups in groups without end, and allocates what a header asks for. So the
-//! footer is read here, and the library is told what is in it; page headers it reads itself, after they have been checked here.
+//! The `parquet` library decodes it, but only after the sizes and offsets in the file have been checked. Otherwise the library would skip
+//! as many zero-byte values as the file claims, follow nested groups without end, and allocate whatever a header asks for. So the footer is
+//! parsed here and passed to the library. Page headers are read by the library itself, after they have been checked here.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -23,18 +23,18 @@ use crate::error::DataError;
 use crate::guard::guarded;
 use crate::thrift::{Struct, Value};
 
-/// Numbers of the format (<https://github.com/apache/parquet-format/blob/master/src/main/thrift/parquet.thrift>).
+/// Constants of the format (<https://github.com/apache/parquet-format/blob/master/src/main/thrift/parquet.thrift>).
 const BYTE_ARRAY: i64 = 6;
 /// PLAIN, PLAIN_DICTIONARY and RLE_DICTIONARY.
 const ENCODINGS: [i64; 3] = [0, 2, 8];
-/// Snappy writes 64 bytes with 3 at best.
+/// Snappy compresses 64 bytes to 3 at best.
 const SNAPPY_RATIO: i64 = 22;
-/// How much larger than the file its strings may be in memory: one string of a dictionary can stand in millions of rows.
+/// How much larger than the file its strings may become in memory: one dictionary entry can occur in millions of rows.
 const TEXT_RATIO: usize = 256;
 
-/// The strings of a column of the file whose bytes are `bytes`, in order; a null is an empty string. `path` is for messages.
+/// The strings of a column, in order, of the file with the content `bytes`; a null is an empty string. `path` is used in messages.
 pub(crate) fn read_rows(path: &Path, bytes: Vec<u8>, name: &str) -> Result<Vec<String>, DataError> {
-    // The library panics at levels and dictionaries that do not fit, among others.
+    // The library panics at inconsistent levels and dictionaries, among others.
     let rows = guarded(|| try_read_rows(Bytes::from(bytes), name)).unwrap_or_else(|panic| Err(Error(panic)));
     rows.map_err(|Error(reason)| DataError::corrupt(path, format!("not readable as parquet: {reason}")))
 }
@@ -85,10 +85,10 @@ fn read_footer(bytes: &[u8]) -> Option<Struct<'_>> {
     Struct::read(&mut &rest[rest.len().checked_sub(len)?..])
 }
 
-/// The number of column `name` among those that hold values, and a schema of it alone.
+/// The index of column `name` among the leaf columns, and a schema of it alone.
 fn find_column(footer: &Struct<'_>, name: &str) -> Result<(usize, SchemaDescPtr), Error> {
     let elements = footer.structs(2).ok_or("the footer has no schema")?;
-    // The first is the root. Groups have children, which follow them, and values are in those without.
+    // The first element is the root. Groups have children, which follow them; leaves hold values.
     let mut elements = elements.get(1..).unwrap_or_default().iter();
     let (mut at, mut there) = (0, Vec::new());
     let found = loop {
@@ -120,13 +120,13 @@ fn find_column(footer: &Struct<'_>, name: &str) -> Result<(usize, SchemaDescPtr)
         (Some(BYTE_ARRAY), Some(1)) => "OPTIONAL",
         _ => return Err(Error(format!("its column \"{name}\" does not hold one string per row"))),
     };
-    // The name does not matter to what is read.
+    // The name does not matter for reading.
     let schema = parse_message_type(&format!("message schema {{ {repetition} BYTE_ARRAY text (UTF8); }}"))?;
     Ok((at, Arc::new(SchemaDescriptor::new(Arc::new(schema)))))
 }
 
-/// What the library wants to know of a row group, with the one column. Its pages have been checked, and are taken off `left`, the
-/// bytes that row groups have not been in.
+/// What the library needs to know about a row group with the one column. Its pages have been checked, and are subtracted from `left`, the
+/// bytes that belong to no row group yet.
 fn row_group(
     group: &Struct<'_>,
     column: usize,
@@ -141,7 +141,7 @@ fn row_group(
     let compression = match chunk.int(4) {
         Some(0) => Compression::UNCOMPRESSED,
         Some(1) => Compression::SNAPPY,
-        _ => return Err("its text is compressed, and not by Snappy: save it anew with compression=\"snappy\"".into()),
+        _ => return Err("its text is compressed, and not by Snappy: save it again with compression=\"snappy\"".into()),
     };
     let (Some(rows), Some(len), Some(data)) = (group.int(3), chunk.int(7), chunk.int(9)) else {
         return Err("a row group does not say where it is".into());
@@ -161,7 +161,7 @@ fn row_group(
     Ok(RowGroupMetaData::builder(schema.clone()).set_num_rows(rows).add_column_metadata(chunk).build()?)
 }
 
-/// Whether each page's header reads the same to the library as to [`Struct`], and asks for no more than there is.
+/// Whether the library reads each page header the same way as [`Struct`] does, and each asks for no more than there is.
 fn check_pages(mut rest: &[u8]) -> Option<()> {
     while !rest.is_empty() {
         let header = Struct::read(&mut rest)?;
@@ -177,7 +177,7 @@ fn check_pages(mut rest: &[u8]) -> Option<()> {
         rest.split_off(..usize::try_from(compressed).ok()?)?;
         let fits = |(id, value): &(i16, Value<'_>)| match (id, value) {
             (5, Value::Struct(data)) => data.int(2).is_some_and(|encoding| ENCODINGS.contains(&encoding)),
-            // A string takes four bytes at least, for its length.
+            // A string takes at least four bytes, for its length.
             (7, Value::Struct(dictionary)) => {
                 dictionary.int(1).is_some_and(|len| (0..=uncompressed / 4).contains(&len))
             }
@@ -191,7 +191,7 @@ fn check_pages(mut rest: &[u8]) -> Option<()> {
     Some(())
 }
 
-/// Whether the fields that the library knows are what it takes them for: the first `numbers` by id, then `flags`.
+/// Whether the fields that the library knows have the expected types: the first `numbers` by id, then `flags`.
 fn has_known_types(header: &Struct<'_>, numbers: i16, flags: i16) -> bool {
     header.0.iter().all(|(id, value)| match value {
         Value::Int(number) => i32::try_from(*number).is_ok() && !(numbers + 1..=numbers + flags).contains(id),

@@ -1,25 +1,25 @@
-//! How a long row of token ids is cut: random segments to calibrate on, windows to evaluate on.
+//! Cuts a long sequence of token ids: random segments for calibration, windows for evaluation.
 
 use oq_random::SplitMix64;
 
 use crate::error::DataError;
 
-/// Draws of a start, of which the one that shares the fewest tokens with earlier segments is taken.
+/// Number of draws of a start, of which the one that shares the fewest tokens with earlier segments is taken.
 const TRIES: usize = 64;
 
-/// `samples` contiguous segments of `seqlen` ids, each start drawn uniformly from all `len - seqlen + 1` (segments may
-/// overlap or repeat).
+/// `samples` contiguous segments of `seqlen` ids. Each start is drawn uniformly from all `len - seqlen + 1`, so segments may overlap or
+/// repeat.
 ///
-/// The starts are a function of `(ids.len(), samples, seqlen, seed)` alone, the same in every version and on every
-/// machine: those of [`SplitMix64`], one for each draw.
+/// The starts depend on `(ids.len(), samples, seqlen, seed)` alone, and are the same in every version and on every machine: one draw of
+/// [`SplitMix64`] each.
 ///
 /// Errors: a text shorter than one segment, a segment of no tokens.
 pub fn segments(ids: &[u32], samples: usize, seqlen: usize, seed: u64) -> Result<Vec<Vec<u32>>, DataError> {
     segments_and_new(ids, samples, 0, seqlen, seed)
 }
 
-/// The segments of [`segments`], then `new` ones that share no token with any before them, where the text has room for such: each is
-/// the first of 64 draws that does not, else the one that shares the fewest.
+/// The segments of [`segments`], then `new` ones that share no token with any earlier segment, if the text is long enough. Each is the
+/// first of 64 draws without overlap, else the one that shares the fewest tokens.
 pub fn segments_and_new(
     ids: &[u32],
     samples: usize,
@@ -51,7 +51,7 @@ pub fn segments_and_new(
     Ok(starts.into_iter().map(|start| ids[start..start + seqlen].to_vec()).collect())
 }
 
-/// Non-overlapping windows of `seqlen` ids in order; a last partial window is dropped. A `seqlen` of 0 gives none.
+/// Non-overlapping windows of `seqlen` ids, in order. A last partial window is dropped; a `seqlen` of 0 gives none.
 pub fn windows(ids: &[u32], seqlen: usize) -> impl ExactSizeIterator<Item = &[u32]> {
     let ids = if seqlen == 0 { &[] } else { ids };
     ids.chunks_exact(seqlen.max(1))

@@ -38,7 +38,7 @@ impl fmt::Display for Split {
     }
 }
 
-/// The inverse of [`Display`](fmt::Display); `validation` is taken too.
+/// The inverse of [`Display`](fmt::Display); also accepts `validation`.
 impl FromStr for Split {
     type Err = ();
 

@@ -1,7 +1,7 @@
-//! Zero-shot tasks: questions with choices, of which a model should find the right one the likeliest.
+//! Zero-shot tasks: multiple-choice questions, of which a model should find the correct choice the most likely.
 //!
-//! Prompts are those of the field's common evaluation harness (`lm-evaluation-harness` 0.4), so that numbers can be compared. A
-//! task is read from `tasks/` under the folder of datasets:
+//! Prompts are those of the `lm-evaluation-harness` 0.4, so that results can be compared. A task is read from `tasks/` under the folder of
+//! datasets:
 //!
 //! | task | file | as its authors publish it | or an item's JSON |
 //! |---|---|---|---|
@@ -36,27 +36,27 @@ pub enum Task {
 /// One item of a task.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Item {
-    /// Two or more.
+    /// Two or more choices.
     pub choices: Vec<Choice>,
-    /// Index of the right one.
+    /// Index of the correct one.
     pub gold: usize,
 }
 
-/// What a model may say, and after what.
+/// A possible continuation, and its context.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Choice {
-    /// Ends without a space.
+    /// Does not end with a space.
     pub context: String,
-    /// Its likelihood after the context is asked for. Begins with a space.
+    /// Scored by its likelihood given the context. Begins with a space.
     pub continuation: String,
 }
 
 impl Task {
-    /// All of them.
+    /// All tasks.
     pub const ALL: [Self; 6] =
         [Self::Piqa, Self::ArcEasy, Self::ArcChallenge, Self::Boolq, Self::Hellaswag, Self::Winogrande];
 
-    /// As the command line writes it.
+    /// The name on the command line.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Piqa => "piqa",
@@ -68,12 +68,12 @@ impl Task {
         }
     }
 
-    /// Whether the harness also reports choices by their likelihood per character.
+    /// Whether the harness also reports accuracy by likelihood per character.
     pub const fn is_normalized(self) -> bool {
         !matches!(self, Self::Boolq | Self::Winogrande)
     }
 
-    /// Files that it may be in, the best first.
+    /// Possible file names, in order of preference.
     const fn files(self) -> &'static [&'static str] {
         match self {
             Self::Piqa => &["piqa.valid.jsonl"],
@@ -194,7 +194,7 @@ enum Winogrande {
     Plain { context_options: Vec<String>, continuation: String, gold: usize },
 }
 
-/// Choices after one context.
+/// Choices that share one context.
 fn after(context: &str, choices: &[String], gold: usize) -> Item {
     let choice =
         |choice: &String| Choice { context: context.trim_end().to_owned(), continuation: format!(" {choice}") };
@@ -215,7 +215,7 @@ impl Arc {
     fn item(self) -> Item {
         let (text, choices, gold) = match self {
             Self::Published { question: ArcQuestion { stem, choices }, answer_key } => {
-                // A key that is none of the labels is refused as a choice that is not there.
+                // A key that is none of the labels is rejected as a missing choice.
                 let gold = choices.iter().position(|choice| choice.label == answer_key).unwrap_or(choices.len());
                 (stem, choices.into_iter().map(|choice| choice.text).collect(), gold)
             }
@@ -252,7 +252,7 @@ impl Winogrande {
     fn item(self) -> Item {
         let (contexts, continuation, gold) = match self {
             Self::Published { sentence, option1, option2, answer } => {
-                // Without a gap there is nothing to continue, which is refused.
+                // Without a gap there is nothing to continue, which is rejected.
                 let (before, after) = sentence.split_once('_').unwrap_or((&sentence, ""));
                 let contexts = [option1, option2].map(|option| format!("{before}{option}")).to_vec();
                 (contexts, after.to_owned(), answer.parse().map_or(usize::MAX, |number: usize| number.wrapping_sub(1)))
@@ -266,14 +266,14 @@ impl Winogrande {
     }
 }
 
-/// The first letter large, the others small.
+/// Capitalizes the first letter and lowercases the others.
 fn capitalized(text: &str) -> String {
     let mut letters = text.chars();
     let first = letters.next().into_iter().flat_map(char::to_uppercase);
     first.chain(letters.flat_map(char::to_lowercase)).collect()
 }
 
-/// HellaSwag's texts without the marks that WikiHow's have: `[title]`, `[step]`.
+/// HellaSwag's texts without the tags of those from WikiHow: `[title]`, `[step]`.
 fn without_marks(text: &str) -> String {
     let text = text.trim().replace(" [title]", ". ");
     let (mut kept, mut rest) = (String::with_capacity(text.len()), text.as_str());
@@ -291,7 +291,7 @@ fn without_marks(text: &str) -> String {
     kept.replace("  ", " ")
 }
 
-/// A file's lines of JSON.
+/// The lines of a JSON Lines file.
 fn lines<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>, DataError> {
     let parse = |(number, line): (usize, &str)| {
         serde_json::from_str(line).map_err(|error| DataError::corrupt(path, format!("line {}: {error}", number + 1)))
@@ -299,7 +299,7 @@ fn lines<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>, DataError> {
     read_text(path)?.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()).map(parse).collect()
 }
 
-/// Refuses items that cannot be asked.
+/// Rejects invalid items.
 fn check(path: &Path, items: Vec<Item>) -> Result<Vec<Item>, DataError> {
     if items.is_empty() {
         return Err(DataError::corrupt(path, "no items"));

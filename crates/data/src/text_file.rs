@@ -1,5 +1,5 @@
-//! A text of the user's own: plain, or rows of JSON or parquet, each with a text or a conversation. Pipes are read. Rows may be gzipped, as
-//! datasets are published; a plain text may not.
+//! The user's own texts: plain text, or rows of JSON or parquet with a text or a conversation each. Pipes can be read. Rows may be gzipped,
+//! as datasets are published; plain text may not.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -12,23 +12,23 @@ use crate::chat::{ChatTemplate, Message};
 use crate::error::{DataError, text_of};
 use crate::parquet_text;
 
-/// How a file of rows is read.
+/// How to read a file of rows.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Rows<'a> {
-    /// The column or field with the text; `text` where none is named, else `messages` or `conversations`.
+    /// The column or field with the text; by default `text`, else `messages` or `conversations`.
     pub field: Option<&'a str>,
-    /// The directory of the model whose chat template writes conversations.
+    /// The directory of the model whose chat template renders conversations.
     pub model: Option<&'a Path>,
 }
 
-/// Fields that are looked for in this order.
+/// Fields that are tried, in this order.
 const FIELDS: [&str; 3] = ["text", "messages", "conversations"];
-/// What stands between texts of different rows.
+/// Separator between the texts of different rows.
 const BETWEEN: &str = "\n\n";
-/// Most bytes that are made of a compressed file: far more than any run reads.
+/// Maximum size of a decompressed file: far more than any run reads.
 const MOST_BYTES: u64 = 8 << 30;
 
-/// A file's text, and what the file was if it was not plain. `-` is standard input.
+/// A file's text, and the format of the file if it is not plain text. `-` is standard input.
 pub(crate) fn load(path: &Path, rows: Rows<'_>) -> Result<(String, Option<String>), DataError> {
     let name = path.file_name().map(|name| name.to_string_lossy().to_lowercase()).unwrap_or_default();
     let bytes = read(path)?;
@@ -83,7 +83,7 @@ fn join(texts: Vec<String>) -> String {
     texts.join(BETWEEN)
 }
 
-/// The rows of a JSON file: of an array, or one a line. None where a file that is not named so is no JSON: a plain text.
+/// The rows of a JSON file: of an array, or one per line. None if the file is plain text, neither named as JSON nor valid JSON.
 fn json_rows(text: &str, path: &Path, is_named: bool) -> Result<Option<Vec<Value>>, DataError> {
     let text = text.trim();
     let may_be = is_named || text.starts_with("{\"") || text.starts_with("[{");
@@ -118,7 +118,7 @@ fn json_rows(text: &str, path: &Path, is_named: bool) -> Result<Option<Vec<Value
     }
 }
 
-/// The texts of rows, and the field that they are in.
+/// The texts of rows, and the field that holds them.
 fn texts_of(path: &Path, rows: &[Value], how: Rows<'_>) -> Result<(Vec<String>, String), DataError> {
     let first = rows.iter().find_map(Value::as_object);
     let field = match (how.field, first) {
@@ -171,7 +171,7 @@ fn no_field(path: &Path, row: usize, field: &str, fields: &Map<String, Value>) -
     DataError::corrupt(path, reason)
 }
 
-/// The turns of a conversation, as `role` and `content` or as `from` and `value`.
+/// The messages of a conversation, with `role` and `content` or with `from` and `value`.
 fn messages(turns: &[Value]) -> Option<Vec<Message>> {
     let message = |turn: &Value| {
         let role = turn["role"].as_str().or_else(|| turn["from"].as_str())?;

@@ -1,15 +1,15 @@
-//! Values in Thrift's compact protocol, in which a parquet file says what is where
+//! The compact protocol of Thrift, in which a parquet file describes its layout
 //! (<https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md>).
 //!
-//! Not trusted: nothing is read that takes no bytes, so that reading ends where the bytes do. `None` is bytes that end before
-//! their value does, and what no parquet file holds: lists of flags, maps, UUIDs, ids of fields that go back.
+//! The input is not trusted: no value takes zero bytes, so parsing ends with the input. `None` means that the input ends within a value, or
+//! has something that no parquet file contains: lists of flags, maps, UUIDs, decreasing field ids.
 
-/// How deep structs and lists may lie in each other; a footer's go to 8.
+/// Maximum nesting of structs and lists; footers nest up to 8 deep.
 const DEPTH: usize = 16;
 
 /// One value.
 pub(crate) enum Value<'a> {
-    /// A field that is true or false.
+    /// A boolean field.
     Flag,
     /// A number of 16, 32 or 64 bits.
     Int(i64),
@@ -19,15 +19,15 @@ pub(crate) enum Value<'a> {
     List(Vec<Value<'a>>),
     /// A struct.
     Struct(Struct<'a>),
-    /// A byte or a floating-point number, which nothing asks for.
+    /// A byte or a floating-point number, which is never used.
     Other,
 }
 
-/// Fields by their ids, which ascend.
+/// Fields by id, ascending.
 pub(crate) struct Struct<'a>(pub(crate) Vec<(i16, Value<'a>)>);
 
 impl<'a> Struct<'a> {
-    /// The struct that `bytes` begin with; they then begin behind it.
+    /// Parses the struct at the beginning of `bytes` and advances `bytes` behind it.
     pub(crate) fn read(bytes: &mut &'a [u8]) -> Option<Self> {
         read_struct(bytes, DEPTH)
     }
@@ -56,11 +56,11 @@ fn read_struct<'a>(bytes: &mut &'a [u8], depth: usize) -> Option<Struct<'a>> {
         let head = read_byte(bytes)?;
         match (head >> 4, head & 15) {
             (_, 0) => return Some(Struct(fields)),
-            // The id in full, for one that goes back or far on.
+            // The full id, if it decreases or skips far ahead.
             (0, _) => return None,
             (step, kind) => {
                 id = id.checked_add(i16::from(step))?;
-                // A flag is in its head.
+                // The value of a flag is in its header.
                 let value = if let 1 | 2 = kind { Value::Flag } else { read_value(bytes, kind, depth)? };
                 fields.push((id, value));
             }
@@ -91,7 +91,7 @@ fn read_value<'a>(bytes: &mut &'a [u8], kind: u8, depth: usize) -> Option<Value<
     })
 }
 
-/// Seven bits a byte, the lowest first.
+/// Seven bits per byte, the lowest first.
 fn read_number(bytes: &mut &[u8]) -> Option<u64> {
     let mut number = 0;
     for shift in (0..64).step_by(7) {

@@ -247,7 +247,7 @@ fn refusals_say_what_would_help() {
     check_refused(401, "RepoNotFound", None, missing, "no such repository, or it is private or gated");
     check_refused(401, "GatedRepo", None, missing, "accept its terms");
     check_refused(401, "", Some("secret"), missing, "the token in HF_TOKEN may not read it");
-    check_refused(403, "GatedRepo", Some("secret"), missing, "has not been let in");
+    check_refused(403, "GatedRepo", Some("secret"), missing, "has no access yet");
     check_refused(404, "RevisionNotFound", None, missing, "has no owner/model at revision main (HTTP 404)");
     check_refused(500, "", None, ErrorKind::Unreachable, "HTTP 500 after 3 attempts");
 }

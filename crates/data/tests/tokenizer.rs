@@ -300,7 +300,7 @@ fn ids_outside_the_vocabulary_are_refused() {
     let tokenizer = Tokenizer::open(dir.path()).unwrap();
     assert!(tokenizer.encode("one", AddSpecial::No).is_ok());
     let err = tokenizer.encode("one", AddSpecial::Yes).unwrap_err().to_string();
-    assert!(err.contains("id 1024 is not of the vocabulary, whose ids are below 1024"), "{err}");
+    assert!(err.contains("id 1024 is not in the vocabulary, whose ids are below 1024"), "{err}");
 }
 
 #[test]

@@ -1,37 +1,37 @@
-//! What can go wrong while measuring.
+//! Errors of measuring.
 
 use oq_data::DataError;
 use oq_models::ModelError;
 
-/// Why a model was not measured.
+/// Why a model could not be measured.
 #[derive(Debug, thiserror::Error)]
 pub enum EvalError {
-    /// Nothing to measure on.
+    /// The text is shorter than one window.
     #[error("the text has {tokens} tokens, less than one window of {seqlen}: give a longer text or a smaller --seqlen")]
     TooShort {
-        /// Tokens of the text.
+        /// Tokens in the text.
         tokens: usize,
-        /// Tokens of a window.
+        /// Tokens per window.
         seqlen: usize,
     },
-    /// A window without a second token.
+    /// A window of one token.
     #[error("a window of {seqlen} has no next token to predict: --seqlen must be at least 2")]
     NothingToPredict {
-        /// Tokens of a window.
+        /// Tokens per window.
         seqlen: usize,
     },
     /// The model produced NaN or infinity.
-    #[error("window or choice {}: the loss is {value}; the model's numbers overflow", window + 1)]
+    #[error("window or choice {}: the loss is {value}, so the model's activations overflow", window + 1)]
     NotFinite {
-        /// Which window or choice, from 0; people read it from 1.
+        /// Index of the window or choice, from 0; the message counts from 1.
         window: usize,
         /// Its loss.
         value: f64,
     },
-    /// A choice and its context are one token together, before which nothing stands.
-    #[error("{text:?} is one token: a choice needs a context of its own")]
+    /// A choice and its context are a single token, so there is nothing to predict it from.
+    #[error("{text:?} is one token: a choice needs a token of context before it")]
     OneToken {
-        /// Both.
+        /// Context and choice.
         text: String,
     },
     /// A text cannot be tokenized.

@@ -1,4 +1,4 @@
-//! The forward through all blocks, block by block over many sequences.
+//! The forward pass through all blocks, block by block, over many sequences.
 
 use std::collections::BTreeMap;
 
@@ -7,17 +7,17 @@ use oq_models::runtime::trim_memory;
 use oq_models::{Head, Model, ModelError};
 use tch::{Device, Kind, Tensor};
 
-/// Hidden states of this many bytes go through a block together, so that its weights are read once for all of them.
+/// Hidden states of this many bytes go through a block together, so that its weights are read only once for them.
 pub(crate) const STATES_BYTES: usize = 512 << 20;
-/// Tokens whose logits are held at once: 512 rows of 128k entries are 256 MiB.
+/// Number of tokens whose logits are held at once: 512 rows of 128k entries are 256 MiB.
 const LOGIT_ROWS: i64 = 512;
 
-/// How far a measurement is.
+/// Progress of a measurement.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Progress {
     /// Block passes done.
     pub done: usize,
-    /// Block passes in all.
+    /// Total number of block passes.
     pub total: usize,
 }
 
@@ -30,13 +30,13 @@ pub fn logits(model: &Model, ids: &Tensor, device: Device) -> Result<Tensor, Mod
     Ok(model.head(device)?.logits(&x).to_device(Device::Cpu))
 }
 
-/// First hidden states of each batch of ids.
+/// The embeddings of each batch of ids.
 pub(crate) fn embed(model: &Model, batches: &[Tensor], device: Device) -> Result<Vec<Tensor>, ModelError> {
     let outer = model.outer(device);
     batches.iter().map(|ids| model.decoder().embed(&outer, ids)).collect()
 }
 
-/// Takes all hidden states through all blocks; `after_block` is called once for each.
+/// Runs all hidden states through all blocks; `after_block` is called after each.
 pub(crate) fn run_blocks(
     model: &Model,
     states: &mut [Tensor],
@@ -44,7 +44,7 @@ pub(crate) fn run_blocks(
     after_block: &mut dyn FnMut(),
 ) -> Result<(), ModelError> {
     let decoder = model.decoder();
-    // One for each length of sequences.
+    // One context for each length of sequences.
     let mut contexts = BTreeMap::new();
     for x in &*states {
         let t = x.size()[1];
@@ -64,7 +64,7 @@ pub(crate) fn run_blocks(
     Ok(())
 }
 
-/// Sum of the negative log-likelihoods of tokens `targets [n]`, each after a normed state of `x [n, width]`.
+/// Sum of the negative log-likelihoods of the tokens `targets [n]`, given normed hidden states `x [n, width]`.
 pub(crate) fn nll(head: &Head, x: &Tensor, targets: &Tensor) -> f64 {
     let rows = x.split(LOGIT_ROWS, 0).into_iter().zip(targets.split(LOGIT_ROWS, 0));
     rows.map(|(x, targets)| token_nll(&head.logits(&x), &targets).sum(Kind::Double).double_value(&[])).sum()

@@ -1,7 +1,7 @@
-//! Perplexity as the field reports it.
+//! Perplexity as it is usually reported.
 //!
-//! The text is tokenized once and cut into windows that do not overlap, the last partial one dropped; each window is read
-//! from its own first token. The result is `exp` of the mean over windows of the window's mean next-token cross-entropy.
+//! The text is tokenized once and cut into windows that do not overlap; a last partial one is dropped. Each window is evaluated from its
+//! own first token. The result is `exp` of the mean over windows of each window's mean next-token cross-entropy.
 
 use oq_models::{Head, Model, ModelError};
 use tch::{Device, Tensor};
@@ -14,7 +14,7 @@ use crate::forward::{Progress, STATES_BYTES, embed, nll, run_blocks};
 pub struct Perplexity {
     /// Mean next-token cross-entropy of each window, in nats.
     pub window_nll: Vec<f64>,
-    /// Tokens of a window.
+    /// Tokens per window.
     pub seqlen: usize,
 }
 
@@ -24,7 +24,7 @@ impl Perplexity {
         self.after(self.window_nll.len())
     }
 
-    /// The same over the first `windows` windows.
+    /// The perplexity of the first `windows` windows.
     pub fn after(&self, windows: usize) -> f64 {
         let nll = &self.window_nll[..windows];
         (nll.iter().sum::<f64>() / nll.len() as f64).exp()

@@ -1,8 +1,8 @@
-//! Zero-shot accuracy: of each item's choices, is the right one the likeliest?
+//! Zero-shot accuracy: how often a model finds the correct choice of an item the most likely.
 //!
-//! As the field's common evaluation harness does it: a choice is worth the sum of its tokens' log-likelihoods after the context, or
-//! that per character of its text; context and choice are tokenized together, without special tokens, and cut where the context's
-//! own tokens end.
+//! Scores follow the `lm-evaluation-harness`: a choice scores the sum of its tokens' log-likelihoods given the context, optionally per
+//! character of its text. Context and choice are tokenized together, without special tokens, and split after the number of tokens that the
+//! context alone has.
 
 use std::collections::HashMap;
 
@@ -13,7 +13,7 @@ use tch::{Device, Tensor};
 use crate::error::EvalError;
 use crate::forward::{Progress, STATES_BYTES, embed, nll, run_blocks};
 
-/// Tokens of sequences that are computed with at once.
+/// Number of tokens that are computed at once.
 const BATCH_TOKENS: usize = 2048;
 /// Lengths are rounded up to multiples of this.
 const STEP: usize = 16;
@@ -21,16 +21,16 @@ const STEP: usize = 16;
 /// A measured accuracy.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Accuracy {
-    /// Items.
+    /// Number of items.
     pub items: usize,
-    /// Share of them whose right choice is the likeliest.
+    /// Fraction of them whose correct choice is the most likely.
     pub plain: f64,
-    /// Share of them whose right choice is the likeliest per character.
+    /// Fraction of them whose correct choice is the most likely per character.
     pub normalized: f64,
 }
 
 impl Accuracy {
-    /// Standard error of a share of the items.
+    /// Standard error of a fraction of the items.
     pub fn error_of(&self, share: f64) -> f64 {
         (share * (1.0 - share) / (self.items.max(2) - 1) as f64).sqrt()
     }
@@ -38,15 +38,15 @@ impl Accuracy {
 
 /// One continuation of one sequence.
 struct Request {
-    /// Which of the sequences.
+    /// Index of the sequence.
     sequence: usize,
-    /// Where in it the first token of the continuation is predicted.
+    /// The position that predicts the first token of the continuation.
     first: usize,
-    /// The continuation.
+    /// Tokens of the continuation.
     targets: Vec<u32>,
 }
 
-/// Asks `model` all items.
+/// Evaluates `model` on all items.
 pub fn zero_shot(
     model: &Model,
     tokenizer: &Tokenizer,
@@ -59,7 +59,7 @@ pub fn zero_shot(
     for choice in choices() {
         let (ids, targets) = tokens(tokenizer, choice, model.decoder().dims().max_positions)?;
         let first = ids.len() - targets.len();
-        // Choices of one token share all that is read.
+        // Choices of one token share everything that the model reads.
         let sequence = *seen.entry(ids.clone()).or_insert_with(|| {
             sequences.push(ids);
             sequences.len() - 1
@@ -68,14 +68,14 @@ pub fn zero_shot(
     }
     let values = log_likelihoods(model, &sequences, &requests, device, progress)?;
     let per_character = choices().zip(&values).map(|(choice, value)| {
-        // Without the space before.
+        // Without the leading space.
         value / (choice.continuation.chars().count() - 1).max(1) as f64
     });
     let right = |values: Vec<f64>| {
         let mut values = values.into_iter();
         let is_right = |item: &&Item| {
             let of_item: Vec<f64> = values.by_ref().take(item.choices.len()).collect();
-            // The first of equals.
+            // On a tie, the first.
             let best = of_item
                 .iter()
                 .enumerate()
@@ -88,15 +88,15 @@ pub fn zero_shot(
     Ok(Accuracy { items: items.len(), plain: right(values), normalized })
 }
 
-/// What a model reads of a choice, all tokens but the last, and the tokens of its continuation. Of what is longer than `longest` the
-/// beginning is left out.
+/// The input of the model for a choice (all tokens but the last), and the tokens of the continuation. Inputs longer than `longest` lose
+/// their beginning.
 fn tokens(tokenizer: &Tokenizer, choice: &Choice, longest: usize) -> Result<(Vec<u32>, Vec<u32>), EvalError> {
     let context = tokenizer.encode(&choice.context, AddSpecial::No)?.len();
     let whole = tokenizer.encode(&format!("{}{}", choice.context, choice.continuation), AddSpecial::No)?;
     if whole.len() < 2 {
         return Err(EvalError::OneToken { text: format!("{}{}", choice.context, choice.continuation) });
     }
-    // Some tokenizers may join the end of the one and the beginning of the other.
+    // Some tokenizers may join the end of the context and the beginning of the choice.
     let context = context.clamp(1, whole.len() - 1);
     let targets = whole[context..].to_vec();
     let read = &whole[..whole.len() - 1];
@@ -118,7 +118,7 @@ fn log_likelihoods(
         of_sequence[request.sequence].push(idx);
     }
     let dims = model.decoder().dims();
-    // A model reads no sequence's last token, and so says nothing of it.
+    // The last token of a sequence is only predicted, never read.
     for Request { first, targets, .. } in requests {
         if let Some(i) = targets.iter().position(|&id| id as usize >= dims.vocab) {
             let (id, index) = (i64::from(targets[i]), first + 1 + i);
@@ -154,7 +154,7 @@ fn log_likelihoods(
     Ok(values)
 }
 
-/// Of a request's tokens after a sequence's last hidden states `x [t, hidden]`.
+/// The scores of a request's tokens, given a sequence's last hidden states `x [t, hidden]`.
 fn log_likelihood(
     model: &Model,
     x: &Tensor,
@@ -170,7 +170,7 @@ fn log_likelihood(
     Ok(-nll(head, &x, &targets))
 }
 
-/// Sequences that are computed with at once, by their indices: those of one padded length, the longest first.
+/// Sequences that are computed together, by index: all of one padded length, the longest first.
 fn batches(sequences: &[Vec<u32>], padded: impl Fn(usize) -> usize) -> Vec<Vec<usize>> {
     let mut order: Vec<usize> = (0..sequences.len()).collect();
     order.sort_by_key(|&idx| std::cmp::Reverse(sequences[idx].len()));
@@ -189,7 +189,7 @@ fn batches(sequences: &[Vec<u32>], padded: impl Fn(usize) -> usize) -> Vec<Vec<u
     batches
 }
 
-/// Batches in runs of at most [`STATES_BYTES`], or of one.
+/// Batches in chunks of at most [`STATES_BYTES`], or of one batch.
 fn chunks(batches: &[Vec<usize>], bytes: impl Fn(&[usize]) -> usize) -> Vec<&[Vec<usize>]> {
     let (mut chunks, mut start, mut sum) = (Vec::new(), 0, 0);
     for (idx, batch) in batches.iter().enumerate() {
@@ -206,12 +206,12 @@ fn chunks(batches: &[Vec<usize>], bytes: impl Fn(&[usize]) -> usize) -> Vec<&[Ve
     chunks
 }
 
-/// Within the positions of the model, where the sequence itself is.
+/// At most the model's number of positions, which the sequence itself does not exceed.
 fn padded(length: usize, max_positions: usize) -> usize {
     length.next_multiple_of(STEP).min(max_positions.max(length))
 }
 
-/// `[b, t]`, filled up at the ends, which no position before them sees.
+/// `[b, t]`, padded at the ends, which causal attention hides from all earlier positions.
 fn ids_of(batch: &[usize], sequences: &[Vec<u32>], padded: impl Fn(usize) -> usize) -> Tensor {
     let length = padded(sequences[batch[0]].len());
     let row = |&idx: &usize| {

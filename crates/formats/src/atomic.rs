@@ -1,7 +1,7 @@
-//! Files that appear whole or not at all.
+//! Atomic file writes.
 //!
-//! Bytes go to a temporary file in the same directory, are forced to the disk, and take the file's name in one step. Whoever
-//! looks, and whatever is killed, sees the old file or the new one.
+//! Bytes go to a temporary file in the same directory, which is synced and then renamed. Readers see the old file or the new one, whatever
+//! is killed when.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -10,17 +10,17 @@ use std::path::Path;
 
 use crate::FormatError;
 
-/// How temporary files are named; [`remove_leftovers`] knows them by it.
+/// Name of temporary files, by which [`remove_leftovers`] recognizes them.
 const TEMP_PREFIX: &str = ".omniquant-partial-";
-/// Large enough that the system call does not show beside the copy.
+/// Large enough that the cost of the system call is negligible compared with the copy.
 const BUFFER_BYTES: usize = 1 << 20;
 
-/// Writes `bytes` to `path`, whole or not at all.
+/// Writes `bytes` to `path` atomically.
 pub fn atomic_write(path: &Path, bytes: &[u8]) -> Result<(), FormatError> {
     write_sized(path, Some(bytes.len() as u64), |out| out.write_all(bytes))
 }
 
-/// Writes what `fill` writes to `path`, whole or not at all: when `fill` fails, nothing is left behind.
+/// Writes what `fill` writes to `path`, atomically. If `fill` fails, nothing is left behind.
 pub(crate) fn atomic_write_with(
     path: &Path,
     fill: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
@@ -28,7 +28,7 @@ pub(crate) fn atomic_write_with(
     write_sized(path, None, fill)
 }
 
-/// [`atomic_write_with`] for a file whose size is known, so that a full disk can be told with a number.
+/// [`atomic_write_with`] for a file of known size, so that the error for a full disk can name it.
 pub(crate) fn write_sized(
     path: &Path,
     size: Option<u64>,
@@ -41,7 +41,7 @@ fn try_write(path: &Path, fill: impl FnOnce(&mut BufWriter<File>) -> io::Result<
     let dir = parent(path);
     let mut builder = tempfile::Builder::new();
     builder.prefix(TEMP_PREFIX);
-    // Temporary files are private by default; this one is to become an ordinary file, under the user's umask.
+    // Temporary files are private by default; the result must be an ordinary file under the user's umask.
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
     // Dropped on every error path below, which removes the file.
@@ -54,7 +54,7 @@ fn try_write(path: &Path, fill: impl FnOnce(&mut BufWriter<File>) -> io::Result<
     sync_dir(dir)
 }
 
-/// Removes a file, on the disk too; none need be there.
+/// Removes a file and syncs its directory; a missing file is no error.
 pub fn remove_file(path: &Path) -> Result<(), FormatError> {
     match fs::remove_file(path).and_then(|()| sync_dir(parent(path))) {
         Err(source) if source.kind() != io::ErrorKind::NotFound => {
@@ -64,7 +64,7 @@ pub fn remove_file(path: &Path) -> Result<(), FormatError> {
     }
 }
 
-/// Forces a directory's names to the disk.
+/// Syncs a directory.
 #[cfg(unix)]
 fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
@@ -82,12 +82,12 @@ fn parent(path: &Path) -> &Path {
     }
 }
 
-/// Whether a file of that name was never finished: a killed run left it.
+/// Whether this is the name of an unfinished file that a killed run left.
 pub fn is_leftover(name: &OsStr) -> bool {
     name.to_string_lossy().starts_with(TEMP_PREFIX)
 }
 
-/// Removes temporary files that a killed run left in `dir`.
+/// Removes the temporary files that a killed run left in `dir`.
 pub(crate) fn remove_leftovers(dir: &Path) -> Result<(), FormatError> {
     let failed = |source| FormatError::Io { path: dir.to_owned(), source };
     for entry in fs::read_dir(dir).map_err(failed)? {

@@ -1,4 +1,4 @@
-//! A checkpoint directory: memory-mapped shards behind one table of names.
+//! A checkpoint directory: memory-mapped shards behind one table of tensor names.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -14,20 +14,20 @@ use crate::mistaken::what_lies_in;
 use crate::mmap::MappedFile;
 use crate::{FormatError, TensorView, pickle, without_mark};
 
-/// The one shard of a small model.
+/// The only shard of a small model.
 pub(crate) const SINGLE: &str = "model.safetensors";
-/// Which tensor lies in which shard.
+/// The index: which shard has which tensor.
 pub(crate) const INDEX: &str = "model.safetensors.index.json";
-/// The same two in PyTorch's own format, as older models are published.
+/// The same two in PyTorch's own format, in which older models are published.
 const PICKLED_SINGLE: &str = "pytorch_model.bin";
 const PICKLED_INDEX: &str = "pytorch_model.bin.index.json";
 
-/// Bytes of a tensor that are in memory at once where it is only looked at; a multiple of every element's size.
+/// How many bytes of a tensor are in memory at once during a scan; a multiple of every element size.
 pub(crate) const PIECE: usize = 16 << 20;
 
-/// The tensors of a model directory. Opening reads headers only; data is paged in as it is used.
+/// The tensors of a model directory. Opening reads headers only; data is paged in when it is used.
 ///
-/// Files must not be rewritten in place while they are open (replacing them by rename is fine).
+/// Files must not be rewritten in place while they are open. Replacing them by rename is fine.
 #[derive(Debug)]
 pub struct Checkpoint {
     dir: PathBuf,
@@ -56,15 +56,14 @@ struct Index {
 }
 
 impl Checkpoint {
-    /// Opens `model.safetensors.index.json` and the shards that it names, else `model.safetensors`, else the same of
-    /// `pytorch_model.bin`.
+    /// Opens `model.safetensors.index.json` and the shards it names, else `model.safetensors`, else their `pytorch_model.bin` counterparts.
     ///
     /// # Errors
-    /// When files are missing, truncated or contradict themselves; nothing of the data is read.
+    /// When files are missing, truncated or inconsistent. No tensor data is read.
     pub fn open(dir: &Path) -> Result<Self, FormatError> {
         for (index, single) in [(INDEX, SINGLE), (PICKLED_INDEX, PICKLED_SINGLE)] {
             let (index, single) = (dir.join(index), dir.join(single));
-            // As transformers chooses: an index beside a single file is of an earlier model there.
+            // Like transformers, which ignores an index beside a single file, because it belongs to an earlier model.
             if single.exists() {
                 return Self::open_file(&single);
             }
@@ -77,10 +76,10 @@ impl Checkpoint {
         Err(FormatError::NoWeights { dir: dir.to_owned(), what: what_lies_in(dir) })
     }
 
-    /// Opens one file: PyTorch's own format where its name ends in `.bin`, else safetensors.
+    /// Opens one file: PyTorch's own format if its name ends in `.bin`, else safetensors.
     ///
     /// # Errors
-    /// As [`Self::open`].
+    /// Same as [`Self::open`].
     pub fn open_file(path: &Path) -> Result<Self, FormatError> {
         let (shard, entries) = Shard::open(path.to_owned())?;
         let tensors = entries.into_iter().map(|entry| Tensor::new(0, entry)).collect();
@@ -111,18 +110,18 @@ impl Checkpoint {
             }
             unlisted.extend(held);
         }
-        // The index decides where a tensor lies that it lists. One that it does not list is a tensor all the same, as for
-        // transformers, which reads whole shards; of several by one name the last.
+        // For the tensors that it lists, the index decides which shard is read. Others are used too, as in transformers, which reads whole
+        // shards; of several with one name, the last.
         for (name, tensor) in unlisted.into_iter().rev() {
             tensors.entry(name).or_insert(tensor);
         }
         Ok(Self { dir: dir.to_owned(), shards, tensors })
     }
 
-    /// One tensor, where it lies in its file.
+    /// A view of one tensor in its file.
     ///
     /// # Errors
-    /// [`FormatError::MissingTensor`]; [`FormatError::Truncated`] when the file was cut since it was opened.
+    /// [`FormatError::MissingTensor`]; [`FormatError::Truncated`] when the file has become shorter since it was opened.
     pub fn tensor(&self, name: &str) -> Result<TensorView<'_>, FormatError> {
         match self.tensors.get_key_value(name) {
             Some((name, tensor)) => {
@@ -133,16 +132,16 @@ impl Checkpoint {
         }
     }
 
-    /// Values of one tensor as f32, row-major, all finite.
+    /// Values of one tensor as f32, row-major. All are finite.
     pub fn values(&self, name: &str) -> Result<Vec<f32>, FormatError> {
         self.tensor(name)?.to_finite_f32_vec()
     }
 
-    /// Takes `look` over a tensor of any size in pieces of some MiB, whose memory is given back one by one ([`Self::release`]).
-    /// It is told where a piece begins, in bytes from the tensor's first; no piece cuts an element.
+    /// Calls `look` with a tensor of any size in pieces of a few MiB, and releases the memory of each ([`Self::release`]). `look` also gets
+    /// the offset of the piece, in bytes from the start of the tensor. No piece splits an element.
     ///
     /// # Errors
-    /// As [`Self::tensor`], and what `look` returns.
+    /// Same as [`Self::tensor`], and the errors of `look`.
     pub fn for_each_piece<E: From<FormatError>>(
         &self,
         name: &str,
@@ -156,10 +155,10 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// [`TensorView::check_finite`] of a tensor of any size, in pieces.
+    /// [`TensorView::check_finite`] for a tensor of any size, in pieces.
     ///
     /// # Errors
-    /// As [`Self::tensor`] and [`TensorView::check_finite`].
+    /// Same as [`Self::tensor`] and [`TensorView::check_finite`].
     pub fn check_finite(&self, name: &str) -> Result<(), FormatError> {
         let view = self.tensor(name)?;
         self.for_each_piece(name, |start, bytes| {
@@ -175,10 +174,10 @@ impl Checkpoint {
         })
     }
 
-    /// Whether a tensor is the same as one in another checkpoint or in this one, byte for byte; compared in pieces.
+    /// Whether a tensor equals one in this or another checkpoint, byte for byte; compared in pieces.
     ///
     /// # Errors
-    /// As [`Self::tensor`].
+    /// Same as [`Self::tensor`].
     pub fn is_same(&self, name: &str, (other, its_name): (&Self, &str)) -> Result<bool, FormatError> {
         let (ours, theirs) = (self.tensor(name)?, other.tensor(its_name)?);
         let mut is_same = ours.dtype == theirs.dtype && ours.shape == theirs.shape;
@@ -192,7 +191,7 @@ impl Checkpoint {
         Ok(is_same)
     }
 
-    /// Asks the operating system to read all tensors ahead whose names begin with `prefix`, and does not wait for it.
+    /// Asks the operating system to read ahead all tensors whose names begin with `prefix`, without waiting.
     pub fn read_ahead(&self, prefix: &str) {
         let from = self.tensors.range::<str, _>((Bound::Included(prefix), Bound::Unbounded));
         for (_, tensor) in from.take_while(|(name, _)| name.starts_with(prefix)) {
@@ -200,13 +199,13 @@ impl Checkpoint {
         }
     }
 
-    /// The same tensors by other names; `rename` must not give one name twice.
+    /// Renames the tensors; `rename` must not produce a name twice.
     pub fn rename(self, rename: impl Fn(String) -> String) -> Self {
         let tensors = self.tensors.into_iter().map(|(name, tensor)| (rename(name), tensor)).collect();
         Self { tensors, ..self }
     }
 
-    /// Whether there is a tensor of that name.
+    /// Whether there is a tensor with this name.
     pub fn contains(&self, name: &str) -> bool {
         self.tensors.contains_key(name)
     }
@@ -226,18 +225,18 @@ impl Checkpoint {
         &self.shards
     }
 
-    /// Where it lies.
+    /// The directory.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// Bytes of all its files.
+    /// Total size of all files.
     pub fn total_bytes(&self) -> u64 {
         self.shards.iter().map(Shard::bytes).sum()
     }
 
-    /// Gives the memory of pages read so far back to the operating system: mapped pages count as memory of the process until
-    /// then. Views stay valid; what is read again is paged in again.
+    /// Returns the memory of all pages read so far to the operating system; until then, mapped pages count as memory of the process. Views
+    /// stay valid, and data that is read again is paged in again.
     pub fn release(&self) {
         for shard in &self.shards {
             shard.map.release();
@@ -252,12 +251,12 @@ impl Checkpoint {
 }
 
 impl Shard {
-    /// Where the file lies.
+    /// Path of the file.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Its size.
+    /// Size of the file.
     pub fn bytes(&self) -> u64 {
         self.map.bytes().len() as u64
     }
@@ -268,12 +267,12 @@ impl Shard {
         let is_pickled = path.extension().is_some_and(|extension| extension == "bin");
         let parse = if is_pickled { pickle::parse } else { header::parse };
         let entries = parse(&path, map.bytes())?;
-        // The pages around a header are some 100 KiB in each of a large model's shards.
+        // The pages around a header are some 100 KiB per shard of a large model.
         map.release();
         Ok((Self { path, map }, entries))
     }
 
-    /// Refuses a file that is shorter than when it was opened: reading on would end the process by a signal.
+    /// Refuses a file that has become shorter since it was opened: reading on would kill the process with a signal.
     fn check_length(&self) -> Result<(), FormatError> {
         let found = self.map.len_now().map_err(|source| FormatError::reading(&self.path, source))?;
         let needed = self.bytes();
@@ -282,7 +281,7 @@ impl Shard {
 
     /// Opens a shard that `index` names.
     fn open_named(dir: &Path, index: &Path, name: &str) -> Result<(Self, Vec<Entry>), FormatError> {
-        // A plain file name has one component and is no way up; an absolute path has more than one.
+        // A plain file name has exactly one component, which is not `..`; an absolute path has more than one.
         let mut components = Path::new(name).components();
         let is_plain = matches!((components.next(), components.next()), (Some(Component::Normal(_)), None));
         if !is_plain || name.contains(['/', '\\']) {
@@ -301,7 +300,7 @@ impl Tensor {
     }
 }
 
-/// Names and sizes in bytes of the tensors of one safetensors file.
+/// Names and byte sizes of the tensors of one safetensors file.
 pub(crate) fn shard_contents(path: &Path) -> Result<Vec<(String, u64)>, FormatError> {
     let (_, entries) = Shard::open(path.to_owned())?;
     Ok(entries.into_iter().map(|entry| (entry.name, (entry.place.1 - entry.place.0) as u64)).collect())

@@ -1,4 +1,4 @@
-//! Why something on disk was not read or not written.
+//! Why something on disk could not be read or written.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -8,18 +8,18 @@ use safetensors::Dtype;
 
 use crate::pickle::PickleFault;
 
-/// Why a checkpoint was not read or not written.
+/// Why a checkpoint could not be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum FormatError {
-    /// The directory holds no weights that can be read.
+    /// The directory has no weights in a supported format.
     #[error(
         "{}: no weights: neither model.safetensors nor pytorch_model.bin is there, nor an index of shards of either{}",
         dir.display(), what.as_ref().map_or(String::new(), |what| format!(": {what}"))
     )]
     NoWeights {
-        /// Where was looked.
+        /// The directory.
         dir: PathBuf,
-        /// What lies there instead, where that is known, and what to do.
+        /// What it contains instead, if known, and what to do.
         what: Option<String>,
     },
     /// The directory has no `config.json`.
@@ -27,16 +27,16 @@ pub enum FormatError {
     NoConfig {
         /// The directory.
         dir: PathBuf,
-        /// What lies there instead, where that is known, and what to do.
+        /// What it contains instead, if known, and what to do.
         what: Option<String>,
     },
-    /// A text that git-lfs left in place of the file.
+    /// A git-lfs pointer instead of the file.
     #[error("{}: {}", path.display(), crate::LFS_POINTER)]
     LfsPointer {
         /// The file.
         path: PathBuf,
     },
-    /// A `tokenizer.model` is not of the kind that is read.
+    /// A `tokenizer.model` of an unsupported kind.
     #[error("{}: {why}: convert it to tokenizer.json by transformers (`AutoTokenizer.from_pretrained(..).save_pretrained(..)`)", path.display())]
     SentencePiece {
         /// The file.
@@ -44,13 +44,13 @@ pub enum FormatError {
         /// What it is.
         why: String,
     },
-    /// A file that has to be there is not.
+    /// A required file is missing.
     #[error("{}: no such file", path.display())]
     MissingFile {
         /// The file.
         path: PathBuf,
     },
-    /// The index names a shard that is not there.
+    /// The index names a missing shard.
     #[error(
         "{}: no such shard, but {} names it: download the missing file",
         path.display(),
@@ -70,17 +70,17 @@ pub enum FormatError {
         /// The checkpoint.
         dir: PathBuf,
     },
-    /// A file ends before its data does.
+    /// A file is shorter than its header says.
     #[error("{}: truncated: {needed} bytes needed, {found} found: fetch the file again", path.display())]
     Truncated {
         /// The file.
         path: PathBuf,
-        /// Bytes that its header announces.
+        /// Bytes that its header requires.
         needed: u64,
-        /// Bytes that are there.
+        /// Bytes in the file.
         found: u64,
     },
-    /// A file's header contradicts itself or the file.
+    /// A header that contradicts itself or the file.
     #[error("{}: {fault}", path.display())]
     Header {
         /// The file.
@@ -89,7 +89,7 @@ pub enum FormatError {
         #[source]
         fault: HeaderFault,
     },
-    /// A file of PyTorch's own format is not what is read of it.
+    /// A file in PyTorch's own format that is not a supported state dict.
     #[error("{}: {fault}", path.display())]
     Pickle {
         /// The file.
@@ -98,7 +98,7 @@ pub enum FormatError {
         #[source]
         fault: PickleFault,
     },
-    /// The index points out of its directory.
+    /// The index refers to a file outside of its directory.
     #[error("{}: shard `{shard}` is not a file name: shards lie beside their index", index.display())]
     ShardOutside {
         /// The index.
@@ -106,8 +106,8 @@ pub enum FormatError {
         /// What it names.
         shard: String,
     },
-    /// The index places a tensor in a shard that does not hold it.
-    #[error("{}: places `{tensor}` in {shard}, which does not hold it", index.display())]
+    /// The index assigns a tensor to a shard that does not contain it.
+    #[error("{}: places `{tensor}` in {shard}, which does not contain it", index.display())]
     NotInShard {
         /// The index.
         index: PathBuf,
@@ -116,22 +116,22 @@ pub enum FormatError {
         /// Name of the shard.
         shard: String,
     },
-    /// A file is not the JSON that it should be.
+    /// A file is not the expected JSON.
     #[error("{}: {why}", path.display())]
     Json {
         /// The file.
         path: PathBuf,
-        /// What the parser says.
+        /// The parser's message.
         why: String,
     },
-    /// Numbers were asked for, but the tensor holds something else.
+    /// A tensor that is not of a floating-point type.
     #[error(
-        "`{tensor}` is {dtype}: weights are read from F16, BF16 and F32: give the model as it was before it was converted"
+        "`{tensor}` is {dtype}: weights must be F16, BF16 or F32: give the model as it was before it was converted"
     )]
     NotFloat {
         /// Name of the tensor.
         tensor: String,
-        /// What it holds.
+        /// Its type.
         dtype: Dtype,
     },
     /// NaN or infinity among the weights.
@@ -141,24 +141,24 @@ pub enum FormatError {
     NotFinite {
         /// Name of the tensor.
         tensor: String,
-        /// Place in row-major order.
+        /// Index in row-major order.
         index: usize,
-        /// What stands there.
+        /// The value.
         value: f32,
     },
-    /// A value does not fit the type it should be written in.
+    /// A value that does not fit the type to write.
     #[error("`{tensor}`: value {index} is {value}, beyond {dtype}")]
     OutOfRange {
         /// Name of the tensor.
         tensor: String,
-        /// Place in row-major order.
+        /// Index in row-major order.
         index: usize,
-        /// What stands there.
+        /// The value.
         value: f32,
-        /// Type it should be written in.
+        /// The type to write.
         dtype: Dtype,
     },
-    /// A tensor to be written has too few or too many values for its shape.
+    /// The number of values does not match the shape.
     #[error("`{tensor}`: shape {shape:?} of {dtype} needs {needed} bytes, got {got}")]
     WrongLength {
         /// Name of the tensor.
@@ -172,7 +172,7 @@ pub enum FormatError {
         /// Bytes that were given.
         got: usize,
     },
-    /// Two tensors of one file share a name.
+    /// Two tensors of one file have the same name.
     #[error("{}: two tensors are named `{tensor}`", path.display())]
     TwiceWritten {
         /// The file.
@@ -180,7 +180,7 @@ pub enum FormatError {
         /// The name.
         tensor: String,
     },
-    /// A packed linear is incomplete or its parts disagree.
+    /// A packed linear is incomplete or inconsistent.
     #[error("{linear}: {fault}")]
     Packed {
         /// Name of the linear.
@@ -189,31 +189,31 @@ pub enum FormatError {
         #[source]
         fault: PackedFault,
     },
-    /// The model was quantized by something that is not read here.
+    /// The model was quantized in an unsupported format.
     #[error(
-        "quantization method `{method}` is not read, only compressed-tensors (pack-quantized): give the full-precision original"
+        "quantization method `{method}` is not supported, only compressed-tensors (pack-quantized): give the full-precision original"
     )]
     QuantMethod {
-        /// What `quant_method` says.
+        /// The value of `quant_method`.
         method: String,
     },
-    /// `quantization_config` asks for something that is not done here.
+    /// An unsupported setting in `quantization_config`.
     #[error("quantization_config: {field} is {got}, expected {expected}")]
     QuantConfig {
         /// Which field.
         field: &'static str,
-        /// What it says.
+        /// Its value.
         got: String,
-        /// What it may say.
+        /// The supported values.
         expected: &'static str,
     },
-    /// A model that is not quantized, where a packed one is needed.
-    #[error("{}: config.json has no quantization_config: this is not a packed model: say --kernels auto, or quantize it first", dir.display())]
+    /// A packed model was required, but this one is not quantized.
+    #[error("{}: config.json has no quantization_config: this is not a packed model: use --kernels auto, or quantize it first", dir.display())]
     NotPacked {
         /// The model.
         dir: PathBuf,
     },
-    /// The output would overwrite the model that it is made from.
+    /// The output would overwrite the source model.
     #[error("{}: the output is the source: choose another output directory", dir.display())]
     OutputIsSource {
         /// The directory.
@@ -228,15 +228,15 @@ pub enum FormatError {
     NoSpace {
         /// The file that did not fit.
         path: PathBuf,
-        /// Its size, where known.
+        /// Its size, if known.
         needed: Option<u64>,
     },
-    /// The operating system refused.
+    /// An operating system error.
     #[error("{}: {source}", path.display())]
     Io {
         /// The file.
         path: PathBuf,
-        /// What it says.
+        /// The system's message.
         source: io::Error,
     },
 }
@@ -244,29 +244,29 @@ pub enum FormatError {
 /// What is wrong with a safetensors header.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum HeaderFault {
-    /// The announced length is absurd.
+    /// The header is too long.
     #[error("announces a header of {len} bytes, more than the {limit} that are allowed")]
     TooLong {
-        /// Announced length.
+        /// Length of the header.
         len: u64,
         /// Longest allowed.
         limit: u64,
     },
-    /// Not the JSON it should be.
+    /// The header is not the expected JSON.
     #[error("header is not valid: {why}")]
     Json {
-        /// What the parser says.
+        /// The parser's message.
         why: String,
     },
-    /// One tensor is not described as it should be.
-    #[error("tensor `{tensor}` is described wrongly: {why}")]
+    /// The entry of a tensor is invalid.
+    #[error("tensor `{tensor}` has an invalid description: {why}")]
     Entry {
         /// Name of the tensor.
         tensor: String,
-        /// What the parser says.
+        /// The parser's message.
         why: String,
     },
-    /// Tensors overlap, leave a hole or end before they start.
+    /// Tensors overlap, leave a gap, or end before they begin.
     #[error("tensor `{tensor}` lies at bytes {start}..{end}, but should start at {expected}")]
     Offsets {
         /// Name of the tensor.
@@ -275,10 +275,10 @@ pub enum HeaderFault {
         start: usize,
         /// One past its last byte.
         end: usize,
-        /// Where the tensor before it ends.
+        /// End of the previous tensor.
         expected: usize,
     },
-    /// The shape has more elements than a machine can address.
+    /// The shape has more elements than can be addressed.
     #[error("tensor `{tensor}`: shape {shape:?} overflows")]
     Overflow {
         /// Name of the tensor.
@@ -286,7 +286,7 @@ pub enum HeaderFault {
         /// Its shape.
         shape: Vec<usize>,
     },
-    /// Elements of less than a byte do not fill the last one, which the format does not allow.
+    /// Elements of less than a byte do not fill the last byte, which the format does not allow.
     #[error("tensor `{tensor}`: shape {shape:?} of {dtype} ends within a byte")]
     PartialByte {
         /// Name of the tensor.
@@ -296,7 +296,7 @@ pub enum HeaderFault {
         /// Its type.
         dtype: Dtype,
     },
-    /// Shape and offsets disagree.
+    /// Shape and offsets do not match.
     #[error("tensor `{tensor}`: shape {shape:?} of {dtype} needs {needed} bytes, its offsets span {got}")]
     Size {
         /// Name of the tensor.
@@ -310,10 +310,10 @@ pub enum HeaderFault {
         /// Bytes that the offsets span.
         got: usize,
     },
-    /// The file goes on after its last tensor.
+    /// Data after the last tensor.
     #[error("{extra} bytes follow the last tensor")]
     Trailing {
-        /// How many.
+        /// Number of extra bytes.
         extra: u64,
     },
 }
@@ -321,39 +321,39 @@ pub enum HeaderFault {
 /// What is wrong with a packed linear.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum PackedFault {
-    /// Nothing says how it is quantized.
+    /// No group of the config covers it.
     #[error("no group of quantization_config has it among its targets")]
     NoGroup,
-    /// It has a weight and no codes.
-    #[error("is not quantized: models that are quantized in part are not read")]
+    /// It has a weight instead of codes.
+    #[error("is not quantized: partly quantized models are not supported")]
     Dense,
-    /// A tensor is not there.
+    /// A tensor is missing.
     #[error("{part} is missing")]
     Missing {
         /// Which tensor.
         part: &'static str,
     },
-    /// A tensor is of another type.
+    /// A tensor has the wrong type.
     #[error("{part} is {got}, expected {expected}")]
     PartType {
         /// Which tensor.
         part: &'static str,
         /// Its type.
         got: Dtype,
-        /// What it should be.
+        /// The expected type.
         expected: &'static str,
     },
-    /// A tensor is of another shape.
+    /// A tensor has the wrong shape.
     #[error("{part} is {got:?}, expected {expected:?}")]
     PartShape {
         /// Which tensor.
         part: &'static str,
         /// Its shape.
         got: Vec<usize>,
-        /// What it should be.
+        /// The expected shape.
         expected: Vec<usize>,
     },
-    /// `weight_shape` holds something that is not a shape.
+    /// `weight_shape` is not a valid shape.
     #[error("weight_shape says [{rows}, {cols}]")]
     BadShape {
         /// First number.
@@ -361,15 +361,15 @@ pub enum PackedFault {
         /// Second number.
         cols: i64,
     },
-    /// A scale has more digits than f16 keeps.
+    /// A scale that f16 cannot represent.
     #[error("weight_scale: value {index} is {value}, which f16 does not hold exactly")]
     InexactScale {
-        /// Place in row-major order.
+        /// Index in row-major order.
         index: usize,
-        /// What stands there.
+        /// The value.
         value: f32,
     },
-    /// The parts do not make a quantized matrix.
+    /// The parts do not form a valid quantized matrix.
     #[error(transparent)]
     Tensor(#[from] TensorError),
 }
@@ -382,7 +382,7 @@ fn no_config(dir: &Path, what: Option<&str>) -> String {
 }
 
 impl FormatError {
-    /// A failed read: an absent file is told from other refusals.
+    /// A failed read; distinguishes a missing file from other errors.
     pub(crate) fn reading(path: &Path, source: io::Error) -> Self {
         match source.kind() {
             io::ErrorKind::NotFound => Self::MissingFile { path: path.to_owned() },
@@ -390,7 +390,7 @@ impl FormatError {
         }
     }
 
-    /// A failed write of a file of `needed` bytes: a full disk is told from other refusals.
+    /// A failed write of a file of `needed` bytes; distinguishes a full disk from other errors.
     pub(crate) fn writing(path: &Path, needed: Option<u64>, source: io::Error) -> Self {
         match source.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {

@@ -1,7 +1,7 @@
-//! The header of a safetensors file: read with distrust, written in one fixed order.
+//! The header of a safetensors file: validated on reading, written in a fixed order.
 //!
-//! A file is eight bytes of header length, a JSON object that gives each tensor a type, a shape and a place, and the data. The
-//! places must tile the data: no hole, no overlap, nothing left over (<https://github.com/huggingface/safetensors#format>).
+//! A file consists of an eight-byte header length, a JSON object with the type, shape and offsets of each tensor, and the data. The offsets
+//! must tile the data: no gap, no overlap, nothing left over (<https://github.com/huggingface/safetensors#format>).
 
 use std::fmt;
 use std::path::Path;
@@ -13,22 +13,22 @@ use serde_json::value::RawValue;
 
 use crate::{FormatError, HeaderFault};
 
-/// Bytes of the header's length.
+/// Size of the header's length field.
 const PREFIX: usize = 8;
-/// Longest header that is read, as in the reference implementation; real ones stay below a megabyte.
+/// Longest header that is accepted, as in the reference implementation. Real ones are smaller than a megabyte.
 const MAX_HEADER: u64 = 100_000_000;
 
-/// A tensor's name, type, shape and place in its file.
+/// A tensor's name, type, shape and position in its file.
 #[derive(Debug)]
 pub(crate) struct Entry {
     pub(crate) name: String,
     pub(crate) dtype: Dtype,
     pub(crate) shape: Vec<usize>,
-    /// First byte and one past the last, counted from the start of the file.
+    /// First byte and one past the last, from the start of the file.
     pub(crate) place: (usize, usize),
 }
 
-/// Reads and checks the header of the file whose bytes are `file`; entries come in the order of their data.
+/// Reads and validates the header of the file with the content `file`. Entries come in the order of their data.
 pub(crate) fn parse(path: &Path, file: &[u8]) -> Result<Vec<Entry>, FormatError> {
     let bad = |fault| FormatError::Header { path: path.to_owned(), fault };
     let truncated = |needed| FormatError::Truncated { path: path.to_owned(), needed, found: file.len() as u64 };
@@ -59,7 +59,7 @@ pub(crate) fn parse(path: &Path, file: &[u8]) -> Result<Vec<Entry>, FormatError>
     for (name, info) in &infos {
         expected = check_entry(name, info, expected).map_err(bad)?;
     }
-    // Ends are added to `data_at` only once they are known to lie in the file: a header can name any.
+    // Ends are added to `data_at` only after they were checked against the file, because a header can contain any number.
     let found = file.len() - data_at;
     if found < expected {
         return Err(truncated((data_at as u64).saturating_add(expected as u64)));
@@ -74,7 +74,7 @@ pub(crate) fn parse(path: &Path, file: &[u8]) -> Result<Vec<Entry>, FormatError>
     Ok(infos.into_iter().map(entry).collect())
 }
 
-/// Checks that a tensor starts where the one before it ended and is as long as its shape says; returns its end.
+/// Checks that a tensor starts where the previous one ends and is as long as its shape requires. Returns its end.
 fn check_entry(name: &str, info: &TensorInfo, expected: usize) -> Result<usize, HeaderFault> {
     let (start, end) = info.data_offsets;
     let tensor = || name.to_owned();
@@ -95,7 +95,7 @@ fn check_entry(name: &str, info: &TensorInfo, expected: usize) -> Result<usize, 
     Ok(end)
 }
 
-/// Bytes of a tensor, the last one perhaps not full, unless they overflow.
+/// Size of a tensor in bytes, rounded up, unless it overflows.
 pub(crate) fn byte_len(dtype: Dtype, shape: &[usize]) -> Option<usize> {
     Some(bit_len(dtype, shape)?.div_ceil(8))
 }
@@ -117,12 +117,12 @@ pub(crate) fn encode(
             (name, TensorInfo { dtype, shape, data_offsets })
         })
         .collect();
-    // Loaders written for PyTorch look for this one entry.
+    // PyTorch-based loaders look for this entry.
     let format = [("format".to_owned(), "pt".to_owned())].into();
     let json = Metadata::new(Some(format), entries)
         .and_then(|metadata| Ok(serde_json::to_vec(&metadata)?))
         .map_err(|error| HeaderFault::Json { why: error.to_string() })?;
-    // Spaces fill up to a multiple of eight, so that the data is aligned.
+    // Padded with spaces to a multiple of eight, so that the data is aligned.
     let len = json.len().next_multiple_of(PREFIX);
     let mut bytes = (len as u64).to_le_bytes().to_vec();
     bytes.extend(json);
@@ -134,7 +134,7 @@ fn json_fault(error: &serde_json::Error) -> HeaderFault {
     HeaderFault::Json { why: error.to_string() }
 }
 
-/// A JSON object, in order, that names nothing twice.
+/// A JSON object, in order, without duplicate keys.
 #[derive(Debug)]
 pub(crate) struct UniqueMap<V>(pub(crate) Vec<(String, V)>);
 
@@ -158,7 +158,7 @@ impl<'de, V: Deserialize<'de>> Visitor<'de> for UniqueVisitor<V> {
         let mut seen = std::collections::HashSet::new();
         while let Some((name, value)) = map.next_entry::<String, V>()? {
             if !seen.insert(name.clone()) {
-                return Err(serde::de::Error::custom(format_args!("`{name}` stands there twice")));
+                return Err(serde::de::Error::custom(format_args!("`{name}` occurs twice")));
             }
             fields.push((name, value));
         }

@@ -1,4 +1,4 @@
-//! What a model directory holds, in numbers.
+//! A summary of a model directory, in numbers.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -7,20 +7,20 @@ use serde::Serialize;
 
 use crate::{Checkpoint, FormatError, PackedCheckpoint, Quantization, quantization_of, read_config};
 
-/// Sizes of a model on disk. Bytes are those of the tensors, without headers.
+/// Sizes of a model on disk. Bytes are those of tensors, without headers.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Summary {
-    /// Files that hold weights.
+    /// Files with weights.
     pub shards: usize,
     /// Tensors in them.
     pub tensors: usize,
-    /// Weights of the model: elements of dense tensors, and what codes stand for.
+    /// Weights of the model: the elements of dense tensors, and the weights that codes stand for.
     pub params: u64,
-    /// Weights that are kept as codes.
+    /// Weights stored as codes.
     pub quantized_params: u64,
     /// How they are quantized; none for a full-precision model.
     pub quantized: Option<Quantization>,
-    /// Weights that are kept as codes by the bits of a code.
+    /// Weights stored as codes, by the bits of a code.
     pub params_by_bits: BTreeMap<u32, u64>,
     /// Bytes of all tensors.
     pub total_bytes: u64,
@@ -32,25 +32,25 @@ pub struct Summary {
     pub zero_point_bytes: u64,
     /// Bytes of tensors that are not quantized.
     pub dense_bytes: u64,
-    /// Bytes of tensors by the type of their elements, such as `F16`.
+    /// Bytes of tensors by element type, such as `F16`.
     pub bytes_by_dtype: BTreeMap<String, u64>,
 }
 
 impl Summary {
-    /// Mean bits of a code; none for a full-precision model.
+    /// Mean bits per code; none for a full-precision model.
     pub fn bits_per_code(&self) -> Option<f64> {
         let bits: u64 = self.params_by_bits.iter().map(|(bits, params)| u64::from(*bits) * params).sum();
         (self.quantized_params > 0).then(|| bits as f64 / self.quantized_params as f64)
     }
 
-    /// Bits that a quantized weight takes with its share of scales and zero points; none for a full-precision model.
+    /// Mean bits per quantized weight, including scales and zero points; none for a full-precision model.
     pub fn bits_per_weight(&self) -> Option<f64> {
         let bytes = self.packed_bytes + self.scale_bytes + self.zero_point_bytes;
         (self.quantized_params > 0).then(|| bytes as f64 * 8.0 / self.quantized_params as f64)
     }
 }
 
-/// Sums up a model directory, full precision or packed. Reads headers and `config.json`.
+/// Summarizes a model directory, full precision or packed. Reads headers and `config.json`.
 pub fn inspect(dir: &Path) -> Result<Summary, FormatError> {
     if quantization_of(&read_config(dir)?)?.is_none() {
         return Ok(sum_up(&Checkpoint::open(dir)?, None, BTreeMap::new()));

@@ -1,13 +1,13 @@
-//! Checkpoints on disk: Hugging Face directories (safetensors, else `pytorch_model.bin`) and GGUF files in, packed layouts out.
+//! Checkpoints on disk. Reads Hugging Face directories (safetensors, else `pytorch_model.bin`) and GGUF files; writes packed models.
 //!
-//! - [`Checkpoint`] maps a directory's shards behind one table of names; [`TensorView`] gives values as f32.
-//! - [`PackedWriter`] writes the canonical packed model block by block, [`PackedCheckpoint`] reads it back (layout: [`packed`]).
-//! - [`atomic_write`] is how any file here comes to be: whole or not at all.
-//! - [`Scratch`] is room on the disk for what does not fit in memory.
-//! - [`inspect`] sums a directory up.
+//! - [`Checkpoint`] maps a directory's shards behind one table of names; [`TensorView`] converts values to f32.
+//! - [`PackedWriter`] writes a packed model block by block, [`PackedCheckpoint`] reads it back (layout: [`packed`]).
+//! - [`atomic_write`] writes every file here: readers see all of it or nothing.
+//! - [`Scratch`] is disk space for data that does not fit in memory.
+//! - [`inspect`] summarizes a directory.
 //!
-//! Files are distrusted: every number of a header is checked against the file before it is used, and a bad file is an error with
-//! the name and the numbers in it, never a panic.
+//! Files are not trusted. Every number in a header is checked against the file before it is used. A bad file gives an error with names and
+//! numbers, never a panic.
 //!
 //! ```
 //! use oq_formats::{Checkpoint, Dtype, OutTensor, write_shard};

@@ -1,12 +1,12 @@
-//! What people hand over as a model that is none: named for what it is, with what to do.
+//! Recognizes common inputs that are not models, and says what to do.
 
 use std::fs;
 use std::path::Path;
 
 use serde_json::Value;
 
-/// What a folder without `config.json`, or without weights under their usual names, is instead, and what to do; none where nothing
-/// is known of it.
+/// What a folder without `config.json`, or without weights under the usual names, contains instead, and what to do; none if it is not
+/// recognized.
 pub(crate) fn what_lies_in(dir: &Path) -> Option<String> {
     let has = |name: &str| dir.join(name).exists();
     if has("adapter_config.json") || has("adapter_model.safetensors") || has("adapter_model.bin") {
@@ -51,11 +51,11 @@ pub(crate) fn what_lies_in(dir: &Path) -> Option<String> {
         return Some(format!("{name} has other tensor names: give the same model in Hugging Face's layout"));
     }
     if let Some(name) = first(&[".h5", ".msgpack", ".onnx", ".tflite"]) {
-        return Some(format!("{name} is of another framework: save the model as safetensors from transformers"));
+        return Some(format!("{name} belongs to another framework: save the model as safetensors from transformers"));
     }
     if names.iter().any(|name| ["trainer_state.json", "optimizer.pt", "training_args.bin"].contains(&name.as_str())) {
         return Some(
-            "what a trainer keeps to go on: give a folder that the model was saved to (`save_pretrained`)".to_owned(),
+            "a trainer's checkpoint: give a folder that the model was saved to (`save_pretrained`)".to_owned(),
         );
     }
     first(&[".safetensors", ".bin", ".pth", ".pt"]).map(|name| {

@@ -1,4 +1,4 @@
-//! Room on the disk for what does not fit in memory.
+//! Disk space for data that does not fit in memory.
 
 use std::io;
 use std::ops::Range;
@@ -6,30 +6,30 @@ use std::path::Path;
 
 use crate::mmap::MappedFile;
 
-/// Bytes in a file without a name, which goes with this value, however the process ends. What is written or read counts as memory
-/// of the process only while it is looked at.
+/// Bytes in an unnamed file, which disappears with this value, however the process ends. They count as memory of the process only while
+/// they are accessed.
 #[derive(Debug)]
 pub struct Scratch(MappedFile);
 
 impl Scratch {
-    /// `bytes` zeros in a file on the disk of `dir`; the disk is filled as they are written.
+    /// Creates `bytes` zeros in a file on the disk of `dir`. The disk fills as they are written.
     pub fn create(dir: &Path, bytes: u64) -> io::Result<Self> {
         MappedFile::unnamed(dir, bytes).map(Self)
     }
 
-    /// Writes `bytes` from the byte `at` on; a full disk is an error.
+    /// Writes `bytes` at offset `at`. A full disk is an error.
     ///
     /// # Panics
-    /// Beyond the end.
+    /// When the range exceeds the size.
     pub fn write(&mut self, at: usize, bytes: &[u8]) -> io::Result<()> {
         assert!(at + bytes.len() <= self.0.bytes().len(), "{} bytes at {at} of {}", bytes.len(), self.0.bytes().len());
         self.0.write(at, bytes)
     }
 
-    /// What `look` makes of a part of the bytes.
+    /// The result of `look` on a range of the bytes.
     ///
     /// # Panics
-    /// Beyond the end.
+    /// When the range exceeds the size.
     pub fn read<R>(&self, part: Range<usize>, look: impl FnOnce(&[u8]) -> R) -> R {
         let result = look(&self.0.bytes()[part.clone()]);
         self.0.release_part(part);

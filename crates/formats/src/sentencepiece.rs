@@ -1,6 +1,6 @@
-//! SentencePiece vocabularies as `tokenizer.json`: what GGUF files and `tokenizer.model` share.
+//! SentencePiece vocabularies as `tokenizer.json`, for GGUF files and `tokenizer.model`.
 //!
-//! Only BPE with byte fallback is known, the tokenizer of LLaMA 1 and 2. A vocabulary has scores where tokenizer.json has merges.
+//! Only BPE with byte fallback is supported, the tokenizer of LLaMA 1 and 2. A vocabulary has scores where tokenizer.json has merges.
 //!
 //! `tokenizer.model` is a protocol buffer
 //! (<https://github.com/google/sentencepiece/blob/master/src/sentencepiece_model.proto>).
@@ -13,35 +13,35 @@ use serde_json::{Map, Value as Json, json};
 
 use crate::{FormatError, lfs};
 
-/// Longest token that is joined from others, in bytes. SentencePiece stops at 16 characters unless told otherwise; a damaged file
-/// could take quadratic time.
+/// Longest token that is merged from others, in bytes. SentencePiece's default limit is 16 characters; a damaged file could take quadratic
+/// time.
 const LONGEST: usize = 1024;
-/// Most merges for each token, on average. A vocabulary that was trained has two; one that was made for it, of `a`, `aa`, `aaa` and so on,
-/// could take memory with the cube of its length.
+/// Maximum number of merges per token, on average. A trained vocabulary has two; a malicious one, of `a`, `aa`, `aaa` and so on, could take
+/// memory with the cube of its length.
 pub(crate) const MOST_MERGES: usize = 16;
-/// What SentencePiece writes for a space.
+/// SentencePiece's representation of a space.
 const SPACE: &str = "\u{2581}";
 
-/// How types of tokens are numbered, here and in GGUF.
+/// Token types, with the same numbers as in GGUF.
 pub(crate) const NORMAL: i64 = 1;
 const UNKNOWN: i64 = 2;
 const CONTROL: i64 = 3;
 const USER_DEFINED: i64 = 4;
 
-/// Which parts of a text begin with a space that is not written there. Special tokens cut a text into parts.
+/// Where a space is added that the text does not have. Special tokens split a text into parts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SpacePrefix {
-    /// None.
+    /// Nowhere.
     Never,
-    /// Every part gets one more.
+    /// Before every part.
     EveryPart,
-    /// Every part that begins with no space of its own.
+    /// Before every part that does not begin with a space.
     EveryPartWithout,
-    /// The first part, if it begins the text and with no space of its own.
+    /// Before the first part, if it begins the text and does not begin with a space.
     FirstWithout,
 }
 
-/// A `tokenizer.model` as it was read.
+/// A parsed `tokenizer.model`.
 #[derive(Clone, Debug)]
 pub struct SentencePieceModel {
     tokens: Vec<String>,
@@ -91,11 +91,10 @@ struct NormalizerSpec {
 const BPE: i32 = 2;
 
 impl SentencePieceModel {
-    /// Reads a `tokenizer.model`.
+    /// Parses a `tokenizer.model`.
     ///
     /// # Errors
-    /// When it is no such file, or of a kind whose rules are not known: unigram models, text that is normalized before it is cut, no
-    /// byte fallback.
+    /// When the file is something else or of an unsupported kind: unigram models, normalization of the text, no byte fallback.
     pub fn read(path: &Path) -> Result<Self, FormatError> {
         let bytes = std::fs::read(path).map_err(|source| FormatError::reading(path, source))?;
         lfs::refuse_pointer(path, &bytes)?;
@@ -103,7 +102,7 @@ impl SentencePieceModel {
         if is_tiktoken(&bytes) {
             return Err(bad("a vocabulary in tiktoken's form"));
         }
-        // Other bytes may happen to be a message, of fields that nobody knows.
+        // Other bytes may happen to be a message with unknown fields.
         let proto = ModelProto::decode(&*bytes).ok().filter(|proto| !proto.pieces.is_empty());
         let proto = proto.ok_or_else(|| bad("no SentencePiece model"))?;
         let trainer = proto.trainer.unwrap_or_default();
@@ -128,7 +127,7 @@ impl SentencePieceModel {
         for (id, Piece { piece, score, kind }) in proto.pieces.into_iter().enumerate() {
             let token = piece.unwrap_or_default();
             if !seen.insert(token.clone()) {
-                return Err(bad(&format!("token {id}, {token:?}, stands there twice")));
+                return Err(bad(&format!("token {id}, {token:?}, occurs twice")));
             }
             model.tokens.push(token);
             model.scores.push(score.unwrap_or_default().into());
@@ -137,10 +136,10 @@ impl SentencePieceModel {
         Ok(model)
     }
 
-    /// The same as a `tokenizer.json`, which puts nothing around a text.
+    /// The same as a `tokenizer.json` that adds no tokens around a text.
     ///
     /// # Errors
-    /// When tokens are made of others in more ways than those of any vocabulary that was trained.
+    /// When tokens can be merged from others in more ways than in any trained vocabulary.
     pub fn tokenizer_json(&self, prefix: SpacePrefix) -> Result<Json, FormatError> {
         let normal = self.tokens.iter().enumerate().filter(|(id, _)| self.kinds[*id] == NORMAL);
         let normal: Vec<(usize, &str)> = normal.map(|(id, token)| (id, token.as_str())).collect();
@@ -160,7 +159,7 @@ impl SentencePieceModel {
             .collect();
         let mut kinds = self.kinds.clone();
         if prefix == SpacePrefix::EveryPart && !defined.is_empty() {
-            // Symbols that a user defined do not cut a text into parts: they are found in the text with its spaces.
+            // User-defined symbols do not split a text into parts: they are found in the text with its spaces.
             kinds.iter_mut().filter(|kind| **kind == USER_DEFINED).for_each(|kind| *kind = NORMAL);
             defined.sort_by_key(|symbol| std::cmp::Reverse(symbol.len()));
             let pattern = defined.into_iter().map(regex::escape).collect::<Vec<_>>().join("|");
@@ -182,7 +181,7 @@ impl SentencePieceModel {
     }
 }
 
-/// Whether bytes are lines of a token in base64 and its rank.
+/// Whether the bytes are lines of a base64 token and its rank.
 fn is_tiktoken(bytes: &[u8]) -> bool {
     let line = bytes.split(|&byte| byte == b'\n').next().unwrap_or_default();
     let Some((token, rank)) = std::str::from_utf8(line).ok().and_then(|line| line.split_once(' ')) else {
@@ -197,7 +196,7 @@ pub(crate) fn vocabulary(tokens: &[String]) -> Json {
     tokens.iter().enumerate().map(|(id, token)| (token.clone(), json!(id))).collect::<Map<_, _>>().into()
 }
 
-/// The `added_tokens` of tokenizer.json, from all tokens with their types: what is cut out of a text before anything else.
+/// The `added_tokens` of tokenizer.json, from all tokens with their types: they are cut out of a text first.
 pub(crate) fn added_tokens<'a>(tokens: impl Iterator<Item = (&'a String, i64)>) -> Json {
     let entry = |(id, (token, kind)): (usize, (&String, i64))| {
         let special = match kind {
@@ -233,7 +232,7 @@ pub(crate) fn steps(prefix: SpacePrefix) -> [Json; 3] {
     [normalizer, pre_tokenizer, json!({ "type": "Sequence", "decoders": decoders })]
 }
 
-/// The `model` of tokenizer.json; `unknown`: the token for what has no other.
+/// The `model` of tokenizer.json; `unknown` is the token for unknown input.
 pub(crate) fn model(vocab: Json, merges: Vec<String>, unknown: Option<&str>) -> Json {
     json!({
         "type": "BPE",
@@ -249,9 +248,9 @@ pub(crate) fn model(vocab: Json, merges: Vec<String>, unknown: Option<&str>) -> 
     })
 }
 
-/// SentencePiece joins the two neighbours whose union has the best score; merges say the same as an ordered list of pairs. Every
-/// way of cutting a token into two tokens is a merge, ordered by the token's score; cuts of one token, the longest left part
-/// first, as transformers does. `normal`: the tokens that text is made of, with their ids; none where there are too many ways.
+/// SentencePiece joins the two neighbours whose union has the best score. Merges express this as an ordered list of pairs: every way of
+/// splitting a token into two tokens is a merge, ordered by the token's score, and for one token with the longest left part first, as in
+/// transformers. `normal` are the tokens that text consists of, with their ids. None if there are too many merges.
 pub(crate) fn merges(normal: &[(usize, &str)], scores: &[f64]) -> Option<Vec<String>> {
     let known: HashSet<&str> = normal.iter().map(|(_, token)| *token).collect();
     let mut pairs: Vec<(f64, &str, &str)> = Vec::new();

@@ -1,4 +1,4 @@
-//! Writing one safetensors file: the same tensors always give the same bytes.
+//! Writes one safetensors file. The same tensors always give the same bytes.
 
 use std::borrow::Cow;
 use std::io::{self, Write};
@@ -13,18 +13,18 @@ use crate::header::{byte_len, encode};
 use crate::view::{f32_to_bytes, to_bytes};
 use crate::{Checkpoint, FormatError, TensorView};
 
-/// A tensor to be written: its own bytes or another file's.
+/// A tensor to write: its own bytes or those of another file.
 #[derive(Clone, Debug)]
 pub struct OutTensor<'a> {
     name: String,
     dtype: Dtype,
     shape: Vec<usize>,
     bytes: Cow<'a, [u8]>,
-    /// Whose bytes they are, where they are to be given back as they are written.
+    /// The checkpoint that the bytes come from, if its memory should be released as they are written.
     from: Option<&'a Checkpoint>,
 }
 
-/// By what is written.
+/// Compares what is written, not where it comes from.
 impl PartialEq for OutTensor<'_> {
     fn eq(&self, other: &Self) -> bool {
         (&self.name, self.dtype, &self.shape, &self.bytes) == (&other.name, other.dtype, &other.shape, &other.bytes)
@@ -35,7 +35,7 @@ impl<'a> OutTensor<'a> {
     /// A tensor of little-endian `bytes`.
     ///
     /// # Errors
-    /// [`FormatError::WrongLength`] when they do not fill the shape.
+    /// [`FormatError::WrongLength`] when they do not match the shape.
     pub fn new(
         name: impl Into<String>,
         dtype: Dtype,
@@ -50,7 +50,7 @@ impl<'a> OutTensor<'a> {
         Ok(Self { name: tensor, dtype, shape, bytes, from: None })
     }
 
-    /// The same tensor as in another checkpoint, byte for byte.
+    /// A copy of a tensor in another checkpoint, byte for byte.
     pub fn copy_of(view: TensorView<'a>) -> Self {
         Self {
             name: view.name.to_owned(),
@@ -61,10 +61,10 @@ impl<'a> OutTensor<'a> {
         }
     }
 
-    /// [`Self::copy_of`] a tensor of any size: no more of it than some MiB are in memory when it is written.
+    /// [`Self::copy_of`] for a tensor of any size: only a few MiB of it are in memory while it is written.
     ///
     /// # Errors
-    /// As [`Checkpoint::tensor`].
+    /// Same as [`Checkpoint::tensor`].
     pub fn copy_from(checkpoint: &'a Checkpoint, name: &str) -> Result<Self, FormatError> {
         Ok(Self { from: Some(checkpoint), ..Self::copy_of(checkpoint.tensor(name)?) })
     }
@@ -72,7 +72,7 @@ impl<'a> OutTensor<'a> {
     /// Values rounded to `dtype`: F16, BF16 or F32.
     ///
     /// # Errors
-    /// [`FormatError::OutOfRange`] for values that `dtype` does not reach.
+    /// [`FormatError::OutOfRange`] for values that exceed the range of `dtype`.
     pub fn from_f32(
         name: impl Into<String>,
         shape: &[usize],
@@ -84,10 +84,10 @@ impl<'a> OutTensor<'a> {
         Self::new(name, dtype, shape, bytes)
     }
 
-    /// [`Self::from_f32`], some values at a time.
+    /// [`Self::from_f32`] in several slabs.
     ///
     /// # Errors
-    /// As there, or those of `slabs`.
+    /// The same, and those of `slabs`.
     pub fn from_f32_slabs<E: From<FormatError>>(
         name: &str,
         shape: &[usize],
@@ -139,13 +139,13 @@ impl<'a> OutTensor<'a> {
     }
 }
 
-/// Writes a safetensors file, whole or not at all; the order of `tensors` makes no difference.
+/// Writes a safetensors file atomically. The order of `tensors` does not matter.
 ///
 /// # Errors
-/// [`FormatError::NoSpace`] with the size that did not fit; [`FormatError::TwiceWritten`] for a name that comes twice.
+/// [`FormatError::NoSpace`] with the size that did not fit; [`FormatError::TwiceWritten`] for a duplicate name.
 pub fn write_shard(path: &Path, tensors: &[OutTensor<'_>]) -> Result<(), FormatError> {
     let mut order: Vec<&OutTensor<'_>> = tensors.iter().collect();
-    // Widest elements first keeps every tensor aligned to its elements, since the data starts at a multiple of eight.
+    // Widest elements first: the data starts at a multiple of eight, so every tensor is aligned to its elements.
     order.sort_by(|a, b| b.dtype.bitsize().cmp(&a.dtype.bitsize()).then_with(|| a.name.cmp(&b.name)));
 
     let mut names: Vec<&str> = tensors.iter().map(OutTensor::name).collect();

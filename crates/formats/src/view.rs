@@ -1,4 +1,4 @@
-//! Tensors as they lie in a file, and their values as f32.
+//! Tensors in a mapped file, and their values as f32.
 
 use half::{bf16, f16, slice::HalfFloatSliceExt};
 use rayon::prelude::*;
@@ -6,22 +6,22 @@ use safetensors::Dtype;
 
 use crate::FormatError;
 
-/// A tensor in a mapped file: row-major, little-endian, at any alignment.
+/// A tensor in a mapped file: row-major, little-endian, with any alignment.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct TensorView<'a> {
     /// Name in the checkpoint.
     pub name: &'a str,
     /// Type of its elements.
     pub dtype: Dtype,
-    /// Its shape; a scalar has none.
+    /// Its shape; empty for a scalar.
     pub shape: &'a [usize],
     /// Its elements.
     pub bytes: &'a [u8],
 }
 
-/// Values converted by one task: enough to hide the cost of handing it out, few enough to share work evenly.
+/// Values converted per task: enough to hide the overhead of a task, few enough to share the work evenly.
 const CHUNK: usize = 1 << 16;
-/// Values converted at a time from a buffer on the stack, which is aligned as the file is not.
+/// Values converted at a time from an aligned buffer on the stack; the file is not aligned.
 const BATCH: usize = 512;
 
 impl TensorView<'_> {
@@ -35,7 +35,7 @@ impl TensorView<'_> {
         self.len() == 0
     }
 
-    /// The values as f32, row-major: exact, for F16, BF16 and F32.
+    /// The values as f32, row-major; exact for F16, BF16 and F32.
     ///
     /// # Errors
     /// [`FormatError::NotFloat`] for other types.
@@ -65,7 +65,7 @@ impl TensorView<'_> {
         Ok(values)
     }
 
-    /// Refuses NaN and infinities, in one pass over the bytes.
+    /// Fails on NaN and infinities, in one pass over the bytes.
     ///
     /// # Errors
     /// [`FormatError::NotFinite`], and [`FormatError::NotFloat`] for other types than F16, BF16 and F32.
@@ -82,7 +82,7 @@ impl TensorView<'_> {
         }
     }
 
-    /// [`Self::to_f32_vec`], refusing NaN and infinities.
+    /// [`Self::to_f32_vec`], failing on NaN and infinities.
     pub fn to_finite_f32_vec(&self) -> Result<Vec<f32>, FormatError> {
         let values = self.to_f32_vec()?;
         match first_non_finite(&values) {
@@ -92,12 +92,12 @@ impl TensorView<'_> {
     }
 }
 
-/// NaN and infinities, and nothing of other values.
+/// Keeps NaN and infinities only.
 fn not_finite(value: f32) -> Option<f32> {
     (!value.is_finite()).then_some(value)
 }
 
-/// The first element of `N` bytes that `wanted` makes something of, with its place.
+/// The first element of `N` bytes for which `wanted` returns a value, with its index.
 fn first_element<const N: usize>(bytes: &[u8], wanted: impl Fn([u8; N]) -> Option<f32> + Sync) -> Option<(usize, f32)> {
     bytes.par_chunks(CHUNK * N).enumerate().find_map_first(|(chunk, bytes)| {
         let mut elements = bytes.as_chunks::<N>().0.iter().enumerate();
@@ -105,12 +105,12 @@ fn first_element<const N: usize>(bytes: &[u8], wanted: impl Fn([u8; N]) -> Optio
     })
 }
 
-/// Place of the first NaN or infinity.
+/// Index of the first NaN or infinity.
 pub(crate) fn first_non_finite(values: &[f32]) -> Option<usize> {
     first_where(values, |value| !value.is_finite())
 }
 
-/// Place of the first value that is `wanted`. In chunks, because rayon's `position_first` compares notes after every value.
+/// Index of the first value that is `wanted`. Works in chunks, because rayon's `position_first` synchronizes after every value.
 fn first_where(values: &[f32], wanted: impl Fn(f32) -> bool + Sync) -> Option<usize> {
     values
         .par_chunks(CHUNK)
@@ -118,11 +118,11 @@ fn first_where(values: &[f32], wanted: impl Fn(f32) -> bool + Sync) -> Option<us
         .find_map_first(|(chunk, values)| values.iter().position(|&value| wanted(value)).map(|at| chunk * CHUNK + at))
 }
 
-/// Values as f16 or bf16 or f32 bytes, rounded to nearest even.
+/// Values as f16, bf16 or f32 bytes, rounded to nearest even.
 ///
 /// # Errors
-/// [`FormatError::OutOfRange`] for a value that is not finite, or not in `dtype`; [`FormatError::NotFloat`] for a `dtype` that
-/// is none of the three.
+/// [`FormatError::OutOfRange`] for a value that is not finite or exceeds `dtype`; [`FormatError::NotFloat`] for a `dtype` that is none of
+/// the three.
 pub(crate) fn f32_to_bytes(tensor: &str, values: &[f32], dtype: Dtype) -> Result<Vec<u8>, FormatError> {
     let check = |unfit: Option<usize>| match unfit {
         None => Ok(()),
@@ -156,7 +156,7 @@ pub(crate) fn to_bytes<T: Copy + Sync, const N: usize>(values: &[T], bytes: impl
     out
 }
 
-/// Runs `batch` over equal stretches of at most [`BATCH`] elements of `N` bytes each.
+/// Runs `batch` over equal chunks of at most [`BATCH`] elements of `N` bytes each.
 fn convert<const N: usize>(bytes: &[u8], values: &mut [f32], batch: impl Fn(&[[u8; N]], &mut [f32]) + Sync) {
     let (elements, rest) = bytes.as_chunks::<N>();
     debug_assert!(rest.is_empty() && elements.len() == values.len(), "the header was checked against the shape");

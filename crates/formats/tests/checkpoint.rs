@@ -167,13 +167,13 @@ fn refuses_hostile_headers() {
     check_header("", 0, "header is not valid");
     check_header("[]", 0, "expected an object");
     check_header("\u{7f}{}", 0, "header is not valid");
-    check_header(r#"{"w":{"dtype":"F16"}}"#, 0, "`w` is described wrongly: missing field `shape`");
+    check_header(r#"{"w":{"dtype":"F16"}}"#, 0, "`w` has an invalid description: missing field `shape`");
     check_header(&one(r#"{"dtype":"F17","shape":[1],"data_offsets":[0,2]}"#), 2, "unknown variant `F17`");
-    check_header(&one(r#"{"dtype":"F16","shape":[-1],"data_offsets":[0,2]}"#), 2, "`w` is described wrongly");
-    check_header(&one(r#"{"dtype":"F16","shape":[1.5],"data_offsets":[0,2]}"#), 2, "`w` is described wrongly");
-    check_header(&one(r#"{"dtype":"F16","shape":[1],"data_offsets":[-2,0]}"#), 2, "`w` is described wrongly");
+    check_header(&one(r#"{"dtype":"F16","shape":[-1],"data_offsets":[0,2]}"#), 2, "`w` has an invalid description");
+    check_header(&one(r#"{"dtype":"F16","shape":[1.5],"data_offsets":[0,2]}"#), 2, "`w` has an invalid description");
+    check_header(&one(r#"{"dtype":"F16","shape":[1],"data_offsets":[-2,0]}"#), 2, "`w` has an invalid description");
     check_header(&one(r#"{"dtype":"F16","shape":[1],"data_offsets":[4,2]}"#), 8, "bytes 4..2");
-    check_header(&one(r#"{"dtype":"F16","shape":[1],"data_offsets":[0]}"#), 8, "`w` is described wrongly");
+    check_header(&one(r#"{"dtype":"F16","shape":[1],"data_offsets":[0]}"#), 8, "`w` has an invalid description");
     check_header(&one(r#"{"dtype":"F16","shape":[4],"data_offsets":[2,10]}"#), 10, "should start at 0");
     check_header(&one(r#"{"dtype":"F16","shape":[3],"data_offsets":[0,8]}"#), 8, "needs 6 bytes, its offsets span 8");
     check_header(&one(r#"{"dtype":"F16","shape":[4],"data_offsets":[0,8]}"#), 11, "3 bytes follow");
@@ -187,7 +187,7 @@ fn refuses_hostile_headers() {
     let same_place = r#"{"a":{"dtype":"F16","shape":[2],"data_offsets":[0,4]},"b":{"dtype":"F16","shape":[2],"data_offsets":[0,4]}}"#;
     check_header(same_place, 4, "but should start at 4");
     let twice = r#"{"a":{"dtype":"F16","shape":[2],"data_offsets":[0,4]},"a":{"dtype":"F16","shape":[2],"data_offsets":[0,4]}}"#;
-    check_header(twice, 4, "`a` stands there twice");
+    check_header(twice, 4, "`a` occurs twice");
     check_header(&one(&"[".repeat(100_000)), 0, "header is not valid");
 }
 
@@ -370,7 +370,7 @@ fn refuses_bad_indices() {
     check_index(r#"{"weight_map":{"a":".."}}"#, "is not a file name");
     check_index(r#"{"weight_map":{"a":""}}"#, "is not a file name");
     check_index(r#"{"weight_map":{"a":"..\\outside.safetensors"}}"#, "is not a file name");
-    check_index(r#"{"weight_map":{"a":"one.safetensors","a":"one.safetensors"}}"#, "`a` stands there twice");
+    check_index(r#"{"weight_map":{"a":"one.safetensors","a":"one.safetensors"}}"#, "`a` occurs twice");
     check_index(r#"{"metadata":{}}"#, "missing field `weight_map`");
     check_index(r#"{"weight_map":{"a":7}}"#, "expected a string");
     check_index("not json", "expected");

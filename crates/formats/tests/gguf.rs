@@ -388,7 +388,7 @@ fn hostile_headers_are_told_what_is_wrong() {
         "nested deeper than 4",
     );
     let twice = Maker::new(3, 0, 2).text(b"key").u32(4).u32(1).text(b"key").u32(4).u32(1);
-    check(twice, "`key` stands twice");
+    check(twice, "`key` occurs twice");
     let alignment =
         |value| Maker::new(3, 1, 1).text(b"general.alignment").u32(4).u32(value).tensor("t", &[8], F32, 0).data(64);
     check(alignment(0), "general.alignment is 0");
@@ -408,11 +408,11 @@ fn hostile_headers_are_told_what_is_wrong() {
     check(one(&[1 << 32, 1 << 32], F32, 0), "shape [4294967296, 4294967296] overflows");
     check(one(&[u64::MAX], F32, 0), "overflows");
     check(one(&[1; 5], F32, 0), "5 dimensions, at most 4");
-    check(one(&[32], 16, 0), "type IQ2_XXS is not read; types that are: F32, F16, Q4_0");
-    check(one(&[32], 4000, 0), "type number 4000 is not read");
+    check(one(&[32], 16, 0), "type IQ2_XXS is not supported; supported types are F32, F16, Q4_0");
+    check(one(&[32], 4000, 0), "type number 4000 is not supported");
     let empty = one(&[u64::MAX, 0], F32, 0).read().unwrap();
     assert!(empty.tensor("t").unwrap().dequantize().is_empty());
-    check(Maker::new(3, 2, 0).tensor("t", &[1], F32, 0).tensor("t", &[1], F32, 32).data(64), "tensor `t` stands twice");
+    check(Maker::new(3, 2, 0).tensor("t", &[1], F32, 0).tensor("t", &[1], F32, 32).data(64), "tensor `t` occurs twice");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! A block's operations over a sequence of which a part was seen before.
+//! A block's operations over a sequence whose beginning was processed before.
 
 use std::cell::RefCell;
 
@@ -11,20 +11,20 @@ use crate::loaded::Loaded;
 
 /// Keys and values of one block.
 pub(crate) enum Cache {
-    /// In the layout that our own attention reads: bf16, on a CPU that multiplies it, for plain causal masks.
+    /// In the layout that our own attention reads: bf16, on a CPU that multiplies bf16, for plain causal masks.
     Own(oq_attention::Cache),
     /// As tensors, for libtorch.
     Tensors(Tensors),
 }
 
-/// Keys and values `[1, kv_heads, room, d]`, of which the first `len` positions are there.
+/// Keys and values `[1, kv_heads, room, d]`, of which the first `len` positions are filled.
 pub(crate) struct Tensors {
     kind: Kind,
     len: i64,
     held: Option<[Tensor; 2]>,
 }
 
-/// Positions that there is room for at first.
+/// Number of positions that memory is reserved for at first.
 const ROOM: i64 = 64;
 
 impl Cache {
@@ -52,7 +52,7 @@ impl Cache {
 }
 
 impl Tensors {
-    /// Adds positions, and gives all of them: `[1, kv_heads, n, d]` -> `[1, kv_heads, len, d]`.
+    /// Appends positions and returns all of them: `[1, kv_heads, n, d]` -> `[1, kv_heads, len, d]`.
     fn push(&mut self, new: [&Tensor; 2]) -> [Tensor; 2] {
         let n = new[0].size()[2];
         let room = self.held.as_ref().map_or(0, |[k, _]| k.size()[2]);
@@ -77,7 +77,7 @@ impl Tensors {
     }
 }
 
-/// Operations whose attention sees the cache.
+/// Operations whose attention sees the cached keys and values.
 pub(crate) struct CachedOps<'a> {
     pub(crate) ops: &'a dyn BlockOps,
     pub(crate) cache: &'a RefCell<Cache>,
@@ -109,7 +109,7 @@ impl BlockOps for CachedOps<'_> {
                     Kind::BFloat16 => push::<bf16>(cache, &k, &v),
                     _ => push::<f32>(cache, &k, &v),
                 }
-                // A whole sequence has an attention of its own, which is made for many rows.
+                // A whole sequence has a separate attention, made for many rows.
                 if is_start { self.ops.attention(q, &k, &v, scores) } else { attend(cache, q) }
             }
         }
@@ -120,10 +120,10 @@ impl BlockOps for CachedOps<'_> {
     }
 }
 
-/// Adds positions, `[1, kv_heads, n, d]`, contiguous.
+/// Appends positions, `[1, kv_heads, n, d]`, contiguous.
 #[allow(unsafe_code, reason = "the cache is our own, and reads keys and values where they lie")]
 fn push<T: Number + Into<f32> + Sync>(cache: &mut oq_attention::Cache, k: &Tensor, v: &Tensor) {
-    // SAFETY: what is written meanwhile is the cache, which is no tensor.
+    // SAFETY: only the cache, which is no tensor, is written meanwhile.
     let [k, v] = [k, v].map(|x| unsafe { oq_slices::of::<T>(x) });
     cache.push(k, v);
 }
@@ -140,7 +140,7 @@ fn attend(cache: &oq_attention::Cache, q: &Tensor) -> Tensor {
 #[allow(unsafe_code, reason = "the loop is our own, which reads queries where they lie")]
 fn attend_as<T: Number + Into<f32> + Sync>(cache: &oq_attention::Cache, q: &Tensor) -> Tensor {
     let (b, heads, n, d) = q.size4().expect("queries are [b, heads, t, d]");
-    // SAFETY: nothing is written meanwhile but a tensor that is made here.
+    // SAFETY: only a tensor that is made here is written meanwhile.
     let q = unsafe { oq_slices::of::<T>(q) };
     let [out] = oq_slices::filled([&[b, heads, n, d]], |[out]| cache.attend(heads as usize, q, out));
     out.transpose(1, 2).reshape([b, n, heads * d])

@@ -1,36 +1,36 @@
-//! What can go wrong while generating.
+//! Errors of generation.
 
 use oq_data::DataError;
 use oq_models::ModelError;
 
-/// Why nothing more was generated.
+/// Why generation failed.
 #[derive(Debug, thiserror::Error)]
 pub enum GenerateError {
-    /// Nothing to continue.
+    /// The prompt is empty.
     #[error("the prompt has no tokens: give it some text")]
     Empty,
-    /// More positions than the model has learned.
+    /// More positions than the model supports.
     #[error("{tokens} tokens after {before} are beyond the {limit} positions of the model: shorten the prompt")]
     ContextFull {
-        /// Tokens to be read.
+        /// Tokens to process.
         tokens: usize,
-        /// Tokens read before.
+        /// Tokens processed before.
         before: usize,
-        /// Positions there are.
+        /// Positions that the model supports.
         limit: usize,
     },
     /// The model produced NaN or infinity.
-    #[error("position {position}: a logit is {value}; the model's numbers overflow")]
+    #[error("position {position}: a logit is {value}, so the model's activations overflow")]
     NotFinite {
-        /// Which position, from 0.
+        /// Position, from 0.
         position: usize,
         /// The logit.
         value: f32,
     },
-    /// Sampling cannot be done so.
+    /// A sampling setting is invalid.
     #[error("{name} is {value}: {expected}")]
     Setting {
-        /// Which setting.
+        /// The setting.
         name: &'static str,
         /// Its value.
         value: f64,
@@ -40,7 +40,7 @@ pub enum GenerateError {
     /// The model cannot be read.
     #[error(transparent)]
     Model(#[from] ModelError),
-    /// The tokenizer refuses.
+    /// The tokenizer failed.
     #[error(transparent)]
     Data(#[from] DataError),
 }

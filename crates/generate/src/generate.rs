@@ -1,4 +1,4 @@
-//! The loop: read, choose, tell, and again.
+//! The loop: process tokens, choose the next one, emit its text, repeat.
 
 use std::ops::ControlFlow;
 use std::time::Instant;
@@ -10,34 +10,34 @@ use crate::sampler::Sampler;
 use crate::session::Session;
 use crate::stream::TextStream;
 
-/// When a text ends.
+/// When generation stops.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Settings {
-    /// After so many tokens.
+    /// After this many tokens.
     pub max_tokens: usize,
     /// Before one of these strings.
     pub stops: Vec<String>,
-    /// At one of these tokens.
+    /// At one of these end-of-sequence tokens.
     pub ends: Vec<u32>,
 }
 
-/// Why a text ended.
+/// Why generation stopped.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum End {
-    /// The model ended it, by this token.
+    /// The model produced this end-of-sequence token.
     Token(u32),
-    /// This string came.
+    /// This stop string occurred.
     Stop(String),
-    /// There are as many tokens as were asked for.
+    /// The requested number of tokens was reached.
     MaxTokens,
-    /// There are as many positions as the model has.
+    /// The model has no more positions.
     Context,
-    /// The caller wanted no more.
+    /// The caller stopped it.
     Interrupted,
 }
 
 impl End {
-    /// As records write it.
+    /// Name of the reason in records.
     pub const fn name(&self) -> &'static str {
         match self {
             Self::Token(_) => "end",
@@ -49,25 +49,25 @@ impl End {
     }
 }
 
-/// What was generated.
+/// The generated text.
 #[derive(Clone, Debug)]
 pub struct Generated {
-    /// The tokens, without the one that ended the text.
+    /// The tokens, without the end-of-sequence token.
     pub ids: Vec<u32>,
     /// Their text.
     pub text: String,
-    /// Why it ended.
+    /// Why generation stopped.
     pub end: End,
-    /// Seconds that reading the prompt took.
+    /// Seconds of prefill.
     pub prefill_secs: f64,
-    /// Seconds of all that came after.
+    /// Seconds of everything after it.
     pub decode_secs: f64,
 }
 
-/// Reads `prompt` after what the session has read before, and continues it. `tell` hears each piece of text as soon as it is known,
-/// often an empty one, once for each token; it may break off.
+/// Feeds `prompt` to the session, after what it has processed before, and continues it. `tell` is called once per token with the new piece
+/// of text, which is often empty; it can stop the generation.
 ///
-/// The session has read all but the last token when this returns; what ended the text is not read.
+/// On return the session has processed all tokens but the last. An end-of-sequence token is not processed.
 pub fn generate(
     session: &mut Session<'_>,
     prompt: &[u32],
@@ -108,7 +108,7 @@ pub fn generate(
     if !matches!(end, End::Stop(_)) {
         let rest = stream.finish();
         text.push_str(&rest.text);
-        // It ends here whatever is wanted.
+        // Generation ends here in any case.
         let _ = tell(&rest.text);
         if let Some(stop) = rest.stop {
             end = End::Stop(stop);

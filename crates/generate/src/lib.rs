@@ -1,10 +1,10 @@
-//! Continues a text: a model in memory ([`Loaded`]), the state of one sequence ([`Session`]), how a token is chosen ([`Sampler`]) and
-//! how tokens become text that can be shown as it comes ([`TextStream`]); [`generate`] joins them.
+//! Text generation: a model in memory ([`Loaded`]), the state of one sequence ([`Session`]), sampling ([`Sampler`]) and streamed text
+//! ([`TextStream`]). [`generate`] combines them.
 //!
-//! The forward is the families' own: a session lets [`oq_models::BlockOps::attention`] see what came before.
+//! The forward is that of the model's family. A session only adds the earlier keys and values in [`oq_models::BlockOps::attention`].
 //!
-//! A token is hundreds of small products, each shared by the threads of the rayon pool that the call is made in. Callers enter the
-//! pool once, around everything, so that threads are not woken for each product.
+//! A token takes hundreds of small products, each shared by the threads of the current rayon pool. Callers should enter the pool once,
+//! around everything, so that threads are not woken for each product.
 
 mod cache;
 mod error;

@@ -8,18 +8,18 @@ use tch::{Device, Tensor};
 
 use crate::session::Session;
 
-/// A model with all its blocks and its head in memory. Rows of the embedding are read from its file, as they are asked for.
+/// A model with all its blocks and its head in memory. Rows of the embedding are read from the file when they are needed.
 pub struct Loaded {
     model: Model,
     blocks: Vec<Block>,
     head: Head,
-    /// Last norm and the like, kept once they were asked for.
+    /// The final norm and similar tensors, kept after their first use.
     params: RefCell<BTreeMap<String, Tensor>>,
     device: Device,
 }
 
 impl Loaded {
-    /// Loads every block in the model's form; `progress` hears of blocks done, and of all.
+    /// Loads every block in the model's form. `progress` gets the number of blocks loaded and their total.
     pub fn new(model: Model, device: Device, progress: &mut dyn FnMut(usize, usize)) -> Result<Self, ModelError> {
         let n_layers = model.decoder().dims().n_layers;
         let blocks = (0..n_layers).map(|block_idx| {
@@ -29,7 +29,7 @@ impl Loaded {
         });
         let blocks = blocks.collect::<Result<_, _>>()?;
         let head = model.head(device)?;
-        // What comes before and after the blocks is known to be sound before a sequence begins.
+        // Check what comes before and after the blocks here, before a sequence begins.
         let outer = model.outer(device);
         let vectors = model.decoder().outer_params().into_iter().filter(|param| param.shape.len() == 1);
         let params = vectors.map(|param| Ok((param.name.to_owned(), outer.param(param.name)?)));
@@ -37,7 +37,7 @@ impl Loaded {
         Ok(Self { model, blocks, head, params: RefCell::new(params), device })
     }
 
-    /// A sequence of no tokens.
+    /// A new, empty sequence.
     pub fn session(&self) -> Session<'_> {
         Session::new(self)
     }
@@ -47,12 +47,12 @@ impl Loaded {
         &self.model
     }
 
-    /// How its matrices are held and multiplied.
+    /// How matrices are held and multiplied.
     pub fn form(&self) -> Form {
         self.model.form()
     }
 
-    /// Bytes of weights that are read for each token: all blocks, and the head.
+    /// Bytes of weights that are read for each token: all blocks and the head.
     pub fn weight_bytes(&self) -> usize {
         self.blocks.iter().map(Block::bytes).sum::<usize>() + self.head.bytes()
     }
@@ -65,7 +65,7 @@ impl Loaded {
         &self.head
     }
 
-    /// Where it runs.
+    /// The device it runs on.
     pub fn device(&self) -> Device {
         self.device
     }

@@ -4,18 +4,19 @@ use oq_random::SplitMix64;
 
 use crate::error::GenerateError;
 
-/// What decides among tokens.
+/// How a token is picked.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Choice {
-    /// The likeliest; of several, the one with the smallest id.
+    /// The most likely token; on a tie, the one with the smallest id.
     Greedy,
-    /// A draw.
+    /// A random token.
     Draw {
-        /// Logits are divided by it: below 1, likely tokens become likelier.
+        /// Logits are divided by it. Below 1, likely tokens become more likely.
         temperature: f64,
-        /// Of those that `top_k` leaves, only from the likeliest that together are as probable as this (Holtzman et al. 2020, arXiv 1904.09751).
+        /// Among those that `top_k` leaves, only the most likely tokens whose probabilities add up to this are candidates (Holtzman et al.
+        /// 2020, arXiv 1904.09751).
         top_p: f64,
-        /// Only from so many of the likeliest.
+        /// Only this many of the most likely tokens are candidates.
         top_k: Option<usize>,
     },
 }
@@ -23,16 +24,16 @@ pub enum Choice {
 /// Settings of a [`Sampler`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sampling {
-    /// What decides.
+    /// How a token is picked.
     pub choice: Choice,
-    /// Logits of tokens that are in the text already are divided by it, or multiplied if they are negative (Keskar et al. 2019, arXiv
+    /// Logits of tokens that are already in the text are divided by it, or multiplied if they are negative (Keskar et al. 2019, arXiv
     /// 1909.05858).
     pub repetition_penalty: f64,
-    /// Same seed, same draws.
+    /// The same seed gives the same draws.
     pub seed: u64,
 }
 
-/// Chooses tokens, one after the other.
+/// Chooses one token after the other.
 #[derive(Clone, Debug)]
 pub struct Sampler {
     sampling: Sampling,
@@ -43,7 +44,7 @@ impl Sampler {
     /// Checks the settings.
     ///
     /// # Errors
-    /// When temperature, share or penalty are not positive, the share is above 1, or no token is left to choose from.
+    /// When the temperature, `top_p` or the penalty is not positive, `top_p` is above 1, or no candidate is left.
     pub fn new(sampling: Sampling) -> Result<Self, GenerateError> {
         let check = |name, value: f64, good, expected| match good {
             true => Ok(()),
@@ -52,15 +53,15 @@ impl Sampler {
         let is_positive = |value: f64| value.is_finite() && value > 0.0;
         if let Choice::Draw { temperature, top_p, top_k } = sampling.choice {
             check("temperature", temperature, is_positive(temperature), "a positive number is needed")?;
-            check("top-p", top_p, is_positive(top_p) && top_p <= 1.0, "a share above 0 and up to 1 is needed")?;
-            check("top-k", 0.0, top_k != Some(0), "one token at least must be left")?;
+            check("top-p", top_p, is_positive(top_p) && top_p <= 1.0, "a number above 0 and at most 1 is needed")?;
+            check("top-k", 0.0, top_k != Some(0), "at least one token must be left")?;
         }
         let penalty = sampling.repetition_penalty;
         check("repetition penalty", penalty, is_positive(penalty), "a positive number is needed; 1 changes nothing")?;
         Ok(Self { sampling, random: SplitMix64::new(sampling.seed) })
     }
 
-    /// The next token after a text of the ids `seen`: `logits [vocab]`, finite.
+    /// The next token after a text with the ids `seen`: `logits [vocab]`, finite.
     pub fn choose(&mut self, logits: &[f32], seen: &[u32]) -> u32 {
         let logits = penalized(logits, seen, self.sampling.repetition_penalty);
         match self.sampling.choice {
@@ -75,14 +76,14 @@ impl Sampler {
                     point -= probability;
                     point < 0.0
                 });
-                // Probabilities may add up to a little less than 1.
+                // Probabilities may add up to slightly less than 1.
                 found.unwrap_or(&left[left.len() - 1]).0
             }
         }
     }
 }
 
-/// Logits with those of tokens that were seen made smaller, each once.
+/// Logits after the repetition penalty, applied once to each token that was seen.
 fn penalized(logits: &[f32], seen: &[u32], penalty: f64) -> Vec<f32> {
     let mut penalized = logits.to_vec();
     if penalty != 1.0 {
@@ -96,14 +97,14 @@ fn penalized(logits: &[f32], seen: &[u32], penalty: f64) -> Vec<f32> {
     penalized
 }
 
-/// The tokens that may be drawn with their probabilities, which add up to 1, the likeliest first.
+/// The candidates with their probabilities, which add up to 1, the most likely first.
 fn distribution(logits: &[f32], temperature: f64, top_p: f64, top_k: Option<usize>) -> Vec<(u32, f64)> {
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let weight = |&logit: &f32| ((f64::from(logit) - f64::from(max)) / temperature).exp();
     let mut left: Vec<(u32, f64)> = logits.iter().map(weight).enumerate().map(|(id, w)| (id as u32, w)).collect();
     left.sort_by(|(a, x), (b, y)| y.total_cmp(x).then(a.cmp(b)));
     left.truncate(top_k.unwrap_or(usize::MAX));
-    // The share is one of those that are left.
+    // `top_p` refers to the candidates that are left.
     let total: f64 = left.iter().map(|(_, weight)| weight).sum();
     let mut sum = 0.0;
     let enough = left.iter().position(|(_, weight)| {

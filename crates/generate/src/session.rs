@@ -8,7 +8,7 @@ use crate::cache::{Cache, CachedOps};
 use crate::error::GenerateError;
 use crate::loaded::Loaded;
 
-/// A sequence that grows.
+/// A growing sequence.
 pub struct Session<'a> {
     loaded: &'a Loaded,
     caches: Vec<RefCell<Cache>>,
@@ -21,11 +21,11 @@ impl<'a> Session<'a> {
         Self { loaded, caches: caches.collect(), ids: Vec::new() }
     }
 
-    /// Reads the next tokens, all in one pass, and gives the logits of what follows them, `[vocab]`.
+    /// Processes the next tokens in one pass and returns the logits of the token that follows them, `[vocab]`.
     ///
     /// # Errors
-    /// When there are none, more than the model has positions for, ids beyond its vocabulary, or its numbers overflow. All but the last
-    /// leave the session as it was.
+    /// When there are no tokens, more than the model has positions for, ids outside of its vocabulary, or a logit that is not finite. All
+    /// errors but the last leave the session unchanged.
     pub fn extend(&mut self, ids: &[u32]) -> Result<Vec<f32>, GenerateError> {
         let _no_grad = tch::no_grad_guard();
         let decoder = self.loaded.model().decoder();
@@ -58,7 +58,7 @@ impl<'a> Session<'a> {
         &self.ids
     }
 
-    /// Most tokens that it may have.
+    /// Maximum number of tokens.
     pub fn limit(&self) -> usize {
         self.loaded.model().decoder().dims().max_positions
     }

@@ -1,12 +1,12 @@
-//! Text that can be shown as it comes, up to a stop string.
+//! Text that can be shown as it is generated, up to a stop string.
 //!
-//! A stop string may be cut between tokens: text that may be the beginning of one is held back.
+//! A stop string may be split over tokens, so text that may be its beginning is held back.
 
 use oq_data::{DecodeStream, Tokenizer};
 
 use crate::error::GenerateError;
 
-/// Text of a sequence of tokens, piece by piece.
+/// The text of a sequence of tokens, piece by piece.
 pub struct TextStream<'a> {
     decoded: DecodeStream<'a>,
     stops: &'a [String],
@@ -14,17 +14,17 @@ pub struct TextStream<'a> {
     held: String,
 }
 
-/// What a token added.
+/// The text that a token adds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Piece {
-    /// Text to be shown; often empty.
+    /// Text to show; often empty.
     pub text: String,
-    /// The stop string that ended the text, which is not part of it.
+    /// The stop string that was found; it is not part of the text.
     pub stop: Option<String>,
 }
 
 impl<'a> TextStream<'a> {
-    /// Text that follows that of `prompt`, and ends before one of `stops`.
+    /// Text that follows that of `prompt` and ends before any of `stops`.
     pub fn new(tokenizer: &'a Tokenizer, prompt: &[u32], stops: &'a [String]) -> Result<Self, GenerateError> {
         Ok(Self { decoded: tokenizer.stream(prompt)?, stops, held: String::new() })
     }
@@ -36,7 +36,7 @@ impl<'a> TextStream<'a> {
         Ok(self.release())
     }
 
-    /// What was held back, at the end; a stop string may be among it, which ended the text then.
+    /// The text that was still held back at the end. It may contain a stop string, at which the text then ends.
     pub fn finish(&mut self) -> Piece {
         let rest = self.decoded.finish();
         self.held.push_str(&rest);
@@ -45,7 +45,7 @@ impl<'a> TextStream<'a> {
         Piece { text, stop }
     }
 
-    /// The text that no stop string can begin in.
+    /// The part of the text in which no stop string can begin.
     fn release(&mut self) -> Piece {
         let found = self.stops.iter().filter_map(|stop| Some((self.held.find(stop.as_str())?, stop))).min();
         if let Some((end, stop)) = found {

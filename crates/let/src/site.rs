@@ -2,16 +2,16 @@
 
 use oq_quant_core::SiteKind;
 
-/// A place where channels may be rescaled without changing what a block computes.
+/// A place where channels can be rescaled without changing what a block computes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Site {
     /// What is rescaled there.
     pub kind: SiteKind,
-    /// Free scales. Channels that are tied to each other have one between them.
+    /// Number of free scales. Tied channels share one.
     pub n_scales: usize,
     /// The modules that scales act on.
     pub ports: Vec<Port>,
-    /// Whether channels may be shifted too: every module of the site has a bias to take the shift up.
+    /// Whether channels can be shifted too: every module of the site then has a bias that absorbs the shift.
     pub can_shift: bool,
 }
 
@@ -24,18 +24,18 @@ pub struct Port {
     pub action: Action,
     /// Which of its channels they act on, each once.
     pub channels: Vec<i64>,
-    /// For each of `channels`, which of the site's scales it has.
+    /// For each of `channels`, the index of its scale.
     pub scales: Vec<i64>,
 }
 
 /// What scales do to a module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Outputs are shifted by `-d`, then divided.
+    /// Outputs are shifted by `-d`, then divided by the scale.
     DivideOutput,
-    /// Outputs are multiplied. No shift can be undone there.
+    /// Outputs are multiplied by the scale. A shift could not be undone here.
     MultiplyOutput,
-    /// Inputs are multiplied, and the shift added back.
+    /// Inputs are multiplied by the scale, and the shift is added back.
     MultiplyInput,
 }
 
@@ -45,12 +45,12 @@ impl Port {
         Self::some(module, action, (0..n).map(|channel| (channel, scale_of(channel))))
     }
 
-    /// Each of `n` channels has a scale of its own.
+    /// Each of `n` channels has its own scale.
     pub fn free(module: &'static str, action: Action, n: usize) -> Self {
         Self::tied(module, action, n, |channel| channel)
     }
 
-    /// Pairs of a channel and its scale; channels that are not named stay as they are.
+    /// Pairs of a channel and its scale; channels that are not named do not change.
     pub fn some(module: &'static str, action: Action, pairs: impl IntoIterator<Item = (usize, usize)>) -> Self {
         let (channels, scales) = pairs.into_iter().map(|(channel, scale)| (channel as i64, scale as i64)).unzip();
         Self { module, action, channels, scales }
@@ -63,7 +63,7 @@ impl Port {
 }
 
 impl Site {
-    /// A site of `n` channels, each with a scale of its own, between the module that writes them and those that read them.
+    /// A site of `n` channels, each with its own scale, between the module that writes them and those that read them.
     pub fn free(
         kind: SiteKind,
         n: usize,
@@ -76,7 +76,7 @@ impl Site {
         Self { kind, n_scales: n, ports, can_shift }
     }
 
-    /// The modules that read the site's channels: a [`Port`] each, all reading the same input.
+    /// The modules that read the site's channels, each as a [`Port`]; all read the same input.
     pub fn readers(&self) -> impl Iterator<Item = &Port> {
         self.ports.iter().filter(|port| port.action == Action::MultiplyInput)
     }

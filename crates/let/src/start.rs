@@ -1,14 +1,14 @@
-//! The start of scales and shifts, from what channels hold (SmoothQuant, arXiv 2211.10438, eq. 4).
+//! The start of scales and shifts, from the channels' statistics (SmoothQuant, arXiv 2211.10438, eq. 4).
 
 use tch::{Device, Kind, Tensor};
 
 use crate::site::Site;
 use crate::transform::{MIN_SCALE, Values};
 
-/// Smallest channel of weights or activations that a start is computed from: keeps channels of zeros finite.
+/// Lower bound of a channel's weights or activations when a start is computed; keeps channels of zeros finite.
 const MIN_RANGE: f32 = 1e-5;
 
-/// What the channels of a module's input held, over samples.
+/// Statistics of the channels of a module's input, over samples.
 #[derive(Debug, Default)]
 pub struct InputStats {
     state: Option<State>,
@@ -20,13 +20,13 @@ struct State {
     min: Tensor,
     /// `[n]`.
     max: Tensor,
-    /// Sum over samples of the middle between a sample's minimum and maximum, `[n]`.
+    /// Sum over samples of the midpoint between a sample's minimum and maximum, `[n]`.
     middles: Tensor,
     samples: i64,
 }
 
 impl InputStats {
-    /// Takes samples in: `x [b, t, n]`, each of the `b` one sample.
+    /// Adds samples: `x [b, t, n]`, each of the `b` one sample.
     pub fn add(&mut self, x: &Tensor) {
         let x = x.detach();
         let [low, high] = [x.amin([1], false), x.amax([1], false)].map(|end| end.to_kind(Kind::Float)); // [b, n]
@@ -48,14 +48,14 @@ impl InputStats {
 pub trait Source {
     /// Weight of a linear, `[out, in]`.
     fn weight(&self, module: &str) -> &Tensor;
-    /// What a linear's input held; none where nothing was taken in.
+    /// Statistics of a linear's input; none if nothing was added.
     fn inputs(&self, module: &str) -> Option<&InputStats>;
 }
 
 impl Values {
-    /// Scales `max|X - d|^alpha / max|W|^(1 - alpha)` of each channel, over all readers of the site and all channels that are tied;
-    /// where nothing reads an input (queries and keys) they are 1. Shifts `d`, where they are asked for and the site has them, are the
-    /// mean over samples of the middle between a channel's extremes.
+    /// Scales `max|X - d|^alpha / max|W|^(1 - alpha)` of each channel, with maxima over all readers of the site and over tied channels.
+    /// Scales are 1 where no linear reads the channels (queries and keys). Shifts `d`, if requested and possible, are the mean over samples
+    /// of the midpoint between a channel's extremes.
     ///
     /// # Panics
     /// When the first reader of a site has no statistics.

@@ -6,10 +6,10 @@ use tch::{Device, Kind, Tensor};
 
 use crate::site::{Action, Port, Site};
 
-/// Scales are kept at this or more, so that nothing is divided by nearly zero.
+/// Lower bound of the scales, so that nothing is divided by nearly zero.
 pub const MIN_SCALE: f64 = 1e-2;
 
-/// Sites of a block, ready to be applied on a device.
+/// Sites of a block, prepared for a device.
 #[derive(Debug)]
 pub struct Transform {
     sites: Vec<Site>,
@@ -26,7 +26,7 @@ pub struct Values {
 }
 
 impl Values {
-    /// Scales of 1, and shifts of 0 where `shift` is asked for and the site has them: changes nothing.
+    /// The identity: scales of 1, and shifts of 0 if requested and possible.
     pub fn identity(sites: &[Site], shift: bool, kind: Kind, device: Device) -> Self {
         let n = |site: &Site| [site.n_scales as i64];
         Self {
@@ -48,7 +48,7 @@ impl Values {
         self.scales.iter_mut().chain(self.shifts.iter_mut().flatten())
     }
 
-    /// The same numbers in tensors of their own, without a graph.
+    /// A copy in new tensors, without a graph.
     pub fn copy(&self) -> Self {
         let copy = |tensor: &Tensor| tensor.detach().copy();
         Self {
@@ -57,14 +57,14 @@ impl Values {
         }
     }
 
-    /// A copy whose tensors autograd differentiates by.
+    /// A copy whose tensors require gradients.
     pub fn leaves(&self) -> Self {
         let mut leaves = self.copy();
         leaves.tensors_mut().for_each(|tensor| *tensor = tensor.set_requires_grad(true));
         leaves
     }
 
-    /// Puts scales below [`MIN_SCALE`] there, in place.
+    /// Raises scales below [`MIN_SCALE`] to it, in place.
     pub fn keep_off_zero(&mut self) {
         for scale in &mut self.scales {
             let _ = scale.clamp_min_(MIN_SCALE);
@@ -73,7 +73,7 @@ impl Values {
 }
 
 impl Transform {
-    /// Takes sites; at most one of them may act on the inputs of a module.
+    /// Takes sites. At most one of them may act on the inputs of a module.
     pub fn new(sites: Vec<Site>, device: Device) -> Self {
         Self { sites, device }
     }
@@ -83,11 +83,11 @@ impl Transform {
         &self.sites
     }
 
-    /// The tensors that the sites change, changed, by name: `get` looks up those of the block, weights `[out, in]`, norms and biases
-    /// `[n]`. Differentiable by `values`.
+    /// The tensors that the sites change, transformed, by name. `get` looks up the block's tensors: weights `[out, in]`, norms and biases
+    /// `[n]`. Differentiable with respect to `values`.
     ///
     /// # Panics
-    /// When a module of a site has no weight, or no bias to take a shift up.
+    /// When a module of a site has no weight, or no bias to absorb a shift.
     pub fn apply<'a>(&self, values: &Values, get: impl Fn(&str) -> Option<&'a Tensor>) -> BTreeMap<String, Tensor> {
         let mut changed = BTreeMap::new();
         let modules: BTreeSet<&str> = self.sites.iter().flat_map(|site| &site.ports).map(|port| port.module).collect();
@@ -128,12 +128,12 @@ impl Transform {
         ends
     }
 
-    /// The number of each of the port's channels.
+    /// The value for each of the port's channels.
     fn pick(&self, numbers: &Tensor, port: &Port) -> Tensor {
         numbers.index_select(0, &Tensor::from_slice(&port.scales).to_device(self.device))
     }
 
-    /// The port's numbers at its channels, `rest` at the others: `[width]`.
+    /// The values at the port's channels, and `rest` at the others: `[width]`.
     fn spread(&self, numbers: &Tensor, rest: f64, port: &Port, width: i64) -> Tensor {
         let all = Tensor::full([width], rest, (numbers.kind(), self.device));
         all.index_copy(0, &Tensor::from_slice(&port.channels).to_device(self.device), numbers)
@@ -158,7 +158,7 @@ impl Ends {
         self.input.shift.is_none() && self.output.shift.is_none()
     }
 
-    /// `diag(output) W diag(input)`; of a norm, `output * w`.
+    /// `diag(output) W diag(input)`; for a norm, `output * w`.
     fn weight(&self, weight: &Tensor) -> Tensor {
         let scaled = self.input.scale.as_ref().map_or_else(|| weight.shallow_clone(), |input| weight * input);
         match &self.output.scale {

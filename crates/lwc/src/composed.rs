@@ -1,6 +1,6 @@
-//! Clipping as libtorch operations: any device, any kind of number.
+//! Clipping composed of libtorch operations, for any device and any kind of number.
 //!
-//! Groups are the middle axis: weights are `[out, groups, len]`, everything that a group has one of is `[out, groups, 1]`.
+//! Groups are the middle axis: weights are `[out, groups, len]`, and values per group are `[out, groups, 1]`.
 
 use oq_quant_core::{SCALE_MAX, SCALE_MIN};
 use tch::{Kind, Tensor};
@@ -19,12 +19,12 @@ struct Grids {
     scale: Tensor,
     /// 1 where the scale was not clamped.
     live: Tensor,
-    /// Codes of the two ends, less the zero point.
+    /// Codes of the two ends, minus the zero point.
     lowest: Tensor,
     highest: Tensor,
 }
 
-/// Differentiable in `weight` and `clip` but for the zero point.
+/// Differentiable with respect to `weight` and `clip`, except for the zero point.
 fn grids(levels: Levels, weight: &Tensor, clip: &Shares) -> Grids {
     let max = weight.amax(-1, true).clamp_min(0.0);
     let min = weight.amin(-1, true).clamp_max(0.0);
@@ -45,7 +45,7 @@ fn grids(levels: Levels, weight: &Tensor, clip: &Shares) -> Grids {
     Grids { max, min, hi, lo, scale, live, lowest, highest }
 }
 
-/// Scale, and codes of the two ends less the zero point, of each group: `[out, groups]`.
+/// For each group: the scale, and the codes of both ends minus the zero point, `[out, groups]`.
 pub fn grids_of(levels: Levels, weight: &Tensor, clip: &Shares) -> [Tensor; 3] {
     let Grids { scale, lowest, highest, .. } = grids(levels, &in_groups(weight, clip), clip);
     [scale, lowest, highest].map(|part| part.squeeze_dim(-1))
@@ -57,7 +57,7 @@ fn in_groups(weight: &Tensor, clip: &Shares) -> Tensor {
     weight.reshape([strengths[0], strengths[1], -1])
 }
 
-/// Places on the grid, `[out, groups, len]`, with the offsets of their codes, `[out, in]`.
+/// Scaled weights, `[out, groups, len]`, plus their offsets, `[out, in]`.
 fn shifted(places: Tensor, offsets: Option<&Tensor>, clip: &Shares) -> Tensor {
     offsets.map_or_else(|| places.shallow_clone(), |offsets| &places + in_groups(offsets, clip))
 }
@@ -77,7 +77,7 @@ pub fn fake_quantize_autograd(levels: Levels, weight: &Tensor, offsets: Option<&
     let groups = in_groups(weight, clip);
     let grids = grids(levels, &groups, clip);
     let place = shifted(&groups / &grids.scale, offsets, clip);
-    // The residual is at most a half and exact, so the sum is the rounded number itself.
+    // The residual is at most one half and exact, so the sum is the rounded number itself.
     let rounded = &place + (place.round() - &place).detach();
     let codes = rounded.clamp_tensor(Some(&grids.lowest), Some(&grids.highest));
     (codes * &grids.scale).view_as(weight)
@@ -91,7 +91,7 @@ pub fn gradients(levels: Levels, weight: &Tensor, offsets: Option<&Tensor>, grad
     strength_gradients(&grids, clip, &end_gradients(levels, &grids, &residual, &grad))
 }
 
-/// As [`gradients`], with `dL/dw [out, in]`.
+/// Like [`gradients`], with `dL/dw [out, in]`.
 pub fn gradients_with_weight(
     levels: Levels,
     weight: &Tensor,
@@ -106,7 +106,7 @@ pub fn gradients_with_weight(
     let mut d_weight = grad * inside;
     for (extreme, share, d_end) in [(&grids.max, &clip.hi, &ends.hi), (&grids.min, &clip.lo, &ends.lo)] {
         let here = groups.eq_tensor(extreme);
-        // None of them in a group of one sign, whose range was widened to hold 0.
+        // There are none in a group of one sign, whose range was widened to contain 0.
         let count = here.sum_dim_intlist(-1, true, groups.kind()).clamp_min(1.0);
         d_weight += here * (d_end * share.unsqueeze(-1) / count);
     }
@@ -128,7 +128,7 @@ fn end_gradients(levels: Levels, grids: &Grids, residual: &Tensor, grad: &Tensor
     match levels.centre {
         None => Shares { lo: -&d_scale, hi: d_scale },
         Some(_) => {
-            // 1, 1/2 or 0 as the upper end is the larger one, as large as the lower, or smaller.
+            // 1, 1/2 or 0, as the upper end is larger than, equal to or smaller than the lower end.
             let hi_part = ((&grids.hi + &grids.lo).sign() + 1.0) / 2.0;
             let hi = &d_scale * hi_part;
             Shares { lo: &hi - d_scale, hi }
@@ -142,7 +142,7 @@ fn strength_gradients(grids: &Grids, clip: &Shares, ends: &Shares) -> LwcGrads {
     LwcGrads { gamma: strength(&ends.hi, &grids.max, &clip.hi), beta: strength(&ends.lo, &grids.min, &clip.lo) }
 }
 
-/// The offsets `[out, in]`, moved against the sign of `grad = dL/dw'` by `rate` steps; those of clamped codes stay.
+/// The offsets `[out, in]`, moved against the sign of `grad = dL/dw'` by `rate`; those of clamped codes do not move.
 pub fn moved_offsets(
     levels: Levels,
     weight: &Tensor,
@@ -156,8 +156,8 @@ pub fn moved_offsets(
     offsets - grad.sign() * inside.view_as(weight) * rate
 }
 
-/// The shares, out of `choices`, with the least `sum importance (w - w')²` of each group: both ends alike first, then each end for
-/// itself. `w [out, in]`, `importance [in]`; the shares before, `[out, groups]`, say how groups lie.
+/// The fractions out of `choices` with the least `sum importance (w - w')²` of each group: first for both ends together, then for each end.
+/// `w [out, in]`, `importance [in]`; the current fractions, `[out, groups]`, give the shape of the groups.
 pub fn search(levels: Levels, weight: &Tensor, importance: &Tensor, choices: &[f64], shape: &Shares) -> Shares {
     let error = |clip: &Shares| {
         let off = (fake_quantize(levels, weight, None, clip) - weight).square() * importance;

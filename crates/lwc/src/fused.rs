@@ -1,7 +1,7 @@
-//! Clipping as loops over slices, on the CPU: one pass over the weights, and one over their gradient in the backward.
+//! Clipping as loops over slices, on the CPU: one pass over the weights forward, and one over their gradient backward.
 //!
-//! A group is read from memory once and stays in the cache for its second look. The inner loops have no branches and sum in
-//! independent lanes, so that the compiler makes vector instructions of them.
+//! A group is read from memory once and is still in the cache when it is read again. The inner loops have no branches and sum in
+//! independent lanes, so that the compiler vectorizes them.
 
 use std::ops::{Add, Div, Mul, Sub};
 
@@ -12,9 +12,9 @@ use rayon::prelude::*;
 
 use crate::Levels;
 
-/// Independent sums, as many as fill the vector registers of common machines.
+/// Independent sums; as many as fill the vector registers of common machines.
 const LANES: usize = 16;
-/// Terms that are summed in their own kind before they join an f64.
+/// Terms that are summed in their own kind before they are added to an f64.
 const BLOCK: usize = 1024;
 
 /// f32, and f64 for the tests.
@@ -23,7 +23,7 @@ pub trait Real:
 {
     /// 0.
     const ZERO: Self;
-    /// 1.5 * 2^(digits - 1): adding it leaves no digits for a fraction, so the sum is rounded, ties to even.
+    /// 1.5 * 2^(digits - 1): adding it leaves no digits for a fraction, so the sum is rounded with ties to even.
     const ROUNDER: Self;
 
     /// The nearest number.
@@ -61,7 +61,7 @@ macro_rules! real {
 real!(f32);
 real!(f64);
 
-/// How quantized weights and their gradients are stored: as they are computed, or in bf16.
+/// How quantized weights and their gradients are stored: as computed, or in bf16.
 pub trait Stored<T>: Number + Send + Sync {
     /// The nearest; ties to even.
     fn from_real(value: T) -> Self;
@@ -80,7 +80,7 @@ impl<T: Real> Stored<T> for T {
 }
 
 impl Stored<f32> for bf16 {
-    // Without branches, so that loops of it are vector instructions.
+    // No branches, so that loops over it are vectorized.
     #[inline(always)]
     fn from_real(value: f32) -> Self {
         let bits = value.to_bits();
@@ -94,18 +94,18 @@ impl Stored<f32> for bf16 {
     }
 }
 
-/// A weight cut into groups: as rows are whole groups, they simply follow one another.
+/// A weight divided into groups. Rows are whole groups, so the groups simply follow one another.
 pub struct Groups<'a, T> {
     /// `[out, in]`.
     pub weight: &'a [T],
-    /// Offsets of codes before they are rounded, in steps, `[out, in]`; or those of one group for all, `[len]`.
+    /// Offsets in units of the scale, added before rounding, `[out, in]`; or those of one group for all groups, `[len]`.
     pub offsets: &'a [T],
     /// Weights of a group.
     pub len: usize,
     pub levels: Levels,
-    /// Share of the maximum, `[out, groups]`.
+    /// Fraction of the maximum, `[out, groups]`.
     pub clip_hi: &'a [T],
-    /// Share of the minimum, `[out, groups]`.
+    /// Fraction of the minimum, `[out, groups]`.
     pub clip_lo: &'a [T],
 }
 
@@ -133,14 +133,14 @@ struct Grid<T> {
     /// Maximum, at least 0, and minimum, at most 0.
     max: T,
     min: T,
-    /// The shares of them that the grid spans.
+    /// The fractions of them at which the group is clipped.
     a: T,
     b: T,
     scale: T,
-    /// Codes of the two ends, less the zero point.
+    /// Codes of the two ends, minus the zero point.
     lowest: T,
     highest: T,
-    /// Just beyond the ends: far enough to tell what is clamped, near enough to be rounded by [`Real::ROUNDER`].
+    /// Just beyond the ends: far enough to detect clamping, close enough to be rounded by [`Real::ROUNDER`].
     below: T,
     above: T,
     /// `ds/dhi` and `-ds/dlo`.
@@ -149,7 +149,7 @@ struct Grid<T> {
 }
 
 impl<T: Real> Grid<T> {
-    /// Of a group with this maximum and minimum.
+    /// The grid of a group with this maximum and minimum.
     fn new(levels: Levels, (max, min): (T, T), a: T, b: T) -> Self {
         let (hi, depth) = (a * max, T::ZERO - b * min);
         let one = T::of(1.0);
@@ -183,7 +183,7 @@ impl<T: Real> Grid<T> {
         }
     }
 
-    /// `w / s`, the code of `w` less the zero point, and whether that code was not clamped.
+    /// `w / s`, the code of `w` minus the zero point, and whether that code was not clamped.
     #[inline(always)]
     fn encode(&self, weight: T, offset: T) -> (T, T, bool) {
         let place = weight / self.scale;
@@ -233,7 +233,7 @@ pub fn gradients<T: Real, S: Stored<T>>(groups: &Groups<'_, T>, grad: &[S], gamm
     );
 }
 
-/// As [`gradients`], and writes `dL/dw` `[out, in]`.
+/// Like [`gradients`], and also writes `dL/dw` `[out, in]`.
 pub fn gradients_with_weight<T: Real, S: Stored<T>>(
     groups: &Groups<'_, T>,
     grad: &[S],
@@ -251,7 +251,7 @@ pub fn gradients_with_weight<T: Real, S: Stored<T>>(
             let sum = sum_of(group, grad, |w, v, g| g * grid.residual(w, v));
             let (d_hi, d_depth) = grid.end_gradients(sum);
             (*gamma, *beta) = grid.strength_gradients((d_hi, d_depth));
-            // Weights that share an extreme share its gradient.
+            // Weights that are tied for an extreme share its gradient.
             let pull_max = d_hi * grid.a / T::of(count(group.weight, grid.max));
             let pull_min = d_depth * grid.b / T::of(count(group.weight, grid.min));
             for (((d_weight, &w), &v), &g) in d_weight.iter_mut().zip(group.weight).zip(group.offsets).zip(grad) {
@@ -264,8 +264,8 @@ pub fn gradients_with_weight<T: Real, S: Stored<T>>(
         });
 }
 
-/// Moves `offsets` `[out, in]` against the sign of `grad = dL/dw'` `[out, in]` by `rate` steps; those of clamped codes stay. The
-/// offsets of `groups` are not read.
+/// Moves `offsets` `[out, in]` against the sign of `grad = dL/dw'` `[out, in]` by `rate`; those of clamped codes do not move. The offsets
+/// of `groups` are not read.
 pub fn move_offsets<T: Real, S: Stored<T>>(groups: &Groups<'_, T>, grad: &[S], rate: T, offsets: &mut [T]) {
     groups.par_iter().zip(grad.par_chunks(groups.len)).zip(offsets.par_chunks_mut(groups.len)).for_each(
         |(((group, grid), grad), offsets)| {
@@ -280,8 +280,8 @@ pub fn move_offsets<T: Real, S: Stored<T>>(groups: &Groups<'_, T>, grad: &[S], r
     );
 }
 
-/// Writes shares out of `choices` that make `sum importance (w - w')²` of each group small: the best for both ends alike, then the
-/// best for the maximum, then for the minimum. `importance [in]`, `hi` and `lo` `[out, groups]`.
+/// Writes the fractions out of `choices` that minimize `sum importance (w - w')²` of each group: first the best for both ends together,
+/// then for the maximum, then for the minimum. `importance [in]`, `hi` and `lo` `[out, groups]`.
 pub fn search<T: Real>(groups: &Groups<'_, T>, importance: &[T], choices: &[T], hi: &mut [T], lo: &mut [T]) {
     let n_groups = importance.len() / groups.len;
     let shares = hi.par_iter_mut().zip(lo).enumerate();
@@ -315,7 +315,7 @@ fn round<T: Real>(x: T) -> T {
     (x + T::ROUNDER) - T::ROUNDER
 }
 
-/// Maximum and minimum, widened to hold 0.
+/// Maximum and minimum, widened to contain 0.
 fn extremes<T: Real>(group: &[T]) -> (T, T) {
     let larger = |a: T, b: T| if b > a { b } else { a };
     let smaller = |a: T, b: T| if b < a { b } else { a };
@@ -335,7 +335,7 @@ fn extremes<T: Real>(group: &[T]) -> (T, T) {
     (folded(max, larger), folded(min, smaller))
 }
 
-/// Sum of `term(w, v, g)`: of a weight, its offset and its gradient.
+/// Sum of `term(w, v, g)`: a weight, its offset and its gradient.
 #[inline(always)]
 fn sum_of<T: Real, S: Stored<T>>(group: Group<'_, T>, grad: &[S], term: impl Fn(T, T, T) -> T) -> f64 {
     let mut total = 0.0;
@@ -358,7 +358,7 @@ fn sum_of<T: Real, S: Stored<T>>(group: Group<'_, T>, grad: &[S], term: impl Fn(
     total
 }
 
-/// The lanes joined into one, half onto half.
+/// Adds the lanes up, one half onto the other.
 #[inline(always)]
 fn folded<T: Real>(mut lanes: [T; LANES], join: impl Fn(T, T) -> T) -> T {
     let mut half = LANES / 2;
@@ -372,7 +372,7 @@ fn folded<T: Real>(mut lanes: [T; LANES], join: impl Fn(T, T) -> T) -> T {
     lanes[0]
 }
 
-/// How many weights equal `value`, but at least 1.
+/// How many weights equal `value`; at least 1.
 fn count<T: Real>(group: &[T], value: T) -> f64 {
     (group.iter().filter(|&&w| w == value).count() as f64).max(1.0)
 }

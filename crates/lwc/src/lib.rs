@@ -1,9 +1,9 @@
 //! Learnable weight clipping (OmniQuant, eq. 2) and its closed-form gradient.
 //!
-//! A group of weights is quantized on a grid that spans a learned share of its range: `sigmoid(gamma)` of its maximum,
-//! `sigmoid(beta)` of its minimum. [`Lwc`] holds the strengths of one linear. Learning goes without libtorch's autograd:
-//! [`Lwc::fake_quantize`] makes the weight that the block runs with, the block's backward gives the gradient with respect to
-//! that weight, and [`Lwc::gradients`] turns it into the strengths' gradient.
+//! A group of weights is clipped to a learned fraction of its range: `sigmoid(gamma)` of its maximum and `sigmoid(beta)` of its minimum.
+//! [`Lwc`] holds the strengths `gamma` and `beta` of one linear. Learning does not use libtorch's autograd for them: [`Lwc::fake_quantize`]
+//! computes the weight that the block runs with, the block's backward gives the gradient with respect to that weight, and
+//! [`Lwc::gradients`] turns it into the gradient of the strengths.
 //!
 //! With `Q = 2^bits - 1`, `a = sigmoid(gamma)`, `b = sigmoid(beta)`, `M = max(w, 0)` and `m = min(w, 0)` of a group:
 //!
@@ -12,8 +12,8 @@
 //! q  = clamp(round(w / s) + z, 0, Q)                                          w' = (q - z) s
 //! ```
 //!
-//! and, rounding to nearest passing its gradient straight through (`z` and clamps that act pass none), `G = dL/dw'`, `k = 1`
-//! where a code was not clamped and `live = 1` where the scale was not:
+//! and with the straight-through estimator for rounding (`z` and active clamps have no gradient), `G = dL/dw'`, `k = 1` where a code was
+//! not clamped and `live = 1` where the scale was not:
 //!
 //! ```text
 //! dL/ds     =  live sum G ((q - z) - k w / s)
@@ -21,14 +21,14 @@
 //! dL/dw     =  G k + dL/ds a / Q [w = M] / #max - dL/ds b / Q [w = m] / #min
 //! ```
 //!
-//! Symmetric grids have `s = clamp(max(hi, -lo) / (2^(bits-1) - 1), ..)` and `z = 2^(bits-1)`: only the larger end has a
-//! gradient, and two equal ends have half of it each.
+//! Symmetric quantization has `s = clamp(max(hi, -lo) / (2^(bits-1) - 1), ..)` and `z = 2^(bits-1)`. Only the larger end has a gradient,
+//! and two equal ends get half of it each.
 //!
-//! How a weight is rounded can be learned too: `q = clamp(round(w / s + v) + z, 0, Q)` with an offset `v` of its own, which
-//! [`Lwc::move_offsets`] moves. Gradients are the ones above, with the codes that offsets give.
+//! Rounding can be learned too: `q = clamp(round(w / s + v) + z, 0, Q)` with an offset `v` per weight, which [`Lwc::move_offsets`] moves.
+//! The gradients are those above, computed with these codes.
 //!
-//! During learning the scale is not rounded to f16, and rounding takes ties to even. [`Lwc::quantize`] makes the final codes,
-//! on the grids of [`oq_quant_core`].
+//! During learning the scale is not rounded to f16, and ties are rounded to even. [`Lwc::quantize`] computes the final codes, on the grids
+//! of [`oq_quant_core`].
 
 mod composed;
 mod fused;
@@ -39,20 +39,20 @@ use oq_quant_core::{QuantizedTensor, Symmetry, TensorError, WeightSpec};
 use oq_slices as slices;
 use tch::{Device, Kind, Tensor, no_grad};
 
-/// Strength that clipping starts from: sigmoid(4) = 0.982, so that hardly anything is clipped (OmniQuant, section 3.2).
+/// Initial clipping strength: sigmoid(4) = 0.982, so that hardly anything is clipped (OmniQuant, section 3.2).
 pub const START: f64 = 4.0;
 
 /// The clipping strengths of one linear, for weights `[out, in]`.
 ///
-/// Strengths are plain tensors that need no `requires_grad` and stand on the device of the weights. Weights of another kind
-/// are converted to the kind of the strengths, f32 as they are made.
+/// Strengths are plain tensors on the device of the weights; they need no `requires_grad`. Weights of another kind are converted to the
+/// kind of the strengths, which is f32 at first.
 #[derive(Debug)]
 pub struct Lwc {
     /// Strength of the maximum, `[out, groups]`.
     pub gamma: Tensor,
     /// Strength of the minimum, `[out, groups]`.
     pub beta: Tensor,
-    /// Offsets of codes before they are rounded, in steps, `[out, in]`; none where weights are rounded to nearest.
+    /// Offsets added to scaled weights before they are rounded, in units of the scale, `[out, in]`; none if weights are rounded to nearest.
     pub offsets: Option<Tensor>,
     spec: WeightSpec,
     in_features: usize,
@@ -70,7 +70,7 @@ pub struct LwcGrads {
 /// Why weights were not clipped or not quantized.
 #[derive(Debug, thiserror::Error)]
 pub enum LwcError {
-    /// The weight is not the one that the strengths were made for.
+    /// The weight has a different shape than the one that the strengths were made for.
     #[error("the clipping is for a weight {expected:?}, got {got:?}")]
     Shape {
         /// `[out, in]`.
@@ -78,19 +78,19 @@ pub enum LwcError {
         /// What was given.
         got: Vec<i64>,
     },
-    /// Groups do not divide the row, or the weight or the learned shares cannot be quantized.
+    /// Groups do not divide the row, or the weight, its clipping or its offsets are not valid numbers.
     #[error(transparent)]
     Quantize(#[from] TensorError),
 }
 
-/// The numbers of a grid.
+/// The constants of a grid.
 #[derive(Clone, Copy, Debug)]
 struct Levels {
     /// Largest code, `Q`.
     max_code: f64,
-    /// Steps that a range is cut into.
+    /// Number of steps that a range is divided into.
     steps: f64,
-    /// Code of zero, where it is the same for all ranges.
+    /// Code of zero, if it is the same for all ranges.
     centre: Option<f64>,
 }
 
@@ -105,7 +105,7 @@ impl Levels {
 }
 
 impl Lwc {
-    /// Strengths of [`START`] for a weight `[out_features, in_features]`; refuses a group that does not divide `in_features`.
+    /// Strengths of [`START`] for a weight `[out_features, in_features]`. Fails if the group size does not divide `in_features`.
     pub fn new(out_features: usize, in_features: usize, spec: WeightSpec, device: Device) -> Result<Self, LwcError> {
         if !spec.group.divides(in_features) {
             return Err(TensorError::GroupDoesNotDivide { group: spec.group.len(in_features), in_features }.into());
@@ -153,7 +153,7 @@ impl Lwc {
         self.spec
     }
 
-    /// The weight that the codes stand for: `[out, in]` -> `[out, in]`, detached from autograd, in the kind of the strengths.
+    /// The dequantized weight: `[out, in]` -> `[out, in]`, detached from autograd, in the kind of the strengths.
     ///
     /// # Panics
     /// When `weight` is not `[out, in]`.
@@ -161,7 +161,7 @@ impl Lwc {
         self.fake_quantize_as(self.gamma.kind(), weight)
     }
 
-    /// [`Self::fake_quantize`], rounded to a kind of which products may be faster.
+    /// [`Self::fake_quantize`], rounded to a kind that multiplies faster.
     ///
     /// # Panics
     /// When `weight` is not `[out, in]`.
@@ -176,7 +176,7 @@ impl Lwc {
         })
     }
 
-    /// Gradients of the strengths from `grad = dL/dw'` `[out, in]`, where `w' = fake_quantize(weight)`.
+    /// Gradients of the strengths, given `grad = dL/dw'` `[out, in]`, where `w' = fake_quantize(weight)`.
     ///
     /// # Panics
     /// When `weight` or `grad` is not `[out, in]`.
@@ -193,7 +193,7 @@ impl Lwc {
         })
     }
 
-    /// [`Self::gradients`] and `dL/dw` `[out, in]`, for weights that are learned or transformed themselves.
+    /// [`Self::gradients`] and `dL/dw` `[out, in]`, for weights that are learned or transformed as well.
     ///
     /// # Panics
     /// When `weight` or `grad` is not `[out, in]`.
@@ -210,9 +210,9 @@ impl Lwc {
         })
     }
 
-    /// [`Self::fake_quantize`] as its definition, differentiable by autograd: `[out, in]` -> `[out, in]`.
+    /// The definition of [`Self::fake_quantize`], differentiable by autograd: `[out, in]` -> `[out, in]`.
     ///
-    /// For strengths with `requires_grad`. Slower than [`Self::gradients`], which must equal what this gives.
+    /// For strengths with `requires_grad`. Slower than [`Self::gradients`], which must give the same result.
     ///
     /// # Panics
     /// When `weight` is not `[out, in]`.
@@ -223,9 +223,9 @@ impl Lwc {
         composed::fake_quantize_autograd(Levels::new(self.spec), &weight, self.offsets.as_ref(), &clip)
     }
 
-    /// Final codes of a weight `[out, in]`, with scales that are f16 numbers; computed on the CPU.
+    /// Final codes of a weight `[out, in]`, with scales that are f16 numbers. Computed on the CPU.
     ///
-    /// Refuses a weight of another shape, NaN among the strengths, and numbers that are not finite in the weight or the offsets.
+    /// Fails if the weight has a different shape, if a strength is NaN, or if the weight or the offsets are not finite.
     pub fn quantize(&self, weight: &Tensor) -> Result<QuantizedTensor, LwcError> {
         self.check_shape(weight)?;
         let [rows, cols] = self.shape().map(|n| n as usize);
@@ -236,7 +236,7 @@ impl Lwc {
         Ok(tensors::quantize(&weight, [rows, cols], self.spec, &clip, offsets.as_ref())?)
     }
 
-    /// Scale, and codes of the two ends less the zero point, of each group of a weight `[out, in]`: `[out, groups]` each.
+    /// For each group of a weight `[out, in]`: the scale, and the codes of both ends minus the zero point, `[out, groups]` each.
     ///
     /// # Panics
     /// When `weight` is not `[out, in]`.
@@ -245,16 +245,16 @@ impl Lwc {
         no_grad(|| composed::grids_of(Levels::new(self.spec), &weight, &self.clip()))
     }
 
-    /// Learns how weights are rounded: moves the offsets of their codes, from 0 where there are none yet, against the sign of
-    /// `grad = dL/dw'` `[out, in]` by `rate` steps of the grid (SignRound, Cheng et al. 2023, arXiv 2309.05516, eq. 4), in place where it
-    /// can. Offsets of codes that are clamped stay.
+    /// Learns how weights are rounded: moves the offsets against the sign of `grad = dL/dw'` `[out, in]` by `rate` units of the scale
+    /// (SignRound, Cheng et al. 2023, arXiv 2309.05516, eq. 4), in place if possible. Offsets start at 0; those of clamped codes do not
+    /// move.
     ///
     /// # Panics
     /// When `weight` or `grad` is not `[out, in]`.
     pub fn move_offsets(&mut self, weight: &Tensor, grad: &Tensor, rate: f64) {
         let (weight, grad, clip) = (self.prepared(weight), self.checked(grad), self.clip());
         let mut offsets = self.offsets.take().unwrap_or_else(|| weight.zeros_like());
-        // Loops that write in place may read nothing that lies there.
+        // Loops that write in place must not read the same memory.
         let apart = [&weight, &grad].into_iter().all(|read| !slices::overlap(read, &offsets));
         no_grad(|| match fused_kinds(&weight, grad.kind()).filter(|_| apart) {
             Some((Kind::Double, Kind::Double)) => {
@@ -280,7 +280,7 @@ impl Lwc {
         Shares { hi: share(&self.gamma), lo: share(&self.beta) }
     }
 
-    /// A weight, checked, in the kind of the strengths and contiguous.
+    /// A weight, checked, contiguous and in the kind of the strengths.
     fn prepared(&self, weight: &Tensor) -> Tensor {
         self.checked(weight).to_kind(self.gamma.kind())
     }
@@ -302,18 +302,18 @@ impl Lwc {
     }
 }
 
-/// The kinds of a weight and of its quantized twin or gradient, where the fused loops may be able to read them.
+/// The kinds of a weight and of its quantized counterpart or gradient, if the fused loops support them.
 fn fused_kinds(weight: &Tensor, other: Kind) -> Option<(Kind, Kind)> {
     (weight.device() == Device::Cpu).then(|| (weight.kind(), other))
 }
 
-/// Shares that a search tries, largest first.
+/// Fractions that the search tries, largest first.
 fn choices() -> [f64; 16] {
     let largest = 1.0 / (1.0 + (-START).exp());
     std::array::from_fn(|idx| largest - idx as f64 * (largest - 0.25) / 15.0)
 }
 
-/// Shares of a group's maximum and minimum that its grid spans, each `[out, groups]`.
+/// Fractions of a group's maximum and minimum at which it is clipped, each `[out, groups]`.
 struct Shares {
     hi: Tensor,
     lo: Tensor,

@@ -1,7 +1,6 @@
-//! The fused loops on tensors: the only place of the crate that looks at their elements.
+//! The fused loops on tensors: the only place in this crate that looks at tensor elements.
 //!
-//! All of them are on the CPU, contiguous, in the kinds that the type parameters say, and of the right shapes: callers have prepared them
-//! so.
+//! All tensors are on the CPU, contiguous, of the kinds that the type parameters name, and of the right shapes. Callers ensure this.
 
 #![allow(unsafe_code, reason = "the loops are our own, which read and write tensors where they lie")]
 
@@ -11,7 +10,7 @@ use tch::Tensor;
 
 use crate::{Levels, Lwc, LwcGrads, Shares, fused};
 
-/// Codes of a weight `[rows, cols]` on clipped grids; all in f32.
+/// Codes of a weight `[rows, cols]` with its clipping; all in f32.
 pub(crate) fn quantize(
     weight: &Tensor,
     [rows, cols]: [usize; 2],
@@ -19,7 +18,7 @@ pub(crate) fn quantize(
     clip: &Shares,
     offsets: Option<&Tensor>,
 ) -> Result<QuantizedTensor, TensorError> {
-    // SAFETY: nothing of libtorch runs before they are used for the last time, in the next statement.
+    // SAFETY: no libtorch operation runs before they are last used, in the next statement.
     let [weight, hi, lo] = [weight, &clip.hi, &clip.lo].map(|x| unsafe { slices::of(x) });
     // SAFETY: as above.
     let offsets = offsets.map(|x| unsafe { slices::of(x) });
@@ -31,9 +30,9 @@ impl Lwc {
     pub(crate) fn search_fused<T: fused::Real>(&self, weight: &Tensor, importance: &Tensor) -> Shares {
         let (clip, zeros, choices) = (self.clip(), self.zeros(), crate::choices().map(T::of));
         let shape = clip.hi.size();
-        // SAFETY: nothing is written meanwhile but tensors that are made here.
+        // SAFETY: only tensors that are made here are written meanwhile.
         let (groups, importance) = unsafe { (self.groups(weight, &zeros, &clip), slices::of(importance)) };
-        // Each weight at the code nearest to it, whatever was learned.
+        // Each weight gets its nearest code, whatever was learned.
         let groups = fused::Groups { offsets: &zeros, ..groups };
         let [hi, lo] = slices::filled([&shape[..]; 2], |[hi, lo]| fused::search(&groups, importance, &choices, hi, lo));
         Shares { hi, lo }
@@ -45,7 +44,7 @@ impl Lwc {
         clip: &Shares,
     ) -> Tensor {
         let (zeros, shape) = (self.zeros::<T>(), weight.size());
-        // SAFETY: nothing is written meanwhile but a tensor that is made here.
+        // SAFETY: only a tensor that is made here is written meanwhile.
         let groups = unsafe { self.groups(weight, &zeros, clip) };
         let [out] = slices::filled([&shape], |[out]: [&mut [S]; 1]| fused::fake_quantize(&groups, out));
         out
@@ -58,7 +57,7 @@ impl Lwc {
         clip: &Shares,
     ) -> LwcGrads {
         let (zeros, shape) = (self.zeros::<T>(), clip.hi.size());
-        // SAFETY: nothing is written meanwhile but tensors that are made here.
+        // SAFETY: only tensors that are made here are written meanwhile.
         let (groups, grad) = unsafe { (self.groups(weight, &zeros, clip), slices::of::<S>(grad)) };
         let [gamma, beta] =
             slices::filled([&shape[..]; 2], |[gamma, beta]| fused::gradients(&groups, grad, gamma, beta));
@@ -72,7 +71,7 @@ impl Lwc {
         clip: &Shares,
     ) -> (LwcGrads, Tensor) {
         let (zeros, of_clip, of_weight) = (self.zeros::<T>(), clip.hi.size(), weight.size());
-        // SAFETY: nothing is written meanwhile but tensors that are made here.
+        // SAFETY: only tensors that are made here are written meanwhile.
         let (groups, grad) = unsafe { (self.groups(weight, &zeros, clip), slices::of::<S>(grad)) };
         let shapes = [&of_clip[..], &of_clip, &of_weight];
         let [gamma, beta, d_weight] = slices::filled(shapes, |[gamma, beta, d_weight]| {
@@ -81,7 +80,7 @@ impl Lwc {
         (LwcGrads { gamma, beta }, d_weight)
     }
 
-    /// Moves `offsets`, which are not this clipping's own while they are moved.
+    /// Moves `offsets`, which must not belong to this clipping while they are moved.
     ///
     /// # Panics
     /// When they share memory with the weight or its gradient.
@@ -97,9 +96,9 @@ impl Lwc {
         let read = [weight, grad, &clip.hi, &clip.lo];
         assert!(read.into_iter().all(|read| !slices::overlap(read, offsets)), "offsets share memory with what is read");
         let zeros = self.zeros::<T>();
-        // SAFETY: nothing is written meanwhile but the offsets, which lie elsewhere.
+        // SAFETY: only the offsets are written meanwhile, and they lie elsewhere.
         let (groups, grad) = unsafe { (self.groups(weight, &zeros, clip), slices::of::<S>(grad)) };
-        // SAFETY: of what is read meanwhile nothing lies there, and nothing of libtorch runs.
+        // SAFETY: nothing that is read meanwhile lies there, and no libtorch operation runs.
         let offsets = unsafe { slices::of_mut(offsets) };
         fused::move_offsets(&groups, grad, T::of(rate), offsets);
     }
@@ -110,16 +109,16 @@ impl Lwc {
     }
 
     /// # Safety
-    /// As [`slices::of`] asks, of the weight, the shares and the offsets.
+    /// Same as [`slices::of`], for the weight, the fractions and the offsets.
     unsafe fn groups<'a, T: fused::Real>(
         &'a self,
         weight: &'a Tensor,
         zeros: &'a [T],
         clip: &'a Shares,
     ) -> fused::Groups<'a, T> {
-        // SAFETY: the caller's word.
+        // SAFETY: promised by the caller.
         let [weight, clip_hi, clip_lo] = [weight, &clip.hi, &clip.lo].map(|x| unsafe { slices::of(x) });
-        // SAFETY: the caller's word.
+        // SAFETY: promised by the caller.
         let offsets = self.offsets.as_ref().map_or(zeros, |x| unsafe { slices::of(x) });
         let (len, levels) = (self.spec.group.len(self.in_features), Levels::new(self.spec));
         fused::Groups { weight, offsets, len, levels, clip_hi, clip_lo }

@@ -1,23 +1,23 @@
 //! MinMax grids (OmniQuant, eq. 2): `q = clamp(round(w / s) + z, 0, Q)`, `w' = (q - z) * s`.
 //!
-//! A grid always holds 0 exactly: the range it is made from is widened to contain 0, so the zero point is a code. Its scale is
-//! an f16 number, because that is what packed files keep: codes computed on the rounded scale make the packed model and the
-//! evaluated one the same numbers. Of the two f16 numbers around the exact scale a grid takes the nearest with which the codes of
-//! the range's ends span the whole of `0..=Q`; the one below always does. With that, rounding a dequantized group to nearest
-//! finds the same grid and returns the same values, if its codes reach both ends: they need not where they were learned, or where
-//! a symmetric grid was clipped.
+//! A grid always holds 0 exactly: its range is widened to contain 0, so the zero point is a code. Its scale is an f16 number, because
+//! packed files store f16. Codes computed with the rounded scale make the packed model identical to the evaluated one.
+//!
+//! Of the two f16 numbers around the exact scale, the grid takes the nearest with which the codes of both ends of the range span `0..=Q`;
+//! the smaller one always does. So rounding a dequantized group to nearest finds the same grid and returns the same values, if its codes
+//! reach both ends. They may not if they were learned, or if a symmetric range was clipped.
 
 use half::f16;
 
 use crate::spec::{Bits, Symmetry};
 
-/// Smallest scale, the f16 number nearest to 1e-5: keeps groups of zeros, or nearly so, away from a division by zero (the paper's
-/// code clamps alike).
+/// Smallest scale, the f16 number nearest to 1e-5. It avoids a division by zero in groups of zeros, or nearly so (the paper's code clamps
+/// alike).
 pub const SCALE_MIN: f32 = 168.0 / (1 << 24) as f32;
 /// Largest scale; below the largest f16.
 pub const SCALE_MAX: f32 = 1e4;
 
-/// Smallest and largest value of a group, widened to hold 0.
+/// Smallest and largest value of a group, widened to contain 0.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Range {
     /// At most 0.
@@ -27,19 +27,19 @@ pub struct Range {
 }
 
 impl Range {
-    /// Range of `group`; NaN is passed over.
+    /// Range of `group`, ignoring NaN.
     pub fn of(group: &[f32]) -> Self {
         let (lo, hi) = group.iter().fold((0.0f32, 0.0f32), |(lo, hi), &w| (lo.min(w), hi.max(w)));
         Self { lo, hi }
     }
 }
 
-/// One group's grid.
+/// The values that the codes of one group stand for.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Grid {
-    /// Step between codes; an f16 number.
+    /// Difference between consecutive values; an f16 number.
     pub scale: f16,
-    /// Code of zero.
+    /// Code that stands for zero.
     pub zero_point: u8,
     /// Largest code.
     pub max_code: u8,
@@ -48,7 +48,7 @@ pub struct Grid {
 impl Grid {
     /// The MinMax grid of a range.
     ///
-    /// Symmetric grids use `2^(bits-1) - 1` steps on either side of the centre code `2^(bits-1)`.
+    /// Symmetric grids have `2^(bits-1) - 1` codes on either side of the centre code `2^(bits-1)`.
     pub fn new(range: Range, bits: Bits, symmetry: Symmetry) -> Self {
         let max_code = bits.max_code();
         match symmetry {
@@ -62,7 +62,7 @@ impl Grid {
             }
             Symmetry::Symmetric => {
                 let centre = bits.centre();
-                // At most 127 steps: rounding the scale cannot move the end by half a step.
+                // At most 127 steps, so rounding the scale moves the end by less than half a step.
                 let scale = f16::from_f32(scale(range.hi.max(-range.lo), centre - 1));
                 Self { scale, zero_point: centre, max_code }
             }
@@ -70,12 +70,12 @@ impl Grid {
     }
 
     fn asymmetric(range: Range, scale: f16, max_code: u8) -> Self {
-        // At most Q by construction, but for the rounding of the scale.
+        // At most Q by construction, except for the rounding of the scale.
         let zero_point = (-range.lo / scale.to_f32()).round().min(f32::from(max_code)) as u8;
         Self { scale, zero_point, max_code }
     }
 
-    /// Nearest code of one weight; ties go away from zero.
+    /// Nearest code of one weight; ties are rounded away from zero.
     #[inline]
     pub fn encode(&self, weight: f32) -> u8 {
         self.encode_with(weight, 0.0, self.scale.to_f32())
@@ -96,7 +96,7 @@ impl Grid {
     /// Codes of a whole group.
     ///
     /// # Panics
-    /// When there are more or fewer codes than weights.
+    /// When `codes` and `group` differ in length.
     pub fn encode_all(&self, group: &[f32], codes: &mut [u8]) {
         assert_eq!(codes.len(), group.len(), "encode_all: codes and weights");
         let scale = self.scale.to_f32();
@@ -105,10 +105,10 @@ impl Grid {
         }
     }
 
-    /// Codes of a whole group whose places on the grid are shifted by `offsets`, in steps, before they are rounded.
+    /// Codes of a whole group; `offsets`, in units of the scale, are added to the scaled weights before they are rounded.
     ///
     /// # Panics
-    /// When there are more or fewer codes or offsets than weights.
+    /// When `codes`, `offsets` and `group` differ in length.
     pub fn encode_shifted(&self, group: &[f32], offsets: &[f32], codes: &mut [u8]) {
         assert_eq!(codes.len(), group.len(), "encode_shifted: codes and weights");
         assert_eq!(offsets.len(), group.len(), "encode_shifted: offsets and weights");
@@ -118,10 +118,10 @@ impl Grid {
         }
     }
 
-    /// Values of a whole group's codes.
+    /// Dequantized values of a whole group.
     ///
     /// # Panics
-    /// When there are more or fewer codes than weights.
+    /// When `codes` and `group` differ in length.
     pub fn decode_all(&self, codes: &[u8], group: &mut [f32]) {
         assert_eq!(codes.len(), group.len(), "decode_all: codes and weights");
         for (weight, &code) in group.iter_mut().zip(codes) {
@@ -130,12 +130,12 @@ impl Grid {
     }
 }
 
-/// `width / steps`, kept in `[SCALE_MIN, SCALE_MAX]`.
+/// `width / steps`, clamped to `[SCALE_MIN, SCALE_MAX]`.
 fn scale(width: f32, steps: u8) -> f32 {
     (width / f32::from(steps)).clamp(SCALE_MIN, SCALE_MAX)
 }
 
-/// The f16 number next to `value` on the side of zero; `value` must be positive and below the largest f16.
+/// The f16 number next to `value` in the direction of zero; `value` must be positive and below the largest f16.
 pub fn f16_toward_zero(value: f32) -> f16 {
     let nearest = f16::from_f32(value);
     if nearest.to_f32() > value { f16::from_bits(nearest.to_bits() - 1) } else { nearest }

@@ -1,7 +1,7 @@
-//! The quantizer on slices: what a setting means ([`QuantSpec`]), MinMax grids ([`Grid`]), bit-stream packing
-//! ([`pack_row`]) and a packed matrix ([`QuantizedTensor`]).
+//! The quantizer on slices: settings ([`QuantSpec`]), MinMax grids ([`Grid`]), bit-stream packing ([`pack_row`]) and packed matrices
+//! ([`QuantizedTensor`]).
 //!
-//! No tensors library, no unsafe code, no state: every function takes slices and returns values.
+//! No tensor library, no unsafe code, no state: every function takes slices and returns values.
 //!
 //! ```
 //! use oq_quant_core::{QuantSpec, QuantizedTensor};

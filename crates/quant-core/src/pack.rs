@@ -7,33 +7,33 @@ use crate::spec::Bits;
 /// Why codes were not packed or unpacked.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PackError {
-    /// The words cannot hold that many codes.
+    /// The slice of words has the wrong length for that many codes.
     #[error("{codes} codes of {bits} bits need {expected} words, got {got}")]
     Length {
         /// Codes in the row.
         codes: usize,
         /// Width of a code.
         bits: u32,
-        /// Words the row takes.
+        /// Words that the row needs.
         expected: usize,
-        /// Words there were.
+        /// Words that were given.
         got: usize,
     },
-    /// A code does not fit its width.
+    /// A code that does not fit the width.
     #[error("code {code} at position {index} does not fit {bits} bits")]
     Code {
         /// The code.
         code: u8,
-        /// Where it stands.
+        /// Its position.
         index: usize,
         /// Width of a code.
         bits: u32,
     },
 }
 
-/// Words that a row of `codes` takes: the stream is padded with zeros to a whole word.
+/// Number of words for a row of `codes` codes. The stream is padded with zeros to a whole word.
 pub fn packed_words(codes: usize, bits: Bits) -> usize {
-    // 32 codes take `bits` words; no product of `codes` itself, which may come from a hostile header.
+    // 32 codes take `bits` words. Do not multiply `codes` itself: it may come from a hostile header.
     let width = bits.get() as usize;
     codes / 32 * width + (codes % 32 * width).div_ceil(32)
 }
@@ -61,7 +61,7 @@ pub fn pack_row(codes: &[u8], bits: Bits, words: &mut [u32]) -> Result<(), PackE
     Ok(())
 }
 
-/// Reads one row of codes back; `words` must be [`packed_words`] long.
+/// Unpacks one row of codes; `words` must be [`packed_words`] long.
 pub fn unpack_row(words: &[u32], bits: Bits, codes: &mut [u8]) -> Result<(), PackError> {
     check_len(codes.len(), bits, words.len())?;
     let (mut buffer, mut filled, mut next) = (0u64, 0u32, 0);

@@ -1,26 +1,26 @@
-//! Which orthogonal matrices stand in a model.
+//! How a model is rotated.
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// How a model's channels are rotated before they are quantized, so that no channel is much larger than the others (QuaRot, arXiv
-/// 2404.00456; SpinQuant, arXiv 2405.16406).
+/// How a model's channels are rotated before quantization, so that no channel is much larger than the others (QuaRot, arXiv 2404.00456;
+/// SpinQuant, arXiv 2405.16406).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum RotateKind {
     /// Not at all.
     #[default]
     None,
-    /// The residual stream and the values of each head. The matrices are merged into the weights: the architecture stays.
+    /// The residual stream and the values of each head. The matrices are merged into the weights, so the architecture does not change.
     Merged,
-    /// These, and also queries, keys and what the MLP's last linear reads, while the model runs.
+    /// Like `Merged`, and also queries, keys and the input of the MLP's last linear, while the model runs.
     Online,
 }
 
 impl RotateKind {
-    /// All of them.
+    /// All kinds.
     pub const ALL: [Self; 3] = [Self::None, Self::Merged, Self::Online];
 
     /// As recipes and the command line write it.

@@ -5,7 +5,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// A kind of place for an equivalent transformation (OmniQuant, section 3.3): between what writes channels and what reads them.
+/// A kind of site for an equivalent transformation (OmniQuant, section 3.3), between the module that writes channels and those that read
+/// them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SiteKind {
@@ -15,7 +16,7 @@ pub enum SiteKind {
     Vo,
     /// Between queries and keys.
     Qk,
-    /// Between an MLP's inner linear and its last one. Not in the paper.
+    /// Between an MLP's inner linear and its last one. Not part of the paper.
     Updown,
 }
 
@@ -40,7 +41,7 @@ impl fmt::Display for SiteKind {
     }
 }
 
-/// A name that is no site's.
+/// A name that is not a site.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is not a site: sites are norm, vo, qk and updown")]
 pub struct UnknownSite(pub String);

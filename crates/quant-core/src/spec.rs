@@ -1,7 +1,7 @@
-//! What a setting such as `w3a16g64` means, parsed once.
+//! Quantization settings such as `w3a16g64`, parsed once.
 //!
-//! A spec is written `w<bits>a<bits>[g<group>][sym]`: weight bits, activation bits (16 = not quantized), input channels
-//! that share a grid (none = one grid per output channel), and `sym` for grids centred on zero.
+//! A spec is written `w<bits>a<bits>[g<group>][sym]`: weight bits, activation bits (16 = not quantized), the number of input channels in a
+//! group (none = one group per output channel), and `sym` for symmetric quantization.
 
 use std::fmt;
 use std::num::NonZeroUsize;
@@ -9,7 +9,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// Width of a code, 2 to 8 bits; in files a number.
+/// Width of a code, 2 to 8 bits; a plain number in files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "u32", into = "u32")]
 pub struct Bits(u8);
@@ -44,7 +44,7 @@ impl FromStr for Bits {
 }
 
 impl Bits {
-    /// All widths a grid may have.
+    /// All supported widths.
     pub const ALL: [Bits; 7] = [Bits(2), Bits(3), Bits(4), Bits(5), Bits(6), Bits(7), Bits(8)];
 
     /// Accepts 2 to 8.
@@ -55,7 +55,7 @@ impl Bits {
         }
     }
 
-    /// The number itself.
+    /// The number of bits.
     pub fn get(self) -> u32 {
         u32::from(self.0)
     }
@@ -65,18 +65,18 @@ impl Bits {
         (u16::MAX >> (16 - self.0)) as u8
     }
 
-    /// Code of zero in a symmetric grid, `2^(bits-1)`.
+    /// Code of zero in symmetric quantization, `2^(bits-1)`.
     pub fn centre(self) -> u8 {
         1 << (self.0 - 1)
     }
 }
 
-/// How many input channels of one output channel share a grid.
+/// How many input channels of one output channel share a scale and zero point.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum GroupSize {
-    /// One grid per output channel.
+    /// One group per output channel.
     PerChannel,
-    /// One grid per this many consecutive input channels.
+    /// One group per this many consecutive input channels.
     Channels(NonZeroUsize),
 }
 
@@ -94,23 +94,23 @@ impl GroupSize {
         }
     }
 
-    /// Whether a row of `in_features` is cut into whole groups.
+    /// Whether a row of `in_features` splits into whole groups.
     pub fn divides(self, in_features: usize) -> bool {
         in_features > 0 && in_features.is_multiple_of(self.len(in_features))
     }
 
-    /// Groups in a row of `in_features`, when they divide it.
+    /// Groups in a row of `in_features`, which they must divide.
     pub fn count(self, in_features: usize) -> usize {
         in_features / self.len(in_features).max(1)
     }
 }
 
-/// Where a grid's zero lies.
+/// Which code stands for zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Symmetry {
-    /// The grid spans minimum to maximum; an integer zero point says which code is zero.
+    /// The codes span minimum to maximum; an integer zero point says which code is zero.
     Asymmetric,
-    /// The grid is centred: code `2^(bits-1)` is zero.
+    /// The range is symmetric around zero: code `2^(bits-1)` is zero.
     Symmetric,
 }
 
@@ -119,18 +119,18 @@ pub enum Symmetry {
 pub struct WeightSpec {
     /// Width of a code.
     pub bits: Bits,
-    /// Which weights share a grid.
+    /// Which weights share a scale and zero point.
     pub group: GroupSize,
-    /// Where zero lies.
+    /// Which code stands for zero.
     pub symmetry: Symmetry,
 }
 
 /// How the inputs of linears (and Q, K, V) are quantized.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ActSpec {
-    /// Not at all: written `a16`.
+    /// Not quantized: written `a16`.
     Float,
-    /// Asymmetric, dynamic, one grid per token.
+    /// Asymmetric and dynamic, with a scale and zero point per token.
     PerToken(Bits),
 }
 
@@ -147,13 +147,13 @@ pub struct QuantSpec {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SpecError {
     /// Width out of range.
-    #[error("{bits} bits: a grid has 2 to 8 bits (16 for activations means not quantized)")]
+    #[error("{bits} bits: codes have 2 to 8 bits (16 for activations means not quantized)")]
     Bits {
-        /// The width that was asked for.
+        /// The width that was requested.
         bits: u32,
     },
     /// `g0`.
-    #[error("group size 0: leave `g` out for one grid per output channel")]
+    #[error("group size 0: leave `g` out for one group per output channel")]
     EmptyGroup,
     /// Not of the form `w<bits>a<bits>[g<group>][sym]`.
     #[error(
@@ -162,7 +162,7 @@ pub enum SpecError {
     Syntax {
         /// What was given.
         text: String,
-        /// Where it departs from the form.
+        /// Where it violates the syntax.
         why: &'static str,
     },
 }
@@ -200,7 +200,7 @@ impl FromStr for QuantSpec {
         let symmetry = match rest {
             "" => Symmetry::Asymmetric,
             "sym" => Symmetry::Symmetric,
-            _ => return Err(syntax("something follows that is neither g<group> nor sym")),
+            _ => return Err(syntax("what follows is neither g<group> nor sym")),
         };
         let act = match act_bits {
             16 => ActSpec::Float,
@@ -210,7 +210,7 @@ impl FromStr for QuantSpec {
     }
 }
 
-/// Takes `<letter><digits>` off the front of `rest`.
+/// Parses `<letter><digits>` at the front of `rest`.
 fn take_number<N: FromStr>(rest: &mut &str, letter: char) -> Option<N> {
     let tail = rest.strip_prefix(letter)?;
     let end = tail.find(|c: char| !c.is_ascii_digit()).unwrap_or(tail.len());

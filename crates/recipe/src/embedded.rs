@@ -1,8 +1,8 @@
-//! The files of `configs/`: the name of each, without `.toml`, and its text.
+//! The files of `configs/`: their names, without `.toml`, and contents.
 
 include!(concat!(env!("OUT_DIR"), "/configs.rs"));
 
-/// Parses embedded text; what is wrong with it is a fault of this library, which its tests find.
+/// Parses embedded text. Errors in it are bugs of this library, which its tests find.
 pub(crate) fn parsed<T>(result: Result<T, crate::RecipeError>) -> T {
     result.unwrap_or_else(|error| panic!("embedded file is wrong: {error}"))
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use oq_quant_core::QuantSpec;
 
-/// Why a recipe or a setting was refused.
+/// Why a recipe or setting was refused.
 #[derive(Debug, thiserror::Error)]
 pub enum RecipeError {
     /// A file could not be read.
@@ -12,36 +12,36 @@ pub enum RecipeError {
     Read {
         /// The file.
         file: PathBuf,
-        /// What the system said.
+        /// The system's message.
         source: std::io::Error,
     },
-    /// Not TOML, a key nobody knows, or a value of the wrong kind.
+    /// Invalid TOML, an unknown key, or a value of the wrong type.
     #[error("{}:{line}:{column}: {message}\n{snippet}", file.display())]
     Toml {
-        /// The file, or the name that stands for it.
+        /// The file, or the name to use for it.
         file: PathBuf,
         /// Counted from 1.
         line: usize,
         /// Counted from 1, in characters.
         column: usize,
-        /// What is wrong and what is allowed.
+        /// What is wrong, and what is allowed.
         message: String,
-        /// The offending line, with carets beneath.
+        /// The offending line, with carets below.
         snippet: String,
     },
-    /// A value out of its range.
+    /// A value out of range.
     #[error("{key} = {value}: must be {allowed}")]
     Value {
-        /// The key as a recipe file writes it, such as `calibration.samples`.
+        /// The key as written in a recipe file, such as `calibration.samples`.
         key: &'static str,
         /// The value that was given.
         value: String,
-        /// The values it may have.
+        /// The allowed values.
         allowed: String,
     },
-    /// A recipe file made for another scheme.
+    /// A recipe file for a different scheme.
     #[error(
-        "the recipe file is for {in_file}, but the scheme asked for is {asked}: give one of them, or make them equal"
+        "the recipe file is for {in_file}, but the requested scheme is {asked}: give one of them, or make them equal"
     )]
     OtherScheme {
         /// `scheme` of the file.

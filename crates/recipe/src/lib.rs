@@ -1,7 +1,7 @@
-//! What a run obeys and what it leaves behind: [`Recipe`]s in TOML, the models and machines known by name, and run records.
+//! The settings of a run and its records: [`Recipe`]s in TOML, the models and machines known by name, and run records.
 //!
-//! A recipe is resolved once, from the paper's settings, a preset, the model's own, a file and the command line, and is complete
-//! from there on: nothing downstream fills in a setting.
+//! A recipe is resolved once, from the paper's settings, a preset, the model's own settings, a file and the command line. After that it is
+//! complete; no later code fills in a setting.
 //!
 //! ```
 //! use oq_recipe::{Overrides, Recipe, find};

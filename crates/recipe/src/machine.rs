@@ -1,4 +1,4 @@
-//! Machines that runs are planned for: the profiles of `configs/machines`, embedded in the library, and the ones that are measured.
+//! Machines to plan runs for: the profiles of `configs/machines`, embedded in the library, and measured ones.
 
 use std::path::Path;
 use std::sync::LazyLock;
@@ -9,38 +9,38 @@ use crate::RecipeError;
 use crate::embedded::{MACHINES, parsed};
 use crate::parse::parse;
 
-/// How fast and how large a machine is.
+/// Speed and size of a machine.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Profile {
     /// The file's name, such as `a100-40g`.
     #[serde(skip_deserializing)]
     pub name: String,
-    /// What it is, and where the numbers come from.
+    /// Description of the machine, and the source of the numbers.
     pub description: String,
-    /// Whether the numbers are a vendor's, not measured on the machine.
+    /// Whether the numbers are a vendor's instead of measured.
     pub estimate: bool,
     /// Cores of the host's processor.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cores: Option<usize>,
-    /// Memory of the host; none where it is not known.
+    /// Memory of the host; none if unknown.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub host_memory_gib: Option<f64>,
-    /// Memory of the accelerator that blocks are computed on; none where that is the host's processor.
+    /// Memory of the accelerator that computes blocks; none if the host's processor does.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub device_memory_gib: Option<f64>,
-    /// The fastest matrix product of f32 numbers, in 1e9 operations per second.
+    /// Fastest f32 matrix product, in 1e9 operations per second.
     pub f32_gflops: f64,
-    /// The same of bf16 numbers, summed in f32.
+    /// Fastest bf16 matrix product with f32 sums, in 1e9 operations per second.
     pub bf16_gflops: f64,
-    /// Reading and writing of the memory that blocks are computed in, in 1e9 bytes per second.
+    /// Bandwidth of the memory in which blocks are computed, in 1e9 bytes per second.
     pub memory_gb_per_s: f64,
-    /// Reading and writing of the disk, in 1e9 bytes per second.
+    /// Bandwidth of the disk, in 1e9 bytes per second.
     pub disk_gb_per_s: f64,
 }
 
 impl Profile {
-    /// Parses a profile; `file` is what errors call it, and `name` what the profile is called.
+    /// Parses a profile called `name`; errors refer to `file`.
     pub fn parse(text: &str, file: &Path, name: &str) -> Result<Self, RecipeError> {
         let profile = Self { name: name.to_owned(), ..parse::<Self>(text, file)? };
         let required = [
@@ -60,7 +60,7 @@ impl Profile {
         Ok(profile)
     }
 
-    /// The profile as TOML, which [`Self::parse`] takes; its name is the file's.
+    /// The profile as TOML for [`Self::parse`], without its name, which is that of the file.
     pub fn to_toml(&self) -> String {
         let mut table = toml::Table::try_from(self).expect("a profile is plain data");
         table.remove("name");
@@ -82,12 +82,12 @@ fn bytes(gib: f64) -> u64 {
     (gib * f64::from(1 << 30)) as u64
 }
 
-/// The profile of `configs/machines` of that name.
+/// The profile of `configs/machines` with this name.
 pub fn find_machine(name: &str) -> Option<&'static Profile> {
     PROFILES.iter().find(|profile| profile.name == name)
 }
 
-/// The names of all profiles of `configs/machines`, in order of the alphabet.
+/// The names of all profiles of `configs/machines`, sorted.
 pub fn machine_names() -> impl Iterator<Item = &'static str> {
     PROFILES.iter().map(|profile| profile.name.as_str())
 }

@@ -14,7 +14,7 @@ use crate::preset::usual_seqlen;
 use crate::when::{Case, When};
 use crate::{CalibrationPatch, LearnPatch, Recipe, RotatePatch, TransformPatch, TunePatch};
 
-/// What `configs/models/<name>.toml` says.
+/// The content of `configs/models/<name>.toml`.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelEntry {
@@ -23,19 +23,19 @@ pub struct ModelEntry {
     pub name: String,
     /// The architecture.
     pub family: Family,
-    /// Whether it was tuned to follow instructions.
+    /// Whether it was fine-tuned to follow instructions.
     #[serde(default)]
     pub chat: bool,
-    /// Whether a block's norms come after its residual sums (OPT-350M): then they have no linears of their own to be
-    /// transformed with.
+    /// Whether a block's norms come after its residual sums (OPT-350M). Such norms have no linears of their own that could absorb a
+    /// transformation.
     #[serde(default)]
     pub post_norm: bool,
-    /// The schemes that the paper or this project has results of; any other can be asked for too.
+    /// The schemes for which the paper or this project has results. Others can be used too.
     #[serde(default)]
     pub schemes: Vec<QuantSpec>,
-    /// Where the weights are.
+    /// Source of the weights.
     pub source: Source,
-    /// Its sizes, known before anything is downloaded.
+    /// Its dimensions, known before anything is downloaded.
     pub shape: Option<Shape>,
     /// Defaults of its recipes.
     #[serde(default)]
@@ -46,7 +46,7 @@ pub struct ModelEntry {
     /// Defaults of its recipes.
     #[serde(default, rename = "let")]
     pub transform: TransformPatch,
-    /// Each `[[when]]`: defaults of its recipes by some schemes.
+    /// Each `[[when]]`: defaults of its recipes for some schemes.
     #[serde(default)]
     pub when: Vec<When>,
     /// Defaults of its evaluation.
@@ -55,15 +55,15 @@ pub struct ModelEntry {
 }
 
 impl ModelEntry {
-    /// An entry for a directory that `configs/` does not name, with what its `config.json` tells about recipes. What is
-    /// neither OPT nor Falcon is taken for LLaMA.
+    /// An entry for a directory that `configs/` does not name, derived from its `config.json`. Models that are neither OPT nor Falcon are
+    /// treated as LLaMA.
     pub fn of_directory(dir: &Path, config: &Value) -> Self {
         let family = match config["model_type"].as_str() {
             Some("opt") => Family::Opt,
             Some("falcon") => Family::Falcon,
             _ => Family::Llama,
         };
-        // No longer segments than the model was made for.
+        // Segments are no longer than the model's number of positions.
         let positions = config["max_position_embeddings"].as_u64().filter(|n| (2..usual_seqlen() as u64).contains(n));
         Self {
             name: dir.file_name().unwrap_or_default().to_string_lossy().into_owned(),
@@ -81,7 +81,7 @@ impl ModelEntry {
         }
     }
 
-    /// A `config.json` of this family in that shape, in the words of every family.
+    /// A `config.json` for this family and shape, with the keys of every family.
     pub fn config_of(&self, shape: &Shape) -> Value {
         json!({
             "model_type": self.family.to_string(),
@@ -111,7 +111,7 @@ impl ModelEntry {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Family {
-    /// LLaMA and what shares its structure, such as SmolLM2.
+    /// LLaMA and models that share its structure, such as SmolLM2.
     Llama,
     /// OPT.
     Opt,
@@ -129,7 +129,7 @@ impl fmt::Display for Family {
     }
 }
 
-/// Where a model's weights are.
+/// Source of a model's weights.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase", deny_unknown_fields)]
 pub enum Source {
@@ -140,27 +140,27 @@ pub enum Source {
         /// A branch, tag or commit; none means the main branch.
         revision: Option<String>,
     },
-    /// One file inside a Python wheel.
+    /// One file in a Python wheel.
     Wheel {
-        /// The package that carries it.
+        /// Name of the package.
         package: String,
         /// The package's version.
         version: String,
         /// The file's path in the wheel.
         file: String,
-        /// Of the file, not of the wheel: 64 hexadecimal digits.
+        /// Hash of the file, not of the wheel: 64 hexadecimal digits.
         sha256: String,
         /// Size of the file.
         bytes: u64,
     },
-    /// A folder of the repository.
+    /// A folder in this repository.
     Path {
         /// Relative to the repository's root.
         path: String,
     },
 }
 
-/// A model's sizes.
+/// A model's dimensions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Shape {
@@ -178,26 +178,26 @@ pub struct Shape {
     pub head_dim: usize,
     /// Rows of the embedding.
     pub vocab: usize,
-    /// Longest sequence that it was made for, in tokens.
+    /// Maximum sequence length, in tokens.
     pub max_positions: usize,
     /// Whether the head shares the embedding's weights.
     pub tied: bool,
-    /// Width of the embedding where that is not `hidden` (OPT-350M).
+    /// Width of the embedding if it differs from `hidden` (OPT-350M).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub embedding: Option<usize>,
 }
 
-/// What perplexity is measured on, unless the command line says otherwise.
+/// Default text for perplexity.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EvalDefaults {
     /// A dataset's name or a text file.
     pub data: Option<String>,
-    /// Tokens in a window.
+    /// Tokens per window.
     pub seqlen: Option<usize>,
 }
 
-/// The model of that name or hub id; ids are compared without case, as the hub does.
+/// The model with this name or hub id. Ids are compared case-insensitively, as on the hub.
 pub fn find(name: &str) -> Option<&'static ModelEntry> {
     ENTRIES.iter().find(|entry| {
         let by_id = matches!(&entry.source, Source::Hub { repo, .. } if repo.eq_ignore_ascii_case(name));
@@ -205,7 +205,7 @@ pub fn find(name: &str) -> Option<&'static ModelEntry> {
     })
 }
 
-/// The names of all models, in order of the alphabet.
+/// The names of all models, sorted.
 pub fn names() -> impl Iterator<Item = &'static str> {
     ENTRIES.iter().map(|entry| entry.name.as_str())
 }
@@ -219,7 +219,7 @@ static ENTRIES: LazyLock<Vec<ModelEntry>> = LazyLock::new(|| {
 });
 
 impl Recipe {
-    /// Lays a model's own settings over the recipe.
+    /// Layers a model's own settings over the recipe.
     pub(crate) fn apply_model(&mut self, model: &ModelEntry, case: &Case) {
         let (tune, rotate) = (TunePatch::default(), RotatePatch::default());
         self.apply(&model.calibration, &model.learn, &model.transform, &tune, &rotate);

@@ -1,4 +1,4 @@
-//! TOML in, values or errors that point at the line: the only place that knows the parser's wording.
+//! Parses TOML, with errors that point at the line. The only module that depends on the parser's wording.
 
 use std::path::Path;
 
@@ -11,7 +11,7 @@ pub(crate) fn parse<T: DeserializeOwned>(text: &str, file: &Path) -> Result<T, R
     toml::from_str(text).map_err(|error| locate(&error, text, file))
 }
 
-/// Turns a parser's error into one with a place and a snippet.
+/// Turns a parser error into one with a position and a snippet.
 fn locate(error: &toml::de::Error, text: &str, file: &Path) -> RecipeError {
     let span = error.span().unwrap_or(0..0);
     let before = text.get(..span.start).unwrap_or_default();
@@ -23,7 +23,7 @@ fn locate(error: &toml::de::Error, text: &str, file: &Path) -> RecipeError {
 
     let number = line.to_string();
     let margin = " ".repeat(number.len());
-    // Tabs stay tabs, so that the carets stand under what they mark.
+    // Tabs are kept, so that the carets are aligned.
     let padding: String = indent.chars().map(|c| if c == '\t' { '\t' } else { ' ' }).collect();
     let carets = "^".repeat(marked.chars().count().max(1));
     RecipeError::Toml {
@@ -35,7 +35,7 @@ fn locate(error: &toml::de::Error, text: &str, file: &Path) -> RecipeError {
     }
 }
 
-/// Says in a user's words what serde says in a programmer's.
+/// Rewords serde's messages for users.
 fn explain(message: &str) -> String {
     let quoted: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
     if let (true, [unknown, allowed @ ..]) = (message.starts_with("unknown field"), &quoted[..]) {
@@ -66,13 +66,13 @@ fn unknown_word(kind: &str, unknown: &str, allowed: &[&str]) -> String {
     message
 }
 
-/// The word that `typed` is most likely a slip of: at most a third of its letters differ.
+/// The word that `typed` is most likely a typo of: at most a third of its letters differ.
 fn closest<'a>(typed: &str, words: &[&'a str]) -> Option<&'a str> {
     let (slips, word) = words.iter().map(|word| (distance(typed, word), *word)).min()?;
     (slips * 3 <= typed.chars().count().max(3)).then_some(word)
 }
 
-/// Levenshtein's distance: letters put in, left out or replaced.
+/// Levenshtein distance: letters inserted, deleted or replaced.
 fn distance(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().collect();
     let mut row: Vec<usize> = (0..=b.len()).collect();

@@ -1,4 +1,4 @@
-//! Presets, and the paper's settings beneath them: the files of `configs/recipes`, embedded in the library.
+//! Presets, and the paper's settings below them: the files of `configs/recipes`, embedded in the library.
 
 use std::path::Path;
 use std::str::FromStr;
@@ -12,18 +12,18 @@ use crate::parse::parse;
 use crate::when::Case;
 use crate::{Calibration, Family, Learn, Method, Recipe, RecipeFile, Rotate, Transform, Tune};
 
-/// Settings that go together: a file of `configs/recipes`, which says what they are.
+/// A named set of settings: a file of `configs/recipes`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Preset {
     /// The method as published: clipping from 98 % of the range, the transformation where the paper has it, rounding to nearest.
     Paper,
     /// [`Self::Default`] in half of its epochs.
     Fast,
-    /// Clipping from a search, rounding from second-order compensation, both learned, in half of the paper's epochs.
+    /// Clipping starts from a search, rounding from second-order compensation; both are learned, in half of the paper's epochs.
     #[default]
     Default,
-    /// [`Self::Default`] on four times as much text in an eighth of the paper's epochs, and then all blocks tuned together on as much
-    /// again.
+    /// [`Self::Default`] with four times as much text and an eighth of the paper's epochs. Then all blocks are tuned together, on as much
+    /// text again.
     Best,
 }
 
@@ -64,7 +64,7 @@ fn embedded<T>(preset: Preset, read: impl Fn(&str, &Path) -> Result<T, crate::Re
     parsed(read(text, &Path::new("configs/recipes").join(format!("{name}.toml"))))
 }
 
-/// `paper.toml` without what depends on models and schemes: it has every key that a recipe must have.
+/// `paper.toml` without what depends on models and schemes. It has every key of a recipe.
 #[derive(Deserialize)]
 struct Complete {
     method: Method,
@@ -78,12 +78,12 @@ struct Complete {
 
 static PAPER: LazyLock<Complete> = LazyLock::new(|| embedded(Preset::Paper, parse));
 
-/// The method that a run has where nothing says which.
+/// The default method.
 pub(crate) fn usual_method() -> Method {
     PAPER.method
 }
 
-/// Tokens of a segment, by the paper.
+/// The paper's number of tokens per segment.
 pub(crate) fn usual_seqlen() -> usize {
     PAPER.calibration.seqlen
 }
@@ -105,7 +105,7 @@ pub(crate) fn of_paper(case: &Case) -> Recipe {
     recipe
 }
 
-/// The paper's sites for a model that it does not transform: those of OPT, which it always does.
+/// The sites that the paper would use for a model that it does not transform: those of OPT, which it always transforms.
 pub(crate) fn sites_of_paper(case: &Case) -> Vec<SiteKind> {
     of_paper(&Case { family: Family::Opt, ..*case }).transform.sites
 }

@@ -1,32 +1,32 @@
-//! What a run leaves behind: `run.json` when it ends, and a line of `events.jsonl` for each thing that happens.
+//! Records of a run: `run.json`, written when it ends, and `events.jsonl`, with a line for each event.
 //!
-//! Clocks and probes are the caller's; this module only gives their readings a form.
+//! Clocks and measurements are up to the caller; this module only defines their format.
 
 use serde::{Deserialize, Serialize};
 
 use crate::Recipe;
 
-/// What happened, a line for each [`Event`].
+/// The events, one line for each [`Event`].
 pub const EVENTS: &str = "events.jsonl";
 /// The [`RunRecord`].
 pub const RUN: &str = "run.json";
 /// The [`Recipe`].
 pub const RECIPE: &str = "recipe.toml";
-/// All files that a run keeps of itself.
+/// All files in which a run is recorded.
 pub const RECORDS: [&str; 3] = [EVENTS, RUN, RECIPE];
 
-/// `run.json`: what was run, on what, and how it went.
+/// `run.json`: what was run, on what machine, and how it went.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RunRecord {
     /// Version of this program.
     pub version: String,
-    /// The model as it was asked for.
+    /// The model as given by the user.
     pub model: String,
-    /// The recipe as it was resolved, its seed included.
+    /// The resolved recipe, including its seed.
     pub recipe: Recipe,
-    /// Such as `cpu` or `cuda:0`.
+    /// The device, such as `cpu` or `cuda:0`.
     pub device: String,
-    /// What matrix products were computed in, such as `bf16`.
+    /// The type that matrix products were computed in, such as `bf16`.
     pub compute: String,
     /// CPU threads.
     pub threads: usize,
@@ -39,37 +39,36 @@ pub struct RunRecord {
     /// Mean divergence of predictions in each epoch of tuning, in nats.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tuning: Vec<f64>,
-    /// Duration; of a run that was gone on with, since it was.
+    /// Duration in seconds; for a resumed run, since it was resumed.
     pub wall_secs: f64,
-    /// Most memory that was resident at once.
+    /// Peak resident memory.
     pub peak_bytes: u64,
-    /// Seconds since 1970.
+    /// Start, in seconds since 1970.
     pub started_unix: u64,
-    /// Seconds since 1970.
+    /// End, in seconds since 1970.
     pub finished_unix: u64,
 }
 
-/// How one block went.
+/// Record of one block.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BlockRecord {
     /// Counted from 0.
     pub index: usize,
-    /// Mean loss of each epoch; empty where nothing is learned.
+    /// Mean loss of each epoch; empty if nothing was learned.
     pub losses: Vec<f64>,
-    /// Mean squared error of the block's output with the codes it got, against the full-precision model's; none where
-    /// nothing is learned.
+    /// Mean squared error of the quantized block's output against the full-precision model's; none if nothing was learned.
     pub final_loss: Option<f64>,
     /// Duration of the block.
     pub wall_secs: f64,
-    /// Times that it was rolled back because of a loss that was not finite.
+    /// Number of times that it was rolled back because the loss was not finite.
     pub retries: usize,
-    /// Largest magnitude of its activations and hidden states on the calibration text, where float16 does not hold it: the packed model is to
-    /// be loaded in another type.
+    /// Largest magnitude among its activations and hidden states on the calibration text, if it exceeds float16: then load the packed model
+    /// in another type.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub beyond_f16: Option<f64>,
 }
 
-/// One line of `events.jsonl`; the key `event` says which.
+/// One line of `events.jsonl`; the key `event` names the variant.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 #[expect(missing_docs, reason = "fields mean what they mean in RunRecord and BlockRecord")]
@@ -78,22 +77,22 @@ pub enum Event {
     RunStarted { model: String, recipe: Box<Recipe>, blocks: usize, started_unix: u64 },
     /// A block's weights are loaded.
     BlockStarted { block: usize },
-    /// A block was learned on all of its segments once more; `secs_left` is for the whole run, once it can be told.
+    /// An epoch of a block has ended. `secs_left` is for the whole run, once it can be estimated.
     Epoch { block: usize, epoch: usize, loss: f64, lr: f64, secs_left: Option<f64> },
-    /// A block is written.
+    /// A block has been written.
     BlockFinished(BlockRecord),
-    /// The loss was not finite: the block starts again with the learning rate `lr`.
+    /// The loss was not finite, so the block starts again with the learning rate `lr`.
     Retry { block: usize, epoch: usize, batch: usize, lr: f64 },
-    /// All blocks were tuned on the segments of one more pass, which are its own; `divergence` is the mean, in nats.
+    /// An epoch of tuning all blocks, on its own segments, has ended; `divergence` is its mean, in nats.
     Tuned { epoch: usize, divergence: f64, lr: f64, secs_left: Option<f64> },
-    /// Widths are chosen: the mean bits of a code, and how many linears have so many.
+    /// Widths have been chosen: the mean bits of a code, and the number of linears per width.
     BitsChosen { average: f64, linears: Vec<(u32, usize)> },
-    /// All blocks are written.
+    /// All blocks have been written.
     RunFinished { wall_secs: f64, peak_bytes: u64, finished_unix: u64 },
 }
 
 impl RunRecord {
-    /// The text of `run.json`, which ends in a newline.
+    /// The content of `run.json`, with a final newline.
     pub fn to_json(&self) -> String {
         serde_json::to_string_pretty(self).expect("keys are strings and no value refuses to be written") + "\n"
     }

@@ -264,14 +264,14 @@ table! {
     pub seed: u64 {}
 }
 
-/// Widths that linears may get where none are given. 7 bits cost nearly as much as 8.
+/// Default widths. 7 bits cost nearly as much as 8.
 const CHOICES: [u32; 6] = [2, 3, 4, 5, 6, 8];
 
 table! {
-    /// `[bits]`: each linear gets a width of its own, by how much the model's predictions suffer from it; the scheme's bits say nothing then.
+    /// `[bits]`: each linear gets its own width, chosen by how much it costs the model's predictions. The scheme's bits are then ignored.
     ["bits"] pub struct BitBudget, BitsPatch: bits, recipe => recipe.bits.as_ref();
 
-    /// Most bits of a code on average over all quantized weights, scales and zero points not counted; such as 3.25.
+    /// Maximum bits per code, averaged over all quantized weights and without scales and zero points; such as 3.25.
     pub average: f64 as bits {
         value_name: "X",
         help: "Bits of a code on average, such as 3.25: each linear gets a width by how much the predictions suffer, in place of the \
@@ -283,7 +283,7 @@ table! {
             must(ends.contains(average), format!("{least} to {most}, the ends of bits.choices"))
         },
     }
-    /// Widths to choose among, the fewest bits first.
+    /// Widths to choose from, the fewest bits first.
     pub choices: Vec<Bits> as bit_choices {
         value_name: "LIST",
         help: "Widths to choose among [default: 2,3,4,5,6,8]",
@@ -295,7 +295,7 @@ table! {
 }
 
 impl BitBudget {
-    /// An average, by the usual choices.
+    /// An average, with the default widths.
     pub fn new(average: f64) -> Self {
         let choices = CHOICES.map(|bits| Bits::new(bits).expect("2 to 8")).to_vec();
         Self { average, choices }

@@ -1,11 +1,11 @@
-//! `[[when]]`: settings for some models and schemes, in any file that has settings.
+//! `[[when]]`: settings for some models and schemes, in any file of settings.
 
 use oq_quant_core::{ActSpec, Bits, QuantSpec, SpecError};
 use serde::Deserialize;
 
 use crate::{CalibrationPatch, Family, LearnPatch, Method, Recipe, RotatePatch, TransformPatch, TunePatch};
 
-/// What conditions are asked of: a run, before its settings are known.
+/// A run before its settings are known, which conditions are evaluated on.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Case {
     pub scheme: QuantSpec,
@@ -15,8 +15,7 @@ pub(crate) struct Case {
     pub post_norm: bool,
 }
 
-/// One `[[when]]`: conditions, of which all that are there must hold, and the settings that they are for. A list holds by one of its
-/// entries.
+/// One `[[when]]` table: conditions, all of which must hold, and the settings that then apply. A list holds if one of its entries does.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct When {
@@ -44,7 +43,7 @@ pub struct When {
     rotate: RotatePatch,
 }
 
-/// Activations as a scheme writes them: 2 to 8 bits, or 16 where they are not quantized.
+/// Activation bits as in a scheme: 2 to 8, or 16 if activations are not quantized.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "u32")]
 struct ActBits(ActSpec);
@@ -73,7 +72,7 @@ impl When {
 }
 
 impl Recipe {
-    /// Lays the settings of those that hold over the recipe, one after the other.
+    /// Layers the settings of all tables that hold over the recipe, one after the other.
     pub(crate) fn apply_when(&mut self, list: &[When], case: &Case) {
         for When { calibration, learn, transform, tune, rotate, .. } in list.iter().filter(|when| when.holds(case)) {
             self.apply(calibration, learn, transform, tune, rotate);
@@ -143,9 +142,9 @@ mod tests {
         }
         check(
             "act_bits = [9]",
-            "my.toml:2:12: 9 bits: a grid has 2 to 8 bits (16 for activations means not quantized)",
+            "my.toml:2:12: 9 bits: codes have 2 to 8 bits (16 for activations means not quantized)",
         );
-        check("weight_bits = [16]", "16 bits: a grid has 2 to 8 bits");
+        check("weight_bits = [16]", "16 bits: codes have 2 to 8 bits");
         check("weight_bits = 4", "expected a list such as");
         check("family = [\"lama\"]", "unknown value `lama`; allowed here: llama, opt, falcon; did you mean `llama`?");
         check("scheme = [\"int4\"]", "`int4` is not a setting");

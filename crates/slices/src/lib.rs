@@ -1,17 +1,17 @@
-//! From a tensor to the slice of its elements: the only place that follows a tensor's pointer.
+//! Slices of tensor elements: the only crate that follows a tensor's pointer.
 //!
-//! libtorch's tensors are handles that may share memory, and any handle may write to it: the borrow of one says nothing of the others.
-//! So it is unsafe to look at a tensor's elements ([`of`], [`of_mut`]), and callers answer for it; to make a tensor is safe ([`tensor`],
-//! [`filled`]), as nobody else has a handle to it yet.
+//! libtorch's tensors are handles that may share memory, and any handle may write to it, so borrowing one says nothing about the others.
+//! Looking at a tensor's elements is therefore unsafe ([`of`], [`of_mut`]), and the caller is responsible. Making a tensor is safe
+//! ([`tensor`], [`filled`]), because nobody else has a handle to it yet.
 
 #![allow(unsafe_code, reason = "libtorch hands out the address of a tensor's elements, and copying them costs a pass")]
 
 use half::{bf16, f16};
 use tch::{Device, Kind, Tensor};
 
-/// A number that tensors hold. (`tch` has such a trait, but takes bf16 for f16.)
+/// A number that tensors can hold. (`tch` has such a trait, but it mistakes bf16 for f16.)
 pub trait Number: Copy {
-    /// As libtorch names it.
+    /// The kind's name in libtorch.
     const KIND: Kind;
 }
 
@@ -34,21 +34,21 @@ impl Number for bf16 {
 /// A tensor of these elements, on the CPU.
 ///
 /// # Panics
-/// When there are more or fewer elements than `shape` has.
+/// When `elements` and `shape` differ in length.
 pub fn tensor<T: Number>(elements: &[T], shape: &[i64]) -> Tensor {
     let [tensor] = filled([shape], |[into]| into.copy_from_slice(elements));
     tensor
 }
 
-/// Tensors of these shapes on the CPU, with the elements that `fill` writes; what stands there before is arbitrary.
+/// Tensors of these shapes on the CPU, with elements written by `fill`. Their previous content is arbitrary.
 pub fn filled<T: Number, const N: usize>(shapes: [&[i64]; N], fill: impl FnOnce([&mut [T]; N])) -> [Tensor; N] {
     let mut tensors = shapes.map(|shape| Tensor::empty(shape, (T::KIND, Device::Cpu)));
-    // SAFETY: each was just made, with memory of its own that no other handle knows.
+    // SAFETY: each was just made, with its own memory that no other handle knows.
     fill(tensors.each_mut().map(|tensor| unsafe { of_mut(tensor) }));
     tensors
 }
 
-/// Whether two contiguous tensors on the CPU have elements in the same memory.
+/// Whether two contiguous tensors on the CPU share memory.
 pub fn overlap(a: &Tensor, b: &Tensor) -> bool {
     let place = |tensor: &Tensor| {
         let start = tensor.data_ptr() as usize;
@@ -61,35 +61,35 @@ pub fn overlap(a: &Tensor, b: &Tensor) -> bool {
 /// The elements of a contiguous tensor on the CPU.
 ///
 /// # Safety
-/// While the slice is held nothing may write to this tensor's memory, by this handle or by another: on this thread no operation of
-/// libtorch in place, and no slice of [`of_mut`]. That other threads keep off its operands is asked by every operation of libtorch.
+/// While the slice exists, nothing may write to this tensor's memory, through this handle or any other: on this thread, no in-place
+/// operation of libtorch and no slice of [`of_mut`]. Every libtorch operation already requires that other threads leave its operands alone.
 ///
 /// # Panics
-/// When the tensor is elsewhere, not contiguous or of another kind.
+/// When the tensor is on another device, not contiguous, or of another kind.
 pub unsafe fn of<T: Number>(tensor: &Tensor) -> &[T] {
     let len = checked_len::<T>(tensor);
     if len == 0 {
         return &[];
     }
-    // SAFETY: checked_len made sure that `len` elements of kind T lie in a row at this address on the CPU, and any bits make a number. The
-    // borrow keeps the tensor alive; that nothing writes to it meanwhile is the caller's word.
+    // SAFETY: checked_len made sure that `len` elements of kind T lie in a row at this address on the CPU, and any bits are a valid number.
+    // The borrow keeps the tensor alive; the caller promises that nothing writes to it meanwhile.
     unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast::<T>(), len) }
 }
 
-/// The elements of a contiguous tensor on the CPU, to be written.
+/// The elements of a contiguous tensor on the CPU, for writing.
 ///
 /// # Safety
-/// While the slice is held nothing else may read or write this tensor's memory, by this handle or by another: see [`of`] and [`overlap`].
+/// While the slice exists, nothing else may read or write this tensor's memory: see [`of`] and [`overlap`].
 ///
 /// # Panics
-/// When the tensor is elsewhere, not contiguous or of another kind.
+/// When the tensor is on another device, not contiguous, or of another kind.
 pub unsafe fn of_mut<T: Number>(tensor: &mut Tensor) -> &mut [T] {
     let len = checked_len::<T>(tensor);
     if len == 0 {
         return &mut [];
     }
-    // SAFETY: checked_len made sure that `len` elements of kind T lie in a row at this address on the CPU; any bits make a
-    // number. The tensor is borrowed mutably; that no other handle is used meanwhile is the caller's word.
+    // SAFETY: checked_len made sure that `len` elements of kind T lie in a row at this address on the CPU, and any bits are a valid number.
+    // The tensor is borrowed mutably; the caller promises that no other handle is used meanwhile.
     unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast::<T>(), len) }
 }
 

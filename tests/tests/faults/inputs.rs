@@ -152,7 +152,11 @@ fn configs_that_no_model_has() {
     config("head_dim", json!(1 << 24), &["num_attention_heads is 4", "67108864 channels: no model has more than"]);
     config("model_type", json!(7), &["model_type is 7: a text is needed"]);
     config("model_type", Value::Null, &["model_type is missing"]);
-    config("quantization_config", json!({"quant_method": "gptq"}), &["`gptq` is not read", "full-precision original"]);
+    config(
+        "quantization_config",
+        json!({"quant_method": "gptq"}),
+        &["`gptq` is not supported", "full-precision original"],
+    );
 
     config(
         "intermediate_size",
@@ -179,9 +183,9 @@ fn schemes_that_do_not_fit_the_model() {
         "w4a16g96",
         &["model.layers.0.self_attn.q_proj: group 96 does not divide in_features 128; take one that does, such as g64"],
     );
-    scheme("w4a9", &["9 bits: a grid has 2 to 8 bits (16 for activations means not quantized)"]);
+    scheme("w4a9", &["9 bits: codes have 2 to 8 bits (16 for activations means not quantized)"]);
     scheme("int4", &["`int4` is not a setting", "w4a16g128"]);
-    scheme("w1a16", &["1 bits: a grid has 2 to 8 bits"]);
+    scheme("w1a16", &["1 bits: codes have 2 to 8 bits"]);
     scheme("w4a16g0", &["group size 0"]);
 }
 

@@ -1,4 +1,4 @@
-//! Filters and tests of Jinja2 that `minijinja` has not, or has in a form of its own.
+//! Jinja2 filters and tests that `minijinja` lacks or implements differently.
 
 use minijinja::value::{Kwargs, Rest, Value, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, Output, State, escape_formatter};
@@ -21,7 +21,7 @@ pub(super) fn add_to(environment: &mut Environment<'static>) {
     environment.add_filter("wordcount", |text: &str| text.split_whitespace().count());
     environment.add_filter("truncate", truncate);
     environment.add_test("callable", |value: &Value| value.kind() == ValueKind::Plain);
-    // What has a length and items: texts and maps too.
+    // Anything with a length and items: strings and maps too.
     environment.add_test("sequence", |value: &Value| {
         matches!(value.kind(), ValueKind::String | ValueKind::Seq | ValueKind::Map)
     });
@@ -93,7 +93,7 @@ fn center(state: &mut State<'_, '_>, value: &Value, width: Option<Value>) -> Res
     method(state, &value.to_string().into(), "center", &[width.unwrap_or_else(|| 80.into())])
 }
 
-/// Cut at a word, unless `killwords` says otherwise, where it is longer than `length` by more than `leeway`.
+/// Truncated at a word boundary (unless `killwords` is set) if it is longer than `length` by more than `leeway`.
 fn truncate(text: &str, args: Rest<Value>, kwargs: Kwargs) -> Result<String, Error> {
     let mut positional = args.0.into_iter();
     let mut arg = |name: &str| named(positional.next(), name, &kwargs);

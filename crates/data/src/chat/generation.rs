@@ -1,7 +1,7 @@
-//! `{% generation %}` blocks, by which templates mark what a model is trained on. They render as what is in them, in a scope of its
-//! own, which `{% with %}` is.
+//! `{% generation %}` blocks, with which templates mark what a model is trained on. They render as their content, in a scope of their own,
+//! as `{% with %}` does.
 
-/// The template with `with` in place of `generation`.
+/// The template with `with` instead of `generation`.
 pub(super) fn without_generation(source: &str) -> String {
     let mut out = String::with_capacity(source.len());
     let mut rest = source;
@@ -34,7 +34,7 @@ pub(super) fn without_generation(source: &str) -> String {
     out
 }
 
-/// Where the first word of a block stands.
+/// Position of the first word of a block.
 fn word_of(tag: &str) -> std::ops::Range<usize> {
     let code = tag[2..].trim_start_matches(['-', '+']).trim_start();
     let start = tag.len() - code.len();
@@ -42,12 +42,12 @@ fn word_of(tag: &str) -> std::ops::Range<usize> {
     start..start + len
 }
 
-/// Where `text` ends that goes up to `end`.
+/// Position after `end`, which closes `text`.
 fn end_of(text: &str, end: &str) -> usize {
     text[2..].find(end).map_or(text.len(), |at| 2 + at + end.len())
 }
 
-/// The same for what has constants in it, in which the end is no end.
+/// The same for code with string constants, in which `end` does not count.
 fn end_of_code(text: &str, end: &str) -> usize {
     let mut quote = None;
     let mut chars = text.char_indices().skip(2);
@@ -63,7 +63,7 @@ fn end_of_code(text: &str, end: &str) -> usize {
     text.len()
 }
 
-/// Where a raw block ends.
+/// End of a raw block.
 fn end_of_raw(text: &str) -> usize {
     let mut from = 2;
     while let Some(at) = text[from..].find("{%") {

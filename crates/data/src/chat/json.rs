@@ -1,4 +1,4 @@
-//! The filter `tojson` of chat templates: Python's `json.dumps`, with the defaults that transformers gives it.
+//! The `tojson` filter of chat templates: Python's `json.dumps`, with the defaults that transformers gives it.
 
 use std::io::{self, Write};
 
@@ -23,7 +23,7 @@ pub(super) fn tojson(value: &Value, args: Rest<Value>, kwargs: Kwargs) -> Result
         ValueKind::Bool => Some(" ".repeat(usize::from(indent.is_true()))),
         _ => Some(" ".repeat(usize::try_from(indent).unwrap_or(0))),
     };
-    // Between lines nothing stands after a comma.
+    // At the end of a line nothing follows the comma.
     let mut signs = [if indent.is_some() { "," } else { ", " }.to_owned(), ": ".to_owned()];
     if !(separators.is_none() || separators.is_undefined()) {
         let given: Vec<String> = separators.try_iter()?.map(|sign| sign.to_string()).collect();
@@ -49,14 +49,14 @@ fn wrong(what: &'static str) -> Error {
     Error::new(ErrorKind::InvalidOperation, format!("tojson: {what}"))
 }
 
-/// JSON as `json.dumps` writes it.
+/// JSON as `json.dumps` prints it.
 struct Python {
     indent: Option<String>,
     comma: String,
     colon: String,
     ensure_ascii: bool,
     depth: usize,
-    /// Whether what was ended last, or is begun, has something in it.
+    /// Whether the current or the last closed container has items.
     has_items: bool,
 }
 

@@ -1,4 +1,4 @@
-//! Methods of Python's texts and lists that templates call, beyond those of `minijinja_contrib`.
+//! Methods of Python's strings and lists that templates call, beyond those of `minijinja_contrib`.
 
 use minijinja::value::{Value, ValueKind, from_args};
 use minijinja::{Error, ErrorKind, State};
@@ -76,7 +76,7 @@ fn of_text(text: &str, name: &str, args: &[Value]) -> Result<Value, Error> {
             let left = match name {
                 "ljust" => 0,
                 "rjust" => missing,
-                // As CPython shares out what is odd.
+                // CPython's choice for an odd number of spaces.
                 _ => missing / 2 + (missing & width & 1),
             };
             format!("{}{text}{}", fill.repeat(left), fill.repeat(missing - left)).into()
@@ -85,7 +85,7 @@ fn of_text(text: &str, name: &str, args: &[Value]) -> Result<Value, Error> {
     })
 }
 
-/// Widest text that is filled up: templates may not take memory at will.
+/// Maximum width of padded text, because templates must not allocate memory at will.
 const WIDEST: usize = 1 << 16;
 
 fn missing(text: &str, width: usize) -> Result<usize, Error> {

@@ -1,7 +1,7 @@
-//! Chat templates: how a conversation is written as the text that a model was trained on.
+//! Chat templates, which turn a conversation into the text format that a model was trained on.
 //!
-//! A template is a Jinja program of the model's author. It is run by `minijinja` with what Hugging Face's tokenizers give it, in as many
-//! steps as any real one needs and no more.
+//! A template is a Jinja program written by the model's author. `minijinja` runs it with the variables that Hugging Face's tokenizers
+//! provide, and with a limit on its steps that no real template reaches.
 
 mod filters;
 mod generation;
@@ -22,16 +22,16 @@ use self::generation::without_generation;
 use crate::error::{DataError, read_optional_json, read_text};
 use crate::tokenizer::special::TokenizerConfig;
 
-/// Steps of a template; real ones take some hundreds per message.
+/// Step limit of a template; real ones take some hundred steps per message.
 const FUEL: u64 = 10_000_000;
 const NAME: &str = "chat";
 
-/// One turn of a conversation.
+/// One message of a conversation.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Message {
-    /// Who speaks: `system`, `user` or `assistant`.
+    /// The speaker: `system`, `user` or `assistant`.
     pub role: String,
-    /// What is said.
+    /// The text.
     pub content: String,
 }
 
@@ -40,16 +40,16 @@ pub struct Message {
 pub struct ChatTemplate {
     environment: Environment<'static>,
     path: PathBuf,
-    /// `bos_token`, `eos_token` and the like, of those that are set.
+    /// `bos_token`, `eos_token` and the like, if they are set.
     tokens: Vec<(&'static str, String)>,
 }
 
 impl ChatTemplate {
-    /// The template of a model's directory: `chat_template.jinja`, else the one in `tokenizer_config.json` (of several, the one named
+    /// The template of a model directory: `chat_template.jinja`, else the one in `tokenizer_config.json` (of several, the one named
     /// `default`), else `chat_template.json`.
     ///
     /// # Errors
-    /// [`DataError::NoChatTemplate`] where there is none: base models have none.
+    /// [`DataError::NoChatTemplate`] if there is none, as for base models.
     pub fn open(dir: &Path) -> Result<Self, DataError> {
         let tokenizer = TokenizerConfig::open(dir)?;
         let config = &tokenizer.json;
@@ -77,7 +77,7 @@ impl ChatTemplate {
             Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
         });
         let refused = |e: minijinja::Error| DataError::ChatTemplate { path: path.clone(), reason: told(&e) };
-        // Jinja2 ends lines by a newline alone.
+        // Jinja2 ends lines with a newline only.
         let source = without_generation(&source.replace("\r\n", "\n").replace('\r', "\n"));
         environment.add_template_owned(NAME, source).map_err(refused)?;
         environment.add_function("strftime_now", |format: String| {
@@ -93,10 +93,10 @@ impl ChatTemplate {
         Ok(Self { environment, path, tokens })
     }
 
-    /// The text of a conversation; with `ask`, up to where the assistant is to speak.
+    /// The text of a conversation; with `ask`, up to where the assistant's answer begins.
     ///
     /// # Errors
-    /// When the template refuses the conversation, writes nothing of it, or cannot be run.
+    /// When the template rejects the conversation, renders none of it, or fails.
     pub fn render(&self, messages: &[Message], ask: bool) -> Result<String, DataError> {
         let refused = |e: minijinja::Error| DataError::ChatTemplate { path: self.path.clone(), reason: told(&e) };
         let template = self.environment.get_template(NAME).map_err(refused)?;
@@ -105,20 +105,20 @@ impl ChatTemplate {
         names.extend([
             ("messages", Jinja::from(Serde(messages))),
             ("add_generation_prompt", ask.into()),
-            // Templates tell what is not used from what is not known.
+            // Templates distinguish unused variables from unknown ones.
             ("tools", ().into()),
             ("documents", ().into()),
         ]);
         let text = template.render(Jinja::from_pairs(names)).map_err(refused)?;
         if text.trim().is_empty() {
-            let reason = "it writes nothing of the conversation".to_owned();
+            let reason = "it renders nothing of the conversation".to_owned();
             return Err(DataError::ChatTemplate { path: self.path.clone(), reason });
         }
         Ok(text)
     }
 }
 
-/// A template, or the one named `default` of a list.
+/// A template, or the one named `default` in a list.
 fn template_of(value: &Value) -> Option<&str> {
     let named = || value.as_array()?.iter().find(|entry| entry["name"] == "default")?["template"].as_str();
     value.as_str().or_else(named)

@@ -3,7 +3,7 @@
 use minijinja::Error;
 use minijinja::value::{Kwargs, Value};
 
-/// A number as Python writes it: the shortest digits, exponents with a sign and two digits.
+/// A number as Python prints it: the shortest digits, exponents with a sign and two digits.
 pub(super) fn float_text(number: f64) -> String {
     let text = format!("{number:?}");
     match text.split_once('e') {
@@ -15,7 +15,7 @@ pub(super) fn float_text(number: f64) -> String {
     }
 }
 
-/// An argument by its place, else by its name.
+/// An argument by position, else by name.
 pub(super) fn named(positional: Option<Value>, name: &str, kwargs: &Kwargs) -> Result<Option<Value>, Error> {
     if positional.is_some() { Ok(positional) } else { kwargs.get(name) }
 }

@@ -1,4 +1,4 @@
-//! Paths of one repository in the shared cache, and how files get there.
+//! Paths of one repository in the shared cache, and how files are added to it.
 
 use std::fs::{self, File};
 use std::path::{Component, Path, PathBuf};
@@ -8,13 +8,13 @@ use fd_lock::RwLock;
 use super::repo::{MAIN, Repo};
 use crate::error::DataError;
 
-/// Digits by which a commit may be named.
+/// Minimum length of an abbreviated commit hash.
 const SHORTEST: usize = 7;
 
 pub(super) struct RepoCache {
     /// `<cache>/models--owner--name`.
     dir: PathBuf,
-    /// `<cache>/.locks/models--owner--name`: where other programs lock too.
+    /// `<cache>/.locks/models--owner--name`: other programs lock here too.
     locks: PathBuf,
     revision: String,
     /// `owner/name`, for messages.
@@ -37,7 +37,7 @@ impl RepoCache {
         self.dir.join("blobs").join(etag)
     }
 
-    /// A download that is not complete.
+    /// An incomplete download.
     pub(super) fn part(&self, etag: &str) -> PathBuf {
         self.dir.join("blobs").join(format!("{etag}.part"))
     }
@@ -46,8 +46,8 @@ impl RepoCache {
         self.dir.join("snapshots").join(commit)
     }
 
-    /// The snapshot that the revision names: through its ref, or as a commit itself, or as the first digits of one. Where no ref is there,
-    /// as after a download by commit, `main` is the only snapshot that there is.
+    /// The snapshot of the revision, found through its ref, its commit, or the first digits of a commit. If there is no ref, as after a
+    /// download by commit, `main` means the only snapshot.
     pub(super) fn resolve(&self) -> Result<PathBuf, DataError> {
         let reference = self.dir.join("refs").join(&self.revision);
         let commit = match fs::read_to_string(&reference) {
@@ -74,8 +74,8 @@ impl RepoCache {
         Err(DataError::NotCached { cache: self.dir.clone(), what })
     }
 
-    /// The commits that snapshots are of, sorted; without those of a single file, such as a config that was looked at before its model was
-    /// fetched.
+    /// The commits that have snapshots, sorted. Snapshots of a single file are left out, such as a config that was read before its model
+    /// was fetched.
     fn commits(&self) -> Vec<String> {
         let entries = fs::read_dir(self.dir.join("snapshots")).into_iter().flatten().flatten();
         let has_files = |path: PathBuf| fs::read_dir(path).is_ok_and(|files| files.count() > 1);
@@ -86,18 +86,18 @@ impl RepoCache {
         commits
     }
 
-    /// Records what the revision named. A revision that is a commit needs no record.
+    /// Records the commit of the revision. A revision that is a commit needs no record.
     pub(super) fn write_ref(&self, commit: &str) -> Result<(), DataError> {
         if self.revision == commit {
             return Ok(());
         }
         let path = self.dir.join("refs").join(&self.revision);
-        // A cache that is complete may be one that cannot be written.
+        // A complete cache may be read-only.
         if fs::read_to_string(&path).is_ok_and(|known| known.trim() == commit) {
             return Ok(());
         }
         create_parent(&path)?;
-        // Whole or not at all for who reads it meanwhile.
+        // Written atomically, for concurrent readers.
         let part = path.with_extension(format!("{}.part", std::process::id()));
         let written = fs::write(&part, commit).and_then(|()| fs::rename(&part, &path));
         written.map_err(|e| DataError::io(&path, "write", e))
@@ -115,7 +115,7 @@ impl RepoCache {
         Ok(BlobLock { lock, path })
     }
 
-    /// Makes `path` in a snapshot mean `blob`.
+    /// Links `path` in a snapshot to `blob`.
     pub(super) fn link(&self, blob: &Path, path: &Path) -> Result<(), DataError> {
         create_parent(path)?;
         let err = |e| DataError::io(path, "link", e);
@@ -134,7 +134,7 @@ impl RepoCache {
     }
 }
 
-/// A blob's lock, taken by [`BlobLock::hold`].
+/// The lock of a blob; [`BlobLock::hold`] acquires it.
 pub(super) struct BlobLock {
     lock: RwLock<File>,
     path: PathBuf,
@@ -148,7 +148,7 @@ impl BlobLock {
     }
 }
 
-/// Letters and digits only: it becomes a folder's name.
+/// Letters and digits only, because it becomes a folder's name.
 pub(super) fn is_commit(commit: &str) -> bool {
     !commit.is_empty() && commit.chars().all(|c| c.is_ascii_alphanumeric())
 }

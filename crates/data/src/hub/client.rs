@@ -1,4 +1,4 @@
-//! HTTP with the hub about one repository: what it holds, what a file is, its bytes.
+//! The hub's HTTP API for one repository: its files, their metadata, their bytes.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -18,19 +18,19 @@ use super::repo::Repo;
 use super::settings::Hub;
 use crate::error::DataError;
 
-/// A name that does not resolve, or a port that does not open, is known by then.
+/// Enough to find out that a name does not resolve or a port does not open.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// From the request to the answer's head.
+/// From the request to the head of the response.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
-/// Without a byte for so long, a transfer is taken up anew.
+/// A transfer that brings no byte for this long is restarted.
 const READ_TIMEOUT: Duration = Duration::from_secs(60);
-/// Attempts in a row that bring nothing.
+/// Consecutive attempts without progress.
 const ATTEMPTS: u32 = 3;
-/// Before the second attempt; doubled before the third.
+/// Delay before the second attempt; it is doubled before the third.
 const BACKOFF: Duration = Duration::from_millis(500);
 /// Relative redirects of a renamed repository.
 const MAX_MOVES: usize = 5;
-/// A listing of 100,000 files is smaller.
+/// A listing of 100,000 files is smaller than this.
 const MAX_LISTING_BYTES: u64 = 64 << 20;
 
 pub(super) struct Client<'a> {
@@ -38,34 +38,34 @@ pub(super) struct Client<'a> {
     /// The folder of downloads, for messages.
     cache: &'a Path,
     repo: &'a Repo,
-    /// Shows redirects as they are: a file's metadata stands on them.
+    /// Does not follow redirects, because their responses carry a file's metadata.
     direct: Agent,
-    /// Follows redirects; the token stays with the hub's host.
+    /// Follows redirects; the token is sent to the hub's host only.
     following: Agent,
 }
 
-/// What a revision holds.
+/// The content of a revision.
 pub(super) struct Listing {
     pub commit: String,
     pub files: BTreeSet<String>,
 }
 
-/// What a file is.
+/// A file's metadata.
 pub(super) struct FileMeta {
-    /// Name of its blob: the SHA-256 of a large file, git's hash of a small one.
+    /// Name of its blob: the SHA-256 of a large file, the git hash of a small one.
     pub etag: String,
-    /// Bytes.
+    /// Size in bytes.
     pub size: u64,
 }
 
-/// Why a request brought nothing.
+/// Why a request failed.
 enum Failure {
     Network(String),
     Status {
         status: u16,
         code: String,
     },
-    /// Not a matter of the network.
+    /// Not a network failure.
     Here(DataError),
 }
 
@@ -114,7 +114,7 @@ impl<'a> Client<'a> {
         let headers = self.retried(&url, || self.file_name(commit, file), || self.head_once(&url))?;
         let field = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
         let wrong = |reason: &str| DataError::HubAnswer { url: url.clone(), reason: reason.to_owned() };
-        // On a redirect to a store of large files, the `x-linked-` fields are the file's and the others the redirect's.
+        // On a redirect to a store of large files, the `x-linked-` headers describe the file and the others the redirect.
         let etag = field("x-linked-etag").or_else(|| field("etag")).ok_or_else(|| wrong("no ETag in the answer"))?;
         let etag = etag.trim_start_matches("W/").trim_matches('"');
         if etag.is_empty() || !etag.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_')) {
@@ -139,7 +139,7 @@ impl<'a> Client<'a> {
         Err(Failure::Network(format!("more than {MAX_MOVES} redirects")))
     }
 
-    /// Brings `part` to the file's size, from where it stands, and checks it. A part that does not check is removed.
+    /// Downloads the rest of `part` up to the file's size and verifies it. A corrupt part is removed.
     pub(super) fn download(
         &self,
         commit: &str,
@@ -156,7 +156,7 @@ impl<'a> Client<'a> {
             done = 0;
         }
         progress(HubEvent::Started { file, done, total: meta.size });
-        // An attempt that brought bytes is not counted: a long download may be cut many times.
+        // Attempts that made progress do not count: a long download may be interrupted many times.
         let mut idle = 0;
         loop {
             let before = done;
@@ -191,11 +191,11 @@ impl<'a> Client<'a> {
         if done < size {
             let mut response = self.send(&self.following, url, Method::Get, (done > 0).then_some(done))?;
             if done > 0 && response.status() != 206 {
-                // The whole file comes, not its rest.
+                // The server sends the whole file instead of the rest.
                 file.set_len(0).map_err(here("truncate"))?;
                 done = 0;
             }
-            // What comes beyond the size is not the file: one byte of it says so.
+            // Anything beyond the size is not part of the file; one byte of it is enough to notice.
             let mut reader = response.body_mut().as_reader().take(size - done + 1);
             let mut buffer = vec![0; 256 << 10];
             loop {
@@ -237,7 +237,7 @@ impl<'a> Client<'a> {
         Err(Failure::Status { status, code: code.to_owned() })
     }
 
-    /// Repeats what may pass: server errors and cut transfers. A hub that is not reached at all fails at once.
+    /// Retries after transient failures: server errors and interrupted transfers. An unreachable hub fails at once.
     fn retried<T>(
         &self,
         url: &str,
@@ -269,7 +269,7 @@ impl<'a> Client<'a> {
                     (None, _) => "no such repository, or it is private or gated: check its spelling, and set HF_TOKEN \
                                   to a token that may read it"
                         .to_owned(),
-                    (Some(_), "GatedRepo") => format!("the token's account has not been let in: ask at {page}"),
+                    (Some(_), "GatedRepo") => format!("the token's account has no access yet: request it at {page}"),
                     (Some(_), _) => "the token in HF_TOKEN may not read it: check the spelling, the token and its \
                                      rights"
                         .to_owned(),
@@ -292,7 +292,7 @@ impl<'a> Client<'a> {
     }
 }
 
-/// The network's own words, without the library's.
+/// The network's own error message, without the library's.
 fn reason(e: ureq::Error) -> String {
     match e {
         ureq::Error::Io(e) => e.to_string(),
@@ -305,7 +305,7 @@ enum Method {
     Head,
 }
 
-/// `https://host:port` of an address.
+/// `https://host:port` of a URL.
 fn origin(url: &str) -> &str {
     let host = url.find("://").map_or(0, |i| i + 3);
     url[host..].find('/').map_or(url, |i| &url[..host + i])
@@ -320,7 +320,7 @@ fn write_error(part: &Path, needed: u64, e: io::Error) -> DataError {
     }
 }
 
-/// Size always; SHA-256 where the ETag is one, as it is for weights.
+/// Verifies the size, and the SHA-256 if the ETag is one, as it is for weights.
 fn verify(file: &str, meta: &FileMeta, part: &Path) -> Result<(), DataError> {
     let err = |e| DataError::io(part, "read", e);
     let size = fs::metadata(part).map_err(err)?.len();
@@ -337,7 +337,7 @@ fn verify(file: &str, meta: &FileMeta, part: &Path) -> Result<(), DataError> {
         return Ok(());
     };
     fs::remove_file(part).map_err(|e| DataError::io(part, "remove", e))?;
-    Err(DataError::corrupt(part, format!("{file} arrived broken: {found}; it was removed, run again")))
+    Err(DataError::corrupt(part, format!("{file} arrived corrupted: {found}; it was removed, run again")))
 }
 
 fn sha256_of(path: &Path) -> io::Result<String> {

@@ -8,16 +8,16 @@ pub enum HubEvent<'a> {
         /// Name in the repository.
         file: &'a str,
     },
-    /// Another process is downloading the file; its end is waited for.
+    /// Another process is downloading the file; this one waits.
     Waiting {
         /// Name in the repository.
         file: &'a str,
     },
-    /// A download begins, or continues after a cut.
+    /// A download begins, or continues after an interruption.
     Started {
         /// Name in the repository.
         file: &'a str,
-        /// Bytes that an earlier attempt left.
+        /// Bytes from an earlier attempt.
         done: u64,
         /// Size in bytes.
         total: u64,
@@ -31,7 +31,7 @@ pub enum HubEvent<'a> {
         /// Size in bytes.
         total: u64,
     },
-    /// The file is complete, checked and in the cache.
+    /// The file is complete, verified and in the cache.
     Finished {
         /// Name in the repository.
         file: &'a str,

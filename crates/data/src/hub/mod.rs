@@ -1,9 +1,9 @@
-//! Models and dataset files from a hub, into the cache that other programs share.
+//! Models and dataset files from a hub, stored in the cache that other programs share.
 //!
-//! The cache is laid out as `huggingface_hub` does: `blobs/<etag>` hold the bytes, `snapshots/<commit>/<file>` link to
-//! them, `refs/<revision>` name commits. A snapshot's directory is a model directory.
+//! The cache has the layout of `huggingface_hub`: `blobs/<etag>` hold the bytes, `snapshots/<commit>/<file>` link to them, and
+//! `refs/<revision>` name commits. A snapshot's directory is a model directory.
 //!
-//! The HTTP is our own over `ureq`: a download must give up on a dead network, continue after a cut, tell a gated
+//! The HTTP client is our own, over `ureq`. A download must give up on a dead network, continue after an interruption, distinguish a gated
 //! repository from a missing one, and be checked against its SHA-256.
 
 mod cache;
@@ -21,10 +21,10 @@ use self::repo::Repo;
 use self::settings::Hub;
 use crate::error::{DataError, read_json};
 
-/// What no model is without.
+/// Required for every model.
 const CONFIG: &str = "config.json";
 
-/// Files that are taken where the repository has them.
+/// Files that are fetched if the repository has them.
 const SMALL_FILES: [&str; 10] = [
     "generation_config.json",
     "tokenizer.json",
@@ -38,14 +38,14 @@ const SMALL_FILES: [&str; 10] = [
     "chat_template.json",
 ];
 
-/// Weights in order of preference, each as (index of shards, single file); the single file comes first.
+/// Weights in order of preference, each as (index of shards, single file). The single file is tried first.
 const WEIGHTS: [(&str, &str); 2] =
     [("model.safetensors.index.json", "model.safetensors"), ("pytorch_model.bin.index.json", "pytorch_model.bin")];
 
 impl Hub {
-    /// Fetches what a model needs (config, tokenizer, weights: safetensors, else `pytorch_model.bin`; one file or the
-    /// shards of an index) and returns its snapshot's directory. `revision` is a branch, a tag or a commit; `main` if
-    /// none. What is in the cache is not fetched again; offline, the cache must have all of it.
+    /// Fetches the files of a model (config, tokenizer, and weights: safetensors, else `pytorch_model.bin`, as one file or as the shards of
+    /// an index) and returns the directory of its snapshot. `revision` is a branch, a tag or a commit; the default is `main`. Cached files
+    /// are not fetched again; offline, all files must be cached.
     pub fn fetch_model(
         &self,
         repo: &str,
@@ -65,12 +65,12 @@ impl Hub {
         let missing = |file: &str| DataError::IncompleteRepo { repo: repo.id.clone(), file: file.to_owned() };
         let get = |file: &str| fetch_file(&client, &cache, &listing, file, progress);
         take_model_files(|file| listing.files.contains(file), missing, get)?;
-        // Last, so that a ref names complete snapshots only.
+        // Last, so that refs name complete snapshots only.
         cache.write_ref(&listing.commit)?;
         Ok(cache.snapshot(&listing.commit))
     }
 
-    /// Fetches a model's `config.json` alone, as [`Self::fetch_model`] does, and returns its path in the cache.
+    /// Fetches only a model's `config.json`, like [`Self::fetch_model`], and returns its path in the cache.
     pub fn fetch_config(
         &self,
         repo: &str,
@@ -90,7 +90,7 @@ impl Hub {
         fetch_file(&client, &cache, &listing, CONFIG, progress)
     }
 
-    /// Fetches one file of a dataset's `main` and returns its path in the cache.
+    /// Fetches one file from a dataset's `main` branch and returns its path in the cache.
     pub fn fetch_dataset_file(
         &self,
         repo: &str,
@@ -99,7 +99,7 @@ impl Hub {
     ) -> Result<PathBuf, DataError> {
         let repo = Repo::new("datasets/", repo, None)?;
         let cache = RepoCache::new(self.cache()?, &repo);
-        // A dataset's published rows do not change: what is cached is not asked for again.
+        // Published datasets do not change, so a cached file is not checked again.
         match cache.resolve().and_then(|snapshot| cached(&snapshot, file)) {
             Ok(path) => return Ok(path),
             Err(error) if self.offline => return Err(error),
@@ -113,7 +113,7 @@ impl Hub {
     }
 }
 
-/// A file of a snapshot, if it is there.
+/// A file of a snapshot, if it exists.
 fn cached(snapshot: &Path, file: &str) -> Result<PathBuf, DataError> {
     let path = snapshot.join(file);
     if path.is_file() { Ok(path) } else { Err(not_cached(snapshot, file)) }
@@ -123,14 +123,14 @@ fn not_cached(snapshot: &Path, file: &str) -> DataError {
     DataError::NotCached { cache: snapshot.to_owned(), what: file.to_owned() }
 }
 
-/// Takes config, small files and weights from wherever `has` and `get` look. Errors are `missing` for a needed file.
+/// Fetches config, small files and weights through `has` and `get`. `missing` is the error for a required file.
 fn take_model_files(
     has: impl Fn(&str) -> bool,
     missing: impl Fn(&str) -> DataError,
     mut get: impl FnMut(&str) -> Result<PathBuf, DataError>,
 ) -> Result<(), DataError> {
     if !has(CONFIG) {
-        let adapter = "config.json: it is an adapter (LoRA), which has to be merged into its base model first";
+        let adapter = "config.json: it is an adapter (LoRA), which must be merged into its base model first";
         return Err(missing(if has("adapter_config.json") { adapter } else { CONFIG }));
     }
     get(CONFIG)?;
@@ -154,7 +154,7 @@ fn take_model_files(
     Err(missing("model.safetensors or pytorch_model.bin, alone or with its index"))
 }
 
-/// The files an index names, each once, in order.
+/// The files that an index names, each once, in order.
 fn shards(index: &Path) -> Result<Vec<String>, DataError> {
     let json = read_json(index)?;
     let map = json["weight_map"].as_object().ok_or_else(|| DataError::corrupt(index, "no object \"weight_map\""))?;
@@ -174,7 +174,7 @@ fn is_plain_name(file: &str) -> bool {
     !file.is_empty() && !file.starts_with('.') && !file.contains(['/', '\\'])
 }
 
-/// One file at the listing's commit: from the cache, or downloaded, checked and linked.
+/// One file at the listing's commit: from the cache, or downloaded, verified and linked.
 fn fetch_file(
     client: &Client<'_>,
     cache: &RepoCache,

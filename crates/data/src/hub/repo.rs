@@ -3,10 +3,10 @@
 use super::settings::Hub;
 use crate::error::DataError;
 
-/// The branch that is taken where none is named.
+/// The default branch.
 pub(super) const MAIN: &str = "main";
 
-/// A repository at a revision, its names checked: they become parts of paths and addresses.
+/// A repository at a revision. Their names are validated, because they become parts of paths and URLs.
 pub(super) struct Repo {
     /// `` or `datasets/`.
     pub(super) prefix: &'static str,

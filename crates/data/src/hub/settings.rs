@@ -5,25 +5,25 @@ use std::path::{Path, PathBuf};
 
 use crate::error::DataError;
 
-/// The hub that is asked where `HF_ENDPOINT` is not set.
+/// The default hub, used if `HF_ENDPOINT` is not set.
 pub const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
 
-/// Where models come from and where they are kept.
+/// Where models come from and where they are cached.
 #[derive(Clone)]
 pub struct Hub {
-    /// The hub's address, without a final slash.
+    /// The hub's URL, without a trailing slash.
     pub endpoint: String,
-    /// The folder of repositories, `~/.cache/huggingface/hub` for most. Nothing is fetched without one.
+    /// The cache's folder of repositories, usually `~/.cache/huggingface/hub`. Nothing can be fetched without one.
     pub cache: Option<PathBuf>,
-    /// Who asks, for gated and private repositories.
+    /// The access token, for gated and private repositories.
     pub token: Option<String>,
     /// Use the cache alone.
     pub offline: bool,
 }
 
 impl Hub {
-    /// As the environment says: `HF_ENDPOINT`; `HF_HUB_CACHE` (or `HUGGINGFACE_HUB_CACHE`, its older name), `HF_HOME`, `XDG_CACHE_HOME` or
-    /// `HOME`; `HF_TOKEN` or the token file that a login left; `HF_HUB_OFFLINE`. A `~` that begins a path is `HOME`.
+    /// Settings from the environment: `HF_ENDPOINT`; `HF_HUB_CACHE` (or the older `HUGGINGFACE_HUB_CACHE`), `HF_HOME`, `XDG_CACHE_HOME` or
+    /// `HOME`; `HF_TOKEN` or the token file of a login; `HF_HUB_OFFLINE`. A leading `~` in a path means `HOME`.
     pub fn from_env() -> Self {
         let set = |name: &str| env::var(name).ok().filter(|value| !value.trim().is_empty());
         Self::from_vars(set)

@@ -1,4 +1,4 @@
-//! From the files of a directory to the tokenizer that they describe, by the rules of its class.
+//! Builds a tokenizer from the files of a directory, by the rules of its class.
 
 use std::path::{Path, PathBuf};
 
@@ -22,7 +22,7 @@ const VOCAB: &str = "vocab.json";
 const MERGES: &str = "merges.txt";
 const SENTENCEPIECE: &str = "tokenizer.model";
 
-/// The tokenizer of `dir`, and the file that it is named by in errors.
+/// The tokenizer of `dir`, and the file that errors name.
 pub(super) fn read(dir: &Path, config: &TokenizerConfig) -> Result<(Tokenizer, PathBuf), DataError> {
     if has(dir, TOKENIZER) {
         let path = dir.join(TOKENIZER);
@@ -30,7 +30,7 @@ pub(super) fn read(dir: &Path, config: &TokenizerConfig) -> Result<(Tokenizer, P
     }
     let has_vocab = has(dir, VOCAB) && has(dir, MERGES);
     match &config.class {
-        // Where nothing names a class, these two files are what GPT-2's tokenizer was published as.
+        // GPT-2's tokenizer was published as these two files, without the name of a class.
         Some(Class::Gpt2) | None if has_vocab => {
             Ok((of_vocab(dir, PreTokenizerWrapper::ByteLevel(byte_level(config, true)))?, dir.join(VOCAB)))
         }
@@ -53,9 +53,9 @@ fn has(dir: &Path, name: &str) -> bool {
     dir.join(name).is_file()
 }
 
-/// Why what lies in `dir` is not read.
+/// Why the files in `dir` cannot be read as a tokenizer.
 fn refusal(dir: &Path, class: Option<&Class>) -> DataError {
-    // Vocabularies of other programs and of other classes.
+    // Vocabularies of other programs and classes.
     let files = [VOCAB, MERGES, SENTENCEPIECE, "tokenizer.tiktoken", "tekken.json", "spiece.model", "vocab.txt"];
     let there: Vec<&str> = files.into_iter().filter(|name| has(dir, name)).collect();
     let class = match class {
@@ -73,7 +73,7 @@ fn of_json(path: &Path) -> Result<Tokenizer, DataError> {
     let bad = |e: tokenizers::Error| DataError::corrupt(path, format!("not readable as a tokenizer: {e}"));
     let text = read_text(path)?;
     let mut tokenizer = tokenizing(|| Tokenizer::from_bytes(text)).map_err(bad)?;
-    // Published files may carry the truncation of somebody's training run.
+    // Published files may contain the truncation of a training run.
     tokenizer.with_truncation(None).map_err(bad)?;
     tokenizer.with_padding(None);
     Ok(tokenizer)
@@ -109,7 +109,7 @@ fn of_vocab(dir: &Path, split: PreTokenizerWrapper) -> Result<Tokenizer, DataErr
     Ok(tokenizer)
 }
 
-/// The ids of a vocab.json's tokens.
+/// The ids of the tokens in a vocab.json.
 fn read_vocab(path: &Path) -> Result<Vocab, DataError> {
     let Value::Object(entries) = read_json(path)? else {
         return Err(DataError::corrupt(path, "not an object of tokens and ids"));
@@ -118,7 +118,7 @@ fn read_vocab(path: &Path) -> Result<Vocab, DataError> {
     ids.collect::<Option<Vocab>>().ok_or_else(|| DataError::corrupt(path, "an id is not a number below 2^32"))
 }
 
-/// LLaMA's `tokenizer.model`, as transformers' class has it; where no file names the class, as it takes the file alone.
+/// LLaMA's `tokenizer.model`, read as transformers reads it for the named class; if no class is named, as it reads the file alone.
 fn of_sentencepiece(dir: &Path, config: &TokenizerConfig) -> Result<(Tokenizer, PathBuf), DataError> {
     let path = dir.join(SENTENCEPIECE);
     let refused = |e: FormatError| DataError::TokenizerModel(Box::new(e));

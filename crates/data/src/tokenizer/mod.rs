@@ -14,16 +14,16 @@ use crate::error::DataError;
 use crate::generation::Generation;
 use crate::guard::tokenizing;
 
-/// Whether the tokens that a tokenizer puts around a text (beginning of sequence for most families) are wanted.
+/// Whether to add the tokens that a tokenizer puts around a text (beginning-of-sequence for most families).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AddSpecial {
-    /// As the family reads a text from its start.
+    /// Add them: the text is the beginning of a sequence.
     Yes,
-    /// The text alone, for a continuation.
+    /// Only the text, as a continuation.
     No,
 }
 
-/// Text to token ids and back.
+/// Converts text to token ids and back.
 #[derive(Clone, Debug)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
@@ -32,12 +32,12 @@ pub struct Tokenizer {
     ends: Vec<u32>,
     first: Option<Change>,
     last: Option<Change>,
-    /// Ids of special tokens, which decoding leaves out.
+    /// Ids of special tokens, which decoding omits.
     special: BTreeSet<u32>,
     id_bound: u32,
 }
 
-/// What `add_bos_token` or `add_eos_token` asks beyond what tokenizer.json does.
+/// What `add_bos_token` or `add_eos_token` changes about tokenizer.json.
 #[derive(Clone, Copy, Debug)]
 enum Change {
     Add(u32),
@@ -45,15 +45,15 @@ enum Change {
 }
 
 impl Tokenizer {
-    /// The tokenizer of a model's directory: `tokenizer.json`, else what its class is made of (`tokenizer_class`, or the model's type, as
-    /// transformers has it): `vocab.json` + `merges.txt` for GPT-2's (OPT) and Qwen 2's, `tokenizer.model` for LLaMA's.
+    /// The tokenizer of a model directory: `tokenizer.json`, else the files of its class (from `tokenizer_class` or the model's type, as in
+    /// transformers): `vocab.json` + `merges.txt` for GPT-2's (OPT) and Qwen 2's, `tokenizer.model` for LLaMA's.
     ///
-    /// Tokens that were added, and special ones, come from `tokenizer_config.json`, `special_tokens_map.json` and `added_tokens.json`.
-    /// Its ends are those of [`Generation`], and the tokenizer's own `eos_token`. An explicit `add_bos_token` or `add_eos_token` decides
-    /// over what `tokenizer.json` puts around a text; a `tokenizer.model` begins a text by `bos_token` unless it is told otherwise.
+    /// Added and special tokens come from `tokenizer_config.json`, `special_tokens_map.json` and `added_tokens.json`. The end-of-sequence
+    /// tokens are those of [`Generation`] and the tokenizer's own `eos_token`. An explicit `add_bos_token` or `add_eos_token` overrides
+    /// what `tokenizer.json` puts around a text. With a `tokenizer.model`, a text begins with `bos_token` unless configured otherwise.
     ///
     /// # Errors
-    /// When there is none, or one of a class whose rules are not known here; when a file is broken.
+    /// When there is none, when its class is not supported, or when a file is broken.
     pub fn open(dir: &Path) -> Result<Self, DataError> {
         let config = TokenizerConfig::open(dir)?;
         let (mut inner, path) = files::read(dir, &config)?;
@@ -82,15 +82,15 @@ impl Tokenizer {
         Ok(tokenizer)
     }
 
-    /// The ids of `text`, tokenized at once, `[t]`.
+    /// The ids of `text`, tokenized as a whole, `[t]`.
     pub fn encode(&self, text: &str, with_special: AddSpecial) -> Result<Vec<u32>, DataError> {
         let with_special = with_special == AddSpecial::Yes;
         let encoding = tokenizing(|| self.inner.encode_fast(text, with_special));
         let encoding = encoding.map_err(|e| self.refused("encode the text", e))?;
         let mut ids = encoding.get_ids().to_vec();
-        // A post-processor writes whatever ids its file gives it.
+        // A post-processor inserts the ids in its file without checking them.
         if let Some(id) = ids.iter().find(|&&id| id >= self.id_bound) {
-            let reason = format!("id {id} is not of the vocabulary, whose ids are below {}", self.id_bound);
+            let reason = format!("id {id} is not in the vocabulary, whose ids are below {}", self.id_bound);
             return Err(self.refused("encode the text", reason.into()));
         }
         if with_special {
@@ -108,22 +108,22 @@ impl Tokenizer {
         Ok(ids)
     }
 
-    /// The text of `ids`; special tokens (beginning and end of sequence, padding) are left out.
+    /// The text of `ids`, without special tokens (beginning and end of sequence, padding).
     pub fn decode(&self, ids: &[u32]) -> Result<String, DataError> {
         tokenizing(|| self.inner.decode(ids, true)).map_err(|e| self.refused("decode the ids", e))
     }
 
-    /// The token that begins a text, where the tokenizer names one.
+    /// The beginning-of-sequence token, if the tokenizer names one.
     pub fn bos(&self) -> Option<u32> {
         self.bos
     }
 
-    /// The tokens that end a sequence, ascending; empty where none is named.
+    /// The end-of-sequence tokens, ascending; empty if none is named.
     pub fn eos(&self) -> &[u32] {
         &self.ends
     }
 
-    /// One more than the largest id that [`encode`](Self::encode) can give: a model needs at least so many embeddings.
+    /// One more than the largest id that [`encode`](Self::encode) can return: a model needs at least this many embeddings.
     pub fn id_bound(&self) -> u32 {
         self.id_bound
     }
@@ -133,7 +133,7 @@ impl Tokenizer {
     }
 }
 
-/// What has to be done so that `token` is, or is not, where `found` is.
+/// The change that makes `token` present, or absent, at `found`.
 fn change(wanted: Option<bool>, token: Option<u32>, found: Option<&u32>) -> Option<Change> {
     let token = token?;
     match (wanted?, found == Some(&token)) {
@@ -143,8 +143,8 @@ fn change(wanted: Option<bool>, token: Option<u32>, found: Option<&u32>) -> Opti
     }
 }
 
-/// Makes tokens of those that stand beside the vocabulary, as transformers does: with the ids that are next, those of
-/// `added_tokens_decoder` first.
+/// Adds the tokens that are listed outside the vocabulary, like transformers: with the next free ids, those of `added_tokens_decoder`
+/// first.
 fn add_tokens(inner: &mut tokenizers::Tokenizer, path: &Path, config: &TokenizerConfig) -> Result<(), DataError> {
     let bad = |e: tokenizers::Error| DataError::corrupt(path, format!("its added tokens: {e}"));
     let listed = config.added();
@@ -152,7 +152,7 @@ fn add_tokens(inner: &mut tokenizers::Tokenizer, path: &Path, config: &Tokenizer
     for (id, token) in &listed {
         let got = inner.token_to_id(&token.content);
         if got != Some(*id) {
-            // As transformers, which counts on from the vocabulary whatever is written.
+            // Like transformers, which counts on from the vocabulary, whatever ids are written.
             let content = &token.content;
             tracing::warn!(
                 token = content,
@@ -163,7 +163,7 @@ fn add_tokens(inner: &mut tokenizers::Tokenizer, path: &Path, config: &Tokenizer
         }
     }
     let known: BTreeSet<String> = inner.get_added_tokens_decoder().into_values().map(|token| token.content).collect();
-    // One outside the vocabulary would get an id that the model has no embedding for.
+    // An id outside the vocabulary would have no embedding in the model.
     let is_new = |token: &AddedToken| !known.contains(&token.content) && inner.token_to_id(&token.content).is_some();
     let special: Vec<AddedToken> =
         config.all_named().map(|(_, token)| token).chain(config.extra()).filter(is_new).collect();

@@ -1,4 +1,4 @@
-//! What a model's files say of its tokenizer beside the vocabulary: its class, its special tokens, tokens that were added.
+//! What a model's files say about its tokenizer besides the vocabulary: its class, its special tokens, and added tokens.
 
 use std::path::Path;
 
@@ -7,18 +7,18 @@ use tokenizers::AddedToken;
 
 use crate::error::{DataError, read_optional_json};
 
-/// Whose rules a vocabulary is read by.
+/// The class, whose rules a vocabulary is read by.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Class {
     /// Byte-level BPE of GPT-2: OPT's, and Falcon's without tokenizer.json.
     Gpt2,
-    /// Byte-level BPE with a split of its own, of normalized text.
+    /// Byte-level BPE of normalized text, with its own pre-tokenization.
     Qwen2,
     /// SentencePiece BPE with byte fallback.
     Llama,
-    /// Whatever tokenizer.json says.
+    /// Defined by tokenizer.json alone.
     Generic,
-    /// One whose rules are not known here.
+    /// A class that is not supported.
     Other(String),
 }
 
@@ -36,18 +36,18 @@ impl Class {
         }
     }
 
-    /// The class that transformers takes for a model of this `model_type` whose files name none.
+    /// The class that transformers uses for a model of this `model_type` if its files name none.
     fn of_model_type(model_type: &str) -> Option<Self> {
         match model_type {
             "gpt2" | "opt" => Some(Self::Gpt2),
             "qwen2" | "qwen3" => Some(Self::Qwen2),
             "llama" | "mistral" => Some(Self::Llama),
-            // Falcon's is published as tokenizer.json alone.
+            // Falcon's is published as tokenizer.json only.
             _ => None,
         }
     }
 
-    /// What a named special token is where no file says.
+    /// The default of a named special token.
     fn default_token(&self, key: &str) -> Option<&'static str> {
         match (self, key) {
             (Self::Gpt2, "bos_token" | "eos_token" | "unk_token") => Some("<|endoftext|>"),
@@ -60,15 +60,15 @@ impl Class {
     }
 }
 
-/// `tokenizer_config.json`, and what other files add to it.
+/// `tokenizer_config.json`, with what other files add to it.
 #[derive(Clone, Debug)]
 pub(crate) struct TokenizerConfig {
     pub(crate) json: Value,
     special: Value,
     added: Value,
-    /// The class that a file names, and else the one of the model's type; none where neither is known.
+    /// The class that a file names, else that of the model's type; none if neither is known.
     pub(crate) class: Option<Class>,
-    /// Whether a file names the class itself.
+    /// Whether a file names the class.
     pub(crate) names_class: bool,
 }
 
@@ -90,7 +90,7 @@ impl TokenizerConfig {
         })
     }
 
-    /// A named special token, such as `bos_token`; the class's own where no file says.
+    /// A named special token, such as `bos_token`; the class's default if no file names it.
     pub(crate) fn named(&self, key: &str) -> Option<AddedToken> {
         let written = |value: &Value| added_token(value, true);
         // `null` means that there is none.
@@ -106,7 +106,7 @@ impl TokenizerConfig {
         NAMED.into_iter().filter_map(|key| Some((key, self.named(key)?)))
     }
 
-    /// Tokens that have no name beside being special.
+    /// Special tokens without a name.
     pub(crate) fn extra(&self) -> Vec<AddedToken> {
         let lists = ["additional_special_tokens", "extra_special_tokens"].map(|key| {
             let written = self.json.get(key).filter(|value| !value.is_null());
@@ -120,8 +120,8 @@ impl TokenizerConfig {
         entries.filter_map(|entry| added_token(entry, true)).collect()
     }
 
-    /// Tokens with the ids that they are to have, ascending: `added_tokens_decoder` of tokenizer_config.json, else
-    /// `added_tokens.json`, as older models have it.
+    /// Tokens with their required ids, ascending: `added_tokens_decoder` of tokenizer_config.json, else `added_tokens.json`, as in older
+    /// models.
     pub(crate) fn added(&self) -> Vec<(u32, AddedToken)> {
         let mut added: Vec<(u32, AddedToken)> = match &self.json["added_tokens_decoder"] {
             Value::Object(entries) => {
@@ -140,7 +140,7 @@ impl TokenizerConfig {
     }
 }
 
-/// A token as the files write it: its text, or an object with its text in `content`.
+/// A token as files represent it: its text, or an object with the text in `content`.
 fn added_token(value: &Value, is_special: bool) -> Option<AddedToken> {
     let content = value.as_str().or_else(|| value["content"].as_str())?;
     let flag = |key: &str, default: bool| value[key].as_bool().unwrap_or(default);

@@ -1,8 +1,7 @@
-//! Text of tokens as they come, of which nothing has to be taken back.
+//! Streams the text of tokens, without ever taking anything back.
 //!
-//! The pieces together are the text of all ids decoded at once, but for what is said of broken bytes by tokenizers with byte
-//! fallback: there a character stands as soon as its bytes do, though a broken byte that follows makes the library call every byte
-//! of the run broken.
+//! The concatenated pieces are the text of all ids decoded at once. There is one exception: tokenizers with byte fallback. A character is
+//! emitted as soon as its bytes are complete, but if a broken byte follows, the library reports every byte of the run as broken.
 
 use std::collections::HashMap;
 
@@ -12,7 +11,7 @@ use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use super::Tokenizer;
 use crate::error::DataError;
 
-/// Tokens that decide how a text goes on: whether with a space.
+/// Number of earlier tokens that decide how text continues, such as whether with a space.
 const BEFORE: usize = 4;
 
 /// Turns tokens into text, one after the other.
@@ -22,21 +21,21 @@ pub struct DecodeStream<'a> {
     kind: Kind,
     /// Bytes that may be the beginning of a character.
     pending: Vec<u8>,
-    /// The last tokens whose text is known, for what decides between words. They begin with no byte.
+    /// The last tokens whose text is known; they decide the spacing. The first of them is not a byte token.
     before: Vec<u32>,
 }
 
 /// How ids become text.
 #[derive(Clone, Debug)]
 enum Kind {
-    /// Every token is bytes, and the text is nothing but these: what each letter of a token stands for.
+    /// Every token is a sequence of bytes. Maps each letter of a token to its byte.
     Bytes(HashMap<char, u8>),
-    /// Tokens are text, and some are a byte each where `fallback` is true.
+    /// Tokens are text; with `fallback`, some are single bytes.
     Text { fallback: bool },
 }
 
 impl Tokenizer {
-    /// The text that follows that of `prompt`, token by token.
+    /// The text that follows `prompt`, token by token.
     pub fn stream(&self, prompt: &[u32]) -> Result<DecodeStream<'_>, DataError> {
         DecodeStream::new(self, prompt)
     }
@@ -49,7 +48,7 @@ impl<'a> DecodeStream<'a> {
             decoder => Kind::Text { fallback: decoder.is_some_and(falls_back) },
         };
         let mut stream = Self { tokenizer, kind, pending: Vec::new(), before: Vec::new() };
-        // Not within a run of bytes, nor too near to the end.
+        // Not within a run of bytes, and not too close to the end.
         let latest = prompt.len().saturating_sub(2 * BEFORE);
         let start = (0..=latest).rev().find(|&start| start == 0 || stream.byte_of(prompt[start]).is_none());
         for &id in &prompt[start.unwrap_or(0)..] {
@@ -58,20 +57,20 @@ impl<'a> DecodeStream<'a> {
         Ok(stream)
     }
 
-    /// The text that is known with the token `id`; often empty.
+    /// The text that becomes known with the token `id`; often empty.
     pub fn push(&mut self, id: u32) -> Result<String, DataError> {
         if self.tokenizer.special.contains(&id) {
             return Ok(String::new());
         }
         if let Kind::Bytes(letters) = &self.kind {
             let Some(token) = self.tokenizer.inner.id_to_token(id) else { return Ok(String::new()) };
-            // As the library has it: a token with any other letter is text.
+            // Like the library: a token with any other letter is text.
             let bytes = token.chars().map(|letter| letters.get(&letter).copied()).collect::<Option<Vec<u8>>>();
             self.pending.extend(bytes.unwrap_or_else(|| token.into_bytes()));
             return Ok(self.take_whole());
         }
         if let Some(byte) = self.byte_of(id) {
-            // The first space of a text may be one that the tokenizer put there.
+            // The first space of a text may come from the tokenizer.
             if byte != b' ' || !self.before.is_empty() || !self.tokenizer.decode(&[id])?.is_empty() {
                 self.pending.push(byte);
             }
@@ -82,7 +81,7 @@ impl<'a> DecodeStream<'a> {
         let told = self.tokenizer.decode(&self.before)?;
         self.before.push(id);
         let now = self.tokenizer.decode(&self.before)?;
-        // Where a decoder changes its mind about earlier tokens, what it says now of the rest is new.
+        // If the decoder changes earlier text, what it now says about the rest is new.
         let same = now.char_indices().zip(told.chars()).find(|((_, a), b)| a != b).map(|((at, _), _)| at);
         text.push_str(&now[same.unwrap_or(told.len().min(now.len()))..]);
         let latest = self.before.len().saturating_sub(BEFORE);
@@ -91,12 +90,12 @@ impl<'a> DecodeStream<'a> {
         Ok(text)
     }
 
-    /// What is left at the end: bytes that are no character.
+    /// What is left at the end: the bytes of an incomplete character.
     pub fn finish(&mut self) -> String {
         self.take_rest()
     }
 
-    /// The byte that a token stands for by byte fallback.
+    /// The byte that a byte-fallback token stands for.
     fn byte_of(&self, id: u32) -> Option<u8> {
         if !matches!(self.kind, Kind::Text { fallback: true }) {
             return None;
@@ -106,7 +105,7 @@ impl<'a> DecodeStream<'a> {
         u8::from_str_radix(digits, 16).ok()
     }
 
-    /// Takes the text of all bytes but those that more bytes may make a character of.
+    /// Emits the text of all bytes, except those that may begin a character.
     fn take_whole(&mut self) -> String {
         let mut text = String::new();
         let mut rest = 0;
@@ -114,7 +113,7 @@ impl<'a> DecodeStream<'a> {
         while let Some(chunk) = chunks.next() {
             text.push_str(chunk.valid());
             let broken = chunk.invalid();
-            // Only at the end can a character be incomplete.
+            // A character can be incomplete only at the end.
             if chunks.peek().is_none() && std::str::from_utf8(broken).is_err_and(|e| e.error_len().is_none()) {
                 rest = broken.len();
             } else {
@@ -125,7 +124,7 @@ impl<'a> DecodeStream<'a> {
         text
     }
 
-    /// Takes all bytes as text.
+    /// Emits all bytes as text.
     fn take_rest(&mut self) -> String {
         let mut text = self.take_whole();
         let broken = std::mem::take(&mut self.pending);
@@ -133,8 +132,8 @@ impl<'a> DecodeStream<'a> {
         text
     }
 
-    /// What stands for bytes that are no character: one sign for as many as could have begun one, as `from_utf8_lossy` has it, or for
-    /// each, as byte fallback does.
+    /// Replacement for bytes that are not a character: one sign for all bytes that could have begun one, like `from_utf8_lossy`, or one per
+    /// byte, like byte fallback.
     fn replaced(&self, broken: &[u8]) -> String {
         let signs = match self.kind {
             Kind::Bytes(_) => usize::from(!broken.is_empty()),
@@ -144,7 +143,7 @@ impl<'a> DecodeStream<'a> {
     }
 }
 
-/// Whether a decoder makes bytes of tokens such as `<0x0A>`.
+/// Whether a decoder turns tokens such as `<0x0A>` into bytes.
 fn falls_back(decoder: &DecoderWrapper) -> bool {
     match decoder {
         DecoderWrapper::ByteFallback(_) => true,
@@ -153,7 +152,7 @@ fn falls_back(decoder: &DecoderWrapper) -> bool {
     }
 }
 
-/// The byte of each letter of byte-level tokens: printable bytes are their own, the others follow from U+0100 on (GPT-2).
+/// The byte of each letter of byte-level tokens: printable bytes stand for themselves, the others start at U+0100 (GPT-2).
 fn letters() -> HashMap<char, u8> {
     debug_assert_eq!(ByteLevel::alphabet().len(), 256);
     let is_printable = |byte: u8| matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);

@@ -1,4 +1,4 @@
-//! Byte-level BPE: GPT-2's, and what later models changed in how text is split before merging.
+//! Byte-level BPE: GPT-2's, and the pre-tokenization of later models.
 
 use serde_json::{Value as Json, json};
 
@@ -7,8 +7,8 @@ use super::vocabulary::{Pipeline, Vocabulary};
 use super::{GgufError, Metadata};
 
 const MERGES: &str = "tokenizer.ggml.merges";
-/// How Llama 3 and models after it cut a text before merging, as a regular expression: contractions, words with one leading sign, up to
-/// `digits` digits, signs, line breaks, spaces. Llama 3 has three digits together, Qwen 2 none.
+/// The regular expression by which Llama 3 and later models split a text before merging: contractions, words with one leading punctuation
+/// mark, up to `digits` digits, punctuation, line breaks, spaces. Llama 3 keeps three digits together, Qwen 2 none.
 pub fn word_split(digits: usize) -> String {
     let digits = if digits == 1 { r"|\p{N}".to_owned() } else { format!(r"|\p{{N}}{{1,{digits}}}") };
     let (before, after) = (
@@ -23,14 +23,14 @@ pub fn word_split(digits: usize) -> String {
 pub(super) enum Splitter {
     /// GPT-2's regular expression.
     Gpt2,
-    /// Each digit by itself, then GPT-2's.
+    /// Single digits, then GPT-2's regular expression.
     Digits,
-    /// Llama 3's regular expression; whole words that are tokens are not merged but taken.
+    /// Llama 3's regular expression; words that are tokens are taken whole, without merging.
     Llama3,
 }
 
 impl Splitter {
-    /// Reads the key; a file without it is GPT-2's, as in llama.cpp before the key was invented.
+    /// Reads the key. A file without it uses GPT-2's, as in llama.cpp before the key was introduced.
     pub(super) fn read(metadata: &Metadata) -> Result<Self, GgufError> {
         let key = "tokenizer.ggml.pre";
         match metadata.text(key)?.unwrap_or("default") {
@@ -41,7 +41,7 @@ impl Splitter {
         }
     }
 
-    /// Whether a text begins with the beginning-of-text token where the file does not say.
+    /// Whether a text begins with the beginning-of-sequence token if the file does not say.
     pub(super) fn adds_bos(self) -> bool {
         self == Self::Llama3
     }
@@ -69,7 +69,7 @@ pub(super) fn pipeline(
     splitter: Splitter,
 ) -> Result<Pipeline, GgufError> {
     let merges = required(MERGES, metadata.texts(MERGES)?)?;
-    // A space never stands inside a token: byte-level tokens write it as another letter.
+    // Tokens never contain a space: byte-level tokens represent it by another letter.
     if let Some(merge) = merges.iter().find(|merge| merge.split(' ').filter(|part| !part.is_empty()).count() != 2) {
         return Err(GgufError::wrong(
             MERGES,

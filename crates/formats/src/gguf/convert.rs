@@ -1,4 +1,4 @@
-//! Rewrites a GGUF model as a Hugging Face directory.
+//! Converts a GGUF model to a Hugging Face directory.
 
 use std::fs;
 use std::io::{self, Write};
@@ -15,49 +15,49 @@ use super::{Gguf, GgufError};
 use crate::atomic::{atomic_write, atomic_write_with};
 use crate::header;
 
-/// Values that are dequantized at once: 8 MB of f16, so that memory does not grow with the model.
+/// Values dequantized at a time: 8 MB of f16, so that memory does not grow with the model.
 const SLAB_VALUES: usize = 1 << 22;
 
-/// How far a conversion is.
+/// Progress of a conversion.
 #[derive(Clone, Copy, Debug)]
 pub struct Progress<'a> {
-    /// The tensor that was just written, under its Hugging Face name.
+    /// The Hugging Face name of the tensor that was just written.
     pub tensor: &'a str,
     /// Tensors written so far.
     pub done: usize,
-    /// All tensors.
+    /// Total number of tensors.
     pub total: usize,
 }
 
-/// What a conversion wrote.
+/// The result of a conversion.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Converted {
-    /// The directory.
+    /// The output directory.
     pub dir: PathBuf,
     /// Tensors of the model.
     pub tensors: usize,
-    /// Values of all tensors.
+    /// Number of values in all tensors.
     pub values: usize,
     /// Size of `model.safetensors`.
     pub weight_bytes: u64,
 }
 
-/// Writes the model of `gguf` to `out_dir` as `model.safetensors`, `tokenizer.json`, `tokenizer_config.json`,
-/// `generation_config.json` and, last, `config.json`; each appears whole or not at all.
+/// Converts the model in `gguf` to a directory `out_dir` with `model.safetensors`, `tokenizer.json`, `tokenizer_config.json`,
+/// `generation_config.json` and, last, `config.json`. Each file is written atomically.
 ///
-/// Architecture `llama` alone. Matrices are dequantized in f32 and rounded to f16. Vectors (norms) are f16 where that loses
-/// nothing, else f32. Memory: some megabytes, whatever the model's size.
+/// Only the architecture `llama` is supported. Matrices are dequantized in f32 and rounded to f16. Vectors (norms) are f16 if that is
+/// exact, else f32. This takes some megabytes of memory, whatever the model's size.
 ///
 /// # Errors
-/// Refuses, by name, what would not be the same model: other architectures, tensors that are missing or too many, weights
-/// beyond f16, tokenizers that are not known.
+/// Fails if the result would be a different model, and names the reason: other architectures, missing or extra tensors, weights beyond f16,
+/// unsupported tokenizers.
 pub fn convert_to_hf(
     gguf: &Path,
     out_dir: &Path,
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<Converted, GgufError> {
     let file = Gguf::open(gguf)?;
-    // Everything that can be refused is refused before the first byte is written, but for weights beyond f16.
+    // Except for weights beyond f16, everything is validated before the first byte is written.
     let model = Llama::read(&file)?;
     let placed = model.place(&file)?;
     let tokenizer = Tokenizer::read(file.metadata(), model.vocab())?;
@@ -81,10 +81,10 @@ pub fn convert_to_hf(
     })
 }
 
-/// Streams the tensors to a safetensors file and says its size.
+/// Streams the tensors to a safetensors file and returns its size.
 fn write_weights(path: &Path, placed: &[Placed<'_>], progress: &mut dyn FnMut(Progress<'_>)) -> Result<u64, GgufError> {
     let mut outputs: Vec<_> = placed.iter().map(|placed| (placed, output_dtype(placed))).collect();
-    // Readers expect every tensor aligned to its type: the wider type first. The sort is stable.
+    // Readers expect every tensor to be aligned to its type, so the wider type comes first. The sort is stable.
     outputs.sort_by_key(|&(_, dtype)| dtype != Dtype::F32);
 
     let bytes_of = |placed: &Placed<'_>, dtype: Dtype| placed.tensor.values() * dtype.bitsize() / 8;
@@ -94,7 +94,7 @@ fn write_weights(path: &Path, placed: &[Placed<'_>], progress: &mut dyn FnMut(Pr
     let header = header::encode(entries).expect("offsets follow each other by construction");
     let data: usize = outputs.iter().map(|&(placed, dtype)| bytes_of(placed, dtype)).sum();
 
-    // The writer speaks io::Error; a weight that was refused travels beside it.
+    // The writer's errors are io::Error; a refused weight is passed beside it.
     let mut refused = None;
     let written = atomic_write_with(path, |out| {
         out.write_all(&header)?;
@@ -110,7 +110,7 @@ fn write_weights(path: &Path, placed: &[Placed<'_>], progress: &mut dyn FnMut(Pr
     }
 }
 
-/// f16; f32 for a vector that f16 would change, such as a norm with more digits. Vectors are too small to be worth rounding.
+/// f16, or f32 for a vector that f16 would change, such as a norm with more digits. Vectors are too small to be worth rounding.
 fn output_dtype(placed: &Placed<'_>) -> Dtype {
     let exact = |value: &f32| f16::from_f32(*value).to_f32() == *value;
     let is_matrix = placed.tensor.shape().len() > 1;
@@ -141,7 +141,7 @@ fn write_tensor(
     Ok(())
 }
 
-/// One row of the output as the bytes of f16.
+/// One row of the output, as bytes of f16.
 fn half_row(placed: &Placed<'_>, row: usize) -> Result<Vec<u8>, GgufError> {
     let mut values = vec![0.0; placed.tensor.row_values()];
     placed.tensor.dequantize_row(placed.order.source(row), &mut values);

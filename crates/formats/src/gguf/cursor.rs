@@ -1,4 +1,4 @@
-//! A place in the bytes of a file that moves forward and never past their end.
+//! A position in a file's bytes that moves forward and never past the end.
 
 use super::GgufError;
 
@@ -47,15 +47,15 @@ impl<'a> Cursor<'a> {
         self.array(what).map(u64::from_le_bytes)
     }
 
-    /// A length in bytes (u64), then as many bytes of UTF-8.
+    /// A length in bytes (u64), then that many bytes of UTF-8.
     pub(super) fn text(&mut self, what: &'static str) -> Result<&'a str, GgufError> {
         let len = self.u64(what)?;
         let at = self.at;
         std::str::from_utf8(self.take(len, what)?).map_err(|_| GgufError::Text { what, at })
     }
 
-    /// A count of items that take at least `item_bytes` each. What it returns is safe to allocate for: the rest of the file
-    /// could hold that many.
+    /// A count of items that take at least `item_bytes` each. The result is safe to allocate for: the rest of the file could hold that many
+    /// items.
     pub(super) fn count(&mut self, what: &'static str, item_bytes: usize) -> Result<usize, GgufError> {
         let count = self.u64(what)?;
         let (left, limit) = (self.left(), self.left() / item_bytes);

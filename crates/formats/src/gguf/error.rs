@@ -1,54 +1,54 @@
-//! Why a GGUF file was not read or not converted.
+//! Why a GGUF file could not be read or converted.
 
 use std::io;
 use std::path::PathBuf;
 
 use crate::FormatError;
 
-/// Why a GGUF file was not read or not converted.
+/// Why a GGUF file could not be read or converted.
 #[derive(Debug, thiserror::Error)]
 pub enum GgufError {
-    /// The operating system refused.
+    /// An operating system error.
     #[error("{}: {source}", path.display())]
     Io {
         /// The file.
         path: PathBuf,
-        /// What it says.
+        /// The system's message.
         source: io::Error,
     },
-    /// Something of the output was not written.
+    /// A file of the output could not be written.
     #[error(transparent)]
     Write(#[from] FormatError),
-    /// A text that git-lfs left in place of the file.
+    /// A git-lfs pointer instead of the file.
     #[error("{}: {}", path.display(), crate::LFS_POINTER)]
     LfsPointer {
         /// The file.
         path: PathBuf,
     },
-    /// The file is something else.
+    /// The file is not a GGUF file.
     #[error("not a GGUF file: it begins with bytes {magic:02x?} instead of \"GGUF\"")]
     NotGguf {
         /// Its first bytes, at most four.
         magic: Vec<u8>,
     },
-    /// A version that is not read.
+    /// An unsupported version.
     #[error(
         "GGUF version {version}: little-endian versions 2 and 3 are read; convert the model again with a current program"
     )]
     Version {
-        /// What the file says.
+        /// The file's version.
         version: u32,
     },
-    /// The file ends too early.
+    /// The file is truncated.
     #[error("{what} at byte {at}: {needed} bytes needed, {left} left: the file is truncated, fetch it again")]
     Truncated {
         /// What was being read.
         what: &'static str,
-        /// Where it begins.
+        /// Its offset.
         at: usize,
         /// Bytes it needs.
         needed: u64,
-        /// Bytes that follow.
+        /// Bytes left.
         left: usize,
     },
     /// A count that the rest of the file cannot hold.
@@ -56,13 +56,13 @@ pub enum GgufError {
     Count {
         /// What is counted.
         what: &'static str,
-        /// Where the count ends.
+        /// Offset after the count.
         at: usize,
-        /// What it says.
+        /// The count.
         count: u64,
-        /// Bytes that follow.
+        /// Bytes left.
         left: usize,
-        /// Most items these bytes can hold.
+        /// Maximum number of items that these bytes can hold.
         limit: usize,
     },
     /// Text that is not UTF-8.
@@ -70,49 +70,49 @@ pub enum GgufError {
     Text {
         /// What was being read.
         what: &'static str,
-        /// Where it begins.
+        /// Its offset.
         at: usize,
     },
-    /// A type of metadata that the specification does not know.
+    /// A metadata type that the specification does not define.
     #[error("metadata at byte {at}: unknown value type {id}: the file is damaged")]
     ValueType {
-        /// Where it stands.
+        /// Its offset.
         at: usize,
-        /// What the file says.
+        /// The type in the file.
         id: u32,
     },
-    /// A truth value that is neither 0 nor 1.
+    /// A boolean that is neither 0 nor 1.
     #[error("metadata at byte {at}: {value} is neither false (0) nor true (1): the file is damaged")]
     Flag {
-        /// Where it stands.
+        /// Its offset.
         at: usize,
-        /// What stands there.
+        /// Its value.
         value: u8,
     },
-    /// Arrays of arrays of arrays.
+    /// Arrays nested too deeply.
     #[error("metadata at byte {at}: arrays nested deeper than {limit}")]
     Nesting {
-        /// Where the innermost begins.
+        /// Offset of the innermost array.
         at: usize,
-        /// Deepest that is read.
+        /// Maximum depth.
         limit: usize,
     },
-    /// Two values under one key.
-    #[error("metadata key `{key}` stands twice in the file")]
+    /// A duplicate metadata key.
+    #[error("metadata key `{key}` occurs twice in the file")]
     DuplicateKey {
         /// The key.
         key: String,
     },
-    /// Two tensors of one name.
-    #[error("tensor `{tensor}` stands twice in the file")]
+    /// Two tensors of the same name.
+    #[error("tensor `{tensor}` occurs twice in the file")]
     DuplicateTensor {
         /// The name.
         tensor: String,
     },
-    /// An alignment that is none.
+    /// An invalid alignment.
     #[error("general.alignment is {alignment}: a power of two is needed")]
     Alignment {
-        /// What the file says.
+        /// The file's value.
         alignment: u64,
     },
     /// Too many dimensions.
@@ -120,32 +120,32 @@ pub enum GgufError {
     Dimensions {
         /// The tensor.
         tensor: String,
-        /// What the file says.
+        /// The file's number.
         n_dims: u32,
-        /// Most there can be.
+        /// The maximum.
         limit: u32,
     },
-    /// A type of blocks that is not read.
-    #[error("`{tensor}`: type {kind} is not read; types that are: {}", crate::gguf::TensorKind::names())]
+    /// An unsupported tensor type.
+    #[error("`{tensor}`: type {kind} is not supported; supported types are {}", crate::gguf::TensorKind::names())]
     TensorType {
         /// The tensor.
         tensor: String,
-        /// Name of its type, or its number where it has no name.
+        /// Name of its type, or the number if it has no name.
         kind: String,
     },
-    /// Rows that are no whole number of blocks.
+    /// Rows that are not a whole number of blocks.
     #[error("`{tensor}`: rows of {row} values, but {kind} has blocks of {block}")]
     PartialBlock {
         /// The tensor.
         tensor: String,
-        /// Values of a row.
+        /// Values per row.
         row: usize,
         /// Its type.
         kind: &'static str,
-        /// Values of a block.
+        /// Values per block.
         block: usize,
     },
-    /// A size beyond what a machine can address.
+    /// A size that cannot be addressed.
     #[error("`{tensor}`: shape {shape:?} overflows")]
     Overflow {
         /// The tensor.
@@ -153,69 +153,69 @@ pub enum GgufError {
         /// Its shape, outermost first.
         shape: Vec<u64>,
     },
-    /// A tensor that begins between two multiples of the alignment.
+    /// A tensor whose offset is not a multiple of the alignment.
     #[error("`{tensor}`: offset {offset} is not a multiple of the alignment {alignment}")]
     Misaligned {
         /// The tensor.
         tensor: String,
-        /// Where it begins.
+        /// Its offset.
         offset: u64,
         /// The file's alignment.
         alignment: u64,
     },
-    /// A tensor that ends after the file does.
+    /// A tensor that extends beyond the end of the file.
     #[error(
         "`{tensor}`: {bytes} bytes at offset {offset}, but the data section has {section}: the file is truncated, fetch it again"
     )]
     OutOfBounds {
         /// The tensor.
         tensor: String,
-        /// Where it begins in the data section.
+        /// Its offset in the data section.
         offset: u64,
         /// Its size.
         bytes: usize,
         /// Size of the data section.
         section: usize,
     },
-    /// A key that the conversion needs is absent.
+    /// A required metadata key is missing.
     #[error("metadata key `{key}` is missing: this file cannot be converted")]
     MissingKey {
         /// The key.
         key: String,
     },
-    /// A key holds something else than it should.
+    /// A metadata key has an unexpected value.
     #[error("metadata key `{key}` is {got}, expected {expected}")]
     WrongValue {
         /// The key.
         key: String,
-        /// What it holds.
+        /// Its value.
         got: String,
-        /// What it may hold.
+        /// The expected value.
         expected: String,
     },
-    /// A tensor that the conversion needs is absent.
+    /// A required tensor is missing.
     #[error("tensor `{tensor}` is missing: the file is incomplete, or a part of a split model")]
     MissingTensor {
         /// The name.
         tensor: String,
     },
-    /// A tensor that a plain LLaMA model does not have, so that leaving it out would change the model.
+    /// A tensor that a plain LLaMA model does not have, so omitting it would change the model.
     #[error("tensor `{tensor}` has no place in a LLaMA model: this variant is not converted")]
     ExtraTensor {
         /// The name.
         tensor: String,
     },
-    /// A tensor of another shape than the metadata says.
+    /// A tensor's shape does not match the metadata.
     #[error("`{tensor}` is {got:?}, the metadata says {expected:?}")]
     Shape {
         /// The tensor.
         tensor: String,
         /// Its shape.
         got: Vec<usize>,
-        /// What it should be.
+        /// The expected shape.
         expected: Vec<usize>,
     },
-    /// A weight that f16 does not hold.
+    /// A weight beyond the range of f16.
     #[error("`{tensor}`: value [{row}, {col}] is {value}, which f16 does not hold")]
     OutOfRange {
         /// The tensor.
@@ -224,13 +224,13 @@ pub enum GgufError {
         row: usize,
         /// Its column.
         col: usize,
-        /// What stands there.
+        /// Its value.
         value: f32,
     },
 }
 
 impl GgufError {
-    /// A key that holds something else than it should.
+    /// A key with an unexpected value.
     pub(super) fn wrong(key: &str, got: impl ToString, expected: impl Into<String>) -> Self {
         Self::WrongValue { key: key.to_owned(), got: got.to_string(), expected: expected.into() }
     }

@@ -1,4 +1,4 @@
-//! A GGUF file: header, metadata, and where each tensor lies.
+//! A GGUF file: header, metadata, and the position of each tensor.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -9,14 +9,14 @@ use super::{GgufError, Metadata, TensorKind};
 use crate::lfs::is_lfs_pointer;
 use crate::mmap::MappedFile;
 
-/// Most dimensions a tensor can have in ggml.
+/// Maximum number of dimensions in ggml.
 const MAX_DIMS: u32 = 4;
-/// What is read of a file as its header: a vocabulary of a million texts takes less. What it becomes in memory is several times as large.
+/// Maximum size of the header: a vocabulary of a million strings takes less. In memory it becomes several times as large.
 const MAX_HEADER: usize = 64 << 20;
-/// What `general.alignment` is where the file does not say.
+/// Default of `general.alignment`.
 const DEFAULT_ALIGNMENT: u64 = 32;
 
-/// A GGUF file, memory-mapped and checked: every tensor lies inside the file.
+/// A GGUF file, memory-mapped and validated: every tensor lies inside the file.
 pub struct Gguf {
     bytes: Bytes,
     header: Header,
@@ -27,16 +27,16 @@ enum Bytes {
     Owned(Vec<u8>),
 }
 
-/// What stands before the data.
+/// Everything before the data.
 struct Header {
     version: u32,
     metadata: Metadata,
     tensors: BTreeMap<String, Entry>,
-    /// Names as they follow each other in the file.
+    /// Names in the order of the file.
     order: Vec<String>,
 }
 
-/// Where a tensor lies: bytes `start..start + len` of the file, checked.
+/// Position of a tensor: bytes `start..start + len` of the file, validated.
 struct Entry {
     kind: TensorKind,
     shape: Vec<usize>,
@@ -55,13 +55,13 @@ impl Gguf {
         Ok(Self { bytes: Bytes::Mapped(file), header })
     }
 
-    /// Reads a file that is in memory already.
+    /// Parses a file that is already in memory.
     pub fn from_bytes(bytes: Vec<u8>) -> Result<Self, GgufError> {
         let header = Header::read(&bytes)?;
         Ok(Self { bytes: Bytes::Owned(bytes), header })
     }
 
-    /// Version of the format, 2 or 3.
+    /// Format version, 2 or 3.
     pub fn version(&self) -> u32 {
         self.header.version
     }
@@ -71,12 +71,12 @@ impl Gguf {
         &self.header.metadata
     }
 
-    /// All tensors, as they follow each other in the file.
+    /// All tensors, in the order of the file.
     pub fn tensors(&self) -> impl ExactSizeIterator<Item = Tensor<'_>> {
         self.header.order.iter().map(|name| self.tensor(name).expect("the order lists the names of the map"))
     }
 
-    /// The tensor of this name.
+    /// The tensor with this name.
     pub fn tensor(&self, name: &str) -> Option<Tensor<'_>> {
         let (name, entry) = self.header.tensors.get_key_value(name)?;
         let bytes = match &self.bytes {
@@ -92,7 +92,7 @@ impl Gguf {
     }
 }
 
-/// Counts alone: a model has hundreds of tensors and a vocabulary.
+/// Prints counts only: a model has hundreds of tensors and a large vocabulary.
 impl fmt::Debug for Gguf {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let pairs = self.metadata().iter().count();
@@ -121,7 +121,7 @@ impl Header {
         }
 
         let infos = (0..n_tensors).map(|_| Info::read(&mut cursor)).collect::<Result<Vec<_>, _>>()?;
-        // The data section begins at the next multiple of the alignment; without data, the file may end before it.
+        // The data section begins at the next multiple of the alignment. Without data, the file may end before it.
         let data_start = (cursor.at() as u64).checked_next_multiple_of(alignment);
         let data_start =
             data_start.and_then(|at| usize::try_from(at).ok()).map_or(bytes.len(), |at| at.min(bytes.len()));
@@ -139,10 +139,10 @@ impl Header {
     }
 }
 
-/// A tensor as the header describes it, unchecked.
+/// A tensor as described in the header, not yet validated.
 struct Info {
     name: String,
-    /// Outermost first, unlike in the file.
+    /// Outermost dimension first, unlike in the file.
     shape: Vec<u64>,
     kind: u32,
     offset: u64,
@@ -160,14 +160,14 @@ impl Info {
         Ok(Self { name, shape, kind: cursor.u32("tensor type")?, offset: cursor.u64("tensor offset")? })
     }
 
-    /// Checks the description against the file.
+    /// Validates the description against the file.
     fn place(&self, alignment: u64, data_start: usize, file_len: usize) -> Result<Entry, GgufError> {
         let tensor = || self.name.clone();
         let overflow = || GgufError::Overflow { tensor: tensor(), shape: self.shape.clone() };
         let kind = TensorKind::from_id(self.kind).map_err(|kind| GgufError::TensorType { tensor: tensor(), kind })?;
         let shape: Vec<usize> =
             self.shape.iter().map(|&dim| usize::try_from(dim)).collect::<Result<_, _>>().map_err(|_| overflow())?;
-        // An empty tensor is one whatever its other dimensions.
+        // A tensor with an empty dimension is empty, whatever the others are.
         let values =
             if shape.contains(&0) { Some(0) } else { shape.iter().try_fold(1usize, |n, &dim| n.checked_mul(dim)) };
         let values = values.ok_or_else(overflow)?;
@@ -204,27 +204,27 @@ impl<'a> Tensor<'a> {
         self.name
     }
 
-    /// How its values are stored.
+    /// Its type.
     pub fn kind(&self) -> TensorKind {
         self.kind
     }
 
-    /// Its shape, outermost first: `[out, in]` for a linear. (The file has them the other way round.)
+    /// Its shape, outermost dimension first: `[out, in]` for a linear. (The file has the reverse order.)
     pub fn shape(&self) -> &'a [usize] {
         self.shape
     }
 
-    /// Its bytes as they lie in the file.
+    /// Its bytes in the file.
     pub fn bytes(&self) -> &'a [u8] {
         self.bytes
     }
 
-    /// Values of a row: the innermost dimension.
+    /// Values per row, the innermost dimension.
     pub fn row_values(&self) -> usize {
         self.shape.last().copied().unwrap_or(1)
     }
 
-    /// Number of rows: the product of all dimensions but the innermost.
+    /// Number of rows: the product of all other dimensions.
     pub fn rows(&self) -> usize {
         self.values().checked_div(self.row_values()).unwrap_or(0)
     }
@@ -241,10 +241,10 @@ impl<'a> Tensor<'a> {
         out
     }
 
-    /// One row in f32: -> `out` `[row_values]`.
+    /// Dequantizes one row to f32: -> `out` `[row_values]`.
     ///
     /// # Panics
-    /// When there is no such row or `out` has another length, like indexing a slice.
+    /// When there is no such row, or `out` has a different length.
     pub fn dequantize_row(&self, row: usize, out: &mut [f32]) {
         assert_eq!(out.len(), self.row_values(), "`{}`: length of a row", self.name);
         let row_bytes = out.len() / self.kind.block_values() * self.kind.block_bytes();
@@ -252,7 +252,7 @@ impl<'a> Tensor<'a> {
     }
 }
 
-/// The description without the bytes.
+/// Prints the description without the bytes.
 impl fmt::Debug for Tensor<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Tensor({} {} {:?})", self.name, self.kind, self.shape)

@@ -1,7 +1,7 @@
-//! How the values of a tensor are stored: as floats or in blocks, and how blocks become numbers again.
+//! How the values of a tensor are stored, as floats or in blocks, and how blocks are dequantized.
 //!
-//! Expressions keep the order of operations of llama.cpp and of the `gguf` Python package (the step is multiplied before the
-//! offset is added, in f32), so that the numbers are theirs to the last bit.
+//! Expressions have the same order of operations as in llama.cpp and the `gguf` Python package (the scale is multiplied before the offset
+//! is added, in f32), so that results are equal to the last bit.
 
 use std::fmt;
 
@@ -19,31 +19,31 @@ pub enum TensorKind {
     F16,
     /// bfloat16.
     Bf16,
-    /// Blocks of 32: f16 step, 4-bit codes around 8.
+    /// Blocks of 32: f16 scale, 4-bit codes centred at 8.
     Q4_0,
-    /// Blocks of 32: f16 step and minimum, 4-bit codes.
+    /// Blocks of 32: f16 scale and minimum, 4-bit codes.
     Q4_1,
-    /// Blocks of 32: f16 step, 5-bit codes around 16.
+    /// Blocks of 32: f16 scale, 5-bit codes centred at 16.
     Q5_0,
-    /// Blocks of 32: f16 step and minimum, 5-bit codes.
+    /// Blocks of 32: f16 scale and minimum, 5-bit codes.
     Q5_1,
-    /// Blocks of 32: f16 step, signed bytes.
+    /// Blocks of 32: f16 scale, signed bytes.
     Q8_0,
-    /// Blocks of 256: 2-bit codes, a 4-bit step and minimum per 16.
+    /// Blocks of 256: 2-bit codes, a 4-bit scale and minimum per 16.
     Q2_K,
-    /// Blocks of 256: 3-bit codes around 4, a 6-bit step per 16.
+    /// Blocks of 256: 3-bit codes centred at 4, a 6-bit scale per 16.
     Q3_K,
-    /// Blocks of 256: 4-bit codes, a 6-bit step and minimum per 32.
+    /// Blocks of 256: 4-bit codes, a 6-bit scale and minimum per 32.
     Q4_K,
-    /// Blocks of 256: 5-bit codes, a 6-bit step and minimum per 32.
+    /// Blocks of 256: 5-bit codes, a 6-bit scale and minimum per 32.
     Q5_K,
-    /// Blocks of 256: 6-bit codes around 32, an 8-bit step per 16.
+    /// Blocks of 256: 6-bit codes centred at 32, an 8-bit scale per 16.
     Q6_K,
 }
 
 use TensorKind::{Bf16, F16, F32, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0};
 
-/// What is read: number in the file, kind, name, values of a block, bytes of a block.
+/// Supported types: number in the file, kind, name, values per block, bytes per block.
 const KINDS: [(u32, TensorKind, &str, usize, usize); 13] = [
     (0, F32, "F32", 1, 4),
     (1, F16, "F16", 1, 2),
@@ -60,7 +60,7 @@ const KINDS: [(u32, TensorKind, &str, usize, usize); 13] = [
     (30, Bf16, "BF16", 1, 2),
 ];
 
-/// What is not read, by its number in the file.
+/// Unsupported types, by number in the file.
 const UNREAD: [(u32, &str); 20] = [
     (9, "Q8_1"),
     (15, "Q8_K"),
@@ -85,7 +85,7 @@ const UNREAD: [(u32, &str); 20] = [
 ];
 
 impl TensorKind {
-    /// The kind with this number in a file; its name where it is not read.
+    /// The kind with this number in a file, or the name of an unsupported type.
     pub(super) fn from_id(id: u32) -> Result<Self, String> {
         if let Some(&(_, kind, ..)) = KINDS.iter().find(|row| row.0 == id) {
             return Ok(kind);
@@ -102,22 +102,22 @@ impl TensorKind {
         self.row().2
     }
 
-    /// Values of a block; 1 for floats.
+    /// Values per block; 1 for floats.
     pub fn block_values(self) -> usize {
         self.row().3
     }
 
-    /// Bytes of a block.
+    /// Bytes per block.
     pub fn block_bytes(self) -> usize {
         self.row().4
     }
 
-    /// Names of everything that is read.
+    /// Names of all supported types.
     pub(super) fn names() -> String {
         KINDS.map(|row| row.2).join(", ")
     }
 
-    /// Makes numbers of whole blocks: `bytes` [n * block_bytes] -> `out` [n * block_values].
+    /// Dequantizes whole blocks: `bytes` [n * block_bytes] -> `out` [n * block_values].
     pub(super) fn dequantize(self, bytes: &[u8], out: &mut [f32]) {
         debug_assert_eq!(bytes.len() / self.block_bytes() * self.block_values(), out.len());
         match self {
@@ -156,8 +156,8 @@ fn blocks<const B: usize, const N: usize>(bytes: &[u8], out: &mut [f32], block: 
     }
 }
 
-/// 32 codes of 4 or 5 bits: value i takes the low half of byte i, value 16 + i its high half, and both their fifth bit from
-/// `fifth`, one bit per value.
+/// 32 codes of 4 or 5 bits. Value i is in the low half of byte i, value 16 + i in its high half, and their fifth bits are in `fifth`, one
+/// bit per value.
 fn codes(nibbles: &[u8], fifth: u32, out: &mut [f32; 32], value: impl Fn(f32) -> f32) {
     let (low, high) = out.split_at_mut(16);
     for (i, ((byte, low), high)) in nibbles.iter().zip(low).zip(high).enumerate() {

@@ -1,7 +1,7 @@
 //! LLaMA in a GGUF file: its metadata as a Hugging Face `config.json`, its tensors under Hugging Face names.
 //!
-//! llama.cpp rotates neighbouring values of a head (RoPE on pairs 2i, 2i + 1), Hugging Face the two halves (i, i + head_dim / 2).
-//! The rows of the query and key projections are reordered on the way into GGUF; [`RowOrder::Interleaved`] undoes it.
+//! llama.cpp rotates neighbouring values of a head (RoPE on pairs 2i, 2i + 1), Hugging Face the two halves (i, i + head_dim / 2). So the
+//! conversion to GGUF reorders the rows of the query and key projections; [`RowOrder::Interleaved`] reverses it.
 
 use std::collections::BTreeSet;
 use std::f64::consts::TAU;
@@ -11,9 +11,9 @@ use serde_json::{Map, Value as Json, json};
 use super::metadata::required;
 use super::{Gguf, GgufError, Tensor};
 
-/// The shape of a tensor in a model.
+/// The shape of a tensor, given the model.
 type ShapeOf = fn(&Llama) -> Vec<usize>;
-/// Names of a block's tensors, in GGUF and in Hugging Face, with the shape of each.
+/// Names of a block's tensors, in GGUF and in Hugging Face, and the shape of each.
 const BLOCK: [(&str, &str, ShapeOf); 9] = [
     ("attn_norm", "input_layernorm", |c| vec![c.hidden]),
     ("attn_q", "self_attn.q_proj", |c| vec![c.heads * c.head_dim, c.hidden]),
@@ -25,11 +25,11 @@ const BLOCK: [(&str, &str, ShapeOf); 9] = [
     ("ffn_up", "mlp.up_proj", |c| vec![c.intermediate, c.hidden]),
     ("ffn_down", "mlp.down_proj", |c| vec![c.hidden, c.intermediate]),
 ];
-/// Factors on the rotations' periods, which Llama 3.1 and later carry instead of metadata.
+/// Factors for the periods of the rotations, which Llama 3.1 and later store instead of metadata.
 const ROPE_FACTORS: &str = "rope_freqs.weight";
-/// Their rule's constants in every published model: periods above 8192 / 1 tokens are stretched, below 8192 / 4 left.
+/// Constants of the rule in all published models: periods above 8192 / 1 tokens are stretched, below 8192 / 4 unchanged.
 const LLAMA3_ROPE: Llama3Rope = Llama3Rope { low: 1.0, high: 4.0, context: 8192.0 };
-/// Relative. The factors were computed in f32, whose rounding passes through one subtraction: 1e-6, with room.
+/// Relative tolerance. The factors were computed in f32, and their rounding error passes through one subtraction: 1e-6, with a margin.
 const ROPE_TOLERANCE: f64 = 1e-4;
 
 /// The shape of a LLaMA model, from metadata.
@@ -49,28 +49,28 @@ pub(super) struct Llama {
     tied: bool,
 }
 
-/// A tensor on its way to Hugging Face.
+/// A tensor to convert.
 pub(super) struct Placed<'a> {
-    /// Its name there.
+    /// Its Hugging Face name.
     pub(super) name: String,
     pub(super) tensor: Tensor<'a>,
     pub(super) order: RowOrder,
 }
 
-/// How rows of a GGUF tensor follow each other.
+/// The order of rows in a GGUF tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RowOrder {
-    /// As in Hugging Face.
+    /// Same as in Hugging Face.
     Plain,
-    /// Within each head, rows i and i + head_dim / 2 stand side by side.
+    /// Within each head, rows i and i + head_dim / 2 are adjacent.
     Interleaved {
-        /// Rows of a head.
+        /// Rows per head.
         head_dim: usize,
     },
 }
 
 impl RowOrder {
-    /// Where GGUF keeps row `row` of the Hugging Face tensor.
+    /// The row of the GGUF tensor that holds row `row` of the Hugging Face tensor.
     pub(super) fn source(self, row: usize) -> usize {
         match self {
             Self::Plain => row,
@@ -107,7 +107,7 @@ impl Llama {
         }
         let head_dim = head_dim(file, hidden, heads)?;
         let embedding = file.tensor("token_embd.weight").ok_or_else(|| missing("token_embd.weight"))?;
-        // 10,000: LLaMA's own, of the time when files did not say.
+        // 10,000 is LLaMA's own value, from a time when files did not contain it.
         let rope_theta = positive(file, "llama.rope.freq_base")?.unwrap_or(10_000.0);
         let eps_key = "llama.attention.layer_norm_rms_epsilon";
         Ok(Self {
@@ -126,18 +126,18 @@ impl Llama {
         })
     }
 
-    /// Tokens of the vocabulary: rows of the embedding.
+    /// Vocabulary size: rows of the embedding.
     pub(super) fn vocab(&self) -> usize {
         self.vocab
     }
 
-    /// Tokens the model was trained to see at once.
+    /// Context length that the model was trained with.
     pub(super) fn context(&self) -> usize {
         self.context
     }
 
-    /// Every tensor of the model under its Hugging Face name, in the order of the forward pass. Refuses files that lack one or
-    /// have one more.
+    /// All tensors of the model under their Hugging Face names, in the order of the forward pass. Fails if a tensor is missing or there is
+    /// an extra one.
     pub(super) fn place<'a>(&self, file: &'a Gguf) -> Result<Vec<Placed<'a>>, GgufError> {
         let mut placed =
             vec![find(file, "token_embd.weight", "model.embed_tokens", &[self.vocab, self.hidden], RowOrder::Plain)?];
@@ -162,7 +162,7 @@ impl Llama {
         }
     }
 
-    /// `config.json`, in the form that transformers 4 writes and both 4 and 5 read. `ids`: the ids of special tokens.
+    /// `config.json`, in the form of transformers 4, which versions 4 and 5 read. `ids` are the ids of special tokens.
     pub(super) fn config(&self, ids: &Map<String, Json>) -> Json {
         let mut config = json!({
             "architectures": ["LlamaForCausalLM"],
@@ -208,7 +208,7 @@ fn find<'a>(file: &'a Gguf, from: &str, to: &str, shape: &[usize], order: RowOrd
     Ok(Placed { name: format!("{to}.weight"), tensor, order })
 }
 
-/// A size of the model: at least one, and small enough that two can be multiplied.
+/// A dimension of the model: at least one, and small enough that two can be multiplied.
 fn dimension(file: &Gguf, key: &str) -> Result<Option<usize>, GgufError> {
     let value = file.metadata().unsigned(key)?;
     let expected = || format!("a number from 1 to {}", u32::MAX / 2);
@@ -220,7 +220,7 @@ fn dimension(file: &Gguf, key: &str) -> Result<Option<usize>, GgufError> {
         .transpose()
 }
 
-/// Values of a head. Queries, keys and values have to agree, and rotations have to cover the whole head.
+/// Channels of a head. Queries, keys and values must have the same number, and rotations must cover the whole head.
 fn head_dim(file: &Gguf, hidden: usize, heads: usize) -> Result<usize, GgufError> {
     let key_length = "llama.attention.key_length";
     let head_dim = match dimension(file, key_length)? {
@@ -245,7 +245,7 @@ fn head_dim(file: &Gguf, hidden: usize, heads: usize) -> Result<usize, GgufError
     Ok(head_dim)
 }
 
-/// A float that is finite and above zero, as its shortest decimal.
+/// A finite positive float, as its shortest decimal.
 fn positive(file: &Gguf, key: &str) -> Result<Option<f64>, GgufError> {
     match file.metadata().float(key)?.map(shortest) {
         Some(value) if !(value > 0.0 && value.is_finite()) => Err(GgufError::wrong(key, value, "a positive number")),
@@ -253,7 +253,7 @@ fn positive(file: &Gguf, key: &str) -> Result<Option<f64>, GgufError> {
     }
 }
 
-/// The shortest decimal that is this f32, as f64: 1e-5 rather than 9.999999747378752e-6.
+/// The shortest decimal that rounds to this f32, as f64: 1e-5 rather than 9.999999747378752e-6.
 fn shortest(value: f64) -> f64 {
     (value as f32).to_string().parse().expect("what Display writes of a float parses as one")
 }
@@ -266,7 +266,7 @@ fn rope_scaling(file: &Gguf, head_dim: usize, theta: f64) -> Result<Option<Json>
     let linear = |factor: f64| Some(json!({ "rope_type": "linear", "factor": factor }));
     let (type_key, factor_key) = ("llama.rope.scaling.type", "llama.rope.scaling.factor");
     match file.metadata().text(type_key)? {
-        // scale_linear: what files had before the type was invented.
+        // scale_linear: used by files before the type was introduced.
         None => Ok(positive(file, "llama.rope.scale_linear")?.filter(|&factor| factor != 1.0).and_then(linear)),
         Some("none") => Ok(None),
         Some("linear") => Ok(linear(required(factor_key, positive(file, factor_key)?)?)),
@@ -283,7 +283,7 @@ struct Llama3Rope {
 }
 
 impl Llama3Rope {
-    /// What the rule divides the frequency of rotation `i` by.
+    /// The divisor of the frequency of rotation `i`.
     fn divisor(self, i: usize, head_dim: usize, theta: f64, factor: f64) -> f64 {
         let period = TAU * theta.powf(2.0 * i as f64 / head_dim as f64);
         let turns = self.context / period;
@@ -295,7 +295,7 @@ impl Llama3Rope {
     }
 }
 
-/// Recognizes the factors that Llama 3.1's rule makes; the rule's own numbers are not in the file.
+/// Recognizes the factors of Llama 3.1's rule; the constants of the rule are not in the file.
 fn llama3_scaling(factors: &Tensor<'_>, head_dim: usize, theta: f64) -> Result<Json, GgufError> {
     let expected = [head_dim / 2];
     if factors.shape() != expected {

@@ -1,4 +1,4 @@
-//! The keys and values at the head of a GGUF file.
+//! The key-value metadata of a GGUF file.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -6,10 +6,10 @@ use std::fmt;
 use super::GgufError;
 use super::cursor::Cursor;
 
-/// Deepest nesting of arrays that is read. The specification sets no limit and no model nests at all.
+/// Maximum nesting of arrays. The specification sets no limit, and no model nests arrays at all.
 const MAX_NESTING: usize = 4;
 
-/// A value. Integers of all widths are one type per sign, floats of both widths one.
+/// A value. Integers of all widths are one type per sign, floats of both widths one type.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Value {
     /// u8, u16, u32 and u64.
@@ -18,15 +18,15 @@ pub enum Value {
     Signed(i64),
     /// f32 and f64.
     Float(f64),
-    /// A truth value.
+    /// A boolean.
     Bool(bool),
-    /// Text.
+    /// A string.
     String(String),
-    /// Values of one type.
+    /// An array.
     Array(Array),
 }
 
-/// Values of one type.
+/// An array of values of one type.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Array {
     /// u8, u16, u32 and u64.
@@ -35,15 +35,15 @@ pub enum Array {
     Signed(Vec<i64>),
     /// f32 and f64.
     Float(Vec<f64>),
-    /// Truth values.
+    /// Booleans.
     Bool(Vec<bool>),
-    /// Texts.
+    /// Strings.
     String(Vec<String>),
     /// Arrays.
     Array(Vec<Array>),
 }
 
-/// A scalar as it lies in the file.
+/// A scalar in the file.
 #[derive(Clone, Copy)]
 enum Scalar {
     U8,
@@ -59,7 +59,7 @@ enum Scalar {
     F64,
 }
 
-/// The type of a value as the file numbers them.
+/// Value types, with their numbers in the file.
 enum ValueType {
     Scalar(Scalar),
     String,
@@ -168,7 +168,7 @@ fn read_array(cursor: &mut Cursor<'_>, depth: usize) -> Result<Array, GgufError>
 }
 
 impl Value {
-    /// The value where it is an integer that is not negative.
+    /// The value, if it is an integer that is not negative.
     pub fn as_unsigned(&self) -> Option<u64> {
         match *self {
             Self::Unsigned(value) => Some(value),
@@ -177,7 +177,7 @@ impl Value {
         }
     }
 
-    /// The value where it is an integer.
+    /// The value, if it is an integer.
     pub fn as_signed(&self) -> Option<i64> {
         match *self {
             Self::Signed(value) => Some(value),
@@ -186,23 +186,23 @@ impl Value {
         }
     }
 
-    /// The value where it is a float.
+    /// The value, if it is a float.
     pub fn as_float(&self) -> Option<f64> {
         if let Self::Float(value) = *self { Some(value) } else { None }
     }
 
-    /// The value where it is a truth value.
+    /// The value, if it is a boolean.
     pub fn as_bool(&self) -> Option<bool> {
         if let Self::Bool(value) = *self { Some(value) } else { None }
     }
 
-    /// The value where it is text.
+    /// The value, if it is a string.
     pub fn as_text(&self) -> Option<&str> {
         if let Self::String(value) = self { Some(value) } else { None }
     }
 }
 
-/// Short enough for an error message: arrays show their type alone.
+/// Short enough for an error message: arrays print only their type.
 impl fmt::Display for Value {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -213,15 +213,15 @@ impl fmt::Display for Value {
             Self::String(value) => write!(f, "\"{}\"", value.escape_debug()),
             Self::Array(Array::Unsigned(_) | Array::Signed(_)) => f.write_str("an array of integers"),
             Self::Array(Array::Float(_)) => f.write_str("an array of floats"),
-            Self::Array(Array::Bool(_)) => f.write_str("an array of truth values"),
+            Self::Array(Array::Bool(_)) => f.write_str("an array of booleans"),
             Self::Array(Array::String(_)) => f.write_str("an array of texts"),
             Self::Array(Array::Array(_)) => f.write_str("an array of arrays"),
         }
     }
 }
 
-/// All keys of a file with their values, in alphabetical order. Each getter says `None` for an absent key and
-/// [`GgufError::WrongValue`] for one of another type.
+/// All keys of a file with their values, in alphabetical order. The getters return `None` for a missing key and [`GgufError::WrongValue`]
+/// for one of another type.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Metadata(BTreeMap<String, Value>);
 
@@ -244,7 +244,7 @@ impl Metadata {
         self.0.iter().map(|(key, value)| (key.as_str(), value))
     }
 
-    /// The value under `key`, whatever its type.
+    /// The value of `key`, of any type.
     pub fn get(&self, key: &str) -> Option<&Value> {
         self.0.get(key)
     }
@@ -259,17 +259,17 @@ impl Metadata {
         self.typed(key, "a float", Value::as_float)
     }
 
-    /// A truth value.
+    /// A boolean.
     pub fn flag(&self, key: &str) -> Result<Option<bool>, GgufError> {
         self.typed(key, "true or false", Value::as_bool)
     }
 
-    /// A text.
+    /// A string.
     pub fn text(&self, key: &str) -> Result<Option<&str>, GgufError> {
         self.typed(key, "a text", Value::as_text)
     }
 
-    /// An array of texts.
+    /// An array of strings.
     pub fn texts(&self, key: &str) -> Result<Option<&[String]>, GgufError> {
         self.typed(key, "an array of texts", |value| match value {
             Value::Array(Array::String(texts)) => Some(texts.as_slice()),
@@ -285,7 +285,7 @@ impl Metadata {
         })
     }
 
-    /// An array of signed integers, which is how token types are stored.
+    /// An array of signed integers; token types are stored this way.
     pub fn integers(&self, key: &str) -> Result<Option<&[i64]>, GgufError> {
         self.typed(key, "an array of signed integers", |value| match value {
             Value::Array(Array::Signed(integers)) => Some(integers.as_slice()),
@@ -303,7 +303,7 @@ impl Metadata {
     }
 }
 
-/// A key that has to be there.
+/// A required key.
 pub(super) fn required<T>(key: &str, value: Option<T>) -> Result<T, GgufError> {
     value.ok_or_else(|| GgufError::MissingKey { key: key.to_owned() })
 }

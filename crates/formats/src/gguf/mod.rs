@@ -1,11 +1,10 @@
-//! GGUF, the file format of llama.cpp: reading it, and turning it into a Hugging Face directory.
+//! GGUF, the file format of llama.cpp: reading it, and converting it to a Hugging Face directory.
 //!
-//! [`Gguf::open`] maps a file, checks everything its header says against the file's size, and gives metadata and tensors;
-//! [`Tensor::dequantize`] makes numbers of blocks. [`convert_to_hf`] rewrites a LLaMA model as f16 safetensors with its
-//! `config.json` and `tokenizer.json`, so that the rest of the workspace knows a single kind of input.
+//! [`Gguf::open`] maps a file, validates its header against the file's size, and gives access to metadata and tensors.
+//! [`Tensor::dequantize`] decodes blocks. [`convert_to_hf`] writes a LLaMA model as f16 safetensors with its `config.json` and
+//! `tokenizer.json`, so that the rest of the workspace has to support one kind of input only.
 //!
-//! Not here: writing GGUF. Layouts follow the specification, `docs/gguf.md` of the ggml project, versions 2 and 3,
-//! little-endian.
+//! GGUF cannot be written. Layouts follow the specification, `docs/gguf.md` of the ggml project, versions 2 and 3, little-endian.
 //!
 //! ```no_run
 //! use oq_formats::gguf::{Gguf, convert_to_hf};

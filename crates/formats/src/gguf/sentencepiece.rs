@@ -1,4 +1,4 @@
-//! SentencePiece BPE with byte fallback, as GGUF's metadata has it.
+//! SentencePiece BPE with byte fallback, from GGUF metadata.
 
 use super::metadata::required;
 use super::vocabulary::{Pipeline, TOKENS, Vocabulary};
@@ -7,7 +7,7 @@ use crate::sentencepiece::{self, MOST_MERGES, SpacePrefix};
 
 const SCORES: &str = "tokenizer.ggml.scores";
 
-/// The parts of tokenizer.json; `unknown`: the token for what has no other.
+/// The parts of tokenizer.json; `unknown` is the token for unknown input.
 pub(super) fn pipeline(
     metadata: &Metadata,
     vocabulary: &Vocabulary<'_>,

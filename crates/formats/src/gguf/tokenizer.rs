@@ -9,7 +9,7 @@ use super::metadata::required;
 use super::vocabulary::Vocabulary;
 use super::{GgufError, Metadata, bpe, sentencepiece};
 
-/// A tokenizer as the metadata describes it.
+/// A tokenizer, as described by the metadata.
 pub(super) struct Tokenizer<'a> {
     metadata: &'a Metadata,
     vocabulary: Vocabulary<'a>,
@@ -30,7 +30,7 @@ enum Model {
 }
 
 impl<'a> Tokenizer<'a> {
-    /// Reads the description; `vocab`: rows of the embedding.
+    /// Reads the description; `vocab` is the number of rows of the embedding.
     pub(super) fn read(metadata: &'a Metadata, vocab: usize) -> Result<Self, GgufError> {
         let vocabulary = Vocabulary::read(metadata, vocab)?;
         let key = "tokenizer.ggml.model";
@@ -39,7 +39,7 @@ impl<'a> Tokenizer<'a> {
             "llama" => Model::SentencePiece,
             other => return Err(GgufError::wrong(key, other, "gpt2 (byte-level BPE) or llama (SentencePiece BPE)")),
         };
-        // What llama.cpp does where the file does not say.
+        // llama.cpp's default.
         let bos_by_default = match model {
             Model::ByteLevel(splitter) => splitter.adds_bos(),
             Model::SentencePiece => true,
@@ -85,7 +85,7 @@ impl<'a> Tokenizer<'a> {
         }))
     }
 
-    /// What is put around a text: the first and last token, where the model wants them.
+    /// The tokens around a text: beginning and end of sequence, if the model uses them.
     fn post_processor(&self) -> Json {
         let first = self.bos.filter(|_| self.add_bos);
         let last = self.eos.filter(|_| self.add_eos);
@@ -112,7 +112,7 @@ impl<'a> Tokenizer<'a> {
         })
     }
 
-    /// `tokenizer_config.json`; `context`: tokens that the model sees at once.
+    /// `tokenizer_config.json`; `context` is the model's context length.
     pub(super) fn config(&self, context: usize) -> Json {
         let mut config = Map::new();
         let mut put = |key: &str, value: Json| config.insert(key.to_owned(), value);
@@ -133,13 +133,13 @@ impl<'a> Tokenizer<'a> {
         config.into()
     }
 
-    /// `bos_token_id`, `eos_token_id` and `pad_token_id` of config.json, as far as the file knows them.
+    /// `bos_token_id`, `eos_token_id` and `pad_token_id` for config.json, if the file has them.
     pub(super) fn ids(&self) -> Map<String, Json> {
         let ids = [("bos_token_id", self.bos), ("eos_token_id", self.eos), ("pad_token_id", self.padding)];
         ids.into_iter().filter_map(|(key, id)| Some((key.to_owned(), json!(id?)))).collect()
     }
 
-    /// `generation_config.json`. Chat models end a turn with a token of their own, beside the end of text.
+    /// `generation_config.json`. Chat models end a turn with a special token of their own, besides end-of-text.
     pub(super) fn generation_config(&self) -> Json {
         let mut config = self.ids();
         if let (Some(eos), Some(end_of_turn)) = (self.eos, self.end_of_turn)
@@ -151,7 +151,7 @@ impl<'a> Tokenizer<'a> {
     }
 }
 
-/// The id under `tokenizer.ggml.NAME_token_id`, checked against the vocabulary.
+/// The id in `tokenizer.ggml.NAME_token_id`, checked against the vocabulary.
 fn special_id(metadata: &Metadata, name: &str, vocabulary: &Vocabulary<'_>) -> Result<Option<u64>, GgufError> {
     let key = format!("tokenizer.ggml.{name}_token_id");
     let id = metadata.unsigned(&key)?;

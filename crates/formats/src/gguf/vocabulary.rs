@@ -44,7 +44,7 @@ impl<'a> Vocabulary<'a> {
         self.tokens.len()
     }
 
-    /// Token of id `id`, which has to be one.
+    /// The token with this id, which must be in the vocabulary.
     pub(super) fn text(&self, id: u64) -> &'a str {
         &self.tokens[id as usize]
     }
@@ -53,7 +53,7 @@ impl<'a> Vocabulary<'a> {
         self.types.map_or(NORMAL, |types| types[id])
     }
 
-    /// Tokens that text is made of, with their ids.
+    /// Tokens that text consists of, with their ids.
     pub(super) fn normal(&self) -> impl Iterator<Item = (usize, &'a str)> {
         self.tokens
             .iter()
@@ -67,7 +67,7 @@ impl<'a> Vocabulary<'a> {
         vocabulary(self.tokens)
     }
 
-    /// The `added_tokens` of tokenizer.json: what is cut out of a text before anything else.
+    /// The `added_tokens` of tokenizer.json: they are cut out of a text first.
     pub(super) fn added(&self) -> Json {
         added_tokens(self.tokens.iter().enumerate().map(|(id, token)| (token, self.kind(id))))
     }

@@ -1,4 +1,4 @@
-//! `quantization_config` in `config.json`: a [`Quantization`] there and back.
+//! Converts between a [`Quantization`] and `quantization_config` in `config.json`.
 
 use oq_quant_core::{ActSpec, Bits, GroupSize, Symmetry, WeightSpec};
 use serde_json::{Map, Value, json};
@@ -11,16 +11,16 @@ const METHOD: &str = "compressed-tensors";
 const FORMAT: &str = "pack-quantized";
 const KEY: &str = "quantization_config";
 
-/// The value of `quantization_config` for a model whose linears, all but those named in `ignore`, are quantized so.
+/// The value of `quantization_config` for a model whose linears are quantized as given, except those in `ignore`.
 ///
-/// Linears that are not all alike are named one by one, a group for each spec: that is the one kind of target of which every loader
-/// has the same idea.
+/// Linears that are not all alike are listed by name, with a group for each spec: names are the only kind of target that all loaders treat
+/// alike.
 ///
-/// `ignore` holds module names as in the checkpoint, without `.weight`; `lm_head` always belongs there.
+/// `ignore` has module names as in the checkpoint, without `.weight`; it must include `lm_head`.
 pub fn quantization_config(quantization: &Quantization, ignore: &[&str]) -> Value {
     let act = quantization.act();
     let groups = quantization.groups().enumerate().map(|(idx, (spec, targets))| {
-        // The format is said inside the group too: with quantized activations loaders would infer another one.
+        // The format is repeated in the group: with quantized activations, loaders would infer another one.
         let mut group = json!({"targets": targets, "weights": weights(spec), "format": FORMAT});
         if let ActSpec::PerToken(bits) = act {
             group["input_activations"] = json!({"num_bits": bits.get(), "type": "int", "symmetric": false, "strategy": "token",
@@ -36,8 +36,8 @@ pub fn quantization_config(quantization: &Quantization, ignore: &[&str]) -> Valu
         "ignore": ignore,
         "config_groups": groups,
     });
-    // What transformers does otherwise is wanted for quantized activations alone, and only works without zero points. Told this, it
-    // takes all linears for ones of the first group.
+    // The default behaviour of transformers is needed for quantized activations only, and works only without zero points. With this flag,
+    // it decodes all linears by the first group.
     if let Some(spec) = quantization.uniform()
         && (act == ActSpec::Float || spec.weight.symmetry == Symmetry::Asymmetric)
     {
@@ -63,10 +63,10 @@ fn weights(spec: WeightSpec) -> Value {
     weights
 }
 
-/// The packed model's `config.json`: the source's, with the quantization and a type that keeps scales exact.
+/// The packed model's `config.json`: the source's, with the quantization and a dtype that keeps scales exact.
 pub(crate) fn packed_config(source: &Value, quantization: &Quantization, ignore: &[&str]) -> Value {
     let mut config = source.as_object().cloned().unwrap_or_default();
-    // transformers 5 writes `dtype` and reads both, 4 knows `torch_dtype`.
+    // transformers 5 writes `dtype` and reads both; version 4 knows `torch_dtype`.
     let keys: Vec<&str> = ["dtype", "torch_dtype"].into_iter().filter(|key| config.contains_key(*key)).collect();
     for key in if keys.is_empty() { vec!["torch_dtype"] } else { keys } {
         let kept = config.get(key).and_then(Value::as_str).filter(|dtype| *dtype == "float32");
@@ -74,16 +74,16 @@ pub(crate) fn packed_config(source: &Value, quantization: &Quantization, ignore:
         config.insert(key.to_owned(), dtype.into());
     }
     config.insert(KEY.to_owned(), quantization_config(quantization, ignore));
-    // Names programs that are not copied, and that loaders of these architectures do not need.
+    // Names Python files that are not copied, and that loaders of these architectures do not need.
     config.remove("auto_map");
     Value::Object(config)
 }
 
-/// How a model says it is quantized; none when `config.json` has no `quantization_config`.
+/// How a model is quantized according to its config; none if `config.json` has no `quantization_config`.
 ///
 /// # Errors
-/// [`FormatError::QuantMethod`] for methods other than compressed-tensors, [`FormatError::QuantConfig`] for settings that are
-/// not integer grids per group or per output channel with, at most, dynamic activations per token.
+/// [`FormatError::QuantMethod`] for methods other than compressed-tensors, [`FormatError::QuantConfig`] for unsupported settings. Supported
+/// are integer codes per group or per output channel with, at most, dynamic activation quantization per token.
 pub fn quantization_of(config: &Value) -> Result<Option<Quantization>, FormatError> {
     let Some(quantization) = config.get(KEY).filter(|value| !value.is_null()) else { return Ok(None) };
     let method = quantization.get("quant_method").and_then(Value::as_str).unwrap_or("none given");
@@ -120,7 +120,7 @@ pub fn quantization_of(config: &Value) -> Result<Option<Quantization>, FormatErr
     found.ok_or_else(none).map(Some)
 }
 
-/// Refuses activations and weights that are multiplied with matrices other than those of a format of their own.
+/// Refuses configs whose activations and weights are multiplied by matrices other than those of our own format.
 fn no_transforms(quantization: &Value) -> Result<(), FormatError> {
     let transforms = quantization.get("transform_config").unwrap_or(&Value::Null);
     let groups = match transforms {
@@ -131,7 +131,7 @@ fn no_transforms(quantization: &Value) -> Result<(), FormatError> {
     if is_empty { Ok(()) } else { Err(wrong("transform_config", Some(transforms), "absent or without groups")) }
 }
 
-/// Refuses a group of another format, and one that is not as rotated as the others.
+/// Refuses a group of another format, or one that differs from the others in rotation.
 fn format_of(group: &Value, is_rotated: bool) -> Result<(), FormatError> {
     match is_rotated {
         false => expect(group, "format", &[json!(FORMAT), Value::Null], "\"pack-quantized\""),
@@ -153,7 +153,7 @@ fn weight_spec(weights: &Map<String, Value>) -> Result<WeightSpec, FormatError> 
     let all = Value::Object(weights.clone());
     expect(&all, "type", &[json!("int"), Value::Null], "\"int\"")?;
     expect(&all, "dynamic", &[json!(false), Value::Null], "false (for weights)")?;
-    // With reordered channels a group is no longer a run of neighbours.
+    // With reordered channels a group is no longer a run of consecutive channels.
     expect(&all, "actorder", &[Value::Null, json!("weight"), json!("static"), json!(false)], "absent or \"weight\"")?;
     let symmetry = match get("symmetric") {
         None | Some(Value::Bool(true)) => Symmetry::Symmetric,
@@ -178,7 +178,7 @@ fn bits(args: &Value) -> Result<Bits, FormatError> {
     number.and_then(|bits| Bits::new(bits).ok()).ok_or_else(|| wrong("num_bits", field, "2 to 8"))
 }
 
-/// Refuses a field whose value is none of `allowed`; an absent field counts as null.
+/// Refuses a field whose value is not in `allowed`; an absent field counts as null.
 fn expect(object: &Value, field: &'static str, allowed: &[Value], expected: &'static str) -> Result<(), FormatError> {
     let value = object.get(field).unwrap_or(&Value::Null);
     if allowed.contains(value) { Ok(()) } else { Err(wrong(field, Some(value), expected)) }
@@ -265,7 +265,7 @@ mod tests {
     fn refuses_what_it_does_not_read() {
         check_refused(
             |q| q["quant_method"] = "gptq".into(),
-            "`gptq` is not read, only compressed-tensors (pack-quantized): give the full-precision original",
+            "`gptq` is not supported, only compressed-tensors (pack-quantized): give the full-precision original",
         );
         check_refused(|q| q["format"] = "marlin-24".into(), "format is \"marlin-24\"");
         check_refused(|q| q["format"] = ROTATED.into(), "format is \"pack-quantized-rotated\"");

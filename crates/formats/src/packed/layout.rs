@@ -1,4 +1,4 @@
-//! A [`QuantizedTensor`] as the tensors of a packed linear, and back.
+//! Converts between a [`QuantizedTensor`] and the tensors of a packed linear.
 
 use half::f16;
 use oq_quant_core::{Bits, QuantizedTensor, Symmetry, WeightSpec, pack_row, packed_words, unpack_row};
@@ -11,8 +11,8 @@ pub(super) const SCALE: &str = "weight_scale";
 pub(super) const ZERO_POINT: &str = "weight_zero_point";
 pub(super) const SHAPE: &str = "weight_shape";
 
-/// The tensors of the linear `name` (as in the checkpoint, without `.weight`): codes, scales, shape and, when its grids are
-/// asymmetric, zero points.
+/// The tensors of the linear `name` (as in the checkpoint, without `.weight`): codes, scales, shape and, unless quantization is symmetric,
+/// zero points.
 pub fn packed_tensors(name: &str, tensor: &QuantizedTensor) -> Vec<OutTensor<'static>> {
     let [rows, cols] = tensor.shape();
     let (groups, bits) = (tensor.groups(), tensor.spec().bits);
@@ -32,12 +32,12 @@ pub fn packed_tensors(name: &str, tensor: &QuantizedTensor) -> Vec<OutTensor<'st
 /// Reads the linear `name` (as in the checkpoint, without `.weight`) back.
 ///
 /// # Errors
-/// [`FormatError::Packed`] when a part is missing or the parts do not agree.
+/// [`FormatError::Packed`] when a part is missing or the parts do not match.
 pub fn packed_linear(checkpoint: &Checkpoint, name: &str, spec: WeightSpec) -> Result<QuantizedTensor, FormatError> {
     try_read(checkpoint, name, spec).map_err(|fault| FormatError::packed(name, fault))
 }
 
-/// `[out, in]` of the linear `name`, which its codes fill.
+/// `[out, in]` of the linear `name`, checked against the size of its codes.
 pub(super) fn read_shape(checkpoint: &Checkpoint, name: &str, spec: WeightSpec) -> Result<[usize; 2], FormatError> {
     checked_shape(checkpoint, name, spec).map(|(shape, _)| shape).map_err(|fault| FormatError::packed(name, fault))
 }
@@ -65,8 +65,7 @@ fn try_read(checkpoint: &Checkpoint, name: &str, spec: WeightSpec) -> Result<Qua
     Ok(QuantizedTensor::from_parts(spec, [rows, cols], words, scales, zero_points)?)
 }
 
-/// `[out, in]` from `weight_shape`, and the codes of that shape: nothing is allocated or counted by numbers that were not compared
-/// with the file.
+/// `[out, in]` from `weight_shape`, and the codes of that shape. Nothing is allocated from numbers that were not compared with the file.
 fn checked_shape<'a>(
     checkpoint: &'a Checkpoint,
     name: &str,
@@ -86,7 +85,7 @@ fn shape(view: TensorView<'_>) -> Result<[usize; 2], PackedFault> {
         Dtype::I32 => view.bytes.as_chunks().0.iter().map(|bytes| i32::from_le_bytes(*bytes).into()).collect(),
         got => return Err(PackedFault::PartType { part: SHAPE, got, expected: "I64 or I32" }),
     };
-    // Far beyond any layer, and far from overflowing when multiplied by the bits of a code.
+    // Far beyond any layer, and far from overflow when multiplied by the bits of a code.
     let plausible = 1..=i64::from(i32::MAX);
     match numbers[..] {
         [rows, cols] if plausible.contains(&rows) && plausible.contains(&cols) => Ok([rows as usize, cols as usize]),
@@ -110,7 +109,7 @@ fn words(part: &'static str, view: TensorView<'_>) -> Result<Vec<u32>, PackedFau
     }
 }
 
-/// Scales as f16; other writers keep them in bf16 or f32, which is read where no digit is lost.
+/// Scales as f16. Other writers store them as bf16 or f32, which is accepted if f16 holds them exactly.
 fn scales(view: TensorView<'_>) -> Result<Vec<f16>, PackedFault> {
     let values = view.to_f32_vec().map_err(|_| PackedFault::PartType {
         part: SCALE,
@@ -119,7 +118,7 @@ fn scales(view: TensorView<'_>) -> Result<Vec<f16>, PackedFault> {
     })?;
     let exact = |(index, value): (usize, f32)| {
         let scale = f16::from_f32(value);
-        // A scale that is not a number passes here, and is refused with the tensor.
+        // NaN passes here, and is refused with the tensor.
         if scale.to_f32() == value || !value.is_finite() {
             Ok(scale)
         } else {
@@ -129,7 +128,7 @@ fn scales(view: TensorView<'_>) -> Result<Vec<f16>, PackedFault> {
     values.into_iter().enumerate().map(exact).collect()
 }
 
-/// Packs each column of `codes` `[rows, cols]` as a stream; the words are `[packed_words(rows), cols]`.
+/// Packs each column of `codes` `[rows, cols]` as a bit stream: `[packed_words(rows), cols]`.
 fn pack_columns(codes: &[u8], cols: usize, bits: Bits) -> Vec<u32> {
     let rows = codes.len() / cols;
     let stream_len = packed_words(rows, bits);
@@ -147,7 +146,7 @@ fn pack_columns(codes: &[u8], cols: usize, bits: Bits) -> Vec<u32> {
     words
 }
 
-/// Inverse of [`pack_columns`].
+/// The inverse of [`pack_columns`].
 fn unpack_columns(words: &[u32], rows: usize, cols: usize, bits: Bits) -> Vec<u8> {
     let mut codes = vec![0; rows * cols];
     let (mut column, mut stream) = (vec![0; rows], vec![0; packed_words(rows, bits)]);

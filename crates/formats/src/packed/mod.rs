@@ -1,4 +1,4 @@
-//! The canonical output: a Hugging Face directory in compressed-tensors' `pack-quantized` layout.
+//! The output format: a Hugging Face directory in compressed-tensors' `pack-quantized` layout.
 //!
 //! Each quantized linear `L` of `[out, in]` becomes
 //!
@@ -9,25 +9,24 @@
 //! | `L.weight_zero_point` | I32 | `[ceil(out * bits / 32), groups]`: a column's zero points as one bit stream; asymmetric only |
 //! | `L.weight_shape` | I64 | `[2]` = out, in |
 //!
-//! and every other tensor (biases, norms, embeddings, head) stays as it is in its own type, unless it was transformed, tuned or rotated: then
-//! vectors are F32, and matrices F16 where they were not F32. Loaders: transformers 5 with pip
-//! `compressed-tensors` from 0.18 on (0.17 packs 3, 5, 6 and 7 bits otherwise). vLLM and SGLang read this format too, at 4 and 8 bits in
-//! most releases; that is not tested here.
+//! and every other tensor (biases, norms, embeddings, head) keeps its type, unless it was transformed, tuned or rotated: then vectors are
+//! F32, and matrices F16 unless they were F32. Loaders: transformers 5 with pip `compressed-tensors` from 0.18 on (0.17 packs 3, 5, 6 and 7
+//! bits differently). vLLM and SGLang read this format too, in most releases at 4 and 8 bits; that is not tested here.
 //!
-//! **Groups.** Linears that are not all quantized alike stand in `config_groups` by their names, a group for each spec. Names, patterns
-//! (`re:.*down_proj`) and `Linear` are read ([`Quantization`] says in which order they count). transformers 5.23 loads such a model if its
-//! grids are symmetric. Asymmetric ones it refuses: `"dequantize"`, below, decodes all linears by the first group.
+//! **Groups.** If linears are quantized differently, `config_groups` lists them by name, with a group for each spec. Names, patterns
+//! (`re:.*down_proj`) and `Linear` can be read ([`Quantization`] has their precedence). transformers 5.23 loads such a model if
+//! quantization is symmetric. It refuses asymmetric ones, because `"dequantize"`, below, decodes all linears by the first group.
 //!
-//! **The type that `config.json` asks for.** Loaders may keep scales in the model's type, whatever the file holds. f16 and f32
-//! hold our f16 scales exactly; bf16 would cut three of their eleven digits, an error of up to 0.4 % that all weights of a group
-//! share. So a model that computed in bf16 asks for `float16` once it is packed (its bf16 tensors are cast on loading), and one
-//! that computed in f32 still asks for `float32`. Whoever prefers bf16 at run time says so to the loader.
+//! **The type in `config.json`.** Loaders may convert scales to the model's type, whatever the file holds. f16 and f32 hold our f16 scales
+//! exactly; bf16 would cut three of their eleven bits, an error of up to 0.4 % that all weights of a group share. So a model that computed
+//! in bf16 asks for `float16` once it is packed (its bf16 tensors are cast on loading), and one that computed in f32 still asks for
+//! `float32`. To run in bf16 nevertheless, tell the loader so.
 //!
-//! **`"dequantize": true`.** transformers, unless told this, first lays out empty modules for the packed tensors, and up to
-//! compressed-tensors 0.20 gives `weight_zero_point` its unpacked shape there: asymmetric models fail to load, Falcon's linears
-//! fail in any case. Told this, it decodes each linear as it reads it, into the same memory that it would need from the first
-//! forward on. The one loss: it then leaves activations alone. So it is said for all models but those with quantized activations
-//! and symmetric weights; asymmetric ones with quantized activations run in transformers with float activations.
+//! **`"dequantize": true`.** Without it, transformers first creates empty modules for the packed tensors, and up to compressed-tensors 0.20
+//! it gives `weight_zero_point` its unpacked shape there. Asymmetric models then fail to load, and Falcon's linears fail in any case. With
+//! it, each linear is decoded as it is read, into the memory that it would need from the first forward on. The one disadvantage:
+//! activations are then not quantized. So the flag is set for all models except those with quantized activations and symmetric weights.
+//! Asymmetric models with quantized activations run in transformers with float activations.
 
 mod config;
 mod layout;

@@ -1,23 +1,23 @@
-//! Packed models whose activations are rotated while they run.
+//! Packed models whose activations are rotated at run time.
 //!
-//! Queries, keys and what the MLP's last linear reads are multiplied with Hadamard matrices (SpinQuant's R3 and R4), those that `oq-models`
-//! makes for their widths. `transform_config` of compressed-tensors has no word for these where a width is no power of two, and loaders pass
-//! over it. So the model and its groups of linears name a format of their own, which other loaders refuse.
+//! Queries, keys and the input of the MLP's last linear are multiplied by Hadamard matrices (SpinQuant's R3 and R4), which `oq-models`
+//! makes for their widths. `transform_config` of compressed-tensors can describe them only if a width is a power of two, and loaders ignore
+//! it. So the model and its groups of linears name their own format, which other loaders refuse.
 
 use serde_json::Value;
 
-/// The format of linears in such a model.
+/// Format name of the linears in such a model.
 pub(super) const FORMAT: &str = "pack-quantized-rotated";
 
-/// Says in a packed model's `config.json` that its activations are rotated.
+/// Marks in a packed model's `config.json` that its activations are rotated.
 pub(crate) fn mark(config: &mut Value) {
     let groups = config.pointer_mut("/quantization_config/config_groups").and_then(Value::as_object_mut);
     groups.into_iter().flat_map(|groups| groups.values_mut()).for_each(|group| group["format"] = FORMAT.into());
-    // Some loaders ask here alone.
+    // Some loaders look only here.
     config["quantization_config"]["format"] = FORMAT.into();
 }
 
-/// Whether a packed model's activations are rotated: [`quantization_of`](super::quantization_of) refuses one that is so in part.
+/// Whether a packed model's activations are rotated. [`quantization_of`](super::quantization_of) refuses partly rotated models.
 pub fn is_rotated_online(config: &Value) -> bool {
     let groups = config.pointer("/quantization_config/config_groups").and_then(Value::as_object);
     groups.into_iter().flat_map(|groups| groups.values()).any(|group| group.get("format").is_some_and(|f| f == FORMAT))

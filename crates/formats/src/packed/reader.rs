@@ -1,4 +1,4 @@
-//! Packed directories read back.
+//! Reads packed directories.
 
 use std::path::Path;
 
@@ -19,10 +19,10 @@ pub struct PackedCheckpoint {
 }
 
 impl PackedCheckpoint {
-    /// Opens a directory that [`PackedWriter`](super::PackedWriter), or another writer of the same layout, finished.
+    /// Opens a finished directory that was written by [`PackedWriter`](super::PackedWriter) or another program that uses this layout.
     ///
     /// # Errors
-    /// [`FormatError::NotPacked`] for a full-precision model; otherwise as [`Checkpoint::open`] and [`quantization_of`].
+    /// [`FormatError::NotPacked`] for a full-precision model; otherwise the same as [`Checkpoint::open`] and [`quantization_of`].
     pub fn open(dir: &Path) -> Result<Self, FormatError> {
         let config = read_config(dir)?;
         let quantization = quantization_of(&config)?.ok_or_else(|| FormatError::NotPacked { dir: dir.to_owned() })?;
@@ -32,7 +32,7 @@ impl PackedCheckpoint {
     /// Reads one quantized linear by its name without `.weight`, such as `model.layers.0.self_attn.q_proj`.
     ///
     /// # Errors
-    /// [`FormatError::Packed`] when a part is missing or the parts do not agree.
+    /// [`FormatError::Packed`] when a part is missing or the parts do not match.
     pub fn linear(&self, name: &str) -> Result<QuantizedTensor, FormatError> {
         layout::packed_linear(&self.checkpoint, name, self.weight(name)?)
     }
@@ -40,7 +40,7 @@ impl PackedCheckpoint {
     /// `[out_features, in_features]` of one quantized linear, without reading its codes.
     ///
     /// # Errors
-    /// [`FormatError::Packed`] when the shape or the codes are missing, or do not agree.
+    /// [`FormatError::Packed`] when the shape or the codes are missing or do not match.
     pub fn linear_shape(&self, name: &str) -> Result<[usize; 2], FormatError> {
         layout::read_shape(&self.checkpoint, name, self.weight(name)?)
     }
@@ -60,7 +60,7 @@ impl PackedCheckpoint {
         &self.config
     }
 
-    /// How it is quantized.
+    /// How the model is quantized.
     pub fn quantization(&self) -> &Quantization {
         &self.quantization
     }
@@ -68,7 +68,7 @@ impl PackedCheckpoint {
     /// How one linear is quantized.
     ///
     /// # Errors
-    /// [`FormatError::Packed`] when no group of `quantization_config` has it among its targets, or it has a weight instead of codes.
+    /// [`FormatError::Packed`] when no group of `quantization_config` covers it, or it has a weight instead of codes.
     pub fn weight(&self, name: &str) -> Result<WeightSpec, FormatError> {
         let has = |part: &str| self.checkpoint.contains(&format!("{name}.{part}"));
         if has("weight") && !has(PACKED) {

@@ -1,4 +1,4 @@
-//! Which linears of a packed model are quantized how.
+//! How each linear of a packed model is quantized.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -9,24 +9,24 @@ use serde::{Serialize, Serializer};
 
 use crate::FormatError;
 
-/// What stands before a pattern among targets.
+/// Prefix of patterns among targets.
 const PATTERN: &str = "re:";
-/// The class of modules that all linears are of.
+/// The module class that matches all linears.
 const LINEAR: &str = "Linear";
-/// Patterns that one config may hold, and the bytes that each may take: 64 MiB in all.
+/// Limits on the patterns of one config and on the size of each: 64 MiB in all.
 const MOST_PATTERNS: usize = 256;
 const PATTERN_BYTES: usize = 1 << 18;
 
-/// How a packed model is quantized: all linears alike, or each by the group of `quantization_config` that it is a target of.
+/// How a packed model is quantized: all linears alike, or each by the group of `quantization_config` that targets it.
 ///
-/// A linear that several groups match belongs to the one that names it, else to the one with the first pattern that matches from its
-/// name's beginning, patterns in alphabetical order, else to the one of all linears: what the `compressed-tensors` package does.
+/// If several groups match a linear, the one that names it wins, else the one with the first pattern (in alphabetical order) that matches
+/// from the beginning of its name, else the one for all linears. The `compressed-tensors` package does the same.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Quantization {
     act: ActSpec,
-    /// No spec is there twice.
+    /// Without duplicates.
     specs: Vec<WeightSpec>,
-    // Places in `specs`.
+    // Indices into `specs`.
     names: BTreeMap<String, usize>,
     patterns: BTreeMap<String, Pattern>,
     linears: Option<usize>,
@@ -54,7 +54,7 @@ impl From<QuantSpec> for Quantization {
 }
 
 impl Quantization {
-    /// Each linear by its name as in the checkpoint, without `.weight`; where all are alike, the same as [`Self::from`] their spec.
+    /// Each linear by its name in the checkpoint, without `.weight`. If all are alike, the same as [`Self::from`] their spec.
     pub fn of_linears(act: ActSpec, linears: impl IntoIterator<Item = (String, WeightSpec)>) -> Self {
         let mut each = Self::none(act);
         for (name, weight) in linears {
@@ -75,7 +75,7 @@ impl Quantization {
         })
     }
 
-    /// Adds a target as `quantization_config` writes it: a name, `Linear`, or a pattern after `re:`.
+    /// Adds a target as written in `quantization_config`: a name, `Linear`, or a pattern after `re:`.
     pub(super) fn add(&mut self, target: &str, weight: WeightSpec) -> Result<(), FormatError> {
         let refused = |got, expected| FormatError::QuantConfig { field: "targets", got, expected };
         let place = self.place(weight);
@@ -102,7 +102,7 @@ impl Quantization {
         }
     }
 
-    /// How a linear is quantized, by its name as in the checkpoint, without `.weight`; none where no group has it.
+    /// How a linear is quantized, by its name in the checkpoint, without `.weight`; none if no group covers it.
     pub fn weight(&self, name: &str) -> Option<WeightSpec> {
         let matching = || self.patterns.values().find(|pattern| pattern.regex.is_match(name)).map(|it| it.spec);
         let place = self.names.get(name).copied().or_else(matching).or(self.linears)?;
@@ -114,7 +114,7 @@ impl Quantization {
         self.act
     }
 
-    /// The spec of all linears, where they are alike.
+    /// The spec of all linears, if they are alike.
     pub fn uniform(&self) -> Option<QuantSpec> {
         match self.specs[..] {
             [weight] => Some(QuantSpec { weight, act: self.act }),
@@ -122,7 +122,7 @@ impl Quantization {
         }
     }
 
-    /// Each spec with its targets as `quantization_config` writes them.
+    /// Each spec with its targets, as written in `quantization_config`.
     pub(super) fn groups(&self) -> impl Iterator<Item = (WeightSpec, Vec<String>)> {
         self.specs.iter().enumerate().map(|(place, spec)| {
             let names = self.names.iter().filter(move |(_, at)| **at == place).map(|(name, _)| name.clone());
@@ -135,7 +135,7 @@ impl Quantization {
 }
 
 impl fmt::Display for Quantization {
-    /// The settings that there are, the fewest bits first: `w2a16g64, w4a16g64`.
+    /// All settings, the fewest bits first: `w2a16g64, w4a16g64`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut specs = self.specs.clone();
         specs.sort_by_key(|spec| spec.bits);

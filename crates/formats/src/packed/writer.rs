@@ -1,4 +1,4 @@
-//! Packed directories written block by block.
+//! Writes packed directories block by block.
 
 use std::fs;
 use std::io;
@@ -15,7 +15,7 @@ use crate::checkpoint::{INDEX, shard_contents};
 use crate::config::CONFIG;
 use crate::{FormatError, OutTensor, write_shard};
 
-/// What a model directory holds beside weights and `config.json`, copied as it is where it is there.
+/// Files of a model directory, besides weights and `config.json`, that are copied if they exist.
 const SIDE_FILES: [&str; 11] = [
     "tokenizer.json",
     "tokenizer.model",
@@ -30,9 +30,9 @@ const SIDE_FILES: [&str; 11] = [
     "preprocessor_config.json",
 ];
 
-/// Writes a packed model shard by shard: one per block as it is finished, one for everything outside the blocks, and at last the
-/// index, the tokenizer's files and `config.json`. A directory without `config.json` is therefore an unfinished one; shards that
-/// are there are whole, so a run that was cut off goes on after its last shard.
+/// Writes a packed model shard by shard: one per block when it is finished, one for everything outside the blocks, and finally the index,
+/// the tokenizer's files and `config.json`. So a directory without `config.json` is unfinished. Its shards are complete, and an interrupted
+/// run can continue after the last one.
 #[derive(Debug)]
 pub struct PackedWriter {
     dir: PathBuf,
@@ -42,11 +42,11 @@ pub struct PackedWriter {
 }
 
 impl PackedWriter {
-    /// Makes `dir` where needed, for a model of `n_blocks` blocks that is made from the one in `source`. Shards of an earlier run
-    /// stay; half-written files of a killed one go.
+    /// Creates `dir` if necessary, for a model of `n_blocks` blocks made from the one in `source`. Complete shards of an earlier run are
+    /// kept; unfinished files of a killed one are removed.
     ///
     /// # Errors
-    /// [`FormatError::OutputIsSource`] when both directories are one.
+    /// [`FormatError::OutputIsSource`] when both directories are the same.
     pub fn create(dir: &Path, source: &Path, n_blocks: usize) -> Result<Self, FormatError> {
         let failed = |source| FormatError::writing(dir, None, source);
         fs::create_dir_all(dir).map_err(failed)?;
@@ -58,7 +58,7 @@ impl PackedWriter {
         Ok(Self { dir: dir.to_owned(), source: source.to_owned(), n_blocks, rotated_online: false })
     }
 
-    /// The same, for a model whose activations are rotated while it runs, or not.
+    /// Sets whether the model's activations are rotated at run time.
     pub fn rotated_online(self, rotated_online: bool) -> Self {
         Self { rotated_online, ..self }
     }
@@ -68,12 +68,12 @@ impl PackedWriter {
         &self.dir
     }
 
-    /// Whether [`Self::finish`] was done, by this run or an earlier one.
+    /// Whether [`Self::finish`] has completed, in this run or an earlier one.
     pub fn is_finished(&self) -> bool {
         self.dir.join(CONFIG).is_file()
     }
 
-    /// Where the shard of a block, counted from 0, lies.
+    /// Path of the shard of a block, counted from 0.
     ///
     /// # Panics
     /// When there is no such block.
@@ -82,30 +82,30 @@ impl PackedWriter {
         self.shard_path(block_idx)
     }
 
-    /// Where the shard of the tensors outside the blocks lies.
+    /// Path of the shard for tensors outside the blocks.
     pub fn rest_path(&self) -> PathBuf {
         self.shard_path(self.n_blocks)
     }
 
-    /// Writes the shard of a block: [`packed_tensors`](super::packed_tensors) of its linears, and its other tensors.
+    /// Writes the shard of a block: the [`packed_tensors`](super::packed_tensors) of its linears, and its other tensors.
     ///
     /// # Errors
-    /// As [`write_shard`].
+    /// Same as [`write_shard`].
     pub fn write_block(&self, block_idx: usize, tensors: &[OutTensor<'_>]) -> Result<(), FormatError> {
         write_shard(&self.block_path(block_idx), tensors)
     }
 
-    /// Writes the shard of everything outside the blocks: embeddings, last norm, head.
+    /// Writes the shard for everything outside the blocks: embeddings, final norm, head.
     pub fn write_rest(&self, tensors: &[OutTensor<'_>]) -> Result<(), FormatError> {
         write_shard(&self.rest_path(), tensors)
     }
 
-    /// Finishes the directory: index, tokenizer's files, and `config.json` from the source's `config`.
+    /// Finishes the directory: index, tokenizer's files, and `config.json`, made from the source's `config`.
     ///
     /// `ignore` names the linears that are not quantized (`lm_head`, and others outside the blocks), without `.weight`.
     ///
     /// # Errors
-    /// [`FormatError::MissingShard`] when a block was not written; [`FormatError::TwiceWritten`] when two shards hold one name.
+    /// [`FormatError::MissingShard`] when a block was not written; [`FormatError::TwiceWritten`] when two shards contain the same name.
     pub fn finish(&self, config: &Value, quantization: &Quantization, ignore: &[&str]) -> Result<(), FormatError> {
         self.write_index()?;
         for name in SIDE_FILES {

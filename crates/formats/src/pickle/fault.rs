@@ -1,4 +1,4 @@
-//! What can be wrong with a `pytorch_model.bin`.
+//! Errors in a `pytorch_model.bin`.
 
 use safetensors::Dtype;
 
@@ -13,7 +13,7 @@ pub enum PickleFault {
     /// The archive is damaged.
     #[error("damaged archive: {why}: fetch the file again")]
     Archive {
-        /// What the reader says.
+        /// The reader's message.
         why: String,
     },
     /// An entry cannot be mapped.
@@ -22,16 +22,16 @@ pub enum PickleFault {
         /// Its name.
         entry: String,
     },
-    /// There must be one pickle.
+    /// The archive does not have exactly one pickle.
     #[error("the archive holds {found} of data.pkl, one is needed: this is no state dict of PyTorch")]
     Pickles {
-        /// How many there are.
+        /// How many it has.
         found: &'static str,
     },
-    /// The other order of bytes.
+    /// The wrong byte order.
     #[error("written on a big-endian machine: load it with torch and save it again on a little-endian one")]
     BigEndian,
-    /// The pickle is absurdly long.
+    /// The pickle is too long.
     #[error("data.pkl has {len} bytes, more than the {limit} that are allowed")]
     TooLong {
         /// Its length.
@@ -39,37 +39,37 @@ pub enum PickleFault {
         /// Longest allowed.
         limit: usize,
     },
-    /// The pickle asks for something that no state dict needs.
+    /// The pickle refers to an object that no state dict needs.
     #[error("data.pkl asks for `{module}.{name}`: only tensors in dictionaries are read, and nothing is run")]
     Global {
         /// A Python module.
         module: String,
-        /// Something in it.
+        /// An object in it.
         name: String,
     },
     /// An instruction that no state dict needs.
     #[error("data.pkl: instruction 0x{opcode:02x} at byte {at} has no place in a state dict")]
     Opcode {
-        /// Its code.
+        /// Its opcode.
         opcode: u8,
-        /// Where it stands.
+        /// Its offset.
         at: usize,
     },
-    /// The pickle contradicts itself.
+    /// The pickle is malformed.
     #[error("data.pkl is damaged at byte {at}: {expected} was expected")]
     Malformed {
-        /// Where.
+        /// The offset.
         at: usize,
         /// What should be there.
         expected: &'static str,
     },
-    /// Something in the state dict is not a tensor.
+    /// A value of the state dict that is not a tensor.
     #[error("`{key}` is not a tensor: a state dict of tensors by name is needed")]
     NotATensor {
-        /// Its name.
+        /// Its key.
         key: String,
     },
-    /// A tensor's numbers are not in the archive.
+    /// The storage of a tensor is missing.
     #[error("tensor `{tensor}` lies in data/{key}, which the archive does not hold")]
     NoStorage {
         /// Name of the tensor.
@@ -77,7 +77,7 @@ pub enum PickleFault {
         /// Name of its storage.
         key: String,
     },
-    /// A tensor reaches out of its storage.
+    /// A tensor exceeds its storage.
     #[error(
         "tensor `{tensor}`: shape {shape:?} of {dtype} from element {offset} does not fit the {storage} bytes of its storage"
     )]
@@ -93,7 +93,7 @@ pub enum PickleFault {
         /// Bytes of the storage.
         storage: usize,
     },
-    /// A tensor's elements do not follow each other.
+    /// A tensor that is not contiguous.
     #[error(
         "tensor `{tensor}`: shape {shape:?} with strides {strides:?} is not row-major: save it after .contiguous()"
     )]
@@ -102,7 +102,7 @@ pub enum PickleFault {
         tensor: String,
         /// Its shape.
         shape: Vec<usize>,
-        /// Elements from one index to the next, by dimension.
+        /// Strides in elements, by dimension.
         strides: Vec<usize>,
     },
 }

@@ -1,8 +1,8 @@
-//! The pickle machine, as far as a state dict of tensors needs it.
+//! A pickle machine that supports state dicts of tensors only.
 //!
-//! Of the instructions (documented in Python's `pickletools`) those are known that `torch.save` writes; of the objects that a pickle
-//! can ask for, those in [`Global::known`]. Composite values live in tables and are passed by index: memory is a small multiple of the
-//! pickle's length, whatever it says, and nothing recurses.
+//! Of the instructions (documented in Python's `pickletools`) it supports those that `torch.save` writes; of the objects that a pickle can
+//! refer to, those in [`Global::known`]. Composite values are kept in tables and passed by index. So memory is a small multiple of the
+//! pickle's length, whatever its content, and nothing recurses.
 
 use std::collections::BTreeMap;
 
@@ -10,10 +10,10 @@ use safetensors::Dtype;
 
 use super::PickleFault;
 
-/// Weights have two; without a limit one tuple could be made the shape of a million tensors.
+/// Weights have two. Without a limit, one tuple could be the shape of a million tensors.
 const MAX_DIMS: usize = 8;
 
-/// A tensor as the pickle describes it.
+/// A tensor, as described by the pickle.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct PickledTensor<'a> {
     /// Name of its storage.
@@ -22,11 +22,11 @@ pub(super) struct PickledTensor<'a> {
     /// First element in the storage.
     pub(super) offset: usize,
     pub(super) shape: Vec<usize>,
-    /// Elements from one index to the next, by dimension.
+    /// Strides in elements, by dimension.
     pub(super) strides: Vec<usize>,
 }
 
-/// The tensors of the state dict that `pickle` holds, by name.
+/// The tensors of the state dict in `pickle`, by name.
 pub(super) fn state_dict(pickle: &[u8]) -> Result<BTreeMap<&str, PickledTensor<'_>>, PickleFault> {
     let mut machine = Machine { pickle, ..Machine::default() };
     let Value::Dict(top) = machine.run()? else { return Err(machine.malformed("a dictionary")) };
@@ -41,10 +41,10 @@ pub(super) fn state_dict(pickle: &[u8]) -> Result<BTreeMap<&str, PickledTensor<'
     Ok(tensors)
 }
 
-/// A value on the stack; what is composite is an index into a table of the machine.
+/// A value on the stack. Composite values are indices into the machine's tables.
 #[derive(Clone, Copy, Debug)]
 enum Value<'a> {
-    /// What no tensor is made of: None, flags, floats, lists.
+    /// A value that no tensor consists of: None, booleans, floats, lists.
     Other,
     Int(i64),
     Text(&'a str),
@@ -58,7 +58,7 @@ enum Value<'a> {
     Dict(usize),
 }
 
-/// The objects that a state dict asks for.
+/// Objects that a state dict refers to.
 #[derive(Clone, Copy, Debug)]
 enum Global {
     OrderedDict,
@@ -96,7 +96,7 @@ struct Machine<'a> {
     pickle: &'a [u8],
     at: usize,
     stack: Vec<Value<'a>>,
-    /// Heights of the stack.
+    /// Stack heights at the marks.
     marks: Vec<usize>,
     memo: BTreeMap<u32, Value<'a>>,
     tuples: Vec<Vec<Value<'a>>>,
@@ -105,13 +105,13 @@ struct Machine<'a> {
 }
 
 impl<'a> Machine<'a> {
-    /// Runs to the end; returns what the pickle holds.
+    /// Runs to the end and returns the resulting value.
     fn run(&mut self) -> Result<Value<'a>, PickleFault> {
         loop {
             let at = self.at;
             let [opcode] = *self.array()?;
             match opcode {
-                // PROTO: what is written in a protocol that is not known has instructions that are not.
+                // PROTO: other protocols have unknown instructions.
                 0x80 => {
                     let [_] = *self.array()?;
                 }
@@ -210,7 +210,7 @@ impl<'a> Machine<'a> {
                     let from = self.mark()?;
                     self.set_items(from)?;
                 }
-                // BUILD: attributes beside the tensors, such as versions of modules.
+                // BUILD: attributes besides the tensors, such as versions of modules.
                 b'b' => drop(self.pop()?),
                 b'Q' => self.storage()?,
                 b'R' => self.reduce()?,
@@ -258,7 +258,7 @@ impl<'a> Machine<'a> {
         self.stack.pop().ok_or_else(|| self.malformed("a value"))
     }
 
-    /// Height of the stack at the last mark, which goes.
+    /// Removes the last mark and returns its stack height.
     fn mark(&mut self) -> Result<usize, PickleFault> {
         match self.marks.pop() {
             Some(height) if height <= self.stack.len() => Ok(height),
@@ -313,9 +313,9 @@ impl<'a> Machine<'a> {
         }
     }
 
-    /// Calls an object: the few that are known.
+    /// Calls one of the few known objects.
     fn reduce(&mut self) -> Result<(), PickleFault> {
-        // The rest (hooks, whether gradients are wanted) decides nothing.
+        // The remaining arguments (hooks, requires_grad) do not matter.
         let args: Vec<Value<'a>> = self.pop_tuple()?.iter().take(4).copied().collect();
         match (self.pop()?, &args[..]) {
             (Value::Global(Global::OrderedDict), []) => self.dict(),
@@ -355,7 +355,7 @@ impl<'a> Machine<'a> {
     }
 }
 
-/// A number in two's complement of at most eight bytes.
+/// A two's complement number of at most eight bytes.
 fn little_endian(digits: &[u8]) -> Option<i64> {
     let sign = if digits.last().is_some_and(|last| last & 0x80 != 0) { 0xff } else { 0 };
     let mut bytes = [sign; 8];

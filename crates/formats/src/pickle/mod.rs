@@ -1,7 +1,7 @@
-//! `pytorch_model.bin`: what `torch.save` writes, since PyTorch 1.6 a zip archive of a pickled state dict and the bytes of its storages.
+//! Reads `pytorch_model.bin`, as written by `torch.save`: since PyTorch 1.6 a zip archive of a pickled state dict and its storages.
 //!
-//! Entries are stored, not compressed, so that tensors are mapped like those of safetensors. The pickle is read by [`machine`], which
-//! knows tensors, dictionaries and plain values; nothing that a file says is ever run.
+//! Entries are stored, not compressed, so tensors are mapped like those of safetensors. The pickle is read by [`machine`], which supports
+//! tensors, dictionaries and plain values. No code in a file is ever executed.
 
 mod fault;
 mod machine;
@@ -19,12 +19,12 @@ use machine::PickledTensor;
 use crate::FormatError;
 use crate::header::{Entry, byte_len};
 
-/// Longest pickle that is read; that of a model with a hundred blocks stays below a megabyte.
+/// Longest pickle that is accepted; that of a model with a hundred blocks is smaller than a megabyte.
 const MAX_PICKLE: usize = 16 << 20;
-/// What a zip archive begins with.
+/// The first bytes of a zip archive.
 const ZIP: &[u8] = b"PK";
 
-/// Reads and checks the archive whose bytes are `file`.
+/// Reads and validates the archive with the content `file`.
 pub(crate) fn parse(path: &Path, file: &[u8]) -> Result<Vec<Entry>, FormatError> {
     entries(file).map_err(|fault| FormatError::Pickle { path: path.to_owned(), fault })
 }
@@ -34,7 +34,7 @@ fn entries(file: &[u8]) -> Result<Vec<Entry>, PickleFault> {
         return Err(PickleFault::NotZip);
     }
     let places = stored_entries(file)?;
-    // All lie in one folder, named as the file was when it was written.
+    // All are in one folder, which has the file's name at the time of writing.
     let mut pickles = places.keys().filter_map(|name| name.strip_suffix("data.pkl"));
     let folder = match (pickles.next(), pickles.next()) {
         (Some(folder), None) => folder,
@@ -58,7 +58,7 @@ fn entries(file: &[u8]) -> Result<Vec<Entry>, PickleFault> {
         .collect()
 }
 
-/// Where the archive's entries lie in it, by name.
+/// Positions of the archive's entries, by name.
 fn stored_entries(file: &[u8]) -> Result<BTreeMap<String, Range<usize>>, PickleFault> {
     let broken = |why: String| PickleFault::Archive { why };
     let mut archive = ZipArchive::new(Cursor::new(file)).map_err(|error| broken(error.to_string()))?;
@@ -83,7 +83,7 @@ fn stored_entries(file: &[u8]) -> Result<BTreeMap<String, Range<usize>>, PickleF
     Ok(places)
 }
 
-/// First and last byte of a tensor's elements, which must follow each other within its storage.
+/// Range of a tensor's elements, which must be contiguous and within its storage.
 fn place_of(
     name: &str,
     tensor: &PickledTensor<'_>,

@@ -222,7 +222,7 @@ fn refuses_a_file_for_another_scheme() {
     let file = RecipeFile::parse("scheme = \"w3a16\"", Path::new("my.toml")).unwrap();
     let error = Recipe::resolve("w4a16".parse().unwrap(), None, Some(&file), &Overrides::default());
     let expected =
-        "the recipe file is for w3a16, but the scheme asked for is w4a16: give one of them, or make them equal";
+        "the recipe file is for w3a16, but the requested scheme is w4a16: give one of them, or make them equal";
     assert_eq!(error.expect_err("must be refused").to_string(), expected);
 }
 

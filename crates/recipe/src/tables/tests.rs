@@ -59,7 +59,7 @@ fn bad_budgets() {
     check(None, Some(&[3, 4]), "bits.choices = [3, 4]: must be given with bits.average (--bits)");
     let text = "scheme = \"w3a16\"\nbits = { average = 3, choices = [1, 3] }";
     let message = RecipeFile::parse(text, Path::new("my.toml")).unwrap_err().to_string();
-    assert!(message.contains("1 bits: a grid has 2 to 8 bits"), "{message}");
+    assert!(message.contains("1 bits: codes have 2 to 8 bits"), "{message}");
     let text = "scheme = \"w3a16\"\nbits.choices = [2, 3]";
     assert!(RecipeFile::parse(text, Path::new("my.toml")).unwrap_err().to_string().contains("average"));
 }
