@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
-use oq_calib::{CalibError, Notice, Nth, Options, Outcome};
+use oq_calib::{CalibError, Notice, Nth, Outcome};
 use oq_models::Model;
 use oq_recipe::{Overrides, Recipe};
 use oq_tests::{fixture, in_f32, kill, model_files, omniquant, run, start, tokens};
