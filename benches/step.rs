@@ -103,13 +103,7 @@ fn step_secs(
     compute: Compute,
     peaks: &mut [Vec<f64>; 2],
 ) -> f64 {
-    let overrides = Overrides {
-        preset: Some(Preset::Paper),
-        samples: Some(1),
-        seqlen: Some(tokens),
-        epochs: Some(steps + 1),
-        ..Overrides::default()
-    };
+    let overrides = Overrides::default().preset(Preset::Paper).samples(1).seqlen(tokens).epochs(steps + 1);
     let recipe = Recipe::resolve(scheme, None, None, &overrides).expect("a recipe");
     let out = std::env::temp_dir().join(format!("omniquant-step-{}", std::process::id()));
     let options = Options { device: Device::Cpu, compute, cache_memory: None, out: out.clone(), resume: false };

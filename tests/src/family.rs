@@ -60,16 +60,14 @@ pub fn check_family(dir: &Path, read: ReadDecoder) {
 
     let out = tempfile::tempdir().expect("temporary folders can be made");
     let path = out.path().join("packed");
-    let overrides = Overrides {
-        samples: Some(8),
-        seqlen: Some(32),
-        epochs: Some(2),
-        batch: Some(2),
-        tune_epochs: Some(1),
-        transform: Some(true),
-        sites: Some(vec![SiteKind::Norm]),
-        ..Overrides::default()
-    };
+    let overrides = Overrides::default()
+        .samples(8)
+        .seqlen(32)
+        .epochs(2)
+        .batch(2)
+        .tune_epochs(1)
+        .use_let(true)
+        .let_sites(vec![SiteKind::Norm]);
     let scheme = "w3a16g32".parse().expect("a scheme");
     let recipe = Recipe::resolve(scheme, None, None, &overrides).expect("a recipe");
     let segments: Vec<Vec<u32>> = ids.chunks(32).take(recipe.segments()).map(<[u32]>::to_vec).collect();

@@ -95,7 +95,7 @@ fn plan_of_a_model_that_is_here() {
     check_keys(
         plan,
         "n_layers linears sites learned_per_block steps_per_block tuning_steps calibration_tokens compute memory output_bytes disk_bytes time problems \
-         mends",
+         suggestions",
     );
     // Two strengths for each group: q and o 2 * 128 groups, k and v 2 * 64, gate and up 2 * 384, down 6 * 128.
     assert_eq!(plan["learned_per_block"], 2 * (2 * 256 + 2 * 128 + 2 * 768 + 768));

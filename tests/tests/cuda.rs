@@ -38,8 +38,8 @@ fn logits_equal_the_cpus() {
 
 /// Final losses of a short run by the recipe of configs/, and divergences of tuning.
 fn losses(model: &str, scheme: &str, device: Device, compute: Compute) -> Vec<f64> {
-    let few = Overrides { samples: Some(4), seqlen: Some(64), epochs: Some(4), ..Overrides::default() };
-    let overrides = Overrides { tune_epochs: Some(2), ..few };
+    let few = Overrides::default().samples(4).seqlen(64).epochs(4);
+    let overrides = few.tune_epochs(2);
     let recipe = Recipe::resolve(scheme.parse().unwrap(), find(model), None, &overrides).unwrap();
     let segments: Vec<Vec<u32>> = (0..12).map(|i| (0..64).map(|t| (t * 7 + i * 131) % 1024).collect()).collect();
     let out = tempfile::tempdir().unwrap();

@@ -30,13 +30,7 @@ struct Size {
 }
 
 fn recipe(scheme: &str, method: Method, size: Size) -> Recipe {
-    let overrides = Overrides {
-        method: Some(method),
-        samples: Some(size.samples),
-        seqlen: Some(size.seqlen),
-        epochs: Some(size.epochs),
-        ..Overrides::default()
-    };
+    let overrides = Overrides::default().method(method).samples(size.samples).seqlen(size.seqlen).epochs(size.epochs);
     Recipe::resolve(scheme.parse().unwrap(), None, None, &overrides).unwrap()
 }
 

@@ -85,11 +85,11 @@ fn a_run_that_does_not_fit_hears_what_would() {
     let error = String::from_utf8(output.stderr).unwrap();
     let refused: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(refused["fits"], false);
-    let mends = refused["plan"]["mends"].as_array().unwrap();
-    assert_eq!(mends.len(), 3, "{error}");
-    for mend in mends {
-        let options = mend["options"].as_str().unwrap();
-        let bytes = mend["bytes"].as_f64().unwrap();
+    let suggestions = refused["plan"]["suggestions"].as_array().unwrap();
+    assert_eq!(suggestions.len(), 3, "{error}");
+    for suggestion in suggestions {
+        let options = suggestion["options"].as_str().unwrap();
+        let bytes = suggestion["bytes"].as_f64().unwrap();
         assert!(error.contains(&format!("{options} would need {:.2} GiB: fits", bytes / GIB)), "{error}");
         let (option, value) = options.split_once(' ').unwrap();
         let mended = run_json(plan(&args).args([option, value]));
@@ -106,7 +106,7 @@ fn a_run_that_does_not_fit_hears_what_would() {
     let args = ["falcon-180b", "--scheme", "w3a16g512", "--device", "rtx-3090", "--json"];
     let output = run(&mut plan(&args), DOES_NOT_FIT);
     let refused: Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!(refused["plan"]["mends"], json!([]));
+    assert_eq!(refused["plan"]["suggestions"], json!([]));
 }
 
 #[test]
@@ -148,12 +148,12 @@ fn states_within_a_budget_are_those_of_the_largest_pass() {
 fn a_run_that_only_measures_widths_hears_what_would_fit() {
     let config = json!({"model_type": "llama", "hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32,
         "vocab_size": 32000, "num_hidden_layers": 32});
-    let overrides = Overrides { method: Some(Method::Rtn), bits: Some(3.5), ..Overrides::default() };
+    let overrides = Overrides::default().method(Method::Rtn).bits(3.5);
     let recipe = Recipe::resolve("w4a16g128".parse().unwrap(), None, None, &overrides).unwrap();
     let machine = Machine { memory_bytes: Some(4 << 30), disk_bytes: None, device: None };
     let setting = Setting { compute: Compute::Bf16, machine, profile: None, text_bytes: 1 << 20, cache_memory: None };
     let plan = Plan::new(&*decoder_of(&config).unwrap(), &recipe, &setting).unwrap();
-    assert!(!plan.fits() && !plan.mends.is_empty(), "{:?}", plan.memory);
+    assert!(!plan.fits() && !plan.suggestions.is_empty(), "{:?}", plan.memory);
 }
 
 /// A folder for the cache, with a profile of this machine's CPU in it.
@@ -245,13 +245,7 @@ impl Case {
             "num_hidden_layers": self.layers, "max_position_embeddings": 4096, "sliding_window": 1024,
             "alibi": is_alibi, "parallel_attn": !is_alibi});
         let decoder = decoder_of(&config).unwrap();
-        let overrides = Overrides {
-            method: Some(self.method),
-            samples: Some(self.samples),
-            seqlen: Some(self.seqlen),
-            epochs: Some(3),
-            ..Overrides::default()
-        };
+        let overrides = Overrides::default().method(self.method).samples(self.samples).seqlen(self.seqlen).epochs(3);
         let recipe = Recipe::resolve(self.scheme.parse().unwrap(), None, None, &overrides).unwrap();
         let named = find_machine(self.machine);
         let fallback = find_machine("rtx-3090").unwrap();
@@ -317,19 +311,19 @@ proptest! {
         let case = Case { samples: 1000 * case.samples, ..case };
         let plan = case.plan();
         prop_assert_eq!(plan.fits(), plan.problems.is_empty());
-        for mend in &plan.mends {
+        for suggestion in &plan.suggestions {
             let number = |option: &str| {
-                let words: Vec<&str> = mend.options.split(' ').collect();
+                let words: Vec<&str> = suggestion.options.split(' ').collect();
                 let value = words.iter().position(|word| *word == option).map(|at| words[at + 1]);
                 value.map(|value| value.trim_end_matches("MiB").parse::<usize>().unwrap())
             };
             let samples = number("--samples").unwrap_or(case.samples);
             let seqlen = number("--seqlen").unwrap_or(case.seqlen);
-            let compute = if mend.options.contains("bf16") { Compute::Bf16 } else { case.compute };
+            let compute = if suggestion.options.contains("bf16") { Compute::Bf16 } else { case.compute };
             let cache_memory = number("--cache-memory").map(|mib| (mib as u64) << 20);
             let mended = Case { samples, seqlen, compute, cache_memory, ..case.clone() }.plan();
-            prop_assert!(mended.fits(), "{}: {:?}", mend, mended.problems);
-            prop_assert_eq!(mended.memory.device.unwrap_or(mended.memory.host).total(), mend.bytes);
+            prop_assert!(mended.fits(), "{}: {:?}", suggestion, mended.problems);
+            prop_assert_eq!(mended.memory.device.unwrap_or(mended.memory.host).total(), suggestion.bytes);
         }
     }
 }

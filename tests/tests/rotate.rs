@@ -134,7 +134,7 @@ fn a_norm_that_cannot_be_folded_is_named() {
 
 fn recipe(model: &str, scheme: &str, rotate: RotateKind, more: Overrides) -> Recipe {
     let scheme: QuantSpec = scheme.parse().unwrap();
-    let overrides = Overrides { samples: Some(4), seqlen: Some(64), epochs: Some(2), rotate: Some(rotate), ..more };
+    let overrides = more.samples(4).seqlen(64).epochs(2).rotate(rotate);
     Recipe::resolve(scheme, find(model), None, &overrides).unwrap()
 }
 
@@ -152,7 +152,7 @@ fn the_packed_model_is_the_one_that_was_measured() {
         ("tiny-llama", RotateKind::Merged, Overrides::default()),
         ("tiny-llama", RotateKind::Online, Overrides::default()),
         ("tiny-opt", RotateKind::Online, Overrides::default()),
-        ("tiny-falcon", RotateKind::Online, Overrides { transform: Some(false), ..Overrides::default() }),
+        ("tiny-falcon", RotateKind::Online, Overrides::default().use_let(false)),
     ] {
         let recipe = recipe(name, "w4a6g32", kind, more);
         let out = tempfile::tempdir().unwrap();
@@ -178,12 +178,7 @@ fn a_model_that_is_rotated_while_it_runs_is_the_same_in_pieces_and_in_packed_pro
     // A token's grid may place a number that lies between two codes on either, where sums come in another order.
     const QUANTIZED: f64 = 0.05;
     let out = tempfile::tempdir().unwrap();
-    let recipe = recipe(
-        "tiny-llama",
-        "w4a8g32",
-        RotateKind::Online,
-        Overrides { method: Some(Method::Rtn), ..Overrides::default() },
-    );
+    let recipe = recipe("tiny-llama", "w4a8g32", RotateKind::Online, Overrides::default().method(Method::Rtn));
     quantized("tiny-llama", &recipe, out.path());
     let _no_grad = tch::no_grad_guard();
     let form = |kernels| Form { kernels, compute: Compute::F32, head: HeadKind::Wide };
@@ -225,7 +220,7 @@ fn a_model_that_is_rotated_while_it_runs_is_the_same_in_pieces_and_in_packed_pro
 fn rotations_help_few_bits() {
     /// Without rotations it is 68.9.
     const ROUNDED: f64 = 21.0;
-    let rtn = || Overrides { method: Some(Method::Rtn), ..Overrides::default() };
+    let rtn = || Overrides::default().method(Method::Rtn);
     let perplexities = [RotateKind::None, RotateKind::Merged, RotateKind::Online].map(|kind| {
         let out = tempfile::tempdir().unwrap();
         quantized("tiny-llama", &recipe("tiny-llama", "w4a4", kind, rtn()), out.path());
@@ -238,10 +233,8 @@ fn rotations_help_few_bits() {
 
 #[test]
 fn a_stopped_run_ends_in_the_same_bytes() {
-    for (name, kind, tune_epochs) in
-        [("tiny-opt", RotateKind::Merged, None), ("tiny-llama", RotateKind::Online, Some(1))]
-    {
-        let recipe = recipe(name, "w4a4", kind, Overrides { tune_epochs, ..Overrides::default() });
+    for (name, kind, tune_epochs) in [("tiny-opt", RotateKind::Merged, 0), ("tiny-llama", RotateKind::Online, 1)] {
+        let recipe = recipe(name, "w4a4", kind, Overrides::default().tune_epochs(tune_epochs));
         let (whole, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         quantized(name, &recipe, whole.path());
 

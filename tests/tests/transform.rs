@@ -20,12 +20,12 @@ const TINY: [&str; 3] = ["tiny-llama", "tiny-opt", "tiny-falcon"];
 /// The recipe of configs/ for a tiny model, on fewer segments and epochs than it asks for, of models as they are.
 fn recipe(model: &str, scheme: &str, overrides: Overrides) -> Recipe {
     let scheme: QuantSpec = scheme.parse().unwrap();
-    let overrides = Overrides { rotate: Some(RotateKind::None), ..overrides };
+    let overrides = overrides.rotate(RotateKind::None);
     Recipe::resolve(scheme, find(model), None, &overrides).unwrap()
 }
 
 fn short() -> Overrides {
-    Overrides { samples: Some(16), epochs: Some(10), batch: Some(1), ..Overrides::default() }
+    Overrides::default().samples(16).epochs(10).batch(1)
 }
 
 fn quantized(model: &str, recipe: &Recipe, out: &Path) -> Outcome {
@@ -104,7 +104,7 @@ fn rounding_activations_costs_what_it_costs_elsewhere() {
 #[test]
 fn learning_beats_the_start_and_the_start_rounding_to_nearest() {
     for model in TINY {
-        let with = |method| cost(model, &recipe(model, "w4a4", Overrides { method: Some(method), ..short() }));
+        let with = |method| cost(model, &recipe(model, "w4a4", short().method(method)));
         let costs = [Method::Omniquant, Method::Smoothquant, Method::Rtn].map(with);
         assert!(costs[0] < costs[1] && costs[1] < costs[2], "{model}: {costs:?}");
         let in_memory = Model::open(&fixture(model)).unwrap().with_round_to_nearest("w4a4".parse().unwrap()).unwrap();
@@ -123,7 +123,8 @@ fn six_bits_cost_little() {
 
 #[test]
 fn transformation_helps_weights_alone() {
-    let with = |transform| cost("tiny-opt", &recipe("tiny-opt", "w3a16g64", Overrides { transform, ..short() }));
+    let with =
+        |transform| cost("tiny-opt", &recipe("tiny-opt", "w3a16g64", Overrides { use_let: transform, ..short() }));
     let (transformed, clipped) = (with(None), with(Some(false)));
     assert!(transformed < clipped, "{transformed} with the transformation, {clipped} without");
 }
@@ -133,13 +134,8 @@ fn the_packed_model_is_the_one_that_was_measured() {
     for (model, sites) in
         [("tiny-llama", SiteKind::ALL.to_vec()), ("tiny-opt", SiteKind::ALL.to_vec()), ("tiny-falcon", Vec::new())]
     {
-        let overrides = Overrides {
-            samples: Some(4),
-            seqlen: Some(64),
-            epochs: Some(2),
-            sites: (!sites.is_empty()).then_some(sites),
-            ..Overrides::default()
-        };
+        let mut overrides = Overrides::default().samples(4).seqlen(64).epochs(2);
+        overrides.transform.sites = (!sites.is_empty()).then_some(sites);
         let recipe = recipe(model, "w4a6g32", overrides);
         let out = tempfile::tempdir().unwrap();
         let outcome = quantized(model, &recipe, out.path());
@@ -161,9 +157,9 @@ fn the_packed_model_is_the_one_that_was_measured() {
 #[test]
 fn scales_do_not_pass_rotations_while_the_model_runs() {
     let model = Model::open(&fixture("tiny-llama")).unwrap();
-    let sites = Some(vec![SiteKind::Norm, SiteKind::Vo, SiteKind::Updown]);
+    let sites = vec![SiteKind::Norm, SiteKind::Vo, SiteKind::Updown];
     let recipe = |rotate| {
-        let overrides = Overrides { sites: sites.clone(), rotate: Some(rotate), ..Overrides::default() };
+        let overrides = Overrides::default().rotate(rotate).let_sites(sites.clone());
         Recipe::resolve("w4a4".parse().unwrap(), None, None, &overrides).unwrap()
     };
     check(&model, &recipe(RotateKind::Merged)).unwrap();
@@ -174,13 +170,7 @@ fn scales_do_not_pass_rotations_while_the_model_runs() {
 #[test]
 fn a_stopped_run_ends_in_the_same_bytes() {
     for method in [Method::Omniquant, Method::Smoothquant] {
-        let overrides = Overrides {
-            method: Some(method),
-            samples: Some(4),
-            seqlen: Some(64),
-            epochs: Some(2),
-            ..Overrides::default()
-        };
+        let overrides = Overrides::default().method(method).samples(4).seqlen(64).epochs(2);
         let recipe = recipe("tiny-opt", "w4a4", overrides);
         let (whole, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         quantized("tiny-opt", &recipe, whole.path());
@@ -203,13 +193,8 @@ fn a_stopped_run_ends_in_the_same_bytes() {
 #[test]
 fn a_checkpoint_that_was_transformed_by_nothing_is_its_source() {
     // Scales of 1 and no shifts: smoothing where nothing reads an input.
-    let overrides = Overrides {
-        method: Some(Method::Smoothquant),
-        sites: Some(vec![SiteKind::Qk]),
-        samples: Some(2),
-        ..Overrides::default()
-    };
-    let rtn = Overrides { method: Some(Method::Rtn), ..Overrides::default() };
+    let overrides = Overrides::default().method(Method::Smoothquant).let_sites(vec![SiteKind::Qk]).samples(2);
+    let rtn = Overrides::default().method(Method::Rtn);
     let (smooth, plain) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     quantized("tiny-llama", &recipe("tiny-llama", "w4a8", overrides), smooth.path());
     quantized("tiny-llama", &recipe("tiny-llama", "w4a8", rtn), plain.path());

@@ -177,10 +177,9 @@ fn learned_in(
     tune_lr: f64,
     on: &mut dyn FnMut(Notice) -> ControlFlow<()>,
 ) -> Result<Outcome, CalibError> {
-    let tune_epochs = Some(segments.len() / samples - 1);
-    let few =
-        Overrides { samples: Some(samples), seqlen: Some(segments[0].len()), epochs: Some(1), ..Overrides::default() };
-    let overrides = Overrides { tune_epochs, tune_lr: Some(tune_lr), ..few };
+    let tune_epochs = segments.len() / samples - 1;
+    let few = Overrides::default().samples(samples).seqlen(segments[0].len()).epochs(1);
+    let overrides = few.tune_epochs(tune_epochs).tune_lr(tune_lr);
     let recipe = Recipe::resolve("w2a16g64".parse().unwrap(), None, None, &overrides).unwrap();
     let model = Model::open(&fixture("tiny-llama")).unwrap();
     oq_calib::quantize(&model, &recipe, segments, &in_f32(out, true), on)
@@ -250,14 +249,7 @@ fn a_run_that_stops_within_an_epoch_keeps_its_steps() {
 #[test]
 fn a_run_that_stops_before_a_short_batch_goes_on() {
     // Two batches of two and one of one, for the blocks and for two passes; all hidden states on the disk.
-    let overrides = Overrides {
-        samples: Some(5),
-        batch: Some(2),
-        seqlen: Some(16),
-        epochs: Some(1),
-        tune_epochs: Some(2),
-        ..Overrides::default()
-    };
+    let overrides = Overrides::default().samples(5).batch(2).seqlen(16).epochs(1).tune_epochs(2);
     let recipe = Recipe::resolve("w2a16g64".parse().unwrap(), None, None, &overrides).unwrap();
     let model = Model::open(&fixture("tiny-llama")).unwrap();
     let segments: Vec<Vec<u32>> = (0..15).map(segment).collect();

@@ -1,34 +1,17 @@
 //! What can end a run.
 
-use std::fmt;
 use std::path::PathBuf;
 
 use oq_formats::FormatError;
 use oq_models::{LinearName, Model, ModelError};
 
-use crate::journal::JournalError;
-use crate::sites::SiteError;
+use crate::disk::stages::StageError;
+use crate::disk::states::StatesError;
+use crate::model::error::{PassError, full_name};
+use crate::nth::Nth;
 
-/// One of several blocks, epochs or batches. Counted from 0 here and in records; people read it counted from 1, such as `3 of 30`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Nth {
-    /// Which, from 0.
-    pub index: usize,
-    /// How many there are.
-    pub of: usize,
-}
-
-impl Nth {
-    pub(crate) fn new(index: usize, of: usize) -> Self {
-        Self { index, of }
-    }
-}
-
-impl fmt::Display for Nth {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} of {}", self.index + 1, self.of)
-    }
-}
+use crate::block::sites::SiteError;
+use crate::disk::journal::JournalError;
 
 /// Why a run ended before its model was written. Finished blocks stay, for `--resume`.
 #[derive(Debug, thiserror::Error)]
@@ -97,19 +80,8 @@ pub enum CalibError {
         batch: Nth,
     },
     /// Hidden states beyond the budget have no place on the disk.
-    #[error(
-        "{}: hidden states that --cache-memory leaves no room for, {bytes} bytes, cannot be kept there: {source}; free some space \
-         or take a larger --cache-memory",
-        dir.display()
-    )]
-    Cache {
-        /// Where the files are.
-        dir: PathBuf,
-        /// What all of them take.
-        bytes: u64,
-        /// Why.
-        source: std::io::Error,
-    },
+    #[error(transparent)]
+    States(#[from] StatesError),
     /// Something that is no fault of the block, but ended the run there.
     #[error("block {block}: {source}; then go on with --resume, finished blocks are kept")]
     InBlock {
@@ -151,17 +123,36 @@ pub enum CalibError {
 impl CalibError {
     /// [`Self::Linear`] of a block's linear.
     pub(crate) fn of_linear(model: &Model, block: usize, linear: LinearName, reason: impl ToString) -> Self {
-        let linear = format!("{}{}", model.decoder().block_prefix(block), linear.0);
-        Self::Linear { linear, reason: reason.to_string() }
+        Self::Linear { linear: full_name(model, block, linear), reason: reason.to_string() }
     }
 
     /// The error with its block, where it does not say so itself.
     pub(crate) fn in_block(self, block: Nth) -> Self {
         match self {
-            Self::Model(_) | Self::Format(_) | Self::Journal(_) | Self::Cache { .. } => {
+            Self::Model(_) | Self::Format(_) | Self::Journal(_) | Self::States(_) => {
                 Self::InBlock { block, source: Box::new(self) }
             }
             other => other,
+        }
+    }
+}
+
+impl From<PassError> for CalibError {
+    fn from(error: PassError) -> Self {
+        match error {
+            PassError::Overflow { block, batch } => Self::Overflow { block, batch },
+            PassError::Linear { linear, reason } => Self::Linear { linear, reason },
+            PassError::Model(error) => Self::Model(error),
+            PassError::States(error) => Self::States(error),
+        }
+    }
+}
+
+impl From<StageError> for CalibError {
+    fn from(error: StageError) -> Self {
+        match error {
+            StageError::Format(error) => Self::Format(error),
+            StageError::Journal(error) => Self::Journal(error),
         }
     }
 }

@@ -7,36 +7,30 @@
 //! hidden states; of depth it has what tuning learns, three numbers per group. A killed run goes on after its last finished block, or
 //! where tuning was kept last, and ends in the same bytes.
 
-mod adamw;
-mod allocate;
-mod chain;
-mod compensate;
+mod block;
+mod check;
+mod compute;
+mod disk;
 mod error;
-mod identity;
-mod inputs;
-mod journal;
-mod learn;
-mod output;
-mod peak;
+mod merged;
+mod model;
+mod nth;
+mod optim;
 mod plan;
 mod run;
-mod sensitivity;
-mod sites;
-mod stages;
-mod states;
-mod student;
-mod tune;
-mod watch;
 mod widths;
-mod work;
 
 #[cfg(test)]
 mod testing;
 
-pub use error::{CalibError, Nth};
-pub use journal::{JOURNAL, JournalError, UNTUNED};
+pub use block::sites::SiteError;
+pub use check::check;
+pub use disk::journal::JournalError;
+pub use disk::names::{JOURNAL, UNTUNED};
+pub use disk::states::StatesError;
+pub use error::CalibError;
+pub use nth::Nth;
 pub use plan::{
-    Accelerator, LinearPlan, Machine, MemoryPlan, Mend, Parts, Plan, Setting, SitePlan, StepTime, TimePlan,
+    Accelerator, LinearPlan, Machine, MemoryPlan, Parts, Plan, Setting, SitePlan, StepTime, Suggestion, TimePlan,
 };
-pub use run::{Notice, Options, Outcome, check, quantize};
-pub use sites::SiteError;
+pub use run::{Notice, Options, Outcome, quantize};

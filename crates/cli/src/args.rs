@@ -1,5 +1,6 @@
 //! The command line: the program's commands and their options.
 
+mod keys;
 mod shared;
 mod values;
 

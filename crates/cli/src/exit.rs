@@ -1,6 +1,6 @@
 //! Which exit code an error has.
 
-use oq_calib::{CalibError, JournalError};
+use oq_calib::{CalibError, JournalError, StatesError};
 use oq_data::{DataError, ErrorKind};
 use oq_eval::EvalError;
 use oq_formats::FormatError;
@@ -111,7 +111,7 @@ fn calib_code(error: &CalibError) -> u8 {
         CalibError::Segments { .. } | CalibError::Site(_) => USAGE,
         CalibError::Model(error) => model_code(error),
         CalibError::Format(error) => format_code(error),
-        CalibError::Cache { source, .. } => io_code(source),
+        CalibError::States(StatesError { source, .. }) => io_code(source),
         CalibError::Journal(JournalError::Io { source, .. }) => io_code(source),
         CalibError::Journal(JournalError::Unwritable { source, .. }) if io_code(source) == DOES_NOT_FIT => DOES_NOT_FIT,
         CalibError::Journal(_) => USAGE,

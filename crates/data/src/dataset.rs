@@ -1,12 +1,11 @@
 //! Texts by name: a file, or WikiText-2 from a data directory or the hub.
 
-use std::fmt;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
 use crate::error::{DataError, read_text};
-use crate::hub::Hub;
+use crate::hub::settings::Hub;
 use crate::parquet_text;
+use crate::split::Split;
 use crate::text_file::{self, Rows};
 
 /// Names that [`load_text`] accepts besides files, each also as `name:train`, `name:valid`, `name:test`.
@@ -16,50 +15,6 @@ const WIKITEXT2: &str = "wikitext2";
 /// Folders of a data directory that may hold WikiText-2; the second is that of the published archive.
 const WIKITEXT2_FOLDERS: [&str; 3] = ["wikitext2", "wikitext-2-raw", "."];
 const WIKITEXT2_REPO: &str = "Salesforce/wikitext";
-
-/// A split of a dataset.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Split {
-    /// The training split.
-    Train,
-    /// The validation split, held out for choosing settings.
-    Validation,
-    /// The test split, held out for reporting.
-    Test,
-}
-
-impl Split {
-    const ALL: [Self; 3] = [Self::Train, Self::Validation, Self::Test];
-
-    /// The split's name in parquet files.
-    fn parquet_name(self) -> &'static str {
-        match self {
-            Self::Train => "train",
-            Self::Validation => "validation",
-            Self::Test => "test",
-        }
-    }
-}
-
-/// `train`, `valid` or `test`.
-impl fmt::Display for Split {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Train => "train",
-            Self::Validation => "valid",
-            Self::Test => "test",
-        })
-    }
-}
-
-/// The inverse of [`Display`](fmt::Display); also accepts `validation`.
-impl FromStr for Split {
-    type Err = ();
-
-    fn from_str(s: &str) -> Result<Self, ()> {
-        Self::ALL.into_iter().find(|split| s == split.to_string() || s == split.parquet_name()).ok_or(())
-    }
-}
 
 /// A text and its source.
 #[derive(Clone, Debug, PartialEq, Eq)]

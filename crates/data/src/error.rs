@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use oq_formats::{FormatError, LFS_POINTER, is_lfs_pointer, without_mark};
 
-use crate::dataset::Split;
+use crate::split::Split;
 
 /// Any error of this crate.
 #[derive(Debug, thiserror::Error)]

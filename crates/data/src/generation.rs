@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::error::{DataError, read_optional_json};
-use crate::tokenizer::as_id;
+use crate::tokenizer::special::as_id;
 
 /// Generation defaults, as transformers reads them: from `generation_config.json`, with the end-of-sequence tokens from `config.json` if
 /// that file names none. `None` means not specified.

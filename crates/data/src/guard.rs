@@ -9,3 +9,9 @@ pub(crate) fn guarded<T>(work: impl FnOnce() -> T) -> Result<T, String> {
         text.or_else(|| panic.downcast_ref().cloned()).unwrap_or_else(|| "no reason given".to_owned())
     })
 }
+
+/// Lets the tokenizers' library do its work, and turns its panics into its errors: merges shorter than their prefix, or pieces of no
+/// length, make it panic. What that leaves half done is a tokenizer that is dropped, or the cache of one that is only read.
+pub(crate) fn tokenizing<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> tokenizers::Result<T> {
+    guarded(work).unwrap_or_else(|panic| Err(format!("its settings contradict each other ({panic})").into()))
+}

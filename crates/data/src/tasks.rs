@@ -19,8 +19,7 @@ use std::str::FromStr;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use crate::DataError;
-use crate::error::read_text;
+use crate::error::{DataError, read_text};
 
 /// A zero-shot task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

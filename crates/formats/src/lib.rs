@@ -24,6 +24,7 @@
 
 mod atomic;
 mod checkpoint;
+mod config;
 mod digest;
 mod error;
 pub mod gguf;
@@ -37,12 +38,12 @@ mod pickle;
 mod scratch;
 mod sentencepiece;
 mod shard;
+mod text;
 mod view;
-
-use std::path::Path;
 
 pub use atomic::{atomic_write, is_leftover, remove_file};
 pub use checkpoint::{Checkpoint, Shard};
+pub use config::read_config;
 pub use digest::sha256_file;
 pub use error::{FormatError, HeaderFault, PackedFault};
 pub use inspect::{Summary, inspect};
@@ -55,31 +56,5 @@ pub use safetensors::Dtype;
 pub use scratch::Scratch;
 pub use sentencepiece::{SentencePieceModel, SpacePrefix};
 pub use shard::{OutTensor, write_shard};
+pub use text::without_mark;
 pub use view::TensorView;
-
-/// The file that describes a model.
-const CONFIG: &str = "config.json";
-
-/// A file's content without the byte-order mark that some editors put at its beginning.
-pub fn without_mark(bytes: &[u8]) -> &[u8] {
-    bytes.strip_prefix("\u{feff}".as_bytes()).unwrap_or(bytes)
-}
-
-/// A model directory's `config.json`.
-///
-/// # Errors
-/// [`FormatError::NoConfig`] when there is none, [`FormatError::Json`] when it is not a JSON object.
-pub fn read_config(dir: &Path) -> Result<serde_json::Value, FormatError> {
-    let path = dir.join(CONFIG);
-    let bytes = std::fs::read(&path).map_err(|source| match FormatError::reading(&path, source) {
-        FormatError::MissingFile { .. } if dir.is_dir() => {
-            FormatError::NoConfig { dir: dir.to_owned(), what: mistaken::what_lies_in(dir) }
-        }
-        other => other,
-    })?;
-    lfs::refuse_pointer(&path, &bytes)?;
-    let not_json = |why| FormatError::Json { path: path.clone(), why };
-    let config: serde_json::Value =
-        serde_json::from_slice(without_mark(&bytes)).map_err(|error| not_json(error.to_string()))?;
-    if config.is_object() { Ok(config) } else { Err(not_json("an object was expected".to_owned())) }
-}

@@ -81,6 +81,11 @@ impl Site {
         self.ports.iter().filter(|port| port.action == Action::MultiplyInput)
     }
 
+    /// Whether its scales act on what `module` is given.
+    pub fn rescales_input_of(&self, module: &str) -> bool {
+        self.readers().any(|port| port.module == module)
+    }
+
     /// The modules that write the site's channels.
     pub fn writers(&self) -> impl Iterator<Item = &Port> {
         self.ports.iter().filter(|port| port.action != Action::MultiplyInput)

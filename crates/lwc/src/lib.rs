@@ -115,9 +115,24 @@ impl Lwc {
         Ok(Self { gamma: strength(), beta: strength(), offsets: None, spec, in_features })
     }
 
-    /// Starts from a search. For each group it tries fractions of the range between sigmoid([`START`]) and a quarter, and takes those with
-    /// the least squared error of the weights, each weighted by the mean square of the input that it is multiplied by, `importance [in]`.
-    /// It first finds the best fraction for both ends together, then refines each end. Offsets are ignored.
+    /// Strengths that clip nothing: infinite ones, whose sigmoid is 1. They are for rounding to nearest; nothing can be learned from there.
+    /// Refuses a group that does not divide `in_features`.
+    pub fn whole_range(
+        out_features: usize,
+        in_features: usize,
+        spec: WeightSpec,
+        device: Device,
+    ) -> Result<Self, LwcError> {
+        let mut clip = Self::new(out_features, in_features, spec, device)?;
+        for strength in [&mut clip.gamma, &mut clip.beta] {
+            *strength = strength.full_like(f64::INFINITY);
+        }
+        Ok(clip)
+    }
+
+    /// Starts from the clipping that searching finds: of each group the shares, between sigmoid([`START`]) and a quarter, with
+    /// little error of the weights, each weighed by the mean square of what it is multiplied with, `importance [in]`: the best for
+    /// both ends alike, then for each end. Offsets play no part.
     ///
     /// # Panics
     /// When `weight` is not `[out, in]` or `importance` not `[in]`.

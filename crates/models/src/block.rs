@@ -80,12 +80,12 @@ impl BlockWeights {
 
     /// A linear's weight, `[out, in]`.
     pub fn weight(&self, linear: LinearName) -> &Tensor {
-        self.get(&format!("{}.weight", linear.0))
+        self.get(&linear.weight())
     }
 
     /// A linear's bias, `[out]`, where it has one.
     pub fn bias(&self, linear: LinearName) -> Option<&Tensor> {
-        self.find(&format!("{}.bias", linear.0))
+        self.find(&linear.bias())
     }
 
     /// A tensor by name, where there is one.
@@ -103,7 +103,7 @@ impl BlockWeights {
         let mut cast = Self::new(self.tensors.iter().map(|(name, t)| (name.clone(), t.shallow_clone())).collect())
             .with_online(self.online.clone());
         for linear in linears {
-            cast.set(format!("{}.weight", linear.name.0), compute.cast(self.weight(linear.name).shallow_clone()));
+            cast.set(linear.name.weight(), compute.cast(self.weight(linear.name).shallow_clone()));
         }
         cast
     }

@@ -23,6 +23,18 @@ pub(crate) const LM_HEAD: &str = "lm_head.weight";
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LinearName(pub &'static str);
 
+impl LinearName {
+    /// Name of its weight's tensor.
+    pub fn weight(self) -> String {
+        format!("{}.weight", self.0)
+    }
+
+    /// Name of its bias's tensor.
+    pub fn bias(self) -> String {
+        format!("{}.bias", self.0)
+    }
+}
+
 /// A linear's place and size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Linear {

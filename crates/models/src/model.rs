@@ -202,9 +202,9 @@ impl Model {
         let mut tensors = self.load_params(&prefix, &layout, device)?;
         for linear in &layout.linears {
             let name = format!("{prefix}{}", linear.name.0);
-            tensors.insert(format!("{}.weight", linear.name.0), self.load_weight(&name, linear, device)?);
+            tensors.insert(linear.name.weight(), self.load_weight(&name, linear, device)?);
             if linear.bias {
-                tensors.insert(format!("{}.bias", linear.name.0), self.load(&format!("{name}.bias"), device)?);
+                tensors.insert(linear.name.bias(), self.load(&format!("{name}.bias"), device)?);
             }
         }
         let block = BlockWeights::new(tensors);

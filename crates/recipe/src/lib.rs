@@ -7,7 +7,7 @@
 //! use oq_recipe::{Overrides, Recipe, find};
 //!
 //! let scheme = "w3a16g128".parse()?;
-//! let overrides = Overrides { samples: Some(64), ..Overrides::default() };
+//! let overrides = Overrides::default().samples(64);
 //! let recipe = Recipe::resolve(scheme, find("llama2-7b"), None, &overrides)?;
 //! // Half of the 20 of the paper.
 //! assert_eq!((recipe.learn.epochs, recipe.calibration.samples), (10, 64));
@@ -15,30 +15,33 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
-mod bits;
 mod cache;
 mod embedded;
 mod error;
 mod machine;
 mod model;
+mod overrides;
 mod parse;
 mod patch;
 mod preset;
 mod recipe;
 mod record;
-mod section;
+mod setting;
+mod tables;
 mod when;
 
-pub use bits::BitBudget;
 pub use cache::cache_dir;
 pub use error::RecipeError;
 pub use machine::{Profile, find_machine, machine_names};
 pub use model::{EvalDefaults, Family, ModelEntry, Shape, Source, find, names};
-pub use patch::{BitsPatch, Overrides, RecipeFile, SharePatch};
+pub use overrides::Overrides;
+pub use patch::{RecipeFile, SharePatch};
 pub use preset::Preset;
 pub use recipe::{Loss, Method, Recipe, Rounding, Start};
 pub use record::{BlockRecord, EVENTS, Event, RECIPE, RECORDS, RUN, RunRecord};
-pub use section::{
-    Calibration, CalibrationPatch, Learn, LearnPatch, Rotate, RotatePatch, Transform, TransformPatch, Tune, TunePatch,
+pub use setting::{Key, KeyOption};
+pub use tables::{
+    BitBudget, BitsPatch, Calibration, CalibrationPatch, Learn, LearnPatch, Rotate, RotatePatch, Transform,
+    TransformPatch, Tune, TunePatch, keys,
 };
 pub use when::When;

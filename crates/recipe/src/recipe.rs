@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
 
-use oq_quant_core::{QuantSpec, SiteKind};
+use oq_quant_core::QuantSpec;
 use serde::{Deserialize, Serialize};
 
 use crate::parse::parse;
@@ -12,7 +12,7 @@ use crate::preset::{of_paper, sites_of_paper, usual_method};
 use crate::when::Case;
 use crate::{
     BitBudget, Calibration, Family, Learn, ModelEntry, Overrides, RecipeError, RecipeFile, Rotate, Transform, Tune,
-    bits,
+    keys,
 };
 
 /// Everything that decides what calibration computes.
@@ -87,9 +87,6 @@ pub enum Loss {
     Relative,
 }
 
-/// More passes of tuning than anybody makes: each has text of its own.
-const MAX_TUNE_EPOCHS: usize = 1000;
-
 /// A choice by its name in recipes and on the command line.
 macro_rules! choice {
     ($choice:ident { $($name:literal => $variant:ident),+ }) => {
@@ -101,6 +98,14 @@ macro_rules! choice {
                     $($name => Ok(Self::$variant),)+
                     _ => Err(format!("must be one of {}", [$($name),+].join(", "))),
                 }
+            }
+        }
+
+        impl fmt::Display for $choice {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(match self {
+                    $(Self::$variant => $name,)+
+                })
             }
         }
     };
@@ -178,12 +183,9 @@ impl Recipe {
         if let Some(file) = file {
             recipe.apply_file(file, &case);
         }
-        overrides.apply_to(&mut recipe);
-        if let Some(choices) = overrides.bit_choices.as_ref().filter(|_| recipe.bits.is_none()) {
-            return Err(refused("bits.choices", bits::list(choices), "given with bits.average (--bits)"));
-        }
-        if overrides.sites.is_none() {
-            let wanted = overrides.transform.or((recipe.method == Method::Smoothquant).then_some(true));
+        overrides.apply_to(&mut recipe)?;
+        if overrides.transform.sites.is_none() {
+            let wanted = overrides.use_let.or((recipe.method == Method::Smoothquant).then_some(true));
             match wanted {
                 Some(false) => recipe.transform.sites.clear(),
                 Some(true) if recipe.transform.sites.is_empty() => {
@@ -235,73 +237,8 @@ impl Recipe {
     }
 
     fn validate(&self) -> Result<(), RecipeError> {
-        self.bits.as_ref().map_or(Ok(()), BitBudget::validate)?;
-        let Calibration { data, samples, seqlen, seed, batch } = &self.calibration;
-        let Learn { epochs, lwc_lr, .. } = &self.learn;
-        let Transform { sites, shift: _, lr, alpha } = &self.transform;
-        let Tune { epochs: tune_epochs, lr: tune_lr } = &self.tune;
-        if data.trim().is_empty() {
-            return Err(refused(
-                "calibration.data",
-                format!("{data:?}"),
-                "a dataset such as wikitext2, or a text file",
-            ));
-        }
-        let integers = [
-            ("calibration.samples", *samples as u64),
-            ("calibration.seqlen", *seqlen as u64),
-            ("calibration.seed", *seed),
-            ("learn.epochs", *epochs as u64),
-            ("tune.epochs", *tune_epochs as u64),
-            ("rotate.seed", self.rotate.seed),
-        ];
-        // The largest integer of TOML, in which recipes are kept.
-        if let Some((key, value)) = integers.into_iter().find(|(_, value)| i64::try_from(*value).is_err()) {
-            return Err(refused(key, value, format!("{} (2^63 - 1) or less", i64::MAX)));
-        }
-        if *samples == 0 {
-            return Err(refused("calibration.samples", samples, "1 or more"));
-        }
-        if *seqlen < 2 {
-            return Err(refused("calibration.seqlen", seqlen, "2 or more"));
-        }
-        if !(1..=*samples).contains(batch) {
-            return Err(refused("calibration.batch", batch, format!("1 to calibration.samples, which is {samples}")));
-        }
-        if *epochs == 0 {
-            return Err(refused("learn.epochs", epochs, "1 or more (to learn nothing, use method = \"rtn\")"));
-        }
-        if !(lwc_lr.is_finite() && *lwc_lr > 0.0) {
-            return Err(refused("learn.lwc_lr", lwc_lr, "positive and finite, such as 1e-2"));
-        }
-        if sites.iter().enumerate().any(|(i, site)| sites[..i].contains(site)) {
-            return Err(refused("let.sites", list(sites), "without repetition"));
-        }
-        if sites.is_empty() && self.method == Method::Smoothquant {
-            let kinds = SiteKind::ALL.map(SiteKind::name).join(", ");
-            let allowed = format!("one or more of {kinds} for smoothquant (to round only, use method = \"rtn\")");
-            return Err(refused("let.sites", list(sites), allowed));
-        }
-        if !(lr.is_finite() && *lr > 0.0) {
-            return Err(refused("let.lr", lr, "positive and finite, such as 5e-3"));
-        }
-        if !(0.0..=1.0).contains(alpha) {
-            return Err(refused("let.alpha", alpha, "0 to 1"));
-        }
-        if !(tune_lr.is_finite() && *tune_lr > 0.0) {
-            return Err(refused("tune.lr", tune_lr, "positive and finite, such as 5e-3"));
-        }
-        if *tune_epochs > MAX_TUNE_EPOCHS {
-            return Err(refused("tune.epochs", tune_epochs, format!("{MAX_TUNE_EPOCHS} or less")));
-        }
-        Ok(())
+        keys().try_for_each(|key| (key.check)(self))
     }
-}
-
-/// Sites as a recipe file writes them.
-fn list(sites: &[SiteKind]) -> String {
-    let quoted: Vec<String> = sites.iter().map(|site| format!("\"{site}\"")).collect();
-    format!("[{}]", quoted.join(", "))
 }
 
 pub(crate) fn refused(key: &'static str, value: impl ToString, allowed: impl Into<String>) -> RecipeError {

@@ -129,7 +129,7 @@ mod tests {
             Recipe::resolve(scheme.parse().unwrap(), None, Some(&file), &overrides).unwrap().calibration.seed
         };
         assert_eq!([seed("w3a16", Overrides::default()), seed("w4a16", Overrides::default())], [2, 3]);
-        assert_eq!(seed("w4a16", Overrides { seed: Some(4), ..Overrides::default() }), 4);
+        assert_eq!(seed("w4a16", Overrides::default().seed(4)), 4);
     }
 
     #[test]

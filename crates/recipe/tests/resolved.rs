@@ -30,8 +30,8 @@ const SCHEMES: [&str; 14] = [
 
 /// What is typed beside the scheme, by the name that the golden file has for it.
 fn typed() -> Vec<(&'static str, Overrides)> {
-    let preset = |preset| Overrides { preset: Some(preset), ..Overrides::default() };
-    let method = |method| Overrides { method: Some(method), ..Overrides::default() };
+    let preset = |preset| Overrides::default().preset(preset);
+    let method = |method| Overrides::default().method(method);
     vec![
         ("-", Overrides::default()),
         ("paper", preset(Preset::Paper)),
@@ -40,7 +40,7 @@ fn typed() -> Vec<(&'static str, Overrides)> {
         ("best", preset(Preset::Best)),
         ("rtn", method(Method::Rtn)),
         ("smoothquant", method(Method::Smoothquant)),
-        ("let", Overrides { transform: Some(true), ..preset(Preset::Paper) }),
+        ("let", preset(Preset::Paper).use_let(true)),
     ]
 }
 

@@ -9,10 +9,10 @@ use oq_quant_core::{ActSpec, Bits, RotateKind, packed_words};
 use oq_recipe::{Calibration, Recipe, Rounding};
 use tch::{Device, Kind, Tensor};
 
-use crate::compensate::WEIGHTS;
-use crate::inputs::PART;
-use crate::sensitivity::n_segments;
-use crate::sites::{SiteError, is_rescaled, sites_of};
+use crate::block::compensate::WEIGHTS;
+use crate::block::inputs::PART;
+use crate::block::sites::{SiteError, sites_of};
+use crate::model::sensitivity::n_segments;
 
 /// f32, in which a block is held and learns.
 pub(super) const F32: u64 = 4;
@@ -144,7 +144,11 @@ impl Counts {
         // Twice a factor and an inverse, a third of a product each.
         let (mut compensation, mut columns) =
             (squares.iter().map(|square| square * square.isqrt()).sum::<u64>() * u64::from(compensates), 0);
-        for linear in layout.linears.iter().filter(|linear| compensates && !is_rescaled(sites, linear.name)) {
+        for linear in layout
+            .linears
+            .iter()
+            .filter(|linear| compensates && !sites.iter().any(|site| site.rescales_input_of(linear.name.0)))
+        {
             for part in parts(linear.in_features) {
                 // Each error reaches half of the columns.
                 compensation += linear.out_features as u64 * part * part;
@@ -295,7 +299,7 @@ impl BlockOps for Probe<'_> {
         }
         let last = self.last.replace(Some(x.shallow_clone()));
         if last.is_none_or(|last| last.data_ptr() != x.data_ptr()) {
-            seen.widths.push((x.size()[2] as usize, is_rescaled(self.sites, name)));
+            seen.widths.push((x.size()[2] as usize, self.sites.iter().any(|site| site.rescales_input_of(name.0))));
         }
         let linear = self.layout.linears.iter().find(|linear| linear.name == name);
         let width = linear.expect("the forward runs the linears of its layout").out_features as i64;

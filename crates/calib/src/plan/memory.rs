@@ -10,8 +10,8 @@ use serde::Serialize;
 
 use super::Setting;
 use super::counts::{Counts, F16, F32};
-use crate::chain::POSITIONS;
-use crate::compensate::WEIGHTS;
+use crate::block::compensate::WEIGHTS;
+use crate::model::chain::POSITIONS;
 
 /// libtorch itself, its thread pools, the program and a tokenizer: measured on x86-64 with the CPU library.
 const PROGRAM_BYTES: u64 = 165 << 20;

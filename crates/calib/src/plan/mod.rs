@@ -2,7 +2,7 @@
 
 mod counts;
 mod memory;
-mod mend;
+mod suggest;
 mod time;
 
 use oq_let::Site;
@@ -11,12 +11,13 @@ use oq_quant_core::SiteKind;
 use oq_recipe::{Profile, Recipe};
 use serde::Serialize;
 
+use crate::block::sites::sites_of;
+use crate::check::check_sites;
 use crate::error::CalibError;
-use crate::sites::{check_sites, sites_of};
 use counts::Counts;
 
 pub use memory::{MemoryPlan, Parts};
-pub use mend::Mend;
+pub use suggest::Suggestion;
 pub use time::{StepTime, TimePlan};
 
 /// What the machine has; `None` where it cannot be found out.
@@ -125,7 +126,7 @@ pub struct Plan {
     /// What does not fit.
     pub problems: Vec<String>,
     /// Settings with which memory would be enough.
-    pub mends: Vec<Mend>,
+    pub suggestions: Vec<Suggestion>,
 }
 
 impl Plan {
@@ -148,7 +149,8 @@ impl Plan {
         let memory = MemoryPlan::of_kinds(&kinds, setting);
         let short = Shortage::of(&memory, setting.machine);
         let mut problems: Vec<String> = short.iter().map(Shortage::text).collect();
-        let mends = if short.is_empty() { Vec::new() } else { mend::mends(decoder, recipe, &kinds, setting) };
+        let suggestions =
+            if short.is_empty() { Vec::new() } else { suggest::suggestions(decoder, recipe, &kinds, setting) };
         let sum = |of: fn(&Counts) -> u64| {
             kinds.iter().fold(0u64, |sum, (counts, n)| sum.saturating_add(n.saturating_mul(of(counts))))
         };
@@ -179,7 +181,7 @@ impl Plan {
             disk_bytes,
             time: setting.profile.map(|profile| TimePlan::of_kinds(&kinds, profile, on_device)),
             problems,
-            mends,
+            suggestions,
         })
     }
 

@@ -6,15 +6,17 @@ use std::time::Instant;
 use oq_models::Model;
 use oq_recipe::{BitBudget, Event, Recipe};
 
-use super::{Notice, Options};
-use crate::error::{CalibError, Nth};
-use crate::identity::{Identity, Sources};
-use crate::journal::Journal;
-use crate::sensitivity::{Probe, n_segments};
-use crate::sites::sites_of;
-use crate::states::{Cache, Store};
-use crate::student::Place;
-use crate::widths::{Choice, Widths};
+use super::options::{Notice, Options};
+use crate::block::sites::sites_of;
+use crate::compute::Place;
+use crate::disk::identity::{Identity, Sources};
+use crate::disk::journal::{Journal, Stage};
+use crate::disk::states::{Cache, Store};
+use crate::error::CalibError;
+use crate::model::choice::Choice;
+use crate::model::sensitivity::{Probe, n_segments};
+use crate::nth::Nth;
+use crate::widths::Widths;
 
 /// What widths are chosen for.
 pub(super) struct Subject<'a> {
@@ -42,9 +44,9 @@ impl Subject<'_> {
         if let Some(widths) = before.and_then(|choice| choice.widths(decoder, scheme)) {
             return Ok(widths);
         }
-        if !journal.finished().is_empty() {
+        if !journal.learned().is_empty() {
             tracing::warn!("which widths were chosen is not known any more: all blocks are made again");
-            journal.truncate(0)?;
+            journal.forget(Stage::Learned(0))?;
         }
         let choice = self.choose(sources, on)?;
         choice.write(out)?;

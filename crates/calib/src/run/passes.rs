@@ -1,16 +1,15 @@
 //! Hidden states of the calibration segments, and how they go through blocks.
 
 use oq_let::Site;
-use oq_models::runtime::trim_memory;
-use oq_models::{BlockOps, BlockWeights, Context, Decoder, DenseOps, LinearName, Model};
-use oq_recipe::Start;
-use tch::{Device, Tensor};
+use oq_models::{BlockOps, BlockWeights, Context, Decoder, LinearName};
 
-use super::{Options, Run, ids_of};
-use crate::error::{CalibError, Nth};
-use crate::inputs::{InputOps, Inputs};
-use crate::peak::Peak;
-use crate::states::{Cache, Store};
+use super::running::Run;
+use crate::block::inputs::{InputOps, Inputs};
+use crate::block::peak::Peak;
+use crate::compute::is_finite;
+use crate::disk::states::{Cache, Store};
+use crate::error::CalibError;
+use crate::nth::Nth;
 
 /// Hidden states of the calibration segments between blocks; no batches where a method has no use for them.
 pub(super) struct States<'a> {
@@ -21,7 +20,7 @@ pub(super) struct States<'a> {
 }
 
 /// What a pass in full precision gives beside the states.
-pub(super) struct Passed<'a> {
+pub(super) struct BlockTargets<'a> {
     /// With the second loss: what the full-precision block makes of the quantized blocks' output.
     pub(super) second: Option<Store<'a>>,
     /// What linears were given.
@@ -31,13 +30,6 @@ pub(super) struct Passed<'a> {
 }
 
 impl Run<'_> {
-    /// How each store of `len` numbers, in batches of so many, is held.
-    pub(super) fn cache(&self, batch: usize, len: usize) -> Cache {
-        let n_stores = 1 + self.recipe.targets();
-        let Options { device, cache_memory, out, .. } = self.options;
-        Cache { device: *device, budget: *cache_memory, batch, len, total: n_stores * len, dir: out.clone() }
-    }
-
     /// The embedded segments, for methods that look at text.
     pub(super) fn first_states<'c>(&self, cache: &'c Cache, segments: &[Vec<u32>]) -> Result<States<'c>, CalibError> {
         let mut states = States { full: Store::new(cache), quantized: Store::new(cache) };
@@ -49,35 +41,6 @@ impl Run<'_> {
             states.quantized = states.full.copy()?;
         }
         Ok(states)
-    }
-
-    /// Puts the embedded segments in the place of what `states` holds.
-    pub(super) fn embed(&self, segments: &[Vec<u32>], states: &mut Store<'_>) -> Result<(), CalibError> {
-        let outer = self.model.outer(self.options.device);
-        for (idx, batch) in segments.chunks(self.recipe.calibration.batch).enumerate() {
-            states.put(idx, &self.model.decoder().embed(&outer, &ids_of(batch))?)?;
-        }
-        Ok(())
-    }
-
-    /// A block's tensors, while the next one's are read ahead.
-    pub(super) fn load_block(&self, block_idx: usize) -> Result<BlockWeights, CalibError> {
-        load_block(self.model, block_idx, block_idx + 1, self.options.device)
-    }
-
-    /// A block's weights as products need them.
-    pub(super) fn cast(&self, block_idx: usize, weights: &BlockWeights) -> BlockWeights {
-        weights.cast(&self.model.decoder().layer(block_idx).linears, self.options.compute)
-    }
-
-    /// The full-precision block.
-    pub(super) fn full<'a>(&self, cast: &'a BlockWeights) -> DenseOps<'a> {
-        DenseOps::new(cast).with_compute(self.options.compute)
-    }
-
-    /// The quantized block.
-    pub(super) fn quantized<'a>(&self, cast: &'a BlockWeights) -> DenseOps<'a> {
-        self.full(cast).with_act(self.recipe.scheme.act)
     }
 
     /// Takes the states through a block that an earlier run finished.
@@ -113,9 +76,9 @@ impl Run<'_> {
         (linears, sites): (&[LinearName], &[Site]),
         ctx: &Context,
         states: &mut States<'c>,
-    ) -> Result<Passed<'c>, CalibError> {
+    ) -> Result<BlockTargets<'c>, CalibError> {
         if states.full.is_empty() {
-            return Ok(Passed { second: None, inputs: Inputs::default(), beyond_f16: None });
+            return Ok(BlockTargets { second: None, inputs: Inputs::default(), beyond_f16: None });
         }
         let decoder = self.model.decoder();
         let cast = self.cast(block_idx, weights);
@@ -129,7 +92,7 @@ impl Run<'_> {
             }
         }
         let learns = self.recipe.method.learns();
-        let start = if learns { self.recipe.learn.start } else { Start::Whole };
+        let start = learns.then_some(self.recipe.learn.start);
         let watched = InputOps::new(full, sites, linears, start);
         let peak = Peak::default();
         let peaking = peak.watch(&watched);
@@ -147,16 +110,8 @@ impl Run<'_> {
             states.full.set(batch, &x)?;
         }
         drop(peaking);
-        Ok(Passed { second, inputs: watched.finish(), beyond_f16: peak.beyond_f16() })
+        Ok(BlockTargets { second, inputs: watched.finish(), beyond_f16: peak.beyond_f16() })
     }
-}
-
-/// A block's tensors, after memory kept from before was handed back, while those of the block `next` are read ahead.
-pub(crate) fn load_block(model: &Model, block: usize, next: usize, device: Device) -> Result<BlockWeights, CalibError> {
-    trim_memory();
-    let weights = model.load_block(block, device)?;
-    model.read_ahead(next);
-    Ok(weights)
 }
 
 /// Takes all batches through a block, in place; `go_on` is asked before each.
@@ -172,8 +127,4 @@ pub(super) fn forward_all(
         states.set(batch, &decoder.block(layer, ops, ctx, &states.get(batch)))?;
     }
     Ok(())
-}
-
-pub(crate) fn is_finite(x: &Tensor) -> bool {
-    x.isfinite().all().int64_value(&[]) != 0
 }

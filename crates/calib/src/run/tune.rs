@@ -6,17 +6,19 @@ use std::time::{Duration, Instant};
 
 use oq_models::Context;
 use oq_models::runtime::trim_memory;
-use oq_recipe::{BlockRecord, Calibration, Event};
+use oq_recipe::{Calibration, Event};
 
-use super::passes::{forward_all, is_finite};
-use super::{Notice, Run, ids_of};
-use crate::error::{CalibError, Nth};
-use crate::journal::{Finished, Journal};
-use crate::learn::ATTEMPTS;
-use crate::output::Output;
-use crate::states::{Cache, Store};
-use crate::student::Place;
-use crate::tune::{Subject, Tuner};
+use super::options::Notice;
+use super::passes::forward_all;
+use super::running::Run;
+use crate::block::learn::ATTEMPTS;
+use crate::compute::{Place, ids_of, is_finite};
+use crate::disk::journal::{Finished, Journal, Stage, TunedRecord};
+use crate::disk::output::Output;
+use crate::disk::states::{Cache, Store};
+use crate::error::CalibError;
+use crate::model::tune::{Subject, Tuner};
+use crate::nth::Nth;
 
 /// How much of tuning a kill may undo.
 const SAVED_EVERY: Duration = Duration::from_secs(600);
@@ -52,9 +54,9 @@ impl Run<'_> {
             tracing::warn!(%error, "what tuning had come to cannot be read: it starts again");
             tuner.start(recipe.tune.lr)?;
         }
-        if tuner.divergences().len() < recipe.tune.epochs && journal.finished().len() > self.n_blocks {
+        if tuner.divergences().len() < recipe.tune.epochs && !journal.tuned().is_empty() {
             tracing::warn!("what tuning had come to is gone: all tuned blocks are made again");
-            journal.truncate(self.n_blocks)?;
+            journal.forget(Stage::Tuned(0))?;
         }
         self.work.resume_tuning(tuner.divergences().len(), tuner.epoch().steps);
         // Each has halved the rate.
@@ -68,7 +70,7 @@ impl Run<'_> {
                     let divergence = tuner.finish_epoch();
                     tuner.save(&path)?;
                     let secs_left = self.work.secs_left(self.work.in_tuning(epoch + 1, 0, 0));
-                    self.tell(Event::Tuned { epoch, divergence, lr: tuner.lr(), secs_left }, self.n_blocks)?;
+                    self.emit(Event::Tuned { epoch, divergence, lr: tuner.lr(), secs_left }, self.n_blocks)?;
                 }
                 Err(batch) => {
                     retries += 1;
@@ -82,23 +84,15 @@ impl Run<'_> {
                 }
             }
         }
-        for block in journal.finished().len() - self.n_blocks..self.n_blocks {
+        for block in journal.tuned().len()..self.n_blocks {
             if self.tuning_progress(recipe.tune.epochs, 0, 0).is_break() {
                 return Err(self.stopped_in_tuning(recipe.tune.epochs - 1));
             }
             let (shard, sha256) = self.stages.output.write_block(block, &tuner.merged(block)?)?;
-            let record = BlockRecord {
-                index: self.n_blocks + block,
-                losses: tuner.divergences().to_vec(),
-                final_loss: None,
-                wall_secs: 0.0,
-                retries: retries as usize,
-                // The learned block's line has it: scales and norms hardly move.
-                beyond_f16: None,
-            };
+            let record = TunedRecord { tuned: block, divergences: tuner.divergences().to_vec(), retries };
             // Codes are the learned block's.
-            let source = journal.finished()[block].source.clone();
-            journal.finish(Finished { shard, sha256, source, surroundings: None, record })?;
+            let source = journal.learned()[block].source.clone();
+            journal.finish_tuned(Finished { shard, sha256, source, surroundings: None, record })?;
         }
         Ok(())
     }

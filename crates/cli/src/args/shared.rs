@@ -3,9 +3,10 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use oq_quant_core::{Bits, QuantSpec, RotateKind, SiteKind};
-use oq_recipe::{Loss, Method, Overrides, Preset, Rounding, Start};
+use oq_quant_core::QuantSpec;
+use oq_recipe::{Method, Overrides, Preset};
 
+use super::keys::KeyArgs;
 use super::values::{ComputeArg, DeviceArg, HeadArg, KernelsArg};
 
 /// Which model.
@@ -30,115 +31,29 @@ pub struct RecipeArgs {
     /// settings (configs/models), the preset's, the paper's
     #[arg(long, value_name = "FILE")]
     pub recipe: Option<PathBuf>,
-    /// omniquant (learned clipping and transformation), smoothquant (a transformation that is not learned) or rtn (round to
-    /// nearest)
-    #[arg(long, value_name = "M")]
-    pub method: Option<Method>,
-    /// Calibration text: wikitext2, wikitext2:valid, or a file (text, .json, .jsonl, .json.gz, .parquet; - for stdin)
-    #[arg(long, value_name = "DATA")]
-    pub calib: Option<String>,
-    /// Calibration segments
-    #[arg(long, value_name = "N")]
-    pub samples: Option<usize>,
-    /// Tokens of a calibration segment
-    #[arg(long, value_name = "N")]
-    pub seqlen: Option<usize>,
-    /// Passes over the segments for each block
-    #[arg(long, value_name = "N")]
-    pub epochs: Option<usize>,
-    /// Seed of the choice of segments, and of the tokens that are drawn for --bits
-    #[arg(long, value_name = "N")]
-    pub seed: Option<u64>,
-    /// Learning rate of the clipping strengths
-    #[arg(long, value_name = "X")]
-    pub lwc_lr: Option<f64>,
-    /// Segments per optimizer step
-    #[arg(long, value_name = "N")]
-    pub batch: Option<usize>,
-    /// Add the error on the quantized model's own input to the loss: true or false [default: where the paper has it, but
-    /// for weights alone only by --preset paper]
-    #[arg(long, value_name = "BOOL")]
-    pub aug_loss: Option<bool>,
     /// How much is learned: default (in half of the paper's epochs), fast (a quarter), best (an eighth, on four times as much
     /// text, and then all blocks tuned together) or paper (as published: clipping, and --let where the paper has it)
     /// [default: default]
     #[arg(long, value_name = "PRESET")]
     pub preset: Option<Preset>,
-    /// What is minimized: relative (each token's error as a share of its size) or mse
-    #[arg(long, value_name = "LOSS")]
-    pub loss: Option<Loss>,
-    /// Where learning starts: compensate (weights make good each other's rounding errors), search (least error of weights, by
-    /// their inputs) or whole (98 % of the range, as published)
-    #[arg(long, value_name = "START")]
-    pub start: Option<Start>,
-    /// How weights are rounded: learned, or fixed as they start
-    #[arg(long, value_name = "HOW")]
-    pub rounding: Option<Rounding>,
+    /// omniquant (learned clipping and transformation), smoothquant (a transformation that is not learned) or rtn (round to
+    /// nearest)
+    #[arg(long, value_name = "M")]
+    pub method: Option<Method>,
     /// Transform channels equivalently before rounding, at the sites of the paper where the recipe has none
     #[arg(long = "let", conflicts_with = "no_let")]
     pub use_let: bool,
     /// Transform nothing
-    #[arg(long)]
+    #[arg(long, conflicts_with = "let_sites")]
     pub no_let: bool,
-    /// Where to transform: a list of norm, vo, qk, updown, such as norm,vo
-    #[arg(long, value_name = "LIST", value_delimiter = ',', conflicts_with = "no_let")]
-    pub let_sites: Option<Vec<SiteKind>>,
-    /// Also shift channels, where linears have biases (OPT): true or false
-    #[arg(long, value_name = "BOOL")]
-    pub let_shift: Option<bool>,
-    /// Learning rate of the scales and shifts of channels
-    #[arg(long, value_name = "X")]
-    pub let_lr: Option<f64>,
-    /// Where scales start: 0 evens out the weights, 1 the activations
-    #[arg(long, value_name = "X")]
-    pub let_alpha: Option<f64>,
-    /// Passes, each over new segments, in which all blocks' scales, norms and biases are tuned together, after the blocks
-    /// [default: 1 by --preset best, else 0]
-    #[arg(long, value_name = "N")]
-    pub tune_epochs: Option<usize>,
-    /// Learning rate of that tuning [default: 5e-3]
-    #[arg(long, value_name = "X")]
-    pub tune_lr: Option<f64>,
-    /// Rotate channels first, so that none is much larger than the others: none, merged (into the weights) or online (also queries, keys
-    /// and what the MLP's last linear reads, while the model runs) [default: online for LLaMA with activations of 4 bits or
-    /// fewer, else none; none by --preset paper and where nothing is learned]
-    #[arg(long, value_name = "KIND")]
-    pub rotate: Option<RotateKind>,
-    /// Bits of a code on average, such as 3.25: each linear gets a width by how much the predictions suffer, in place of the scheme's
-    #[arg(long, value_name = "X")]
-    pub bits: Option<f64>,
-    /// Widths to choose among [default: 2,3,4,5,6,8]
-    #[arg(long, value_name = "LIST", value_delimiter = ',')]
-    pub bit_choices: Option<Vec<Bits>>,
+    #[command(flatten)]
+    pub keys: KeyArgs,
 }
 
 impl RecipeArgs {
     pub fn overrides(&self) -> Overrides {
-        Overrides {
-            method: self.method,
-            data: self.calib.clone(),
-            samples: self.samples,
-            seqlen: self.seqlen,
-            epochs: self.epochs,
-            seed: self.seed,
-            lwc_lr: self.lwc_lr,
-            batch: self.batch,
-            aug_loss: self.aug_loss,
-            loss: self.loss,
-            start: self.start,
-            rounding: self.rounding,
-            preset: self.preset,
-            transform: if self.no_let { Some(false) } else { self.use_let.then_some(true) },
-            sites: self.let_sites.clone(),
-            shift: self.let_shift,
-            let_lr: self.let_lr,
-            alpha: self.let_alpha,
-            tune_epochs: self.tune_epochs,
-            tune_lr: self.tune_lr,
-            rotate: self.rotate,
-            bits: self.bits,
-            bit_choices: self.bit_choices.clone(),
-        }
+        let use_let = if self.no_let { Some(false) } else { self.use_let.then_some(true) };
+        Overrides { method: self.method, preset: self.preset, use_let, ..self.keys.0.clone() }
     }
 }
 

@@ -104,7 +104,7 @@ pub fn refuse(plan: &Plan) -> Result<()> {
     if plan.fits() {
         return Ok(());
     }
-    let lines = plan.problems.iter().cloned().chain(plan.mends.iter().map(ToString::to_string));
+    let lines = plan.problems.iter().cloned().chain(plan.suggestions.iter().map(ToString::to_string));
     Err(CliError::DoesNotFit(lines.collect::<Vec<_>>().join("\n  ")).into())
 }
 

@@ -3,10 +3,14 @@
 use minijinja::value::{Kwargs, Rest, Value, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, Output, State, escape_formatter};
 
-/// Adds all of them.
+use super::json::tojson;
+use super::methods::method;
+use super::python::{float_text, named};
+
+/// Adds them all.
 pub(super) fn add_to(environment: &mut Environment<'static>) {
     environment.set_formatter(print);
-    environment.add_filter("tojson", super::json::tojson);
+    environment.add_filter("tojson", tojson);
     environment.add_filter("default", default);
     environment.add_filter("d", default);
     environment.add_filter("int", int);
@@ -30,18 +34,6 @@ fn print(out: &mut Output<'_>, state: &mut State<'_, '_>, value: &Value) -> Resu
             write!(out, "{}", float_text(number)).map_err(|_| Error::from(ErrorKind::WriteFailure))
         }
         _ => escape_formatter(out, state, value),
-    }
-}
-
-/// A number as Python prints it: the shortest digits, exponents with a sign and two digits.
-pub(super) fn float_text(number: f64) -> String {
-    let text = format!("{number:?}");
-    match text.split_once('e') {
-        Some((digits, exponent)) => {
-            let exponent: i32 = exponent.parse().expect("Rust writes a number");
-            format!("{digits}e{exponent:+03}")
-        }
-        None => text,
     }
 }
 
@@ -98,7 +90,7 @@ fn escape(value: &Value) -> Value {
 }
 
 fn center(state: &mut State<'_, '_>, value: &Value, width: Option<Value>) -> Result<Value, Error> {
-    super::methods::method(state, &value.to_string().into(), "center", &[width.unwrap_or_else(|| 80.into())])
+    method(state, &value.to_string().into(), "center", &[width.unwrap_or_else(|| 80.into())])
 }
 
 /// Truncated at a word boundary (unless `killwords` is set) if it is longer than `length` by more than `leeway`.
@@ -117,9 +109,4 @@ fn truncate(text: &str, args: Rest<Value>, kwargs: Kwargs) -> Result<String, Err
     let is_cut_anywhere = killwords.is_some_and(|kill| kill.is_true());
     let kept = if is_cut_anywhere { &*kept } else { kept.rsplit_once(' ').map_or(&*kept, |(words, _)| words) };
     Ok(format!("{kept}{end}"))
-}
-
-/// An argument by position, else by name.
-pub(super) fn named(positional: Option<Value>, name: &str, kwargs: &Kwargs) -> Result<Option<Value>, Error> {
-    if positional.is_some() { Ok(positional) } else { kwargs.get(name) }
 }

@@ -7,6 +7,7 @@ mod filters;
 mod generation;
 mod json;
 mod methods;
+mod python;
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -19,7 +20,7 @@ use serde_json::Value;
 
 use self::generation::without_generation;
 use crate::error::{DataError, read_optional_json, read_text};
-use crate::tokenizer::TokenizerConfig;
+use crate::tokenizer::special::TokenizerConfig;
 
 /// Step limit of a template; real ones take some hundred steps per message.
 const FUEL: u64 = 10_000_000;

@@ -5,11 +5,9 @@ use std::path::{Component, Path, PathBuf};
 
 use fd_lock::RwLock;
 
-use super::Repo;
+use super::repo::{MAIN, Repo};
 use crate::error::DataError;
 
-/// The default branch.
-pub(super) const MAIN: &str = "main";
 /// Minimum length of an abbreviated commit hash.
 const SHORTEST: usize = 7;
 

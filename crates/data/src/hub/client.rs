@@ -13,7 +13,9 @@ use ureq::http::{HeaderMap, Response};
 use ureq::{Agent, Body};
 
 use super::cache::{create_parent, is_commit};
-use super::{Hub, HubEvent, Repo};
+use super::event::HubEvent;
+use super::repo::Repo;
+use super::settings::Hub;
 use crate::error::DataError;
 
 /// Enough to find out that a name does not resolve or a port does not open.

@@ -13,9 +13,9 @@ use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{SplitDelimiterBehavior, Tokenizer};
 
-use super::guarded;
 use super::special::{Class, TokenizerConfig, as_id};
 use crate::error::{DataError, read_json, read_text};
+use crate::guard::tokenizing;
 
 const TOKENIZER: &str = "tokenizer.json";
 const VOCAB: &str = "vocab.json";
@@ -72,7 +72,7 @@ fn refusal(dir: &Path, class: Option<&Class>) -> DataError {
 fn of_json(path: &Path) -> Result<Tokenizer, DataError> {
     let bad = |e: tokenizers::Error| DataError::corrupt(path, format!("not readable as a tokenizer: {e}"));
     let text = read_text(path)?;
-    let mut tokenizer = guarded(|| Tokenizer::from_bytes(text)).map_err(bad)?;
+    let mut tokenizer = tokenizing(|| Tokenizer::from_bytes(text)).map_err(bad)?;
     // Published files may contain the truncation of a training run.
     tokenizer.with_truncation(None).map_err(bad)?;
     tokenizer.with_padding(None);
@@ -131,6 +131,6 @@ fn of_sentencepiece(dir: &Path, config: &TokenizerConfig) -> Result<(Tokenizer, 
     };
     let json = SentencePieceModel::read(&path).and_then(|model| model.tokenizer_json(prefix)).map_err(refused)?;
     let bad = |e: tokenizers::Error| DataError::corrupt(&path, format!("not readable as a tokenizer: {e}"));
-    let tokenizer = guarded(|| Tokenizer::from_bytes(json.to_string())).map_err(bad)?;
+    let tokenizer = tokenizing(|| Tokenizer::from_bytes(json.to_string())).map_err(bad)?;
     Ok((tokenizer, path))
 }

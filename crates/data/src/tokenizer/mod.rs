@@ -1,19 +1,18 @@
 //! A model's tokenizer: from `tokenizer.json`, or from the older files of its class.
 
 mod files;
-mod special;
-mod stream;
+pub(crate) mod special;
+pub(crate) mod stream;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use tokenizers::AddedToken;
 
-pub(crate) use self::special::{TokenizerConfig, as_id};
-pub use self::stream::DecodeStream;
+use self::special::TokenizerConfig;
 use crate::error::DataError;
 use crate::generation::Generation;
-use crate::guard;
+use crate::guard::tokenizing;
 
 /// Whether to add the tokens that a tokenizer puts around a text (beginning-of-sequence for most families).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,7 +85,7 @@ impl Tokenizer {
     /// The ids of `text`, tokenized as a whole, `[t]`.
     pub fn encode(&self, text: &str, with_special: AddSpecial) -> Result<Vec<u32>, DataError> {
         let with_special = with_special == AddSpecial::Yes;
-        let encoding = guarded(|| self.inner.encode_fast(text, with_special));
+        let encoding = tokenizing(|| self.inner.encode_fast(text, with_special));
         let encoding = encoding.map_err(|e| self.refused("encode the text", e))?;
         let mut ids = encoding.get_ids().to_vec();
         // A post-processor inserts the ids in its file without checking them.
@@ -111,12 +110,7 @@ impl Tokenizer {
 
     /// The text of `ids`, without special tokens (beginning and end of sequence, padding).
     pub fn decode(&self, ids: &[u32]) -> Result<String, DataError> {
-        guarded(|| self.inner.decode(ids, true)).map_err(|e| self.refused("decode the ids", e))
-    }
-
-    /// The text that follows `prompt`, token by token.
-    pub fn stream(&self, prompt: &[u32]) -> Result<DecodeStream<'_>, DataError> {
-        DecodeStream::new(self, prompt)
+        tokenizing(|| self.inner.decode(ids, true)).map_err(|e| self.refused("decode the ids", e))
     }
 
     /// The beginning-of-sequence token, if the tokenizer names one.
@@ -175,10 +169,4 @@ fn add_tokens(inner: &mut tokenizers::Tokenizer, path: &Path, config: &Tokenizer
         config.all_named().map(|(_, token)| token).chain(config.extra()).filter(is_new).collect();
     inner.add_special_tokens(special).map_err(bad)?;
     Ok(())
-}
-
-/// Runs the underlying library and turns its panics into errors. It panics, for example, at merges shorter than their prefix and at pieces
-/// of zero length. What is left half done is a tokenizer that is dropped, or the cache of one that is only read.
-fn guarded<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> tokenizers::Result<T> {
-    guard::guarded(work).unwrap_or_else(|panic| Err(format!("its settings contradict each other ({panic})").into()))
 }

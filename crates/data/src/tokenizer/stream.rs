@@ -34,8 +34,15 @@ enum Kind {
     Text { fallback: bool },
 }
 
+impl Tokenizer {
+    /// The text that follows `prompt`, token by token.
+    pub fn stream(&self, prompt: &[u32]) -> Result<DecodeStream<'_>, DataError> {
+        DecodeStream::new(self, prompt)
+    }
+}
+
 impl<'a> DecodeStream<'a> {
-    pub(super) fn new(tokenizer: &'a Tokenizer, prompt: &[u32]) -> Result<Self, DataError> {
+    fn new(tokenizer: &'a Tokenizer, prompt: &[u32]) -> Result<Self, DataError> {
         let kind = match tokenizer.inner.get_decoder() {
             Some(DecoderWrapper::ByteLevel(_)) => Kind::Bytes(letters()),
             decoder => Kind::Text { fallback: decoder.is_some_and(falls_back) },

@@ -3,7 +3,7 @@
 use serde_json::{Value as Json, json};
 
 use super::metadata::required;
-use super::tokenizer::{Pipeline, Vocabulary};
+use super::vocabulary::{Pipeline, Vocabulary};
 use super::{GgufError, Metadata};
 
 const MERGES: &str = "tokenizer.ggml.merges";

@@ -1,10 +1,15 @@
 //! K-quants: blocks of 256 values, in sub-blocks of 16 or 32 with small integer scales (and minima), which are multiplied by one or two f16
 //! scales of the block.
 
-use super::kind::half_at;
+use half::f16;
 
 /// Values per block.
 const BLOCK: usize = 256;
+
+/// The f16 at offset `at` of a block.
+pub(super) fn half_at(block: &[u8], at: usize) -> f32 {
+    f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
+}
 
 /// Bytes 0..16 scale (low half) and minimum (high half) per sub-block of 16, 16..80 codes, then the block's two f16 scales.
 pub(super) fn q2_k(block: &[u8; 84], out: &mut [f32; BLOCK]) {

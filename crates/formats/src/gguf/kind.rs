@@ -7,7 +7,7 @@ use std::fmt;
 
 use half::{bf16, f16};
 
-use super::k_quants;
+use super::k_quants::{self, half_at};
 
 /// How the values of a tensor are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -154,11 +154,6 @@ fn blocks<const B: usize, const N: usize>(bytes: &[u8], out: &mut [f32], block: 
     for (bytes, out) in bytes.as_chunks().0.iter().zip(out.as_chunks_mut().0) {
         block(bytes, out);
     }
-}
-
-/// The f16 at offset `at` of a block.
-pub(super) fn half_at(block: &[u8], at: usize) -> f32 {
-    f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
 }
 
 /// 32 codes of 4 or 5 bits. Value i is in the low half of byte i, value 16 + i in its high half, and their fifth bits are in `fifth`, one

@@ -32,6 +32,7 @@ mod llama;
 mod metadata;
 mod sentencepiece;
 mod tokenizer;
+mod vocabulary;
 
 pub use bpe::word_split;
 pub use convert::{Converted, Progress, convert_to_hf};

@@ -1,7 +1,7 @@
 //! SentencePiece BPE with byte fallback, from GGUF metadata.
 
 use super::metadata::required;
-use super::tokenizer::{Pipeline, TOKENS, Vocabulary};
+use super::vocabulary::{Pipeline, TOKENS, Vocabulary};
 use super::{GgufError, Metadata};
 use crate::sentencepiece::{self, MOST_MERGES, SpacePrefix};
 

@@ -12,7 +12,8 @@ use super::scheme::Quantization;
 use crate::atomic::remove_leftovers;
 use crate::atomic::{atomic_write, atomic_write_with};
 use crate::checkpoint::{INDEX, shard_contents};
-use crate::{CONFIG, FormatError, OutTensor, write_shard};
+use crate::config::CONFIG;
+use crate::{FormatError, OutTensor, write_shard};
 
 /// Files of a model directory, besides weights and `config.json`, that are copied if they exist.
 const SIDE_FILES: [&str; 11] = [

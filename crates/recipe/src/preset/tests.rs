@@ -4,7 +4,7 @@ use crate::{Loss, Overrides, Rounding, Start, find, names};
 /// What a model of `configs/` is quantized by when nothing is typed but the scheme.
 fn resolve(model: &str, scheme: &str) -> Recipe {
     let scheme = scheme.parse().unwrap();
-    let paper = Overrides { preset: Some(Preset::Paper), ..Overrides::default() };
+    let paper = Overrides::default().preset(Preset::Paper);
     Recipe::resolve(scheme, find(model), None, &paper).unwrap()
 }
 

@@ -1,4 +1,4 @@
-use oq_quant_core::{Bits, RotateKind};
+use oq_quant_core::{Bits, RotateKind, SiteKind};
 
 use super::*;
 use crate::{Preset, find};
@@ -16,7 +16,7 @@ fn later_layers_win() {
     assert_eq!(epochs(None, "", none()), 20);
     assert_eq!(epochs(Some("smollm2-135m"), "", none()), 3);
     assert_eq!(epochs(Some("smollm2-135m"), "learn.epochs = 7", none()), 7);
-    let typed = Overrides { epochs: Some(9), ..none() };
+    let typed = none().epochs(9);
     assert_eq!(epochs(Some("smollm2-135m"), "learn.epochs = 7", typed.clone()), 9);
     assert_eq!(epochs(None, "", typed), 9);
 }
@@ -40,25 +40,26 @@ fn presets_lie_between_the_paper_and_the_recipe() {
     check(Some(Preset::Fast), "learn.epochs = 7", ours(7));
     check(None, "learn.start = \"search\"\nlearn.loss = \"mse\"", (Start::Search, Rounding::Learned, Loss::Mse, 3));
     let resolve = |preset| {
-        let overrides = Overrides { preset: Some(preset), ..Overrides::default() };
+        let overrides = Overrides::default().preset(preset);
         Recipe::resolve("w4a16".parse().unwrap(), find("opt-66b"), None, &overrides).unwrap().learn.epochs
     };
     assert_eq!([Preset::Paper, Preset::Default, Preset::Fast, Preset::Best].map(resolve), [20, 10, 5, 3]);
     // The paper's second target is for rounded activations, or its own.
     let both = |model, file, preset, aug_loss| {
-        let overrides = Overrides { preset: Some(preset), aug_loss, ..Overrides::default() };
+        let mut overrides = Overrides::default().preset(preset);
+        overrides.learn.aug_loss = aug_loss;
         self::resolve("w2a16g64", model, file, overrides).unwrap().learn.aug_loss
     };
     assert!(both(None, "", Preset::Paper, None) && both(Some("smollm2-135m"), "", Preset::Paper, None));
     assert!(![Preset::Fast, Preset::Default, Preset::Best].iter().any(|&preset| both(None, "", preset, None)));
     assert!(both(None, "learn.aug_loss = true", Preset::Default, None) && both(None, "", Preset::Best, Some(true)));
     let published = |scheme: &str, preset| {
-        let (scheme, overrides) = (scheme.parse().unwrap(), Overrides { preset: Some(preset), ..Overrides::default() });
+        let (scheme, overrides) = (scheme.parse().unwrap(), Overrides::default().preset(preset));
         Recipe::resolve(scheme, find("llama-7b"), None, &overrides).unwrap().learn.aug_loss
     };
     assert!(published("w2a16g64", Preset::Paper) && !published("w2a16g64", Preset::Default));
     assert!(published("w4a4", Preset::Default));
-    let typed = Overrides { preset: Some(Preset::Best), epochs: Some(4), ..Overrides::default() };
+    let typed = Overrides::default().preset(Preset::Best).epochs(4);
     let typed = self::resolve("w4a16", None, "", typed).unwrap();
     assert_eq!((typed.learn.epochs, typed.calibration.samples, typed.segments()), (4, 512, 1024));
     assert_eq!("slow".parse::<Preset>(), Err("must be one of paper, fast, default, best".to_owned()));
@@ -77,15 +78,15 @@ fn few_bits_of_activations_are_rotated_where_nothing_else_is_said() {
     check("w4a5", None, "", none(), RotateKind::None);
     check("w4a16", None, "", none(), RotateKind::None);
     check("w4a4", Some("opt-125m"), "", none(), RotateKind::None);
-    check("w4a4", Some("opt-125m"), "", Overrides { rotate: Some(Online), ..none() }, Online);
+    check("w4a4", Some("opt-125m"), "", none().rotate(Online), Online);
     check("w4a4", Some("falcon-7b"), "", none(), RotateKind::None);
-    check("w4a4", None, "", Overrides { preset: Some(Preset::Paper), ..none() }, RotateKind::None);
-    check("w4a4", None, "", Overrides { preset: Some(Preset::Best), ..none() }, Online);
-    check("w4a4", None, "", Overrides { method: Some(Method::Rtn), ..none() }, RotateKind::None);
+    check("w4a4", None, "", none().preset(Preset::Paper), RotateKind::None);
+    check("w4a4", None, "", none().preset(Preset::Best), Online);
+    check("w4a4", None, "", none().method(Method::Rtn), RotateKind::None);
     check("w4a4", None, "method = \"smoothquant\"", none(), RotateKind::None);
     check("w4a4", None, "rotate.kind = \"none\"", none(), RotateKind::None);
-    check("w4a4", None, "rotate.kind = \"none\"", Overrides { rotate: Some(Merged), ..none() }, Merged);
-    let paper = Overrides { preset: Some(Preset::Paper), rotate: Some(Merged), ..none() };
+    check("w4a4", None, "rotate.kind = \"none\"", none().rotate(Merged), Merged);
+    let paper = none().preset(Preset::Paper).rotate(Merged);
     check("w4a16", None, "", paper, Merged);
     let seeded = resolve("w4a4", None, "rotate.seed = 5", none()).unwrap().rotate;
     assert_eq!(seeded, Rotate { kind: Online, seed: 5 });
@@ -111,31 +112,28 @@ fn every_key_reaches_the_recipe() {
         rotate: Rotate { kind: RotateKind::Online, seed: 0 },
         bits: Some(BitBudget { average: 2.5, choices: vec![Bits::ALL[0], Bits::ALL[5]] }),
     };
-    let typed = Overrides {
-        method: Some(Method::Rtn),
-        data: Some("my text.txt".to_owned()),
-        samples: Some(6),
-        seqlen: Some(12),
-        epochs: Some(11),
-        seed: Some(7),
-        lwc_lr: Some(0.25),
-        batch: Some(3),
-        aug_loss: Some(true),
-        loss: Some(Loss::Mse),
-        start: Some(Start::Whole),
-        rounding: Some(Rounding::Fixed),
-        preset: None,
-        transform: None,
-        sites: Some(vec![SiteKind::Updown, SiteKind::Qk]),
-        shift: Some(true),
-        let_lr: Some(0.125),
-        alpha: Some(0.0),
-        tune_epochs: Some(2),
-        tune_lr: Some(0.5),
-        rotate: Some(RotateKind::Online),
-        bits: Some(2.5),
-        bit_choices: Some(vec![Bits::ALL[0], Bits::ALL[5]]),
-    };
+    let typed = Overrides::default()
+        .method(Method::Rtn)
+        .calib("my text.txt".to_owned())
+        .samples(6)
+        .seqlen(12)
+        .epochs(11)
+        .seed(7)
+        .lwc_lr(0.25)
+        .batch(3)
+        .aug_loss(true)
+        .loss(Loss::Mse)
+        .start(Start::Whole)
+        .rounding(Rounding::Fixed)
+        .let_sites(vec![SiteKind::Updown, SiteKind::Qk])
+        .let_shift(true)
+        .let_lr(0.125)
+        .let_alpha(0.0)
+        .tune_epochs(2)
+        .tune_lr(0.5)
+        .rotate(RotateKind::Online)
+        .bits(2.5)
+        .bit_choices(vec![Bits::ALL[0], Bits::ALL[5]]);
     assert_eq!(Recipe::resolve(scheme, None, None, &typed).unwrap(), expected);
 
     let text = expected.to_toml().unwrap();
@@ -152,40 +150,39 @@ fn bad_values() {
     }
     let none = Overrides::default;
     let data = "calibration.data = \" \": must be a dataset such as wikitext2, or a text file";
-    check(Overrides { data: Some(" ".to_owned()), ..none() }, data);
-    check(Overrides { samples: Some(0), ..none() }, "calibration.samples = 0: must be 1 or more");
-    check(Overrides { seqlen: Some(1), ..none() }, "calibration.seqlen = 1: must be 2 or more");
+    check(none().calib(" ".to_owned()), data);
+    check(none().samples(0), "calibration.samples = 0: must be 1 or more");
+    check(none().seqlen(1), "calibration.seqlen = 1: must be 2 or more");
     let too_large = |key| format!("{key} = 9223372036854775808: must be 9223372036854775807 (2^63 - 1) or less");
-    check(Overrides { seed: Some(1 << 63), ..none() }, &too_large("calibration.seed"));
-    check(Overrides { samples: Some(1 << 63), ..none() }, &too_large("calibration.samples"));
-    check(Overrides { seqlen: Some(1 << 63), ..none() }, &too_large("calibration.seqlen"));
-    check(Overrides { epochs: Some(1 << 63), ..none() }, &too_large("learn.epochs"));
-    check(Overrides { tune_epochs: Some(1 << 63), ..none() }, &too_large("tune.epochs"));
-    check(Overrides { tune_epochs: Some(1001), ..none() }, "tune.epochs = 1001: must be 1000 or less");
+    check(none().seed(1 << 63), &too_large("calibration.seed"));
+    check(none().samples(1 << 63), &too_large("calibration.samples"));
+    check(none().seqlen(1 << 63), &too_large("calibration.seqlen"));
+    check(none().epochs(1 << 63), &too_large("learn.epochs"));
+    check(none().tune_epochs(1 << 63), &too_large("tune.epochs"));
+    check(none().tune_epochs(1001), "tune.epochs = 1001: must be 1000 or less");
     let batch = |given| format!("calibration.batch = {given}: must be 1 to calibration.samples, which is 128");
-    check(Overrides { batch: Some(0), ..none() }, &batch(0));
-    check(Overrides { batch: Some(129), ..none() }, &batch(129));
+    check(none().batch(0), &batch(0));
+    check(none().batch(129), &batch(129));
     let epochs = "learn.epochs = 0: must be 1 or more (to learn nothing, use method = \"rtn\")";
-    check(Overrides { epochs: Some(0), ..none() }, epochs);
+    check(none().epochs(0), epochs);
     for lr in [0.0, -0.01, f64::NAN, f64::INFINITY] {
         let message = format!("learn.lwc_lr = {lr}: must be positive and finite, such as 1e-2");
-        check(Overrides { lwc_lr: Some(lr), ..none() }, &message);
+        check(none().lwc_lr(lr), &message);
         let message = format!("let.lr = {lr}: must be positive and finite, such as 5e-3");
-        check(Overrides { let_lr: Some(lr), ..none() }, &message);
+        check(none().let_lr(lr), &message);
         let message = format!("tune.lr = {lr}: must be positive and finite, such as 5e-3");
-        check(Overrides { tune_lr: Some(lr), ..none() }, &message);
+        check(none().tune_lr(lr), &message);
     }
     for alpha in [-0.5, 1.5, f64::NAN, f64::INFINITY] {
-        check(Overrides { alpha: Some(alpha), ..none() }, &format!("let.alpha = {alpha}: must be 0 to 1"));
+        check(none().let_alpha(alpha), &format!("let.alpha = {alpha}: must be 0 to 1"));
     }
     let twice = vec![SiteKind::Vo, SiteKind::Norm, SiteKind::Vo];
     let message = "let.sites = [\"vo\", \"norm\", \"vo\"]: must be without repetition";
-    check(Overrides { sites: Some(twice), ..none() }, message);
+    check(none().let_sites(twice), message);
     let empty = "let.sites = []: must be one or more of norm, vo, qk, updown for smoothquant (to round only, use \
                  method = \"rtn\")";
-    let smoothquant = Some(Method::Smoothquant);
-    check(Overrides { method: smoothquant, transform: Some(false), ..none() }, empty);
-    check(Overrides { method: smoothquant, sites: Some(vec![]), ..none() }, empty);
+    check(none().method(Method::Smoothquant).use_let(false), empty);
+    check(none().method(Method::Smoothquant).let_sites(vec![]), empty);
 }
 
 #[test]
@@ -197,9 +194,9 @@ fn sites_follow_what_is_asked_for() {
     }
     use SiteKind::{Norm, Qk, Updown, Vo};
     let none = Overrides::default;
-    let on = || Overrides { transform: Some(true), ..none() };
-    let off = || Overrides { transform: Some(false), ..none() };
-    let method = |method| Overrides { method: Some(method), ..none() };
+    let on = || none().use_let(true);
+    let off = || none().use_let(false);
+    let method = |method| none().method(method);
     let smoothquant = || method(Method::Smoothquant);
 
     check("w4a16", None, "", none(), &[]);
@@ -214,7 +211,7 @@ fn sites_follow_what_is_asked_for() {
     check("w4a4", None, "let.sites = [\"updown\"]", on(), &[Updown]);
     check("w4a4", None, "let.sites = [\"updown\"]", smoothquant(), &[Updown]);
     check("w4a4", None, "let.sites = [\"updown\"]", off(), &[]);
-    let typed = Overrides { sites: Some(vec![Qk]), ..on() };
+    let typed = on().let_sites(vec![Qk]);
     check("w4a4", None, "let.sites = [\"updown\"]", typed, &[Qk]);
     // Kept as resolved, though nothing reads them.
     check("w4a4", None, "", method(Method::Rtn), &[Norm, Vo, Qk]);
@@ -240,12 +237,8 @@ fn methods_have_names() {
 
 #[test]
 fn toml_round_trip() {
-    let typed = Overrides {
-        data: Some("a \"quoted\"\\path\n.txt".to_owned()),
-        seed: Some(i64::MAX as u64),
-        lwc_lr: Some(0.1 + 0.2), // needs all 17 digits
-        ..Overrides::default()
-    };
+    let typed =
+        Overrides::default().calib("a \"quoted\"\\path\n.txt".to_owned()).seed(i64::MAX as u64).lwc_lr(0.1 + 0.2);
     let recipe = Recipe::resolve("w3a16g64sym".parse().unwrap(), None, None, &typed).unwrap();
     let text = recipe.to_toml().unwrap();
     assert_eq!(Recipe::parse(&text, Path::new("recipe.toml")).unwrap(), recipe);
@@ -281,17 +274,16 @@ fn settings_that_nothing_reads_are_named() {
         let recipe = resolve(scheme, None, "", overrides.clone()).unwrap();
         assert_eq!(overrides.unread(&recipe), expected);
     }
-    let learning =
-        Overrides { epochs: Some(3), start: Some(Start::Search), tune_epochs: Some(2), ..Overrides::default() };
+    let learning = Overrides::default().epochs(3).start(Start::Search).tune_epochs(2);
     check("w4a16", learning.clone(), &[]);
-    let by = |method| Overrides { method: Some(method), alpha: Some(0.7), ..learning.clone() };
+    let by = |method| learning.clone().method(method).let_alpha(0.7);
     check("w4a4", by(Method::Smoothquant), &["learn.epochs", "learn.start", "tune.epochs"]);
     check("w4a4", by(Method::Rtn), &["learn.epochs", "learn.start", "let.alpha", "tune.epochs"]);
-    let text = Overrides { data: Some("mine.txt".to_owned()), samples: Some(4), seed: Some(5), ..Overrides::default() };
-    let rounded = Overrides { method: Some(Method::Rtn), ..text.clone() };
+    let text = Overrides::default().calib("mine.txt".to_owned()).samples(4).seed(5);
+    let rounded = text.clone().method(Method::Rtn);
     check("w4a16", text, &[]);
     check("w4a16", rounded.clone(), &["calibration.data", "calibration.samples", "calibration.seed"]);
-    check("w4a16", Overrides { bits: Some(3.5), batch: Some(2), ..rounded }, &["calibration.batch"]);
-    let shift = Overrides { shift: Some(true), tune_lr: Some(1e-3), ..Overrides::default() };
+    check("w4a16", rounded.bits(3.5).batch(2), &["calibration.batch"]);
+    let shift = Overrides::default().let_shift(true).tune_lr(1e-3);
     check("w4a16", shift, &["let.shift", "tune.lr"]);
 }

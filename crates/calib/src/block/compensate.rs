@@ -1,0 +1,303 @@
+//! Where rounding starts: the error of each column of a weight is made good by the columns that are rounded after it, as far as
+//! their inputs go together (GPTQ, Frantar et al. 2023, arXiv 2210.17323). The grids stay; what comes out are offsets of codes.
+
+use oq_lwc::Lwc;
+use tch::{Kind, Tensor};
+
+use crate::block::inputs::Moments;
+
+/// Share of the mean of the diagonal that is added to it, so that there is an inverse (GPTQ, section 3.3).
+const DAMPING: f64 = 0.01;
+/// The same share per channel and token: how channels go together in few tokens is mostly chance.
+const SHRINKING: f64 = 0.5;
+/// Columns whose errors reach the rest of the matrix at once.
+const BATCH: i64 = 128;
+/// Weights that are worked on at once, in whole rows: 64 MiB, of which there are a few.
+pub(crate) const WEIGHTS: i64 = 1 << 24;
+
+/// A linear whose rounding is to start.
+pub(crate) struct Rounded<'a> {
+    pub(crate) weight: &'a Tensor,
+    /// Its grids.
+    pub(crate) clip: &'a Lwc,
+    /// What is filled in: `[out, in]`, zeros before.
+    pub(crate) offsets: &'a Tensor,
+}
+
+/// Fills in the offsets of linears that are given the same inputs. They stay zero where the inputs' moments have no inverse even so.
+pub(crate) fn fill(linears: &[Rounded<'_>], moments: &Moments) {
+    fill_by(WEIGHTS, linears, moments);
+}
+
+/// [`fill`], with so many weights at once.
+fn fill_by(at_once: i64, linears: &[Rounded<'_>], moments: &Moments) {
+    let all_grids: Vec<[Tensor; 3]> = linears.iter().map(|linear| linear.clip.grids(linear.weight)).collect();
+    let mut next = 0;
+    for products in &moments.products {
+        let (first, n) = (next, products.size()[0]);
+        next += n;
+        // The channels that say most come first: their errors have the most columns left to be made good by.
+        let order = products.diagonal(0, 0, 1).argsort(0, true); // [n]
+        let Some((factor, _)) = factor(products, &order, damping(n, moments.tokens)) else {
+            tracing::warn!("the moments of some inputs have no inverse: their linears are rounded to nearest at first");
+            continue;
+        };
+        for (Rounded { weight, offsets, .. }, grids) in linears.iter().zip(&all_grids) {
+            let group = weight.size()[1] / grids[0].size()[1];
+            let groups = ((&order + first).divide_scalar_mode(group, "floor")).to_kind(Kind::Int64);
+            let groups = Vec::<i64>::try_from(groups).expect("a vector of i64");
+            let rows = weight.size()[0];
+            let step = (at_once / n).max(1);
+            for row in (0..rows).step_by(step as usize) {
+                let len = step.min(rows - row);
+                let columns = weight.narrow(0, row, len).narrow(1, first, n).index_select(1, &order);
+                let grids = grids.each_ref().map(|part| part.narrow(0, row, len).transpose(0, 1).contiguous()); // [groups, len]
+                let found = part_offsets(&columns.transpose(0, 1).contiguous(), &factor, &grids, &groups);
+                let back = found.transpose(0, 1).index_select(1, &order.argsort(0, false));
+                offsets.narrow(0, row, len).narrow(1, first, n).copy_(&back);
+            }
+        }
+    }
+}
+
+/// Share of rounding's error at a linear's outputs that compensation leaves, from 0 to 1, if errors of weights are alike and as good as independent:
+/// what each channel holds that those after it do not tell, of all that it holds. In few tokens it is an upper bound, as these are damped more.
+pub(crate) fn share_left(moments: &Moments) -> f64 {
+    let of_part = |products: &Tensor| {
+        let (diagonal, n) = (products.diagonal(0, 0, 1), products.size()[0]);
+        let held = diagonal.sum(Kind::Double).double_value(&[]);
+        let factor = factor(products, &diagonal.argsort(0, true), damping(n, moments.tokens));
+        factor.map_or((held, held), |(upper, damping)| {
+            let told = upper.diagonal(0, 0, 1).to_kind(Kind::Double).square();
+            (told.reciprocal().sum(Kind::Double).double_value(&[]), (1.0 + damping) * held)
+        })
+    };
+    let (left, held) =
+        moments.products.iter().map(of_part).fold((0.0, 0.0), |sum, part| (sum.0 + part.0, sum.1 + part.1));
+    if held > 0.0 { (left / held).min(1.0) } else { 1.0 }
+}
+
+/// Share of the mean diagonal that is added to that of so many channels, seen in so many tokens.
+fn damping(channels: i64, tokens: i64) -> f64 {
+    DAMPING.max(SHRINKING * channels as f64 / tokens.max(1) as f64)
+}
+
+/// The upper triangular `U` with `Uᵀ U = (H + damping)⁻¹`, for `H [n, n]` with its channels in another order; damped more where there is
+/// none in f32. With the damping that it has.
+fn factor(products: &Tensor, order: &Tensor, damping: f64) -> Option<(Tensor, f64)> {
+    let mut tried = [1.0, 10.0, 100.0].into_iter().map(|times| times * damping);
+    tried.find_map(|damping| Some((factor_of(products, order, damping)?, damping)))
+}
+
+fn factor_of(products: &Tensor, order: &Tensor, damping: f64) -> Option<Tensor> {
+    let damped = products.index_select(0, order).index_select(1, order);
+    let mean = damped.diagonal(0, 0, 1).mean(Kind::Float).double_value(&[]);
+    // Channels that are never seen have to be divided by something.
+    let _ = damped.diagonal(0, 0, 1).g_add_scalar_(if mean > 0.0 { mean * damping } else { 1.0 });
+    let (lower, failed) = damped.linalg_cholesky_ex(false, false);
+    drop(damped);
+    // There is no inverse then, and asking for one is an error.
+    if failed.int64_value(&[]) != 0 {
+        return None;
+    }
+    let inverse = lower.cholesky_inverse(false);
+    drop(lower);
+    let (upper, failed) = inverse.linalg_cholesky_ex(true, false);
+    (failed.int64_value(&[]) == 0 && upper.isfinite().all().int64_value(&[]) == 1).then_some(upper)
+}
+
+/// Offsets `[n, len]` of columns `[n, len]` that are rounded in this order, on grids `[groups, len]`: scale, lowest and highest code.
+fn part_offsets(columns: &Tensor, factor: &Tensor, [scale, lowest, highest]: &[Tensor; 3], groups: &[i64]) -> Tensor {
+    let n = columns.size()[0];
+    let work = columns.copy();
+    let offsets = columns.empty_like();
+    for first in (0..n).step_by(BATCH as usize) {
+        let len = BATCH.min(n - first);
+        let (batch, factors) = (work.narrow(0, first, len), factor.narrow(0, first, len));
+        let errors = batch.empty_like();
+        for (i, &group) in (0..len).zip(&groups[first as usize..]) {
+            let (column, scale) = (batch.get(i), scale.get(group));
+            let place = &column / &scale;
+            let code = place.round().maximum(&lowest.get(group)).minimum(&highest.get(group));
+            offsets.get(first + i).copy_(&(&place - columns.get(first + i) / &scale));
+            let error = (column - code * scale) / factors.get(i).get(first + i); // [len]
+            let after = len - i - 1;
+            if after > 0 {
+                let row = factors.get(i).narrow(0, first + i + 1, after);
+                let _ = batch.narrow(0, i + 1, after).addr_(&row, &error.neg());
+            }
+            errors.get(i).copy_(&error);
+        }
+        let (next, rest) = (first + len, n - first - len);
+        if rest > 0 {
+            let reach = factors.narrow(1, next, rest).transpose(0, 1); // [rest, len]
+            let _ = work.narrow(0, next, rest).addmm_(&reach, &-errors);
+        }
+    }
+    offsets
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::noise;
+    use oq_quant_core::QuantSpec;
+    use tch::Device;
+
+    const TOKENS: i64 = 4000;
+
+    /// Inputs whose channels go together, `[tokens, n]`, and what they sum up to.
+    fn inputs(seed: u64, n: i64) -> (Tensor, Moments) {
+        let x = noise(seed, &[TOKENS, 12]).matmul(&noise(seed + 1, &[12, n])) + noise(seed + 2, &[TOKENS, n]) * 0.3;
+        let moments = moments(&x);
+        (x, moments)
+    }
+
+    fn moments(x: &Tensor) -> Moments {
+        let products = x.transpose(0, 1).matmul(x);
+        Moments { squares: products.diagonal(0, 0, 1).copy(), products: vec![products], tokens: TOKENS }
+    }
+
+    fn offsets(clip: &Lwc, weight: &Tensor, moments: &Moments) -> Tensor {
+        let offsets = weight.zeros_like();
+        fill(&[Rounded { weight, clip, offsets: &offsets }], moments);
+        offsets
+    }
+
+    fn start(weight: &Tensor, moments: &Moments, scheme: &str) -> Lwc {
+        let spec: QuantSpec = scheme.parse().expect("a scheme");
+        let (rows, columns) = weight.size2().expect("[out, in]");
+        let mut clip = Lwc::new(rows as usize, columns as usize, spec.weight, Device::Cpu).expect("groups divide");
+        clip.start_from_search(weight, &moments.squares);
+        clip
+    }
+
+    fn error(clip: &Lwc, weight: &Tensor, x: &Tensor) -> f64 {
+        x.matmul(&(clip.fake_quantize(weight) - weight).transpose(0, 1)).square().sum(Kind::Double).double_value(&[])
+    }
+
+    /// The same column by column, in f64, out of the inverse itself: Hassibi and Stork's update of all that is left.
+    fn by_definition(clip: &Lwc, weight: &Tensor, moments: &Moments) -> Vec<f64> {
+        let n = weight.size()[1] as usize;
+        let products = moments.products[0].to_kind(Kind::Double);
+        let mean = products.diagonal(0, 0, 1).mean(Kind::Double).double_value(&[]);
+        let damping = DAMPING.max(SHRINKING * n as f64 / TOKENS as f64);
+        let damped = products + Tensor::eye(n as i64, (Kind::Double, Device::Cpu)) * (mean * damping);
+        let order: Vec<i64> = Vec::try_from(damped.diagonal(0, 0, 1).argsort(0, true)).expect("i64");
+        let grids = clip.grids(weight).map(|part| part.to_kind(Kind::Double));
+        let group = n as i64 / grids[0].size()[1];
+        let (mut left, mut offsets) = (order.clone(), vec![0.0; n * weight.size()[0] as usize]);
+        let mut work: Vec<Vec<f64>> = Vec::try_from(weight.to_kind(Kind::Double)).expect("f64");
+        let original = work.clone();
+        while let Some(&column) = left.first() {
+            let among = Tensor::from_slice(&left);
+            let inverse = damped.index_select(0, &among).index_select(1, &among).inverse();
+            let row: Vec<f64> = Vec::try_from(inverse.get(0)).expect("f64");
+            for (r, work) in work.iter_mut().enumerate() {
+                let [s, lo, hi] = grids.each_ref().map(|part| part.double_value(&[r as i64, column / group]));
+                let c = column as usize;
+                offsets[r * n + c] = (work[c] - original[r][c]) / s;
+                let error = (work[c] - (work[c] / s).round_ties_even().clamp(lo, hi) * s) / row[0];
+                for (&other, by) in left.iter().zip(&row) {
+                    work[other as usize] -= error * by;
+                }
+            }
+            left.remove(0);
+        }
+        offsets
+    }
+
+    #[test]
+    fn equals_the_update_by_the_inverse() {
+        // f32 against f64: a place within 1e-4 of the middle between two codes may fall to either side, and what follows is another
+        // valid result, so rows are compared and one of them may differ.
+        const CLOSE: f64 = 2e-3;
+        let (_, moments) = inputs(3, 160); // more than a batch
+        let weight = noise(13, &[6, 160]);
+        let clip = start(&weight, &moments, "w3a16g32");
+        let ours: Vec<f64> =
+            Vec::try_from(offsets(&clip, &weight, &moments).to_kind(Kind::Double).view(-1)).expect("f64");
+        let exact = by_definition(&clip, &weight, &moments);
+        let same = |(a, b): (&[f64], &[f64])| a.iter().zip(b).all(|(a, b)| (a - b).abs() < CLOSE);
+        let equal = ours.chunks(160).zip(exact.chunks(160)).filter(|&rows| same(rows)).count();
+        assert!(equal >= 5, "{equal} of 6 rows");
+    }
+
+    #[test]
+    fn outputs_are_nearer_than_those_of_rounding_to_nearest() {
+        let (x, moments) = inputs(4, 96);
+        let weight = noise(14, &[20, 96]);
+        for scheme in ["w4a16g32", "w3a16g48", "w2a16", "w3a16g32sym"] {
+            let mut clip = start(&weight, &moments, scheme);
+            let nearest = error(&clip, &weight, &x);
+            clip.offsets = Some(offsets(&clip, &weight, &moments));
+            let compensated = error(&clip, &weight, &x);
+            assert!(compensated < 0.6 * nearest, "{scheme}: {compensated} of {nearest}");
+        }
+    }
+
+    #[test]
+    fn the_share_that_is_left_is_what_compensation_leaves() {
+        let (x, moments) = inputs(5, 96);
+        let weight = noise(15, &[200, 96]);
+        let mut clip = start(&weight, &moments, "w4a16g32");
+        let nearest = error(&clip, &weight, &x);
+        clip.offsets = Some(offsets(&clip, &weight, &moments));
+        let (share, compensated) = (share_left(&moments), error(&clip, &weight, &x) / nearest);
+        // Of four bits, so that few weights are clipped, whose errors are not like the others.
+        assert!((0.75..1.33).contains(&(share / compensated)), "{share} for {compensated}");
+        // Channels that have nothing to do with each other: nothing is made good.
+        let alone = Tensor::eye(96, (Kind::Float, Device::Cpu));
+        let alone = Moments { squares: alone.diagonal(0, 0, 1).copy(), products: vec![alone], tokens: TOKENS };
+        assert!((share_left(&alone) - 1.0).abs() < 1e-6);
+    }
+
+    #[test]
+    fn parts_and_rows_are_gone_through_apart() {
+        let (x, _) = inputs(6, 96);
+        let weight = noise(17, &[20, 96]);
+        let halves = [0, 48].map(|first| (x.narrow(1, first, 48), weight.narrow(1, first, 48).contiguous()));
+        // Groups of 16, so that neither half begins with the first one.
+        let [left, right] = halves.map(|(x, weight)| {
+            let moments = moments(&x);
+            let clip = Lwc::new(20, 48, "w3a16g16".parse::<QuantSpec>().expect("a scheme").weight, Device::Cpu);
+            (offsets(&clip.expect("groups divide"), &weight, &moments), moments.products)
+        });
+        let expected = Tensor::cat(&[left.0, right.0], 1);
+        let whole =
+            Moments { squares: x.square(), products: left.1.into_iter().chain(right.1).collect(), tokens: TOKENS };
+        let clip = Lwc::new(20, 96, "w3a16g16".parse::<QuantSpec>().expect("a scheme").weight, Device::Cpu);
+        let clip = clip.expect("groups divide");
+        // All rows at once, and three at a time.
+        for at_once in [WEIGHTS, 3 * 48] {
+            let found = weight.zeros_like();
+            fill_by(at_once, &[Rounded { weight: &weight, clip: &clip, offsets: &found }], &whole);
+            let off = (found - &expected).abs().amax([1i64].as_slice(), false); // [20]
+            // Sums in another order: a row that meets the middle between two codes may go on otherwise.
+            let equal = off.lt(1e-3).sum(Kind::Int64).int64_value(&[]);
+            assert!(equal >= 19, "{equal} of 20 rows");
+        }
+    }
+
+    #[test]
+    fn what_has_no_inverse_is_damped_more() {
+        // Two channels are the same, and what is added to them at first is none of f32's digits.
+        let products = Tensor::from_slice(&[1e8f32, 1e8, 1e8, 1e8]).view([2, 2]);
+        let order = Tensor::from_slice(&[0i64, 1]);
+        assert!(factor_of(&products, &order, 1e-8).is_none());
+        let (_, damping) = factor(&products, &order, 1e-8).expect("there is one");
+        assert!(damping > 5e-8, "{damping}");
+    }
+
+    #[test]
+    fn inputs_that_say_nothing_change_nothing() {
+        let weight = noise(16, &[4, 64]);
+        let zeros = Tensor::zeros([64, 64], (Kind::Float, Device::Cpu));
+        let silent =
+            Moments { squares: Tensor::zeros([64], (Kind::Float, Device::Cpu)), products: vec![zeros], tokens: 1 };
+        let clip = start(&weight, &silent, "w4a16g32");
+        assert_eq!(offsets(&clip, &weight, &silent).abs().max().double_value(&[]), 0.0);
+        let broken = Moments { products: vec![silent.products[0].full_like(f64::NAN)], ..silent };
+        assert_eq!(offsets(&clip, &weight, &broken).abs().max().double_value(&[]), 0.0);
+    }
+}

@@ -1,0 +1,103 @@
+//! The graph of a block whose tensors are leaves, and its backward pass.
+//!
+//! Where attention is our own ([`Mixed`]), autograd does not know it. The graph is cut there: from the loss down to what attention gave, and
+//! from queries, keys and values down to the leaves.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+
+use oq_models::{
+    ActPoint, BlockOps, BlockWeights, Compute, LinearName, Mixed, Scores, attention, multiply, quantize_act,
+};
+use oq_quant_core::ActSpec;
+use tch::{Kind, Tensor};
+
+/// Gradients of a loss with respect to the leaves, in their order. `shared`: whether what is before attention may also be read after.
+pub(crate) fn backward(loss: Tensor, leaves: Vec<&Tensor>, mixed: Option<CutAttention>, shared: bool) -> Vec<Tensor> {
+    let Some(mixed) = mixed else {
+        return Tensor::run_backward(&[loss], &leaves, false, false);
+    };
+    let mut inputs = leaves;
+    inputs.push(&mixed.leaf);
+    let mut after = Tensor::run_backward(&[&loss], &inputs, shared, false);
+    drop(loss);
+    let of_heads = mixed.mixed.grads(&after.pop().expect("one for each input"));
+    // The function of queries, keys and values that has these gradients.
+    let linear: Tensor =
+        tch::with_grad(|| mixed.heads.iter().zip(&of_heads).map(|(x, grad)| (x * grad).sum(Kind::Float)).sum());
+    inputs.pop();
+    let before = Tensor::run_backward(&[linear], &inputs, false, false);
+    // A leaf that one of the graphs does not reach has no gradient there.
+    let sum = |(after, before): (Tensor, Tensor)| match (after.defined(), before.defined()) {
+        (true, true) => after + before,
+        (true, false) => after,
+        (false, _) => before,
+    };
+    after.into_iter().zip(before).map(sum).collect()
+}
+
+/// Attention that stands outside of autograd.
+pub(crate) struct CutAttention {
+    /// Queries, keys and values, with their graph.
+    heads: [Tensor; 3],
+    mixed: Mixed,
+    /// What it gave, where the graph goes on.
+    leaf: Tensor,
+}
+
+/// Multiplies with the leaves.
+pub(crate) struct StudentOps<'a> {
+    weights: &'a BlockWeights,
+    leaves: &'a BTreeMap<String, Tensor>,
+    act: ActSpec,
+    compute: Compute,
+    /// The block's attention, where it is our own.
+    mixed: RefCell<Option<CutAttention>>,
+}
+
+impl<'a> StudentOps<'a> {
+    /// Takes tensors from `leaves`, linears' weights as products need them, and what is not there from `weights`.
+    pub(crate) fn new(
+        weights: &'a BlockWeights,
+        leaves: &'a BTreeMap<String, Tensor>,
+        act: ActSpec,
+        compute: Compute,
+    ) -> Self {
+        Self { weights, leaves, act, compute, mixed: RefCell::new(None) }
+    }
+
+    /// Where the block's graph was cut, for [`backward`].
+    pub(crate) fn cut(self) -> Option<CutAttention> {
+        self.mixed.into_inner()
+    }
+
+    fn find(&self, name: &str) -> Option<&Tensor> {
+        self.leaves.get(name).or_else(|| self.weights.find(name))
+    }
+}
+
+impl BlockOps for StudentOps<'_> {
+    fn linear(&self, name: LinearName, x: &Tensor) -> Tensor {
+        multiply(x, &self.leaves[&name.weight()], self.find(&name.bias()))
+    }
+
+    fn act(&self, point: ActPoint, x: Tensor) -> Tensor {
+        self.compute.cast(quantize_act(self.act, self.weights.turn(point, x)))
+    }
+
+    fn attention(&self, q: &Tensor, k: &Tensor, v: &Tensor, scores: &Scores<'_>) -> Tensor {
+        let heads = [q, k, v];
+        let learns = heads.iter().all(|x| x.requires_grad());
+        let Some(mixed) = learns.then(|| tch::no_grad(|| Mixed::new(q, k, v, scores))).flatten() else {
+            return attention(q, k, v, scores);
+        };
+        let leaf = mixed.out.set_requires_grad(true);
+        let cut = CutAttention { heads: heads.map(Tensor::shallow_clone), leaf: leaf.shallow_clone(), mixed };
+        *self.mixed.borrow_mut() = Some(cut);
+        leaf
+    }
+
+    fn param(&self, name: &str) -> Tensor {
+        self.find(name).unwrap_or_else(|| self.weights.get(name)).shallow_clone()
+    }
+}

@@ -1,0 +1,299 @@
+//! Learning one block (OmniQuant, eq. 1): clipping, transformation and rounding that minimize the distance between the full-precision
+//! block's output and the fake-quantized block's.
+
+use std::ops::ControlFlow;
+
+use oq_let::{Transform, Values};
+use oq_lwc::LwcError;
+use oq_models::{BlockOps, BlockWeights, Context, Decoder, LinearName};
+use oq_quant_core::WeightSpec;
+use oq_recipe::{Loss, Recipe, Rounding};
+use tch::{Kind, Tensor};
+
+use crate::block::inputs::Inputs;
+use crate::block::student::{Rates, Student};
+use crate::compute::Place;
+use crate::disk::states::Store;
+use crate::merged::Merged;
+use crate::nth::Nth;
+use crate::optim::AdamW;
+
+/// A block is tried this often, at half the learning rate each time, before it is given up.
+pub(crate) const ATTEMPTS: u32 = 5;
+
+/// What a block learns from.
+pub(crate) struct Task<'a> {
+    pub(crate) decoder: &'a dyn Decoder,
+    pub(crate) layer: usize,
+    pub(crate) ctx: &'a Context,
+    pub(crate) weights: &'a BlockWeights,
+    pub(crate) linears: &'a [LinearName],
+    /// How each is quantized.
+    pub(crate) specs: &'a dyn Fn(LinearName) -> WeightSpec,
+    pub(crate) transform: &'a Transform,
+    /// Where scales and shifts start.
+    pub(crate) start: &'a Values,
+    /// What linears were given, where clipping starts from that.
+    pub(crate) seen: &'a Inputs,
+    pub(crate) recipe: &'a Recipe,
+    pub(crate) place: Place,
+    /// What the quantized blocks before give: `[b, t, hidden]` per batch.
+    pub(crate) inputs: &'a Store<'a>,
+    /// What the block gives in full precision, by reference input: the full-precision blocks before, and with the second loss
+    /// also the quantized ones.
+    pub(crate) targets: Vec<&'a Store<'a>>,
+}
+
+/// How learning went.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Descent {
+    /// Mean loss of each epoch.
+    pub(crate) losses: Vec<f64>,
+    /// Attempts that ended in a loss that was not finite.
+    pub(crate) retries: u32,
+}
+
+/// What happens while a block learns.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum LearnEvent {
+    /// A step was made.
+    Step { epoch: Nth, batch: Nth },
+    /// An epoch ended.
+    Epoch { epoch: Nth, loss: f64, lr: f64 },
+    /// The loss was not finite; the block starts again at this learning rate.
+    Retry { epoch: Nth, batch: Nth, lr: f64 },
+}
+
+/// Why a block was not learned.
+#[derive(Debug)]
+pub(crate) enum LearnError {
+    /// The watcher asked to stop.
+    Stopped,
+    /// Every attempt met a loss that was not finite.
+    Diverged { epoch: Nth, batch: Nth, attempts: u32, lr: f64 },
+    /// The quantizer refused a linear.
+    Linear { linear: LinearName, source: LwcError },
+}
+
+/// Learns one block.
+pub(crate) fn learn_block(
+    task: &Task<'_>,
+    watch: &mut dyn FnMut(LearnEvent) -> ControlFlow<()>,
+) -> Result<(Merged, Descent), LearnError> {
+    let learn = &task.recipe.learn;
+    let plan = Plan { epochs: learn.epochs, batches: task.inputs.len(), lr: learn.lwc_lr };
+    let start = |fraction| task.begin(fraction);
+    let step = |(student, optimizer): &mut (Student<'_>, _), batch: usize| {
+        student.step(optimizer, |ops| task.loss(ops, batch))
+    };
+    let ((student, _), descent) = descend(plan, start, step, watch)?;
+    Ok((student.merge().map_err(LearnError::of_linear)?, descent))
+}
+
+impl LearnError {
+    fn of_linear((linear, source): (LinearName, LwcError)) -> Self {
+        Self::Linear { linear, source }
+    }
+}
+
+impl<'a> Task<'a> {
+    /// Where learning begins, with everything that is learned to move at a `fraction` of the recipe's rates.
+    pub(crate) fn begin(&self, fraction: f64) -> Result<(Student<'a>, AdamW), LearnError> {
+        let Recipe { scheme, learn, transform, .. } = self.recipe;
+        let start = (self.transform, self.start.copy());
+        let student = Student::new(self.weights, self.linears, (self.specs, scheme.act), start, self.seen, self.place);
+        let mut student = student.map_err(LearnError::of_linear)?;
+        if learn.rounding == Rounding::Learned {
+            student.round_within(learn.epochs * self.inputs.len(), fraction);
+        }
+        let optimizer = student.optimizer(Rates { clip: fraction * learn.lwc_lr, transform: fraction * transform.lr });
+        Ok((student, optimizer))
+    }
+
+    /// Sum over the targets of the error of one batch.
+    pub(crate) fn loss(&self, ops: &dyn BlockOps, batch: usize) -> Tensor {
+        let output = self.decoder.block(self.layer, ops, self.ctx, &self.inputs.get(batch));
+        self.targets.iter().map(|target| error(self.recipe.learn.loss, &output, &target.get(batch))).sum()
+    }
+}
+
+/// How far `a` is from its target `b`, both `[b, t, hidden]`, in f32: see [`Loss`].
+pub(crate) fn error(loss: Loss, a: &Tensor, b: &Tensor) -> Tensor {
+    let squares = (a - b).square();
+    match loss {
+        Loss::Mse => squares.mean(Kind::Float),
+        Loss::Relative => {
+            let sizes = b.square().mean_dim(-1, true, Kind::Float).clamp_min(f64::from(f32::MIN_POSITIVE)); // [b, t, 1]
+            (squares / sizes).mean(Kind::Float)
+        }
+    }
+}
+
+/// How long and how fast to go.
+#[derive(Clone, Copy)]
+struct Plan {
+    epochs: usize,
+    batches: usize,
+    /// As it is told of.
+    lr: f64,
+}
+
+/// Runs epochs of steps from a fresh start; when a step's loss is not finite, starts afresh at half of all rates. `start` is given the
+/// fraction of them that is left.
+fn descend<S>(
+    plan: Plan,
+    start: impl Fn(f64) -> Result<S, LearnError>,
+    step: impl Fn(&mut S, usize) -> f64,
+    watch: &mut dyn FnMut(LearnEvent) -> ControlFlow<()>,
+) -> Result<(S, Descent), LearnError> {
+    let mut fraction = 1.0;
+    let mut retries = 0;
+    'attempt: loop {
+        let lr = fraction * plan.lr;
+        let mut state = start(fraction)?;
+        let mut losses = Vec::with_capacity(plan.epochs);
+        for epoch in 0..plan.epochs {
+            let epoch = Nth::new(epoch, plan.epochs);
+            let mut sum = 0.0;
+            for batch in 0..plan.batches {
+                let loss = step(&mut state, batch);
+                let batch = Nth::new(batch, plan.batches);
+                if !loss.is_finite() {
+                    retries += 1;
+                    if retries == ATTEMPTS {
+                        return Err(LearnError::Diverged { epoch, batch, attempts: ATTEMPTS, lr });
+                    }
+                    fraction /= 2.0;
+                    emit(watch, LearnEvent::Retry { epoch, batch, lr: fraction * plan.lr })?;
+                    continue 'attempt;
+                }
+                sum += loss;
+                emit(watch, LearnEvent::Step { epoch, batch })?;
+            }
+            let loss = sum / plan.batches as f64;
+            losses.push(loss);
+            emit(watch, LearnEvent::Epoch { epoch, loss, lr })?;
+        }
+        return Ok((state, Descent { losses, retries }));
+    }
+}
+
+fn emit(watch: &mut dyn FnMut(LearnEvent) -> ControlFlow<()>, event: LearnEvent) -> Result<(), LearnError> {
+    match watch(event) {
+        ControlFlow::Continue(()) => Ok(()),
+        ControlFlow::Break(()) => Err(LearnError::Stopped),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use oq_models::Compute;
+    use oq_recipe::{Loss, Overrides};
+    use tch::Device;
+
+    use super::*;
+    use crate::testing::fixture;
+    use crate::{Options, quantize};
+
+    #[test]
+    fn a_tokens_error_counts_by_its_size_where_that_is_asked_for() {
+        let target = Tensor::from_slice(&[1.0f32, 1.0, 100.0, 100.0]).view([1, 2, 2]);
+        let of = |loss, off: [f32; 4]| {
+            error(loss, &(&target + Tensor::from_slice(&off).view([1, 2, 2])), &target).double_value(&[])
+        };
+        // A tenth of each token, and of one of them alone.
+        let (both, small) = ([0.1, 0.1, 10.0, 10.0], [0.1, 0.1, 0.0, 0.0]);
+        let close = |got: f64, expected: f64| assert!((got / expected - 1.0).abs() < 1e-4, "{got} for {expected}");
+        close(of(Loss::Relative, both), 0.01);
+        close(of(Loss::Relative, small), 0.005);
+        close(of(Loss::Mse, both), 50.005);
+        close(of(Loss::Mse, small), 0.005);
+        // Where there is nothing, any error is far too large, but a number.
+        let nothing = target.zeros_like();
+        assert!(error(Loss::Relative, &(&nothing + 1e-30), &nothing).double_value(&[]).is_finite());
+    }
+
+    #[test]
+    fn the_second_target_is_the_block_on_its_own_input() {
+        let model = fixture("tiny-llama");
+        let losses = |aug_loss| {
+            let out = tempfile::tempdir().unwrap();
+            let overrides = Overrides::default().samples(1).seqlen(32).epochs(1).aug_loss(aug_loss);
+            let recipe = Recipe::resolve("w2a16g64".parse().unwrap(), None, None, &overrides).unwrap();
+            let (device, compute) = (Device::Cpu, Compute::F32);
+            let options = Options { device, compute, cache_memory: None, out: out.path().to_owned(), resume: false };
+            let segments = [(0..32).map(|i| (i * i * 31 + 7) % 1024).collect()];
+            let outcome = quantize(&model, &recipe, &segments, &options, &mut |_| ControlFlow::Continue(()));
+            outcome.unwrap().blocks.into_iter().map(|block| block.losses[0]).collect::<Vec<_>>()
+        };
+        let (one, both) = (losses(false), losses(true));
+        // Both inputs of the first block are the embeddings. Later ones differ, and a block is nearer to what it makes of its own.
+        assert_eq!(both[0], 2.0 * one[0]);
+        assert!(both[1..].iter().zip(&one[1..]).all(|(both, one)| *both < 1.9 * one), "{both:?} for {one:?}");
+    }
+
+    const PLAN: Plan = Plan { epochs: 2, batches: 3, lr: 0.5 };
+
+    /// A quantity that each step multiplies by `1 - lr`, and that fails whenever `lr` exceeds `stable_lr`, at batch 1.
+    fn run(stable_lr: f64) -> (Result<(f64, Descent), LearnError>, Vec<LearnEvent>) {
+        let mut events = Vec::new();
+        let start = |fraction| Ok((1.0, fraction * PLAN.lr));
+        let step = |(value, lr): &mut (f64, f64), batch: usize| {
+            if *lr > stable_lr && batch == 1 {
+                return f64::NAN;
+            }
+            let loss = *value;
+            *value *= 1.0 - *lr;
+            loss
+        };
+        let result = descend(PLAN, start, step, &mut |event| {
+            events.push(event);
+            ControlFlow::Continue(())
+        });
+        (result.map(|((value, _), descent)| (value, descent)), events)
+    }
+
+    #[test]
+    fn a_stable_descent_makes_every_step() {
+        let (result, events) = run(1.0);
+        let (value, descent) = result.expect("it is stable");
+        assert_eq!(value, 0.5f64.powi(6));
+        assert_eq!(descent.retries, 0);
+        assert_eq!(descent.losses, [(1.0 + 0.5 + 0.25) / 3.0, (0.125 + 0.0625 + 0.03125) / 3.0]);
+        assert_eq!(events.len(), 6 + 2);
+    }
+
+    #[test]
+    fn a_loss_that_is_not_finite_starts_over_at_half_the_rate() {
+        let (result, events) = run(0.2);
+        let (value, descent) = result.expect("0.125 is stable");
+        assert_eq!(value, (1.0f64 - 0.125).powi(6), "the failed attempts left nothing behind");
+        assert_eq!(descent.retries, 2);
+        let retries: Vec<f64> =
+            events.iter().filter_map(|b| if let LearnEvent::Retry { lr, .. } = b { Some(*lr) } else { None }).collect();
+        assert_eq!(retries, [0.25, 0.125]);
+    }
+
+    #[test]
+    fn divergence_is_bounded_and_says_where() {
+        let (result, _) = run(1e-9);
+        match result {
+            Err(LearnError::Diverged { epoch, batch, attempts: ATTEMPTS, lr }) => {
+                assert_eq!([epoch, batch], [Nth::new(0, 2), Nth::new(1, 3)]);
+                assert_eq!(lr, 0.5 / 2f64.powi(ATTEMPTS as i32 - 1));
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn stops_when_asked() {
+        let start = |_| Ok(());
+        let mut steps = 0;
+        let result = descend(PLAN, start, |(), _| 1.0, &mut |_| {
+            steps += 1;
+            if steps == 2 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+        assert!(matches!(result, Err(LearnError::Stopped)));
+    }
+}

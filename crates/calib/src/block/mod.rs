@@ -1,0 +1,10 @@
+//! One block: what its inputs hold, where it starts, and how it learns.
+
+pub(crate) mod compensate;
+pub(crate) mod graph;
+pub(crate) mod inputs;
+pub(crate) mod learn;
+pub(crate) mod peak;
+pub(crate) mod sites;
+pub(crate) mod student;
+pub(crate) mod watch;

@@ -1,0 +1,68 @@
+//! How large a block's activations become. The packed model asks for float16, whose largest number some models' activations pass.
+
+use std::cell::Cell;
+
+use oq_models::BlockOps;
+use tch::Tensor;
+
+use crate::block::watch::Watched;
+
+/// The largest number of f16.
+pub(crate) const F16_MAX: f64 = 65504.0;
+
+/// The largest magnitude of what was seen.
+#[derive(Default)]
+pub(crate) struct Peak(Cell<f64>);
+
+impl Peak {
+    /// Looks at all elements.
+    pub(crate) fn see(&self, x: &Tensor) {
+        let (least, most) = x.detach().aminmax(None::<i64>, false);
+        let largest = most.double_value(&[]).max(-least.double_value(&[]));
+        self.0.set(self.0.get().max(largest));
+    }
+
+    /// Runs a block and looks at what its linears are given and give.
+    pub(crate) fn watch<'a>(&'a self, ops: &'a dyn BlockOps) -> impl BlockOps + 'a {
+        Watched {
+            ops,
+            see: |_, x: &Tensor, y: &Tensor| {
+                self.see(x);
+                self.see(y);
+            },
+        }
+    }
+
+    /// What was seen, where f16 does not hold it. Infinity, which records cannot say, is the largest f32 there.
+    pub(crate) fn beyond_f16(&self) -> Option<f64> {
+        let largest = self.0.get().min(f64::from(f32::MAX));
+        (largest > F16_MAX).then_some(largest)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use oq_models::{BlockWeights, DenseOps, LinearName};
+    use tch::{Device, Kind};
+
+    use super::*;
+
+    #[test]
+    fn magnitudes_beyond_f16_are_kept() {
+        let weights = BlockWeights::new([("a.weight".to_owned(), Tensor::from_slice2(&[[-2.0f32]]))].into());
+        let dense = DenseOps::new(&weights);
+        let seen = |inputs: &[f32]| {
+            let peak = Peak::default();
+            let ops = peak.watch(&dense);
+            for &x in inputs {
+                let _ = ops.linear(LinearName("a"), &Tensor::full([1, 1], f64::from(x), (Kind::Float, Device::Cpu)));
+            }
+            peak.beyond_f16()
+        };
+        assert_eq!(seen(&[]), None);
+        assert_eq!(seen(&[1.0, 32752.0]), None);
+        // Of what it gives, and the largest of all.
+        assert_eq!(seen(&[40000.0, -50000.0, 3.0]), Some(1e5));
+        assert_eq!(seen(&[f32::INFINITY]), Some(f64::from(f32::MAX)));
+    }
+}

@@ -1,0 +1,192 @@
+//! The block that learns: its channels rescaled by an equivalent transformation, its linears fake-quantized on clipped grids, their
+//! codes rounded from a start that may be compensated, by offsets that may be learned.
+//!
+//! The quantizer is cut out of autograd. Each step has two graphs. The first goes from scales and shifts to the transformed tensors.
+//! There it is cut: weights are fake-quantized without a graph, and they and the other transformed tensors become leaves of the
+//! second, which is the block. libtorch differentiates the block down to these leaves; the closed form in `oq-lwc` takes the
+//! gradients of quantized weights to clipping strengths and to transformed weights; libtorch takes those through the first graph.
+
+use std::collections::BTreeMap;
+
+use oq_let::{Transform, Values};
+use oq_lwc::{Lwc, LwcError};
+use oq_models::{BlockOps, BlockWeights, Compute, LinearName};
+use oq_quant_core::{ActSpec, WeightSpec};
+use tch::{Kind, Tensor};
+
+use crate::block::compensate::{self, Rounded};
+use crate::block::graph::{StudentOps, backward};
+use crate::block::inputs::Inputs;
+use crate::compute::Place;
+use crate::merged::{Merged, merge};
+use crate::optim::{AdamW, Descending};
+
+/// What a block learns: clipping and, where that is asked for, rounding of each of its linears, scales and shifts of its sites.
+pub(crate) struct Student<'a> {
+    weights: &'a BlockWeights,
+    transform: &'a Transform,
+    act: ActSpec,
+    compute: Compute,
+    clips: BTreeMap<LinearName, Lwc>,
+    values: Values,
+    rounding: Option<Descending>,
+}
+
+/// The largest step that an offset takes: a sign says little of how far to go.
+const LARGEST_STEP: f64 = 0.02;
+
+/// Learning rates by what is learned.
+#[derive(Clone, Copy)]
+pub(crate) struct Rates {
+    pub(crate) clip: f64,
+    pub(crate) transform: f64,
+}
+
+impl<'a> Student<'a> {
+    /// Clipping and rounding at their start for every linear named, quantized as `specs` says, as far as its inputs were `seen`, and
+    /// the transformation at the values given.
+    pub(crate) fn new(
+        weights: &'a BlockWeights,
+        linears: &[LinearName],
+        (specs, act): (&dyn Fn(LinearName) -> WeightSpec, ActSpec),
+        (transform, values): (&'a Transform, Values),
+        seen: &Inputs,
+        place: Place,
+    ) -> Result<Self, (LinearName, LwcError)> {
+        let clips = linears
+            .iter()
+            .map(|&name| {
+                let (out_features, in_features) = weights.weight(name).size2().expect("a weight is [out, in]");
+                let clip = Lwc::new(out_features as usize, in_features as usize, specs(name), place.device);
+                let mut clip = clip.map_err(|error| (name, error))?;
+                if let Some(moments) = seen.moments(name) {
+                    clip.start_from_search(weights.weight(name), &moments.squares);
+                    if !moments.products.is_empty() {
+                        clip.offsets = Some(weights.weight(name).zeros_like());
+                    }
+                }
+                Ok((name, clip))
+            })
+            .collect::<Result<BTreeMap<_, _>, _>>()?;
+        // All of them are there before the first is filled in, so that what that takes leaves no holes between them.
+        for (names, moments) in seen.of_linears() {
+            let rounded = clips.iter().filter_map(|(&name, clip)| {
+                let offsets = clip.offsets.as_ref().filter(|_| names.contains(&name.0))?;
+                Some(Rounded { weight: weights.weight(name), clip, offsets })
+            });
+            compensate::fill(&rounded.collect::<Vec<_>>(), moments);
+        }
+        Ok(Self { weights, transform, act, compute: place.compute, clips, values, rounding: None })
+    }
+
+    /// Learns rounding too, in so many steps, each a `fraction` of what it would be.
+    pub(crate) fn round_within(&mut self, steps: usize, fraction: f64) {
+        // All of its values come to a half, or to less where there are few of them.
+        let first = (1.0 / (steps + 1) as f64).min(LARGEST_STEP);
+        self.rounding = Some(Descending::new(fraction * first, steps));
+    }
+
+    /// An optimizer of all other parameters.
+    pub(crate) fn optimizer(&self, rates: Rates) -> AdamW {
+        let strengths = self.clips.values().flat_map(|clip| [&clip.gamma, &clip.beta]);
+        let strengths = strengths.map(|strength| (strength, rates.clip));
+        AdamW::new(strengths.chain(self.values.tensors().map(|value| (value, rates.transform))))
+    }
+
+    /// One step down `loss`, a function of the block's operations. Returns the loss before the step; when it or a gradient
+    /// is not finite, NaN, and nothing has moved.
+    pub(crate) fn step(&mut self, optimizer: &mut AdamW, loss: impl FnOnce(&dyn BlockOps) -> Tensor) -> f64 {
+        let Some(Gradients { value, moved, of_quantized, of_params }) = self.gradients(loss) else { return f64::NAN };
+        if let Some(rate) = self.rounding.as_mut().map(Descending::next) {
+            for (&name, clip) in &mut self.clips {
+                let name = name.weight();
+                let weight = moved.get(&name).unwrap_or_else(|| self.weights.get(&name));
+                clip.move_offsets(weight, &of_quantized[name.as_str()], rate);
+            }
+        }
+        let strengths = self.clips.values_mut().flat_map(|clip| [&mut clip.gamma, &mut clip.beta]);
+        optimizer.step(strengths.chain(self.values.tensors_mut()).zip(of_params));
+        self.values.keep_off_zero();
+        value
+    }
+
+    /// What a step needs; none where the loss or a gradient is not finite.
+    fn gradients(&self, loss: impl FnOnce(&dyn BlockOps) -> Tensor) -> Option<Gradients> {
+        let values = self.values.leaves();
+        // Runs record no graph otherwise.
+        let moved = tch::with_grad(|| self.transform.apply(&values, |name| self.weights.find(name)));
+        let leaves = self.cut(&moved);
+        let ops = StudentOps::new(self.weights, &leaves, self.act, self.compute);
+        let loss = tch::with_grad(|| loss(&ops));
+        let value = loss.double_value(&[]);
+        if !value.is_finite() {
+            return None;
+        }
+        // Only norms that learn stand above both parts of a block that attention has cut.
+        let grads = backward(loss, leaves.values().collect(), ops.cut(), !moved.is_empty());
+        let mut grads: BTreeMap<&str, Tensor> = leaves.keys().map(String::as_str).zip(grads).collect();
+
+        let (mut of_params, mut of_quantized) = (Vec::new(), BTreeMap::new());
+        for (&name, clip) in &self.clips {
+            let name = name.weight();
+            let grad = grads.get_mut(name.as_str()).expect("each weight was a leaf");
+            if self.rounding.is_some() {
+                of_quantized.insert(name.clone(), grad.shallow_clone());
+            }
+            let of_clip = match moved.get(&name) {
+                Some(weight) => {
+                    let (of_clip, of_weight) = clip.gradients_with_weight(weight, grad);
+                    *grad = of_weight;
+                    of_clip
+                }
+                None => clip.gradients(self.weights.get(&name), grad),
+            };
+            of_params.extend([of_clip.gamma, of_clip.beta]);
+        }
+        if !moved.is_empty() {
+            // The function of the transformed tensors that has these gradients.
+            let linear = tch::with_grad(|| {
+                moved.iter().map(|(name, tensor)| (tensor * &grads[name.as_str()]).sum(Kind::Float)).sum::<Tensor>()
+            });
+            of_params.extend(Tensor::run_backward(&[linear], &values.tensors().collect::<Vec<_>>(), false, false));
+        }
+        let sum: Tensor = of_params.iter().map(|grad| grad.sum(Kind::Float)).sum();
+        let is_finite = sum.double_value(&[]).is_finite();
+        is_finite.then_some(Gradients { value, moved, of_quantized, of_params })
+    }
+
+    /// The leaves of the block's graph: quantized weights of all linears, and whatever else the transformation changed.
+    fn cut(&self, moved: &BTreeMap<String, Tensor>) -> BTreeMap<String, Tensor> {
+        let leaf = |tensor: Tensor| tensor.detach().set_requires_grad(true);
+        let mut leaves: BTreeMap<String, Tensor> =
+            moved.iter().map(|(name, tensor)| (name.clone(), leaf(tensor.shallow_clone()))).collect();
+        for (&name, clip) in &self.clips {
+            let name = name.weight();
+            let weight = moved.get(&name).unwrap_or_else(|| self.weights.get(&name));
+            leaves.insert(name, leaf(clip.fake_quantize_as(self.compute.kind(), weight)));
+        }
+        leaves
+    }
+
+    /// The block with what was learned in it.
+    pub(crate) fn merge(&self) -> Result<Merged, (LinearName, LwcError)> {
+        merge(self.weights, self.transform, &self.values, self.clips.keys().copied(), |name, weight| {
+            self.clips[&name].quantize(weight)
+        })
+    }
+}
+
+/// What a step goes by.
+struct Gradients {
+    /// The loss.
+    value: f64,
+    /// The tensors that were transformed.
+    moved: BTreeMap<String, Tensor>,
+    /// Gradients of quantized weights, where rounding is learned.
+    of_quantized: BTreeMap<String, Tensor>,
+    /// Gradients of the strengths of each linear, then of scales and shifts.
+    of_params: Vec<Tensor>,
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,233 @@
+//! A step's gradients against one graph of the whole, and where a block starts.
+
+use oq_let::Site;
+use oq_models::{Context, DenseOps};
+use oq_quant_core::{QuantSpec, SiteKind};
+use oq_recipe::{Overrides, Recipe, Rounding, Start};
+use tch::Device;
+
+use super::*;
+use crate::block::inputs::InputOps;
+use crate::block::learn::Task;
+use crate::disk::states::{Cache, Store};
+use crate::testing::{fixture, noise};
+
+const PLACE: Place = Place { device: Device::Cpu, compute: Compute::F32 };
+const TOKENS: i64 = 24;
+
+fn scheme(scheme: &str) -> QuantSpec {
+    scheme.parse().unwrap()
+}
+
+/// Strengths and scales off their start, so that no two are alike.
+fn shake(student: &mut Student<'_>) {
+    let strengths = student.clips.values_mut().flat_map(|clip| [&mut clip.gamma, &mut clip.beta]);
+    for (seed, tensor) in strengths.chain(student.values.tensors_mut()).enumerate() {
+        *tensor = &*tensor + noise(100 + seed as u64, &tensor.size()) * 0.1;
+    }
+}
+
+#[test]
+fn gradients_are_those_of_one_graph() {
+    let _no_grad = tch::no_grad_guard();
+    for (name, shift) in [("tiny-opt", true), ("tiny-llama", false)] {
+        let model = fixture(name);
+        let (decoder, weights) = (model.decoder(), model.load_block(1, Device::Cpu).unwrap());
+        let sites: Vec<Site> =
+            SiteKind::ALL.iter().flat_map(|&kind| decoder.sites(0, kind).unwrap_or_default()).collect();
+        assert!(sites.len() >= 4, "{name}");
+        let transform = Transform::new(sites, Device::Cpu);
+        let linears: Vec<LinearName> = decoder.layer(0).linears.iter().map(|linear| linear.name).collect();
+        // Rounded activations: without them a loss does not depend on the scales of queries and keys, which are those of whole rows.
+        let spec = scheme("w4a6g32");
+        let start = || {
+            let values = Values::identity(transform.sites(), shift, Kind::Float, Device::Cpu);
+            let specs = |_: LinearName| spec.weight;
+            let specs: (&dyn Fn(LinearName) -> WeightSpec, ActSpec) = (&specs, spec.act);
+            let mut student =
+                Student::new(&weights, &linears, specs, (&transform, values), &Inputs::default(), PLACE).unwrap();
+            shake(&mut student);
+            student
+        };
+        let ctx: Context = decoder.context(TOKENS as usize, Device::Cpu);
+        let hidden = decoder.dims().hidden as i64;
+        let (x, d_out) = (noise(1, &[1, TOKENS, hidden]), noise(2, &[1, TOKENS, hidden]));
+        let loss = |ops: &dyn BlockOps| (decoder.block(0, ops, &ctx, &x) * &d_out).sum(Kind::Float);
+        let ours = start().gradients(loss).expect("all is finite").of_params;
+
+        // The same with nothing cut: clipping as its definition, from the strengths and scales to the loss.
+        let mut student = start();
+        for clip in student.clips.values_mut() {
+            [&mut clip.gamma, &mut clip.beta]
+                .into_iter()
+                .for_each(|strength| *strength = strength.set_requires_grad(true));
+        }
+        let values = student.values.leaves();
+        let loss = tch::with_grad(|| {
+            let mut tensors = transform.apply(&values, |name| weights.find(name));
+            for (&name, clip) in &student.clips {
+                let name = name.weight();
+                let weight = clip.fake_quantize_autograd(tensors.get(&name).unwrap_or_else(|| weights.get(&name)));
+                tensors.insert(name, weight);
+            }
+            let ops = StudentOps::new(&weights, &tensors, spec.act, Compute::F32);
+            let loss = loss(&ops);
+            assert!(ops.cut().is_none(), "attention in f32 is libtorch's");
+            loss
+        });
+        let strengths = student.clips.values().flat_map(|clip| [&clip.gamma, &clip.beta]);
+        let params: Vec<&Tensor> = strengths.chain(values.tensors()).collect();
+        let whole = Tensor::run_backward(&[loss], &params, false, false);
+        assert_eq!(ours.len(), whole.len());
+        for (at, (ours, whole)) in ours.iter().zip(&whole).enumerate() {
+            let largest = |x: &Tensor| x.abs().max().double_value(&[]);
+            assert!(largest(whole) > 0.0, "{name}: {at} says nothing");
+            // Sums of f32 in other orders.
+            let off = largest(&(ours - whole)) / largest(whole);
+            assert!(off < 1e-3, "{name}: {at} of {} is {off} off", params.len());
+        }
+    }
+}
+
+#[test]
+fn a_linear_that_cannot_be_cut_into_groups_is_named() {
+    let model = fixture("tiny-llama");
+    let (decoder, weights) = (model.decoder(), model.load_block(0, Device::Cpu).unwrap());
+    let linears: Vec<LinearName> = decoder.layer(0).linears.iter().map(|linear| linear.name).collect();
+    let transform = Transform::new(Vec::new(), Device::Cpu);
+    let (fits, does_not) = (scheme("w4a16g64"), scheme("w4a16g7"));
+    for refused in linears.iter().copied() {
+        let specs = |name: LinearName| if name == refused { does_not.weight } else { fits.weight };
+        let specs: (&dyn Fn(LinearName) -> WeightSpec, ActSpec) = (&specs, fits.act);
+        let values = Values::identity(&[], false, Kind::Float, Device::Cpu);
+        let student = Student::new(&weights, &linears, specs, (&transform, values), &Inputs::default(), PLACE);
+        let (named, error) = student.err().expect("7 divides no width of the model");
+        assert_eq!(named, refused);
+        assert!(error.to_string().contains("group 7"), "{error}");
+    }
+}
+
+#[test]
+fn rounding_starts_where_compensation_leaves_it() {
+    let _no_grad = tch::no_grad_guard();
+    let model = fixture("tiny-llama");
+    let (decoder, weights) = (model.decoder(), model.load_block(0, Device::Cpu).unwrap());
+    let linears: Vec<LinearName> = decoder.layer(0).linears.iter().map(|linear| linear.name).collect();
+    let transform = Transform::new(Vec::new(), Device::Cpu);
+    let spec = scheme("w3a16g32");
+    let seen = |start: Start| {
+        let ops = InputOps::new(DenseOps::new(&weights), &[], &linears, Some(start));
+        let x = noise(3, &[1, 200, decoder.dims().hidden as i64]);
+        let _ = decoder.block(0, &ops, &decoder.context(200, Device::Cpu), &x);
+        ops.finish()
+    };
+    let student = |seen: &Inputs| {
+        let values = Values::identity(&[], false, Kind::Float, Device::Cpu);
+        let specs = |_: LinearName| spec.weight;
+        let specs: (&dyn Fn(LinearName) -> WeightSpec, ActSpec) = (&specs, spec.act);
+        Student::new(&weights, &linears, specs, (&transform, values), seen, PLACE).unwrap()
+    };
+    let (searched, compensated) = (seen(Start::Search), seen(Start::Compensate));
+    let (by_search, by_compensation, whole) = (student(&searched), student(&compensated), student(&Inputs::default()));
+    for name in linears {
+        let [search, compensation, whole] = [&by_search, &by_compensation, &whole].map(|student| &student.clips[&name]);
+        assert!(search.offsets.is_none() && whole.offsets.is_none());
+        assert_eq!((&search.gamma, &search.beta), (&compensation.gamma, &compensation.beta));
+        assert_ne!(search.gamma, whole.gamma, "{name:?} was searched for");
+        let expected = weights.weight(name).zeros_like();
+        let rounded = Rounded { weight: weights.weight(name), clip: compensation, offsets: &expected };
+        compensate::fill(&[rounded], compensated.moments(name).unwrap());
+        assert!(expected.abs().max().double_value(&[]) > 0.5, "{name:?}: errors are made good");
+        assert_eq!(compensation.offsets.as_ref(), Some(&expected), "{name:?}");
+    }
+}
+
+#[test]
+fn at_half_of_its_rates_all_that_is_learned_moves_half_as_far() {
+    let _no_grad = tch::no_grad_guard();
+    let model = fixture("tiny-llama");
+    let (decoder, weights) = (model.decoder(), model.load_block(0, Device::Cpu).unwrap());
+    let linears: Vec<LinearName> = decoder.layer(0).linears.iter().map(|linear| linear.name).collect();
+    let transform = Transform::new(decoder.sites(0, SiteKind::Norm).unwrap(), Device::Cpu);
+    let shape = [1, TOKENS, decoder.dims().hidden as i64];
+    let overrides = Overrides::default().epochs(2).rounding(Rounding::Learned);
+    let recipe = Recipe::resolve(scheme("w3a16g64"), None, None, &overrides).unwrap();
+    let len = shape.iter().product::<i64>() as usize;
+    let cache = Cache { device: Device::Cpu, budget: None, batch: len, len, total: len, dir: "none".into() };
+    let mut inputs = Store::new(&cache);
+    inputs.push(&noise(1, &shape)).unwrap();
+    let task = Task {
+        decoder,
+        layer: 0,
+        ctx: &decoder.context(TOKENS as usize, Device::Cpu),
+        weights: &weights,
+        linears: &linears,
+        specs: &|_| recipe.scheme.weight,
+        transform: &transform,
+        start: &Values::identity(transform.sites(), false, Kind::Float, Device::Cpu),
+        seen: &Inputs::default(),
+        recipe: &recipe,
+        place: PLACE,
+        inputs: &inputs,
+        targets: vec![&inputs],
+    };
+    let learned = |student: &Student<'_>| -> BTreeMap<&str, Vec<Tensor>> {
+        let of_clips = |of: &dyn Fn(&Lwc) -> Tensor| student.clips.values().map(|clip| of(clip).copy()).collect();
+        BTreeMap::from([
+            ("clipping", of_clips(&|clip| clip.gamma.shallow_clone())),
+            ("rounding", of_clips(&|clip| clip.offsets.as_ref().unwrap_or(&clip.gamma.zeros_like()).abs().max())),
+            ("transformation", student.values.tensors().map(Tensor::copy).collect()),
+        ])
+    };
+    let moved = |share| {
+        let (mut student, mut optimizer) = task.begin(share).unwrap();
+        let before = learned(&student);
+        let loss = student.step(&mut optimizer, |ops| task.loss(ops, 0));
+        assert!(loss.is_finite());
+        let after = learned(&student);
+        let off = |(name, after): (&&'static str, &Vec<Tensor>)| {
+            let pairs = after.iter().zip(&before[name]);
+            (
+                *name,
+                pairs.map(|(after, before)| (after - before).abs().sum(Kind::Double).double_value(&[])).sum::<f64>(),
+            )
+        };
+        after.iter().map(off).collect::<BTreeMap<_, _>>()
+    };
+    let (whole, half) = (moved(1.0), moved(0.5));
+    assert_eq!(whole.len(), 3);
+    for (name, whole) in whole {
+        // A step of 1e-2 from a strength of 4 has some thousand steps of f32.
+        let share = half[name] / whole;
+        assert!(whole > 0.0 && (share - 0.5).abs() < 1e-3, "{name}: {share}");
+    }
+}
+
+#[test]
+fn offsets_come_to_half_a_step_or_less() {
+    let rates = |steps: usize| {
+        let mut student = Student {
+            weights: &BlockWeights::new(BTreeMap::new()),
+            transform: &Transform::new(Vec::new(), Device::Cpu),
+            act: ActSpec::Float,
+            compute: Compute::F32,
+            clips: BTreeMap::new(),
+            values: Values::identity(&[], false, Kind::Float, Device::Cpu),
+            rounding: None,
+        };
+        student.round_within(steps, 1.0);
+        let mut rounding = student.rounding.unwrap();
+        let all: Vec<f64> = (0..steps).map(|_| rounding.next()).collect();
+        assert_eq!(rounding.next(), 0.0, "nothing is left");
+        let mut later = Descending::new(all[0], steps);
+        later.skip(steps / 2);
+        assert_eq!(later.next(), all[steps / 2]);
+        all
+    };
+    for (steps, half) in [(49, true), (50, true), (1000, true), (48, false), (10, false)] {
+        let rates = rates(steps);
+        let sum: f64 = rates.iter().sum();
+        assert!(if half { (sum - 0.5).abs() < 1e-12 } else { sum < 0.4999 }, "{steps} steps: {sum}");
+        assert!(rates[0] <= LARGEST_STEP && rates.is_sorted_by(|a, b| a > b), "{steps} steps");
+    }
+}

@@ -1,0 +1,39 @@
+//! Where blocks are computed, and what every pass through them needs.
+
+use oq_models::runtime::trim_memory;
+use oq_models::{BlockWeights, Compute, Model, ModelError};
+use tch::{Device, Tensor};
+
+/// Where and in what a block is computed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place {
+    pub(crate) device: Device,
+    pub(crate) compute: Compute,
+}
+
+/// A block's tensors, while those of the block `next`, if there is one, are read ahead. Memory that earlier blocks left behind goes back to
+/// the system first.
+pub(crate) fn load_block(
+    model: &Model,
+    block: usize,
+    next: Option<usize>,
+    device: Device,
+) -> Result<BlockWeights, ModelError> {
+    trim_memory();
+    let weights = model.load_block(block, device)?;
+    if let Some(next) = next {
+        model.read_ahead(next);
+    }
+    Ok(weights)
+}
+
+/// Token ids of equally long segments, `[b, t]` i64.
+pub(crate) fn ids_of(segments: &[Vec<u32>]) -> Tensor {
+    let flat: Vec<i64> = segments.iter().flatten().map(|&id| i64::from(id)).collect();
+    Tensor::from_slice(&flat).view([segments.len() as i64, -1])
+}
+
+/// Whether no element is NaN or infinite.
+pub(crate) fn is_finite(x: &Tensor) -> bool {
+    x.isfinite().all().int64_value(&[]) != 0
+}

@@ -1,0 +1,446 @@
+//! What a run has finished, beside its output: one JSON line per shard, so that a killed run goes on where it was.
+//!
+//! The first line names everything that decides the result, and where it was begun. A line is appended and synced after the block's shard is in place;
+//! a torn last line counts as not written.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use oq_formats::is_leftover;
+use oq_recipe::{BlockRecord, RECORDS};
+use serde::{Deserialize, Serialize};
+
+use crate::disk::identity::{Identity, Surroundings};
+use crate::disk::names::{JOURNAL, UNTUNED, WIDTHS};
+use crate::nth::Nth;
+
+/// The first line.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Header {
+    #[serde(flatten)]
+    pub(crate) identity: Identity,
+    /// Where blocks were made that say nothing else; journals of old have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) surroundings: Option<Surroundings>,
+}
+
+/// Which shard of a run: a block as it was learned, or as it was tuned afterwards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Stage {
+    /// The block with this index, as it was learned.
+    Learned(usize),
+    /// The block with this index, as it was tuned.
+    Tuned(usize),
+}
+
+/// A shard that is on disk, a line of the journal.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Finished<R = BlockRecord> {
+    /// Its file name.
+    pub(crate) shard: String,
+    /// sha256 of the shard.
+    pub(crate) sha256: String,
+    /// What the block was made from, as [`Sources`](crate::disk::identity::Sources) has it; journals of old have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) source: Option<String>,
+    /// Where it was made, if elsewhere than the first line says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) surroundings: Option<Surroundings>,
+    /// How it went.
+    #[serde(flatten)]
+    pub(crate) record: R,
+}
+
+/// How tuning went, by the line of each tuned block. The epochs are of all blocks together.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct TunedRecord {
+    /// Which block, from 0.
+    pub(crate) tuned: usize,
+    /// Mean divergence of each epoch, in nats.
+    pub(crate) divergences: Vec<f64>,
+    /// Times that tuning started again because of a number that was not finite.
+    pub(crate) retries: u32,
+}
+
+/// Why a journal was not opened or written.
+#[derive(Debug, thiserror::Error)]
+pub enum JournalError {
+    /// There is a run in that directory and resuming was not asked for.
+    #[error("{} holds a run with {blocks} finished blocks: go on with --resume, or choose another --out", dir.display())]
+    Occupied {
+        /// The directory.
+        dir: PathBuf,
+        /// Blocks it has finished.
+        blocks: usize,
+    },
+    /// The directory has files that are not a run's.
+    #[error("{} is not empty and holds no run of this program: choose another --out", dir.display())]
+    Foreign {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// The run there is another one.
+    #[error(
+        "{} holds a run with another {differences}: repeat its command line to resume it, or choose another --out",
+        dir.display()
+    )]
+    Different {
+        /// The directory.
+        dir: PathBuf,
+        /// What differs.
+        differences: String,
+    },
+    /// The run there was made from other weights.
+    #[error(
+        "{}: block {block} was made from another checkpoint than the one in {}: choose another --out", dir.display(), model.display()
+    )]
+    OtherSource {
+        /// The directory.
+        dir: PathBuf,
+        /// The first block whose weights are other ones.
+        block: Nth,
+        /// The checkpoint that is there now.
+        model: PathBuf,
+    },
+    /// Another process is at it.
+    #[error("{}: another run is writing there: wait for its end, or choose another --out", dir.display())]
+    Busy {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// The directory cannot be made, or nothing can be written there.
+    #[error("{}: cannot be written: {source}; choose another --out", dir.display())]
+    Unwritable {
+        /// The directory.
+        dir: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Input or output failed.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+/// An open journal.
+pub(crate) struct Journal {
+    path: PathBuf,
+    file: File,
+    learned: Vec<Finished>,
+    tuned: Vec<Finished<TunedRecord>>,
+    /// Where it was begun.
+    begun: Option<Surroundings>,
+    /// Where it goes on.
+    here: Option<Surroundings>,
+}
+
+impl Journal {
+    /// Starts a journal in a directory where no block is finished yet, or opens the one that is there when `resume` is set. It is
+    /// this process's alone until it is dropped.
+    pub(crate) fn open(dir: &Path, asked: &Header, resume: bool) -> Result<Self, JournalError> {
+        let path = dir.join(JOURNAL);
+        let io = |source| JournalError::Io { path: path.clone(), source };
+        let unwritable = |source| JournalError::Unwritable { dir: dir.to_owned(), source };
+        std::fs::create_dir_all(dir).map_err(unwritable)?;
+        let holds_files = holds_files(dir).map_err(io)?;
+        if holds_files && !path.exists() {
+            return Err(JournalError::Foreign { dir: dir.to_owned() });
+        }
+        let file = OpenOptions::new().create(true).append(true).open(&path).map_err(unwritable)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(JournalError::Busy { dir: dir.to_owned() }),
+            // Some network file systems have no locks; a run is not refused for that.
+            Err(TryLockError::Error(error)) => tracing::debug!(%error, "the journal cannot be locked"),
+        }
+        let text = std::fs::read_to_string(&path).map_err(io)?;
+        let mut lines = text.split_inclusive('\n').filter(|line| line.ends_with('\n'));
+        let header: Option<Header> = lines.next().and_then(|line| serde_json::from_str(line).ok());
+        // Blocks of each stage count from 0 without a gap, learned ones first; whatever follows a line that does not fit is made again.
+        let (mut learned, mut tuned) = (Vec::new(), Vec::new());
+        let mut kept = text.find('\n').map_or(0, |end| end + 1);
+        for line in lines {
+            let next: Option<Finished> = serde_json::from_str(line).ok();
+            let next_tuned = || serde_json::from_str::<Finished<TunedRecord>>(line).ok();
+            if let Some(block) = next.filter(|next| tuned.is_empty() && next.record.index == learned.len()) {
+                learned.push(block);
+            } else if let Some(block) = next_tuned().filter(|next| next.record.tuned == tuned.len()) {
+                tuned.push(block);
+            } else {
+                break;
+            }
+            kept += line.len();
+        }
+        // A run that finished nothing is no reason to refuse another one.
+        let goes_on = |header: &Header| header == asked || !learned.is_empty() && header.identity == asked.identity;
+        let here = asked.surroundings.clone();
+        let Some(header) = header.filter(|header| goes_on(header) || holds_files) else {
+            if holds_files {
+                return Err(JournalError::Foreign { dir: dir.to_owned() });
+            }
+            file.set_len(0).map_err(io)?;
+            append(&path, &file, asked)?;
+            return Ok(Self { file, path, learned: Vec::new(), tuned: Vec::new(), begun: here.clone(), here });
+        };
+        if !resume && !learned.is_empty() {
+            return Err(JournalError::Occupied { dir: dir.to_owned(), blocks: learned.len() });
+        }
+        if header.identity != asked.identity {
+            let differences = header.identity.differences(&asked.identity);
+            return Err(JournalError::Different { dir: dir.to_owned(), differences });
+        }
+        if kept < text.len() {
+            file.set_len(kept as u64).map_err(io)?;
+        }
+        Ok(Self { path, file, learned, tuned, begun: header.surroundings, here })
+    }
+
+    /// Blocks that this run or the ones before learned, in order.
+    pub(crate) fn learned(&self) -> &[Finished] {
+        &self.learned
+    }
+
+    /// Blocks that were tuned, in order.
+    pub(crate) fn tuned(&self) -> &[Finished<TunedRecord>] {
+        &self.tuned
+    }
+
+    /// What is different here from where the last block was finished, with both values; nothing where that is not known.
+    pub(crate) fn moved(&self) -> Option<String> {
+        let of_block = match self.tuned.last() {
+            Some(block) => block.surroundings.as_ref(),
+            None => self.learned.last().and_then(|block| block.surroundings.as_ref()),
+        };
+        let (there, here) = (of_block.or(self.begun.as_ref())?, self.here.as_ref()?);
+        Some(there.differences(here)).filter(|differences| !differences.is_empty())
+    }
+
+    /// Forgets this shard and those after it: they are not what the journal says.
+    pub(crate) fn forget(&mut self, first: Stage) -> Result<(), JournalError> {
+        let text = std::fs::read_to_string(&self.path).map_err(|source| self.io(source))?;
+        let (learned, tuned) = match first {
+            Stage::Learned(block) => (block, 0),
+            Stage::Tuned(block) => (self.learned.len(), block),
+        };
+        // In one step: a run that is killed here still finds the lines before.
+        let kept: usize = text.split_inclusive('\n').take(1 + learned + tuned).map(str::len).sum();
+        self.file.set_len(kept as u64).and_then(|()| self.file.sync_data()).map_err(|source| self.io(source))?;
+        self.learned.truncate(learned);
+        self.tuned.truncate(tuned);
+        Ok(())
+    }
+
+    /// Records a learned block.
+    pub(crate) fn finish_learned(&mut self, block: Finished) -> Result<(), JournalError> {
+        let block = self.finish(block)?;
+        self.learned.push(block);
+        Ok(())
+    }
+
+    /// Records a tuned block.
+    pub(crate) fn finish_tuned(&mut self, block: Finished<TunedRecord>) -> Result<(), JournalError> {
+        let block = self.finish(block)?;
+        self.tuned.push(block);
+        Ok(())
+    }
+
+    /// Appends a line, which says where the block was made, if elsewhere than the first.
+    fn finish<R: Serialize>(&self, block: Finished<R>) -> Result<Finished<R>, JournalError> {
+        let surroundings = self.here.clone().filter(|here| self.begun.as_ref() != Some(here));
+        let block = Finished { surroundings, ..block };
+        append(&self.path, &self.file, &block)?;
+        Ok(block)
+    }
+
+    fn io(&self, source: std::io::Error) -> JournalError {
+        JournalError::Io { path: self.path.clone(), source }
+    }
+}
+
+/// A line that is on the disk when this returns.
+fn append(path: &Path, mut file: &File, line: &impl Serialize) -> Result<(), JournalError> {
+    let mut line = serde_json::to_string(line).expect("a record of plain fields is JSON");
+    line.push('\n');
+    let written = file.write_all(line.as_bytes()).and_then(|()| file.sync_data());
+    written.map_err(|source| JournalError::Io { path: path.to_owned(), source })
+}
+
+/// Whether anything but a torn journal, the run's own records and files that were never finished lies in `dir`.
+fn holds_files(dir: &Path) -> std::io::Result<bool> {
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let is_own = [JOURNAL, WIDTHS].iter().chain(&RECORDS).any(|own| name == *own);
+        let is_empty = name == UNTUNED && holds_files(&entry.path()).is_ok_and(|holds| !holds);
+        if !(is_own || is_empty || is_leftover(&name)) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header(recipe: &str) -> Header {
+        let identity = Identity {
+            version: "1".into(),
+            recipe: recipe.into(),
+            model: "m".into(),
+            calibration: "c".into(),
+            compute: "f32".into(),
+        };
+        Header { identity, surroundings: Some(on(1)) }
+    }
+
+    fn on(threads: usize) -> Surroundings {
+        Surroundings { libtorch: "2".into(), device: "cpu".into(), threads, attention: "own".into() }
+    }
+
+    fn block(index: usize) -> Finished {
+        Finished {
+            shard: format!("{index}.safetensors"),
+            sha256: "0".into(),
+            source: (index > 0).then(|| "1".into()),
+            surroundings: None,
+            record: BlockRecord {
+                index,
+                losses: vec![0.1, 1.0 / 3.0],
+                final_loss: Some(0.5),
+                wall_secs: 1.0,
+                retries: 0,
+                beyond_f16: None,
+            },
+        }
+    }
+
+    #[test]
+    fn goes_on_after_a_torn_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let id = header("r");
+        let mut journal = Journal::open(dir.path(), &id, false).unwrap();
+        journal.finish_learned(block(0)).unwrap();
+        journal.finish_learned(block(1)).unwrap();
+        drop(journal);
+        let path = dir.path().join(JOURNAL);
+        let whole = std::fs::read(&path).unwrap();
+        for cut in 0..whole.len() {
+            std::fs::write(&path, &whole[..cut]).unwrap();
+            let mut journal = Journal::open(dir.path(), &id, true).unwrap();
+            let lines = whole[..cut].iter().filter(|&&byte| byte == b'\n').count();
+            assert_eq!(journal.learned().len(), lines.saturating_sub(1), "cut at {cut}");
+            for next in journal.learned().len()..2 {
+                journal.finish_learned(block(next)).unwrap();
+            }
+            assert_eq!(std::fs::read(&path).unwrap(), whole, "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn refuses_what_is_not_its_run() {
+        let dir = tempfile::tempdir().unwrap();
+        let (ours, other) = (header(r#"{"learn":{"epochs":20}}"#), header(r#"{"learn":{"epochs":5}}"#));
+        // Nothing is finished: another run may begin.
+        drop(Journal::open(dir.path(), &other, false).unwrap());
+        let mut journal = Journal::open(dir.path(), &ours, false).unwrap();
+        assert!(matches!(Journal::open(dir.path(), &ours, true), Err(JournalError::Busy { .. })));
+        std::fs::write(dir.path().join("0.safetensors"), "").unwrap();
+        journal.finish_learned(block(0)).unwrap();
+        drop(journal);
+        assert!(matches!(Journal::open(dir.path(), &ours, false), Err(JournalError::Occupied { blocks: 1, .. })));
+        match Journal::open(dir.path(), &other, true) {
+            Err(JournalError::Different { differences, .. }) => {
+                assert_eq!(differences, "recipe (learn.epochs is 20 there and 5 here)");
+            }
+            other => panic!("{:?}", other.map(|j| j.learned)),
+        }
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("thesis.tex"), "").unwrap();
+        assert!(matches!(Journal::open(dir.path(), &header("a"), true), Err(JournalError::Foreign { .. })));
+    }
+
+    #[test]
+    fn a_run_that_goes_on_elsewhere_says_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let on_threads = |threads| Header { surroundings: Some(on(threads)), ..header("r") };
+        let open = |threads| Journal::open(dir.path(), &on_threads(threads), true).unwrap();
+        // Nothing is finished: it begins here.
+        drop(open(8));
+        assert_eq!(open(1).moved(), None);
+        let mut journal = open(1);
+        journal.finish_learned(block(0)).unwrap();
+        drop(journal);
+        let mut journal = open(4);
+        assert_eq!(journal.moved().unwrap(), "threads is 1 there and 4 here");
+        journal.finish_learned(block(1)).unwrap();
+        drop(journal);
+        assert_eq!(open(4).moved(), None);
+        let journal = open(1);
+        assert_eq!(journal.moved().unwrap(), "threads is 4 there and 1 here");
+        let elsewhere = Finished { surroundings: Some(on(4)), ..block(1) };
+        assert_eq!(journal.learned(), [block(0), elsewhere]);
+        drop(journal);
+        // A journal that does not know where it was begun.
+        let lines = std::fs::read_to_string(dir.path().join(JOURNAL)).unwrap();
+        let (first, _) = lines.split_once('\n').unwrap();
+        let old = first.replace(&format!(",\"surroundings\":{}", serde_json::to_string(&on(1)).unwrap()), "");
+        assert_ne!(old, first);
+        std::fs::write(dir.path().join(JOURNAL), lines.replace(first, &old)).unwrap();
+        let mut journal = open(4);
+        assert_eq!(journal.moved(), None);
+        journal.forget(Stage::Learned(1)).unwrap();
+        assert_eq!(journal.moved(), None);
+    }
+
+    #[test]
+    fn forgets_from_a_block_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let id = header("r");
+        let mut journal = Journal::open(dir.path(), &id, false).unwrap();
+        (0..3).for_each(|i| journal.finish_learned(block(i)).unwrap());
+        journal.forget(Stage::Learned(1)).unwrap();
+        journal.finish_learned(block(1)).unwrap();
+        drop(journal);
+        assert_eq!(Journal::open(dir.path(), &id, true).unwrap().learned(), [block(0), block(1)]);
+    }
+
+    #[test]
+    fn learned_and_tuned_blocks_are_told_apart() {
+        let dir = tempfile::tempdir().unwrap();
+        let id = header("r");
+        let open = || Journal::open(dir.path(), &id, true).unwrap();
+        let counts = |journal: &Journal| (journal.learned().len(), journal.tuned().len());
+        let tuned = |block| {
+            let Finished { shard, sha256, source, surroundings, .. } = self::block(block);
+            let record = TunedRecord { tuned: block, divergences: vec![0.5, 0.25], retries: 1 };
+            Finished { shard, sha256, source, surroundings, record }
+        };
+        let mut journal = open();
+        (0..2).for_each(|i| journal.finish_learned(block(i)).unwrap());
+        (0..2).for_each(|i| journal.finish_tuned(tuned(i)).unwrap());
+        drop(journal);
+        let mut journal = open();
+        assert_eq!((journal.learned(), journal.tuned()), (&[block(0), block(1)][..], &[tuned(0), tuned(1)][..]));
+        journal.forget(Stage::Tuned(1)).unwrap();
+        assert_eq!(counts(&journal), (2, 1));
+        drop(journal);
+        let mut journal = open();
+        assert_eq!(counts(&journal), (2, 1));
+        // What was tuned came from all learned blocks.
+        journal.forget(Stage::Learned(1)).unwrap();
+        drop(journal);
+        assert_eq!(counts(&open()), (1, 0));
+        // A learned block does not follow a tuned one.
+        let mut journal = open();
+        journal.finish_tuned(tuned(0)).unwrap();
+        journal.finish_learned(block(1)).unwrap();
+        drop(journal);
+        assert_eq!(counts(&open()), (1, 1));
+    }
+}

@@ -1,0 +1,159 @@
+//! The packed directory that a run fills, block by block.
+
+use std::path::Path;
+
+use oq_formats::{Checkpoint, Dtype, FormatError, OutTensor, PackedWriter, packed_linear, packed_tensors, sha256_file};
+use oq_models::runtime::trim_memory;
+use oq_models::{Model, ModelError, OuterOps, Param, SLAB, tensor_of};
+use tch::{Device, Kind, Tensor};
+
+use crate::merged::Merged;
+use crate::widths::Widths;
+
+/// A packed model on its way to disk.
+pub(crate) struct Output<'a> {
+    writer: PackedWriter,
+    model: &'a Model,
+    widths: Widths,
+}
+
+impl<'a> Output<'a> {
+    /// Makes the directory, or takes up the one that is there.
+    pub(crate) fn create(dir: &Path, model: &'a Model, widths: Widths) -> Result<Self, FormatError> {
+        let writer = PackedWriter::create(dir, model.dir(), model.decoder().dims().n_layers)?;
+        let writer = writer.rotated_online(model.online().is_some());
+        Ok(Self { writer, model, widths })
+    }
+
+    /// Where it lies.
+    pub(crate) fn dir(&self) -> &Path {
+        self.writer.dir()
+    }
+
+    /// Says how linears are quantized, where that is known later.
+    pub(crate) fn set_widths(&mut self, widths: Widths) {
+        self.widths = widths;
+    }
+
+    /// How linears are quantized.
+    pub(crate) fn widths(&self) -> &Widths {
+        &self.widths
+    }
+
+    /// Writes a block's shard: packed linears; norms and biases as they were merged, or as they are in the checkpoint. Returns its name
+    /// and hash.
+    pub(crate) fn write_block(&self, block_idx: usize, merged: &Merged) -> Result<(String, String), FormatError> {
+        let checkpoint = self.model.checkpoint();
+        let prefix = self.model.decoder().block_prefix(block_idx);
+        let mut tensors = Vec::new();
+        for (name, packed) in &merged.codes {
+            tensors.extend(packed_tensors(&format!("{prefix}{}", name.0), packed));
+        }
+        for name in self.params(block_idx) {
+            let full_name = format!("{prefix}{name}");
+            tensors.push(match merged.params.get(&name) {
+                None => OutTensor::copy_from(checkpoint, &full_name)?,
+                Some(tensor) => {
+                    let values = Vec::<f32>::try_from(tensor).expect("merged tensors are f32 vectors");
+                    // Not narrowed: with scales in them they reach further than those they come from.
+                    OutTensor::from_f32(full_name, &[values.len()], &values, Dtype::F32)?
+                }
+            });
+        }
+        self.writer.write_block(block_idx, &tensors)?;
+        let path = self.writer.block_path(block_idx);
+        let shard = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        Ok((shard, sha256_file(&path)?))
+    }
+
+    /// A block as its shard has it.
+    pub(crate) fn read_block(&self, block_idx: usize, device: Device) -> Result<Merged, ModelError> {
+        let shard = Checkpoint::open_file(&self.writer.block_path(block_idx))?;
+        let decoder = self.model.decoder();
+        let prefix = decoder.block_prefix(block_idx);
+        let linears = decoder.layer(block_idx).linears.into_iter().map(|linear| linear.name);
+        let codes = linears.map(|name| {
+            let spec = self.widths.of(block_idx, name);
+            Ok((name, packed_linear(&shard, &format!("{prefix}{}", name.0), spec)?))
+        });
+        let params = self.params(block_idx).map(|name| {
+            let tensor = tensor_of(&shard.tensor(&format!("{prefix}{name}"))?, device)?;
+            Ok((name, tensor))
+        });
+        let (codes, params): (Result<_, ModelError>, Result<_, ModelError>) = (codes.collect(), params.collect());
+        Ok(Merged { codes: codes?, params: params? })
+    }
+
+    /// Names of a block's tensors that are not packed.
+    pub(crate) fn params(&self, block_idx: usize) -> impl Iterator<Item = String> {
+        let layout = self.model.decoder().layer(block_idx);
+        let biases = layout.linears.into_iter().filter(|linear| linear.bias).map(|l| l.name.bias());
+        layout.params.into_iter().map(|param| param.name.to_owned()).chain(biases)
+    }
+
+    /// Whether a block's shard is there and the one that was written.
+    ///
+    /// # Errors
+    /// When it cannot be read, which says nothing of what is in it.
+    pub(crate) fn is_intact(&self, block_idx: usize, sha256: &str) -> Result<bool, FormatError> {
+        match sha256_file(&self.writer.block_path(block_idx)) {
+            Err(FormatError::MissingFile { .. }) => Ok(false),
+            found => Ok(found? == sha256),
+        }
+    }
+
+    /// Whether the directory has its index and config, and what lies outside the blocks as it is in the model.
+    pub(crate) fn is_complete(&self) -> bool {
+        if !self.writer.is_finished() {
+            return false;
+        }
+        let Ok(written) = Checkpoint::open(self.writer.dir()) else { return false };
+        let params = self.model.decoder().outer_params();
+        let is_same = |param: &Param| match self.model.is_rotated() {
+            false => self.model.checkpoint().is_same(param.name, (&written, param.name)).unwrap_or(false),
+            true => {
+                let made = self.outer_tensor(param);
+                let there = written.tensor(param.name).map(OutTensor::copy_of);
+                made.ok().zip(there.ok()).is_some_and(|(made, there)| made == there)
+            }
+        };
+        params.iter().all(is_same)
+    }
+
+    /// A tensor outside the blocks: as it is in the checkpoint or, of a rotated model, made anew: matrices in f16 as the packed model's
+    /// type is, in f32 where the original's is; vectors in f32.
+    fn outer_tensor(&self, param: &Param) -> Result<OutTensor<'_>, ModelError> {
+        let checkpoint = self.model.checkpoint();
+        if !self.model.is_rotated() {
+            return Ok(OutTensor::copy_from(checkpoint, param.name)?);
+        }
+        let outer = self.model.outer(Device::Cpu);
+        let values = |tensor: Tensor| Vec::try_from(tensor.contiguous().view(-1)).expect("outer tensors are f32");
+        let [n, width] = param.shape[..] else {
+            let tensor = values(outer.param(param.name)?);
+            return Ok(OutTensor::from_f32(param.name, &param.shape, &tensor, Dtype::F32)?);
+        };
+        let stored = checkpoint.tensor(self.model.stored_name(param.name))?.dtype;
+        let dtype = if stored == Dtype::F32 { Dtype::F32 } else { Dtype::F16 };
+        let rows = (SLAB as usize / width).max(1);
+        let slabs = (0..n).step_by(rows).map(|first| {
+            let ids = Tensor::arange_start(first as i64, n.min(first + rows) as i64, (Kind::Int64, Device::Cpu));
+            Ok::<_, ModelError>(values(outer.rows(param.name, &ids)?))
+        });
+        OutTensor::from_f32_slabs(param.name, &param.shape, dtype, slabs)
+    }
+
+    /// Writes what lies outside the blocks, the index and the config.
+    pub(crate) fn finish(&self) -> Result<(), ModelError> {
+        trim_memory();
+        let params = self.model.decoder().outer_params();
+        let tensors = params.iter().map(|param| self.outer_tensor(param));
+        self.writer.write_rest(&tensors.collect::<Result<Vec<_>, _>>()?)?;
+        // Embeddings, projections, head: a head that shares the embedding's weights has no tensor of its own.
+        let matrices = params.iter().filter(|param| param.shape.len() == 2);
+        let mut ignore = vec!["lm_head"];
+        ignore.extend(matrices.map(|param| param.name.trim_end_matches(".weight")).filter(|name| *name != "lm_head"));
+        let quantization = self.widths.quantization(self.model.decoder());
+        Ok(self.writer.finish(self.model.config(), &quantization, &ignore)?)
+    }
+}

@@ -1,0 +1,59 @@
+//! A block as it will be stored.
+
+use std::collections::BTreeMap;
+
+use oq_let::{Transform, Values};
+use oq_models::{BlockWeights, LinearName};
+use oq_quant_core::QuantizedTensor;
+use tch::Tensor;
+
+/// A block as it will be stored.
+pub(crate) struct Merged {
+    /// Codes of every linear.
+    pub(crate) codes: BTreeMap<LinearName, QuantizedTensor>,
+    /// Norms and biases that the transformation changed, by name, f32.
+    pub(crate) params: BTreeMap<String, Tensor>,
+}
+
+impl Merged {
+    /// Takes the params named as they are in `weights`, where they were not changed.
+    pub(crate) fn keep_params(&mut self, weights: &BlockWeights, names: impl Iterator<Item = String>) {
+        for name in names {
+            self.params.entry(name).or_insert_with_key(|name| weights.get(name).shallow_clone());
+        }
+    }
+
+    /// Puts the values of the codes, and what else changed, in the place of a block's tensors.
+    pub(crate) fn put_into(&self, weights: &mut BlockWeights) {
+        for (&name, packed) in &self.codes {
+            let weight = dequantized(packed, weights.weight(name));
+            weights.set(name.weight(), weight);
+        }
+        for (name, tensor) in &self.params {
+            weights.set(name.clone(), tensor.shallow_clone());
+        }
+    }
+}
+
+/// The values of codes, in the shape and on the device of the weight that they stand for.
+pub(crate) fn dequantized(packed: &QuantizedTensor, like: &Tensor) -> Tensor {
+    Tensor::from_slice(&packed.dequantize()).view_as(like).to_device(like.device())
+}
+
+/// Applies a transformation, and makes the codes of what it gives.
+pub(crate) fn merge<E>(
+    weights: &BlockWeights,
+    transform: &Transform,
+    values: &Values,
+    linears: impl IntoIterator<Item = LinearName>,
+    quantize: impl Fn(LinearName, &Tensor) -> Result<QuantizedTensor, E>,
+) -> Result<Merged, (LinearName, E)> {
+    let mut params = tch::no_grad(|| transform.apply(values, |name| weights.find(name)));
+    let mut codes = BTreeMap::new();
+    for name in linears {
+        let moved = params.remove(&name.weight());
+        let packed = quantize(name, moved.as_ref().unwrap_or_else(|| weights.weight(name)));
+        codes.insert(name, packed.map_err(|error| (name, error))?);
+    }
+    Ok(Merged { codes, params })
+}

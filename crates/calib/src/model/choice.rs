@@ -1,0 +1,104 @@
+//! Which width each unit got, in a file beside the journal, so that a resumed run does not measure again.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use oq_formats::{FormatError, atomic_write};
+use oq_models::{Decoder, Layer};
+use oq_quant_core::{Bits, QuantSpec};
+use oq_recipe::BitBudget;
+use serde::{Deserialize, Serialize};
+
+use crate::disk::identity::Identity;
+use crate::disk::names::WIDTHS;
+use crate::model::allocate::{Demand, allocate};
+use crate::model::sensitivity::Unit;
+use crate::widths::Widths;
+
+/// The file: which widths were chosen in which run, and from what.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Choice {
+    /// The run that it was made for.
+    identity: Identity,
+    /// What each block was made from, as [`Sources`](crate::disk::identity::Sources) tells it.
+    sources: Vec<String>,
+    /// Mean bits of a code.
+    pub(crate) average: f64,
+    /// Seconds that measuring took.
+    wall_secs: f64,
+    /// Widths that were to choose among.
+    choices: Vec<Bits>,
+    units: Vec<Chosen>,
+}
+
+/// Linears that have one width.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Chosen {
+    block: usize,
+    linears: Vec<String>,
+    weights: u64,
+    bits: Bits,
+    /// Nats per token that each width would cost by itself.
+    divergence: Vec<f64>,
+}
+
+impl Choice {
+    /// Chooses by what was measured.
+    pub(crate) fn new(
+        (identity, sources): (&Identity, Vec<String>),
+        budget: &BitBudget,
+        units: Vec<Unit>,
+        wall_secs: f64,
+    ) -> Self {
+        let demands: Vec<Demand> = units.iter().map(|unit| unit.demand.clone()).collect();
+        let widths: Vec<u32> = budget.choices.iter().map(|bits| bits.get()).collect();
+        let places = allocate(&demands, &widths, budget.average);
+        let chosen = units.into_iter().zip(places).map(|(unit, place)| Chosen {
+            block: unit.block,
+            linears: unit.linears.iter().map(|name| name.0.to_owned()).collect(),
+            weights: unit.demand.weights,
+            bits: budget.choices[place],
+            divergence: unit.demand.costs,
+        });
+        let units: Vec<Chosen> = chosen.collect();
+        let weights: u64 = units.iter().map(|unit| unit.weights).sum();
+        let bits: u64 = units.iter().map(|unit| unit.weights * u64::from(unit.bits.get())).sum();
+        let average = bits as f64 / weights as f64;
+        Self { identity: identity.clone(), sources, average, wall_secs, choices: budget.choices.clone(), units }
+    }
+
+    /// The one that is in `dir`, if it was made for this run, from blocks of these sources.
+    pub(crate) fn read(dir: &Path, identity: &Identity, sources: &[String]) -> Option<Self> {
+        let choice: Self = serde_json::from_slice(&std::fs::read(dir.join(WIDTHS)).ok()?).ok()?;
+        (choice.identity == *identity && choice.sources == sources).then_some(choice)
+    }
+
+    /// Writes it, whole or not at all.
+    pub(crate) fn write(&self, dir: &Path) -> Result<(), FormatError> {
+        let text = serde_json::to_string_pretty(self).expect("plain data is JSON") + "\n";
+        atomic_write(&dir.join(WIDTHS), text.as_bytes())
+    }
+
+    /// Widths with the linears that have them.
+    pub(crate) fn linears(&self) -> Vec<(u32, usize)> {
+        let mut linears: BTreeMap<u32, usize> = BTreeMap::new();
+        for unit in &self.units {
+            *linears.entry(unit.bits.get()).or_default() += unit.linears.len();
+        }
+        linears.into_iter().collect()
+    }
+
+    /// The widths of all linears, `spec` for the rest; none where it is not the choice of a model of this shape.
+    pub(crate) fn widths(&self, decoder: &dyn Decoder, spec: QuantSpec) -> Option<Widths> {
+        let layers: Vec<Layer> = (0..decoder.dims().n_layers).map(|layer| decoder.layer(layer)).collect();
+        let mut blocks = vec![BTreeMap::new(); layers.len()];
+        for unit in &self.units {
+            for name in &unit.linears {
+                let linear = layers.get(unit.block)?.linears.iter().find(|linear| linear.name.0 == name)?;
+                blocks[unit.block].insert(linear.name, unit.bits);
+            }
+        }
+        let is_whole = blocks.iter().zip(&layers).all(|(widths, layer)| widths.len() == layer.linears.len());
+        is_whole.then(|| Widths::of_blocks(spec, blocks))
+    }
+}

@@ -1,0 +1,42 @@
+//! Why a pass through all blocks ended.
+
+use oq_formats::FormatError;
+use oq_models::{LinearName, Model, ModelError};
+
+use crate::disk::states::StatesError;
+use crate::nth::Nth;
+
+/// What can go wrong while all blocks are gone through.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PassError {
+    /// The full-precision model itself overflows.
+    #[error("block {block}: the full-precision output of batch {batch} is not finite")]
+    Overflow { block: Nth, batch: Nth },
+    /// A linear cannot be quantized, or what that costs is not finite.
+    #[error("{linear}: {reason}")]
+    Linear { linear: String, reason: String },
+    /// The model cannot be read.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// Hidden states cannot be kept.
+    #[error(transparent)]
+    States(#[from] StatesError),
+}
+
+impl PassError {
+    /// [`Self::Linear`] of a block's linear.
+    pub(crate) fn of_linear(model: &Model, block: usize, linear: LinearName, reason: impl ToString) -> Self {
+        Self::Linear { linear: full_name(model, block, linear), reason: reason.to_string() }
+    }
+}
+
+impl From<FormatError> for PassError {
+    fn from(error: FormatError) -> Self {
+        Self::Model(error.into())
+    }
+}
+
+/// A linear's name in the checkpoint.
+pub(crate) fn full_name(model: &Model, block: usize, linear: LinearName) -> String {
+    format!("{}{}", model.decoder().block_prefix(block), linear.0)
+}

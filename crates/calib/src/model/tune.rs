@@ -1,0 +1,241 @@
+//! Tuning after all blocks: their scales, norms and biases together, down the divergence of the quantized model's predictions from
+//! the full-precision model's (end-to-end training of quantization parameters, EfficientQAT, Chen et al. 2024, arXiv 2407.11062, section
+//! 3.3, with the original model as the teacher). Codes and zero points stay.
+//!
+//! Each step reads every block once forwards and once backwards from its shard, so that one is in memory at a time. What is learned
+//! stays there, with two moments: three numbers for each group.
+
+mod state;
+
+use std::collections::BTreeMap;
+
+use oq_models::{BlockWeights, Context, Model};
+use oq_quant_core::ActSpec;
+use oq_recipe::Tune;
+use tch::{Kind, Tensor};
+
+use crate::compute::Place;
+use crate::disk::output::Output;
+use crate::disk::states::Store;
+use crate::merged::Merged;
+use crate::model::chain::{Link, Predictions};
+use crate::model::error::PassError;
+use crate::optim::{AdamW, Descending};
+
+/// What the tuner works on.
+#[derive(Clone, Copy)]
+pub(crate) struct Subject<'a> {
+    pub(crate) model: &'a Model,
+    /// Where the blocks are.
+    pub(crate) blocks: &'a Output<'a>,
+    pub(crate) ctx: &'a Context,
+    pub(crate) act: ActSpec,
+    pub(crate) place: Place,
+    pub(crate) batches: usize,
+    pub(crate) tune: &'a Tune,
+}
+
+/// Tunes a model.
+pub(crate) struct Tuner<'a> {
+    subject: Subject<'a>,
+    predictions: Predictions<'a>,
+    blocks: Vec<Changes>,
+    /// Inputs of the blocks in the last step.
+    inputs: Store<'a>,
+    /// Mean divergence of each finished epoch, in nats.
+    divergences: Vec<f64>,
+    /// Of the epoch that is not finished.
+    epoch: Progress,
+    /// Learning rate at the first step.
+    lr: f64,
+    schedule: Descending,
+}
+
+/// How far an epoch is.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Progress {
+    /// Steps made.
+    pub(crate) steps: usize,
+    /// Segments that they were made on.
+    segments: usize,
+    /// Sum of the segments' divergences, in nats.
+    sum: f64,
+}
+
+/// What is learned of a block, by tensor: logarithms of what scales `[out, groups]` and norms are multiplied by; what is added to
+/// biases, in units of their root mean square. Zeros at first.
+struct Changes {
+    tensors: BTreeMap<String, Tensor>,
+    optimizer: AdamW,
+}
+
+impl Changes {
+    fn new(block: &Merged, place: Place, lr: f64) -> Self {
+        let of_scales = block.codes.iter().map(|(&name, packed)| {
+            let [rows, groups] = [packed.shape()[0], packed.groups()].map(|n| n as i64);
+            (name.weight(), vec![rows, groups])
+        });
+        let of_params = block.params.iter().map(|(name, tensor)| (name.clone(), tensor.size()));
+        let zeros = |(name, shape): (String, Vec<i64>)| (name, Tensor::zeros(shape, (Kind::Float, place.device)));
+        let tensors: BTreeMap<_, _> = of_scales.chain(of_params).map(zeros).collect();
+        let optimizer = AdamW::new(tensors.values().map(|change| (change, lr)));
+        Self { tensors, optimizer }
+    }
+
+    /// All of a block's tensors with their changes, weights in the kind of products.
+    fn applied(&self, packed: &Merged, place: Place) -> BTreeMap<String, Tensor> {
+        let of_params = packed.params.iter().map(|(name, param)| (name.clone(), self.of_param(name, param)));
+        let of_linears = packed.codes.iter().map(|(&name, codes)| {
+            let (name, shape) = (name.weight(), codes.shape().map(|n| n as i64));
+            let change = &self.tensors[&name];
+            let values = Tensor::from_slice(&codes.dequantize()).to_device(place.device);
+            let weight = values.view([shape[0], change.size()[1], -1]) * change.exp().unsqueeze(-1);
+            (name, weight.view(shape).to_kind(place.compute.kind()))
+        });
+        of_params.chain(of_linears).collect()
+    }
+
+    /// A norm or bias with its change.
+    fn of_param(&self, name: &str, param: &Tensor) -> Tensor {
+        let change = &self.tensors[name];
+        if is_bias(name) { param + change * unit(param) } else { param * change.exp() }
+    }
+
+    /// Gradient of a change from that of the tensor, which is `applied` now.
+    fn gradient(&self, name: &str, packed: &Merged, applied: &Tensor, grad: &Tensor) -> Tensor {
+        match packed.params.get(name) {
+            Some(param) if is_bias(name) => grad * unit(param),
+            Some(_) => grad * applied,
+            None => {
+                let shape = self.tensors[name].size();
+                let products = (grad.to_kind(Kind::Float) * applied).view([shape[0], shape[1], -1]);
+                products.sum_dim_intlist([-1i64].as_slice(), false, Kind::Float)
+            }
+        }
+    }
+}
+
+fn is_bias(name: &str) -> bool {
+    name.ends_with(".bias")
+}
+
+/// What a bias moves by.
+fn unit(bias: &Tensor) -> Tensor {
+    bias.square().mean(Kind::Float).sqrt()
+}
+
+impl<'a> Tuner<'a> {
+    /// Nothing changed yet. `inputs`: a store for one batch's hidden states before each block.
+    pub(crate) fn new(subject: Subject<'a>, inputs: Store<'a>) -> Result<Self, PassError> {
+        let Subject { model, place, tune, .. } = subject;
+        let predictions = Predictions::new(model, place.compute, place.device)?;
+        let (blocks, divergences, schedule) = (Vec::new(), Vec::new(), Descending::new(1.0, tune.epochs));
+        let (epoch, lr) = (Progress::default(), tune.lr);
+        let mut tuner = Self { subject, predictions, blocks, inputs, divergences, epoch, lr, schedule };
+        tuner.start(tune.lr)?;
+        Ok(tuner)
+    }
+
+    /// Mean divergence of each finished epoch, in nats.
+    pub(crate) fn divergences(&self) -> &[f64] {
+        &self.divergences
+    }
+
+    /// Learning rate at the first step.
+    pub(crate) fn lr(&self) -> f64 {
+        self.lr
+    }
+
+    /// How far the epoch is that is not finished.
+    pub(crate) fn epoch(&self) -> Progress {
+        self.epoch
+    }
+
+    /// Ends an epoch, and gives the mean divergence of its segments.
+    pub(crate) fn finish_epoch(&mut self) -> f64 {
+        let Progress { sum, segments, .. } = std::mem::take(&mut self.epoch);
+        let divergence = sum / segments as f64;
+        self.divergences.push(divergence);
+        divergence
+    }
+
+    /// Starts afresh at this learning rate.
+    pub(crate) fn start(&mut self, lr: f64) -> Result<(), PassError> {
+        let Subject { model, blocks, place, batches, tune, .. } = self.subject;
+        let n_blocks = model.decoder().dims().n_layers;
+        let changes = |block| Ok(Changes::new(&blocks.read_block(block, place.device)?, place, lr));
+        self.blocks = (0..n_blocks).map(changes).collect::<Result<_, PassError>>()?;
+        (self.divergences, self.epoch, self.lr) = (Vec::new(), Progress::default(), lr);
+        self.schedule = Descending::new(1.0, tune.epochs * batches);
+        Ok(())
+    }
+
+    /// One step on the embedded segments `x`, whose last states in full precision are `target`, both `[b, t, hidden]`. Returns the divergence
+    /// before the step, and NaN where a gradient was not finite.
+    pub(crate) fn step(&mut self, x: Tensor, target: &Tensor) -> Result<f64, PassError> {
+        let share = self.schedule.next();
+        let segments = x.size()[0] as usize;
+        let divergence = self.descend(x, target, |Changes { tensors, optimizer }, grads| {
+            optimizer.step_at(share, tensors.values_mut().zip(grads));
+        })?;
+        self.epoch.steps += 1;
+        self.epoch.segments += segments;
+        self.epoch.sum += segments as f64 * divergence;
+        Ok(divergence)
+    }
+
+    /// Gives each block the gradients of its changes, the last block first.
+    fn descend(
+        &mut self,
+        x: Tensor,
+        target: &Tensor,
+        mut on_block: impl FnMut(&mut Changes, Vec<Tensor>),
+    ) -> Result<f64, PassError> {
+        let Subject { blocks, place, .. } = self.subject;
+        let mut x = x;
+        for block in 0..self.blocks.len() {
+            self.inputs.put(block, &x)?;
+            let tensors = self.blocks[block].applied(&blocks.read_block(block, place.device)?, place);
+            x = self.link(block, &tensors, |link| link.forward(&x));
+        }
+        let (divergence, mut grad) = self.predictions.divergence(&x, target)?;
+        for block in (0..self.blocks.len()).rev() {
+            let packed = blocks.read_block(block, place.device)?;
+            let leaf = |(name, tensor): (String, Tensor)| (name, tensor.set_requires_grad(true));
+            let leaves = self.blocks[block].applied(&packed, place).into_iter().map(leaf).collect();
+            let x = self.inputs.get(block);
+            let (of_x, of_leaves) = self.link(block, &leaves, |link| link.backward(&x, &grad));
+            let changes = &mut self.blocks[block];
+            let of_changes = leaves.iter().zip(&of_leaves);
+            let of_changes: Vec<Tensor> =
+                of_changes.map(|((name, leaf), grad)| changes.gradient(name, &packed, &leaf.detach(), grad)).collect();
+            on_block(changes, of_changes);
+            grad = of_x;
+        }
+        // What is not finite in any block's gradients is so in the first one's.
+        let sum = grad.sum(Kind::Float).double_value(&[]);
+        Ok(if sum.is_finite() { divergence } else { f64::NAN })
+    }
+
+    fn link<T>(&self, layer: usize, tensors: &BTreeMap<String, Tensor>, run: impl FnOnce(&Link<'_>) -> T) -> T {
+        let Subject { model, ctx, act, place, .. } = self.subject;
+        let none = BlockWeights::new(BTreeMap::new()).with_online(model.online());
+        run(&Link { decoder: model.decoder(), layer, ctx, tensors, act, compute: place.compute, none })
+    }
+
+    /// A block as it will be stored.
+    pub(crate) fn merged(&self, block: usize) -> Result<Merged, PassError> {
+        let Merged { codes, params } = self.subject.blocks.read_block(block, self.subject.place.device)?;
+        let changes = &self.blocks[block];
+        let codes = codes.into_iter().map(|(name, packed)| {
+            let factors = Vec::<f32>::try_from(changes.tensors[&name.weight()].exp().view(-1)).expect("f32");
+            let rescaled = packed.rescaled(&factors);
+            Ok((name, rescaled.map_err(|error| PassError::of_linear(self.subject.model, block, name, error))?))
+        });
+        let params = params.iter().map(|(name, param)| (name.clone(), changes.of_param(name, param)));
+        Ok(Merged { codes: codes.collect::<Result<_, PassError>>()?, params: params.collect() })
+    }
+}
+
+#[cfg(test)]
+mod tests;

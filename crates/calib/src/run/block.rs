@@ -1,0 +1,179 @@
+//! The first part of a run: one block after the other.
+
+use std::ops::ControlFlow;
+use std::time::Instant;
+
+use oq_let::{Transform, Values};
+use oq_models::runtime::trim_memory;
+use oq_models::{Context, LinearName};
+use oq_quant_core::{QuantizedTensor, TensorError, WeightSpec};
+use oq_recipe::{BlockRecord, Event, Loss, Transform as Transformation};
+use tch::Tensor;
+
+use super::options::Notice;
+use super::passes::{BlockTargets, States, forward_all};
+use super::running::Run;
+use crate::block::inputs::Seen;
+use crate::block::learn::{Descent, LearnError, LearnEvent, Task, error, learn_block};
+use crate::block::peak::Peak;
+use crate::block::sites::sites_of;
+use crate::compute::Place;
+use crate::disk::journal::{Finished, Journal};
+use crate::error::CalibError;
+use crate::merged::merge;
+use crate::nth::Nth;
+
+impl Run<'_> {
+    pub(super) fn all_blocks(&mut self, journal: &mut Journal, segments: &[Vec<u32>]) -> Result<(), CalibError> {
+        let _no_grad = tch::no_grad_guard();
+        let t = segments.first().map_or(0, Vec::len);
+        let ctx = self.model.decoder().context(t, self.options.device);
+        let (own, of_tuning) = segments.split_at(segments.len().min(self.recipe.calibration.samples));
+        if self.work.resumed_blocks < self.n_blocks {
+            let per_segment = t * self.model.decoder().dims().hidden;
+            let cache = self.cache(self.recipe.calibration.batch * per_segment, own.len() * per_segment);
+            let mut states = self.first_states(&cache, own)?;
+            for block_idx in 0..self.n_blocks {
+                let taken = self.take_block(block_idx, &ctx, &mut states, journal);
+                taken.map_err(|error| error.in_block(Nth::new(block_idx, self.n_blocks)))?;
+                self.progress(block_idx + 1)?;
+            }
+        }
+        match self.stages.untuned() {
+            Some(blocks) => self.tune(blocks, &ctx, of_tuning, journal),
+            None => Ok(()),
+        }
+    }
+
+    /// Takes the states through a block, and makes it where no earlier run did.
+    fn take_block(
+        &mut self,
+        block_idx: usize,
+        ctx: &Context,
+        states: &mut States<'_>,
+        journal: &mut Journal,
+    ) -> Result<(), CalibError> {
+        if block_idx < self.work.resumed_blocks {
+            return self.replay_block(block_idx, ctx, states);
+        }
+        let finished = self.one_block(block_idx, ctx, states)?;
+        journal.finish_learned(finished.clone())?;
+        self.emit(Event::BlockFinished(finished.record), block_idx + 1)
+    }
+
+    fn one_block(&mut self, block_idx: usize, ctx: &Context, states: &mut States<'_>) -> Result<Finished, CalibError> {
+        let started = Instant::now();
+        self.emit(Event::BlockStarted { block: block_idx }, block_idx)?;
+        let decoder = self.model.decoder();
+        // Before what it takes is added to what the block before has left.
+        trim_memory();
+        // Read from the disk once: what comes next is in the system's cache.
+        let source = Some(self.sources.of(block_idx)?.to_owned());
+        let mut weights = self.load_block(block_idx)?;
+        let linears: Vec<LinearName> = decoder.layer(block_idx).linears.iter().map(|linear| linear.name).collect();
+        let transform = Transform::new(sites_of(decoder, self.recipe, block_idx)?, self.options.device);
+        let BlockTargets { second, inputs, mut beyond_f16 } =
+            self.pass_in_full(block_idx, &weights, (&linears, transform.sites()), ctx, states)?;
+        let seen = Seen { weights: &weights, inputs: &inputs };
+        let Transformation { shift, alpha, .. } = self.recipe.transform;
+        let start = Values::smooth(transform.sites(), shift, alpha, &seen, self.options.device);
+
+        let (mut merged, descent) = if self.recipe.method.learns() {
+            let targets = [Some(&states.full), second.as_ref()].into_iter().flatten().collect();
+            let task = Task {
+                decoder,
+                layer: block_idx,
+                ctx,
+                weights: &weights,
+                linears: &linears,
+                specs: &|name| self.stages.output.widths().of(block_idx, name),
+                transform: &transform,
+                start: &start,
+                seen: &inputs,
+                recipe: self.recipe,
+                place: Place { device: self.options.device, compute: self.options.compute },
+                inputs: &states.quantized,
+                targets,
+            };
+            let learned = learn_block(&task, &mut |event| self.on_learn_event(block_idx, event));
+            learned.map_err(|error| self.learn_error(block_idx, error))?
+        } else {
+            let widths = self.stages.output.widths();
+            let round = |name, weight: &Tensor| round_to_nearest(weight, widths.of(block_idx, name));
+            let merged = merge(&weights, &transform, &start, linears, round);
+            (
+                merged.map_err(|(name, error)| CalibError::of_linear(self.model, block_idx, name, error))?,
+                Descent::default(),
+            )
+        };
+        if self.model.is_rotated() {
+            merged.keep_params(&weights, self.stages.learned().params(block_idx));
+        }
+        let mut final_loss = None;
+        if self.recipe.method.learns() {
+            merged.put_into(&mut weights);
+            let cast = self.cast(block_idx, &weights);
+            let ops = self.quantized(&cast);
+            let peak = Peak::default();
+            // What was learned is not thrown away for the sake of a pass.
+            forward_all((decoder, block_idx), &peak.watch(&ops), ctx, &mut states.quantized, &mut || Ok(()))?;
+            // In plain squares whatever was minimized, so that runs can be compared.
+            let (mut sum, mut segments) = (0.0, 0.0);
+            for (a, b) in states.quantized.iter().zip(states.full.iter()) {
+                // The last batch may be a small one.
+                peak.see(&a);
+                let in_batch = a.size()[0] as f64;
+                sum += in_batch * error(Loss::Mse, &a, &b).double_value(&[]);
+                segments += in_batch;
+            }
+            final_loss = Some(sum / segments);
+            beyond_f16 = peak.beyond_f16();
+        }
+        let (shard, sha256) = self.stages.learned().write_block(block_idx, &merged)?;
+        let record = BlockRecord {
+            index: block_idx,
+            losses: descent.losses,
+            final_loss,
+            wall_secs: started.elapsed().as_secs_f64(),
+            retries: descent.retries as usize,
+            beyond_f16,
+        };
+        Ok(Finished { shard, sha256, source, surroundings: None, record })
+    }
+
+    fn on_learn_event(&mut self, block: usize, event: LearnEvent) -> ControlFlow<()> {
+        let done = |epoch: usize, steps: usize| self.work.in_block(block, epoch, steps);
+        match event {
+            LearnEvent::Step { epoch, batch } => {
+                let (done, total) = (done(epoch.index, batch.index + 1), self.work.total());
+                (self.on)(Notice::Progress { done, total })
+            }
+            LearnEvent::Epoch { epoch, loss, lr } => {
+                let secs_left = self.work.secs_left(done(epoch.index + 1, 0));
+                (self.on)(Notice::Event(Event::Epoch { block, epoch: epoch.index, loss, lr, secs_left }))
+            }
+            LearnEvent::Retry { epoch, batch, lr } => {
+                let shown = Nth::new(block, self.n_blocks);
+                tracing::warn!(block = %shown, %epoch, %batch, lr, "the loss is not finite: the block starts again");
+                (self.on)(Notice::Event(Event::Retry { block, epoch: epoch.index, batch: batch.index, lr }))
+            }
+        }
+    }
+
+    fn learn_error(&self, block: usize, error: LearnError) -> CalibError {
+        match error {
+            LearnError::Stopped => self.stopped(block),
+            LearnError::Diverged { epoch, batch, attempts, lr } => {
+                CalibError::Diverged { block: Nth::new(block, self.n_blocks), epoch, batch, attempts, lr }
+            }
+            LearnError::Linear { linear, source } => CalibError::of_linear(self.model, block, linear, source),
+        }
+    }
+}
+
+/// Codes of a weight `[out, in]` on the MinMax grids of its groups.
+fn round_to_nearest(weight: &Tensor, spec: WeightSpec) -> Result<QuantizedTensor, TensorError> {
+    let (rows, cols) = weight.size2().expect("a weight is [out, in]");
+    let flat = Vec::<f32>::try_from(weight.contiguous().view(-1)).expect("blocks are loaded in f32");
+    QuantizedTensor::quantize(&flat, rows as usize, cols as usize, spec)
+}

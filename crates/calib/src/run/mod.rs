@@ -1,0 +1,133 @@
+//! A run over all blocks.
+
+mod bits;
+mod block;
+mod options;
+mod passes;
+mod running;
+mod tune;
+mod work;
+
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use oq_models::{Model, ModelError};
+use oq_quant_core::RotateKind;
+use oq_recipe::{Recipe, Rotate};
+
+use self::running::Run;
+use self::work::Work;
+use crate::block::peak::F16_MAX;
+use crate::check::check;
+use crate::disk::identity::{Identity, Sources, Surroundings};
+use crate::disk::journal::{Header, Journal, JournalError};
+use crate::disk::stages::Stages;
+use crate::error::CalibError;
+use crate::nth::Nth;
+
+pub use self::options::{Notice, Options, Outcome};
+
+/// Quantizes `model` by `recipe` into a packed directory.
+///
+/// `segments` are token ids of equal length to learn from, [`Recipe::segments`] of them: those of the blocks, then those of each pass of
+/// tuning; a recipe that reads no text ignores them. `on` hears of progress and can ask the run to stop, which it does within a
+/// step; what is finished stays for [`Options::resume`].
+pub fn quantize(
+    model: &Model,
+    recipe: &Recipe,
+    segments: &[Vec<u32>],
+    options: &Options,
+    on: &mut dyn FnMut(Notice) -> ControlFlow<()>,
+) -> Result<Outcome, CalibError> {
+    check(model, recipe)?;
+    let rotated = rotated(model, recipe)?;
+    let model = rotated.as_ref().unwrap_or(model);
+    let segments = if recipe.reads_text() { segments } else { &[] };
+    if segments.len() != recipe.segments() {
+        return Err(CalibError::Segments { given: segments.len(), wanted: recipe.segments() });
+    }
+    check_outer(model)?;
+    let n_blocks = model.decoder().dims().n_layers;
+    let identity = Identity::of(model, recipe, segments, options.compute)?;
+    let tokens = segments.first().map_or(0, Vec::len);
+    let surroundings = Some(Surroundings::here(model, tokens, options.device, options.compute));
+    let header = Header { identity, surroundings };
+    let (sources, identity) = (Sources::new(model), &header.identity);
+    let mut journal = Journal::open(&options.out, &header, options.resume)?;
+    check_sources(&sources, &journal, (&options.out, model))?;
+    let mut stages = Stages::create(&options.out, model, recipe)?;
+    let was_complete = stages.are_complete(&journal)?;
+    if !was_complete {
+        if let Some(differences) = journal.moved() {
+            tracing::warn!(%differences, "the run goes on elsewhere: what it ends in is as good, but not the same bytes");
+        }
+        stages.reopen()?;
+        stages.forget_broken(&mut journal)?;
+        if let Some(budget) = &recipe.bits {
+            let sources = &sources;
+            let subject = bits::Subject { model, recipe, budget, segments, options, identity, sources };
+            stages.set_widths(&subject.widths(&mut journal, on)?);
+        }
+        stages.forget_tuning(&journal)?;
+    }
+    let resumed_blocks = journal.learned().len();
+    if !was_complete {
+        let work = Work::of(recipe, n_blocks, resumed_blocks);
+        let (stages, sources) = (&stages, &sources);
+        let mut run = Run { model, sources, recipe, options, stages, on, n_blocks, work };
+        if !stages.has_all(&journal) {
+            run.all_blocks(&mut journal, segments)?;
+        }
+        stages.output.finish()?;
+        warn_of_f16(&journal, n_blocks);
+    }
+    stages.clean_up();
+    Ok(Outcome {
+        blocks: journal.learned().iter().map(|block| block.record.clone()).collect(),
+        tuning: journal.tuned().first().map_or_else(Vec::new, |block| block.record.divergences.clone()),
+        resumed_blocks,
+        was_complete,
+    })
+}
+
+/// Refuses blocks that were made from other weights than the model has now, before anything is written. All bytes of these are read for
+/// it: replaying the blocks takes far longer, and a finished run, which replays none, may have been made from a file that was broken.
+fn check_sources(sources: &Sources<'_>, journal: &Journal, (out, model): (&Path, &Model)) -> Result<(), CalibError> {
+    let n_blocks = model.decoder().dims().n_layers;
+    let learned = journal.learned().iter().map(|block| (block.record.index, &block.source));
+    let tuned = journal.tuned().iter().map(|block| (block.record.tuned, &block.source));
+    for (block, source) in learned.chain(tuned) {
+        if let Some(source) = source
+            && source != sources.of(block)?
+        {
+            let (dir, block, model) = (out.to_owned(), Nth::new(block, n_blocks), model.dir().to_owned());
+            return Err(JournalError::OtherSource { dir, block, model }.into());
+        }
+    }
+    Ok(())
+}
+
+/// Says that loaders must not take the type that the packed model's `config.json` names, where they would overflow.
+fn warn_of_f16(journal: &Journal, n_blocks: usize) {
+    let blocks = journal.learned().iter().filter_map(|block| Some((block.record.index, block.record.beyond_f16?)));
+    if let Some((block, value)) = blocks.max_by(|(_, a), (_, b)| a.total_cmp(b)) {
+        tracing::warn!(
+            "block {}: activations as large as {value:.3e} on the calibration text, and float16, the type in config.json, ends at \
+             {F16_MAX}: load the model in bfloat16 or float32 (dtype in transformers and vLLM)",
+            Nth::new(block, n_blocks)
+        );
+    }
+}
+
+/// The model with the matrices that the recipe puts into it.
+fn rotated(model: &Model, recipe: &Recipe) -> Result<Option<Model>, ModelError> {
+    let Rotate { kind, seed } = recipe.rotate;
+    let rotated = || model.reopened()?.rotated(kind, seed);
+    (kind != RotateKind::None).then(rotated).transpose()
+}
+
+/// Refuses NaN and infinity outside the blocks, which are copied without being computed with.
+fn check_outer(model: &Model) -> Result<(), CalibError> {
+    let params = model.decoder().outer_params();
+    Ok(params.iter().try_for_each(|param| model.checkpoint().check_finite(model.stored_name(param.name)))?)
+}

@@ -1,0 +1,90 @@
+//! A run on its way: what all of its parts share.
+
+use std::ops::ControlFlow;
+
+use oq_models::{BlockWeights, DenseOps, Model};
+use oq_recipe::{Event, Recipe};
+
+use super::options::{Notice, Options};
+use super::work::Work;
+use crate::compute::{ids_of, load_block};
+use crate::disk::identity::Sources;
+use crate::disk::stages::Stages;
+use crate::disk::states::{Cache, Store};
+use crate::error::CalibError;
+use crate::nth::Nth;
+
+/// A run on its way.
+pub(super) struct Run<'a> {
+    pub(super) model: &'a Model,
+    pub(super) sources: &'a Sources<'a>,
+    pub(super) recipe: &'a Recipe,
+    pub(super) options: &'a Options,
+    pub(super) stages: &'a Stages<'a>,
+    pub(super) on: &'a mut dyn FnMut(Notice) -> ControlFlow<()>,
+    pub(super) n_blocks: usize,
+    pub(super) work: Work,
+}
+
+impl Run<'_> {
+    /// How each store of `len` numbers, in batches of so many, is held.
+    pub(super) fn cache(&self, batch: usize, len: usize) -> Cache {
+        let n_stores = 1 + self.recipe.targets();
+        let Options { device, cache_memory, out, .. } = self.options;
+        Cache { device: *device, budget: *cache_memory, batch, len, total: n_stores * len, dir: out.clone() }
+    }
+
+    /// Puts the embedded segments in the place of what `states` holds.
+    pub(super) fn embed(&self, segments: &[Vec<u32>], states: &mut Store<'_>) -> Result<(), CalibError> {
+        let outer = self.model.outer(self.options.device);
+        for (idx, batch) in segments.chunks(self.recipe.calibration.batch).enumerate() {
+            states.put(idx, &self.model.decoder().embed(&outer, &ids_of(batch))?)?;
+        }
+        Ok(())
+    }
+
+    /// A block's tensors, while the next one's are read ahead.
+    pub(super) fn load_block(&self, block_idx: usize) -> Result<BlockWeights, CalibError> {
+        Ok(load_block(self.model, block_idx, Some(block_idx + 1), self.options.device)?)
+    }
+
+    /// A block's weights as products need them.
+    pub(super) fn cast(&self, block_idx: usize, weights: &BlockWeights) -> BlockWeights {
+        weights.cast(&self.model.decoder().layer(block_idx).linears, self.options.compute)
+    }
+
+    /// The full-precision block.
+    pub(super) fn full<'a>(&self, cast: &'a BlockWeights) -> DenseOps<'a> {
+        DenseOps::new(cast).with_compute(self.options.compute)
+    }
+
+    /// The quantized block.
+    pub(super) fn quantized<'a>(&self, cast: &'a BlockWeights) -> DenseOps<'a> {
+        self.full(cast).with_act(self.recipe.scheme.act)
+    }
+
+    /// An error if it is asked to stop. `blocks`: finished ones.
+    pub(super) fn progress(&mut self, blocks: usize) -> Result<(), CalibError> {
+        let (done, total) = (self.work.in_block(blocks, 0, 0), self.work.total());
+        let flow = (self.on)(Notice::Progress { done, total });
+        self.check(flow, blocks)
+    }
+
+    pub(super) fn emit(&mut self, event: Event, block: usize) -> Result<(), CalibError> {
+        let flow = (self.on)(Notice::Event(event));
+        self.check(flow, block)
+    }
+
+    /// `block`: the first one that this run has not been through.
+    pub(super) fn check(&self, flow: ControlFlow<()>, block: usize) -> Result<(), CalibError> {
+        let block = block.max(self.work.resumed_blocks);
+        match flow {
+            ControlFlow::Break(()) if block < self.n_blocks => Err(self.stopped(block)),
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) fn stopped(&self, block: usize) -> CalibError {
+        CalibError::Stopped { block: Nth::new(block, self.n_blocks), out: self.options.out.clone() }
+    }
+}

@@ -1,0 +1,314 @@
+//! The tables of a recipe, such as `[learn]`. **A key is declared here, once:** its type and meaning, its option on the command line with its
+//! help, which runs read it, and what is allowed. The macro makes from that the table, its patch in which every key may be absent, a method of
+//! [`Overrides`] named like the option, and the entry among [`keys`].
+
+use oq_quant_core::{Bits, RotateKind, SiteKind};
+use serde::{Deserialize, Serialize};
+
+use crate::setting::{Declared, Key, KeyOption, Setting, must, must_be_rate};
+use crate::{Loss, Method, Overrides, Recipe, Rounding, Start};
+
+/// Declares a table: `name` in files, the field of [`Overrides`] that has its patch, how a recipe is asked for it, and its keys. A key's
+/// `as option` is its option with underscores; braces hold what differs from [`Declared::PLAIN`].
+macro_rules! table {
+    (
+        $(#[$about:meta])*
+        [$name:literal] pub struct $table:ident, $patch:ident: $field:ident, $recipe:ident => $get:expr;
+        $($(#[$doc:meta])* pub $key:ident: $value:ty $(as $option:ident)? { $($declared:tt)* })+
+    ) => {
+        $(#[$about])*
+        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+        #[serde(deny_unknown_fields)]
+        pub struct $table {
+            $($(#[$doc])* pub $key: $value,)+
+        }
+
+        #[doc = concat!("[`", stringify!($table), "`], key by key.")]
+        #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+        #[serde(deny_unknown_fields)]
+        pub struct $patch {
+            $($(#[$doc])* pub $key: Option<$value>,)+
+        }
+
+        impl $patch {
+            /// Sets the keys that are there.
+            pub(crate) fn apply_to(&self, table: &mut $table) {
+                $(if let Some(value) = &self.$key {
+                    table.$key.clone_from(value);
+                })+
+            }
+        }
+
+        impl Overrides {
+            $($(
+                #[doc = concat!("With `", $name, ".", stringify!($key), "`: see [`", stringify!($table), "`].")]
+                #[must_use]
+                pub fn $option(mut self, value: $value) -> Self {
+                    self.$field.$key = Some(value);
+                    self
+                }
+            )?)+
+        }
+
+        impl $table {
+            const KEYS: &[Key] = &[$({
+                #[allow(clippy::needless_update, reason = "some keys declare everything")]
+                const DECLARED: Declared<$value> = Declared { $($declared)* ..Declared::PLAIN };
+                const OPTION: &[&str] = &[$(stringify!($option))?];
+                Key {
+                    path: concat!($name, ".", stringify!($key)),
+                    option: match OPTION {
+                        [name] => Some(KeyOption {
+                            name,
+                            value_name: DECLARED.value_name,
+                            help: DECLARED.help,
+                            is_list: <$value as Setting>::IS_LIST,
+                        }),
+                        _ => None,
+                    },
+                    set: |overrides, text| {
+                        overrides.$field.$key = Some(Setting::parse(text)?);
+                        Ok(())
+                    },
+                    is_asked_for: |overrides| overrides.$field.$key.as_ref().is_some_and(DECLARED.asks),
+                    is_read: DECLARED.is_read,
+                    check: |$recipe| {
+                        let table: Option<&$table> = $get;
+                        let Some(value) = table.map(|table| &table.$key) else { return Ok(()) };
+                        let allowed = value.fits().and_then(|()| (DECLARED.allows)(value, $recipe));
+                        allowed.map_err(|allowed| crate::RecipeError::Value {
+                            key: concat!($name, ".", stringify!($key)),
+                            value: value.show(),
+                            allowed,
+                        })
+                    },
+                }
+            }),+];
+        }
+    };
+}
+
+/// All keys of all tables, in the order of a recipe file.
+pub fn keys() -> impl Iterator<Item = &'static Key> {
+    [Calibration::KEYS, Learn::KEYS, Transform::KEYS, Tune::KEYS, Rotate::KEYS, BitBudget::KEYS].into_iter().flatten()
+}
+
+table! {
+    /// The text that blocks are run on.
+    ["calibration"] pub struct Calibration, CalibrationPatch: calibration, recipe => Some(&recipe.calibration);
+
+    /// A dataset's name such as `wikitext2`, or a text file.
+    pub data: String as calib {
+        value_name: "DATA",
+        help: "Calibration text: wikitext2, wikitext2:valid, or a file (text, .json, .jsonl, .json.gz, .parquet; - for stdin)",
+        is_read: Recipe::reads_text,
+        allows: |data, _| must(!data.trim().is_empty(), "a dataset such as wikitext2, or a text file"),
+    }
+    /// Segments, 1 or more.
+    pub samples: usize as samples {
+        value_name: "N",
+        help: "Calibration segments",
+        is_read: Recipe::reads_text,
+        allows: |samples, _| must(*samples > 0, "1 or more"),
+    }
+    /// Tokens in a segment, 2 or more.
+    pub seqlen: usize as seqlen {
+        value_name: "N",
+        help: "Tokens of a calibration segment",
+        is_read: Recipe::reads_text,
+        allows: |seqlen, _| must(*seqlen > 1, "2 or more"),
+    }
+    /// Chooses the segments; at most 2^63 - 1, the largest integer of TOML.
+    pub seed: u64 as seed {
+        value_name: "N",
+        help: "Seed of the choice of segments, and of the tokens that are drawn for --bits",
+        is_read: Recipe::reads_text,
+    }
+    /// Segments in one optimizer step, 1 to `samples`.
+    pub batch: usize as batch {
+        value_name: "N",
+        help: "Segments per optimizer step",
+        is_read: |recipe| recipe.method.reads_text(),
+        allows: |batch, recipe| {
+            let samples = recipe.calibration.samples;
+            must((1..=samples).contains(batch), format!("1 to calibration.samples, which is {samples}"))
+        },
+    }
+}
+
+table! {
+    /// How clipping and rounding are learned.
+    ["learn"] pub struct Learn, LearnPatch: learn, recipe => Some(&recipe.learn);
+
+    /// Passes over the segments, for each block; 1 or more.
+    pub epochs: usize as epochs {
+        value_name: "N",
+        help: "Passes over the segments for each block",
+        is_read: learns,
+        allows: |epochs, _| must(*epochs > 0, "1 or more (to learn nothing, use method = \"rtn\")"),
+    }
+    /// AdamW's learning rate for the clipping strengths; positive.
+    pub lwc_lr: f64 as lwc_lr {
+        value_name: "X",
+        help: "Learning rate of the clipping strengths",
+        is_read: learns,
+        allows: |rate, _| must_be_rate(*rate, "1e-2"),
+    }
+    /// Adds the error against the full-precision block on the quantized model's own input.
+    pub aug_loss: bool as aug_loss {
+        value_name: "BOOL",
+        help: "Add the error on the quantized model's own input to the loss: true or false [default: where the paper has it, but for \
+               weights alone only by --preset paper]",
+        is_read: learns,
+    }
+    /// What is minimized.
+    pub loss: Loss as loss {
+        value_name: "LOSS",
+        help: "What is minimized: relative (each token's error relative to its size) or mse",
+        is_read: learns,
+    }
+    /// Where clipping and rounding start.
+    pub start: Start as start {
+        value_name: "START",
+        help: "Where learning starts: compensate (each weight's rounding error is compensated by the weights after it, as in GPTQ), search \
+               (the clipping with the least error, given the linear's inputs) or whole (98 % of the range, as published)",
+        is_read: learns,
+    }
+    /// How weights are rounded.
+    pub rounding: Rounding as rounding {
+        value_name: "HOW",
+        help: "How weights are rounded: learned, or fixed as they start",
+        is_read: learns,
+    }
+}
+
+table! {
+    /// Where and how channels are rescaled (OmniQuant, section 3.3).
+    ["let"] pub struct Transform, TransformPatch: transform, recipe => Some(&recipe.transform);
+
+    /// Where; none means no transformation. No kind stands here twice.
+    pub sites: Vec<SiteKind> as let_sites {
+        value_name: "LIST",
+        help: "Where to transform: a list of norm, vo, qk, updown, such as norm,vo",
+        is_read: |recipe| recipe.method.reads_text(),
+        allows: |sites, recipe| {
+            must(!sites.iter().enumerate().any(|(i, site)| sites[..i].contains(site)), "without repetition")?;
+            let kinds = SiteKind::ALL.map(SiteKind::name).join(", ");
+            let some = format!("one or more of {kinds} for smoothquant (to round only, use method = \"rtn\")");
+            must(!sites.is_empty() || recipe.method != Method::Smoothquant, some)
+        },
+    }
+    /// Also shifts channels, which takes linears with biases.
+    pub shift: bool as let_shift {
+        value_name: "BOOL",
+        help: "Also shift channels, where linears have biases (OPT): true or false",
+        is_read: transforms,
+        asks: |shift| *shift,
+    }
+    /// AdamW's learning rate for scales and shifts; positive.
+    pub lr: f64 as let_lr {
+        value_name: "X",
+        help: "Learning rate of the scales and shifts of channels",
+        is_read: |recipe| transforms(recipe) && learns(recipe),
+        allows: |rate, _| must_be_rate(*rate, "5e-3"),
+    }
+    /// Weight of activations against weights where scales start: `s = max|X|^alpha / max|W|^(1 - alpha)`; 0 to 1.
+    pub alpha: f64 as let_alpha {
+        value_name: "X",
+        help: "Where scales start: 0 evens out the weights, 1 the activations",
+        is_read: transforms,
+        allows: |alpha, _| must((0.0..=1.0).contains(alpha), "0 to 1"),
+    }
+}
+
+/// More passes of tuning than anybody makes: each has text of its own.
+const MAX_TUNE_EPOCHS: usize = 1000;
+
+table! {
+    /// Tuning of all blocks together: their scales, norms and biases, down the divergence of the quantized model's predictions from those of
+    /// the model in full precision (EfficientQAT, arXiv 2407.11062, section 3.3).
+    ["tune"] pub struct Tune, TunePatch: tune, recipe => Some(&recipe.tune);
+
+    /// Passes, each over as many segments as blocks learn from, of its own; 0 for none.
+    pub epochs: usize as tune_epochs {
+        value_name: "N",
+        help: "Passes, each over new segments, in which all blocks' scales, norms and biases are tuned together, after the blocks \
+               [default: 1 by --preset best, else 0]",
+        is_read: learns,
+        asks: |epochs| *epochs > 0,
+        allows: |epochs, _| must(*epochs <= MAX_TUNE_EPOCHS, format!("{MAX_TUNE_EPOCHS} or less")),
+    }
+    /// AdamW's learning rate at first, which falls linearly to 0: of the logarithms of scales and norms, and of biases in units of
+    /// their root mean square; positive.
+    pub lr: f64 as tune_lr {
+        value_name: "X",
+        help: "Learning rate of that tuning [default: 5e-3]",
+        is_read: |recipe| learns(recipe) && recipe.tune.epochs > 0,
+        allows: |rate, _| must_be_rate(*rate, "5e-3"),
+    }
+}
+
+table! {
+    /// Orthogonal matrices that are put into the model before anything else (QuaRot, arXiv 2404.00456).
+    #[derive(Copy, Default, Eq)]
+    ["rotate"] pub struct Rotate, RotatePatch: rotate, recipe => Some(&recipe.rotate);
+
+    /// Where.
+    pub kind: RotateKind as rotate {
+        value_name: "KIND",
+        help: "Rotate channels first, so that none is much larger than the others: none, merged (into the weights) or online (also \
+               queries, keys and what the MLP's last linear reads, while the model runs) [default: online for LLaMA with activations of 4 \
+               bits or fewer, else none; none by --preset paper and where nothing is learned]",
+    }
+    /// Decides the matrices; at most 2^63 - 1.
+    pub seed: u64 {}
+}
+
+/// Default widths. 7 bits cost nearly as much as 8.
+const CHOICES: [u32; 6] = [2, 3, 4, 5, 6, 8];
+
+table! {
+    /// `[bits]`: each linear gets its own width, chosen by how much it costs the model's predictions. The scheme's bits are then ignored.
+    ["bits"] pub struct BitBudget, BitsPatch: bits, recipe => recipe.bits.as_ref();
+
+    /// Maximum bits per code, averaged over all quantized weights and without scales and zero points; such as 3.25.
+    pub average: f64 as bits {
+        value_name: "X",
+        help: "Bits of a code on average, such as 3.25: each linear gets a width by how much the predictions suffer, in place of the \
+               scheme's",
+        allows: |average, recipe| {
+            let choices = recipe.bits.as_ref().map_or(&[][..], |bits| &bits.choices);
+            let (Some(least), Some(most)) = (choices.iter().min(), choices.iter().max()) else { return Ok(()) };
+            let ends = f64::from(least.get())..=f64::from(most.get());
+            must(ends.contains(average), format!("{least} to {most}, the ends of bits.choices"))
+        },
+    }
+    /// Widths to choose from, the fewest bits first.
+    pub choices: Vec<Bits> as bit_choices {
+        value_name: "LIST",
+        help: "Widths to choose among [default: 2,3,4,5,6,8]",
+        allows: |choices, _| {
+            must(!choices.is_empty(), "one width or more")?;
+            must(choices.is_sorted_by(|a, b| a < b), "widths in ascending order, none twice")
+        },
+    }
+}
+
+impl BitBudget {
+    /// An average, with the default widths.
+    pub fn new(average: f64) -> Self {
+        let choices = CHOICES.map(|bits| Bits::new(bits).expect("2 to 8")).to_vec();
+        Self { average, choices }
+    }
+}
+
+fn learns(recipe: &Recipe) -> bool {
+    recipe.method.learns()
+}
+
+fn transforms(recipe: &Recipe) -> bool {
+    recipe.method.reads_text() && !recipe.transform.sites.is_empty()
+}
+
+#[cfg(test)]
+mod tests;
