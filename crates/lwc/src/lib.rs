@@ -130,9 +130,9 @@ impl Lwc {
         Ok(clip)
     }
 
-    /// Starts from the clipping that searching finds: of each group the shares, between sigmoid([`START`]) and a quarter, with
-    /// little error of the weights, each weighed by the mean square of what it is multiplied with, `importance [in]`: the best for
-    /// both ends alike, then for each end. Offsets play no part.
+    /// Starts from a search. For each group it tries fractions of the range between sigmoid([`START`]) and a quarter, and takes those with
+    /// the least squared error of the weights, each weighted by the mean square of the input that it is multiplied by, `importance [in]`.
+    /// It first finds the best fraction for both ends together, then refines each end. Offsets are ignored.
     ///
     /// # Panics
     /// When `weight` is not `[out, in]` or `importance` not `[in]`.

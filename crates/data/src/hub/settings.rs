@@ -17,7 +17,7 @@ pub struct Hub {
     pub cache: Option<PathBuf>,
     /// The access token, for gated and private repositories.
     pub token: Option<String>,
-    /// Use the cache alone.
+    /// Offline: use the cache only.
     pub offline: bool,
 }
 
@@ -70,7 +70,7 @@ impl Hub {
     }
 }
 
-/// The token stays out of logs.
+/// Keeps the token out of logs.
 impl std::fmt::Debug for Hub {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let token = self.token.as_ref().map(|_| "set");
