@@ -1,4 +1,4 @@
-//! The parts that a dataset is published in.
+//! The splits that a dataset is published in.
 
 use std::fmt;
 use std::str::FromStr;

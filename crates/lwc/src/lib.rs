@@ -115,8 +115,8 @@ impl Lwc {
         Ok(Self { gamma: strength(), beta: strength(), offsets: None, spec, in_features })
     }
 
-    /// Strengths that clip nothing: infinite ones, whose sigmoid is 1. They are for rounding to nearest; nothing can be learned from there.
-    /// Refuses a group that does not divide `in_features`.
+    /// Infinite strengths, whose sigmoid is 1, so that nothing is clipped. They are for rounding to nearest; nothing can be learned from
+    /// this start. Fails if the group size does not divide `in_features`.
     pub fn whole_range(
         out_features: usize,
         in_features: usize,

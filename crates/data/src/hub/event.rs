@@ -1,4 +1,4 @@
-//! What is told of a fetch.
+//! Progress events of a fetch.
 
 /// Progress of a fetch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

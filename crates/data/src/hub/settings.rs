@@ -1,4 +1,4 @@
-//! Where models come from and where they are kept, as the environment says.
+//! The hub's settings, from the environment: where models come from and where they are cached.
 
 use std::env;
 use std::path::{Path, PathBuf};
