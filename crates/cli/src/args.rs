@@ -1,4 +1,4 @@
-//! The command line: the program's commands, and what each takes.
+//! The command line: the program's commands and their options.
 
 mod keys;
 mod shared;
@@ -14,8 +14,8 @@ pub use self::shared::{EvalDataArgs, ModelArgs, RecipeArgs, RunArgs, SamplingArg
 pub use self::values::{ComputeArg, DeviceArg, FloatType, HeadArg, KernelsArg, PlanDeviceArg};
 use crate::size::Size;
 
-/// Quantizes large language models to 2-8 bits by learned clipping and equivalent transformation (OmniQuant), and measures
-/// what it cost.
+/// Quantizes large language models to 2-8 bits by learned clipping and equivalent transformation (OmniQuant), and evaluates
+/// the result.
 ///
 /// MODEL is a directory with a Hugging Face checkpoint (full precision or packed), a name from configs/ such as llama2-7b
 /// or tiny-llama, or a hub id such as meta-llama/Llama-2-7b-hf.
@@ -32,7 +32,7 @@ use crate::size::Size;
 Exit codes: 2 recipe or usage, 3 missing or broken input, 4 does not fit, 5 numeric failure, 130 stopped; 1 anything else.
 
 Environment: OMNIQUANT_DATA (--data-dir); HF_HOME, HF_HUB_CACHE, HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE (downloads);
-XDG_CACHE_HOME (what was fetched and measured); OMNIQUANT_KERNEL (multiplies packed weights by that kernel, such as avx2 or scalar);
+XDG_CACHE_HOME (cached downloads and measurements); OMNIQUANT_KERNEL (the kernel for packed weights, such as avx2 or scalar);
 RUST_LOG, NO_COLOR."
 )]
 pub struct Cli {
@@ -42,7 +42,7 @@ pub struct Cli {
     pub command: Command,
 }
 
-/// Heading of what every command takes.
+/// Heading of the options that every command has.
 const EVERYWHERE: &str = "Options of every command";
 
 /// Options of every command.
@@ -51,16 +51,16 @@ pub struct Global {
     /// Print one JSON object to stdout; progress and logs go to stderr
     #[arg(long, global = true, help_heading = EVERYWHERE)]
     pub json: bool,
-    /// Only errors on stderr, no progress
+    /// Print only errors to stderr, and no progress
     #[arg(short, long, global = true, help_heading = EVERYWHERE, conflicts_with = "verbose")]
     pub quiet: bool,
-    /// More on stderr; twice for everything
+    /// Print more to stderr; give it twice for everything
     #[arg(short, long, global = true, help_heading = EVERYWHERE, action = clap::ArgAction::Count)]
     pub verbose: u8,
-    /// Form of the log lines on stderr
+    /// Format of log lines on stderr
     #[arg(long, global = true, help_heading = EVERYWHERE, value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
-    /// CPU threads [default: the machine's cores]
+    /// Number of CPU threads [default: the machine's cores]
     #[arg(long, global = true, help_heading = EVERYWHERE, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub threads: Option<u16>,
 }
@@ -75,31 +75,31 @@ pub enum LogFormat {
 pub enum Command {
     /// Quantize a model and write it packed
     Quantize(QuantizeArgs),
-    /// Measure a model's perplexity
+    /// Measure perplexity or zero-shot accuracy
     Eval(EvalArgs),
     /// Continue a text
     Generate(GenerateArgs),
-    /// Talk to a model
+    /// Chat with a model
     Chat(ChatArgs),
-    /// Measure how fast a model reads and writes, and the memory it takes
+    /// Measure the speed of prefill and decode, and the memory they take
     Bench(BenchArgs),
     /// Say what a run would do, what it would take, and whether it fits
     Plan(PlanArgs),
-    /// Say what is in a checkpoint or a packed model
+    /// Show what is in a checkpoint or a packed model
     Inspect(InspectArgs),
-    /// Compute logits of token ids, to compare with other programs
+    /// Compute the logits of token ids, to compare with other programs
     Logits(LogitsArgs),
-    /// Turn a GGUF file into a Hugging Face directory
+    /// Convert a GGUF file to a Hugging Face directory
     Convert(ConvertArgs),
-    /// Write a model of random weights, to measure memory and speed on
-    // For who works on this program: `cargo xtask synth`.
+    /// Write a model with random weights, to measure memory and speed
+    // For developers of this program: `cargo xtask synth`.
     #[command(hide = true)]
     Synth(SynthArgs),
-    /// Say what this machine has: libtorch, devices, memory, data
+    /// Show what this machine has: libtorch, devices, memory, data
     #[command(after_help = "Example:
   omniquant doctor --json")]
     Doctor,
-    /// Print a completion script, to be sourced by the shell
+    /// Print a completion script for the shell to source
     #[command(after_help = "Example:
   source <(omniquant completions bash)")]
     Completions {
@@ -161,27 +161,27 @@ pub struct EvalArgs {
     pub model: ModelArgs,
     #[command(flatten)]
     pub data: EvalDataArgs,
-    /// Tokens of a window [default: 2048, or as many as the model has positions for; without --data what configs/ has for it]
+    /// Tokens per window [default: 2048, or the model's number of positions if that is smaller; without --data, the value in configs/]
     #[arg(long, value_name = "N")]
     pub seqlen: Option<usize>,
-    /// Zero-shot accuracy in place of perplexity: a list of piqa, arc_easy, arc_challenge, boolq, hellaswag, winogrande, whose files lie
-    /// in the folder tasks of --data-dir
+    /// Measure zero-shot accuracy instead of perplexity: a list of piqa, arc_easy, arc_challenge, boolq, hellaswag, winogrande, with
+    /// their files in the folder tasks of --data-dir
     #[arg(long, value_name = "LIST", value_delimiter = ',', conflicts_with_all = ["data", "windows", "seqlen"])]
     pub tasks: Vec<Task>,
-    /// Ask the first N items of each task only [default: all]
+    /// Use only the first N items of each task [default: all]
     #[arg(long, value_name = "N", requires = "tasks", value_parser = clap::value_parser!(u32).range(1..))]
     pub items: Option<u32>,
-    /// Round the weights to nearest first
+    /// Quantize the weights to scheme S by rounding to nearest first
     #[arg(long, value_name = "S")]
     pub rtn: Option<QuantSpec>,
-    /// dense (packed weights are decoded first), packed (multiplied as they are, on the CPU), or auto: packed where they
-    /// can be
+    /// dense (decode packed weights first), packed (multiply with packed weights directly, on the CPU), or auto: packed where
+    /// possible
     #[arg(long, value_name = "KERNELS", value_enum, default_value_t = KernelsArg::Dense)]
     pub kernels: KernelsArg,
-    /// Products in f32, bf16, or auto: bf16 where the device multiplies it fast
+    /// Compute products in f32, bf16, or auto: bf16 where the device is fast at it
     #[arg(long, value_name = "KIND", value_enum, default_value_t = ComputeArg::F32)]
     pub compute: ComputeArg,
-    /// The matrix that makes logits: stored (as it is, held in f32 here) or w8 (rounded to 8 bits)
+    /// The output head: stored (as stored, converted to f32 here) or w8 (rounded to 8 bits)
     #[arg(long, value_name = "HEAD", value_enum, default_value_t = HeadArg::Stored)]
     pub head: HeadArg,
     /// auto, cpu or cuda:N
@@ -195,15 +195,15 @@ pub struct EvalArgs {
   omniquant generate llama2-7b-w4 -f notes.txt --temperature 0.8 --top-p 0.95
   omniquant generate llama2-7b-w4 --prompt 'A list:' --stop '\\n\\n' --json
 
-Text goes to stdout as it comes; with --json, one object at the end. In --stop, \\n is a newline.
-What the model's generation_config.json sets (do_sample, temperature, top_p, top_k, repetition_penalty) is the default.")]
+Text is streamed to stdout; with --json, one object is printed at the end. In --stop, \\n is a newline.
+The defaults of do_sample, temperature, top_p, top_k and repetition_penalty come from the model's generation_config.json.")]
 pub struct GenerateArgs {
     #[command(flatten)]
     pub model: ModelArgs,
     /// The text to continue
     #[arg(long, value_name = "TEXT", required_unless_present = "file", conflicts_with = "file")]
     pub prompt: Option<String>,
-    /// A file with the text to continue; - for stdin
+    /// A file with the text to continue, or - for stdin
     #[arg(short, long, value_name = "FILE")]
     pub file: Option<PathBuf>,
     #[command(flatten)]
@@ -217,11 +217,11 @@ pub struct GenerateArgs {
   omniquant chat smollm2-135m
   omniquant chat llama2-7b-chat-w4 --system 'Answer in one sentence.' --temperature 0.7
 
-One line is one message. Ctrl-C ends an answer, Ctrl-D the conversation. With --json every answer is one object in a line.")]
+Every line is a message. Ctrl-C stops an answer, Ctrl-D ends the conversation. With --json every answer is one object on a line.")]
 pub struct ChatArgs {
     #[command(flatten)]
     pub model: ModelArgs,
-    /// What the model is told first
+    /// System prompt
     #[arg(long, value_name = "TEXT")]
     pub system: Option<String>,
     #[command(flatten)]
@@ -238,13 +238,13 @@ pub struct ChatArgs {
 pub struct BenchArgs {
     #[command(flatten)]
     pub model: ModelArgs,
-    /// Tokens to read at once
+    /// Tokens of the prefill
     #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..))]
     pub prompt_tokens: u32,
-    /// Tokens to write one by one
+    /// Tokens to decode one by one
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
     pub tokens: u32,
-    /// Times to do so; results are medians
+    /// Number of runs; results are medians
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     pub runs: u32,
     #[command(flatten)]
@@ -294,7 +294,7 @@ pub struct InspectArgs {
 #[command(after_help = "Example:
   omniquant logits tiny-llama --ids ids.safetensors --out logits.safetensors
 
-IN holds `input_ids`, I64 or I32 [batch, tokens]; OUT will hold `logits`, F32 [batch, tokens, vocabulary].")]
+IN contains `input_ids`, I64 or I32 [batch, tokens]. OUT will contain `logits`, F32 [batch, tokens, vocabulary].")]
 pub struct LogitsArgs {
     #[command(flatten)]
     pub model: ModelArgs,
@@ -304,7 +304,7 @@ pub struct LogitsArgs {
     /// The safetensors file to write
     #[arg(long, value_name = "OUT")]
     pub out: PathBuf,
-    /// Round the weights to nearest first
+    /// Quantize the weights to scheme S by rounding to nearest first
     #[arg(long, value_name = "S")]
     pub rtn: Option<QuantSpec>,
     /// auto, cpu or cuda:N
@@ -318,7 +318,7 @@ pub struct LogitsArgs {
 pub struct ConvertArgs {
     /// A GGUF file of a LLaMA model
     pub gguf: PathBuf,
-    /// The directory to write, absent or empty
+    /// The directory to write; must be missing or empty
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
 }
@@ -328,17 +328,17 @@ pub struct ConvertArgs {
   omniquant synth llama2-70b --layers 1
   omniquant synth opt-1.3b --out /data/opt-1.3b-random --seed 3 --dtype bf16
 
-The directory holds a checkpoint as the hub has them, with a tokenizer of bytes.")]
+The directory contains a checkpoint as on the hub, with a byte tokenizer.")]
 pub struct SynthArgs {
-    /// Name in configs/, whose shape it has
+    /// Name in configs/ of the model whose shape to use
     pub model: String,
     /// Blocks [default: the model's]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub layers: Option<u32>,
-    /// The directory to write, absent or empty [default: out/synth-MODEL, with -Nl for N layers]
+    /// The directory to write; must be missing or empty [default: out/synth-MODEL, with -Nl for N layers]
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
-    /// Same seed, same bytes
+    /// Seed: the same seed gives the same bytes
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
     /// Type of the weights

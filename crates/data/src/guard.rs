@@ -10,8 +10,8 @@ pub(crate) fn guarded<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     })
 }
 
-/// Lets the tokenizers' library do its work, and turns its panics into its errors: merges shorter than their prefix, or pieces of no
-/// length, make it panic. What that leaves half done is a tokenizer that is dropped, or the cache of one that is only read.
+/// Runs the tokenizers library and turns its panics into errors. It panics, for example, at merges shorter than their prefix and at pieces
+/// of zero length. What is left half done is a tokenizer that is dropped, or the cache of one that is only read.
 pub(crate) fn tokenizing<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> tokenizers::Result<T> {
     guarded(work).unwrap_or_else(|panic| Err(format!("its settings contradict each other ({panic})").into()))
 }

@@ -1,16 +1,16 @@
-//! The parts that a dataset is published in.
+//! The splits that a dataset is published in.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// A dataset's part.
+/// A split of a dataset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Split {
-    /// What is learned from.
+    /// The training split.
     Train,
-    /// Held out, for choosing.
+    /// The validation split, held out for choosing settings.
     Validation,
-    /// Held out, for reporting.
+    /// The test split, held out for reporting.
     Test,
 }
 

@@ -191,7 +191,7 @@ pub enum FormatError {
     },
     /// The model was quantized in an unsupported format.
     #[error(
-        "quantization method `{method}` is not supported, only compressed-tensors (pack-quantized): give the full-precision original"
+        "quantization method `{method}` is not read, only compressed-tensors (pack-quantized): give the full-precision original"
     )]
     QuantMethod {
         /// The value of `quant_method`.

@@ -1,4 +1,4 @@
-//! Text files as people save them.
+//! Text files as editors save them.
 
 /// A file's content without the byte-order mark that some editors put at its beginning.
 pub fn without_mark(bytes: &[u8]) -> &[u8] {

@@ -115,8 +115,8 @@ impl Lwc {
         Ok(Self { gamma: strength(), beta: strength(), offsets: None, spec, in_features })
     }
 
-    /// Strengths that clip nothing: infinite ones, whose sigmoid is 1. They are for rounding to nearest; nothing can be learned from there.
-    /// Refuses a group that does not divide `in_features`.
+    /// Infinite strengths, whose sigmoid is 1, so that nothing is clipped. They are for rounding to nearest; nothing can be learned from
+    /// this start. Fails if the group size does not divide `in_features`.
     pub fn whole_range(
         out_features: usize,
         in_features: usize,
@@ -130,9 +130,9 @@ impl Lwc {
         Ok(clip)
     }
 
-    /// Starts from the clipping that searching finds: of each group the shares, between sigmoid([`START`]) and a quarter, with
-    /// little error of the weights, each weighed by the mean square of what it is multiplied with, `importance [in]`: the best for
-    /// both ends alike, then for each end. Offsets play no part.
+    /// Starts from a search. For each group it tries fractions of the range between sigmoid([`START`]) and a quarter, and takes those with
+    /// the least squared error of the weights, each weighted by the mean square of the input that it is multiplied by, `importance [in]`.
+    /// It first finds the best fraction for both ends together, then refines each end. Offsets are ignored.
     ///
     /// # Panics
     /// When `weight` is not `[out, in]` or `importance` not `[in]`.

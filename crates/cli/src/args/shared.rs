@@ -1,4 +1,4 @@
-//! Options that several commands have.
+//! Options that several commands share.
 
 use std::path::PathBuf;
 
@@ -12,10 +12,10 @@ use super::values::{ComputeArg, DeviceArg, HeadArg, KernelsArg};
 /// Which model.
 #[derive(Clone, Debug, Args)]
 pub struct ModelArgs {
-    /// Directory, name in configs/, or hub id; HUB-ID@REVISION is a branch, tag or commit of it
+    /// Directory, name in configs/, or hub id; HUB-ID@REVISION selects a branch, tag or commit
     #[arg(value_name = "MODEL")]
     pub name: String,
-    /// Branch, tag or commit of a model on the hub [default: main, or what configs/ has]
+    /// Branch, tag or commit of a model on the hub [default: the one in configs/, else main]
     #[arg(long, value_name = "REVISION")]
     pub revision: Option<String>,
 }
@@ -57,20 +57,20 @@ impl RecipeArgs {
     }
 }
 
-/// What to measure on.
+/// The text to evaluate on.
 #[derive(Clone, Debug, Args)]
 pub struct EvalDataArgs {
-    /// Text to measure on: wikitext2, wikitext2:valid, or a file as for --calib [default: the model's, else wikitext2]
+    /// Evaluation text: wikitext2, wikitext2:valid, or a file as for --calib [default: the model's, else wikitext2]
     #[arg(long, value_name = "DATA")]
     pub data: Option<String>,
-    /// Field or column with the text, in files of JSON or parquet; conversations are written by the model's chat template
+    /// Field or column with the text, in JSON or parquet files; conversations are rendered with the model's chat template
     /// [default: text, else messages or conversations]
     #[arg(long, value_name = "NAME")]
     pub text_field: Option<String>,
-    /// Folder of datasets (wikitext2/wiki.test.raw, ...); also the variable OMNIQUANT_DATA
+    /// Folder of datasets (wikitext2/wiki.test.raw, ...) [env: OMNIQUANT_DATA]
     #[arg(long, value_name = "DIR", env = "OMNIQUANT_DATA", hide_env = true)]
     pub data_dir: Option<PathBuf>,
-    /// Measure the first N windows only [default: all]
+    /// Use only the first N windows [default: all]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub windows: Option<u32>,
 }
@@ -78,14 +78,14 @@ pub struct EvalDataArgs {
 /// How a model runs.
 #[derive(Clone, Debug, Args)]
 pub struct RunArgs {
-    /// packed (weights are multiplied as they are, on the CPU), dense (they are decoded first), or auto: packed where they
-    /// can be
+    /// packed (multiply with packed weights directly, on the CPU), dense (decode them first), or auto: packed where
+    /// possible
     #[arg(long, value_name = "KERNELS", value_enum, default_value_t = KernelsArg::Auto)]
     pub kernels: KernelsArg,
-    /// Products in f32, bf16, or auto: bf16 where the device multiplies it fast
+    /// Compute products in f32, bf16, or auto: bf16 where the device is fast at it
     #[arg(long, value_name = "KIND", value_enum, default_value_t = ComputeArg::Auto)]
     pub compute: ComputeArg,
-    /// The matrix that makes logits: stored (as it is) or w8 (rounded to 8 bits, for speed; on the CPU)
+    /// The output head: stored (as stored) or w8 (rounded to 8 bits, for speed; on the CPU)
     #[arg(long, value_name = "HEAD", value_enum, default_value_t = HeadArg::Stored)]
     pub head: HeadArg,
     /// auto, cpu or cuda:N
@@ -93,29 +93,29 @@ pub struct RunArgs {
     pub device: DeviceArg,
 }
 
-/// How tokens are chosen.
+/// How the next token is chosen.
 #[derive(Clone, Debug, Args)]
 pub struct SamplingArgs {
-    /// Most tokens to write
+    /// Maximum number of tokens to generate
     #[arg(long, value_name = "N", default_value_t = 256)]
     pub max_tokens: usize,
-    /// 0 always takes the likeliest token, 1 draws by the model's own probabilities [default: generation_config.json's if it draws
-    /// (do_sample), else 0]
+    /// Sampling temperature: 0 is greedy decoding, 1 samples from the model's own probabilities [default: that of
+    /// generation_config.json if it sets do_sample, else 0]
     #[arg(long, value_name = "T")]
     pub temperature: Option<f64>,
-    /// Draw from the likeliest tokens that together are as probable as this [default: generation_config.json's, else from all]
+    /// Sample only from the most likely tokens whose probabilities add up to P [default: that of generation_config.json, else all]
     #[arg(long, value_name = "P")]
     pub top_p: Option<f64>,
-    /// Draw from so many of the likeliest tokens; 0 draws from all [default: generation_config.json's, else from all]
+    /// Sample only from the N most likely tokens; 0 means all [default: that of generation_config.json, else all]
     #[arg(long, value_name = "N")]
     pub top_k: Option<usize>,
-    /// Make tokens that are in the text already less likely; 1 leaves them [default: generation_config.json's, else 1]
+    /// Make tokens that are already in the text less likely; 1 changes nothing [default: that of generation_config.json, else 1]
     #[arg(long, value_name = "R")]
     pub repetition_penalty: Option<f64>,
-    /// Same seed, same draws
+    /// Seed of sampling
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
-    /// End before this string; may be given several times
+    /// Stop before this string; can be given several times
     #[arg(long, value_name = "S")]
     pub stop: Vec<String>,
 }

@@ -1,4 +1,4 @@
-//! Values of options that have words of their own.
+//! Types of option values.
 
 use clap::ValueEnum;
 use oq_formats::Dtype;
@@ -29,7 +29,7 @@ impl std::str::FromStr for DeviceArg {
     }
 }
 
-/// What products are computed in; by itself bf16 where the device multiplies it fast, else f32.
+/// The type that products are computed in; `Auto` is bf16 where the device is fast at it, else f32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum ComputeArg {
     Auto,
@@ -37,7 +37,7 @@ pub enum ComputeArg {
     Bf16,
 }
 
-/// Who multiplies with linears.
+/// How linears are multiplied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum KernelsArg {
     Auto,
@@ -45,17 +45,17 @@ pub enum KernelsArg {
     Packed,
 }
 
-/// How the head is held.
+/// How the output head is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum HeadArg {
     Stored,
     W8,
 }
 
-/// The machine that a run is planned for.
+/// The machine to plan a run for.
 #[derive(Clone, Copy, Debug)]
 pub enum PlanDeviceArg {
-    /// This one.
+    /// This machine.
     Here(DeviceArg),
     /// One of `configs/machines`.
     Named(&'static Profile),
@@ -92,7 +92,7 @@ impl FloatType {
         }
     }
 
-    /// As `config.json` has it.
+    /// Name in `config.json`.
     pub fn name(self) -> &'static str {
         match self {
             Self::F16 => "float16",

@@ -1,4 +1,4 @@
-//! `omniquant bench`: how fast a model reads and writes, and the memory it takes.
+//! `omniquant bench`: the speed of prefill and decode, and the memory they take.
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -15,7 +15,7 @@ use crate::exit::CliError;
 use crate::machine;
 use crate::output::{Output, bytes};
 
-/// Read to measure how fast memory is: many times the largest cache.
+/// Read to measure the memory's bandwidth: many times the largest cache.
 const STREAM_BYTES: usize = 512 << 20;
 /// The best of so many.
 const TRIES: usize = 5;
@@ -43,7 +43,7 @@ pub fn run(args: &BenchArgs, out: &Output) -> Result<()> {
     let threads = rayon::current_num_threads();
     let device = loaded.device();
     drop(loaded);
-    // The memory of other devices is not measured.
+    // Memory of other devices is not measured.
     let bandwidth = (device == Device::Cpu).then(read_bytes_per_s);
     let share = bandwidth.map(|bandwidth| decode * weight_bytes as f64 / bandwidth);
     let value = json!({"model": args.model.name, "kernels": form.kernels.name(), "compute": form.compute.name(),
@@ -85,7 +85,7 @@ struct Run {
     cache_bytes: usize,
 }
 
-/// Reads `read` tokens without meaning, and writes `write`.
+/// Processes `read` arbitrary tokens, then decodes `write`.
 fn once(loaded: &Loaded, read: usize, write: usize) -> Result<Run> {
     let vocab = loaded.model().decoder().dims().vocab as u64;
     let ids: Vec<u32> = (0..read as u64).map(|i| ((i * 2_654_435_761 + 11) % 104_729 % vocab) as u32).collect();
@@ -110,7 +110,7 @@ fn median(values: impl Iterator<Item = f64>) -> f64 {
     if values.len().is_multiple_of(2) { (values[middle - 1] + values[middle]) / 2.0 } else { values[middle] }
 }
 
-/// How fast all threads together read memory.
+/// Bandwidth at which all threads together read memory.
 fn read_bytes_per_s() -> f64 {
     const PART: usize = 1 << 14;
     let words: Vec<u64> = (0..STREAM_BYTES as u64 / 8).collect();

@@ -13,7 +13,7 @@ use crate::exit::CliError;
 use crate::output::Output;
 
 pub fn run(args: &ChatArgs, out: &Output) -> Result<()> {
-    // A mistake is told before anything is loaded.
+    // Mistakes are reported before anything is loaded.
     check(&args.sampling)?;
     let opened = open(&args.model, &args.run, out)?;
     let dir = opened.dir();
@@ -37,7 +37,7 @@ pub fn run(args: &ChatArgs, out: &Output) -> Result<()> {
             Some(Ok(line)) if line.trim().is_empty() => continue,
             Some(Ok(line)) => line,
             Some(Err(error)) => {
-                out.error(&error.context("a line is left out"));
+                out.error(&error.context("this line was skipped"));
                 left_out += 1;
                 continue;
             }
@@ -45,9 +45,9 @@ pub fn run(args: &ChatArgs, out: &Output) -> Result<()> {
         let limit = session.limit();
         let ids = match talk.hear(line.trim(), limit, settings.max_tokens, out) {
             Ok(ids) => ids,
-            // Of a message that cannot be read, the talk is as it was.
+            // If a message cannot be read, the conversation is unchanged.
             Err(error) if talk.answered || error.downcast_ref::<CliError>().is_some() => {
-                out.error(&error.context("the message is left out"));
+                out.error(&error.context("the message was skipped"));
                 left_out += 1;
                 continue;
             }
@@ -72,18 +72,18 @@ pub fn run(args: &ChatArgs, out: &Output) -> Result<()> {
     }
 }
 
-/// What was said so far.
+/// The conversation so far.
 struct Talk<'a> {
     template: &'a ChatTemplate,
     tokenizer: &'a Tokenizer,
     messages: Vec<Message>,
-    /// Whether there was an answer: the template takes this conversation then.
+    /// Whether there was an answer already, so the template is known to accept this conversation.
     answered: bool,
 }
 
 impl Talk<'_> {
-    /// Adds a message of the user, and gives the ids of the conversation up to where the answer begins; the oldest questions and answers are
-    /// left out where it is longer than the context. On an error nothing is added.
+    /// Adds a message of the user and returns the ids of the conversation up to where the answer begins. If it exceeds the context, the
+    /// oldest questions and answers are dropped. On an error nothing is added.
     fn hear(&mut self, line: &str, limit: usize, max_tokens: usize, out: &Output) -> Result<Vec<u32>> {
         let mut messages = self.messages.clone();
         messages.push(message("user", line));
@@ -92,9 +92,9 @@ impl Talk<'_> {
         };
         let mut ids = encode(&messages)?;
         let mut forgotten = 0;
-        // Room for an answer, if that leaves most of the conversation.
+        // Leave room for an answer, unless that would drop most of the conversation.
         if ids.len() > limit - max_tokens.min(limit / 4) {
-            // Down to half of it, as what follows has to be read anew.
+            // Down to half of it, because what follows must be processed again.
             while ids.len() > limit / 2 && forget(&mut messages) {
                 forgotten += 1;
                 ids = encode(&messages)?;
@@ -102,14 +102,14 @@ impl Talk<'_> {
         }
         if ids.len() > limit {
             let message = format!(
-                "the message takes {} tokens with what the template writes around it, and the model's context is {limit}: shorten it",
+                "with the chat template the message takes {} tokens, but the model's context is {limit}: shorten it",
                 ids.len()
             );
             return Err(CliError::Usage(message).into());
         }
         if forgotten > 0 {
             out.note(&format!(
-                "note: the conversation is longer than the model's context: its oldest answers, {forgotten}, are left out"
+                "note: the conversation exceeds the model's context: its oldest answers ({forgotten}) are left out"
             ));
         }
         self.messages = messages;
@@ -121,7 +121,7 @@ fn message(role: &str, content: &str) -> Message {
     Message { role: role.to_owned(), content: content.to_owned() }
 }
 
-/// The next line of the user, or why it is no text; none at the end of the conversation.
+/// The next line of the user, or why it is not text; none at the end of the conversation.
 fn ask() -> Result<Option<Result<String>>> {
     if std::io::stdin().is_terminal() {
         let mut stderr = std::io::stderr();
@@ -134,14 +134,14 @@ fn ask() -> Result<Option<Result<String>>> {
     Ok((read > 0).then(|| text(line)))
 }
 
-/// Leaves out the oldest question and its answer, if there is one besides the last question.
+/// Drops the oldest question and its answer, if there is one besides the last question.
 fn forget(messages: &mut Vec<Message>) -> bool {
     let first = messages.iter().position(|message| message.role == "user");
     let range = first.map(|first| first..first + 2).filter(|range| range.end < messages.len());
     range.map(|range| messages.drain(range)).is_some()
 }
 
-/// The session with what it has read so far, if the conversation goes on from there, else a new one; and the tokens it is to read.
+/// The session with what it has processed so far, if the conversation continues it, else a new one; and the tokens left to process.
 fn follow<'a, 'b>(loaded: &'a Loaded, session: Session<'a>, ids: &'b [u32]) -> (Session<'a>, &'b [u32]) {
     match ids.strip_prefix(session.ids()) {
         Some(new) if !new.is_empty() => (session, new),

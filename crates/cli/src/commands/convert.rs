@@ -1,4 +1,4 @@
-//! `omniquant convert`: a GGUF file becomes a Hugging Face directory.
+//! `omniquant convert`: converts a GGUF file to a Hugging Face directory.
 
 use anyhow::{Context, Result};
 use oq_formats::gguf::convert_to_hf;

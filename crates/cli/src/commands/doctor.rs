@@ -56,7 +56,7 @@ fn text(report: &Value) -> String {
     text
 }
 
-/// What matters for speed here.
+/// Instruction sets that matter for speed.
 fn cpu_features() -> Vec<&'static str> {
     #[cfg(target_arch = "x86_64")]
     {

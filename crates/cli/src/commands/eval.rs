@@ -29,7 +29,7 @@ pub fn run(args: &EvalArgs, out: &Output) -> Result<()> {
         model = model.with_round_to_nearest(spec)?;
     }
     let head = match args.head {
-        // The fastest for whole windows, and the same numbers.
+        // The fastest for whole windows, with the same results.
         HeadArg::Stored => HeadKind::Wide,
         HeadArg::W8 => HeadKind::W8,
     };
@@ -60,7 +60,7 @@ fn ask(args: &EvalArgs, named: &Named, model: &Model, (form, device): (Form, Dev
     let started = std::time::Instant::now();
     let tokenizer = Tokenizer::open(model.dir())?;
     let (mut values, mut lines) = (Vec::new(), Vec::new());
-    // All of them are there before the first is asked.
+    // Make sure that all of them exist before the first is evaluated.
     let load = |&task: &Task| Ok((task, task.load(args.data.data_dir.as_deref())?));
     for (task, mut items) in args.tasks.iter().map(load).collect::<Result<Vec<_>>>()? {
         items.truncate(args.items.map_or(usize::MAX, |n| n as usize));
@@ -82,19 +82,19 @@ fn ask(args: &EvalArgs, named: &Named, model: &Model, (form, device): (Form, Dev
     out.result(&value, || lines.join("\n"))
 }
 
-/// What is measured on.
+/// What to evaluate on.
 pub struct Subject {
     /// A dataset's name or a file.
     pub data: String,
-    /// Its tokens: one window at least.
+    /// Its tokens: at least one window.
     ids: Vec<u32>,
     seqlen: usize,
     windows: Option<usize>,
 }
 
 impl Subject {
-    /// The command line's, else the model's own, else WikiText-2 in windows of 2048, or of as many positions as the model has; by the
-    /// tokenizer of `model`.
+    /// From the command line, else from the model's own settings, else WikiText-2 in windows of 2048 tokens or the model's number of
+    /// positions; tokenized by `model`.
     pub fn new(
         entry: Option<&ModelEntry>,
         model: &Model,
@@ -103,7 +103,7 @@ impl Subject {
         out: &Output,
     ) -> Result<Self> {
         let defaults = entry.map(|entry| entry.eval.clone()).unwrap_or_default();
-        // A text of the user's own is not read in another text's windows.
+        // The window length of another text does not apply to a user's own.
         let own_data = args.data.is_none();
         let data = args.data.clone().or(defaults.data).unwrap_or_else(|| DEFAULT_DATA.to_owned());
         let longest = DEFAULT_SEQLEN.min(model.decoder().dims().max_positions);
@@ -122,7 +122,7 @@ impl Subject {
         Ok(Self { data, ids, seqlen: window, windows: args.windows.map(|n| n as usize) })
     }
 
-    /// The perplexity of `model`, whose tokenizer is the one of [`Self::new`].
+    /// The perplexity of `model`, whose tokenizer must be that of [`Self::new`].
     pub fn measure(&self, model: &Model, device: Device, what: &str, out: &Output) -> Result<Perplexity> {
         let bar = out.bar(what);
         let mut on = |progress: Progress| bar.set(progress.done, progress.total);
@@ -135,7 +135,7 @@ impl Subject {
     }
 }
 
-/// Ids of a text by a model's own tokenizer.
+/// Ids of a text, by the model's tokenizer.
 pub fn tokens(model: &Path, data: &str, split: Split, args: &EvalDataArgs, out: &Output) -> Result<Vec<u32>> {
     let tokenizer = Tokenizer::open(model)?;
     let rows = Rows { field: args.text_field.as_deref(), model: Some(model) };

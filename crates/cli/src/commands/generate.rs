@@ -17,7 +17,7 @@ use crate::machine;
 use crate::output::Output;
 
 pub fn run(args: &GenerateArgs, out: &Output) -> Result<()> {
-    // A mistake is told before anything is loaded.
+    // Mistakes are reported before anything is loaded.
     check(&args.sampling)?;
     let text = match (&args.prompt, &args.file) {
         (Some(prompt), _) => prompt.clone(),
@@ -31,7 +31,7 @@ pub fn run(args: &GenerateArgs, out: &Output) -> Result<()> {
     if let (Some(bos), [first, second, ..]) = (tokenizer.bos(), &prompt[..])
         && [*first, *second] == [bos; 2]
     {
-        out.note("note: the prompt begins with the beginning-of-sequence token, and the tokenizer adds one: the model reads it twice");
+        out.note("note: the prompt begins with the beginning-of-sequence token, and the tokenizer adds one: the model gets it twice");
     }
     let loaded = load(opened, out)?;
     let mut sampler = Sampler::new(sampling)?;
@@ -67,7 +67,7 @@ fn read(file: &Path) -> Result<String, CliError> {
     Ok(text.to_owned())
 }
 
-/// What was generated and how fast, for scripts.
+/// The result and its speed, for scripts.
 pub fn record(loaded: &Loaded, session: &Session<'_>, prompt_tokens: usize, generated: &Generated) -> Value {
     let form = loaded.form();
     let stop = match &generated.end {
@@ -80,7 +80,7 @@ pub fn record(loaded: &Loaded, session: &Session<'_>, prompt_tokens: usize, gene
         "device": machine::device_name(loaded.device()), "weight_bytes": loaded.weight_bytes(), "cache_bytes": session.cache_bytes(), "peak_bytes": machine::peak_bytes()})
 }
 
-/// The same in a line.
+/// The same as one line of text.
 pub fn told(prompt_tokens: usize, generated: &Generated) -> String {
     let rate = |tokens: usize, secs: f64| tokens as f64 / secs.max(1e-9);
     let prefill = rate(prompt_tokens, generated.prefill_secs);

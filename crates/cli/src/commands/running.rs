@@ -1,4 +1,4 @@
-//! What commands that run a whole model share: how it is loaded, how tokens are chosen, and Ctrl-C.
+//! Shared by the commands that run a whole model: loading it, sampling, and Ctrl-C.
 
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -18,7 +18,7 @@ use crate::machine;
 use crate::output::Output;
 use crate::resolve::Named;
 
-/// Who multiplies: where `auto` is asked for, our own kernels if they can.
+/// The kernels to use: for `auto`, our own if possible.
 pub fn kernels(wanted: KernelsArg, model: &Model, device: Device) -> Kernels {
     match wanted {
         KernelsArg::Dense => Kernels::Dense,
@@ -28,20 +28,20 @@ pub fn kernels(wanted: KernelsArg, model: &Model, device: Device) -> Kernels {
     }
 }
 
-/// A model that is to be loaded, with the form of its matrices.
+/// A model to load, with the form of its matrices.
 pub struct Opened {
     model: Model,
     device: Device,
 }
 
 impl Opened {
-    /// Where it lies.
+    /// Its directory.
     pub fn dir(&self) -> &Path {
         self.model.dir()
     }
 }
 
-/// Opens a model in the form that the command line asks for.
+/// Opens a model in the form requested on the command line.
 pub fn open(model: &ModelArgs, args: &RunArgs, out: &Output) -> Result<Opened> {
     let device = machine::device(args.device)?;
     let named = Named::new(model)?;
@@ -55,21 +55,21 @@ pub fn open(model: &ModelArgs, args: &RunArgs, out: &Output) -> Result<Opened> {
     Ok(Opened { model, device })
 }
 
-/// Loads it.
+/// Loads the model.
 pub fn load(opened: Opened, out: &Output) -> Result<Loaded> {
     let bar = out.bar("loading");
     Ok(Loaded::new(opened.model, opened.device, &mut |done, total| bar.set(done, total))?)
 }
 
-/// Refuses settings that no model can be run with, before one is looked for.
+/// Refuses settings that are invalid for every model, before a model is searched.
 pub fn check(args: &SamplingArgs) -> Result<()> {
-    // As if the model's own settings were to draw: whether these draw is not known yet.
+    // Assume that the model's settings sample: whether they do is not known yet.
     let draws = Generation { draws: true, ..Generation::default() };
     Sampler::new(sampling(args, &draws)?)?;
     Ok(stops(args).map(drop)?)
 }
 
-/// When a text ends, and how its tokens are chosen: by the command line, else as the model's own settings say, of which a note is made.
+/// Stopping and sampling settings: from the command line, else from the model's own settings, which are then noted.
 pub fn settings(
     args: &SamplingArgs,
     generation: &Generation,
@@ -80,11 +80,11 @@ pub fn settings(
     Sampler::new(sampling)?;
     let taken = taken(args, &sampling);
     if !taken.is_empty() {
-        out.note(&format!("note: by the model's generation_config.json: {}", taken.join(", ")));
+        out.note(&format!("note: from the model's generation_config.json: {}", taken.join(", ")));
     }
     if !generation.unknown.is_empty() {
         let names = generation.unknown.join(", ");
-        out.note(&format!("note: generation_config.json also sets {names}, which this program does not have"));
+        out.note(&format!("note: generation_config.json also sets {names}, which this program does not support"));
     }
     Ok((Settings { max_tokens: args.max_tokens, stops: stops(args)?, ends: ends.to_vec() }, sampling))
 }
@@ -102,7 +102,7 @@ fn sampling(args: &SamplingArgs, generation: &Generation) -> Result<Sampling, Cl
     let choice = match args.temperature.unwrap_or(of_model) {
         0.0 if args.top_p.is_some() || args.top_k.is_some() => {
             let mend = "give a --temperature above 0, such as 1";
-            let message = format!("--top-p and --top-k are about draws, and there are none: {mend}");
+            let message = format!("--top-p and --top-k are for sampling, but decoding is greedy: {mend}");
             return Err(CliError::Usage(message));
         }
         0.0 => Choice::Greedy,
@@ -116,7 +116,7 @@ fn sampling(args: &SamplingArgs, generation: &Generation) -> Result<Sampling, Cl
     Ok(Sampling { choice, repetition_penalty, seed: args.seed })
 }
 
-/// What of these settings is the model's own, and not what it would be without.
+/// Which of these settings come from the model and differ from the defaults.
 fn taken(args: &SamplingArgs, sampling: &Sampling) -> Vec<String> {
     let mut taken = Vec::new();
     if let Choice::Draw { temperature, top_p, top_k } = sampling.choice {
@@ -137,7 +137,7 @@ fn taken(args: &SamplingArgs, sampling: &Sampling) -> Vec<String> {
     taken
 }
 
-/// How tokens are chosen, for scripts.
+/// The sampling settings, for scripts.
 pub fn record_of(sampling: &Sampling) -> Value {
     let (temperature, top_p, top_k) = match sampling.choice {
         Choice::Greedy => (0.0, None, None),
@@ -147,7 +147,7 @@ pub fn record_of(sampling: &Sampling) -> Value {
         "repetition_penalty": sampling.repetition_penalty, "seed": sampling.seed})
 }
 
-/// Shows a text as it comes, unless results are JSON, for as long as somebody reads it and nobody asks for an end.
+/// Prints text as it is generated, unless results are JSON, until the reader is gone or the user interrupts.
 pub fn tell(out: &Output, interrupt: &Interrupt) -> impl FnMut(&str) -> ControlFlow<()> {
     |text| {
         let is_read = out.is_json() || out.piece(text);
@@ -158,14 +158,14 @@ pub fn tell(out: &Output, interrupt: &Interrupt) -> impl FnMut(&str) -> ControlF
 /// What Ctrl-C and SIGTERM do.
 #[derive(Clone, Default)]
 pub struct Interrupt {
-    /// Whether something is at work that ends when it is asked to.
+    /// Whether interruptible work is running.
     busy: Arc<AtomicBool>,
     asked: Arc<AtomicBool>,
 }
 
 impl Interrupt {
-    /// Handles the signals from here on: they end what [`Self::during`] runs, after a line with `note` where there is one, and the program
-    /// at any other time, and when they come again.
+    /// Handles the signals from now on. They interrupt what [`Self::during`] runs, after printing `note` if there is one. At any other
+    /// time, and when repeated, they end the program.
     pub fn install(note: Option<&'static str>) -> Result<Self, CliError> {
         let interrupt = Self::default();
         let Self { busy, asked } = interrupt.clone();
@@ -181,7 +181,7 @@ impl Interrupt {
         Ok(interrupt)
     }
 
-    /// Runs what [`Self::was_asked`] ends.
+    /// Runs work that [`Self::was_asked`] interrupts.
     pub fn during<T>(&self, work: impl FnOnce() -> T) -> T {
         self.asked.store(false, Ordering::Relaxed);
         self.busy.store(true, Ordering::Relaxed);
@@ -190,7 +190,7 @@ impl Interrupt {
         result
     }
 
-    /// Whether an end is asked for.
+    /// Whether an interruption was requested.
     pub fn was_asked(&self) -> bool {
         self.asked.load(Ordering::Relaxed)
     }

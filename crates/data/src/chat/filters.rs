@@ -7,7 +7,7 @@ use super::json::tojson;
 use super::methods::method;
 use super::python::{float_text, named};
 
-/// Adds them all.
+/// Adds all of them.
 pub(super) fn add_to(environment: &mut Environment<'static>) {
     environment.set_formatter(print);
     environment.add_filter("tojson", tojson);

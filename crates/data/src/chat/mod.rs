@@ -144,7 +144,7 @@ mod tests {
         dir
     }
 
-    /// Lines that hold nothing but a block leave none behind.
+    /// A line with nothing but a block produces no output line.
     const CHATML: &str = "\
 {% for m in messages %}
 {{ '<|im_start|>' + m['role'] + '\n' + m['content'].strip() + '<|im_end|>' + '\n' }}{% endfor %}

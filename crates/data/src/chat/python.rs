@@ -1,4 +1,4 @@
-//! What filters share: how Python writes a number, and finds an argument.
+//! Shared by the filters: how Python prints a number and looks up an argument.
 
 use minijinja::Error;
 use minijinja::value::{Kwargs, Value};

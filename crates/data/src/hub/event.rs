@@ -1,9 +1,9 @@
-//! What is told of a fetch.
+//! Progress events of a fetch.
 
-/// What a fetch is doing.
+/// Progress of a fetch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HubEvent<'a> {
-    /// The file is in the cache.
+    /// The file was in the cache already.
     Cached {
         /// Name in the repository.
         file: &'a str,
@@ -22,7 +22,7 @@ pub enum HubEvent<'a> {
         /// Size in bytes.
         total: u64,
     },
-    /// More bytes are on disk.
+    /// More bytes were written to disk.
     Progress {
         /// Name in the repository.
         file: &'a str,

@@ -1,4 +1,4 @@
-//! A repository of the hub, by its checked names.
+//! A repository of the hub, with validated names.
 
 use super::settings::Hub;
 use crate::error::DataError;
@@ -6,7 +6,7 @@ use crate::error::DataError;
 /// The default branch.
 pub(super) const MAIN: &str = "main";
 
-/// A repository at a revision. Their names are validated, because they become parts of paths and URLs.
+/// A repository at a revision. Its names are validated, because they become parts of paths and URLs.
 pub(super) struct Repo {
     /// `` or `datasets/`.
     pub(super) prefix: &'static str,

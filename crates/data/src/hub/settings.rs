@@ -1,4 +1,4 @@
-//! Where models come from and where they are kept, as the environment says.
+//! The hub's settings, from the environment: where models come from and where they are cached.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ pub struct Hub {
     pub cache: Option<PathBuf>,
     /// The access token, for gated and private repositories.
     pub token: Option<String>,
-    /// Use the cache alone.
+    /// Offline: use the cache only.
     pub offline: bool,
 }
 
@@ -70,7 +70,7 @@ impl Hub {
     }
 }
 
-/// The token stays out of logs.
+/// Keeps the token out of logs.
 impl std::fmt::Debug for Hub {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let token = self.token.as_ref().map(|_| "set");

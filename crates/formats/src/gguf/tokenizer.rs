@@ -1,7 +1,7 @@
 //! The tokenizer of a GGUF file as `tokenizer.json` and `tokenizer_config.json`.
 //!
-//! Two kinds are known: byte-level BPE (`gpt2`) and SentencePiece BPE with byte fallback (`llama`). What they share is here:
-//! special tokens, and what is put around a text.
+//! Two kinds are supported: byte-level BPE (`gpt2`) and SentencePiece BPE with byte fallback (`llama`). This module has what they share:
+//! special tokens, and the tokens around a text.
 
 use serde_json::{Map, Value as Json, json};
 

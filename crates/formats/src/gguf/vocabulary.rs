@@ -1,4 +1,4 @@
-//! The vocabulary of a GGUF file, and what each kind of tokenizer makes of it.
+//! The vocabulary of a GGUF file, and its form for each kind of tokenizer.
 
 use std::collections::BTreeMap;
 

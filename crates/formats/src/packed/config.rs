@@ -265,7 +265,7 @@ mod tests {
     fn refuses_what_it_does_not_read() {
         check_refused(
             |q| q["quant_method"] = "gptq".into(),
-            "`gptq` is not supported, only compressed-tensors (pack-quantized): give the full-precision original",
+            "`gptq` is not read, only compressed-tensors (pack-quantized): give the full-precision original",
         );
         check_refused(|q| q["format"] = "marlin-24".into(), "format is \"marlin-24\"");
         check_refused(|q| q["format"] = ROTATED.into(), "format is \"pack-quantized-rotated\"");
