@@ -21,6 +21,9 @@ use oq_recipe::{Overrides, Preset, Recipe};
 use tch::{Device, Kind, Tensor};
 
 mod plain;
+mod timing;
+
+use crate::timing::{median, secs_of};
 
 /// Set for the process that measures the plain definition.
 const PLAIN: &str = "OMNIQUANT_STEP_PLAIN";
@@ -75,23 +78,12 @@ fn forward_flops(model: &Model, tokens: usize) -> f64 {
     (2 * weights * tokens + attention) as f64
 }
 
-fn median(mut secs: Vec<f64>) -> f64 {
-    secs.sort_by(f64::total_cmp);
-    secs[secs.len() / 2]
-}
-
 /// The fastest of a few square products, GFLOP/s.
 fn peak_gflops(kind: Kind) -> f64 {
     const N: i64 = 2048;
     let a = Tensor::randn([N, N], (Kind::Float, Device::Cpu)).to_kind(kind);
     let secs = (0..3).map(|_| secs_of(|| a.matmul(&a)));
     2.0 * (N as f64).powi(3) / secs.fold(f64::INFINITY, f64::min) / 1e9
-}
-
-fn secs_of<T>(work: impl FnOnce() -> T) -> f64 {
-    let started = Instant::now();
-    std::hint::black_box(work());
-    started.elapsed().as_secs_f64()
 }
 
 /// Median time of the steps of a run, the first one left out; after each one the peaks of f32 and bf16 are measured.

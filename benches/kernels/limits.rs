@@ -7,7 +7,7 @@ use std::hint::black_box;
 use rayon::prelude::*;
 use tch::{Device, Kind, Tensor};
 
-use crate::{median, secs_of};
+use crate::timing::{median, secs_of};
 
 /// Numbers of 64 bits: 256 MiB, beyond any last-level cache here.
 const LEN: usize = 32 << 20;

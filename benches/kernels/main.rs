@@ -12,15 +12,15 @@
 
 mod limits;
 mod sets;
+#[path = "../timing.rs"]
+mod timing;
 
-use std::time::Instant;
-
-use half::bf16;
 use oq_models::runtime;
 use tch::Kind;
 
 use crate::limits::{Reads, square_gflops};
 use crate::sets::{Int4, MODELS, Model, Ours, Torch};
+use crate::timing::{median, secs_of};
 
 /// Weights that are packed, besides the group that a model's layers divide into.
 const BITS: [u32; 3] = [4, 3, 2];
@@ -163,20 +163,4 @@ impl Contest {
 
 fn ratios(a: &[f64], b: &[f64]) -> Vec<f64> {
     a.iter().zip(b).map(|(a, b)| a / b).collect()
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
-}
-
-fn secs_of<T>(work: impl FnOnce() -> T) -> f64 {
-    let started = Instant::now();
-    std::hint::black_box(work());
-    started.elapsed().as_secs_f64()
-}
-
-/// Numbers between -1 and 1, the same every time.
-fn numbers(len: usize) -> Vec<bf16> {
-    (0..len).map(|i| bf16::from_f32((i as f32 * 0.618).sin())).collect()
 }

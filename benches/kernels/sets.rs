@@ -6,8 +6,6 @@ use oq_quant_core::{Bits, GroupSize, QuantizedTensor, Symmetry, WeightSpec, pack
 use oq_random::SplitMix64;
 use tch::{Device, Kind, Tensor};
 
-use crate::numbers;
-
 /// A model's decoder layer, shapes `[out, in]`.
 pub struct Model {
     pub name: &'static str,
@@ -200,4 +198,9 @@ impl Inputs {
         };
         Self(shapes.iter().map(|[_, ins]| of(*ins)).collect())
     }
+}
+
+/// Numbers between -1 and 1, the same every time.
+fn numbers(len: usize) -> Vec<bf16> {
+    (0..len).map(|i| bf16::from_f32((i as f32 * 0.618).sin())).collect()
 }

@@ -8,7 +8,7 @@ use oq_models::{Context, Model};
 use oq_quant_core::QuantSpec;
 use tch::{Device, Kind, Tensor};
 
-use crate::{median, secs_of};
+use crate::timing::{median, secs_of};
 
 /// Median time of a step, the first one left out.
 pub fn step_secs(model: &Model, scheme: QuantSpec, tokens: usize, steps: usize) -> f64 {

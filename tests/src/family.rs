@@ -13,7 +13,7 @@ use oq_random::SplitMix64;
 use oq_recipe::{Overrides, Recipe};
 use tch::{Device, Kind, Tensor};
 
-use crate::relative_error;
+use crate::models::relative_error;
 
 /// Writes a checkpoint of random weights.
 pub fn write_random(dir: &Path, decoder: &dyn Decoder, model_type: &str) {

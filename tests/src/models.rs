@@ -10,7 +10,7 @@ use oq_models::{BlockWeights, DenseOps, Model};
 use oq_recipe::Recipe;
 use tch::{Device, Kind, Tensor};
 
-use crate::{fixture, tokens};
+use crate::fixtures::{fixture, tokens};
 
 /// The folder of every checkpoint of the fixtures.
 pub fn checkpoints() -> Vec<PathBuf> {
@@ -103,4 +103,16 @@ pub fn check_recorded_losses(full: &Model, packed: &Model, segments: &[Vec<u32>]
         let recorded = block.final_loss.expect("the run learned");
         assert!((got / recorded - 1.0).abs() <= TOLERANCE, "block {}: {got}, {recorded} recorded", block.index);
     }
+}
+
+/// The largest difference over the largest magnitude expected.
+#[track_caller]
+pub fn relative_error(got: &[f32], expected: &[f32]) -> f64 {
+    assert_eq!(got.len(), expected.len());
+    let largest = |values: &mut dyn Iterator<Item = f32>| {
+        // `f32::max` passes over NaN.
+        values.map(|x| if x.is_nan() { f32::INFINITY } else { x.abs() }).fold(0.0, f32::max)
+    };
+    let difference = largest(&mut got.iter().zip(expected).map(|(a, b)| a - b));
+    f64::from(difference) / f64::from(largest(&mut expected.iter().copied()))
 }

@@ -3,11 +3,9 @@
 use std::cell::RefCell;
 
 use half::bf16;
-use oq_models::{ActPoint, Attention, BlockOps, LinearName, Scores, has_own_attention};
+use oq_models::{ActPoint, Attention, BlockOps, LinearName, Model, Scores, has_own_attention};
 use oq_slices::Number;
-use tch::{Kind, Tensor};
-
-use crate::loaded::Loaded;
+use tch::{Device, Kind, Tensor};
 
 /// Keys and values of one block.
 pub(crate) enum Cache {
@@ -28,11 +26,12 @@ pub(crate) struct Tensors {
 const ROOM: i64 = 64;
 
 impl Cache {
-    pub(crate) fn new(loaded: &Loaded, layer: usize) -> Self {
-        let decoder = loaded.model().decoder();
-        let compute = loaded.form().compute;
+    /// Of a layer of `model`, which runs on `device`.
+    pub(crate) fn new(model: &Model, device: Device, layer: usize) -> Self {
+        let decoder = model.decoder();
+        let compute = model.form().compute;
         let is_plain = decoder.has_plain_scores(layer, decoder.dims().max_positions);
-        if is_plain && has_own_attention(loaded.device(), compute.kind()) {
+        if is_plain && has_own_attention(device, compute.kind()) {
             let Attention { n_kv_heads, head_dim, .. } = decoder.layer(layer).attention;
             Self::Own(oq_attention::Cache::new(n_kv_heads, head_dim))
         } else {

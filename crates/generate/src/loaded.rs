@@ -6,8 +6,6 @@ use std::collections::BTreeMap;
 use oq_models::{Block, Form, Head, Model, ModelError, OuterOps};
 use tch::{Device, Tensor};
 
-use crate::session::Session;
-
 /// A model with all its blocks and its head in memory. Rows of the embedding are read from the file when they are needed.
 pub struct Loaded {
     model: Model,
@@ -35,11 +33,6 @@ impl Loaded {
         let params = vectors.map(|param| Ok((param.name.to_owned(), outer.param(param.name)?)));
         let params = params.collect::<Result<_, ModelError>>()?;
         Ok(Self { model, blocks, head, params: RefCell::new(params), device })
-    }
-
-    /// A new, empty sequence.
-    pub fn session(&self) -> Session<'_> {
-        Session::new(self)
     }
 
     /// The model.

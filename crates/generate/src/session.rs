@@ -15,12 +15,15 @@ pub struct Session<'a> {
     ids: Vec<u32>,
 }
 
-impl<'a> Session<'a> {
-    pub(crate) fn new(loaded: &'a Loaded) -> Self {
-        let caches = (0..loaded.blocks().len()).map(|layer| RefCell::new(Cache::new(loaded, layer)));
-        Self { loaded, caches: caches.collect(), ids: Vec::new() }
+impl Loaded {
+    /// A sequence of no tokens.
+    pub fn session(&self) -> Session<'_> {
+        let cache = |layer| RefCell::new(Cache::new(self.model(), self.device(), layer));
+        Session { loaded: self, caches: (0..self.blocks().len()).map(cache).collect(), ids: Vec::new() }
     }
+}
 
+impl Session<'_> {
     /// Processes the next tokens in one pass and returns the logits of the token that follows them, `[vocab]`.
     ///
     /// # Errors

@@ -5,7 +5,8 @@
 use oq_quant_core::{SCALE_MAX, SCALE_MIN};
 use tch::{Kind, Tensor};
 
-use crate::{Levels, LwcGrads, Shares};
+use crate::levels::{Levels, Shares};
+use crate::strengths::LwcGrads;
 
 /// Grids of all groups, each part `[out, groups, 1]`.
 struct Grids {

@@ -10,7 +10,7 @@ use oq_quant_core::{SCALE_MAX, SCALE_MIN};
 use oq_slices::Number;
 use rayon::prelude::*;
 
-use crate::Levels;
+use crate::levels::Levels;
 
 /// Independent sums; as many as fill the vector registers of common machines.
 const LANES: usize = 16;

@@ -8,7 +8,9 @@ use oq_quant_core::{Clip, QuantizedTensor, TensorError, WeightSpec};
 use oq_slices as slices;
 use tch::Tensor;
 
-use crate::{Levels, Lwc, LwcGrads, Shares, fused};
+use crate::fused;
+use crate::levels::{Levels, Shares};
+use crate::strengths::{Lwc, LwcGrads, choices};
 
 /// Codes of a weight `[rows, cols]` with its clipping; all in f32.
 pub(crate) fn quantize(
@@ -28,7 +30,7 @@ pub(crate) fn quantize(
 impl Lwc {
     /// `importance [in]`.
     pub(crate) fn search_fused<T: fused::Real>(&self, weight: &Tensor, importance: &Tensor) -> Shares {
-        let (clip, zeros, choices) = (self.clip(), self.zeros(), crate::choices().map(T::of));
+        let (clip, zeros, choices) = (self.clip(), self.zeros(), choices().map(T::of));
         let shape = clip.hi.size();
         // SAFETY: only tensors that are made here are written meanwhile.
         let (groups, importance) = unsafe { (self.groups(weight, &zeros, &clip), slices::of(importance)) };

@@ -12,12 +12,20 @@ use oq_models::{
 use oq_quant_core::ActSpec;
 use tch::{Kind, Tensor};
 
-/// Gradients of a loss with respect to the leaves, in their order. `shared`: whether what is before attention may also be read after.
+/// Gradients of a loss with respect to the leaves, in their order; zeros for a leaf that the loss does not depend on, such as the weight of
+/// an expert that no token was routed to. `shared`: whether what is before attention may also be read after.
 pub(crate) fn backward(loss: Tensor, leaves: Vec<&Tensor>, mixed: Option<CutAttention>, shared: bool) -> Vec<Tensor> {
-    let Some(mixed) = mixed else {
-        return Tensor::run_backward(&[loss], &leaves, false, false);
+    let grads = match mixed {
+        None => Tensor::run_backward(&[loss], &leaves, false, false),
+        Some(mixed) => backward_across(loss, &leaves, &mixed, shared),
     };
-    let mut inputs = leaves;
+    let or_zeros = |(leaf, grad): (&Tensor, Tensor)| if grad.defined() { grad } else { leaf.zeros_like() };
+    leaves.into_iter().zip(grads).map(or_zeros).collect()
+}
+
+/// [`backward`] across attention that stands outside of autograd; gradients of leaves that are not reached are undefined.
+fn backward_across(loss: Tensor, leaves: &[&Tensor], mixed: &CutAttention, shared: bool) -> Vec<Tensor> {
+    let mut inputs = leaves.to_vec();
     inputs.push(&mixed.leaf);
     let mut after = Tensor::run_backward(&[&loss], &inputs, shared, false);
     drop(loss);
@@ -25,9 +33,7 @@ pub(crate) fn backward(loss: Tensor, leaves: Vec<&Tensor>, mixed: Option<CutAtte
     // The function of queries, keys and values that has these gradients.
     let linear: Tensor =
         tch::with_grad(|| mixed.heads.iter().zip(&of_heads).map(|(x, grad)| (x * grad).sum(Kind::Float)).sum());
-    inputs.pop();
-    let before = Tensor::run_backward(&[linear], &inputs, false, false);
-    // A leaf that one of the graphs does not reach has no gradient there.
+    let before = Tensor::run_backward(&[linear], leaves, false, false);
     let sum = |(after, before): (Tensor, Tensor)| match (after.defined(), before.defined()) {
         (true, true) => after + before,
         (true, false) => after,

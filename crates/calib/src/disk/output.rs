@@ -54,9 +54,10 @@ impl<'a> Output<'a> {
             tensors.push(match merged.params.get(&name) {
                 None => OutTensor::copy_from(checkpoint, &full_name)?,
                 Some(tensor) => {
-                    let values = Vec::<f32>::try_from(tensor).expect("merged tensors are f32 vectors");
+                    let shape: Vec<usize> = tensor.size().into_iter().map(|n| n as usize).collect();
+                    let values = Vec::<f32>::try_from(tensor.contiguous().view(-1)).expect("merged tensors are f32");
                     // Not narrowed: with scales in them they reach further than those they come from.
-                    OutTensor::from_f32(full_name, &[values.len()], &values, Dtype::F32)?
+                    OutTensor::from_f32(full_name, &shape, &values, Dtype::F32)?
                 }
             });
         }

@@ -4,7 +4,8 @@ use oq_quant_core::{Bits, GroupSize, Symmetry, WeightSpec};
 use tch::{Device, Kind, Tensor};
 
 use super::noise;
-use crate::{Levels, Lwc, START, composed};
+use crate::levels::Levels;
+use crate::{Lwc, START, composed};
 
 /// Sums of some hundred f32 terms in another order, as a share of their sizes.
 const ORDER_OF_SUM_F32: f64 = 2e-6;

@@ -4,7 +4,9 @@ use oq_quant_core::{QuantSpec, WeightSpec};
 use tch::{Device, Kind, Tensor};
 
 use super::noise;
-use crate::{Levels, Lwc, Shares, choices, composed};
+use crate::levels::{Levels, Shares};
+use crate::strengths::choices;
+use crate::{Lwc, composed};
 
 const SIZE: [i64; 2] = [12, 96];
 

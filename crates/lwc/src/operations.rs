@@ -1,0 +1,156 @@
+//! What is done with the strengths: by the fused loops where these can read the tensors, else by libtorch's operations.
+
+use half::bf16;
+use oq_quant_core::QuantizedTensor;
+use oq_slices as slices;
+use tch::{Device, Kind, Tensor, no_grad};
+
+use crate::levels::{Levels, Shares};
+use crate::strengths::{Lwc, LwcError, LwcGrads, choices};
+use crate::{composed, tensors};
+
+impl Lwc {
+    /// Starts from the clipping that searching finds: of each group the shares, between sigmoid([`START`](crate::START)) and a quarter, with
+    /// little error of the weights, each weighed by the mean square of what it is multiplied with, `importance [in]`: the best for
+    /// both ends alike, then for each end. Offsets play no part.
+    ///
+    /// # Panics
+    /// When `weight` is not `[out, in]` or `importance` not `[in]`.
+    pub fn start_from_search(&mut self, weight: &Tensor, importance: &Tensor) {
+        let (weight, levels) = (self.prepared(weight), Levels::new(self.spec));
+        assert_eq!(importance.size(), [self.in_features as i64], "mean squares of the inputs");
+        let importance = importance.detach().to_kind(weight.kind()).contiguous();
+        let clip = no_grad(|| match fused_kinds(&weight, weight.kind()) {
+            Some((Kind::Double, _)) => self.search_fused::<f64>(&weight, &importance),
+            Some((Kind::Float, _)) => self.search_fused::<f32>(&weight, &importance),
+            _ => composed::search(levels, &weight, &importance, &choices(), &self.clip()),
+        });
+        (self.gamma, self.beta) = (clip.hi.logit(None), clip.lo.logit(None));
+    }
+
+    /// The dequantized weight: `[out, in]` -> `[out, in]`, detached from autograd, in the kind of the strengths.
+    ///
+    /// # Panics
+    /// When `weight` is not `[out, in]`.
+    pub fn fake_quantize(&self, weight: &Tensor) -> Tensor {
+        self.fake_quantize_as(self.gamma.kind(), weight)
+    }
+
+    /// [`Self::fake_quantize`], rounded to a kind that multiplies faster.
+    ///
+    /// # Panics
+    /// When `weight` is not `[out, in]`.
+    pub fn fake_quantize_as(&self, kind: Kind, weight: &Tensor) -> Tensor {
+        let weight = self.prepared(weight);
+        let clip = self.clip();
+        no_grad(|| match fused_kinds(&weight, kind) {
+            Some((Kind::Double, Kind::Double)) => self.fake_quantize_fused::<f64, f64>(&weight, &clip),
+            Some((Kind::Float, Kind::BFloat16)) => self.fake_quantize_fused::<f32, bf16>(&weight, &clip),
+            Some((Kind::Float, Kind::Float)) => self.fake_quantize_fused::<f32, f32>(&weight, &clip),
+            _ => composed::fake_quantize(Levels::new(self.spec), &weight, self.offsets.as_ref(), &clip).to_kind(kind),
+        })
+    }
+
+    /// Gradients of the strengths, given `grad = dL/dw'` `[out, in]`, where `w' = fake_quantize(weight)`.
+    ///
+    /// # Panics
+    /// When `weight` or `grad` is not `[out, in]`.
+    pub fn gradients(&self, weight: &Tensor, grad: &Tensor) -> LwcGrads {
+        let (weight, grad, clip) = (self.prepared(weight), self.checked(grad), self.clip());
+        no_grad(|| match fused_kinds(&weight, grad.kind()) {
+            Some((Kind::Double, Kind::Double)) => self.gradients_fused::<f64, f64>(&weight, &grad, &clip),
+            Some((Kind::Float, Kind::BFloat16)) => self.gradients_fused::<f32, bf16>(&weight, &grad, &clip),
+            Some((Kind::Float, Kind::Float)) => self.gradients_fused::<f32, f32>(&weight, &grad, &clip),
+            _ => {
+                let grad = grad.to_kind(weight.kind());
+                composed::gradients(Levels::new(self.spec), &weight, self.offsets.as_ref(), &grad, &clip)
+            }
+        })
+    }
+
+    /// [`Self::gradients`] and `dL/dw` `[out, in]`, for weights that are learned or transformed as well.
+    ///
+    /// # Panics
+    /// When `weight` or `grad` is not `[out, in]`.
+    pub fn gradients_with_weight(&self, weight: &Tensor, grad: &Tensor) -> (LwcGrads, Tensor) {
+        let (weight, grad, clip) = (self.prepared(weight), self.checked(grad), self.clip());
+        no_grad(|| match fused_kinds(&weight, grad.kind()) {
+            Some((Kind::Double, Kind::Double)) => self.gradients_with_weight_fused::<f64, f64>(&weight, &grad, &clip),
+            Some((Kind::Float, Kind::BFloat16)) => self.gradients_with_weight_fused::<f32, bf16>(&weight, &grad, &clip),
+            Some((Kind::Float, Kind::Float)) => self.gradients_with_weight_fused::<f32, f32>(&weight, &grad, &clip),
+            _ => {
+                let grad = grad.to_kind(weight.kind());
+                composed::gradients_with_weight(Levels::new(self.spec), &weight, self.offsets.as_ref(), &grad, &clip)
+            }
+        })
+    }
+
+    /// The definition of [`Self::fake_quantize`], differentiable by autograd: `[out, in]` -> `[out, in]`.
+    ///
+    /// For strengths with `requires_grad`. Slower than [`Self::gradients`], which must give the same result.
+    ///
+    /// # Panics
+    /// When `weight` is not `[out, in]`.
+    pub fn fake_quantize_autograd(&self, weight: &Tensor) -> Tensor {
+        self.check_shape(weight).unwrap_or_else(|error| panic!("{error}"));
+        let clip = Shares { hi: self.gamma.sigmoid(), lo: self.beta.sigmoid() };
+        let weight = weight.to_kind(self.gamma.kind());
+        composed::fake_quantize_autograd(Levels::new(self.spec), &weight, self.offsets.as_ref(), &clip)
+    }
+
+    /// Final codes of a weight `[out, in]`, with scales that are f16 numbers. Computed on the CPU.
+    ///
+    /// Fails if the weight has a different shape, if a strength is NaN, or if the weight or the offsets are not finite.
+    pub fn quantize(&self, weight: &Tensor) -> Result<QuantizedTensor, LwcError> {
+        self.check_shape(weight)?;
+        let [rows, cols] = self.shape().map(|n| n as usize);
+        let to_cpu = |tensor: &Tensor| tensor.detach().to_device(Device::Cpu).to_kind(Kind::Float).contiguous();
+        let (weight, Shares { hi, lo }) = (to_cpu(weight), self.clip());
+        let clip = Shares { hi: to_cpu(&hi), lo: to_cpu(&lo) };
+        let offsets = self.offsets.as_ref().map(to_cpu);
+        Ok(tensors::quantize(&weight, [rows, cols], self.spec, &clip, offsets.as_ref())?)
+    }
+
+    /// For each group of a weight `[out, in]`: the scale, and the codes of both ends minus the zero point, `[out, groups]` each.
+    ///
+    /// # Panics
+    /// When `weight` is not `[out, in]`.
+    pub fn grids(&self, weight: &Tensor) -> [Tensor; 3] {
+        let weight = self.prepared(weight);
+        no_grad(|| composed::grids_of(Levels::new(self.spec), &weight, &self.clip()))
+    }
+
+    /// Learns how weights are rounded: moves the offsets against the sign of `grad = dL/dw'` `[out, in]` by `rate` units of the scale
+    /// (SignRound, Cheng et al. 2023, arXiv 2309.05516, eq. 4), in place if possible. Offsets start at 0; those of clamped codes do not
+    /// move.
+    ///
+    /// # Panics
+    /// When `weight` or `grad` is not `[out, in]`.
+    pub fn move_offsets(&mut self, weight: &Tensor, grad: &Tensor, rate: f64) {
+        let (weight, grad, clip) = (self.prepared(weight), self.checked(grad), self.clip());
+        let mut offsets = self.offsets.take().unwrap_or_else(|| weight.zeros_like());
+        // Loops that write in place must not read the same memory.
+        let apart = [&weight, &grad].into_iter().all(|read| !slices::overlap(read, &offsets));
+        no_grad(|| match fused_kinds(&weight, grad.kind()).filter(|_| apart) {
+            Some((Kind::Double, Kind::Double)) => {
+                self.move_offsets_fused::<f64, f64>(&weight, &grad, &clip, rate, &mut offsets);
+            }
+            Some((Kind::Float, Kind::BFloat16)) => {
+                self.move_offsets_fused::<f32, bf16>(&weight, &grad, &clip, rate, &mut offsets);
+            }
+            Some((Kind::Float, Kind::Float)) => {
+                self.move_offsets_fused::<f32, f32>(&weight, &grad, &clip, rate, &mut offsets);
+            }
+            _ => {
+                let grad = grad.to_kind(weight.kind());
+                offsets = composed::moved_offsets(Levels::new(self.spec), &weight, &offsets, &grad, &clip, rate);
+            }
+        });
+        self.offsets = Some(offsets);
+    }
+}
+
+/// The kinds of a weight and of its quantized counterpart or gradient, if the fused loops support them.
+fn fused_kinds(weight: &Tensor, other: Kind) -> Option<(Kind, Kind)> {
+    (weight.device() == Device::Cpu).then(|| (weight.kind(), other))
+}

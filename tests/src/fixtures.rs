@@ -1,0 +1,36 @@
+//! Where fixtures lie, and what is in them.
+
+use std::path::{Path, PathBuf};
+
+use oq_data::{AddSpecial, Tokenizer};
+use tempfile::TempDir;
+
+/// The repository's root.
+pub fn repository() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("this package lies in the repository")
+}
+
+/// A file or folder of `tests/fixtures`.
+pub fn fixture(name: &str) -> PathBuf {
+    repository().join("tests/fixtures").join(name)
+}
+
+/// A copy of a fixture's folder that may be changed.
+pub fn copied(name: &str) -> TempDir {
+    let copy = tempfile::tempdir().expect("temporary folders can be made");
+    for entry in std::fs::read_dir(fixture(name)).expect("the fixture is there") {
+        let path = entry.expect("the fixture is listed").path();
+        let bytes = std::fs::read(&path).expect("fixtures are plain files");
+        // Not copied as a file: that would copy a read-only mode too.
+        std::fs::write(copy.path().join(path.file_name().expect("entries have names")), bytes)
+            .expect("it can be written");
+    }
+    copy
+}
+
+/// Token ids of `tests/fixtures/TEXT`, without its final newline, by tiny-llama's tokenizer.
+pub fn tokens(text: &str) -> Vec<u32> {
+    let text = std::fs::read_to_string(fixture(text)).expect("the text is in the repository");
+    let tokenizer = Tokenizer::open(&fixture("tiny-llama")).expect("tiny-llama has a tokenizer");
+    tokenizer.encode(text.trim_end_matches('\n'), AddSpecial::Yes).expect("its own text can be tokenized")
+}

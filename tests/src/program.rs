@@ -1,0 +1,99 @@
+//! How the program is run, and disturbed.
+
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Output};
+use std::sync::OnceLock;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::fixtures::repository;
+
+/// Far above the seconds that a run of the tests takes on an idle machine: whoever waits longer waits for ever.
+pub const LIMIT: Duration = Duration::from_secs(120);
+
+/// The `omniquant` program, built if it is not, with nothing of the caller's environment that changes what it does.
+pub fn omniquant() -> Command {
+    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+    let mut command = Command::new(PROGRAM.get_or_init(build));
+    for (name, _) in std::env::vars_os() {
+        let is_read = ["OMNIQUANT_", "HF_", "RUST_LOG", "NO_COLOR"];
+        if is_read.iter().any(|read| name.to_string_lossy().starts_with(read)) {
+            command.env_remove(name);
+        }
+    }
+    // A folder that is not there: nothing was fetched or measured.
+    command.env("XDG_CACHE_HOME", repository().join("target/no-cache")).current_dir(repository());
+    command
+}
+
+/// Builds the program in the profile that the tests were built in, and finds it by what cargo says of it.
+fn build() -> PathBuf {
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.args(["build", "--package", "oq-cli", "--message-format", "json"]).current_dir(repository());
+    if !cfg!(debug_assertions) {
+        cargo.arg("--release");
+    }
+    // What our own cargo told us of this package is taken away: ring is rebuilt whenever these variables change.
+    for (name, _) in std::env::vars_os() {
+        let own = ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_CRATE_", "OUT_DIR"];
+        if own.iter().any(|own| name.to_string_lossy().starts_with(own)) {
+            cargo.env_remove(name);
+        }
+    }
+    let output = cargo.output().expect("cargo runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let messages = String::from_utf8(output.stdout).expect("cargo writes JSON");
+    let built = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let executable = built.filter_map(|message| message["executable"].as_str().map(PathBuf::from)).next_back();
+    executable.expect("oq-cli has one program")
+}
+
+/// Runs a command to its end; it must exit with `code`. Returns what it printed.
+#[track_caller]
+pub fn run(command: &mut Command, code: i32) -> Output {
+    let output = command.output().expect("the program starts");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{command:?}\n{stderr}");
+    assert!(!stderr.contains("panicked"), "{command:?}\n{stderr}");
+    output
+}
+
+/// Waits until `reached` says so, or for the end of the process.
+#[track_caller]
+pub fn wait(child: &mut Child, mut reached: impl FnMut() -> bool) -> Option<ExitStatus> {
+    let started = Instant::now();
+    while !reached() {
+        if let Some(status) = child.try_wait().expect("a child can be asked") {
+            return Some(status);
+        }
+        assert!(started.elapsed() < LIMIT, "the process neither ends nor gets there");
+        sleep(Duration::from_millis(1));
+    }
+    None
+}
+
+/// Starts a command and waits until it is where it is to be disturbed.
+#[track_caller]
+pub fn start(command: &mut Command, reached: impl FnMut() -> bool) -> Child {
+    let mut child = command.spawn().expect("the program starts");
+    let ended = wait(&mut child, reached);
+    assert!(ended.is_none(), "{command:?} ended before: {ended:?}");
+    child
+}
+
+/// Kills a command as soon as it is there.
+#[track_caller]
+pub fn kill(command: &mut Command, reached: impl FnMut() -> bool) {
+    let mut child = start(command, reached);
+    child.kill().expect("it runs");
+    child.wait().expect("it was started here");
+}
+
+/// Runs a command that prints one JSON object.
+#[track_caller]
+pub fn run_json(command: &mut Command) -> Value {
+    let output = run(command, 0);
+    serde_json::from_slice(&output.stdout).expect("stdout is one JSON object")
+}
