@@ -55,7 +55,8 @@ pub fn check_family(dir: &Path, read: ReadDecoder) {
         let last = piece.end as i64 - 1;
         let got = session.extend(&ids[piece]).expect("there is room");
         // Sums in another order.
-        assert!(relative_error(&got, &row(last)) < 1e-5, "after token {last}");
+        let error = relative_error(&got, &row(last));
+        assert!(error < 1e-5, "after token {last}: {error:e}");
     }
 
     let out = tempfile::tempdir().expect("temporary folders can be made");

@@ -8,8 +8,8 @@
 
 use serde::Serialize;
 
-use super::Setting;
 use super::counts::{Counts, F16, F32};
+use super::setting::Setting;
 use crate::block::compensate::WEIGHTS;
 use crate::model::chain::POSITIONS;
 

@@ -2,56 +2,27 @@
 
 mod counts;
 mod memory;
+mod setting;
+mod shortage;
 mod suggest;
 mod time;
 
 use oq_let::Site;
-use oq_models::{Compute, Decoder};
+use oq_models::Decoder;
 use oq_quant_core::SiteKind;
-use oq_recipe::{Profile, Recipe};
+use oq_recipe::Recipe;
 use serde::Serialize;
 
 use crate::block::sites::sites_of;
 use crate::check::check_sites;
 use crate::error::CalibError;
 use counts::Counts;
+use shortage::{Shortage, gib};
 
 pub use memory::{MemoryPlan, Parts};
+pub use setting::{Accelerator, Machine, Setting};
 pub use suggest::Suggestion;
 pub use time::{StepTime, TimePlan};
-
-/// What the machine has; `None` where it cannot be found out.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
-pub struct Machine {
-    /// Memory of the host that can be taken without swapping.
-    pub memory_bytes: Option<u64>,
-    /// Free space where the output goes.
-    pub disk_bytes: Option<u64>,
-    /// The accelerator that blocks are computed on; none where that is the CPU.
-    pub device: Option<Accelerator>,
-}
-
-/// An accelerator.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
-pub struct Accelerator {
-    /// Free memory.
-    pub memory_bytes: Option<u64>,
-}
-
-/// Where and how a run would go.
-#[derive(Clone, Copy, Debug)]
-pub struct Setting<'a> {
-    /// What its products are computed in.
-    pub compute: Compute,
-    /// What there is.
-    pub machine: Machine,
-    /// How fast it is, where that is known.
-    pub profile: Option<&'a Profile>,
-    /// Size of the calibration text.
-    pub text_bytes: u64,
-    /// As in [`crate::Options`].
-    pub cache_memory: Option<u64>,
-}
 
 /// One linear of a block under the recipe.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -189,31 +160,4 @@ impl Plan {
     pub fn fits(&self) -> bool {
         self.problems.is_empty()
     }
-}
-
-/// A memory that is too small.
-struct Shortage {
-    of: &'static str,
-    needed: u64,
-    there: u64,
-}
-
-impl Shortage {
-    fn of(memory: &MemoryPlan, machine: Machine) -> Vec<Self> {
-        let host = ("memory", Some(memory.host), machine.memory_bytes);
-        let device = ("device memory", memory.device, machine.device.and_then(|device| device.memory_bytes));
-        let short = |(of, parts, there): (_, Option<Parts>, Option<u64>)| {
-            let (needed, there) = (parts?.total(), there?);
-            (needed > there).then_some(Self { of, needed, there })
-        };
-        [host, device].into_iter().filter_map(short).collect()
-    }
-
-    fn text(&self) -> String {
-        format!("needs {} of {}, {} is free", gib(self.needed), self.of, gib(self.there))
-    }
-}
-
-fn gib(bytes: u64) -> String {
-    format!("{:.2} GiB", bytes as f64 / f64::from(1 << 30))
 }

@@ -8,7 +8,8 @@ use serde::Serialize;
 
 use super::counts::Counts;
 use super::memory::MemoryPlan;
-use super::{Setting, Shortage, gib};
+use super::setting::Setting;
+use super::shortage::{Shortage, gib};
 
 /// Segments shorter than this are no measure of a model's text.
 const SHORTEST_SEGMENT: usize = 128;
