@@ -3,17 +3,20 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 
+use oq_calib::{Options, quantize};
 use oq_let::{Action, Port, Site};
 use oq_models::family::intern;
 use oq_models::layers::{rms_norm, split_heads};
 use oq_models::{
-    ActPoint, Attention, BlockOps, Context, Decoder, Dims, Layer, LayerResidual, Linear, LinearName, ModelError,
+    ActPoint, Attention, BlockOps, Context, Decoder, Dims, Layer, LayerResidual, Linear, LinearName, Model, ModelError,
     OuterOps, Param, Residual, Scores,
 };
-use oq_quant_core::SiteKind;
+use oq_quant_core::{Bits, SiteKind};
+use oq_recipe::{Method, Overrides, Recipe};
 use oq_tests::{check_family, write_random};
+use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 
 const HIDDEN: usize = 64;
@@ -137,4 +140,27 @@ fn layers_with_experts_are_learned_packed_and_run() {
     let dir = tempfile::tempdir().unwrap();
     write_random(dir.path(), &Experts, "experts");
     check_family(dir.path(), |_| Ok(Box::new(Experts)));
+}
+
+#[test]
+fn experts_have_widths_of_their_own() {
+    let (dir, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    write_random(dir.path(), &Experts, "experts");
+    let model = Model::open_with(dir.path(), |_| Ok(Box::new(Experts))).unwrap();
+    let overrides = Overrides::default().method(Method::Rtn).samples(4).seqlen(32).bits(3.0).bit_choices(widths());
+    let recipe = Recipe::resolve("w3a16g32".parse().unwrap(), None, None, &overrides).unwrap();
+    let ids: Vec<u32> = (0..128).map(|i: u32| (i * i * 31 + i / 7) % VOCAB as u32).collect();
+    let segments: Vec<Vec<u32>> = ids.chunks(32).map(<[u32]>::to_vec).collect();
+    let options = Options::new(out.path().join("packed"));
+    quantize(&model, &recipe, &segments, &options, &mut |_| ControlFlow::Continue(())).unwrap();
+    let chosen: Value = serde_json::from_slice(&std::fs::read(options.out.join("bits.json")).unwrap()).unwrap();
+    let units = chosen["units"].as_array().unwrap();
+    let of = |linear: LinearName| units.iter().filter(move |unit| unit["linears"][0] == linear.0);
+    assert!(of(up(3)).all(|unit| unit["divergence"][0].as_f64().unwrap() > 0.0));
+    // It costs nothing what nobody reads.
+    assert!(of(up(4)).count() == 2 && of(up(4)).all(|unit| unit["divergence"][0] == 0.0 && unit["bits"] == 2));
+}
+
+fn widths() -> Vec<Bits> {
+    [2, 3, 4].map(|bits| Bits::new(bits).unwrap()).to_vec()
 }

@@ -100,11 +100,11 @@ impl Decoder for Alternating {
         let window = mask(distance.lt(0).logical_or(&distance.ge(WINDOW)));
         Context::of_kinds(vec![
             LayerContext { rotary: None, mask: Some(window) },
-            LayerContext { rotary: None, mask: Some(mask(distance.lt(0))) },
+            LayerContext { rotary: None, mask: None },
         ])
     }
-    fn mask_heads(&self, _layer: usize, _t: usize) -> usize {
-        1
+    fn mask_heads(&self, layer: usize, _t: usize) -> usize {
+        1 - layer % 2
     }
     fn embed_at(&self, outer: &dyn OuterOps, ids: &Tensor, _first: usize) -> Result<Tensor, ModelError> {
         outer.rows("embed.weight", ids)

@@ -3,6 +3,8 @@
 use oq_attention::{Kept, Shape};
 use tch::{Device, Kind, Tensor};
 
+use crate::mask::causal;
+
 /// What is done to scores before their softmax.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Scores<'a> {
@@ -31,6 +33,11 @@ impl<'a> Scores<'a> {
 ///
 /// `q [b, n_heads, t, d]`, `k`, `v` `[b, n_kv_heads, end, d]` -> `[b, t, n_heads * d]`.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scores: &Scores<'_>) -> Tensor {
+    let (t, end) = (q.size()[2], k.size()[2]);
+    // libtorch's causality is for whole sequences, not for positions that follow others.
+    let follows = (scores.mask.is_none() && (2..end).contains(&t))
+        .then(|| causal((end - t) as usize..end as usize, q.device()).unsqueeze(0));
+    let scores = &Scores { mask: scores.mask.or(follows.as_ref()), ..*scores };
     let learns = [q, k, v].into_iter().any(Tensor::requires_grad);
     if let Some(mixed) = (!learns).then(|| Mixed::new(q, k, v, scores)).flatten() {
         return mixed.out;
@@ -53,7 +60,7 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scores: &Scores<'_>) -> Ten
     }
     let (k, v) = (repeat_heads(k, share), repeat_heads(v, share));
     let mask = mask.map(|mask| mask.unsqueeze(0).to_kind(q.kind()));
-    let is_causal = mask.is_none() && k.size()[2] == t;
+    let is_causal = mask.is_none();
     let mixed = Tensor::scaled_dot_product_attention(q, &k, &v, mask, 0.0, is_causal, scale, false);
     mixed.transpose(1, 2).reshape([b, t, n_heads * d])
 }
@@ -61,12 +68,11 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scores: &Scores<'_>) -> Ten
 /// [`attention`] with bounded scores, which libtorch's own has not: `k`, `v` `[b, n_heads, end, d]`. Softmax is f32.
 fn bounded(q: &Tensor, k: &Tensor, v: &Tensor, scores: &Scores<'_>, cap: f64) -> Tensor {
     let (b, n_heads, t, d) = q.size4().expect("queries are [b, n_heads, t, d]");
-    let end = k.size()[2];
     let scale = scores.scale.unwrap_or_else(|| (d as f64).powf(-0.5));
     let found = (q.matmul(&k.transpose(2, 3)) * scale / cap).tanh() * cap; // [b, n_heads, t, end]
     let found = match scores.mask {
         Some(mask) => found + mask.unsqueeze(0).to_kind(q.kind()),
-        None if end == t && t > 1 => {
+        None if t > 1 => {
             let later = Tensor::ones([t, t], (Kind::Bool, q.device())).triu(1);
             found.masked_fill(&later, f64::NEG_INFINITY)
         }

@@ -264,10 +264,7 @@ impl Decoder for Falcon {
     fn context_at(&self, positions: Range<usize>, device: Device) -> Context {
         let Dims { n_heads, head_dim, .. } = self.dims;
         match &self.positions {
-            Positions::Rotary(rope) => {
-                let mask = mask::continued(positions.clone(), device);
-                Context::uniform(Some(rope.tables(positions, device)), mask)
-            }
+            Positions::Rotary(rope) => Context::uniform(Some(rope.tables(positions, device)), None),
             Positions::Alibi => {
                 let scale = (head_dim as f64).powf(-0.5);
                 Context::uniform(None, Some(mask::alibi(n_heads, scale, positions, device)))

@@ -305,7 +305,7 @@ impl Decoder for Llama {
     fn context_at(&self, positions: Range<usize>, device: Device) -> Context {
         let mask = match self.window {
             Some(window) if window < positions.end => Some(mask::window(window, positions.clone(), device)),
-            _ => mask::continued(positions.clone(), device),
+            _ => None,
         };
         Context::uniform(Some(self.rope.tables(positions, device)), mask)
     }

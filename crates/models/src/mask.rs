@@ -22,14 +22,8 @@ pub(crate) fn window(window: usize, positions: Range<usize>, device: Device) -> 
     (causal(positions, device) + too_early).unsqueeze(0)
 }
 
-/// Each position sees itself and those before, `[1, t, end]`; none where attention does so by itself: over a whole sequence, and for
-/// a single position.
-pub(crate) fn continued(positions: Range<usize>, device: Device) -> Option<Tensor> {
-    (positions.start > 0 && positions.len() > 1).then(|| causal(positions, device).unsqueeze(0))
-}
-
 /// Each position sees itself and those before: `[t, end]`.
-fn causal(positions: Range<usize>, device: Device) -> Tensor {
+pub(crate) fn causal(positions: Range<usize>, device: Device) -> Tensor {
     nothing(&positions, device).triu(positions.start as i64 + 1)
 }
 
@@ -69,9 +63,8 @@ mod tests {
     #[test]
     fn positions_that_follow_others_see_all_of_them() {
         const NO: f32 = f32::NEG_INFINITY;
-        let mask: Vec<f32> = Vec::try_from(continued(2..4, Device::Cpu).unwrap().view(-1)).unwrap();
+        let mask: Vec<f32> = Vec::try_from(causal(2..4, Device::Cpu).view(-1)).unwrap();
         assert_eq!(mask, [0.0, 0.0, 0.0, NO, 0.0, 0.0, 0.0, 0.0]);
-        assert!(continued(0..4, Device::Cpu).is_none() && continued(3..4, Device::Cpu).is_none());
     }
 
     #[test]

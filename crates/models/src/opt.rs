@@ -18,7 +18,6 @@ use crate::family::{
     Attention, Context, Decoder, Dims, Family, LM_HEAD, Layer, Linear, LinearName, OuterOps, Param, module,
 };
 use crate::layers::{Activation, layer_norm, split_heads};
-use crate::mask;
 use crate::rotate::{LayerResidual, Residual};
 
 /// The entry in [`crate::FAMILIES`].
@@ -201,8 +200,8 @@ impl Decoder for Opt {
         if self.tied { EMBED } else { LM_HEAD }
     }
 
-    fn context_at(&self, positions: Range<usize>, device: Device) -> Context {
-        Context::uniform(None, mask::continued(positions, device))
+    fn context_at(&self, _positions: Range<usize>, _device: Device) -> Context {
+        Context::uniform(None, None)
     }
 
     fn embed_at(&self, outer: &dyn OuterOps, ids: &Tensor, first: usize) -> Result<Tensor, ModelError> {

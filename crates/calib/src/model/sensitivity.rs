@@ -138,7 +138,9 @@ impl Probe<'_> {
             let mut costs = Vec::with_capacity(self.choices.len());
             let compensates = self.compensates
                 && !group.iter().any(|linear| sites.iter().any(|site| site.rescales_input_of(linear.name.0)));
-            let left = if compensates { share_left(&moments(taps, group[0].name)) } else { 1.0 };
+            // None where nothing reached it: an expert that no token was routed to.
+            let moments = if compensates { moments(taps, group[0].name) } else { None };
+            let left = moments.as_ref().map_or(1.0, share_left);
             for &bits in self.choices {
                 let errors = group.iter().map(|linear| {
                     let weight = weights.weight(linear.name);
@@ -148,15 +150,13 @@ impl Probe<'_> {
                 });
                 let errors = errors.collect::<Result<Vec<_>, PassError>>()?;
                 let of_segment = |taps: &BTreeMap<LinearName, Tap>| {
-                    let moved = errors.iter().map(|(name, error)| {
-                        let Tap { x, grad } = &taps[name];
-                        (x.linear(error, None::<&Tensor>) * grad).sum_dim_intlist(
-                            [-1i64].as_slice(),
-                            false,
-                            Kind::Float,
-                        )
+                    let moved = errors.iter().filter_map(|(name, error)| {
+                        let Tap { x, grad } = taps.get(name)?;
+                        let moved = x.linear(error, None::<&Tensor>) * grad;
+                        Some(moved.sum_dim_intlist([-1i64].as_slice(), false, Kind::Float))
                     });
-                    moved.sum::<Tensor>().square().sum(Kind::Double).double_value(&[])
+                    let moved = moved.reduce(|sum, moved| sum + moved);
+                    moved.map_or(0.0, |moved| moved.square().sum(Kind::Double).double_value(&[]))
                 };
                 let cost = left * taps.iter().map(of_segment).sum::<f64>() / (2 * tokens) as f64;
                 if !cost.is_finite() {
@@ -192,11 +192,12 @@ impl Probe<'_> {
 }
 
 /// How the channels go together that a linear is given.
-fn moments(taps: &[BTreeMap<LinearName, Tap>], linear: LinearName) -> Moments {
-    let mut moments = Moments::new(&taps[0][&linear].x, true);
-    taps.iter().for_each(|taps| moments.add(&taps[&linear].x));
+fn moments(taps: &[BTreeMap<LinearName, Tap>], linear: LinearName) -> Option<Moments> {
+    let mut inputs = taps.iter().filter_map(|taps| Some(&taps.get(&linear)?.x)).peekable();
+    let mut moments = Moments::new(inputs.peek()?, true);
+    inputs.for_each(|x| moments.add(x));
     moments.finish();
-    moments
+    Some(moments)
 }
 
 /// A weight `[out, in]` rounded to nearest: on grids over all of each group's range, or, where it `clips`, on those that a search finds if
