@@ -106,7 +106,8 @@ fn step_secs(
     let overrides = Overrides::default().preset(Preset::Paper).samples(1).seqlen(tokens).epochs(steps + 1);
     let recipe = Recipe::resolve(scheme, None, None, &overrides).expect("a recipe");
     let out = std::env::temp_dir().join(format!("omniquant-step-{}", std::process::id()));
-    let options = Options { device: Device::Cpu, compute, cache_memory: None, out: out.clone(), resume: false };
+    let mut options = Options::new(&out);
+    options.compute = compute;
     let ids = (0..tokens as u32).map(|i| i * 7 % 200).collect();
     let (mut secs, mut last) = (Vec::new(), None::<Instant>);
     let result = quantize(model, &recipe, &[ids], &options, &mut |notice| {

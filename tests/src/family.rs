@@ -72,7 +72,8 @@ pub fn check_family(dir: &Path, read: ReadDecoder) {
     let recipe = Recipe::resolve(scheme, None, None, &overrides).expect("a recipe");
     let segments: Vec<Vec<u32>> = ids.chunks(32).take(recipe.segments()).map(<[u32]>::to_vec).collect();
     let (device, compute) = (Device::Cpu, Compute::F32);
-    let options = Options { device, compute, cache_memory: None, out: path.clone(), resume: false };
+    let mut options = Options::new(&path);
+    (options.device, options.compute) = (device, compute);
     quantize(&model, &recipe, &segments, &options, &mut |_| ControlFlow::Continue(())).expect("it can be quantized");
     let error = |model: &Model| (logits_of(model) - &whole).square().mean(Kind::Double).double_value(&[]);
     let rounded = error(&open(dir).with_round_to_nearest(recipe.scheme).expect("groups divide"));

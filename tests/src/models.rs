@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use oq_calib::{Options, Outcome};
 use oq_data::segments_and_new;
 use oq_eval::perplexity;
-use oq_models::{BlockWeights, Compute, DenseOps, Model};
+use oq_models::{BlockWeights, DenseOps, Model};
 use oq_recipe::Recipe;
 use tch::{Device, Kind, Tensor};
 
@@ -45,7 +45,9 @@ pub fn calibration(recipe: &Recipe) -> Vec<Vec<u32>> {
 
 /// A run into `out` on the CPU, in f32, which sums alike everywhere.
 pub fn in_f32(out: &Path, resume: bool) -> Options {
-    Options { device: Device::Cpu, compute: Compute::F32, cache_memory: None, out: out.to_owned(), resume }
+    let mut options = Options::new(out);
+    options.resume = resume;
+    options
 }
 
 /// Perplexity of the fixtures' evaluation text, in windows of 256.

@@ -22,7 +22,8 @@ fn run(model: &str, scheme: &str, compute: Compute, resume: bool, out: &Path) ->
     let recipe = Recipe::resolve(scheme, find(model), None, &overrides).unwrap();
     let c = &recipe.calibration;
     let segments = segments(&tokens("calib.txt"), c.samples, c.seqlen, c.seed).unwrap();
-    let options = Options { device: Device::Cpu, compute, cache_memory: None, out: out.to_owned(), resume };
+    let mut options = Options::new(out);
+    (options.compute, options.resume) = (compute, resume);
     quantize(&Model::open(&fixture(model)).unwrap(), &recipe, &segments, &options, &mut |_| ControlFlow::Continue(()))
 }
 

@@ -43,7 +43,8 @@ fn losses(model: &str, scheme: &str, device: Device, compute: Compute) -> Vec<f6
     let recipe = Recipe::resolve(scheme.parse().unwrap(), find(model), None, &overrides).unwrap();
     let segments: Vec<Vec<u32>> = (0..12).map(|i| (0..64).map(|t| (t * 7 + i * 131) % 1024).collect()).collect();
     let out = tempfile::tempdir().unwrap();
-    let options = Options { device, compute, cache_memory: None, out: out.path().join("out"), resume: false };
+    let mut options = Options::new(out.path().join("out"));
+    (options.device, options.compute) = (device, compute);
     let model = Model::open(&fixture(model)).unwrap();
     let outcome = quantize(&model, &recipe, &segments, &options, &mut |_| ControlFlow::Continue(())).unwrap();
     outcome.blocks.iter().map(|block| block.final_loss.unwrap()).chain(outcome.tuning).collect()

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
-use oq_calib::{CalibError, Notice, Nth, Options, Outcome};
+use oq_calib::{CalibError, Notice, Nth, Outcome};
 use oq_models::Model;
 use oq_recipe::{Overrides, Recipe};
 use oq_tests::{fixture, in_f32, kill, model_files, omniquant, run, start, tokens};
@@ -254,7 +254,8 @@ fn a_run_that_stops_before_a_short_batch_goes_on() {
     let model = Model::open(&fixture("tiny-llama")).unwrap();
     let segments: Vec<Vec<u32>> = (0..15).map(segment).collect();
     let run = |out: &Path, stop_at: usize| {
-        let options = Options { cache_memory: Some(0), ..in_f32(out, true) };
+        let mut options = in_f32(out, true);
+        options.cache_memory = Some(0);
         oq_calib::quantize(&model, &recipe, &segments, &options, &mut |notice| match notice {
             Notice::Progress { done, .. } if done >= stop_at => ControlFlow::Break(()),
             _ => ControlFlow::Continue(()),

@@ -15,6 +15,7 @@ use crate::disk::journal::JournalError;
 
 /// Why a run ended before its model was written. Finished blocks stay, for `--resume`.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum CalibError {
     /// It was asked to.
     #[error("stopped in block {block}: {} blocks are finished in {}; go on with --resume", block.index, out.display())]

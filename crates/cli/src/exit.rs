@@ -115,6 +115,7 @@ fn calib_code(error: &CalibError) -> u8 {
         CalibError::Journal(JournalError::Io { source, .. }) => io_code(source),
         CalibError::Journal(JournalError::Unwritable { source, .. }) if io_code(source) == DOES_NOT_FIT => DOES_NOT_FIT,
         CalibError::Journal(_) => USAGE,
+        _ => OTHER,
     }
 }
 

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use crate::{ModelEntry, Source};
+use crate::model::{ModelEntry, Source};
 
 /// `$XDG_CACHE_HOME/omniquant`, else `~/.cache/omniquant`, with variables looked up by `var`. Relative paths are ignored, as the XDG
 /// specification requires.

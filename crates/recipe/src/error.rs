@@ -50,3 +50,8 @@ pub enum RecipeError {
         asked: QuantSpec,
     },
 }
+
+/// [`RecipeError::Value`].
+pub(crate) fn refused(key: &'static str, value: impl ToString, allowed: impl Into<String>) -> RecipeError {
+    RecipeError::Value { key, value: value.to_string(), allowed: allowed.into() }
+}

@@ -16,6 +16,7 @@
 //! ```
 
 mod cache;
+mod choices;
 mod embedded;
 mod error;
 mod machine;
@@ -31,17 +32,14 @@ mod tables;
 mod when;
 
 pub use cache::cache_dir;
+pub use choices::{Family, Loss, Method, Preset, Rounding, Start};
 pub use error::RecipeError;
 pub use machine::{Profile, find_machine, machine_names};
-pub use model::{EvalDefaults, Family, ModelEntry, Shape, Source, find, names};
-pub use overrides::Overrides;
+pub use model::{EvalDefaults, ModelEntry, Shape, Source, find, names};
 pub use patch::{RecipeFile, SharePatch};
-pub use preset::Preset;
-pub use recipe::{Loss, Method, Recipe, Rounding, Start};
 pub use record::{BlockRecord, EVENTS, Event, RECIPE, RECORDS, RUN, RunRecord};
-pub use setting::{Key, KeyOption};
 pub use tables::{
-    BitBudget, BitsPatch, Calibration, CalibrationPatch, Learn, LearnPatch, Rotate, RotatePatch, Transform,
-    TransformPatch, Tune, TunePatch, keys,
+    BitBudget, BitsPatch, Calibration, CalibrationPatch, Key, KeyOption, Learn, LearnPatch, Overrides, Recipe, Rotate,
+    RotatePatch, Transform, TransformPatch, Tune, TunePatch, keys,
 };
 pub use when::When;

@@ -5,8 +5,8 @@ use std::sync::LazyLock;
 
 use serde::{Deserialize, Serialize};
 
-use crate::RecipeError;
 use crate::embedded::{MACHINES, parsed};
+use crate::error::RecipeError;
 use crate::parse::parse;
 
 /// Speed and size of a machine.

@@ -1,6 +1,5 @@
 //! The models known by name: every file of `configs/models`, embedded in the library.
 
-use std::fmt;
 use std::path::Path;
 use std::sync::LazyLock;
 
@@ -8,11 +7,12 @@ use oq_quant_core::QuantSpec;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use crate::choices::Family;
 use crate::embedded::{MODELS, parsed};
 use crate::parse::parse;
 use crate::preset::usual_seqlen;
+use crate::tables::{CalibrationPatch, LearnPatch, Recipe, RotatePatch, TransformPatch, TunePatch};
 use crate::when::{Case, When};
-use crate::{CalibrationPatch, LearnPatch, Recipe, RotatePatch, TransformPatch, TunePatch};
 
 /// The content of `configs/models/<name>.toml`.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -103,28 +103,6 @@ impl ModelEntry {
             "num_kv_heads": shape.kv_heads,
             "multi_query": shape.kv_heads == 1,
             "new_decoder_architecture": shape.kv_heads > 1 && shape.kv_heads < shape.heads,
-        })
-    }
-}
-
-/// An architecture.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Family {
-    /// LLaMA and models that share its structure, such as SmolLM2.
-    Llama,
-    /// OPT.
-    Opt,
-    /// Falcon.
-    Falcon,
-}
-
-impl fmt::Display for Family {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Llama => "llama",
-            Self::Opt => "opt",
-            Self::Falcon => "falcon",
         })
     }
 }

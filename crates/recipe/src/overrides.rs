@@ -1,35 +1,9 @@
 //! What the command line sets.
 
-use crate::recipe::refused;
+use crate::choices::{Method, Preset};
+use crate::error::{RecipeError, refused};
 use crate::setting::Setting;
-use crate::{
-    BitsPatch, CalibrationPatch, LearnPatch, Method, Preset, Recipe, RecipeError, RotatePatch, TransformPatch,
-    TunePatch, keys,
-};
-
-/// What the command line sets; it has the last word. Keys are set by methods named like their options, such as
-/// `Overrides::default().samples(64).epochs(5)`.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Overrides {
-    /// How codes are found.
-    pub method: Option<Method>,
-    /// The default one where there is none.
-    pub preset: Option<Preset>,
-    /// Asks for the equivalent transformation, or for none; sites overrule it.
-    pub use_let: Option<bool>,
-    /// `[calibration]`
-    pub calibration: CalibrationPatch,
-    /// `[learn]`
-    pub learn: LearnPatch,
-    /// `[let]`
-    pub transform: TransformPatch,
-    /// `[tune]`
-    pub tune: TunePatch,
-    /// `[rotate]`
-    pub rotate: RotatePatch,
-    /// `[bits]`
-    pub bits: BitsPatch,
-}
+use crate::tables::{Overrides, Recipe, keys};
 
 impl Overrides {
     /// With a method.

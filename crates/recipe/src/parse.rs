@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde::de::DeserializeOwned;
 
-use crate::RecipeError;
+use crate::error::RecipeError;
 
 /// Parses `text`; errors name `file`, which is not opened.
 pub(crate) fn parse<T: DeserializeOwned>(text: &str, file: &Path) -> Result<T, RecipeError> {

@@ -6,13 +6,13 @@ use oq_quant_core::QuantSpec;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
+use crate::choices::Method;
+use crate::error::{RecipeError, refused};
 use crate::parse::parse;
-use crate::recipe::refused;
-use crate::when::{Case, When};
-use crate::{
-    BitBudget, BitsPatch, CalibrationPatch, LearnPatch, Method, Recipe, RecipeError, RotatePatch, TransformPatch,
-    TunePatch,
+use crate::tables::{
+    BitBudget, BitsPatch, CalibrationPatch, LearnPatch, Recipe, RotatePatch, TransformPatch, TunePatch,
 };
+use crate::when::{Case, When};
 
 /// A recipe as a file writes it: everything may be left out.
 ///

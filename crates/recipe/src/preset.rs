@@ -1,64 +1,24 @@
 //! Presets, and the paper's settings below them: the files of `configs/recipes`, embedded in the library.
 
 use std::path::Path;
-use std::str::FromStr;
 use std::sync::LazyLock;
 
 use oq_quant_core::SiteKind;
 use serde::Deserialize;
 
+use crate::choices::{Family, Method, Preset};
 use crate::embedded::{RECIPES, parsed};
+use crate::error::RecipeError;
 use crate::parse::parse;
+use crate::patch::RecipeFile;
+use crate::tables::{Calibration, Learn, Recipe, Rotate, Transform, Tune};
 use crate::when::Case;
-use crate::{Calibration, Family, Learn, Method, Recipe, RecipeFile, Rotate, Transform, Tune};
-
-/// A named set of settings: a file of `configs/recipes`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Preset {
-    /// The method as published: clipping from 98 % of the range, the transformation where the paper has it, rounding to nearest.
-    Paper,
-    /// [`Self::Default`] in half of its epochs.
-    Fast,
-    /// Clipping starts from a search, rounding from second-order compensation; both are learned, in half of the paper's epochs.
-    #[default]
-    Default,
-    /// [`Self::Default`] with four times as much text and an eighth of the paper's epochs. Then all blocks are tuned together, on as much
-    /// text again.
-    Best,
-}
-
-impl Preset {
-    const ALL: [Self; 4] = [Self::Paper, Self::Fast, Self::Default, Self::Best];
-
-    const fn name(self) -> &'static str {
-        match self {
-            Self::Paper => "paper",
-            Self::Fast => "fast",
-            Self::Default => "default",
-            Self::Best => "best",
-        }
-    }
-
-    /// Its settings.
-    pub(crate) fn file(self) -> &'static RecipeFile {
-        &FILES[self as usize]
-    }
-}
-
-impl FromStr for Preset {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let found = Self::ALL.into_iter().find(|preset| preset.name() == text);
-        found.ok_or_else(|| format!("must be one of {}", Self::ALL.map(Self::name).join(", ")))
-    }
-}
 
 /// In the order of [`Preset`].
 static FILES: LazyLock<[RecipeFile; 4]> =
     LazyLock::new(|| Preset::ALL.map(|preset| embedded(preset, RecipeFile::parse)));
 
-fn embedded<T>(preset: Preset, read: impl Fn(&str, &Path) -> Result<T, crate::RecipeError>) -> T {
+fn embedded<T>(preset: Preset, read: impl Fn(&str, &Path) -> Result<T, RecipeError>) -> T {
     let name = preset.name();
     let (_, text) = RECIPES.iter().find(|(file, _)| *file == name).expect("each preset has its file");
     parsed(read(text, &Path::new("configs/recipes").join(format!("{name}.toml"))))
@@ -74,6 +34,11 @@ struct Complete {
     transform: Transform,
     tune: Tune,
     rotate: Rotate,
+}
+
+/// The settings of a preset.
+pub(crate) fn settings_of(preset: Preset) -> &'static RecipeFile {
+    &FILES[preset as usize]
 }
 
 static PAPER: LazyLock<Complete> = LazyLock::new(|| embedded(Preset::Paper, parse));
@@ -101,7 +66,7 @@ pub(crate) fn of_paper(case: &Case) -> Recipe {
         rotate: *rotate,
         bits: None,
     };
-    recipe.apply_when(&Preset::Paper.file().when, case);
+    recipe.apply_when(&settings_of(Preset::Paper).when, case);
     recipe
 }
 

@@ -4,7 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::Recipe;
+use crate::tables::Recipe;
 
 /// The events, one line for each [`Event`].
 pub const EVENTS: &str = "events.jsonl";

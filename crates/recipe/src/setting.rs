@@ -1,62 +1,11 @@
-//! One key of a recipe: its type, its option on the command line, and what is allowed.
+//! The types that keys of a recipe have: from a word of the command line, and as a recipe file writes them.
 
 use std::fmt::Display;
 use std::str::FromStr;
 
 use oq_quant_core::{Bits, RotateKind, SiteKind};
 
-use crate::{Loss, Overrides, Recipe, RecipeError, Rounding, Start};
-
-/// A key of a recipe's tables, as the program needs it. All of them are [`keys`](crate::keys).
-#[derive(Clone, Copy)]
-pub struct Key {
-    /// As a recipe file writes it, such as `learn.epochs`.
-    pub path: &'static str,
-    /// Its option on the command line, where it has one.
-    pub option: Option<KeyOption>,
-    pub(crate) set: fn(&mut Overrides, &str) -> Result<(), String>,
-    pub(crate) is_asked_for: fn(&Overrides) -> bool,
-    pub(crate) is_read: fn(&Recipe) -> bool,
-    pub(crate) check: fn(&Recipe) -> Result<(), RecipeError>,
-}
-
-/// The option of a key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct KeyOption {
-    /// With underscores, such as `lwc_lr` for `--lwc-lr`.
-    pub name: &'static str,
-    /// What stands for its value in the help, such as `N`.
-    pub value_name: &'static str,
-    /// What the help says of it.
-    pub help: &'static str,
-    /// Whether its value is a list, with commas between the entries.
-    pub is_list: bool,
-}
-
-impl Key {
-    /// Sets the key from a word of the command line; the error says what is allowed.
-    pub fn set(&self, overrides: &mut Overrides, text: &str) -> Result<(), String> {
-        (self.set)(overrides, text)
-    }
-}
-
-/// What is declared beside a key's name, type and documentation.
-pub(crate) struct Declared<T> {
-    pub(crate) value_name: &'static str,
-    pub(crate) help: &'static str,
-    /// Whether a run reads it.
-    pub(crate) is_read: fn(&Recipe) -> bool,
-    /// Whether a value asks for anything: an option that asks for nothing needs no warning where it is not read.
-    pub(crate) asks: fn(&T) -> bool,
-    /// What the value must be where it is not allowed.
-    pub(crate) allows: fn(&T, &Recipe) -> Result<(), String>,
-}
-
-impl<T> Declared<T> {
-    /// Every run reads it, and any value is allowed.
-    pub(crate) const PLAIN: Self =
-        Self { value_name: "", help: "", is_read: |_| true, asks: |_| true, allows: |_, _| Ok(()) };
-}
+use crate::choices::{Loss, Rounding, Start};
 
 /// An error with what is allowed, unless a value `is_allowed`.
 pub(crate) fn must(is_allowed: bool, allowed: impl Into<String>) -> Result<(), String> {

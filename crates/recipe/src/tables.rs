@@ -2,11 +2,111 @@
 //! help, which runs read it, and what is allowed. The macro makes from that the table, its patch in which every key may be absent, a method of
 //! [`Overrides`] named like the option, and the entry among [`keys`].
 
-use oq_quant_core::{Bits, RotateKind, SiteKind};
+use oq_quant_core::{Bits, QuantSpec, RotateKind, SiteKind};
 use serde::{Deserialize, Serialize};
 
-use crate::setting::{Declared, Key, KeyOption, Setting, must, must_be_rate};
-use crate::{Loss, Method, Overrides, Recipe, Rounding, Start};
+use crate::choices::{Loss, Method, Preset, Rounding, Start};
+use crate::error::RecipeError;
+use crate::setting::{Setting, must, must_be_rate};
+
+/// Everything that decides what calibration computes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    /// What is quantized, to how many bits, in which groups.
+    pub scheme: QuantSpec,
+    /// How codes are found.
+    pub method: Method,
+    /// The text that blocks are run on; `rtn` reads none of it, unless an average of bits is to be measured.
+    pub calibration: Calibration,
+    /// How clipping and rounding are learned; `rtn` and `smoothquant` read none of it.
+    pub learn: Learn,
+    /// `[let]`: the learnable equivalent transformation; `rtn` reads none of it.
+    #[serde(rename = "let")]
+    pub transform: Transform,
+    /// What is learned after all blocks; only `omniquant` reads it.
+    pub tune: Tune,
+    /// Orthogonal matrices that are put into the model first.
+    pub rotate: Rotate,
+    /// An average of bits in place of the scheme's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bits: Option<BitBudget>,
+}
+
+/// What the command line sets; it has the last word. Keys are set by methods named like their options, such as
+/// `Overrides::default().samples(64).epochs(5)`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Overrides {
+    /// How codes are found.
+    pub method: Option<Method>,
+    /// The default one where there is none.
+    pub preset: Option<Preset>,
+    /// Asks for the equivalent transformation, or for none; sites overrule it.
+    pub use_let: Option<bool>,
+    /// `[calibration]`
+    pub calibration: CalibrationPatch,
+    /// `[learn]`
+    pub learn: LearnPatch,
+    /// `[let]`
+    pub transform: TransformPatch,
+    /// `[tune]`
+    pub tune: TunePatch,
+    /// `[rotate]`
+    pub rotate: RotatePatch,
+    /// `[bits]`
+    pub bits: BitsPatch,
+}
+
+/// A key of a recipe's tables, as the program needs it. All of them are [`keys`](crate::keys).
+#[derive(Clone, Copy)]
+pub struct Key {
+    /// As a recipe file writes it, such as `learn.epochs`.
+    pub path: &'static str,
+    /// Its option on the command line, where it has one.
+    pub option: Option<KeyOption>,
+    pub(crate) set: fn(&mut Overrides, &str) -> Result<(), String>,
+    pub(crate) is_asked_for: fn(&Overrides) -> bool,
+    pub(crate) is_read: fn(&Recipe) -> bool,
+    pub(crate) check: fn(&Recipe) -> Result<(), RecipeError>,
+}
+
+/// The option of a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeyOption {
+    /// With underscores, such as `lwc_lr` for `--lwc-lr`.
+    pub name: &'static str,
+    /// What stands for its value in the help, such as `N`.
+    pub value_name: &'static str,
+    /// What the help says of it.
+    pub help: &'static str,
+    /// Whether its value is a list, with commas between the entries.
+    pub is_list: bool,
+}
+
+impl Key {
+    /// Sets the key from a word of the command line; the error says what is allowed.
+    pub fn set(&self, overrides: &mut Overrides, text: &str) -> Result<(), String> {
+        (self.set)(overrides, text)
+    }
+}
+
+/// What is declared beside a key's name, type and documentation.
+pub(crate) struct Declared<T> {
+    pub(crate) value_name: &'static str,
+    pub(crate) help: &'static str,
+    /// Whether a run reads it.
+    pub(crate) is_read: fn(&Recipe) -> bool,
+    /// Whether a value asks for anything: an option that asks for nothing needs no warning where it is not read.
+    pub(crate) asks: fn(&T) -> bool,
+    /// What the value must be where it is not allowed.
+    pub(crate) allows: fn(&T, &Recipe) -> Result<(), String>,
+}
+
+impl<T> Declared<T> {
+    /// Every run reads it, and any value is allowed.
+    pub(crate) const PLAIN: Self =
+        Self { value_name: "", help: "", is_read: |_| true, asks: |_| true, allows: |_, _| Ok(()) };
+}
 
 /// Declares a table: `name` in files, the field of [`Overrides`] that has its patch, how a recipe is asked for it, and its keys. A key's
 /// `as option` is its option with underscores; braces hold what differs from [`Declared::PLAIN`].
@@ -76,7 +176,7 @@ macro_rules! table {
                         let table: Option<&$table> = $get;
                         let Some(value) = table.map(|table| &table.$key) else { return Ok(()) };
                         let allowed = value.fits().and_then(|()| (DECLARED.allows)(value, $recipe));
-                        allowed.map_err(|allowed| crate::RecipeError::Value {
+                        allowed.map_err(|allowed| RecipeError::Value {
                             key: concat!($name, ".", stringify!($key)),
                             value: value.show(),
                             allowed,

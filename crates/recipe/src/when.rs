@@ -3,7 +3,8 @@
 use oq_quant_core::{ActSpec, Bits, QuantSpec, SpecError};
 use serde::Deserialize;
 
-use crate::{CalibrationPatch, Family, LearnPatch, Method, Recipe, RotatePatch, TransformPatch, TunePatch};
+use crate::choices::{Family, Method};
+use crate::tables::{CalibrationPatch, LearnPatch, Recipe, RotatePatch, TransformPatch, TunePatch};
 
 /// A run before its settings are known, which conditions are evaluated on.
 #[derive(Clone, Copy, Debug)]

@@ -221,7 +221,7 @@ mod tests {
             let overrides = Overrides::default().samples(1).seqlen(32).epochs(1).aug_loss(aug_loss);
             let recipe = Recipe::resolve("w2a16g64".parse().unwrap(), None, None, &overrides).unwrap();
             let (device, compute) = (Device::Cpu, Compute::F32);
-            let options = Options { device, compute, cache_memory: None, out: out.path().to_owned(), resume: false };
+            let options = Options { device, compute, ..Options::new(out.path()) };
             let segments = [(0..32).map(|i| (i * i * 31 + 7) % 1024).collect()];
             let outcome = quantize(&model, &recipe, &segments, &options, &mut |_| ControlFlow::Continue(()));
             outcome.unwrap().blocks.into_iter().map(|block| block.losses[0]).collect::<Vec<_>>()

@@ -7,6 +7,7 @@ use oq_recipe::{Method, Recipe};
 
 /// Why a model cannot be transformed as a recipe asks.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum SiteError {
     /// The model has no such place.
     #[error("let.sites: this model has no {kind} site: {reason}; leave it out: {mend}")]

@@ -65,6 +65,7 @@ pub(crate) struct TunedRecord {
 
 /// Why a journal was not opened or written.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum JournalError {
     /// There is a run in that directory and resuming was not asked for.
     #[error("{} holds a run with {blocks} finished blocks: go on with --resume, or choose another --out", dir.display())]

@@ -6,8 +6,9 @@ use oq_models::Compute;
 use oq_recipe::{BlockRecord, Event};
 use tch::Device;
 
-/// Where and how a run computes.
+/// Where and how a run computes: [`Options::new`], and its fields as they should be.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Options {
     /// Where blocks are learned.
     pub device: Device,
@@ -20,6 +21,14 @@ pub struct Options {
     pub out: PathBuf,
     /// Go on with the run that is there.
     pub resume: bool,
+}
+
+impl Options {
+    /// A run on the CPU, in f32, with all hidden states in memory, into a directory `out` where no run has begun.
+    pub fn new(out: impl Into<PathBuf>) -> Self {
+        let (device, compute) = (Device::Cpu, Compute::F32);
+        Self { device, compute, cache_memory: None, out: out.into(), resume: false }
+    }
 }
 
 /// What a run reports while it goes.
@@ -38,6 +47,7 @@ pub enum Notice {
 
 /// What a run made.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Outcome {
     /// Every block, in order, those of resumed runs included.
     pub blocks: Vec<BlockRecord>,

@@ -190,7 +190,9 @@ impl Job<'_> {
         let mut begun = Some(begun);
         let mut failed = None;
         let Self { device, compute, cache_memory, .. } = *self;
-        let options = Options { device, compute, cache_memory, out: self.dir.to_owned(), resume };
+        let mut options = Options::new(self.dir);
+        (options.device, options.compute) = (device, compute);
+        (options.cache_memory, options.resume) = (cache_memory, resume);
         let mut on = |notice| {
             // The first notice comes when the directory is known to be this run's.
             let first = begun.take();

@@ -106,7 +106,12 @@ fn presets_are_recipe_files() {
                     let overrides = Overrides { preset, ..Overrides::default() };
                     Recipe::resolve(scheme, Some(model), file, &overrides).unwrap()
                 };
-                assert_eq!(by(Some(preset.file()), None), by(None, Some(preset)), "{preset:?} {} {scheme}", model.name);
+                assert_eq!(
+                    by(Some(settings_of(preset)), None),
+                    by(None, Some(preset)),
+                    "{preset:?} {} {scheme}",
+                    model.name
+                );
             }
         }
     }

@@ -1,7 +1,7 @@
 use oq_quant_core::{Bits, RotateKind, SiteKind};
 
 use super::*;
-use crate::{Preset, find};
+use crate::{BitBudget, Calibration, Learn, Loss, Preset, Rotate, Rounding, Transform, Tune, find};
 
 fn resolve(scheme: &str, model: Option<&str>, file: &str, overrides: Overrides) -> Result<Recipe, RecipeError> {
     let scheme = scheme.parse().unwrap();

@@ -25,7 +25,7 @@ fn with_tuner(name: &str, scheme: &str, test: impl FnOnce(&mut Tuner<'_>, &Tenso
     let rtn = Overrides::default().method(Method::Rtn).tune_epochs(2);
     let recipe = Recipe::resolve(scheme, None, None, &rtn).unwrap();
     let (device, compute) = (Device::Cpu, Compute::F32);
-    let options = Options { device, compute, cache_memory: None, out: out.path().to_owned(), resume: false };
+    let options = Options { device, compute, ..Options::new(out.path()) };
     quantize(&model, &recipe, &[], &options, &mut |_| ControlFlow::Continue(())).unwrap();
     let _no_grad = tch::no_grad_guard();
     let ctx = model.decoder().context(TOKENS, device);
