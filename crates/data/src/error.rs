@@ -43,7 +43,7 @@ pub enum DataError {
         reason: String,
     },
     /// Neither a file nor a known dataset.
-    #[error("{name}: no such file, and not a dataset: known are {known}; give a text file for anything else")]
+    #[error("{name}: no such file, and not a dataset: known datasets are {known}; give a text file for anything else")]
     UnknownDataset {
         /// The requested name.
         name: String,

@@ -69,7 +69,7 @@ impl RepoCache {
         }
         let mut what = format!("{} at {}", self.id, self.revision);
         if !there.is_empty() {
-            what = format!("{what} (snapshots that are there, to be named by --revision: {})", there.join(", "));
+            what = format!("{what} (cached snapshots, which --revision can name: {})", there.join(", "));
         }
         Err(DataError::NotCached { cache: self.dir.clone(), what })
     }
