@@ -105,7 +105,7 @@ fn runs_that_are_disturbed_end_in_the_same_bytes() {
     // Another average is another run.
     let output = run(&mut quantize(whole.path(), &["--bits", "3", "--tune-epochs", "1"]), 2);
     let stderr = String::from_utf8_lossy(&output.stderr);
-    assert!(stderr.contains("bits.average is 2.75 there and 3.0 here"), "{stderr}");
+    assert!(stderr.contains("bits.average was 2.75 and is now 3.0"), "{stderr}");
 }
 
 #[test]

@@ -90,7 +90,7 @@ fn a_run_that_does_not_fit_hears_what_would() {
     for suggestion in suggestions {
         let options = suggestion["options"].as_str().unwrap();
         let bytes = suggestion["bytes"].as_f64().unwrap();
-        assert!(error.contains(&format!("{options} would need {:.2} GiB: fits", bytes / GIB)), "{error}");
+        assert!(error.contains(&format!("{options} would need {:.2} GiB, which fits", bytes / GIB)), "{error}");
         let (option, value) = options.split_once(' ').unwrap();
         let mended = run_json(plan(&args).args([option, value]));
         assert_eq!(mended["peak_device_bytes"].as_f64().unwrap(), bytes);

@@ -1,7 +1,7 @@
-//! The graph of a block whose tensors are leaves, and its backward pass.
+//! The autograd graph of a block whose tensors are leaves, and its backward pass.
 //!
-//! Where attention is our own ([`Mixed`]), autograd does not know it. The graph is cut there: from the loss down to what attention gave, and
-//! from queries, keys and values down to the leaves.
+//! Autograd does not know our own attention ([`Mixed`]). Where that is used, the graph is cut there: one part goes from the loss down
+//! to attention's output, the other from queries, keys and values down to the leaves.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -12,7 +12,8 @@ use oq_models::{
 use oq_quant_core::ActSpec;
 use tch::{Kind, Tensor};
 
-/// Gradients of a loss with respect to the leaves, in their order. `shared`: whether what is before attention may also be read after.
+/// Gradients of a loss with respect to the leaves, in their order. `shared`: whether tensors computed before attention may also be read
+/// after it, so that the graph has to be kept.
 pub(crate) fn backward(loss: Tensor, leaves: Vec<&Tensor>, mixed: Option<CutAttention>, shared: bool) -> Vec<Tensor> {
     let Some(mixed) = mixed else {
         return Tensor::run_backward(&[loss], &leaves, false, false);
@@ -22,12 +23,12 @@ pub(crate) fn backward(loss: Tensor, leaves: Vec<&Tensor>, mixed: Option<CutAtte
     let mut after = Tensor::run_backward(&[&loss], &inputs, shared, false);
     drop(loss);
     let of_heads = mixed.mixed.grads(&after.pop().expect("one for each input"));
-    // The function of queries, keys and values that has these gradients.
+    // The linear function of queries, keys and values that has these gradients.
     let linear: Tensor =
         tch::with_grad(|| mixed.heads.iter().zip(&of_heads).map(|(x, grad)| (x * grad).sum(Kind::Float)).sum());
     inputs.pop();
     let before = Tensor::run_backward(&[linear], &inputs, false, false);
-    // A leaf that one of the graphs does not reach has no gradient there.
+    // A leaf that one of the parts does not reach has no gradient there.
     let sum = |(after, before): (Tensor, Tensor)| match (after.defined(), before.defined()) {
         (true, true) => after + before,
         (true, false) => after,
@@ -36,27 +37,27 @@ pub(crate) fn backward(loss: Tensor, leaves: Vec<&Tensor>, mixed: Option<CutAtte
     after.into_iter().zip(before).map(sum).collect()
 }
 
-/// Attention that stands outside of autograd.
+/// An attention that autograd does not differentiate.
 pub(crate) struct CutAttention {
     /// Queries, keys and values, with their graph.
     heads: [Tensor; 3],
     mixed: Mixed,
-    /// What it gave, where the graph goes on.
+    /// Its output, as a leaf of the graph after it.
     leaf: Tensor,
 }
 
-/// Multiplies with the leaves.
+/// Computes a block with the leaves.
 pub(crate) struct StudentOps<'a> {
     weights: &'a BlockWeights,
     leaves: &'a BTreeMap<String, Tensor>,
     act: ActSpec,
     compute: Compute,
-    /// The block's attention, where it is our own.
+    /// The block's attention, if it is our own.
     mixed: RefCell<Option<CutAttention>>,
 }
 
 impl<'a> StudentOps<'a> {
-    /// Takes tensors from `leaves`, linears' weights as products need them, and what is not there from `weights`.
+    /// Takes tensors from `leaves` (linears' weights in the type of the products), and all others from `weights`.
     pub(crate) fn new(
         weights: &'a BlockWeights,
         leaves: &'a BTreeMap<String, Tensor>,
