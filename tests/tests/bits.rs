@@ -134,5 +134,5 @@ fn plans_count_the_average() {
     assert!((between - (0.75 * w3 as f64 + 0.25 * w4 as f64)).abs() < 8.0, "{between} of {w3} and {w4}");
     let printed = run(omniquant().args(["plan", "tiny-llama", "--scheme", "w3a16g64", "--bits", "3.25"]), 0);
     let printed = String::from_utf8(printed.stdout).unwrap();
-    assert!(printed.contains("bits            3.25 on average, of 2, 3, 4, 5, 6, 8"), "{printed}");
+    assert!(printed.contains("bits            3.25 on average, from 2, 3, 4, 5, 6, 8"), "{printed}");
 }

@@ -21,7 +21,7 @@ fn what_would_fail_after_the_run_is_told_before_it() {
     let usual = ["--scheme", "w4a16g64", "--calib", CALIB];
     let mut run = quantize(TINY, &out);
     run.args(usual).arg("--report").arg("--data").arg(&short);
-    check(&mut run, USAGE, &["short.txt has", "less than a window of 512: give a longer text by --data"]);
+    check(&mut run, USAGE, &["short.txt has", "less than a window of 512: give a longer text with --data"]);
     let mut run = quantize(TINY, &out);
     run.args(usual).arg("--report").arg("--data").arg(dir.path().join("none.txt"));
     check(&mut run, INPUT, &["none.txt"]);
