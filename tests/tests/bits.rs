@@ -105,7 +105,7 @@ fn runs_that_are_disturbed_end_in_the_same_bytes() {
     // Another average is another run.
     let output = run(&mut quantize(whole.path(), &["--bits", "3", "--tune-epochs", "1"]), 2);
     let stderr = String::from_utf8_lossy(&output.stderr);
-    assert!(stderr.contains("bits.average is 2.75 there and 3.0 here"), "{stderr}");
+    assert!(stderr.contains("bits.average was 2.75 and is now 3.0"), "{stderr}");
 }
 
 #[test]
@@ -134,5 +134,5 @@ fn plans_count_the_average() {
     assert!((between - (0.75 * w3 as f64 + 0.25 * w4 as f64)).abs() < 8.0, "{between} of {w3} and {w4}");
     let printed = run(omniquant().args(["plan", "tiny-llama", "--scheme", "w3a16g64", "--bits", "3.25"]), 0);
     let printed = String::from_utf8(printed.stdout).unwrap();
-    assert!(printed.contains("bits            3.25 on average, of 2, 3, 4, 5, 6, 8"), "{printed}");
+    assert!(printed.contains("bits            3.25 on average, from 2, 3, 4, 5, 6, 8"), "{printed}");
 }

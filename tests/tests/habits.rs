@@ -201,8 +201,8 @@ fn a_revision_is_an_option_or_stands_behind_the_name() {
     let said = at("Some-Org/tiny.model@v2", &[], 3);
     assert!(said.contains("at v2") && said.contains(COMMIT), "{said}");
     assert!(at("Some-Org/tiny.model@v1.0", &["--revision", "v2"], 2).contains("two revisions"));
-    assert!(at("tiny-llama", &["--revision", "v2"], 2).contains("not a model of the hub"));
-    assert!(at("tests/fixtures/tiny-llama@v2", &[], 2).contains("not a model of the hub"));
+    assert!(at("tiny-llama", &["--revision", "v2"], 2).contains("not a model on the hub"));
+    assert!(at("tests/fixtures/tiny-llama@v2", &[], 2).contains("not a model on the hub"));
     assert!(at("tests/fixtures/absent@v2", &[], 3).contains("no such folder"));
 }
 

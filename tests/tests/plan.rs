@@ -69,12 +69,12 @@ fn hours_are_of_the_papers_size() {
 fn a_machine_nobody_knows() {
     let error = stderr(&mut plan(&["tiny-llama", "--scheme", "w4a16", "--device", "a100"]), USAGE);
     assert!(
-        error.contains("expected auto, cpu, cuda or cuda:N, or a machine of configs/machines: a100-40g, "),
+        error.contains("expected auto, cpu, cuda or cuda:N, or a machine in configs/machines: a100-40g, "),
         "{error}"
     );
     let measure = ["tiny-llama", "--scheme", "w4a16", "--device", "rtx-3090", "--measure"];
     let error = stderr(&mut plan(&measure), USAGE);
-    assert!(error.contains("--measure is for this machine, --device rtx-3090 for another"), "{error}");
+    assert!(error.contains("--measure times this machine, but --device rtx-3090 is another"), "{error}");
 }
 
 #[test]
@@ -90,7 +90,7 @@ fn a_run_that_does_not_fit_hears_what_would() {
     for suggestion in suggestions {
         let options = suggestion["options"].as_str().unwrap();
         let bytes = suggestion["bytes"].as_f64().unwrap();
-        assert!(error.contains(&format!("{options} would need {:.2} GiB: fits", bytes / GIB)), "{error}");
+        assert!(error.contains(&format!("{options} would need {:.2} GiB, which fits", bytes / GIB)), "{error}");
         let (option, value) = options.split_once(' ').unwrap();
         let mended = run_json(plan(&args).args([option, value]));
         assert_eq!(mended["peak_device_bytes"].as_f64().unwrap(), bytes);

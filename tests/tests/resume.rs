@@ -162,7 +162,7 @@ fn check_stopped_by(signal: &str) {
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(130), "{stderr}");
     assert!(stderr.contains("blocks are finished in") && stderr.contains(&*out.to_string_lossy()), "{stderr}");
-    assert!(stderr.contains("go on with --resume") && !stderr.contains("panicked"), "{stderr}");
+    assert!(stderr.contains("continue with --resume") && !stderr.contains("panicked"), "{stderr}");
     assert!(!out.join("config.json").exists() && !has_temporary_file(&out));
     run(&mut resume(&out), 0);
     check_whole(signal, &out);
@@ -198,7 +198,7 @@ fn check_goes_on(model: &Path, out: &Path, output: &Output, code: i32, parts: &[
     for part in parts {
         assert!(stderr.contains(part), "no {part:?} in {stderr}");
     }
-    assert!(stderr.contains("go on with --resume") && !stderr.contains("panicked"), "{stderr}");
+    assert!(stderr.contains("continue with --resume") && !stderr.contains("panicked"), "{stderr}");
     assert!(!out.join("config.json").exists() && finished_blocks(out) > 0);
     fs::copy(fixture("tiny-llama").join(WEIGHTS), model.join(WEIGHTS)).unwrap();
     run(quantize_model(model, out).arg("--resume"), 0);
@@ -351,21 +351,21 @@ fn another_run_is_refused() {
     check_refused(
         resume(out).args(["--seed", "3"]),
         out,
-        &["another recipe, calibration tokens", "calibration.seed is 2 there and 3 here", "--out"],
+        &["a different recipe, calibration tokens", "calibration.seed was 2 and is now 3", "--out"],
     );
     check_refused(
         resume(out).args(["--lwc-lr", "0.5"]),
         out,
-        &["another recipe", "learn.lwc_lr is 0.01 there and 0.5 here"],
+        &["a different recipe", "learn.lwc_lr was 0.01 and is now 0.5"],
     );
-    check_refused(resume(out).args(["--method", "rtn"]), out, &[r#"method is "omniquant" there and "rtn" here"#]);
+    check_refused(resume(out).args(["--method", "rtn"]), out, &[r#"method was "omniquant" and is now "rtn""#]);
 
     let model = copied("tiny-llama");
     let config = fs::read_to_string(model.path().join("config.json")).unwrap();
     fs::write(model.path().join("config.json"), config.replace("1e-06", "1e-05")).unwrap();
     let mut command = quantize_model(model.path(), out);
     command.arg("--resume");
-    check_refused(&mut command, out, &["holds a run with another model:"]);
+    check_refused(&mut command, out, &["holds a run with a different model:"]);
 }
 
 #[test]
@@ -380,7 +380,7 @@ fn blocks_of_another_checkpoint_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path();
     finished(out);
-    let parts = ["block 3 of 4 was made from another checkpoint", "choose another --out"];
+    let parts = ["block 3 of 4 was made from a different checkpoint", "choose another --out"];
     check_refused(&mut other(out), out, &parts);
     fs::remove_file(out.join("config.json")).unwrap();
     check_refused(&mut other(out), out, &parts);
@@ -395,7 +395,7 @@ fn blocks_of_another_checkpoint_are_refused() {
         let outer = copied("tiny-llama");
         set(outer.path(), "model.embed_tokens.weight", half::f16::ONE);
         let mut command = quantize_model(outer.path(), out);
-        check_refused(command.arg("--resume"), out, &["holds a run with another model:"]);
+        check_refused(command.arg("--resume"), out, &["holds a run with a different model:"]);
     }
 
     // Journals of earlier versions say nothing of it.
@@ -417,7 +417,7 @@ fn a_run_goes_on_with_other_threads_and_says_so() {
     // Quiet runs do not warn.
     let output = run(quantize_on("2", &fixture("tiny-llama"), out).arg("--resume").env("RUST_LOG", "warn"), 0);
     let stderr = String::from_utf8(output.stderr).unwrap();
-    assert!(stderr.contains("threads is 1 there and 2 here"), "{stderr}");
+    assert!(stderr.contains("threads was 1 and is now 2"), "{stderr}");
     let journal = fs::read_to_string(out.join("journal.jsonl")).unwrap();
     let lines: Vec<Value> = journal.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let threads: Vec<_> = lines.iter().map(|line| line["surroundings"]["threads"].as_u64()).collect();
@@ -437,7 +437,7 @@ fn a_foreign_directory_is_refused() {
         check_refused(
             &mut command,
             dir.path(),
-            &["not empty and holds no run of this program", "choose another --out"],
+            &["not empty and does not hold a run of this program", "choose another --out"],
         );
     }
 }

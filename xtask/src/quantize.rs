@@ -1,4 +1,5 @@
-//! `cargo xtask quantize`: libtorch, build, checkpoint, then `omniquant plan` and `omniquant quantize --report`.
+//! `cargo xtask quantize`: sets up libtorch, builds, fetches the checkpoint, then runs `omniquant plan` and `omniquant quantize
+//! --report`.
 
 use std::path::Path;
 
@@ -9,8 +10,8 @@ use crate::{fetch, locate, program};
 
 const DEFAULT_MODEL: &str = "tiny-llama";
 
-/// Options of `omniquant quantize` that `omniquant plan` does not take, whether a value follows, and whether they decide the result. All
-/// others go to both, so that what is planned is the run that follows.
+/// Options of `omniquant quantize` that `omniquant plan` does not take, whether a value follows, and whether they affect the result.
+/// All other options go to both commands, so that the plan is for the run that follows.
 const NOT_PLANNED: [(&str, bool, bool); 7] = [
     ("--force", false, false),
     ("--resume", false, false),
@@ -21,7 +22,8 @@ const NOT_PLANNED: [(&str, bool, bool); 7] = [
     ("--windows", true, false),
 ];
 
-/// Options of both that leave the result as it is, and the name of its directory too. The first three are that name already.
+/// Options of both commands that do not affect the result, so they are not part of its directory's name. The first three are in that
+/// name already.
 const NOT_IN_NAME: [&str; 11] = [
     "--scheme",
     "--recipe",
@@ -36,12 +38,12 @@ const NOT_IN_NAME: [&str; 11] = [
     "--help",
 ];
 
-/// The whole run. `args` is `[MODEL] [options for omniquant quantize]`.
+/// The whole workflow. `args` is `[MODEL] [options for omniquant quantize]`.
 pub fn run(args: &[String]) -> Result<()> {
     let request = Request::new(args);
     program::build()?;
     fetch::if_wheel(&request.model)?;
-    // A run that goes on needs less room than its plan says, and refuses by itself.
+    // A resumed run needs less disk space than its plan says. It checks by itself.
     if !request.is_begun() {
         let planned = program::run(&request.plan(), request.has("--json"));
         if !request.has("--force") {
@@ -51,13 +53,13 @@ pub fn run(args: &[String]) -> Result<()> {
     program::hand_over(&request.quantize())
 }
 
-/// What is asked for, as words for the binary.
+/// The requested run, as arguments for the program.
 #[derive(Debug, PartialEq, Eq)]
 struct Request {
     model: String,
-    /// For `plan` and for `quantize`.
+    /// For `plan` and `quantize`.
     planned: Vec<String>,
-    /// For `quantize` alone.
+    /// For `quantize` only.
     rest: Vec<String>,
 }
 
@@ -95,7 +97,7 @@ impl Request {
         self.planned.iter().chain(&self.rest).any(|word| word == flag)
     }
 
-    /// Whether there is such a run, to be gone on with.
+    /// Whether there is such a run already, to be resumed.
     fn is_begun(&self) -> bool {
         value_of(&self.planned, "--out").is_some_and(|out| locate::repository().join(out).join(EVENTS).is_file())
     }
@@ -109,7 +111,7 @@ impl Request {
     }
 }
 
-/// The words for both commands, and those for `quantize` alone.
+/// The options for both commands, and those for `quantize` only.
 fn split(options: &[String]) -> (Vec<String>, Vec<String>) {
     let (mut planned, mut rest) = (Vec::new(), Vec::new());
     let mut words = options.iter();
@@ -128,8 +130,8 @@ fn split(options: &[String]) -> (Vec<String>, Vec<String>) {
     (planned, rest)
 }
 
-/// The scheme to run where none is asked for: on the small models one whose result differs clearly from
-/// round-to-nearest; else 4 bits in groups of 128, or what `configs/` has where that isn't among it.
+/// The default scheme. For the small models it is one whose result differs clearly from round-to-nearest; for others it is 4 bits in
+/// groups of 128, or a scheme from `configs/` if that one is not listed there.
 fn default_scheme(model: &str) -> String {
     if model == "smollm2-135m" {
         return "w3a16g64".to_owned();
@@ -143,13 +145,13 @@ fn default_scheme(model: &str) -> String {
     if known.contains(&usual) { usual } else { known.into_iter().next().unwrap_or(usual) }
 }
 
-/// The last part of a hub id or a path, without `.toml`.
+/// The last component of a hub id or a path, without `.toml`.
 fn stem(name: &str) -> &str {
     let last = Path::new(name).file_name().and_then(|last| last.to_str()).unwrap_or("model");
     last.strip_suffix(".toml").unwrap_or(last)
 }
 
-/// `--name=VALUE` in two; other words have no value.
+/// Splits `--name=VALUE`; other words have no value.
 fn halves(word: &str) -> (&str, Option<&str>) {
     match word.split_once('=') {
         Some((name, value)) if name.starts_with("--") => (name, Some(value)),
@@ -157,7 +159,7 @@ fn halves(word: &str) -> (&str, Option<&str>) {
     }
 }
 
-/// The options among `words`, with their values. An option that lacks its value is left to the binary, which says so.
+/// The options among `words`, with their values. If an option lacks its value, the program reports it.
 fn options(words: &[String]) -> impl Iterator<Item = (&str, Option<&str>)> {
     words.iter().enumerate().filter(|(_, word)| word.starts_with("--")).map(|(at, word)| {
         let (name, value) = halves(word);
@@ -170,7 +172,8 @@ fn value_of<'a>(words: &'a [String], name: &str) -> Option<&'a str> {
     options(words).find(|(other, _)| *other == name)?.1
 }
 
-/// What the name of the result says besides model and scheme: each option that decides it, as two runs cannot have one directory.
+/// Suffix of the result's directory after model and scheme: every option that affects the result, because two runs cannot share a
+/// directory.
 fn name_of(words: &[String]) -> String {
     let is_in_name = |name: &str| match NOT_PLANNED.iter().find(|(ours, ..)| *ours == name) {
         Some((_, _, decides)) => *decides,
@@ -199,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn words_become_two_commands() {
+    fn arguments_become_two_commands() {
         check(
             "",
             "plan tiny-llama --scheme w2a16g64 --out out/tiny-llama-w2a16g64",
@@ -246,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn runs_that_differ_have_directories_of_their_own() {
+    fn different_runs_have_different_directories() {
         let check = |line: &str, out: &str| {
             let args: Vec<String> = line.split_whitespace().map(String::from).collect();
             assert_eq!(value_of(&Request::new(&args).planned, "--out"), Some(out), "{line}");
@@ -264,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn an_option_without_its_value_is_left_to_the_binary() {
+    fn an_option_without_its_value_is_passed_on() {
         check(
             "llama2-7b --scheme",
             "plan llama2-7b --scheme w4a16g128 --out out/llama2-7b-w4a16g128 --scheme",
@@ -272,9 +275,9 @@ mod tests {
         );
     }
 
-    /// Options by a help of the program, which its own tests keep true, and whether each takes a value.
+    /// Options in the program's help (kept true by its own tests), and whether each takes a value.
     fn in_help(help: &str) -> Vec<(&str, bool)> {
-        // Two spaces before a short name, six before a long one, many before a description.
+        // Two spaces come before a short name, six before a long one, and many before a description.
         let starts = help.lines().filter_map(|line| {
             let own = line.strip_prefix("      ").or(line.strip_prefix("  "))?;
             own.starts_with('-').then(|| own.find("--").map(|at| &own[at..])).flatten()
@@ -283,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn plan_takes_what_it_is_given() {
+    fn plan_takes_every_option_it_is_given() {
         let planned = in_help(include_str!("../../tests/tests/snapshots/cli__help-plan.snap"));
         let all = in_help(include_str!("../../tests/tests/snapshots/cli__help-quantize.snap"));
         let mut others: Vec<(&str, bool)> = all.into_iter().filter(|option| !planned.contains(option)).collect();

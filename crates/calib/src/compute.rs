@@ -1,18 +1,17 @@
-//! Where blocks are computed, and what every pass through them needs.
+//! Where blocks are computed, and helpers of every pass through them.
 
 use oq_models::runtime::trim_memory;
 use oq_models::{BlockWeights, Compute, Model, ModelError};
 use tch::{Device, Tensor};
 
-/// Where and in what a block is computed.
+/// The device and the type of products that a block is computed with.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Place {
     pub(crate) device: Device,
     pub(crate) compute: Compute,
 }
 
-/// A block's tensors, while those of the block `next`, if there is one, are read ahead. Memory that earlier blocks left behind goes back to
-/// the system first.
+/// Loads a block's tensors, and reads ahead those of the block `next`, if there is one. First it returns freed memory to the system.
 pub(crate) fn load_block(
     model: &Model,
     block: usize,
@@ -27,7 +26,7 @@ pub(crate) fn load_block(
     Ok(weights)
 }
 
-/// Token ids of equally long segments, `[b, t]` i64.
+/// Token ids of segments of equal length, `[b, t]` i64.
 pub(crate) fn ids_of(segments: &[Vec<u32>]) -> Tensor {
     let flat: Vec<i64> = segments.iter().flatten().map(|&id| i64::from(id)).collect();
     Tensor::from_slice(&flat).view([segments.len() as i64, -1])

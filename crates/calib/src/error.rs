@@ -1,4 +1,4 @@
-//! What can end a run.
+//! Errors of a run.
 
 use std::path::PathBuf;
 
@@ -13,38 +13,38 @@ use crate::nth::Nth;
 use crate::block::sites::SiteError;
 use crate::disk::journal::JournalError;
 
-/// Why a run ended before its model was written. Finished blocks stay, for `--resume`.
+/// Why a run ended before its model was written. Finished blocks are kept, and `--resume` continues from them.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CalibError {
-    /// It was asked to.
-    #[error("stopped in block {block}: {} blocks are finished in {}; go on with --resume", block.index, out.display())]
+    /// The caller asked to stop.
+    #[error("stopped in block {block}: {} blocks are finished in {}; continue with --resume", block.index, out.display())]
     Stopped {
         /// The block that was not finished.
         block: Nth,
         /// The output directory.
         out: PathBuf,
     },
-    /// Every attempt at a block met a loss that was not finite.
+    /// The loss of a block was not finite in any attempt.
     #[error(
         "block {block}: the loss is not finite at epoch {epoch}, batch {batch}, after {attempts} attempts down to a learning rate \
-         of {lr:.1e}; take a lower --lwc-lr or --let-lr, or --compute f32, and another --out, as that is another run"
+         of {lr:.1e}; lower --lwc-lr or --let-lr, or use --compute f32, and choose another --out, because that is a different run"
     )]
     Diverged {
-        /// Which block.
+        /// The block.
         block: Nth,
-        /// Which epoch.
+        /// The epoch.
         epoch: Nth,
-        /// Which batch.
+        /// The batch.
         batch: Nth,
-        /// How often it was tried.
+        /// Number of attempts.
         attempts: u32,
         /// The last learning rate.
         lr: f64,
     },
-    /// It was asked to, after all blocks.
+    /// The caller asked to stop while all blocks were tuned.
     #[error(
-        "stopped in epoch {epoch} of tuning: all blocks and what tuning has come to are kept in {}; go on with --resume",
+        "stopped in epoch {epoch} of tuning: all blocks and the state of tuning are kept in {}; continue with --resume",
         out.display()
     )]
     TuningStopped {
@@ -53,48 +53,48 @@ pub enum CalibError {
         /// The output directory.
         out: PathBuf,
     },
-    /// Every attempt at tuning met a divergence or a gradient that was not finite.
+    /// The divergence of tuning or its gradient was not finite in any attempt.
     #[error(
         "tuning: the divergence or its gradient is not finite at epoch {epoch}, batch {batch}, after {attempts} attempts down to a \
-         learning rate of {lr:.1e}; take a lower --tune-lr, or --tune-epochs 0, as blocks are fine without it, and another --out, as \
-         that is another run"
+         learning rate of {lr:.1e}; lower --tune-lr, or skip tuning with --tune-epochs 0, and choose another --out, \
+         because that is a different run"
     )]
     TuningDiverged {
-        /// Which epoch.
+        /// The epoch.
         epoch: Nth,
-        /// Which batch.
+        /// The batch.
         batch: Nth,
-        /// How often it was tried.
+        /// Number of attempts.
         attempts: u32,
         /// The last learning rate.
         lr: f64,
     },
     /// The full-precision model itself overflows.
     #[error(
-        "block {block}: the full-precision output of batch {batch} is not finite: the checkpoint's numbers overflow in f32; fetch it \
-         again, or take another one"
+        "block {block}: the full-precision output of batch {batch} is not finite: the checkpoint overflows in f32; download it \
+         again, or use another one"
     )]
     Overflow {
-        /// Which block.
+        /// The block.
         block: Nth,
-        /// Which batch.
+        /// The batch.
         batch: Nth,
     },
-    /// Hidden states beyond the budget have no place on the disk.
+    /// Hidden states that exceed the budget cannot be stored on disk.
     #[error(transparent)]
     States(#[from] StatesError),
-    /// Something that is no fault of the block, but ended the run there.
-    #[error("block {block}: {source}; then go on with --resume, finished blocks are kept")]
+    /// A failure while a block was processed, such as a full disk.
+    #[error("block {block}: {source}; finished blocks are kept: once this is resolved, continue with --resume")]
     InBlock {
         /// The first block that is not finished.
         block: Nth,
-        /// What happened.
+        /// The cause.
         source: Box<CalibError>,
     },
-    /// Too little text, or more than is read.
-    #[error("{given} calibration segments, where the recipe reads {wanted}")]
+    /// The number of calibration segments is wrong.
+    #[error("{given} calibration segments were given, but the recipe needs {wanted}")]
     Segments {
-        /// How many there are.
+        /// How many were given.
         given: usize,
         /// [`oq_recipe::Recipe::segments`].
         wanted: usize,
@@ -104,10 +104,10 @@ pub enum CalibError {
     Linear {
         /// Its name in the checkpoint.
         linear: String,
-        /// Why.
+        /// The reason.
         reason: String,
     },
-    /// The model has not what the recipe transforms.
+    /// The model lacks a site that the recipe transforms.
     #[error(transparent)]
     Site(#[from] SiteError),
     /// The model cannot be read.
@@ -116,18 +116,18 @@ pub enum CalibError {
     /// The output cannot be written.
     #[error(transparent)]
     Format(#[from] FormatError),
-    /// The run in the output directory cannot be gone on with.
+    /// The run in the output directory cannot be resumed.
     #[error(transparent)]
     Journal(#[from] JournalError),
 }
 
 impl CalibError {
-    /// [`Self::Linear`] of a block's linear.
+    /// [`Self::Linear`] for a linear of a block.
     pub(crate) fn of_linear(model: &Model, block: usize, linear: LinearName, reason: impl ToString) -> Self {
         Self::Linear { linear: full_name(model, block, linear), reason: reason.to_string() }
     }
 
-    /// The error with its block, where it does not say so itself.
+    /// Adds the block to an error that does not name it.
     pub(crate) fn in_block(self, block: Nth) -> Self {
         match self {
             Self::Model(_) | Self::Format(_) | Self::Journal(_) | Self::States(_) => {
@@ -163,7 +163,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn people_count_from_1() {
+    fn messages_count_from_1() {
         #[track_caller]
         fn check(error: CalibError, parts: &[&str]) {
             let text = error.to_string();
@@ -181,6 +181,6 @@ mod tests {
         check(CalibError::from(missing).in_block(block), &["block 3 of 30: ", "weights"]);
         let (dir, model) = ("out".into(), "model".into());
         let other = JournalError::OtherSource { dir, block, model };
-        check(other.into(), &["block 3 of 30 was made from another checkpoint"]);
+        check(other.into(), &["block 3 of 30 was made from a different checkpoint"]);
     }
 }

@@ -1,11 +1,12 @@
-//! Block-wise calibration: learns how to clip and round each block's weights and to rescale its channels, tunes all blocks together,
-//! and writes the packed model as it goes.
+//! Block-wise calibration. It learns how to clip and round each block's weights and how to rescale its channels. Optionally it then
+//! tunes all blocks together. It writes the packed model block by block.
 //!
-//! [`quantize`] chooses widths first, where an average of bits is asked for. It takes one block at a time: runs it in full precision for
-//! the targets, learns, merges, finalizes the codes, writes the block's shard, and passes the quantized block's output on. With epochs
-//! of tuning it then goes through all blocks, again one at a time, and writes each anew. Memory is one block and the calibration tokens'
-//! hidden states; of depth it has what tuning learns, three numbers per group. A killed run goes on after its last finished block, or
-//! where tuning was kept last, and ends in the same bytes.
+//! If average bits are requested, [`quantize`] first chooses the width of each linear. Then it takes one block at a time: it computes
+//! the targets in full precision, learns, merges the transformation, computes the codes, writes the block's shard, and runs the
+//! quantized block to get the next one's inputs. If the recipe has epochs of tuning, it then tunes all blocks, again with one block in
+//! memory at a time, and writes each of them anew. Memory holds one block and the hidden states of the calibration tokens. Only tuning
+//! needs memory for every block: three numbers per group. A killed run resumes after its last finished block, or from the last saved
+//! state of tuning, and ends in the same bytes.
 
 mod block;
 mod check;

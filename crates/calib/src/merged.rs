@@ -1,4 +1,4 @@
-//! A block as it will be stored.
+//! A block as it is stored.
 
 use std::collections::BTreeMap;
 
@@ -7,23 +7,23 @@ use oq_models::{BlockWeights, LinearName};
 use oq_quant_core::QuantizedTensor;
 use tch::Tensor;
 
-/// A block as it will be stored.
+/// A block as it is stored.
 pub(crate) struct Merged {
     /// Codes of every linear.
     pub(crate) codes: BTreeMap<LinearName, QuantizedTensor>,
-    /// Norms and biases that the transformation changed, by name, f32.
+    /// Norms and biases that the transformation changed, by name, in f32.
     pub(crate) params: BTreeMap<String, Tensor>,
 }
 
 impl Merged {
-    /// Takes the params named as they are in `weights`, where they were not changed.
+    /// Takes the named norms and biases from `weights`, unless they were changed.
     pub(crate) fn keep_params(&mut self, weights: &BlockWeights, names: impl Iterator<Item = String>) {
         for name in names {
             self.params.entry(name).or_insert_with_key(|name| weights.get(name).shallow_clone());
         }
     }
 
-    /// Puts the values of the codes, and what else changed, in the place of a block's tensors.
+    /// Replaces a block's tensors by the dequantized codes and the changed norms and biases.
     pub(crate) fn put_into(&self, weights: &mut BlockWeights) {
         for (&name, packed) in &self.codes {
             let weight = dequantized(packed, weights.weight(name));
@@ -35,12 +35,12 @@ impl Merged {
     }
 }
 
-/// The values of codes, in the shape and on the device of the weight that they stand for.
+/// The dequantized codes, in the shape and on the device of `like`.
 pub(crate) fn dequantized(packed: &QuantizedTensor, like: &Tensor) -> Tensor {
     Tensor::from_slice(&packed.dequantize()).view_as(like).to_device(like.device())
 }
 
-/// Applies a transformation, and makes the codes of what it gives.
+/// Applies a transformation, and quantizes the result.
 pub(crate) fn merge<E>(
     weights: &BlockWeights,
     transform: &Transform,

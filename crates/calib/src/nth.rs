@@ -1,13 +1,14 @@
-//! One of several, as people count.
+//! One of several, for messages.
 
 use std::fmt;
 
-/// One of several blocks, epochs or batches. Counted from 0 here and in records; shown counted from 1, such as `3 of 30`.
+/// One of several blocks, epochs or batches. Its index counts from 0 here and in records; it is shown counting from 1, such as `3 of
+/// 30`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Nth {
-    /// Which, from 0.
+    /// The index, from 0.
     pub index: usize,
-    /// How many there are.
+    /// The total.
     pub of: usize,
 }
 

@@ -1,8 +1,9 @@
 //! The optimizer and its schedule.
 //!
-//! AdamW without weight decay (Loshchilov & Hutter 2019, arXiv 1711.05101), over plain tensors.
+//! AdamW without weight decay (Loshchilov & Hutter 2019, arXiv 1711.05101), on plain tensors.
 //!
-//! libtorch's optimizers hold parameters that require gradients; ours come from a closed form, so the rule is written out.
+//! libtorch's optimizers need parameters that require gradients. Our gradients come from a closed form, so the update is written out
+//! here.
 
 use tch::Tensor;
 
@@ -23,19 +24,19 @@ struct Moments {
 }
 
 impl AdamW {
-    /// Moments of zero for parameters like these, each with its learning rate.
+    /// Zero moments for the given parameters, each with its learning rate.
     pub fn new<'a>(params: impl IntoIterator<Item = (&'a Tensor, f64)>) -> Self {
         let moments =
             |(param, lr): (&Tensor, f64)| Moments { lr, first: param.zeros_like(), second: param.zeros_like() };
         Self { step: 0, moments: params.into_iter().map(moments).collect() }
     }
 
-    /// Moves each parameter by its gradient, in place; both in the order given to [`Self::new`].
+    /// Moves each parameter along its gradient, in place. The order is that of [`Self::new`].
     pub fn step<'a>(&mut self, params: impl IntoIterator<Item = (&'a mut Tensor, Tensor)>) {
         self.step_at(1.0, params);
     }
 
-    /// [`Self::step`] at a share of the learning rates.
+    /// [`Self::step`], with the learning rates multiplied by `share`.
     pub fn step_at<'a>(&mut self, share: f64, params: impl IntoIterator<Item = (&'a mut Tensor, Tensor)>) {
         self.step += 1;
         let correction1 = 1.0 - BETA1.powi(self.step);
@@ -48,17 +49,17 @@ impl AdamW {
         }
     }
 
-    /// First and second moments, in the order given to [`Self::new`].
+    /// First and second moments, in the order of [`Self::new`].
     pub fn moments(&self) -> impl Iterator<Item = [&Tensor; 2]> {
         self.moments.iter().map(|Moments { first, second, .. }| [first, second])
     }
 
-    /// [`Self::moments`], to be set to those of another optimizer, which goes with [`Self::set_steps`].
+    /// [`Self::moments`], to restore another optimizer's state together with [`Self::set_steps`].
     pub fn moments_mut(&mut self) -> impl Iterator<Item = [&mut Tensor; 2]> {
         self.moments.iter_mut().map(|Moments { first, second, .. }| [first, second])
     }
 
-    /// As if so many steps had been made.
+    /// Sets the number of steps made so far.
     pub fn set_steps(&mut self, steps: usize) {
         self.step = i32::try_from(steps).unwrap_or(i32::MAX);
     }
@@ -82,7 +83,7 @@ impl Descending {
         rate
     }
 
-    /// Passes over so many values.
+    /// Skips this many values.
     pub(crate) fn skip(&mut self, steps: usize) {
         self.left = self.left.saturating_sub(steps);
     }
@@ -94,7 +95,7 @@ mod tests {
     use tch::nn::{self, OptimizerConfig};
     use tch::{Device, Kind};
 
-    /// Both sides compute in f32 and order their operations differently: a few ulp of a number near 1.
+    /// Both sides compute in f32, with operations in a different order: a few units in the last place of a number near 1.
     const TOLERANCE: f64 = 1e-5;
 
     #[test]

@@ -1,4 +1,4 @@
-//! How the linears of a run are quantized: all alike, or each with a width of its own.
+//! How the linears of a run are quantized: all alike, or each with its own width.
 
 use std::collections::BTreeMap;
 
@@ -10,17 +10,17 @@ use oq_quant_core::{Bits, QuantSpec, WeightSpec};
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Widths {
     spec: QuantSpec,
-    /// Widths of the linears of each block; none where all have the setting's.
+    /// Widths of the linears of each block; empty if all have the scheme's.
     blocks: Vec<BTreeMap<LinearName, Bits>>,
 }
 
 impl Widths {
-    /// All linears alike.
+    /// All linears as `spec` says.
     pub(crate) fn uniform(spec: QuantSpec) -> Self {
         Self { spec, blocks: Vec::new() }
     }
 
-    /// The widths of all linears, block by block, otherwise as `spec` says.
+    /// Widths of all linears, block by block; everything else as `spec` says.
     pub(crate) fn of_blocks(spec: QuantSpec, blocks: Vec<BTreeMap<LinearName, Bits>>) -> Self {
         Self { spec, blocks }
     }
@@ -31,7 +31,7 @@ impl Widths {
         WeightSpec { bits, ..self.spec.weight }
     }
 
-    /// The same as loaders are told it.
+    /// The same for the packed model's config.
     pub(crate) fn quantization(&self, decoder: &dyn Decoder) -> Quantization {
         if self.blocks.is_empty() {
             return self.spec.into();

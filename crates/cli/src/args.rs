@@ -73,7 +73,7 @@ pub enum LogFormat {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Quantize a model and write it packed
+    /// Quantize a model and write it in packed form
     Quantize(QuantizeArgs),
     /// Measure perplexity or zero-shot accuracy
     Eval(EvalArgs),
@@ -83,11 +83,11 @@ pub enum Command {
     Chat(ChatArgs),
     /// Measure the speed of prefill and decode, and the memory they take
     Bench(BenchArgs),
-    /// Say what a run would do, what it would take, and whether it fits
+    /// Show what a run would do, what it would take, and whether it fits
     Plan(PlanArgs),
-    /// Show what is in a checkpoint or a packed model
+    /// Show the contents of a checkpoint or a packed model
     Inspect(InspectArgs),
-    /// Compute the logits of token ids, to compare with other programs
+    /// Compute the logits of given token ids, to compare with other programs
     Logits(LogitsArgs),
     /// Convert a GGUF file to a Hugging Face directory
     Convert(ConvertArgs),
@@ -95,7 +95,7 @@ pub enum Command {
     // For developers of this program: `cargo xtask synth`.
     #[command(hide = true)]
     Synth(SynthArgs),
-    /// Show what this machine has: libtorch, devices, memory, data
+    /// Show the libtorch, devices, memory and data of this machine
     #[command(after_help = "Example:
   omniquant doctor --json")]
     Doctor,
@@ -116,8 +116,8 @@ pub enum Command {
   omniquant quantize ./my-llama --scheme w3a16g128 --calib notes.txt --samples 32 --out my-llama-w3
   omniquant quantize llama2-7b --scheme w4a16g128 --out llama2-7b-w4 --resume
 
-Options that show no default have the recipe's, which `omniquant plan MODEL --scheme S --json` prints.
-A run that was stopped or killed goes on with the same command and --resume.")]
+The other defaults are the recipe's, which `omniquant plan MODEL --scheme S --json` prints.
+To resume a run that was stopped or killed, repeat its command with --resume.")]
 pub struct QuantizeArgs {
     #[command(flatten)]
     pub model: ModelArgs,
@@ -126,13 +126,13 @@ pub struct QuantizeArgs {
     /// Directory of the packed model [default: MODEL-SCHEME, or MODEL-SCHEME-3.25bits with --bits 3.25]
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
-    /// Go on with the run in --out (or begin it)
+    /// Resume the run in --out, or start it if there is none
     #[arg(long)]
     pub resume: bool,
-    /// Begin even where the plan says that memory or disk is too small
+    /// Start the run even if the plan says that memory or disk space does not suffice
     #[arg(long)]
     pub force: bool,
-    /// Then measure full precision, round-to-nearest and the result
+    /// Afterwards, measure the perplexity of full precision, round-to-nearest and the result
     #[arg(long)]
     pub report: bool,
     #[command(flatten)]
@@ -140,11 +140,11 @@ pub struct QuantizeArgs {
     /// auto, cpu or cuda:N
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     pub device: DeviceArg,
-    /// Products of learning in bf16 or f32; auto takes bf16 where the device multiplies it fast
+    /// Compute products in bf16 or f32 while learning, or auto: bf16 where the device is fast at it
     #[arg(long, value_name = "KIND", value_enum, default_value_t = ComputeArg::Auto)]
     pub compute: ComputeArg,
-    /// Memory for hidden states between blocks, such as 8GiB; the rest of them lies in --out while it runs [default: all of
-    /// them are in memory]
+    /// Memory for hidden states between blocks, such as 8GiB; the rest is kept on the disk of --out during the run [default: all in
+    /// memory]
     #[arg(long, value_name = "SIZE")]
     pub cache_memory: Option<Size>,
 }
@@ -257,26 +257,26 @@ pub struct BenchArgs {
   omniquant plan llama2-70b --scheme w4a16g128 --device a100-40g
   omniquant plan tiny-llama --scheme w2a16g64 --json
 
-Options that show no default have the recipe's, which --json prints.
-What --measure finds is kept in the cache, and later plans of this machine say how long a run takes.")]
+The other defaults are the recipe's, which --json prints.
+The cache keeps what --measure finds, so that later plans for this machine say how long a run takes.")]
 pub struct PlanArgs {
     #[command(flatten)]
     pub model: ModelArgs,
     #[command(flatten)]
     pub recipe: RecipeArgs,
-    /// Where the packed model would go [default: here]
+    /// Directory that the packed model would go to [default: the working directory]
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
-    /// auto, cpu, cuda:N, or a machine that is not this one: a name in configs/machines
+    /// auto, cpu, cuda:N, or the name of another machine in configs/machines
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     pub device: PlanDeviceArg,
-    /// Products of learning in bf16 or f32; auto takes bf16 where the device multiplies it fast
+    /// Compute products in bf16 or f32 while learning, or auto: bf16 where the device is fast at it
     #[arg(long, value_name = "KIND", value_enum, default_value_t = ComputeArg::Auto)]
     pub compute: ComputeArg,
-    /// Memory for hidden states between blocks, such as 8GiB; the rest of them lies in --out [default: all of them are in memory]
+    /// Memory for hidden states between blocks, such as 8GiB; the rest is kept on the disk of --out [default: all in memory]
     #[arg(long, value_name = "SIZE")]
     pub cache_memory: Option<Size>,
-    /// Measure first how fast this machine is: about 10 seconds
+    /// First measure how fast this machine is, in about 10 seconds
     #[arg(long)]
     pub measure: bool,
 }
@@ -328,7 +328,7 @@ pub struct ConvertArgs {
   omniquant synth llama2-70b --layers 1
   omniquant synth opt-1.3b --out /data/opt-1.3b-random --seed 3 --dtype bf16
 
-The directory contains a checkpoint as on the hub, with a byte tokenizer.")]
+The directory contains a checkpoint in Hugging Face's format, with a byte tokenizer.")]
 pub struct SynthArgs {
     /// Name in configs/ of the model whose shape to use
     pub model: String,

@@ -1,4 +1,4 @@
-//! Which exit code an error has.
+//! The exit codes of errors.
 
 use oq_calib::{CalibError, JournalError, StatesError};
 use oq_data::{DataError, ErrorKind};
@@ -9,13 +9,13 @@ use oq_generate::GenerateError;
 use oq_models::ModelError;
 use oq_recipe::RecipeError;
 
-/// The recipe or the command line asks for what cannot be.
+/// The recipe or the command line is wrong.
 const USAGE: u8 = 2;
-/// Something to read is absent, out of reach or broken.
+/// An input is missing, unreachable or broken.
 const INPUT: u8 = 3;
-/// Memory or disk is too small.
+/// Memory or disk space does not suffice.
 const DOES_NOT_FIT: u8 = 4;
-/// Numbers overflow.
+/// Numbers are not finite.
 const NUMERIC: u8 = 5;
 /// Ctrl-C.
 const STOPPED: u8 = 130;
@@ -24,10 +24,10 @@ const OTHER: u8 = 1;
 /// Errors that the command line itself raises.
 #[derive(Debug, thiserror::Error)]
 pub enum CliError {
-    /// Asked for what cannot be.
+    /// The command line is wrong.
     #[error("{0}")]
     Usage(String),
-    /// Something to read is absent.
+    /// An input is missing.
     #[error("{0}")]
     Missing(String),
     /// Ctrl-C.

@@ -1,4 +1,4 @@
-//! What this machine has.
+//! The machine: devices, threads, memory and disk.
 
 use std::path::{Path, PathBuf};
 
@@ -11,7 +11,7 @@ use tch::{Cuda, Device};
 use crate::args::{ComputeArg, DeviceArg};
 use crate::exit::CliError;
 
-/// The device asked for, or the best there is.
+/// The requested device; for `auto`, a CUDA device if there is one.
 pub fn device(wanted: DeviceArg) -> Result<Device, CliError> {
     let count = if Cuda::is_available() { Cuda::device_count() as usize } else { 0 };
     match wanted {
@@ -20,12 +20,12 @@ pub fn device(wanted: DeviceArg) -> Result<Device, CliError> {
         DeviceArg::Auto => Ok(Device::Cuda(0)),
         DeviceArg::Cuda(index) if index < count => Ok(Device::Cuda(index)),
         DeviceArg::Cuda(index) => Err(CliError::Usage(format!(
-            "--device cuda:{index}: libtorch sees {count} CUDA devices (`cargo xtask setup --cuda` brings the CUDA library)"
+            "--device cuda:{index}: libtorch sees {count} CUDA devices (`cargo xtask setup --cuda` installs the CUDA library)"
         ))),
     }
 }
 
-/// What products are computed in on a device: where `auto` is asked for, bf16 if it is the faster one there.
+/// The type to compute products in on a device; for `auto`, bf16 if the device is faster with it.
 pub fn compute(wanted: ComputeArg, device: Device) -> Compute {
     match (wanted, device) {
         (ComputeArg::F32, _) => Compute::F32,
@@ -35,7 +35,7 @@ pub fn compute(wanted: ComputeArg, device: Device) -> Compute {
     }
 }
 
-/// The name that `--device` takes.
+/// The device's name, as `--device` takes it.
 pub fn device_name(device: Device) -> String {
     match device {
         Device::Cuda(index) => format!("cuda:{index}"),
@@ -43,10 +43,10 @@ pub fn device_name(device: Device) -> String {
     }
 }
 
-/// Threads of libtorch and of our own loops.
+/// Sets the number of threads of libtorch and of our own loops.
 pub fn set_threads(threads: u16) {
     tch::set_num_threads(i32::from(threads));
-    // Read by rayon when its pool is first used, which is after this.
+    // The pool is created here, before its first use.
     if rayon_pool(threads.into()).is_err() {
         tracing::warn!("the thread pool was running already");
     }
@@ -56,7 +56,7 @@ fn rayon_pool(threads: usize) -> Result<(), rayon::ThreadPoolBuildError> {
     rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()
 }
 
-/// Runs `work` on a thread of the pool that our own loops use: what it shares out then wakes nobody.
+/// Runs `work` on a thread of the rayon pool, so that loops in it do not have to wake the pool from outside.
 pub fn in_pool<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     rayon::scope(|_| work())
 }
@@ -65,7 +65,7 @@ pub fn in_pool<T: Send>(work: impl FnOnce() -> T + Send) -> T {
 pub fn machine(out: &Path) -> Machine {
     let mut system = System::new();
     system.refresh_memory();
-    // What the container counts besides is mostly the cache of files, which gives way.
+    // The container's own figure also counts the page cache, which gives way to programs.
     let in_cgroup = system.cgroup_limits().map(|limits| limits.total_memory.saturating_sub(limits.rss));
     let free = Some(system.available_memory()).filter(|&bytes| bytes > 0);
     Machine {
@@ -75,7 +75,7 @@ pub fn machine(out: &Path) -> Machine {
     }
 }
 
-/// What blocks are computed on beside the CPU.
+/// The accelerator, if blocks are not computed on the CPU.
 pub fn accelerator(device: Device) -> Option<Accelerator> {
     match device {
         Device::Cuda(index) => Some(Accelerator { memory_bytes: free_cuda_memory(index) }),
@@ -83,8 +83,8 @@ pub fn accelerator(device: Device) -> Option<Accelerator> {
     }
 }
 
-/// Free memory of a CUDA device, where the driver's own tool knows which card that is. CUDA counts the fastest card first, the tool by
-/// their places on the bus; `tch` tells neither which card a device is nor how much of it is free.
+/// Free memory of a CUDA device, if nvidia-smi can tell which card that is. CUDA lists the fastest card first, nvidia-smi lists cards
+/// by their place on the bus, and `tch` says neither which card a device is nor how much of its memory is free.
 fn free_cuda_memory(index: usize) -> Option<u64> {
     if std::env::var_os("CUDA_VISIBLE_DEVICES").is_some() {
         tracing::debug!(index, "free memory of the device is unknown: CUDA_VISIBLE_DEVICES renumbers cards");
@@ -95,17 +95,13 @@ fn free_cuda_memory(index: usize) -> Option<u64> {
     let output = std::process::Command::new("nvidia-smi").args(query).output().ok()?;
     let free = free_memory(&String::from_utf8_lossy(&output.stdout), index, by_bus);
     if free.is_none() {
-        tracing::debug!(
-            index,
-            by_bus,
-            "free memory of the device is unknown: nvidia-smi does not tell which card it is"
-        );
+        tracing::debug!(index, by_bus, "free memory of the device is unknown: nvidia-smi cannot tell which card it is");
     }
     free
 }
 
-/// Free bytes of a device, from a line in MiB for each card. Which card it is, is known if there is but one or if `by_bus` CUDA counts as
-/// the tool does.
+/// Free bytes of a device, from a listing with a line in MiB for each card. The card is known if it is the only one, or if CUDA lists
+/// cards by bus, too (`by_bus`).
 fn free_memory(listed: &str, index: usize, by_bus: bool) -> Option<u64> {
     let lines: Vec<&str> = listed.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     let line = lines.get(index).filter(|_| by_bus || lines.len() == 1)?;
@@ -119,7 +115,7 @@ pub fn total_memory() -> u64 {
     system.total_memory()
 }
 
-/// The nearest folder above `path`, or `path` itself, that is there.
+/// `path`, or the nearest directory above it that exists.
 pub fn existing(path: &Path) -> Option<PathBuf> {
     let absolute = std::path::absolute(path).ok()?;
     absolute.ancestors().find_map(|ancestor| ancestor.canonicalize().ok())
@@ -132,7 +128,7 @@ fn free_space(path: &Path) -> Option<u64> {
     None
 }
 
-/// Most memory that this process has had resident, where the system says so.
+/// Peak resident memory of this process, if the system reports it.
 pub fn peak_bytes() -> Option<u64> {
     status_bytes("VmHWM:")
 }
@@ -143,12 +139,12 @@ fn status_bytes(name: &str) -> Option<u64> {
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
-/// Memory that this process has resident now, where the system says so.
+/// Resident memory of this process now, if the system reports it.
 pub fn resident_bytes() -> Option<u64> {
     status_bytes("VmRSS:")
 }
 
-/// The libtorch that is loaded.
+/// The path of the loaded libtorch.
 pub fn libtorch_path() -> Option<PathBuf> {
     let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
     let path = maps.lines().find_map(|line| line.split_whitespace().last().filter(|p| p.contains("libtorch_cpu")))?;
@@ -160,7 +156,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_card_is_known_by_its_place_or_when_it_is_alone() {
+    fn a_card_is_known_by_bus_order_or_if_it_is_the_only_one() {
         const MIB: u64 = 1 << 20;
         // As `nvidia-smi --query-gpu=memory.free --format=csv,noheader,nounits` prints them.
         let (one, two) = ("143167\n", "23831\n80994\n");
@@ -171,7 +167,7 @@ mod tests {
             [0, 1, 2].map(|index| free_memory(two, index, true)),
             [Some(23_831 * MIB), Some(80_994 * MIB), None]
         );
-        // Which of them CUDA's first is, is not known.
+        // It is not known which of them CUDA lists first.
         assert_eq!([0, 1].map(|index| free_memory(two, index, false)), [None, None]);
         for other in
             ["", "[N/A]\n", "[Insufficient Permissions]\n", "No devices were found\n", "99999999999999999999\n"]

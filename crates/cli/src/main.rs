@@ -1,4 +1,4 @@
-//! The `omniquant` command: quantizes a model, measures it, and says what is in it.
+//! The `omniquant` command: quantizes, evaluates, runs and inspects models.
 
 mod args;
 mod commands;
@@ -20,7 +20,7 @@ fn main() -> ExitCode {
     let settled = oq_models::runtime::settle();
     output::init_logs(&cli.global);
     if let Err(error) = settled {
-        tracing::debug!(%error, "the program could not start itself again");
+        tracing::debug!(%error, "the program could not re-execute itself");
     }
     if let Some(threads) = cli.global.threads {
         machine::set_threads(threads);

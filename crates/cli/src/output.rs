@@ -1,4 +1,4 @@
-//! What people and scripts see: logs and bars on stderr, results on stdout.
+//! Output for people and scripts: logs and progress bars on stderr, results on stdout.
 
 use std::cell::Cell;
 use std::io::{IsTerminal, Write};
@@ -10,12 +10,12 @@ use tracing_subscriber::EnvFilter;
 
 use crate::args::{Global, LogFormat};
 
-/// Log lines on stderr, at the level that -q and -v ask for, or as `RUST_LOG` says.
+/// Starts logging to stderr, at the level set by -q and -v or by `RUST_LOG`.
 pub fn init_logs(global: &Global) {
     let level = match (global.quiet, global.verbose, global.log_format) {
         (true, ..) => "error",
         (_, 0, LogFormat::Text) => "warn",
-        // What the text form tells in lines of its own are log lines here.
+        // What the text format prints as plain lines becomes log lines here.
         (_, 0 | 1, _) => "info",
         _ => "trace",
     };
@@ -30,10 +30,10 @@ pub fn init_logs(global: &Global) {
     }
 }
 
-/// Where there is no bar, a line comes so often at most.
+/// Without a progress bar, the shortest time between lines of progress.
 const BETWEEN_LINES: Duration = Duration::from_secs(60);
 
-/// Where a command's results and progress go.
+/// The destination of a command's results and progress.
 #[derive(Clone, Copy, Debug)]
 pub struct Output {
     json: bool,
@@ -42,7 +42,7 @@ pub struct Output {
 }
 
 impl Output {
-    /// As the command line asks.
+    /// The output that the command line asks for.
     pub fn new(global: &Global) -> Self {
         Self { json: global.json, quiet: global.quiet, log_format: global.log_format }
     }
@@ -51,7 +51,7 @@ impl Output {
     pub fn result(&self, value: &impl Serialize, text: impl FnOnce() -> String) -> anyhow::Result<()> {
         let text = if self.json { serde_json::to_string(value)? } else { text() };
         let mut stdout = std::io::stdout().lock();
-        // A reader that went away, as `head` does, is no error of ours.
+        // A reader that closes the pipe, as `head` does, is not an error.
         match writeln!(stdout, "{}", text.trim_end()) {
             Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
             other => Ok(other?),
@@ -63,13 +63,13 @@ impl Output {
         self.json
     }
 
-    /// A piece of text that is a result, at once; whether anybody reads it.
+    /// Prints a piece of a result immediately; returns whether it could be written.
     pub fn piece(&self, text: &str) -> bool {
         let mut stdout = std::io::stdout().lock();
         stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).is_ok()
     }
 
-    /// Something worth a line on stderr.
+    /// Prints a line to stderr.
     pub fn note(&self, text: &str) {
         match self.log_format {
             _ if self.quiet => {}
@@ -78,9 +78,9 @@ impl Output {
         }
     }
 
-    /// The error that ends the command.
+    /// Prints the error that ends the command.
     pub fn error(&self, error: &anyhow::Error) {
-        // Libraries' messages hold their causes already; a cause is told only if the line above does not say it.
+        // Some libraries repeat their causes in their messages. A cause is printed only if the line above does not contain it.
         let mut text = error.to_string();
         for cause in error.chain().skip(1).map(ToString::to_string) {
             if !text.contains(&cause) {
@@ -93,7 +93,7 @@ impl Output {
         }
     }
 
-    /// A bar on a terminal; elsewhere a line now and then.
+    /// A progress bar on a terminal, else occasional lines.
     pub fn bar(&self, what: &str) -> Bar {
         let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
         let on_terminal = std::io::stderr().is_terminal() && matches!(self.log_format, LogFormat::Text);
@@ -105,30 +105,35 @@ impl Output {
         bar.set_prefix(what.to_owned());
         bar.enable_steady_tick(Duration::from_millis(500));
         let lines = !self.quiet && !on_terminal;
-        Bar { bar, lines: lines.then_some(self.log_format), told: Cell::new(Instant::now()), first: Cell::new(None) }
+        Bar {
+            bar,
+            lines: lines.then_some(self.log_format),
+            last_line: Cell::new(Instant::now()),
+            first: Cell::new(None),
+        }
     }
 }
 
-/// Progress of something long.
+/// Progress of a long task.
 pub struct Bar {
     bar: ProgressBar,
-    /// Where there are lines instead of a bar.
+    /// Format of lines, if there is no bar.
     lines: Option<LogFormat>,
-    /// When the last line was.
-    told: Cell<Instant>,
-    /// When [`Bar::set`] was first called with this total, how far it was, and the total.
+    /// Time of the last line.
+    last_line: Cell<Instant>,
+    /// Time and progress at the first call of [`Bar::set`] with this total, and the total.
     first: Cell<Option<(Instant, usize, usize)>>,
 }
 
 impl Bar {
-    /// How far it is; where there is no bar, in a line once a minute.
+    /// Sets the progress; without a bar, prints a line once a minute.
     pub fn set(&self, done: usize, total: usize) {
         self.bar.set_length(total as u64);
         self.bar.set_position(done as u64);
         let first = self.first.get().filter(|(_, before, of)| *before <= done && *of == total);
         let (since, before, _) = first.unwrap_or((Instant::now(), done, total));
         self.first.set(Some((since, before, total)));
-        if self.told.get().elapsed() >= BETWEEN_LINES {
+        if self.last_line.get().elapsed() >= BETWEEN_LINES {
             let left = secs_left(since.elapsed().as_secs_f64(), done - before, total.saturating_sub(done));
             self.line(|| {
                 let left = left.map_or(String::new(), |secs| format!(", {} left", seconds(secs)));
@@ -138,14 +143,14 @@ impl Bar {
         }
     }
 
-    /// What it is at: beside the bar.
+    /// Shows the current step beside the bar.
     pub fn message(&self, message: String) {
         self.bar.set_message(message);
     }
 
-    /// Something worth a line of its own where there is no bar.
+    /// Prints a line of its own, if there is no bar.
     pub fn line(&self, line: impl FnOnce() -> String) {
-        self.told.set(Instant::now());
+        self.last_line.set(Instant::now());
         match self.lines {
             None => {}
             Some(LogFormat::Json) => tracing::info!("{}", line()),
@@ -160,18 +165,18 @@ impl Drop for Bar {
     }
 }
 
-/// A number of bytes for people.
+/// A number of bytes as text.
 pub fn bytes(n: u64) -> String {
     indicatif::BinaryBytes(n).to_string()
 }
 
-/// A duration for people.
+/// A duration as text.
 pub fn seconds(secs: f64) -> String {
     let duration = Duration::try_from_secs_f64(secs.max(0.0)).unwrap_or(Duration::MAX);
     indicatif::FormattedDuration(duration).to_string()
 }
 
-/// How long `left` takes at the pace of `done`; unknown while nothing is done.
+/// Estimated seconds for `left` at the pace of `done`; unknown while nothing is done.
 fn secs_left(elapsed: f64, done: usize, left: usize) -> Option<f64> {
     (done > 0).then(|| elapsed * left as f64 / done as f64)
 }
@@ -181,7 +186,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn time_left_is_told_once_something_is_done() {
+    fn time_left_is_known_once_something_is_done() {
         assert_eq!(
             [secs_left(60.0, 0, 8), secs_left(60.0, 2, 8), secs_left(60.0, 8, 0)],
             [None, Some(240.0), Some(0.0)]

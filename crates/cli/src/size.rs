@@ -1,4 +1,4 @@
-//! Sizes as people write them: `8GiB`, `500MB`.
+//! Sizes as typed by users: `8GiB`, `500MB`.
 
 use std::str::FromStr;
 
@@ -24,13 +24,13 @@ impl FromStr for Size {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let wrong =
-            || format!("`{text}` is not a size: expected a number and B, MB, GB, MiB or GiB, such as 8GiB; or 0");
+            || format!("`{text}` is not a size: expected a number with B, MB, GB, MiB or GiB, such as 8GiB, or 0");
         let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
         let (number, unit) = (&text[..end], text[end..].trim());
         let number: f64 = number.parse().map_err(|_| wrong())?;
         let bytes = match UNITS.iter().find(|(name, _)| name.eq_ignore_ascii_case(unit)) {
             Some((_, bytes)) => *bytes,
-            // Nothing is nothing in every unit.
+            // Zero needs no unit.
             None if unit.is_empty() && number == 0.0 => 1,
             None => return Err(wrong()),
         };
@@ -62,7 +62,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mistake_is_told_with_an_example() {
+    fn errors_give_an_example() {
         let error = "8G".parse::<Size>().unwrap_err();
         assert!(error.contains("`8G`") && error.contains("8GiB"), "{error}");
     }

@@ -1,6 +1,6 @@
-//! The tables of a recipe, such as `[learn]`. **A key is declared here, once:** its type and meaning, its option on the command line with its
-//! help, which runs read it, and what is allowed. The macro makes from that the table, its patch in which every key may be absent, a method of
-//! [`Overrides`] named like the option, and the entry among [`keys`].
+//! The tables of a recipe, such as `[learn]`. **A key is declared here, once:** its type and meaning, its option on the command line with
+//! its help, which runs read it, and what is allowed. From that the macro makes the table, its patch in which every key may be absent, a
+//! method of [`Overrides`] named like the option, and the entry among [`keys`].
 
 use oq_quant_core::{Bits, QuantSpec, RotateKind, SiteKind};
 use serde::{Deserialize, Serialize};
@@ -207,21 +207,21 @@ table! {
     /// Segments, 1 or more.
     pub samples: usize as samples {
         value_name: "N",
-        help: "Calibration segments",
+        help: "Number of calibration segments",
         is_read: Recipe::reads_text,
         allows: |samples, _| must(*samples > 0, "1 or more"),
     }
     /// Tokens in a segment, 2 or more.
     pub seqlen: usize as seqlen {
         value_name: "N",
-        help: "Tokens of a calibration segment",
+        help: "Tokens per calibration segment",
         is_read: Recipe::reads_text,
         allows: |seqlen, _| must(*seqlen > 1, "2 or more"),
     }
     /// Chooses the segments; at most 2^63 - 1, the largest integer of TOML.
     pub seed: u64 as seed {
         value_name: "N",
-        help: "Seed of the choice of segments, and of the tokens that are drawn for --bits",
+        help: "Seed for choosing segments, and for drawing tokens with --bits",
         is_read: Recipe::reads_text,
     }
     /// Segments in one optimizer step, 1 to `samples`.
@@ -243,7 +243,7 @@ table! {
     /// Passes over the segments, for each block; 1 or more.
     pub epochs: usize as epochs {
         value_name: "N",
-        help: "Passes over the segments for each block",
+        help: "Passes over the calibration segments for each block",
         is_read: learns,
         allows: |epochs, _| must(*epochs > 0, "1 or more (to learn nothing, use method = \"rtn\")"),
     }
@@ -257,8 +257,8 @@ table! {
     /// Adds the error against the full-precision block on the quantized model's own input.
     pub aug_loss: bool as aug_loss {
         value_name: "BOOL",
-        help: "Add the error on the quantized model's own input to the loss: true or false [default: where the paper has it, but for \
-               weights alone only by --preset paper]",
+        help: "Also learn from the full-precision block's output on the quantized model's inputs: true or false [default: where the \
+               paper does; if weights alone are quantized, only with --preset paper]",
         is_read: learns,
     }
     /// What is minimized.
@@ -270,14 +270,14 @@ table! {
     /// Where clipping and rounding start.
     pub start: Start as start {
         value_name: "START",
-        help: "Where learning starts: compensate (each weight's rounding error is compensated by the weights after it, as in GPTQ), search \
-               (the clipping with the least error, given the linear's inputs) or whole (98 % of the range, as published)",
+        help: "Where learning starts: compensate (each weight's rounding error is compensated by the weights after it, as in GPTQ), \
+               search (the clipping with the least error, given the linear's inputs) or whole (98 % of the range, as published)",
         is_read: learns,
     }
     /// How weights are rounded.
     pub rounding: Rounding as rounding {
         value_name: "HOW",
-        help: "How weights are rounded: learned, or fixed as they start",
+        help: "How weights are rounded: learned, or fixed (as --start leaves it)",
         is_read: learns,
     }
 }
@@ -289,7 +289,7 @@ table! {
     /// Where; none means no transformation. No kind stands here twice.
     pub sites: Vec<SiteKind> as let_sites {
         value_name: "LIST",
-        help: "Where to transform: a list of norm, vo, qk, updown, such as norm,vo",
+        help: "Sites to transform: a list of norm, vo, qk, updown, such as norm,vo",
         is_read: |recipe| recipe.method.reads_text(),
         allows: |sites, recipe| {
             must(!sites.iter().enumerate().any(|(i, site)| sites[..i].contains(site)), "without repetition")?;
@@ -315,7 +315,7 @@ table! {
     /// Weight of activations against weights where scales start: `s = max|X|^alpha / max|W|^(1 - alpha)`; 0 to 1.
     pub alpha: f64 as let_alpha {
         value_name: "X",
-        help: "Where scales start: 0 evens out the weights, 1 the activations",
+        help: "How scales start, 0 to 1: 0 evens out the weights, 1 the activations",
         is_read: transforms,
         allows: |alpha, _| must((0.0..=1.0).contains(alpha), "0 to 1"),
     }
@@ -325,15 +325,15 @@ table! {
 const MAX_TUNE_EPOCHS: usize = 1000;
 
 table! {
-    /// Tuning of all blocks together: their scales, norms and biases, down the divergence of the quantized model's predictions from those of
-    /// the model in full precision (EfficientQAT, arXiv 2407.11062, section 3.3).
+    /// Tuning of all blocks together: their scales, norms and biases, down the divergence of the quantized model's predictions from those
+    /// of the model in full precision (EfficientQAT, arXiv 2407.11062, section 3.3).
     ["tune"] pub struct Tune, TunePatch: tune, recipe => Some(&recipe.tune);
 
     /// Passes, each over as many segments as blocks learn from, of its own; 0 for none.
     pub epochs: usize as tune_epochs {
         value_name: "N",
-        help: "Passes, each over new segments, in which all blocks' scales, norms and biases are tuned together, after the blocks \
-               [default: 1 by --preset best, else 0]",
+        help: "After the blocks, epochs of tuning the scales, norms and biases of all blocks together, each over new segments \
+               [default: 1 with --preset best, else 0]",
         is_read: learns,
         asks: |epochs| *epochs > 0,
         allows: |epochs, _| must(*epochs <= MAX_TUNE_EPOCHS, format!("{MAX_TUNE_EPOCHS} or less")),
@@ -342,7 +342,7 @@ table! {
     /// their root mean square; positive.
     pub lr: f64 as tune_lr {
         value_name: "X",
-        help: "Learning rate of that tuning [default: 5e-3]",
+        help: "Initial learning rate of that tuning [default: 5e-3]",
         is_read: |recipe| learns(recipe) && recipe.tune.epochs > 0,
         allows: |rate, _| must_be_rate(*rate, "5e-3"),
     }
@@ -357,8 +357,8 @@ table! {
     pub kind: RotateKind as rotate {
         value_name: "KIND",
         help: "Rotate channels first, so that none is much larger than the others: none, merged (into the weights) or online (also \
-               queries, keys and what the MLP's last linear reads, while the model runs) [default: online for LLaMA with activations of 4 \
-               bits or fewer, else none; none by --preset paper and where nothing is learned]",
+               queries, keys and the input of the MLP's last linear, while the model runs) [default: online for LLaMA with activations of \
+               4 bits or fewer, else none; none with --preset paper or if nothing is learned]",
     }
     /// Decides the matrices; at most 2^63 - 1.
     pub seed: u64 {}
@@ -374,8 +374,8 @@ table! {
     /// Maximum bits per code, averaged over all quantized weights and without scales and zero points; such as 3.25.
     pub average: f64 as bits {
         value_name: "X",
-        help: "Bits of a code on average, such as 3.25: each linear gets a width by how much the predictions suffer, in place of the \
-               scheme's",
+        help: "Average bits per weight, such as 3.25, in place of the scheme's: each linear gets its own width, by how much the \
+               predictions depend on it",
         allows: |average, recipe| {
             let choices = recipe.bits.as_ref().map_or(&[][..], |bits| &bits.choices);
             let (Some(least), Some(most)) = (choices.iter().min(), choices.iter().max()) else { return Ok(()) };
@@ -386,7 +386,7 @@ table! {
     /// Widths to choose from, the fewest bits first.
     pub choices: Vec<Bits> as bit_choices {
         value_name: "LIST",
-        help: "Widths to choose among [default: 2,3,4,5,6,8]",
+        help: "Widths to choose from [default: 2,3,4,5,6,8]",
         allows: |choices, _| {
             must(!choices.is_empty(), "one width or more")?;
             must(choices.is_sorted_by(|a, b| a < b), "widths in ascending order, none twice")

@@ -400,7 +400,7 @@ fn gguf_files_that_are_none() {
     // What is there stays there.
     fs::create_dir_all(&out).unwrap();
     fs::write(out.join("config.json"), "{}").unwrap();
-    check(&mut convert, USAGE, &["there are files already"]);
+    check(&mut convert, USAGE, &["the directory is not empty"]);
     assert_eq!(fs::read(out.join("config.json")).unwrap(), b"{}");
     // A path with one slash is no hub id where there is such a file.
     fs::create_dir(dir.path().join("models")).unwrap();

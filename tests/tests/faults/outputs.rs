@@ -21,7 +21,7 @@ fn what_would_fail_after_the_run_is_told_before_it() {
     let usual = ["--scheme", "w4a16g64", "--calib", CALIB];
     let mut run = quantize(TINY, &out);
     run.args(usual).arg("--report").arg("--data").arg(&short);
-    check(&mut run, USAGE, &["short.txt has", "less than a window of 512: give a longer text by --data"]);
+    check(&mut run, USAGE, &["short.txt has", "less than a window of 512: give a longer text with --data"]);
     let mut run = quantize(TINY, &out);
     run.args(usual).arg("--report").arg("--data").arg(dir.path().join("none.txt"));
     check(&mut run, INPUT, &["none.txt"]);
@@ -70,7 +70,7 @@ fn a_run_larger_than_the_memory() {
     let mut command = omniquant();
     command.args(["quantize", TINY, "--scheme", "w4a16g64", "--calib", CALIB, "--samples", "1000000000"]);
     command.arg("--out").arg(dir.path().join("out"));
-    check(&mut command, DOES_NOT_FIT, &["this run does not fit", "of memory", "--samples ", " GiB: fits"]);
+    check(&mut command, DOES_NOT_FIT, &["this run does not fit", "of memory", "--samples ", " GiB, which fits"]);
     assert!(names(dir.path()).is_empty());
 }
 
@@ -93,7 +93,7 @@ fn activations_that_float16_does_not_hold() {
     for method in ["omniquant", "smoothquant"] {
         let (stderr, blocks) = beyond(scaled.path(), &["--method", method]);
         assert_eq!(stderr.matches("float16").count(), 2, "{method}, once: {stderr}");
-        for part in [" of 4: activations as large as ", "65504", "bfloat16 or float32"] {
+        for part in [" of 4: activations on the calibration text reach ", "65504", "bfloat16 or float32"] {
             assert!(stderr.contains(part), "{method}: no {part:?} in {stderr}");
         }
         // The residual stays as large as it was once.
@@ -175,5 +175,5 @@ fn a_full_disk() {
         check_small_disk(size, &[], "", &expected);
     }
     // Room for the journal and one of two stores of hidden states, of 32 KiB each.
-    check_small_disk("48k", &["--cache-memory", "0"], "hidden states that --cache-memory", &expected);
+    check_small_disk("48k", &["--cache-memory", "0"], "hidden states that exceed --cache-memory", &expected);
 }

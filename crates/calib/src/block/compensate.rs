@@ -1,45 +1,49 @@
-//! Where rounding starts: the error of each column of a weight is made good by the columns that are rounded after it, as far as
-//! their inputs go together (GPTQ, Frantar et al. 2023, arXiv 2210.17323). The grids stay; what comes out are offsets of codes.
+//! Compensated rounding, from which learning may start (GPTQ, Frantar et al. 2023, arXiv 2210.17323). The rounding error of each column
+//! of a weight is compensated by the columns that are rounded after it, as far as their inputs are correlated. The grids do not change.
+//! The result is an offset for each code.
 
 use oq_lwc::Lwc;
 use tch::{Kind, Tensor};
 
 use crate::block::inputs::Moments;
 
-/// Share of the mean of the diagonal that is added to it, so that there is an inverse (GPTQ, section 3.3).
+/// Fraction of the mean diagonal that is added to the diagonal, so that the matrix has an inverse (GPTQ, section 3.3).
 const DAMPING: f64 = 0.01;
-/// The same share per channel and token: how channels go together in few tokens is mostly chance.
+/// The same fraction, times channels per token: correlations measured on few tokens are mostly noise.
 const SHRINKING: f64 = 0.5;
-/// Columns whose errors reach the rest of the matrix at once.
+/// Columns whose errors are applied to the rest of the matrix in one product.
 const BATCH: i64 = 128;
-/// Weights that are worked on at once, in whole rows: 64 MiB, of which there are a few.
+/// Weights processed at once, in whole rows: 64 MiB in f32, a few times.
 pub(crate) const WEIGHTS: i64 = 1 << 24;
 
-/// A linear whose rounding is to start.
+/// A linear whose rounding is to be compensated.
 pub(crate) struct Rounded<'a> {
     pub(crate) weight: &'a Tensor,
-    /// Its grids.
+    /// Its quantization grids.
     pub(crate) clip: &'a Lwc,
-    /// What is filled in: `[out, in]`, zeros before.
+    /// The result, `[out, in]`: zeros before.
     pub(crate) offsets: &'a Tensor,
 }
 
-/// Fills in the offsets of linears that are given the same inputs. They stay zero where the inputs' moments have no inverse even so.
+/// Fills in the offsets of linears that read the same input. They stay zero if the moments of that input have no inverse even when
+/// damped.
 pub(crate) fn fill(linears: &[Rounded<'_>], moments: &Moments) {
     fill_by(WEIGHTS, linears, moments);
 }
 
-/// [`fill`], with so many weights at once.
+/// [`fill`], with `at_once` weights at a time.
 fn fill_by(at_once: i64, linears: &[Rounded<'_>], moments: &Moments) {
     let all_grids: Vec<[Tensor; 3]> = linears.iter().map(|linear| linear.clip.grids(linear.weight)).collect();
     let mut next = 0;
     for products in &moments.products {
         let (first, n) = (next, products.size()[0]);
         next += n;
-        // The channels that say most come first: their errors have the most columns left to be made good by.
+        // Channels with the largest inputs come first, so that most columns are left to compensate their errors.
         let order = products.diagonal(0, 0, 1).argsort(0, true); // [n]
         let Some((factor, _)) = factor(products, &order, damping(n, moments.tokens)) else {
-            tracing::warn!("the moments of some inputs have no inverse: their linears are rounded to nearest at first");
+            tracing::warn!(
+                "the moments of some inputs have no inverse: learning starts from rounding to nearest for their linears"
+            );
             continue;
         };
         for (Rounded { weight, offsets, .. }, grids) in linears.iter().zip(&all_grids) {
@@ -60,8 +64,9 @@ fn fill_by(at_once: i64, linears: &[Rounded<'_>], moments: &Moments) {
     }
 }
 
-/// Share of rounding's error at a linear's outputs that compensation leaves, from 0 to 1, if errors of weights are alike and as good as independent:
-/// what each channel holds that those after it do not tell, of all that it holds. In few tokens it is an upper bound, as these are damped more.
+/// Fraction of the rounding error at a linear's outputs that compensation leaves, from 0 to 1, if the errors of weights are independent
+/// and equally large. It is the energy of each channel that the channels after it do not predict, as a fraction of the total energy. On
+/// few tokens it is an upper bound, because they are damped more.
 pub(crate) fn share_left(moments: &Moments) -> f64 {
     let of_part = |products: &Tensor| {
         let (diagonal, n) = (products.diagonal(0, 0, 1), products.size()[0]);
@@ -77,13 +82,13 @@ pub(crate) fn share_left(moments: &Moments) -> f64 {
     if held > 0.0 { (left / held).min(1.0) } else { 1.0 }
 }
 
-/// Share of the mean diagonal that is added to that of so many channels, seen in so many tokens.
+/// Fraction of the mean diagonal to add to the diagonal, for `channels` measured on `tokens`.
 fn damping(channels: i64, tokens: i64) -> f64 {
     DAMPING.max(SHRINKING * channels as f64 / tokens.max(1) as f64)
 }
 
-/// The upper triangular `U` with `Uᵀ U = (H + damping)⁻¹`, for `H [n, n]` with its channels in another order; damped more where there is
-/// none in f32. With the damping that it has.
+/// The upper triangular `U` with `Uᵀ U = (H + damping)⁻¹`, for `H [n, n]` with its channels reordered, and the damping used. If there
+/// is no such factor in f32, more damping is tried.
 fn factor(products: &Tensor, order: &Tensor, damping: f64) -> Option<(Tensor, f64)> {
     let mut tried = [1.0, 10.0, 100.0].into_iter().map(|times| times * damping);
     tried.find_map(|damping| Some((factor_of(products, order, damping)?, damping)))
@@ -92,11 +97,11 @@ fn factor(products: &Tensor, order: &Tensor, damping: f64) -> Option<(Tensor, f6
 fn factor_of(products: &Tensor, order: &Tensor, damping: f64) -> Option<Tensor> {
     let damped = products.index_select(0, order).index_select(1, order);
     let mean = damped.diagonal(0, 0, 1).mean(Kind::Float).double_value(&[]);
-    // Channels that are never seen have to be divided by something.
+    // If all inputs were zero, any positive diagonal will do.
     let _ = damped.diagonal(0, 0, 1).g_add_scalar_(if mean > 0.0 { mean * damping } else { 1.0 });
     let (lower, failed) = damped.linalg_cholesky_ex(false, false);
     drop(damped);
-    // There is no inverse then, and asking for one is an error.
+    // Without this factor there is no inverse, and asking for one would raise an error.
     if failed.int64_value(&[]) != 0 {
         return None;
     }
@@ -106,7 +111,7 @@ fn factor_of(products: &Tensor, order: &Tensor, damping: f64) -> Option<Tensor> 
     (failed.int64_value(&[]) == 0 && upper.isfinite().all().int64_value(&[]) == 1).then_some(upper)
 }
 
-/// Offsets `[n, len]` of columns `[n, len]` that are rounded in this order, on grids `[groups, len]`: scale, lowest and highest code.
+/// Offsets `[n, len]` of columns `[n, len]`, rounded in this order on grids `[groups, len]` (scale, lowest and highest code).
 fn part_offsets(columns: &Tensor, factor: &Tensor, [scale, lowest, highest]: &[Tensor; 3], groups: &[i64]) -> Tensor {
     let n = columns.size()[0];
     let work = columns.copy();
@@ -146,7 +151,7 @@ mod tests {
 
     const TOKENS: i64 = 4000;
 
-    /// Inputs whose channels go together, `[tokens, n]`, and what they sum up to.
+    /// Correlated inputs, `[tokens, n]`, and their moments.
     fn inputs(seed: u64, n: i64) -> (Tensor, Moments) {
         let x = noise(seed, &[TOKENS, 12]).matmul(&noise(seed + 1, &[12, n])) + noise(seed + 2, &[TOKENS, n]) * 0.3;
         let moments = moments(&x);
@@ -176,7 +181,7 @@ mod tests {
         x.matmul(&(clip.fake_quantize(weight) - weight).transpose(0, 1)).square().sum(Kind::Double).double_value(&[])
     }
 
-    /// The same column by column, in f64, out of the inverse itself: Hassibi and Stork's update of all that is left.
+    /// The same column by column in f64, with the explicit inverse: the update of all remaining columns by Hassibi and Stork.
     fn by_definition(clip: &Lwc, weight: &Tensor, moments: &Moments) -> Vec<f64> {
         let n = weight.size()[1] as usize;
         let products = moments.products[0].to_kind(Kind::Double);
@@ -208,9 +213,9 @@ mod tests {
     }
 
     #[test]
-    fn equals_the_update_by_the_inverse() {
-        // f32 against f64: a place within 1e-4 of the middle between two codes may fall to either side, and what follows is another
-        // valid result, so rows are compared and one of them may differ.
+    fn matches_the_update_with_the_explicit_inverse() {
+        // f32 against f64: a value within 1e-4 of the midpoint between two codes may be rounded either way, and the rest of its row
+        // then differs validly. So rows are compared, and one of them may differ.
         const CLOSE: f64 = 2e-3;
         let (_, moments) = inputs(3, 160); // more than a batch
         let weight = noise(13, &[6, 160]);
@@ -224,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn outputs_are_nearer_than_those_of_rounding_to_nearest() {
+    fn compensation_beats_rounding_to_nearest() {
         let (x, moments) = inputs(4, 96);
         let weight = noise(14, &[20, 96]);
         for scheme in ["w4a16g32", "w3a16g48", "w2a16", "w3a16g32sym"] {
@@ -237,27 +242,27 @@ mod tests {
     }
 
     #[test]
-    fn the_share_that_is_left_is_what_compensation_leaves() {
+    fn share_left_predicts_the_error_after_compensation() {
         let (x, moments) = inputs(5, 96);
         let weight = noise(15, &[200, 96]);
         let mut clip = start(&weight, &moments, "w4a16g32");
         let nearest = error(&clip, &weight, &x);
         clip.offsets = Some(offsets(&clip, &weight, &moments));
         let (share, compensated) = (share_left(&moments), error(&clip, &weight, &x) / nearest);
-        // Of four bits, so that few weights are clipped, whose errors are not like the others.
+        // 4 bits, so that few weights are clipped: clipping errors are distributed differently.
         assert!((0.75..1.33).contains(&(share / compensated)), "{share} for {compensated}");
-        // Channels that have nothing to do with each other: nothing is made good.
+        // Uncorrelated channels: nothing can be compensated.
         let alone = Tensor::eye(96, (Kind::Float, Device::Cpu));
         let alone = Moments { squares: alone.diagonal(0, 0, 1).copy(), products: vec![alone], tokens: TOKENS };
         assert!((share_left(&alone) - 1.0).abs() < 1e-6);
     }
 
     #[test]
-    fn parts_and_rows_are_gone_through_apart() {
+    fn parts_and_rows_are_independent() {
         let (x, _) = inputs(6, 96);
         let weight = noise(17, &[20, 96]);
         let halves = [0, 48].map(|first| (x.narrow(1, first, 48), weight.narrow(1, first, 48).contiguous()));
-        // Groups of 16, so that neither half begins with the first one.
+        // Groups of 16, so that the second half does not start with the first group.
         let [left, right] = halves.map(|(x, weight)| {
             let moments = moments(&x);
             let clip = Lwc::new(20, 48, "w3a16g16".parse::<QuantSpec>().expect("a scheme").weight, Device::Cpu);
@@ -268,20 +273,21 @@ mod tests {
             Moments { squares: x.square(), products: left.1.into_iter().chain(right.1).collect(), tokens: TOKENS };
         let clip = Lwc::new(20, 96, "w3a16g16".parse::<QuantSpec>().expect("a scheme").weight, Device::Cpu);
         let clip = clip.expect("groups divide");
-        // All rows at once, and three at a time.
+        // All rows at once, and three rows at a time.
         for at_once in [WEIGHTS, 3 * 48] {
             let found = weight.zeros_like();
             fill_by(at_once, &[Rounded { weight: &weight, clip: &clip, offsets: &found }], &whole);
             let off = (found - &expected).abs().amax([1i64].as_slice(), false); // [20]
-            // Sums in another order: a row that meets the middle between two codes may go on otherwise.
+            // Sums in another order: a value at the midpoint between two codes may be rounded the other way, which changes the rest of
+            // its row.
             let equal = off.lt(1e-3).sum(Kind::Int64).int64_value(&[]);
             assert!(equal >= 19, "{equal} of 20 rows");
         }
     }
 
     #[test]
-    fn what_has_no_inverse_is_damped_more() {
-        // Two channels are the same, and what is added to them at first is none of f32's digits.
+    fn a_singular_matrix_is_damped_more() {
+        // Two channels are identical, and the first damping is below f32's precision.
         let products = Tensor::from_slice(&[1e8f32, 1e8, 1e8, 1e8]).view([2, 2]);
         let order = Tensor::from_slice(&[0i64, 1]);
         assert!(factor_of(&products, &order, 1e-8).is_none());
@@ -290,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn inputs_that_say_nothing_change_nothing() {
+    fn zero_and_broken_inputs_leave_zero_offsets() {
         let weight = noise(16, &[4, 64]);
         let zeros = Tensor::zeros([64, 64], (Kind::Float, Device::Cpu));
         let silent =

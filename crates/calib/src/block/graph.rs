@@ -1,7 +1,7 @@
-//! The graph of a block whose tensors are leaves, and its backward pass.
+//! The autograd graph of a block whose tensors are leaves, and its backward pass.
 //!
-//! Where attention is our own ([`Mixed`]), autograd does not know it. The graph is cut there: from the loss down to what attention gave, and
-//! from queries, keys and values down to the leaves.
+//! Autograd does not know our own attention ([`Mixed`]). Where that is used, the graph is cut there: one part goes from the loss down
+//! to attention's output, the other from queries, keys and values down to the leaves.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -13,7 +13,8 @@ use oq_quant_core::ActSpec;
 use tch::{Kind, Tensor};
 
 /// Gradients of a loss with respect to the leaves, in their order; zeros for a leaf that the loss does not depend on, such as the weight of
-/// an expert that no token was routed to. `shared`: whether what is before attention may also be read after.
+/// an expert that no token was routed to. `shared`: whether tensors computed before attention may also be read after it, so that the graph has
+/// to be kept.
 pub(crate) fn backward(loss: Tensor, leaves: Vec<&Tensor>, mixed: Option<CutAttention>, shared: bool) -> Vec<Tensor> {
     let grads = match mixed {
         None => Tensor::run_backward(&[loss], &leaves, false, false),
@@ -30,7 +31,7 @@ fn backward_across(loss: Tensor, leaves: &[&Tensor], mixed: &CutAttention, share
     let mut after = Tensor::run_backward(&[&loss], &inputs, shared, false);
     drop(loss);
     let of_heads = mixed.mixed.grads(&after.pop().expect("one for each input"));
-    // The function of queries, keys and values that has these gradients.
+    // The linear function of queries, keys and values that has these gradients.
     let linear: Tensor =
         tch::with_grad(|| mixed.heads.iter().zip(&of_heads).map(|(x, grad)| (x * grad).sum(Kind::Float)).sum());
     let before = Tensor::run_backward(&[linear], leaves, false, false);
@@ -42,27 +43,27 @@ fn backward_across(loss: Tensor, leaves: &[&Tensor], mixed: &CutAttention, share
     after.into_iter().zip(before).map(sum).collect()
 }
 
-/// Attention that stands outside of autograd.
+/// An attention that autograd does not differentiate.
 pub(crate) struct CutAttention {
     /// Queries, keys and values, with their graph.
     heads: [Tensor; 3],
     mixed: Mixed,
-    /// What it gave, where the graph goes on.
+    /// Its output, as a leaf of the graph after it.
     leaf: Tensor,
 }
 
-/// Multiplies with the leaves.
+/// Computes a block with the leaves.
 pub(crate) struct StudentOps<'a> {
     weights: &'a BlockWeights,
     leaves: &'a BTreeMap<String, Tensor>,
     act: ActSpec,
     compute: Compute,
-    /// The block's attention, where it is our own.
+    /// The block's attention, if it is our own.
     mixed: RefCell<Option<CutAttention>>,
 }
 
 impl<'a> StudentOps<'a> {
-    /// Takes tensors from `leaves`, linears' weights as products need them, and what is not there from `weights`.
+    /// Takes tensors from `leaves` (linears' weights in the type of the products), and all others from `weights`.
     pub(crate) fn new(
         weights: &'a BlockWeights,
         leaves: &'a BTreeMap<String, Tensor>,

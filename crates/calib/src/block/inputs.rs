@@ -1,4 +1,4 @@
-//! What the linears of a block are given in full precision, summed up over the calibration tokens.
+//! Statistics of the inputs of a block's linears in full precision, summed over the calibration tokens.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -8,10 +8,10 @@ use oq_models::{ActPoint, BlockOps, BlockWeights, DenseOps, LinearName};
 use oq_recipe::Start;
 use tch::{Kind, Tensor};
 
-/// Channels whose products with each other are kept: those of wider inputs are kept in parts, so that memory does not grow with
-/// the square of the width. 8192 of them take 256 MiB.
+/// Channels whose products with each other are kept. Wider inputs are split into parts of this width, so that memory does not grow with
+/// the square of the width. A part of 8192 channels takes 256 MiB.
 pub(crate) const PART: i64 = 8192;
-/// Rows of products that are worth a product of matrices of their own.
+/// Rows of products that are computed as a matrix product of their own.
 const STRIP: i64 = 256;
 
 /// Moments of one linear's inputs `[.., n]`.
@@ -19,14 +19,14 @@ const STRIP: i64 = 256;
 pub(crate) struct Moments {
     /// Sum of squares of each channel, `[n]` f32.
     pub(crate) squares: Tensor,
-    /// Sums of products of channels with each other, `[part, part]` f32 for each [`PART`] of them; none where they were not asked for.
+    /// Sums of products of channels with each other, `[part, part]` f32 for each [`PART`] of them; none if they were not requested.
     pub(crate) products: Vec<Tensor>,
-    /// Tokens that were summed over.
+    /// Number of tokens summed over.
     pub(crate) tokens: i64,
 }
 
 impl Moments {
-    /// Nothing yet, for inputs like `x`.
+    /// No tokens yet, for inputs shaped like `x`.
     pub(crate) fn new(x: &Tensor, with_products: bool) -> Self {
         let n = *x.size().last().expect("inputs have channels");
         let zeros = |shape: &[i64]| Tensor::zeros(shape, (Kind::Float, x.device()));
@@ -35,8 +35,8 @@ impl Moments {
         Self { squares: zeros(&[n]), products, tokens: 0 }
     }
 
-    /// Sums up inputs `[.., n]`.
-    // In place: what is allocated and freed again between tensors that stay leaves holes in memory.
+    /// Adds inputs `[.., n]`.
+    // In place: allocating and freeing between long-lived tensors would fragment memory.
     pub(crate) fn add(&mut self, x: &Tensor) {
         let x = x.detach().to_kind(Kind::Float).flatten(0, -2); // [tokens, n]
         self.tokens += x.size()[0];
@@ -50,7 +50,7 @@ impl Moments {
         }
     }
 
-    /// Fills in what [`Self::add`] leaves out.
+    /// Fills in the lower triangles, which [`Self::add`] leaves out.
     pub(crate) fn finish(&mut self) {
         for products in &self.products {
             strips(products).for_each(|strip| strip.mirror(products));
@@ -58,15 +58,15 @@ impl Moments {
     }
 }
 
-/// Some rows of a symmetric matrix `[n, n]`, of which what is left of the diagonal's block is known from the rows above.
+/// Some rows of a symmetric matrix `[n, n]`. What is left of the diagonal block follows from the rows above by symmetry.
 struct Strip {
     first: i64,
     len: i64,
-    /// Columns to the right of the diagonal's block.
+    /// Columns to the right of the diagonal block.
     rest: i64,
 }
 
-/// As many strips as leave products large enough to be fast.
+/// Splits the rows so that the products are large enough to be fast.
 fn strips(matrix: &Tensor) -> impl Iterator<Item = Strip> {
     let n = matrix.size()[0];
     let parts = (n / STRIP).clamp(1, 4);
@@ -78,40 +78,40 @@ fn strips(matrix: &Tensor) -> impl Iterator<Item = Strip> {
 }
 
 impl Strip {
-    /// The diagonal's block and what is to the right of it.
+    /// The diagonal block and what is to the right of it.
     fn upper(&self, matrix: &Tensor) -> Tensor {
         matrix.narrow(0, self.first, self.len).narrow(1, self.first, self.len + self.rest)
     }
 
-    /// Copies what is to the right of the diagonal's block to below it.
+    /// Mirrors what is to the right of the diagonal block to below it.
     fn mirror(&self, matrix: &Tensor) {
         let (next, right) = (self.first + self.len, self.upper(matrix).narrow(1, self.len, self.rest));
         matrix.narrow(0, next, self.rest).narrow(1, self.first, self.len).copy_(&right.transpose(0, 1));
     }
 }
 
-/// What was seen of a block's inputs.
+/// Statistics of a block's inputs.
 #[derive(Default)]
 pub(crate) struct Inputs {
-    /// What the first reader of each site was given.
+    /// By the first reader of each site, the statistics of its input.
     pub(crate) of_sites: BTreeMap<&'static str, InputStats>,
-    /// Of linears, each with the linears that are given the same.
+    /// By input, the linears that read it, and its moments.
     moments: Vec<(Vec<&'static str>, Moments)>,
 }
 
 impl Inputs {
-    /// Names of linears that are given the same, with the moments of that.
+    /// The names of the linears that share an input, with the moments of that input.
     pub(crate) fn of_linears(&self) -> impl Iterator<Item = (&[&'static str], &Moments)> {
         self.moments.iter().map(|(names, moments)| (names.as_slice(), moments))
     }
 
-    /// Of a linear's inputs, where they were asked for.
+    /// Moments of a linear's input, if they were requested.
     pub(crate) fn moments(&self, linear: LinearName) -> Option<&Moments> {
         self.moments.iter().find(|(names, _)| names.contains(&linear.0)).map(|(_, moments)| moments)
     }
 }
 
-/// A block's weights and what their inputs held.
+/// A block's weights with the statistics of its inputs.
 pub(crate) struct Seen<'a> {
     pub(crate) weights: &'a BlockWeights,
     pub(crate) inputs: &'a Inputs,
@@ -127,20 +127,20 @@ impl Source for Seen<'_> {
     }
 }
 
-/// Runs a block in full precision and sees what goes into its linears.
+/// Runs a block in full precision and collects the statistics of its linears' inputs.
 pub(crate) struct InputOps<'a> {
     ops: DenseOps<'a>,
-    /// Whether products of channels with each other are summed up too.
+    /// Whether products of channels with each other are summed too.
     with_products: bool,
     linears: Vec<&'static str>,
     seen: RefCell<Inputs>,
-    /// The input of the linear before, kept so that its address is no other's.
+    /// The input of the previous linear, kept alive so that no other tensor can get its address.
     last: RefCell<Option<Tensor>>,
 }
 
 impl<'a> InputOps<'a> {
-    /// Watches the first reader of each site, as the others are given the same, and what `start` needs of `linears`, but for those that a
-    /// site rescales: what they will be given is not what is seen.
+    /// Collects the input of each site's first reader, which the other readers share. For `start` it also collects the inputs of
+    /// `linears`, except those that a site rescales, because their inputs will be different.
     pub(crate) fn new(ops: DenseOps<'a>, sites: &[Site], linears: &[LinearName], start: Option<Start>) -> Self {
         let readers = sites.iter().filter_map(|site| site.readers().next()).map(|reader| reader.module);
         let of_sites = readers.map(|module| (module, InputStats::default())).collect();
@@ -152,7 +152,7 @@ impl<'a> InputOps<'a> {
         Self { ops, with_products, linears, seen, last: RefCell::new(None) }
     }
 
-    /// What was seen.
+    /// The statistics collected.
     pub(crate) fn finish(self) -> Inputs {
         let mut seen = self.seen.into_inner();
         seen.moments.iter_mut().for_each(|(_, moments)| moments.finish());
@@ -163,7 +163,7 @@ impl<'a> InputOps<'a> {
         let moments = &mut self.seen.borrow_mut().moments;
         let last = self.last.replace(Some(x.shallow_clone()));
         match moments.iter_mut().find(|(names, _)| names.contains(&name)) {
-            // Those that are given the same as the first are not seen again.
+            // Linears that share the input of the first one do not add it again.
             Some((names, moments)) if names[0] == name => moments.add(x),
             Some(_) => {}
             None => match moments.last_mut() {
@@ -207,7 +207,7 @@ mod tests {
     use crate::testing::{fixture, noise};
 
     #[test]
-    fn products_are_those_of_all_pairs() {
+    fn products_match_the_full_matrix_product() {
         for n in [24, 512, 576, 1300] {
             let batches = [1, 2, 3].map(|seed| noise(seed, &[2, 40, n]));
             let mut moments = Moments::new(&batches[0], true);
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn what_will_be_rescaled_is_not_watched() {
+    fn rescaled_inputs_are_not_collected() {
         let model = fixture("tiny-llama");
         let (decoder, weights) = (model.decoder(), model.load_block(0, Device::Cpu).unwrap());
         let sites = decoder.sites(0, SiteKind::Norm).unwrap();

@@ -1,5 +1,5 @@
-//! Learning one block (OmniQuant, eq. 1): clipping, transformation and rounding that minimize the distance between the full-precision
-//! block's output and the fake-quantized block's.
+//! Learning one block (OmniQuant, eq. 1): clipping, transformation and rounding that minimize the distance between the outputs of the
+//! full-precision block and of the fake-quantized block.
 
 use std::ops::ControlFlow;
 
@@ -18,7 +18,7 @@ use crate::merged::Merged;
 use crate::nth::Nth;
 use crate::optim::AdamW;
 
-/// A block is tried this often, at half the learning rate each time, before it is given up.
+/// Attempts at a block, each at half the learning rate of the one before, before the run fails.
 pub(crate) const ATTEMPTS: u32 = 5;
 
 /// What a block learns from.
@@ -28,19 +28,19 @@ pub(crate) struct Task<'a> {
     pub(crate) ctx: &'a Context,
     pub(crate) weights: &'a BlockWeights,
     pub(crate) linears: &'a [LinearName],
-    /// How each is quantized.
+    /// How each linear is quantized.
     pub(crate) specs: &'a dyn Fn(LinearName) -> WeightSpec,
     pub(crate) transform: &'a Transform,
-    /// Where scales and shifts start.
+    /// Initial scales and shifts.
     pub(crate) start: &'a Values,
-    /// What linears were given, where clipping starts from that.
+    /// Statistics of the linears' inputs, if clipping starts from them.
     pub(crate) seen: &'a Inputs,
     pub(crate) recipe: &'a Recipe,
     pub(crate) place: Place,
-    /// What the quantized blocks before give: `[b, t, hidden]` per batch.
+    /// Outputs of the quantized blocks before this one: `[b, t, hidden]` per batch.
     pub(crate) inputs: &'a Store<'a>,
-    /// What the block gives in full precision, by reference input: the full-precision blocks before, and with the second loss
-    /// also the quantized ones.
+    /// The block's outputs in full precision, for each reference input: that of the full-precision blocks before it and, with the
+    /// second loss, also that of the quantized ones.
     pub(crate) targets: Vec<&'a Store<'a>>,
 }
 
@@ -53,23 +53,23 @@ pub(crate) struct Descent {
     pub(crate) retries: u32,
 }
 
-/// What happens while a block learns.
+/// Progress of learning a block.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum LearnEvent {
-    /// A step was made.
+    /// A step is done.
     Step { epoch: Nth, batch: Nth },
-    /// An epoch ended.
+    /// An epoch is done.
     Epoch { epoch: Nth, loss: f64, lr: f64 },
-    /// The loss was not finite; the block starts again at this learning rate.
+    /// The loss was not finite; the block restarts at this learning rate.
     Retry { epoch: Nth, batch: Nth, lr: f64 },
 }
 
 /// Why a block was not learned.
 #[derive(Debug)]
 pub(crate) enum LearnError {
-    /// The watcher asked to stop.
+    /// The callback asked to stop.
     Stopped,
-    /// Every attempt met a loss that was not finite.
+    /// The loss was not finite in any attempt.
     Diverged { epoch: Nth, batch: Nth, attempts: u32, lr: f64 },
     /// The quantizer refused a linear.
     Linear { linear: LinearName, source: LwcError },
@@ -97,7 +97,7 @@ impl LearnError {
 }
 
 impl<'a> Task<'a> {
-    /// Where learning begins, with everything that is learned to move at a `fraction` of the recipe's rates.
+    /// The initial state, with all learning rates at a `fraction` of the recipe's.
     pub(crate) fn begin(&self, fraction: f64) -> Result<(Student<'a>, AdamW), LearnError> {
         let Recipe { scheme, learn, transform, .. } = self.recipe;
         let start = (self.transform, self.start.copy());
@@ -110,14 +110,14 @@ impl<'a> Task<'a> {
         Ok((student, optimizer))
     }
 
-    /// Sum over the targets of the error of one batch.
+    /// The error of one batch, summed over the targets.
     pub(crate) fn loss(&self, ops: &dyn BlockOps, batch: usize) -> Tensor {
         let output = self.decoder.block(self.layer, ops, self.ctx, &self.inputs.get(batch));
         self.targets.iter().map(|target| error(self.recipe.learn.loss, &output, &target.get(batch))).sum()
     }
 }
 
-/// How far `a` is from its target `b`, both `[b, t, hidden]`, in f32: see [`Loss`].
+/// Error of `a` relative to its target `b`, both `[b, t, hidden]`, in f32: see [`Loss`].
 pub(crate) fn error(loss: Loss, a: &Tensor, b: &Tensor) -> Tensor {
     let squares = (a - b).square();
     match loss {
@@ -129,17 +129,17 @@ pub(crate) fn error(loss: Loss, a: &Tensor, b: &Tensor) -> Tensor {
     }
 }
 
-/// How long and how fast to go.
+/// Number of steps, and learning rate.
 #[derive(Clone, Copy)]
 struct Plan {
     epochs: usize,
     batches: usize,
-    /// As it is told of.
+    /// The learning rate that events report.
     lr: f64,
 }
 
-/// Runs epochs of steps from a fresh start; when a step's loss is not finite, starts afresh at half of all rates. `start` is given the
-/// fraction of them that is left.
+/// Runs epochs of steps from a fresh start. If a step's loss is not finite, it restarts at half of all rates; `start` gets the
+/// remaining fraction of them.
 fn descend<S>(
     plan: Plan,
     start: impl Fn(f64) -> Result<S, LearnError>,
@@ -196,25 +196,25 @@ mod tests {
     use crate::{Options, quantize};
 
     #[test]
-    fn a_tokens_error_counts_by_its_size_where_that_is_asked_for() {
+    fn relative_loss_divides_each_tokens_error_by_its_size() {
         let target = Tensor::from_slice(&[1.0f32, 1.0, 100.0, 100.0]).view([1, 2, 2]);
         let of = |loss, off: [f32; 4]| {
             error(loss, &(&target + Tensor::from_slice(&off).view([1, 2, 2])), &target).double_value(&[])
         };
-        // A tenth of each token, and of one of them alone.
+        // An error of a tenth of each token, and of the small token alone.
         let (both, small) = ([0.1, 0.1, 10.0, 10.0], [0.1, 0.1, 0.0, 0.0]);
         let close = |got: f64, expected: f64| assert!((got / expected - 1.0).abs() < 1e-4, "{got} for {expected}");
         close(of(Loss::Relative, both), 0.01);
         close(of(Loss::Relative, small), 0.005);
         close(of(Loss::Mse, both), 50.005);
         close(of(Loss::Mse, small), 0.005);
-        // Where there is nothing, any error is far too large, but a number.
+        // A target of zero: any error is very large, but finite.
         let nothing = target.zeros_like();
         assert!(error(Loss::Relative, &(&nothing + 1e-30), &nothing).double_value(&[]).is_finite());
     }
 
     #[test]
-    fn the_second_target_is_the_block_on_its_own_input() {
+    fn the_second_target_is_the_full_precision_block_on_the_quantized_input() {
         let model = fixture("tiny-llama");
         let losses = |aug_loss| {
             let out = tempfile::tempdir().unwrap();
@@ -227,14 +227,15 @@ mod tests {
             outcome.unwrap().blocks.into_iter().map(|block| block.losses[0]).collect::<Vec<_>>()
         };
         let (one, both) = (losses(false), losses(true));
-        // Both inputs of the first block are the embeddings. Later ones differ, and a block is nearer to what it makes of its own.
+        // The first block has the embeddings for both inputs. In later blocks the inputs differ, and the second error is smaller than
+        // the first.
         assert_eq!(both[0], 2.0 * one[0]);
         assert!(both[1..].iter().zip(&one[1..]).all(|(both, one)| *both < 1.9 * one), "{both:?} for {one:?}");
     }
 
     const PLAN: Plan = Plan { epochs: 2, batches: 3, lr: 0.5 };
 
-    /// A quantity that each step multiplies by `1 - lr`, and that fails whenever `lr` exceeds `stable_lr`, at batch 1.
+    /// A value that each step multiplies by `1 - lr`. At batch 1 it fails if `lr` exceeds `stable_lr`.
     fn run(stable_lr: f64) -> (Result<(f64, Descent), LearnError>, Vec<LearnEvent>) {
         let mut events = Vec::new();
         let start = |fraction| Ok((1.0, fraction * PLAN.lr));
@@ -264,10 +265,10 @@ mod tests {
     }
 
     #[test]
-    fn a_loss_that_is_not_finite_starts_over_at_half_the_rate() {
+    fn a_loss_that_is_not_finite_restarts_at_half_the_rate() {
         let (result, events) = run(0.2);
         let (value, descent) = result.expect("0.125 is stable");
-        assert_eq!(value, (1.0f64 - 0.125).powi(6), "the failed attempts left nothing behind");
+        assert_eq!(value, (1.0f64 - 0.125).powi(6), "nothing of the failed attempts is left");
         assert_eq!(descent.retries, 2);
         let retries: Vec<f64> =
             events.iter().filter_map(|b| if let LearnEvent::Retry { lr, .. } = b { Some(*lr) } else { None }).collect();

@@ -1,4 +1,4 @@
-//! One block: what its inputs hold, where it starts, and how it learns.
+//! One block: statistics of its inputs, its initial state, and how it learns.
 
 pub(crate) mod compensate;
 pub(crate) mod graph;

@@ -1,4 +1,4 @@
-//! How large a block's activations become. The packed model asks for float16, whose largest number some models' activations pass.
+//! The largest activation of a block. The packed model asks for float16, and some models' activations exceed its largest number.
 
 use std::cell::Cell;
 
@@ -7,22 +7,22 @@ use tch::Tensor;
 
 use crate::block::watch::Watched;
 
-/// The largest number of f16.
+/// The largest f16 number.
 pub(crate) const F16_MAX: f64 = 65504.0;
 
-/// The largest magnitude of what was seen.
+/// The largest magnitude seen.
 #[derive(Default)]
 pub(crate) struct Peak(Cell<f64>);
 
 impl Peak {
-    /// Looks at all elements.
+    /// Takes all elements into account.
     pub(crate) fn see(&self, x: &Tensor) {
         let (least, most) = x.detach().aminmax(None::<i64>, false);
         let largest = most.double_value(&[]).max(-least.double_value(&[]));
         self.0.set(self.0.get().max(largest));
     }
 
-    /// Runs a block and looks at what its linears are given and give.
+    /// Runs a block and takes the inputs and outputs of its linears into account.
     pub(crate) fn watch<'a>(&'a self, ops: &'a dyn BlockOps) -> impl BlockOps + 'a {
         Watched {
             ops,
@@ -33,7 +33,7 @@ impl Peak {
         }
     }
 
-    /// What was seen, where f16 does not hold it. Infinity, which records cannot say, is the largest f32 there.
+    /// The largest magnitude, if it exceeds f16. Infinity, which JSON cannot express, becomes the largest f32.
     pub(crate) fn beyond_f16(&self) -> Option<f64> {
         let largest = self.0.get().min(f64::from(f32::MAX));
         (largest > F16_MAX).then_some(largest)
@@ -61,7 +61,7 @@ mod tests {
         };
         assert_eq!(seen(&[]), None);
         assert_eq!(seen(&[1.0, 32752.0]), None);
-        // Of what it gives, and the largest of all.
+        // The largest of the outputs, and of all.
         assert_eq!(seen(&[40000.0, -50000.0, 3.0]), Some(1e5));
         assert_eq!(seen(&[f32::INFINITY]), Some(f64::from(f32::MAX)));
     }

@@ -1,4 +1,4 @@
-//! Which sites of a model a recipe transforms.
+//! The sites of a model that a recipe transforms.
 
 use oq_let::Site;
 use oq_models::Decoder;
@@ -9,27 +9,28 @@ use oq_recipe::{Method, Recipe};
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SiteError {
-    /// The model has no such place.
+    /// The model has no such site.
     #[error("let.sites: this model has no {kind} site: {reason}; leave it out: {mend}")]
     Missing {
-        /// What was asked for.
+        /// The kind that was requested.
         kind: SiteKind,
-        /// Why it is not there.
+        /// Why the model does not have it.
         reason: &'static str,
-        /// An option that does: the other sites that were asked for and are there, or none, or what is there at all.
+        /// The option that fixes it: the requested sites that exist; if there are none, no transformation; if the method needs one, any
+        /// sites that exist.
         mend: String,
     },
-    /// Nothing can take a shift up.
+    /// No site can take a shift.
     #[error(
-        "let.shift: no site of this model can be shifted, its linears or norms have no biases; say --let-shift false"
+        "let.shift: no site of this model can be shifted, because its linears or norms have no biases: use --let-shift false"
     )]
     Shift,
 }
 
-/// Why there are no scales on what the MLP's last linear reads.
-const ROTATED: &str = "what the MLP's last linear reads is rotated while the model runs, and scales do not pass that";
+/// Why the MLP's last linear has no scales on its input.
+const ROTATED: &str = "the input of the MLP's last linear is rotated online, and scales do not pass through a rotation";
 
-/// The sites of a layer that `recipe` transforms; none for methods that transform nothing.
+/// The sites of a layer that `recipe` transforms; none if its method transforms nothing.
 pub(crate) fn sites_of(decoder: &dyn Decoder, recipe: &Recipe, layer: usize) -> Result<Vec<Site>, SiteError> {
     let transform = &recipe.transform;
     if !recipe.method.reads_text() {
@@ -48,7 +49,7 @@ pub(crate) fn sites_of(decoder: &dyn Decoder, recipe: &Recipe, layer: usize) -> 
                 (!there.is_empty()).then(|| format!("--let-sites {}", there.join(",")))
             };
             let mend = there(&transform.sites).unwrap_or_else(|| match recipe.method {
-                // It does nothing else.
+                // SmoothQuant does nothing but transform.
                 Method::Smoothquant => there(&SiteKind::ALL).unwrap_or_else(|| "--method rtn".to_owned()),
                 _ => "--no-let".to_owned(),
             });

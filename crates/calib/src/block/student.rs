@@ -1,10 +1,10 @@
-//! The block that learns: its channels rescaled by an equivalent transformation, its linears fake-quantized on clipped grids, their
-//! codes rounded from a start that may be compensated, by offsets that may be learned.
+//! The block that learns. An equivalent transformation rescales its channels, and its linears are fake-quantized on clipped grids.
+//! Codes start from rounding that may be compensated, and get offsets that may be learned.
 //!
-//! The quantizer is cut out of autograd. Each step has two graphs. The first goes from scales and shifts to the transformed tensors.
-//! There it is cut: weights are fake-quantized without a graph, and they and the other transformed tensors become leaves of the
-//! second, which is the block. libtorch differentiates the block down to these leaves; the closed form in `oq-lwc` takes the
-//! gradients of quantized weights to clipping strengths and to transformed weights; libtorch takes those through the first graph.
+//! The quantizer is not part of autograd. Each step has two graphs. The first goes from scales and shifts to the transformed tensors,
+//! where it is cut: weights are fake-quantized without a graph, and they and the other transformed tensors become leaves of the second
+//! graph, which is the block. libtorch differentiates the block down to these leaves. The closed form in `oq-lwc` turns the gradients
+//! of quantized weights into those of clipping strengths and transformed weights. libtorch takes the latter through the first graph.
 
 use std::collections::BTreeMap;
 
@@ -21,7 +21,7 @@ use crate::compute::Place;
 use crate::merged::{Merged, merge};
 use crate::optim::{AdamW, Descending};
 
-/// What a block learns: clipping and, where that is asked for, rounding of each of its linears, scales and shifts of its sites.
+/// What a block learns: clipping and optionally rounding of each linear, and scales and shifts of its sites.
 pub(crate) struct Student<'a> {
     weights: &'a BlockWeights,
     transform: &'a Transform,
@@ -32,10 +32,10 @@ pub(crate) struct Student<'a> {
     rounding: Option<Descending>,
 }
 
-/// The largest step that an offset takes: a sign says little of how far to go.
+/// The largest step of an offset: the sign of a gradient says little about how far to go.
 const LARGEST_STEP: f64 = 0.02;
 
-/// Learning rates by what is learned.
+/// Learning rates.
 #[derive(Clone, Copy)]
 pub(crate) struct Rates {
     pub(crate) clip: f64,
@@ -43,8 +43,8 @@ pub(crate) struct Rates {
 }
 
 impl<'a> Student<'a> {
-    /// Clipping and rounding at their start for every linear named, quantized as `specs` says, as far as its inputs were `seen`, and
-    /// the transformation at the values given.
+    /// Clipping and rounding at their start for every linear named, quantized as `specs` says, with the statistics of its inputs where
+    /// they were collected; and the transformation at the given values.
     pub(crate) fn new(
         weights: &'a BlockWeights,
         linears: &[LinearName],
@@ -68,7 +68,7 @@ impl<'a> Student<'a> {
                 Ok((name, clip))
             })
             .collect::<Result<BTreeMap<_, _>, _>>()?;
-        // All of them are there before the first is filled in, so that what that takes leaves no holes between them.
+        // All of them are allocated before the first is filled in, so that temporary tensors leave no gaps between them.
         for (names, moments) in seen.of_linears() {
             let rounded = clips.iter().filter_map(|(&name, clip)| {
                 let offsets = clip.offsets.as_ref().filter(|_| names.contains(&name.0))?;
@@ -79,9 +79,9 @@ impl<'a> Student<'a> {
         Ok(Self { weights, transform, act, compute: place.compute, clips, values, rounding: None })
     }
 
-    /// Learns rounding too, in so many steps, each a `fraction` of what it would be.
+    /// Learns rounding too, in `steps` steps, each scaled by `fraction`.
     pub(crate) fn round_within(&mut self, steps: usize, fraction: f64) {
-        // All of its values come to a half, or to less where there are few of them.
+        // All steps together move an offset by half a code, or by less if there are few of them.
         let first = (1.0 / (steps + 1) as f64).min(LARGEST_STEP);
         self.rounding = Some(Descending::new(fraction * first, steps));
     }
@@ -93,8 +93,8 @@ impl<'a> Student<'a> {
         AdamW::new(strengths.chain(self.values.tensors().map(|value| (value, rates.transform))))
     }
 
-    /// One step down `loss`, a function of the block's operations. Returns the loss before the step; when it or a gradient
-    /// is not finite, NaN, and nothing has moved.
+    /// One step that decreases `loss`, a function of the block's operations. Returns the loss before the step. If the loss or a
+    /// gradient is not finite, it returns NaN and changes nothing.
     pub(crate) fn step(&mut self, optimizer: &mut AdamW, loss: impl FnOnce(&dyn BlockOps) -> Tensor) -> f64 {
         let Some(Gradients { value, moved, of_quantized, of_params }) = self.gradients(loss) else { return f64::NAN };
         if let Some(rate) = self.rounding.as_mut().map(Descending::next) {
@@ -110,10 +110,10 @@ impl<'a> Student<'a> {
         value
     }
 
-    /// What a step needs; none where the loss or a gradient is not finite.
+    /// The gradients of a step; none if the loss or a gradient is not finite.
     fn gradients(&self, loss: impl FnOnce(&dyn BlockOps) -> Tensor) -> Option<Gradients> {
         let values = self.values.leaves();
-        // Runs record no graph otherwise.
+        // Runs disable gradients otherwise.
         let moved = tch::with_grad(|| self.transform.apply(&values, |name| self.weights.find(name)));
         let leaves = self.cut(&moved);
         let ops = StudentOps::new(self.weights, &leaves, self.act, self.compute);
@@ -122,7 +122,7 @@ impl<'a> Student<'a> {
         if !value.is_finite() {
             return None;
         }
-        // Only norms that learn stand above both parts of a block that attention has cut.
+        // In a block that attention cuts, only learned norms are upstream of both parts.
         let grads = backward(loss, leaves.values().collect(), ops.cut(), !moved.is_empty());
         let mut grads: BTreeMap<&str, Tensor> = leaves.keys().map(String::as_str).zip(grads).collect();
 
@@ -144,7 +144,7 @@ impl<'a> Student<'a> {
             of_params.extend([of_clip.gamma, of_clip.beta]);
         }
         if !moved.is_empty() {
-            // The function of the transformed tensors that has these gradients.
+            // The linear function of the transformed tensors that has these gradients.
             let linear = tch::with_grad(|| {
                 moved.iter().map(|(name, tensor)| (tensor * &grads[name.as_str()]).sum(Kind::Float)).sum::<Tensor>()
             });
@@ -155,7 +155,7 @@ impl<'a> Student<'a> {
         is_finite.then_some(Gradients { value, moved, of_quantized, of_params })
     }
 
-    /// The leaves of the block's graph: quantized weights of all linears, and whatever else the transformation changed.
+    /// The leaves of the block's graph: the quantized weights of all linears, and everything else that the transformation changed.
     fn cut(&self, moved: &BTreeMap<String, Tensor>) -> BTreeMap<String, Tensor> {
         let leaf = |tensor: Tensor| tensor.detach().set_requires_grad(true);
         let mut leaves: BTreeMap<String, Tensor> =
@@ -168,7 +168,7 @@ impl<'a> Student<'a> {
         leaves
     }
 
-    /// The block with what was learned in it.
+    /// The block with everything learned merged into it.
     pub(crate) fn merge(&self) -> Result<Merged, (LinearName, LwcError)> {
         merge(self.weights, self.transform, &self.values, self.clips.keys().copied(), |name, weight| {
             self.clips[&name].quantize(weight)
@@ -176,15 +176,15 @@ impl<'a> Student<'a> {
     }
 }
 
-/// What a step goes by.
+/// The result of a step's backward pass.
 struct Gradients {
     /// The loss.
     value: f64,
-    /// The tensors that were transformed.
+    /// The transformed tensors.
     moved: BTreeMap<String, Tensor>,
-    /// Gradients of quantized weights, where rounding is learned.
+    /// Gradients of quantized weights, if rounding is learned.
     of_quantized: BTreeMap<String, Tensor>,
-    /// Gradients of the strengths of each linear, then of scales and shifts.
+    /// Gradients of each linear's strengths, then of scales and shifts.
     of_params: Vec<Tensor>,
 }
 

@@ -1,9 +1,9 @@
-//! A block whose linears are watched while it runs.
+//! A block whose linears are observed while it runs.
 
 use oq_models::{ActPoint, BlockOps, LinearName, Scores};
 use tch::Tensor;
 
-/// Runs a block as `ops` does, and shows what each linear is given and what it gives.
+/// Runs a block as `ops` does, and passes the input and output of each linear to a callback.
 pub(crate) struct Watched<'a, F> {
     pub(crate) ops: &'a dyn BlockOps,
     /// Called with the linear, its input and its output.

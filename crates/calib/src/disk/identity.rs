@@ -1,4 +1,4 @@
-//! What makes two runs the same, and what they may differ in.
+//! What identifies a run, and what may differ when it is resumed.
 
 use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,18 +12,18 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tch::Device;
 
-/// Everything that decides what a run ends in: in equal [`Surroundings`], two runs with equal identities end in equal files.
+/// Everything that decides a run's result: in equal [`Surroundings`], two runs with equal identities write the same bytes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Identity {
     /// Version of this program.
     pub(crate) version: String,
-    /// The recipe as resolved, as JSON.
+    /// The resolved recipe, as JSON.
     pub(crate) recipe: String,
-    /// sha256 of `config.json`, of the tensors' names, types and shapes, of the shards' sizes, and of all that lies outside the blocks.
+    /// sha256 of `config.json`, of the tensors' names, types and shapes, of the shards' sizes, and of all tensors outside the blocks.
     pub(crate) model: String,
     /// sha256 of the calibration token ids.
     pub(crate) calibration: String,
-    /// What products are computed in.
+    /// The type that products are computed in.
     pub(crate) compute: String,
 }
 
@@ -44,7 +44,7 @@ impl Identity {
             of_model.update(format!("{}\n", shard.bytes()));
         }
         let outer = model.decoder().outer_params();
-        // Once each: a head that shares the embedding's weights has its name too.
+        // Each tensor once: a head that shares the embedding's weights has the embedding's name.
         let outer: BTreeSet<&str> = outer.iter().map(|param| model.stored_name(param.name)).collect();
         of_model.update(digest_of(model.checkpoint(), outer)?);
         let mut of_ids = Sha256::new();
@@ -60,7 +60,7 @@ impl Identity {
         })
     }
 
-    /// Which parts differ from those that are asked for now, and which settings of the recipe.
+    /// The parts that differ in the run requested now, and the settings of the recipe that do.
     pub(crate) fn differences(&self, asked: &Self) -> String {
         let parts = [
             ("program version", self.version != asked.version),
@@ -73,7 +73,7 @@ impl Identity {
         let asked = settings(&asked.recipe);
         let changed = settings(&self.recipe).into_iter().filter_map(|(key, there)| {
             let asked = asked.get(&key).filter(|asked| **asked != there)?;
-            Some(format!("{key} is {there} there and {asked} here"))
+            Some(format!("{key} was {there} and is now {asked}"))
         });
         let changed: Vec<String> = changed.collect();
         match changed.is_empty() {
@@ -83,8 +83,8 @@ impl Identity {
     }
 }
 
-/// Where and by what a run is computed. It decides over its bytes, as sums are taken in another order, but not over how good they are:
-/// a run may go on in other surroundings.
+/// The hardware and software that compute a run. They affect its bytes, because sums are taken in a different order, but not its
+/// quality. So a run may be resumed in other surroundings.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Surroundings {
     /// Version of libtorch.
@@ -93,12 +93,12 @@ pub(crate) struct Surroundings {
     pub(crate) device: String,
     /// libtorch's threads on the CPU.
     pub(crate) threads: usize,
-    /// Whose attention runs: `own` or `libtorch`.
+    /// Whose attention is used: `own` or `libtorch`.
     pub(crate) attention: String,
 }
 
 impl Surroundings {
-    /// Of a run in this process, on segments of `tokens`.
+    /// Those of a run in this process, on segments of `tokens` tokens.
     pub(crate) fn here(model: &Model, tokens: usize, device: Device, compute: Compute) -> Self {
         let decoder = model.decoder();
         let is_own = has_own_attention(device, compute.kind())
@@ -114,7 +114,7 @@ impl Surroundings {
         }
     }
 
-    /// What differs from where it is computed now, with both values; nothing where all is the same.
+    /// What differs here, with both values; empty if nothing does.
     pub(crate) fn differences(&self, here: &Self) -> String {
         let [there, threads] = [self, here].map(|side| side.threads.to_string());
         let parts = [
@@ -124,26 +124,26 @@ impl Surroundings {
             ("attention", &self.attention, &here.attention),
         ];
         let changed = parts.into_iter().filter(|(_, there, here)| there != here);
-        let changed = changed.map(|(name, there, here)| format!("{name} is {there} there and {here} here"));
+        let changed = changed.map(|(name, there, here)| format!("{name} was {there} and is now {here}"));
         changed.collect::<Vec<_>>().join(", ")
     }
 }
 
-/// What the blocks of a model are made from.
+/// The weights that the blocks of a model are made from.
 pub(crate) struct Sources<'a> {
     model: &'a Model,
-    /// Of the blocks that were asked for.
+    /// Of the blocks that were requested so far.
     digests: Vec<OnceCell<String>>,
 }
 
 impl<'a> Sources<'a> {
-    /// Nothing is read yet.
+    /// Reads nothing yet.
     pub(crate) fn new(model: &'a Model) -> Self {
         Self { model, digests: vec![OnceCell::new(); model.decoder().dims().n_layers] }
     }
 
-    /// sha256 of the names and bytes of a block's tensors, computed once. With instructions for it that is 1.8 GB/s on one core: 8 seconds
-    /// for all blocks of LLaMA-2-7B in 16 bits, so that no part of a tensor need be passed over.
+    /// sha256 of the names and bytes of a block's tensors, computed once. With SHA instructions one core hashes 1.8 GB/s: 8 seconds for
+    /// all blocks of LLaMA-2-7B in 16 bits. So all bytes are hashed.
     pub(crate) fn of(&self, block_idx: usize) -> Result<&str, FormatError> {
         let digest = &self.digests[block_idx];
         if let Some(known) = digest.get() {
@@ -156,7 +156,7 @@ impl<'a> Sources<'a> {
     }
 }
 
-/// Reads the tensors in pieces, whose memory is given back.
+/// Hashes the tensors in pieces, and returns the memory of each piece.
 fn digest_of<'a>(checkpoint: &Checkpoint, names: impl IntoIterator<Item = &'a str>) -> Result<String, FormatError> {
     let mut hash = Sha256::new();
     for name in names {
@@ -229,6 +229,6 @@ mod tests {
         };
         assert_eq!(here(1, "cpu").differences(&here(1, "cpu")), "");
         let differences = here(1, "cpu").differences(&here(16, "cuda:0"));
-        assert_eq!(differences, "device is cpu there and cuda:0 here, threads is 1 there and 16 here");
+        assert_eq!(differences, "device was cpu and is now cuda:0, threads was 1 and is now 16");
     }
 }

@@ -1,7 +1,7 @@
-//! What a run has finished, beside its output: one JSON line per shard, so that a killed run goes on where it was.
+//! The journal beside the output: one JSON line per finished shard, so that a killed run can be resumed.
 //!
-//! The first line names everything that decides the result, and where it was begun. A line is appended and synced after the block's shard is in place;
-//! a torn last line counts as not written.
+//! The first line has everything that decides the result, and the surroundings in which the run began. A line is appended and synced
+//! once the block's shard is in place. A torn last line counts as not written.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::Write;
@@ -20,70 +20,70 @@ use crate::nth::Nth;
 pub(crate) struct Header {
     #[serde(flatten)]
     pub(crate) identity: Identity,
-    /// Where blocks were made that say nothing else; journals of old have none.
+    /// Where blocks were made whose line says nothing else; older journals lack it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) surroundings: Option<Surroundings>,
 }
 
-/// Which shard of a run: a block as it was learned, or as it was tuned afterwards.
+/// A shard of a run: a block as learned, or as tuned afterwards.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Stage {
-    /// The block with this index, as it was learned.
+    /// The block with this index, as learned.
     Learned(usize),
-    /// The block with this index, as it was tuned.
+    /// The block with this index, as tuned.
     Tuned(usize),
 }
 
-/// A shard that is on disk, a line of the journal.
+/// A line of the journal: a shard on disk.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Finished<R = BlockRecord> {
     /// Its file name.
     pub(crate) shard: String,
     /// sha256 of the shard.
     pub(crate) sha256: String,
-    /// What the block was made from, as [`Sources`](crate::disk::identity::Sources) has it; journals of old have none.
+    /// Hash of the weights that the block was made from, see [`Sources`](crate::disk::identity::Sources); older journals lack it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) source: Option<String>,
-    /// Where it was made, if elsewhere than the first line says.
+    /// Where it was made, if the first line says otherwise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) surroundings: Option<Surroundings>,
-    /// How it went.
+    /// How learning or tuning went.
     #[serde(flatten)]
     pub(crate) record: R,
 }
 
-/// How tuning went, by the line of each tuned block. The epochs are of all blocks together.
+/// How tuning went, repeated in the line of each tuned block. An epoch tunes all blocks together.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct TunedRecord {
     /// Which block, from 0.
     pub(crate) tuned: usize,
     /// Mean divergence of each epoch, in nats.
     pub(crate) divergences: Vec<f64>,
-    /// Times that tuning started again because of a number that was not finite.
+    /// Restarts of tuning after a number that was not finite.
     pub(crate) retries: u32,
 }
 
-/// Why a journal was not opened or written.
+/// Why a journal could not be opened or written.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum JournalError {
-    /// There is a run in that directory and resuming was not asked for.
-    #[error("{} holds a run with {blocks} finished blocks: go on with --resume, or choose another --out", dir.display())]
+    /// The directory holds a run, and `--resume` was not given.
+    #[error("{} holds a run with {blocks} finished blocks: continue it with --resume, or choose another --out", dir.display())]
     Occupied {
         /// The directory.
         dir: PathBuf,
-        /// Blocks it has finished.
+        /// Number of its finished blocks.
         blocks: usize,
     },
-    /// The directory has files that are not a run's.
-    #[error("{} is not empty and holds no run of this program: choose another --out", dir.display())]
+    /// The directory has files that do not belong to a run.
+    #[error("{} is not empty and does not hold a run of this program: choose another --out", dir.display())]
     Foreign {
         /// The directory.
         dir: PathBuf,
     },
-    /// The run there is another one.
+    /// The directory holds a different run.
     #[error(
-        "{} holds a run with another {differences}: repeat its command line to resume it, or choose another --out",
+        "{} holds a run with a different {differences}: repeat its command line to resume it, or choose another --out",
         dir.display()
     )]
     Different {
@@ -92,30 +92,30 @@ pub enum JournalError {
         /// What differs.
         differences: String,
     },
-    /// The run there was made from other weights.
+    /// The run was made from different weights.
     #[error(
-        "{}: block {block} was made from another checkpoint than the one in {}: choose another --out", dir.display(), model.display()
+        "{}: block {block} was made from a different checkpoint, not the one in {}: choose another --out", dir.display(), model.display()
     )]
     OtherSource {
         /// The directory.
         dir: PathBuf,
-        /// The first block whose weights are other ones.
+        /// The first block with different weights.
         block: Nth,
-        /// The checkpoint that is there now.
+        /// The checkpoint given now.
         model: PathBuf,
     },
-    /// Another process is at it.
-    #[error("{}: another run is writing there: wait for its end, or choose another --out", dir.display())]
+    /// Another process writes to the directory.
+    #[error("{}: another run is writing there: wait for it to finish, or choose another --out", dir.display())]
     Busy {
         /// The directory.
         dir: PathBuf,
     },
-    /// The directory cannot be made, or nothing can be written there.
+    /// The directory cannot be created or written to.
     #[error("{}: cannot be written: {source}; choose another --out", dir.display())]
     Unwritable {
         /// The directory.
         dir: PathBuf,
-        /// Why.
+        /// The cause.
         source: std::io::Error,
     },
     /// Input or output failed.
@@ -123,7 +123,7 @@ pub enum JournalError {
     Io {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: std::io::Error,
     },
 }
@@ -134,15 +134,15 @@ pub(crate) struct Journal {
     file: File,
     learned: Vec<Finished>,
     tuned: Vec<Finished<TunedRecord>>,
-    /// Where it was begun.
+    /// The surroundings in which it was begun.
     begun: Option<Surroundings>,
-    /// Where it goes on.
+    /// The surroundings of this process.
     here: Option<Surroundings>,
 }
 
 impl Journal {
-    /// Starts a journal in a directory where no block is finished yet, or opens the one that is there when `resume` is set. It is
-    /// this process's alone until it is dropped.
+    /// Starts a journal in a directory without finished blocks, or opens the existing one if `resume` is set. It is locked until
+    /// dropped.
     pub(crate) fn open(dir: &Path, asked: &Header, resume: bool) -> Result<Self, JournalError> {
         let path = dir.join(JOURNAL);
         let io = |source| JournalError::Io { path: path.clone(), source };
@@ -156,13 +156,14 @@ impl Journal {
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(JournalError::Busy { dir: dir.to_owned() }),
-            // Some network file systems have no locks; a run is not refused for that.
+            // Some network file systems have no locks. That does not stop a run.
             Err(TryLockError::Error(error)) => tracing::debug!(%error, "the journal cannot be locked"),
         }
         let text = std::fs::read_to_string(&path).map_err(io)?;
         let mut lines = text.split_inclusive('\n').filter(|line| line.ends_with('\n'));
         let header: Option<Header> = lines.next().and_then(|line| serde_json::from_str(line).ok());
-        // Blocks of each stage count from 0 without a gap, learned ones first; whatever follows a line that does not fit is made again.
+        // Blocks of each stage are numbered from 0 without gaps, learned ones first. The first line that does not fit, and all after
+        // it, are dropped.
         let (mut learned, mut tuned) = (Vec::new(), Vec::new());
         let mut kept = text.find('\n').map_or(0, |end| end + 1);
         for line in lines {
@@ -177,10 +178,10 @@ impl Journal {
             }
             kept += line.len();
         }
-        // A run that finished nothing is no reason to refuse another one.
-        let goes_on = |header: &Header| header == asked || !learned.is_empty() && header.identity == asked.identity;
+        // A run that has finished no block does not stand in the way of another run.
+        let resumes = |header: &Header| header == asked || !learned.is_empty() && header.identity == asked.identity;
         let here = asked.surroundings.clone();
-        let Some(header) = header.filter(|header| goes_on(header) || holds_files) else {
+        let Some(header) = header.filter(|header| resumes(header) || holds_files) else {
             if holds_files {
                 return Err(JournalError::Foreign { dir: dir.to_owned() });
             }
@@ -201,17 +202,17 @@ impl Journal {
         Ok(Self { path, file, learned, tuned, begun: header.surroundings, here })
     }
 
-    /// Blocks that this run or the ones before learned, in order.
+    /// Blocks learned so far, by this process or earlier ones, in order.
     pub(crate) fn learned(&self) -> &[Finished] {
         &self.learned
     }
 
-    /// Blocks that were tuned, in order.
+    /// Blocks tuned so far, in order.
     pub(crate) fn tuned(&self) -> &[Finished<TunedRecord>] {
         &self.tuned
     }
 
-    /// What is different here from where the last block was finished, with both values; nothing where that is not known.
+    /// What differs here from where the last block was finished, with both values; none if nothing does, or if it is unknown.
     pub(crate) fn moved(&self) -> Option<String> {
         let of_block = match self.tuned.last() {
             Some(block) => block.surroundings.as_ref(),
@@ -221,14 +222,14 @@ impl Journal {
         Some(there.differences(here)).filter(|differences| !differences.is_empty())
     }
 
-    /// Forgets this shard and those after it: they are not what the journal says.
+    /// Drops this shard and those after it.
     pub(crate) fn forget(&mut self, first: Stage) -> Result<(), JournalError> {
         let text = std::fs::read_to_string(&self.path).map_err(|source| self.io(source))?;
         let (learned, tuned) = match first {
             Stage::Learned(block) => (block, 0),
             Stage::Tuned(block) => (self.learned.len(), block),
         };
-        // In one step: a run that is killed here still finds the lines before.
+        // Truncated in one step: if the process is killed here, the lines before are still there.
         let kept: usize = text.split_inclusive('\n').take(1 + learned + tuned).map(str::len).sum();
         self.file.set_len(kept as u64).and_then(|()| self.file.sync_data()).map_err(|source| self.io(source))?;
         self.learned.truncate(learned);
@@ -250,7 +251,7 @@ impl Journal {
         Ok(())
     }
 
-    /// Appends a line, which says where the block was made, if elsewhere than the first.
+    /// Appends a line, with the surroundings if they differ from the first line's.
     fn finish<R: Serialize>(&self, block: Finished<R>) -> Result<Finished<R>, JournalError> {
         let surroundings = self.here.clone().filter(|here| self.begun.as_ref() != Some(here));
         let block = Finished { surroundings, ..block };
@@ -263,7 +264,7 @@ impl Journal {
     }
 }
 
-/// A line that is on the disk when this returns.
+/// Appends a line, and returns once it is on the disk.
 fn append(path: &Path, mut file: &File, line: &impl Serialize) -> Result<(), JournalError> {
     let mut line = serde_json::to_string(line).expect("a record of plain fields is JSON");
     line.push('\n');
@@ -271,7 +272,7 @@ fn append(path: &Path, mut file: &File, line: &impl Serialize) -> Result<(), Jou
     written.map_err(|source| JournalError::Io { path: path.to_owned(), source })
 }
 
-/// Whether anything but a torn journal, the run's own records and files that were never finished lies in `dir`.
+/// Whether `dir` has anything besides a torn journal, the run's own records and unfinished temporary files.
 fn holds_files(dir: &Path) -> std::io::Result<bool> {
     for entry in std::fs::read_dir(dir)? {
         let entry = entry?;
@@ -322,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn goes_on_after_a_torn_line() {
+    fn resumes_after_a_torn_line() {
         let dir = tempfile::tempdir().unwrap();
         let id = header("r");
         let mut journal = Journal::open(dir.path(), &id, false).unwrap();
@@ -344,10 +345,10 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_is_not_its_run() {
+    fn refuses_other_runs_and_foreign_files() {
         let dir = tempfile::tempdir().unwrap();
         let (ours, other) = (header(r#"{"learn":{"epochs":20}}"#), header(r#"{"learn":{"epochs":5}}"#));
-        // Nothing is finished: another run may begin.
+        // No block is finished: another run may begin.
         drop(Journal::open(dir.path(), &other, false).unwrap());
         let mut journal = Journal::open(dir.path(), &ours, false).unwrap();
         assert!(matches!(Journal::open(dir.path(), &ours, true), Err(JournalError::Busy { .. })));
@@ -357,7 +358,7 @@ mod tests {
         assert!(matches!(Journal::open(dir.path(), &ours, false), Err(JournalError::Occupied { blocks: 1, .. })));
         match Journal::open(dir.path(), &other, true) {
             Err(JournalError::Different { differences, .. }) => {
-                assert_eq!(differences, "recipe (learn.epochs is 20 there and 5 here)");
+                assert_eq!(differences, "recipe (learn.epochs was 20 and is now 5)");
             }
             other => panic!("{:?}", other.map(|j| j.learned)),
         }
@@ -367,27 +368,27 @@ mod tests {
     }
 
     #[test]
-    fn a_run_that_goes_on_elsewhere_says_so() {
+    fn surroundings_are_recorded_when_they_change() {
         let dir = tempfile::tempdir().unwrap();
         let on_threads = |threads| Header { surroundings: Some(on(threads)), ..header("r") };
         let open = |threads| Journal::open(dir.path(), &on_threads(threads), true).unwrap();
-        // Nothing is finished: it begins here.
+        // No block is finished: the run begins with these surroundings.
         drop(open(8));
         assert_eq!(open(1).moved(), None);
         let mut journal = open(1);
         journal.finish_learned(block(0)).unwrap();
         drop(journal);
         let mut journal = open(4);
-        assert_eq!(journal.moved().unwrap(), "threads is 1 there and 4 here");
+        assert_eq!(journal.moved().unwrap(), "threads was 1 and is now 4");
         journal.finish_learned(block(1)).unwrap();
         drop(journal);
         assert_eq!(open(4).moved(), None);
         let journal = open(1);
-        assert_eq!(journal.moved().unwrap(), "threads is 4 there and 1 here");
+        assert_eq!(journal.moved().unwrap(), "threads was 4 and is now 1");
         let elsewhere = Finished { surroundings: Some(on(4)), ..block(1) };
         assert_eq!(journal.learned(), [block(0), elsewhere]);
         drop(journal);
-        // A journal that does not know where it was begun.
+        // A journal without the surroundings in which it was begun.
         let lines = std::fs::read_to_string(dir.path().join(JOURNAL)).unwrap();
         let (first, _) = lines.split_once('\n').unwrap();
         let old = first.replace(&format!(",\"surroundings\":{}", serde_json::to_string(&on(1)).unwrap()), "");
@@ -400,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn forgets_from_a_block_on() {
+    fn forgets_a_block_and_those_after_it() {
         let dir = tempfile::tempdir().unwrap();
         let id = header("r");
         let mut journal = Journal::open(dir.path(), &id, false).unwrap();
@@ -412,7 +413,7 @@ mod tests {
     }
 
     #[test]
-    fn learned_and_tuned_blocks_are_told_apart() {
+    fn learned_and_tuned_blocks_are_kept_apart() {
         let dir = tempfile::tempdir().unwrap();
         let id = header("r");
         let open = || Journal::open(dir.path(), &id, true).unwrap();
@@ -433,11 +434,11 @@ mod tests {
         drop(journal);
         let mut journal = open();
         assert_eq!(counts(&journal), (2, 1));
-        // What was tuned came from all learned blocks.
+        // Tuned blocks depend on all learned ones.
         journal.forget(Stage::Learned(1)).unwrap();
         drop(journal);
         assert_eq!(counts(&open()), (1, 0));
-        // A learned block does not follow a tuned one.
+        // A learned block must not follow a tuned one.
         let mut journal = open();
         journal.finish_tuned(tuned(0)).unwrap();
         journal.finish_learned(block(1)).unwrap();

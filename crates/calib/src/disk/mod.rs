@@ -1,4 +1,4 @@
-//! What a run keeps on disk: finished shards and how to go on from them; hidden states that memory has no room for.
+//! What a run keeps on disk: finished shards with the journal, and hidden states that do not fit into memory.
 
 pub(crate) mod identity;
 pub(crate) mod journal;

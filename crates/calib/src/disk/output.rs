@@ -1,4 +1,4 @@
-//! The packed directory that a run fills, block by block.
+//! The packed model's directory, which a run fills block by block.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use tch::{Device, Kind, Tensor};
 use crate::merged::Merged;
 use crate::widths::Widths;
 
-/// A packed model on its way to disk.
+/// A packed model that is being written.
 pub(crate) struct Output<'a> {
     writer: PackedWriter,
     model: &'a Model,
@@ -18,19 +18,19 @@ pub(crate) struct Output<'a> {
 }
 
 impl<'a> Output<'a> {
-    /// Makes the directory, or takes up the one that is there.
+    /// Creates the directory, or continues in an existing one.
     pub(crate) fn create(dir: &Path, model: &'a Model, widths: Widths) -> Result<Self, FormatError> {
         let writer = PackedWriter::create(dir, model.dir(), model.decoder().dims().n_layers)?;
         let writer = writer.rotated_online(model.online().is_some());
         Ok(Self { writer, model, widths })
     }
 
-    /// Where it lies.
+    /// Its directory.
     pub(crate) fn dir(&self) -> &Path {
         self.writer.dir()
     }
 
-    /// Says how linears are quantized, where that is known later.
+    /// Sets how linears are quantized, if that is not known at first.
     pub(crate) fn set_widths(&mut self, widths: Widths) {
         self.widths = widths;
     }
@@ -40,8 +40,8 @@ impl<'a> Output<'a> {
         &self.widths
     }
 
-    /// Writes a block's shard: packed linears; norms and biases as they were merged, or as they are in the checkpoint. Returns its name
-    /// and hash.
+    /// Writes a block's shard: packed linears, and norms and biases as merged, or else as in the checkpoint. Returns the shard's file
+    /// name and sha256.
     pub(crate) fn write_block(&self, block_idx: usize, merged: &Merged) -> Result<(String, String), FormatError> {
         let checkpoint = self.model.checkpoint();
         let prefix = self.model.decoder().block_prefix(block_idx);
@@ -56,7 +56,7 @@ impl<'a> Output<'a> {
                 Some(tensor) => {
                     let shape: Vec<usize> = tensor.size().into_iter().map(|n| n as usize).collect();
                     let values = Vec::<f32>::try_from(tensor.contiguous().view(-1)).expect("merged tensors are f32");
-                    // Not narrowed: with scales in them they reach further than those they come from.
+                    // Kept in f32: with scales merged in, their range is larger than the originals'.
                     OutTensor::from_f32(full_name, &shape, &values, Dtype::F32)?
                 }
             });
@@ -67,7 +67,7 @@ impl<'a> Output<'a> {
         Ok((shard, sha256_file(&path)?))
     }
 
-    /// A block as its shard has it.
+    /// Reads a block from its shard.
     pub(crate) fn read_block(&self, block_idx: usize, device: Device) -> Result<Merged, ModelError> {
         let shard = Checkpoint::open_file(&self.writer.block_path(block_idx))?;
         let decoder = self.model.decoder();
@@ -92,10 +92,10 @@ impl<'a> Output<'a> {
         layout.params.into_iter().map(|param| param.name.to_owned()).chain(biases)
     }
 
-    /// Whether a block's shard is there and the one that was written.
+    /// Whether a block's shard exists and has this hash.
     ///
     /// # Errors
-    /// When it cannot be read, which says nothing of what is in it.
+    /// If it cannot be read, which says nothing about its content.
     pub(crate) fn is_intact(&self, block_idx: usize, sha256: &str) -> Result<bool, FormatError> {
         match sha256_file(&self.writer.block_path(block_idx)) {
             Err(FormatError::MissingFile { .. }) => Ok(false),
@@ -103,7 +103,7 @@ impl<'a> Output<'a> {
         }
     }
 
-    /// Whether the directory has its index and config, and what lies outside the blocks as it is in the model.
+    /// Whether the directory has its index and config, and the same tensors outside the blocks as the model.
     pub(crate) fn is_complete(&self) -> bool {
         if !self.writer.is_finished() {
             return false;
@@ -121,8 +121,8 @@ impl<'a> Output<'a> {
         params.iter().all(is_same)
     }
 
-    /// A tensor outside the blocks: as it is in the checkpoint or, of a rotated model, made anew: matrices in f16 as the packed model's
-    /// type is, in f32 where the original's is; vectors in f32.
+    /// A tensor outside the blocks: as in the checkpoint or, in a rotated model, rebuilt. Matrices are then stored in f16 like the
+    /// packed model, or in f32 if the original is f32; vectors in f32.
     fn outer_tensor(&self, param: &Param) -> Result<OutTensor<'_>, ModelError> {
         let checkpoint = self.model.checkpoint();
         if !self.model.is_rotated() {
@@ -144,13 +144,13 @@ impl<'a> Output<'a> {
         OutTensor::from_f32_slabs(param.name, &param.shape, dtype, slabs)
     }
 
-    /// Writes what lies outside the blocks, the index and the config.
+    /// Writes the tensors outside the blocks, the index and the config.
     pub(crate) fn finish(&self) -> Result<(), ModelError> {
         trim_memory();
         let params = self.model.decoder().outer_params();
         let tensors = params.iter().map(|param| self.outer_tensor(param));
         self.writer.write_rest(&tensors.collect::<Result<Vec<_>, _>>()?)?;
-        // Embeddings, projections, head: a head that shares the embedding's weights has no tensor of its own.
+        // Embeddings, projections and head. A head that shares the embedding's weights has no tensor of its own.
         let matrices = params.iter().filter(|param| param.shape.len() == 2);
         let mut ignore = vec!["lm_head"];
         ignore.extend(matrices.map(|param| param.name.trim_end_matches(".weight")).filter(|name| *name != "lm_head"));

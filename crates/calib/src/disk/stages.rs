@@ -1,4 +1,4 @@
-//! Where a run's shards go: those of learned blocks, and, where all blocks are tuned afterwards, those of the tuned ones.
+//! Where a run's shards go: those of learned blocks and, if all blocks are tuned afterwards, those of tuned ones.
 
 use std::path::{Path, PathBuf};
 
@@ -11,7 +11,7 @@ use crate::disk::names::{TUNING, UNTUNED};
 use crate::disk::output::Output;
 use crate::widths::Widths;
 
-/// Why shards cannot be taken up.
+/// Why existing shards cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StageError {
     /// A file cannot be read or written.
@@ -22,18 +22,18 @@ pub(crate) enum StageError {
     Journal(#[from] JournalError),
 }
 
-/// The shards of a run. Its journal has a line for each: first of learned blocks, then of tuned ones, if there are such.
+/// The shards of a run. Its journal has a line for each: learned blocks first, then tuned ones, if there are any.
 pub(crate) struct Stages<'a> {
     /// The packed model.
     pub(crate) output: Output<'a>,
-    /// The blocks before they are tuned, in a folder of its own that goes when the model is whole.
+    /// The blocks before tuning, in a folder of their own, which is removed when the model is complete.
     untuned: Option<Output<'a>>,
     untuned_dir: PathBuf,
     n_blocks: usize,
 }
 
 impl<'a> Stages<'a> {
-    /// Makes the directories, or takes up those that are there.
+    /// Creates the directories, or continues in existing ones.
     pub(crate) fn create(out: &Path, model: &'a Model, recipe: &Recipe) -> Result<Self, StageError> {
         let output = Output::create(out, model, Widths::uniform(recipe.scheme))?;
         let untuned_dir = out.join(UNTUNED);
@@ -42,44 +42,44 @@ impl<'a> Stages<'a> {
         Ok(Self { output, untuned, untuned_dir, n_blocks: model.decoder().dims().n_layers })
     }
 
-    /// Says how linears are quantized, where that is known later.
+    /// Sets how linears are quantized, if that is not known at first.
     pub(crate) fn set_widths(&mut self, widths: &Widths) {
         let outputs = [Some(&mut self.output), self.untuned.as_mut()];
         outputs.into_iter().flatten().for_each(|output| output.set_widths(widths.clone()));
     }
 
-    /// Where learned blocks go.
+    /// Output for learned blocks.
     pub(crate) fn learned(&self) -> &Output<'a> {
         self.untuned.as_ref().unwrap_or(&self.output)
     }
 
-    /// Where learned blocks are for tuning, if there is any.
+    /// Output of learned blocks that tuning starts from, if there is tuning.
     pub(crate) fn untuned(&self) -> Option<&Output<'a>> {
         self.untuned.as_ref()
     }
 
-    /// Where tuning keeps what it has come to.
+    /// File of the state of tuning.
     pub(crate) fn tuning_path(&self) -> PathBuf {
         self.untuned_dir.join(TUNING)
     }
 
-    /// Whether the journal has all shards of a whole run.
+    /// Whether the journal has all shards of a finished run.
     pub(crate) fn has_all(&self, journal: &Journal) -> bool {
         let has = |blocks: usize| blocks == self.n_blocks;
         has(journal.learned().len()) && (self.untuned.is_none() || has(journal.tuned().len()))
     }
 
-    /// Whether nothing is left to do.
+    /// Whether the run is finished and its files are intact.
     pub(crate) fn are_complete(&self, journal: &Journal) -> Result<bool, StageError> {
         Ok(self.has_all_blocks(journal)? && self.output.is_complete())
     }
 
-    /// Takes back that the model is finished, before anything of it is made again.
+    /// Removes `config.json`, so that the model does not count as finished while parts of it are made again.
     pub(crate) fn reopen(&self) -> Result<(), StageError> {
         Ok(remove_file(&self.output.dir().join("config.json"))?)
     }
 
-    /// Removes what tuning had come to, where blocks that it was learned on are made again.
+    /// Removes the state of tuning if blocks that it depends on are missing.
     pub(crate) fn forget_tuning(&self, journal: &Journal) -> Result<(), StageError> {
         if journal.learned().len() < self.n_blocks {
             remove_file(&self.tuning_path())?;
@@ -87,7 +87,7 @@ impl<'a> Stages<'a> {
         Ok(())
     }
 
-    /// Whether all blocks of the packed model are as they were written; what led to them may be gone.
+    /// Whether all blocks of the packed model are intact. Intermediate files may be gone.
     fn has_all_blocks(&self, journal: &Journal) -> Result<bool, StageError> {
         if !self.has_all(journal) {
             return Ok(false);
@@ -99,7 +99,7 @@ impl<'a> Stages<'a> {
         Ok(broken.is_none())
     }
 
-    /// Strikes the first shard that is not what the journal says, and those after it.
+    /// Drops the first shard that does not match the journal, and those after it.
     pub(crate) fn forget_broken(&self, journal: &mut Journal) -> Result<(), StageError> {
         if self.has_all_blocks(journal)? {
             return Ok(());
@@ -109,17 +109,17 @@ impl<'a> Stages<'a> {
             None => self.first_broken_tuned(journal)?,
         };
         if let Some((stage, shard)) = broken {
-            tracing::warn!(shard, "a finished shard is not what the journal says: it is made again");
+            tracing::warn!(shard, "a finished shard is missing or damaged: it is made again");
             journal.forget(stage)?;
         }
-        // What was tuned came from all learned blocks.
+        // Tuned blocks depend on all learned ones.
         if journal.learned().len() < self.n_blocks && !journal.tuned().is_empty() {
             journal.forget(Stage::Tuned(0))?;
         }
         Ok(())
     }
 
-    /// The first shard of a learned block that is not the one that was written, with its file's name.
+    /// The first shard of a learned block that is missing or damaged, with its file name.
     fn first_broken_learned(&self, journal: &Journal) -> Result<Option<(Stage, String)>, StageError> {
         for (block, finished) in journal.learned().iter().enumerate() {
             if !self.learned().is_intact(block, &finished.sha256)? {
@@ -129,7 +129,7 @@ impl<'a> Stages<'a> {
         Ok(None)
     }
 
-    /// The same of tuned blocks.
+    /// The first shard of a tuned block that is missing or damaged, with its file name.
     fn first_broken_tuned(&self, journal: &Journal) -> Result<Option<(Stage, String)>, StageError> {
         for (block, finished) in journal.tuned().iter().enumerate() {
             if !self.output.is_intact(block, &finished.sha256)? {
@@ -139,12 +139,12 @@ impl<'a> Stages<'a> {
         Ok(None)
     }
 
-    /// Removes what only tuning needed, once the model is whole.
+    /// Removes files that only tuning needed, once the model is complete.
     pub(crate) fn clean_up(&self) {
         if self.untuned.is_some()
             && let Err(error) = std::fs::remove_dir_all(&self.untuned_dir)
         {
-            tracing::warn!(dir = %self.untuned_dir.display(), %error, "blocks before tuning cannot be removed");
+            tracing::warn!(dir = %self.untuned_dir.display(), %error, "cannot remove the blocks from before tuning");
         }
     }
 }

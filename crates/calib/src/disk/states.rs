@@ -1,7 +1,7 @@
 //! Hidden states of the calibration segments between blocks: in memory, and beyond a budget in a file.
 //!
-//! They are f32 in both places. A narrower type would lose what learning looks for: a few channels of the residual are a thousand
-//! times as large as the others.
+//! They are f32 in both places. A narrower type would lose the small differences that learning depends on, because a few channels of
+//! the residual stream are a thousand times larger than the others.
 
 use std::io;
 use std::ops::Range;
@@ -11,22 +11,22 @@ use oq_formats::Scratch;
 use tch::{Device, Kind, Tensor};
 
 const F32: usize = size_of::<f32>();
-/// Why there is a file where a batch is in one.
-const MADE: &str = "it is made for the first batch that goes there";
+/// Why the file exists if a batch is in it.
+const MADE: &str = "it is created with the first batch in it";
 
-/// Hidden states beyond the budget have no place on the disk.
+/// Hidden states that exceed the budget cannot be stored on disk.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "{}: hidden states that --cache-memory leaves no room for, {bytes} bytes, cannot be kept there: {source}; free some space or take a \
-     larger --cache-memory",
+    "{}: cannot store the hidden states that exceed --cache-memory, {bytes} bytes: {source}; free some space or raise \
+     --cache-memory",
     dir.display()
 )]
 pub struct StatesError {
-    /// Where the files are.
+    /// Directory of the files.
     pub dir: PathBuf,
-    /// What all of them take.
+    /// Size of all these hidden states.
     pub bytes: u64,
-    /// Why.
+    /// The cause.
     pub source: io::Error,
 }
 
@@ -35,32 +35,32 @@ pub struct StatesError {
 pub(crate) struct Cache {
     /// Where blocks are computed.
     pub(crate) device: Device,
-    /// Bytes of memory for all stores together; none: as many as they need.
+    /// Bytes of memory for all stores together; none means no limit.
     pub(crate) budget: Option<u64>,
-    /// Numbers of a batch; the last may have fewer.
+    /// Elements of a batch; the last one may have fewer.
     pub(crate) batch: usize,
-    /// Numbers of one store.
+    /// Elements of this store.
     pub(crate) len: usize,
-    /// Numbers of all stores that there are at the same time, this one among them.
+    /// Elements of all stores that exist at the same time, including this one.
     pub(crate) total: usize,
-    /// Where files go.
+    /// Directory of the files.
     pub(crate) dir: PathBuf,
 }
 
 impl Cache {
-    /// Bytes of a store that are held in memory: its part of the budget, by length.
+    /// Bytes of a store that are held in memory: its share of the budget, by length.
     fn in_memory(&self) -> usize {
         let whole = self.len * F32;
         let portion = |budget: u64| u128::from(budget) * self.len as u128 / self.total.max(1) as u128;
         self.budget.map_or(whole, |budget| portion(budget).min(whole as u128) as usize)
     }
 
-    /// Where batches lie that are in memory: beside the blocks, unless there is too little room.
+    /// Device of the batches in memory: that of the blocks if there is no budget, else the CPU.
     fn home(&self) -> Device {
         if self.budget.is_none() { self.device } else { Device::Cpu }
     }
 
-    /// A batch with memory of its own, which another may be copied into.
+    /// A copy of a batch in memory of its own, which can be overwritten.
     fn held(&self, x: &Tensor) -> Tensor {
         let mut held = Tensor::empty(x.size(), (Kind::Float, self.home()));
         held.copy_(x);
@@ -76,17 +76,17 @@ impl Cache {
     }
 }
 
-/// One batch `[b, t, hidden]` after another.
+/// A sequence of batches `[b, t, hidden]`.
 #[derive(Debug)]
 pub(crate) struct Store<'a> {
     cache: &'a Cache,
     batches: Vec<Batch>,
-    /// Bytes of the batches in memory.
+    /// Bytes of the batches that are in memory.
     in_memory: usize,
     file: Option<Scratch>,
 }
 
-/// A batch in memory, or in its part of the file, which it need not fill.
+/// A batch in memory, or in its slot of the file, which may be larger.
 #[derive(Debug)]
 enum Batch {
     Memory(Tensor),
@@ -109,7 +109,7 @@ impl<'a> Store<'a> {
         self.batches.is_empty()
     }
 
-    /// A batch, where blocks are computed; it must not be changed in place.
+    /// A batch, on the device of the blocks. It must not be changed in place.
     pub(crate) fn get(&self, index: usize) -> Tensor {
         let tensor = match &self.batches[index] {
             Batch::Memory(tensor) => tensor.shallow_clone(),
@@ -127,10 +127,10 @@ impl<'a> Store<'a> {
         (0..self.len()).map(|index| self.get(index))
     }
 
-    /// Puts a batch in the place of another.
+    /// Replaces a batch.
     pub(crate) fn set(&mut self, index: usize, x: &Tensor) -> Result<(), StatesError> {
         match &mut self.batches[index] {
-            // In its place: tensors that come and go between those that stay part the memory that is free.
+            // In place: allocating and freeing between long-lived tensors would fragment memory.
             Batch::Memory(tensor) if tensor.size() == x.size() => tensor.copy_(x),
             Batch::Memory(tensor) => *tensor = self.cache.held(x),
             Batch::File { shape, part } => {
@@ -143,12 +143,12 @@ impl<'a> Store<'a> {
         Ok(())
     }
 
-    /// Puts a batch in the place of the one at `index`, or adds it after the last.
+    /// Replaces the batch at `index`, or appends one at the end.
     pub(crate) fn put(&mut self, index: usize, x: &Tensor) -> Result<(), StatesError> {
         if index < self.len() { self.set(index, x) } else { self.push(x) }
     }
 
-    /// Adds a batch, with room for a whole one where there is room for it.
+    /// Appends a batch. It reserves room for a whole one, if that much is left, so that a longer batch can replace it.
     pub(crate) fn push(&mut self, x: &Tensor) -> Result<(), StatesError> {
         let in_file = match self.batches.last() {
             Some(Batch::File { part, .. }) => part.end,
@@ -174,12 +174,12 @@ impl<'a> Store<'a> {
         self.set(self.len() - 1, x)
     }
 
-    /// A store without batches, held as this one is.
+    /// A store without batches, with the same settings.
     pub(crate) fn empty(&self) -> Self {
         Self::new(self.cache)
     }
 
-    /// The same batches in a store of their own.
+    /// A copy of all batches in a new store.
     pub(crate) fn copy(&self) -> Result<Self, StatesError> {
         let mut copy = self.empty();
         self.iter().try_for_each(|x| copy.push(&x))?;
@@ -187,7 +187,7 @@ impl<'a> Store<'a> {
     }
 }
 
-/// The numbers of a tensor as they lie in memory.
+/// The bytes of a tensor's elements.
 fn bytes_of(x: &Tensor) -> Vec<u8> {
     let mut bytes = vec![0; x.numel() * F32];
     x.to_kind(Kind::Float).to_device(Device::Cpu).contiguous().copy_data_u8(&mut bytes, x.numel());
@@ -213,16 +213,16 @@ mod tests {
     }
 
     proptest! {
-        /// Against a list of lists, with everything, a part and nothing in memory.
+        /// Compared with a list of lists; with all, some or none of the batches in memory.
         #[test]
-        fn holds_what_was_set_last(
+        fn returns_what_was_set_last(
             n in 0..6usize,
             short in any::<bool>(),
             budget in prop_oneof![Just(None), (0..2000u64).prop_map(Some)],
             changes in vec((any::<Index>(), -9f32..9.0), 0..20),
         ) {
             let dir = tempfile::tempdir().unwrap();
-            // The last batch may be a part of one.
+            // The last batch may be a partial one.
             let shape = |i: usize| if short && i + 1 == n { [1, 3, 5] } else { SHAPE };
             let len_of = |i: usize| shape(i).iter().product::<i64>() as usize;
             let len = (0..n).map(len_of).sum();
@@ -237,7 +237,7 @@ mod tests {
             for (index, seed) in changes.into_iter().filter(|_| n > 0) {
                 let i = index.index(n);
                 expected[i] = batch(seed);
-                // Not contiguous, as blocks' outputs may be.
+                // Not contiguous, as outputs of blocks may be.
                 let x = tensor(&expected[i], i).transpose(0, 2).contiguous().transpose(0, 2);
                 store.set(i, &x).unwrap();
                 prop_assert_eq!(values(&store.get(i)), &expected[i][..len_of(i)]);
@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn a_shorter_batch_takes_the_place_of_a_longer_one() {
+    fn a_shorter_batch_can_replace_a_longer_one() {
         let dir = tempfile::tempdir().unwrap();
         for budget in [None, Some(0)] {
             let dir = dir.path().to_owned();
@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn a_longer_batch_has_room_where_a_shorter_one_was_added() {
+    fn a_longer_batch_can_replace_a_shorter_one() {
         let dir = tempfile::tempdir().unwrap();
         for budget in [None, Some(0), Some(4 * BATCH as u64)] {
             let dir = dir.path().to_owned();
@@ -307,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn a_place_where_no_file_can_be_made_is_named() {
+    fn a_directory_that_cannot_be_written_is_named() {
         let dir = tempfile::tempdir().unwrap().path().join("gone");
         let cache = Cache { device: Device::Cpu, budget: Some(0), batch: BATCH, len: BATCH, total: BATCH, dir };
         let error = Store::new(&cache).push(&Tensor::from_slice(&batch(0.0)).view(SHAPE)).unwrap_err().to_string();

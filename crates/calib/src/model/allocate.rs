@@ -1,25 +1,28 @@
-//! Which width each unit gets: the least cost in all that an average allows.
+//! The choice of widths: the least total cost within an average number of bits.
 //!
-//! This is a knapsack in which each unit takes one of several widths, solved by dynamic programming over the bits that are spent beyond
-//! the least: exactly as long as sums of bits are few, as weights of models come in multiples of large numbers; else with sums rounded up.
+//! This is a knapsack problem in which each unit takes one of several widths. It is solved by dynamic programming over the bits spent
+//! beyond the smallest width. The solution is exact if there are few distinct sums of bits, which holds because models' weight counts
+//! are multiples of large numbers. Otherwise sums are rounded up.
 
-/// Linears that have one width together.
+/// Linears that share one width.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Demand {
-    /// Weights of them all.
+    /// Weights of all of them.
     pub(crate) weights: u64,
-    /// What each width costs, the fewest bits first.
+    /// The cost of each width, the fewest bits first.
     pub(crate) costs: Vec<f64>,
 }
 
-/// Different sums of bits that are told apart: a table of bytes for 320 units is 80 MiB.
+/// Maximum number of distinct sums of bits: for 320 units, a table of one byte per sum takes 80 MiB.
 const CELLS: u64 = 1 << 18;
 
-/// For each unit the place of its width in `widths`, bits in ascending order: of all choices with at most `average` bits per weight one of
-/// least cost. Where weights have no large common divisor, bits are counted in units that are rounded up, and the choice may be a little worse.
+/// The index of each unit's width in `widths`, which are bits in ascending order. Of all choices with at most `average` bits per
+/// weight, this is one of least cost. If the weights have no large common divisor, bits are counted in coarser units and rounded up,
+/// and the choice may be slightly worse.
 ///
 /// # Panics
-/// When a unit has another number of costs than there are widths, a cost is not finite, or `average` is below the first width.
+///
+/// If a unit does not have one cost for each width, if a cost is not finite, or if `average` is below the first width.
 pub(crate) fn allocate(units: &[Demand], widths: &[u32], average: f64) -> Vec<usize> {
     let least = *widths.first().expect("there are widths to choose among");
     assert!(units.iter().all(|unit| unit.costs.len() == widths.len()), "a cost for each width");
@@ -34,7 +37,7 @@ pub(crate) fn allocate(units: &[Demand], widths: &[u32], average: f64) -> Vec<us
     let cell = divisor * (most / divisor).div_ceil(CELLS).max(1);
     let cells = (spare / cell) as usize;
 
-    // What the units so far cost at least, by the cells that they may take.
+    // The least cost of the units so far, by the number of cells that they may use.
     let mut costs = vec![0.0; cells + 1];
     let mut chosen: Vec<Vec<u8>> = Vec::with_capacity(units.len());
     for unit in units {
@@ -43,7 +46,7 @@ pub(crate) fn allocate(units: &[Demand], widths: &[u32], average: f64) -> Vec<us
         let best = |room: usize| {
             let fits = options.iter().enumerate().filter(|(_, (takes, _))| *takes <= room);
             let costs = fits.map(|(place, (takes, cost))| (place, cost + costs[room - takes]));
-            // Of equal ones the one with fewer bits.
+            // Of equal costs, the one with fewer bits.
             costs.reduce(|best, next| if next.1 < best.1 { next } else { best }).expect("the first width takes nothing")
         };
         let (places, sums): (Vec<u8>, Vec<f64>) = (0..=cells).map(best).map(|(place, sum)| (place as u8, sum)).unzip();
@@ -89,14 +92,14 @@ mod tests {
         bits(units, places) as f64 <= average * units.iter().map(|unit| unit.weights).sum::<u64>() as f64
     }
 
-    /// Units whose weights have the common divisor `step`, and any costs.
+    /// Units whose weights have the common divisor `step`, with arbitrary costs.
     fn units(step: u64, n: std::ops::Range<usize>) -> impl Strategy<Value = Vec<Demand>> {
         let unit = (1u64..9, vec(0.0f64..9.0, WIDTHS.len()));
         vec(unit.prop_map(move |(n, costs)| Demand { weights: n * step, costs }), n)
     }
 
-    /// The least cost of all choices.
-    fn by_trying(units: &[Demand], average: f64) -> f64 {
+    /// The least cost over all choices, by brute force.
+    fn by_brute_force(units: &[Demand], average: f64) -> f64 {
         let n = WIDTHS.len();
         let all =
             (0..n.pow(units.len() as u32)).map(|code| (0..units.len()).map(|at| code / n.pow(at as u32) % n).collect());
@@ -106,20 +109,20 @@ mod tests {
 
     proptest! {
         #[test]
-        fn costs_the_least_that_the_average_allows(units in units(576, 1..5), average in 2.0f64..8.0) {
+        fn finds_the_least_cost_within_the_average(units in units(576, 1..5), average in 2.0f64..8.0) {
             let places = allocate(&units, &WIDTHS, average);
             prop_assert!(is_within(&units, &places, average));
-            let (got, least) = (cost(&units, &places), by_trying(&units, average));
+            let (got, least) = (cost(&units, &places), by_brute_force(&units, average));
             prop_assert!((got - least).abs() < 1e-9, "{got}, least {least}");
         }
 
         #[test]
-        fn never_spends_more_and_never_gains_from_less(
+        fn stays_within_the_average_and_more_bits_never_cost_more(
             units in units(1, 1..40),
             odd in vec(1u64..1 << 40, 40),
             averages in [2.0f64..8.0, 2.0f64..8.0],
         ) {
-            // Weights without a common divisor, which are counted roughly.
+            // Weights without a common divisor, so that bits are counted in coarser units.
             let units: Vec<Demand> =
                 units.into_iter().zip(odd).map(|(unit, weights)| Demand { weights, ..unit }).collect();
             let (low, high) = (averages[0].min(averages[1]), averages[0].max(averages[1]));
@@ -131,8 +134,8 @@ mod tests {
         }
 
         #[test]
-        fn units_that_are_alike_are_treated_alike(n in 1usize..60, average in 2.0f64..6.0) {
-            // An error of 4^-bits, as that of a grid.
+        fn equal_units_get_nearly_equal_widths(n in 1usize..60, average in 2.0f64..6.0) {
+            // An error proportional to 4^-bits, like that of a grid.
             let costs: Vec<f64> = WIDTHS.iter().map(|&width| 0.25f64.powi(width as i32)).collect();
             let units = vec![Demand { weights: 4096, costs }; n];
             let places = allocate(&units, &WIDTHS, average);
@@ -148,12 +151,12 @@ mod tests {
     }
 
     #[test]
-    fn whole_averages_can_be_had() {
+    fn a_whole_average_is_used_up() {
         let unit = |weights, sensitivity: f64| Demand {
             weights,
             costs: WIDTHS.iter().map(|&width| sensitivity * 0.25f64.powi(width as i32)).collect(),
         };
-        // LLaMA-2-70B's blocks.
+        // Sizes of LLaMA-2-70B's units.
         let sizes = [8192 * 10240, 8192 * 8192, 2 * 8192 * 28672, 8192 * 28672];
         let units: Vec<Demand> = (0..320).map(|at| unit(sizes[at % 4], 1.0 + (at % 7) as f64)).collect();
         for (place, &width) in WIDTHS.iter().enumerate() {

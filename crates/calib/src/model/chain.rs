@@ -1,4 +1,5 @@
-//! The model backwards: from the divergence of its predictions to its last hidden states, and through blocks that are read again for it.
+//! Backpropagation through the whole model, one block at a time: from the divergence of its predictions to its last hidden states, and
+//! through blocks that are loaded again for it.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -10,13 +11,14 @@ use tch::{Device, Kind, Tensor};
 use crate::block::graph::{StudentOps, backward};
 use crate::block::watch::Watched;
 
-/// Positions whose predictions are in memory at once: 128 of 128 000 entries take 63 MiB, of which there are a few.
+/// Positions whose predictions are in memory at once. For a vocabulary of 128 000, a tensor of 128 positions takes 63 MiB, and there
+/// are a few.
 pub(crate) const POSITIONS: i64 = 128;
 
-/// What turns last hidden states into predictions: the last norm and the head.
+/// Turns the last hidden states into predictions: the final norm and the head.
 pub(crate) struct Predictions<'a> {
     model: &'a Model,
-    /// `[vocab, width]`, as products need it.
+    /// `[vocab, width]`, in the type of the products.
     head: Tensor,
     compute: Compute,
     device: Device,
@@ -28,7 +30,7 @@ impl<'a> Predictions<'a> {
         Ok(Self { model, head, compute, device })
     }
 
-    /// Kullback-Leibler divergence of the predictions after `x` from those after `target`, both `[b, t, hidden]`, as the mean over
+    /// Kullback-Leibler divergence of the predictions from `x` relative to those from `target`, both `[b, t, hidden]`: the mean over
     /// positions in nats, and its gradient with respect to `x`.
     pub(crate) fn divergence(&self, x: &Tensor, target: &Tensor) -> Result<(f64, Tensor), ModelError> {
         let target = self.model.decoder().finish(&self.model.outer(self.device), target)?.flatten(0, -2);
@@ -37,7 +39,7 @@ impl<'a> Predictions<'a> {
         let mut sum = 0.0;
         let grad = self.gradient(x, |mut ours| {
             let target = targets.next().expect("as many positions as the target has");
-            // In place where that can be: these are the largest tensors there are.
+            // In place where possible: these are the largest tensors of all.
             let mut theirs = self.log_probabilities(&target);
             let p = theirs.exp();
             sum += theirs.g_sub_(&ours).g_mul_(&p).sum(Kind::Double).double_value(&[]);
@@ -47,15 +49,15 @@ impl<'a> Predictions<'a> {
         Ok((sum / n, grad))
     }
 
-    /// Gradient with respect to `x [b, t, hidden]` of the log-likelihood of one token after each position, drawn from the predictions
-    /// themselves by numbers uniform in `0..1`.
+    /// Gradient with respect to `x [b, t, hidden]` of the log-likelihood of one token after each position. The tokens are drawn from
+    /// the predictions themselves, with uniform numbers in `0..1`.
     pub(crate) fn of_drawn(&self, x: &Tensor, mut uniform: impl FnMut() -> f64) -> Result<Tensor, ModelError> {
         self.gradient(x, |mut ours| {
             let p = ours.exp_(); // [n, vocab]
             let n = p.size()[0];
             let draws: Vec<f32> = (0..n).map(|_| uniform() as f32).collect();
             let cumulative = p.cumsum(-1, Kind::Float);
-            // Of the sum as it was rounded, so that there is an entry beyond each.
+            // Relative to the rounded sum, so that every draw lies below the last entry.
             let draws = Tensor::from_slice(&draws).to_device(self.device).unsqueeze(-1) * cumulative.narrow(-1, -1, 1);
             let drawn = cumulative.le_tensor(&draws).sum_dim_intlist([-1i64].as_slice(), true, Kind::Int64);
             let drawn = drawn.clamp_max(p.size()[1] - 1);
@@ -64,25 +66,25 @@ impl<'a> Predictions<'a> {
         })
     }
 
-    /// Gradient with respect to `x [b, t, hidden]` from the one that `of_logits` makes of log-probabilities `[n, vocab]`, part of the
-    /// positions after part.
+    /// Gradient with respect to `x [b, t, hidden]`, computed for some positions at a time. `of_logits` turns log-probabilities `[n,
+    /// vocab]` into the gradient with respect to logits.
     fn gradient(&self, x: &Tensor, mut of_logits: impl FnMut(Tensor) -> Tensor) -> Result<Tensor, ModelError> {
         let (decoder, outer) = (self.model.decoder(), self.model.outer(self.device));
         let leaf = x.detach().set_requires_grad(true);
         let finished = tch::with_grad(|| decoder.finish(&outer, &leaf))?; // [b, t, width]
         let finished_flat = finished.detach().flatten(0, -2);
-        // There before the parts are gone through: what is kept of each would part the memory that the next one needs in one piece.
+        // Allocated before the loop: tensors kept from each iteration would fragment the memory that the next one needs in one piece.
         let grad = finished_flat.zeros_like();
         for (x, mut grad) in finished_flat.split(POSITIONS, 0).into_iter().zip(grad.split(POSITIONS, 0)) {
             let logits = self.logits(&x);
-            // Before log-probabilities take the place of logits.
+            // Computed before the log-probabilities overwrite the logits.
             let slope = self.model.decoder().logits().slope(&logits);
             let of_logits = of_logits(logits.log_softmax(-1, Kind::Float));
             let of_products = slope.map_or(of_logits.shallow_clone(), |slope| of_logits * slope);
             grad.copy_(&self.compute.cast(of_products).matmul(&self.head));
         }
         let grad = grad.view_as(&finished);
-        // The function of the normed states that has this gradient.
+        // The linear function of the finished states that has this gradient.
         let linear = tch::with_grad(|| (&finished * grad).sum(Kind::Float));
         Ok(Tensor::run_backward(&[linear], &[&leaf], false, false).remove(0))
     }
@@ -99,16 +101,16 @@ impl<'a> Predictions<'a> {
     }
 }
 
-/// A block that can be gone through backwards.
+/// A block prepared for a backward pass.
 pub(crate) struct Link<'a> {
     pub(crate) decoder: &'a dyn Decoder,
     pub(crate) layer: usize,
     pub(crate) ctx: &'a Context,
-    /// All of its tensors, linears' weights as products need them; leaves, where their gradients are asked for.
+    /// All of its tensors, with linears' weights in the type of the products. They are leaves if their gradients are requested.
     pub(crate) tensors: &'a BTreeMap<String, Tensor>,
     pub(crate) act: ActSpec,
     pub(crate) compute: Compute,
-    /// There are no others.
+    /// Always empty: `tensors` has everything.
     pub(crate) none: BlockWeights,
 }
 
@@ -122,18 +124,19 @@ impl Link<'_> {
         tch::no_grad(|| self.decoder.block(self.layer, &self.ops(), self.ctx, x))
     }
 
-    /// Gradients of the input `x` and of the tensors, in their order, from that of the output.
+    /// Gradients of the input `x` and of the tensors, in their order, from the gradient of the output.
     pub(crate) fn backward(&self, x: &Tensor, d_out: &Tensor) -> (Tensor, Vec<Tensor>) {
         let x = x.detach().set_requires_grad(true);
         let ops = self.ops();
-        // The function of the output that has this gradient.
+        // The linear function of the output that has this gradient.
         let linear = tch::with_grad(|| (self.decoder.block(self.layer, &ops, self.ctx, &x) * d_out).sum(Kind::Float));
         let wanted = std::iter::once(&x).chain(self.tensors.values()).collect();
         let mut grads = backward(linear, wanted, ops.cut(), true);
         (grads.remove(0), grads)
     }
 
-    /// Gradients of the input `x` and of what each linear gives, with what it was given, from that of the output.
+    /// Gradient of the input `x`, and for each linear its input with the gradient of its output, from the gradient of the block's
+    /// output.
     pub(crate) fn backward_to_linears(&self, x: &Tensor, d_out: &Tensor) -> (Tensor, BTreeMap<LinearName, Tap>) {
         let x = x.detach().set_requires_grad(true);
         let (ops, calls) = (self.ops(), RefCell::new(Vec::new()));
@@ -150,7 +153,7 @@ impl Link<'_> {
     }
 }
 
-/// What a linear was given, `[b, t, in]`, and the gradient of what it gave, `[b, t, out]`.
+/// A linear's input `[b, t, in]`, and the gradient of its output, `[b, t, out]`.
 pub(crate) struct Tap {
     pub(crate) x: Tensor,
     pub(crate) grad: Tensor,

@@ -1,4 +1,4 @@
-//! Which width each unit got, in a file beside the journal, so that a resumed run does not measure again.
+//! The chosen width of each unit, in a file beside the journal, so that a resumed run does not measure again.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -15,35 +15,35 @@ use crate::model::allocate::{Demand, allocate};
 use crate::model::sensitivity::Unit;
 use crate::widths::Widths;
 
-/// The file: which widths were chosen in which run, and from what.
+/// The file: the widths chosen for a run, and the measurements behind them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Choice {
-    /// The run that it was made for.
+    /// The run.
     identity: Identity,
-    /// What each block was made from, as [`Sources`](crate::disk::identity::Sources) tells it.
+    /// Hash of the weights of each block, see [`Sources`](crate::disk::identity::Sources).
     sources: Vec<String>,
-    /// Mean bits of a code.
+    /// Average bits per code.
     pub(crate) average: f64,
-    /// Seconds that measuring took.
+    /// Seconds that the measurement took.
     wall_secs: f64,
-    /// Widths that were to choose among.
+    /// Widths to choose from.
     choices: Vec<Bits>,
     units: Vec<Chosen>,
 }
 
-/// Linears that have one width.
+/// Linears that share one width.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct Chosen {
     block: usize,
     linears: Vec<String>,
     weights: u64,
     bits: Bits,
-    /// Nats per token that each width would cost by itself.
+    /// Estimated divergence for each width, in nats per token, if only these linears are quantized.
     divergence: Vec<f64>,
 }
 
 impl Choice {
-    /// Chooses by what was measured.
+    /// Chooses widths by the measured costs.
     pub(crate) fn new(
         (identity, sources): (&Identity, Vec<String>),
         budget: &BitBudget,
@@ -67,19 +67,19 @@ impl Choice {
         Self { identity: identity.clone(), sources, average, wall_secs, choices: budget.choices.clone(), units }
     }
 
-    /// The one that is in `dir`, if it was made for this run, from blocks of these sources.
+    /// The choice stored in `dir`, if it was made for this run and for the same weights.
     pub(crate) fn read(dir: &Path, identity: &Identity, sources: &[String]) -> Option<Self> {
         let choice: Self = serde_json::from_slice(&std::fs::read(dir.join(WIDTHS)).ok()?).ok()?;
         (choice.identity == *identity && choice.sources == sources).then_some(choice)
     }
 
-    /// Writes it, whole or not at all.
+    /// Writes the file atomically.
     pub(crate) fn write(&self, dir: &Path) -> Result<(), FormatError> {
         let text = serde_json::to_string_pretty(self).expect("plain data is JSON") + "\n";
         atomic_write(&dir.join(WIDTHS), text.as_bytes())
     }
 
-    /// Widths with the linears that have them.
+    /// Number of linears by width.
     pub(crate) fn linears(&self) -> Vec<(u32, usize)> {
         let mut linears: BTreeMap<u32, usize> = BTreeMap::new();
         for unit in &self.units {
@@ -88,7 +88,7 @@ impl Choice {
         linears.into_iter().collect()
     }
 
-    /// The widths of all linears, `spec` for the rest; none where it is not the choice of a model of this shape.
+    /// The widths of all linears, everything else as `spec` says; none if the choice does not fit the model's shape.
     pub(crate) fn widths(&self, decoder: &dyn Decoder, spec: QuantSpec) -> Option<Widths> {
         let layers: Vec<Layer> = (0..decoder.dims().n_layers).map(|layer| decoder.layer(layer)).collect();
         let mut blocks = vec![BTreeMap::new(); layers.len()];

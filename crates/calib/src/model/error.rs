@@ -1,4 +1,4 @@
-//! Why a pass through all blocks ended.
+//! Errors of a pass through all blocks.
 
 use oq_formats::FormatError;
 use oq_models::{LinearName, Model, ModelError};
@@ -6,25 +6,25 @@ use oq_models::{LinearName, Model, ModelError};
 use crate::disk::states::StatesError;
 use crate::nth::Nth;
 
-/// What can go wrong while all blocks are gone through.
+/// Why a pass through all blocks failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PassError {
     /// The full-precision model itself overflows.
     #[error("block {block}: the full-precision output of batch {batch} is not finite")]
     Overflow { block: Nth, batch: Nth },
-    /// A linear cannot be quantized, or what that costs is not finite.
+    /// A linear cannot be quantized, or the cost of that is not finite.
     #[error("{linear}: {reason}")]
     Linear { linear: String, reason: String },
     /// The model cannot be read.
     #[error(transparent)]
     Model(#[from] ModelError),
-    /// Hidden states cannot be kept.
+    /// Hidden states cannot be stored.
     #[error(transparent)]
     States(#[from] StatesError),
 }
 
 impl PassError {
-    /// [`Self::Linear`] of a block's linear.
+    /// [`Self::Linear`] for a linear of a block.
     pub(crate) fn of_linear(model: &Model, block: usize, linear: LinearName, reason: impl ToString) -> Self {
         Self::Linear { linear: full_name(model, block, linear), reason: reason.to_string() }
     }

@@ -1,4 +1,4 @@
-//! All blocks together: what predictions suffer from each linear's width, which widths that gives, and tuning after the last block.
+//! All blocks together: how much each linear's width costs the predictions, the choice of widths, and tuning after the last block.
 
 pub(crate) mod allocate;
 pub(crate) mod chain;

@@ -1,12 +1,12 @@
-//! What predictions suffer from the quantization of single linears: the expected Kullback-Leibler divergence of the model's predictions,
-//! to second order.
+//! How much the quantization of single linears costs the predictions: the expected Kullback-Leibler divergence, to second order.
 //!
-//! Where the outputs of linears at token `t` move by `dW x_t`, the predictions move by `1/2 E (s_t . dW x_t)^2` nats, summed over tokens.
-//! `s_t` is the gradient of the log-likelihood with respect to those outputs, for tokens that are drawn from the predictions themselves:
-//! the mean of its products with itself is the Fisher information, which is the divergence's second derivative. Errors of different tokens are taken
-//! to be independent.
+//! If the outputs of linears at token `t` change by `dW x_t`, the divergence is `1/2 E (s_t . dW x_t)^2` nats, summed over tokens.
+//! `s_t` is the gradient of the log-likelihood with respect to those outputs, for tokens drawn from the predictions themselves. The
+//! mean of its outer product with itself is the Fisher information, which is the second derivative of the divergence. Errors of
+//! different tokens are assumed to be independent.
 //!
-//! One block is in memory at a time: forwards once through the model, the inputs of all blocks kept, and once backwards.
+//! One block is in memory at a time. The first pass goes forward through the model and keeps the inputs of all blocks; the second goes
+//! backward.
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -27,15 +27,15 @@ use crate::model::chain::{Link, Predictions, Tap};
 use crate::model::error::PassError;
 use crate::nth::Nth;
 
-/// Tokens that are enough: with eight times as many, units keep their order.
+/// Enough tokens: eight times as many give the same order of units.
 const TOKENS: usize = 4096;
 
-/// Of so many segments of `seqlen` tokens, those that are probed: the first few.
+/// How many of `segments` segments of `seqlen` tokens are measured: the first few.
 pub(crate) fn n_segments(segments: usize, seqlen: usize) -> usize {
     TOKENS.div_ceil(seqlen.max(1)).min(segments)
 }
 
-/// What is probed.
+/// What is measured.
 pub(crate) struct Probe<'a> {
     pub(crate) model: &'a Model,
     pub(crate) place: Place,
@@ -43,18 +43,18 @@ pub(crate) struct Probe<'a> {
     pub(crate) spec: WeightSpec,
     /// Whether groups are clipped.
     pub(crate) clips: bool,
-    /// Whether errors of rounding are made good by what is rounded after it, but for linears whose inputs are rescaled.
+    /// Whether rounding errors are compensated by the columns after them, except in linears whose inputs are rescaled.
     pub(crate) compensates: bool,
-    /// Where channels of each layer are rescaled.
+    /// The sites of each layer.
     pub(crate) sites: &'a dyn Fn(usize) -> Vec<Site>,
-    /// The fewest bits first.
+    /// Widths, the fewest bits first.
     pub(crate) choices: &'a [Bits],
     pub(crate) segments: &'a [Vec<u32>],
-    /// Chooses the tokens that are drawn.
+    /// Seed for drawing tokens.
     pub(crate) seed: u64,
 }
 
-/// Linears of a block that read one input and have one width, and what each width costs, in nats per token.
+/// Linears of a block that read the same input and share one width, with the cost of each width in nats per token.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Unit {
     pub(crate) block: usize,
@@ -63,8 +63,8 @@ pub(crate) struct Unit {
 }
 
 impl Probe<'_> {
-    /// Probes all blocks. `inputs` and `states` are stores for the inputs of all blocks and for one state of each segment; `on` hears of
-    /// the passes through blocks that are done, of two for each block.
+    /// Measures all blocks. `inputs` stores the inputs of all blocks, `states` one hidden state per segment. `on` is called with the
+    /// number of passes through a block done so far, of two per block.
     pub(crate) fn units(
         &self,
         mut inputs: Store<'_>,
@@ -124,7 +124,7 @@ impl Probe<'_> {
         Ok(ControlFlow::Continue(units))
     }
 
-    /// `taps`: what the linears of each segment were given, with the gradients of what they gave.
+    /// `taps`: for each segment, the linears' inputs with the gradients of their outputs.
     fn units_of(
         &self,
         block: usize,
@@ -138,7 +138,6 @@ impl Probe<'_> {
             let mut costs = Vec::with_capacity(self.choices.len());
             let compensates = self.compensates
                 && !group.iter().any(|linear| sites.iter().any(|site| site.rescales_input_of(linear.name.0)));
-            // None where nothing reached it: an expert that no token was routed to.
             let moments = if compensates { moments(taps, group[0].name) } else { None };
             let left = moments.as_ref().map_or(1.0, share_left);
             for &bits in self.choices {
@@ -160,7 +159,8 @@ impl Probe<'_> {
                 };
                 let cost = left * taps.iter().map(of_segment).sum::<f64>() / (2 * tokens) as f64;
                 if !cost.is_finite() {
-                    let reason = format!("what {bits} bits cost is not finite: take --compute f32, or no --bits");
+                    let reason =
+                        format!("the cost of {bits} bits is not finite: use --compute f32, or leave out --bits");
                     return Err(PassError::of_linear(self.model, block, group[0].name, reason));
                 }
                 costs.push(cost);
@@ -172,7 +172,7 @@ impl Probe<'_> {
         Ok(units)
     }
 
-    /// All of a block's tensors, linears' weights as products need them.
+    /// All of a block's tensors, with linears' weights in the type of the products.
     fn tensors(&self, block: usize, weights: &BlockWeights) -> BTreeMap<String, Tensor> {
         let cast = weights.cast(&self.model.decoder().layer(block).linears, self.place.compute);
         cast.tensors().iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect()
@@ -191,7 +191,7 @@ impl Probe<'_> {
     }
 }
 
-/// How the channels go together that a linear is given.
+/// Moments of a linear's input.
 fn moments(taps: &[BTreeMap<LinearName, Tap>], linear: LinearName) -> Option<Moments> {
     let mut inputs = taps.iter().filter_map(|taps| Some(&taps.get(&linear)?.x)).peekable();
     let mut moments = Moments::new(inputs.peek()?, true);
@@ -200,8 +200,8 @@ fn moments(taps: &[BTreeMap<LinearName, Tap>], linear: LinearName) -> Option<Mom
     Some(moments)
 }
 
-/// A weight `[out, in]` rounded to nearest: on grids over all of each group's range, or, where it `clips`, on those that a search finds if
-/// their error is smaller. With many bits clipping costs more than rounding, and what is learned later can do without it.
+/// A weight `[out, in]` rounded to nearest. The grids cover the whole range of each group or, if `clips`, the range found by a search
+/// where that has less error. With many bits, clipping costs more than rounding, and what is learned later can do without it.
 fn rounded(weight: &Tensor, spec: WeightSpec, clips: bool) -> Result<Tensor, LwcError> {
     let (rows, cols) = weight.size2().expect("a weight is [out, in]");
     let whole = Lwc::whole_range(rows as usize, cols as usize, spec, weight.device())?.fake_quantize(weight);
@@ -236,7 +236,7 @@ mod tests {
         (0..8).map(|_| (0..64).map(|_| (random.unit() * vocab) as u32).collect()).collect()
     }
 
-    /// Of 3 bits, without compensation or sites.
+    /// At 3 bits, without compensation or sites.
     fn probe<'a>(model: &'a Model, segments: &'a [Vec<u32>]) -> Probe<'a> {
         Probe {
             model,
@@ -260,7 +260,7 @@ mod tests {
         units
     }
 
-    /// Estimates and the divergences that they estimate: the linears of each unit rounded to 3 bits, all others left alone.
+    /// Estimates and the actual divergences, with the linears of one unit rounded to 3 bits and all others unchanged.
     fn pairs(name: &str) -> Vec<(String, f64, f64)> {
         let _no_grad = tch::no_grad_guard();
         let model = model(name);
@@ -270,7 +270,7 @@ mod tests {
         let (ctx, outer) = (decoder.context(64, place.device), model.outer(place.device));
         let blocks: Vec<BlockWeights> =
             (0..decoder.dims().n_layers).map(|block| model.load_block(block, place.device).unwrap()).collect();
-        // Before each block and after the last.
+        // Before each block, and after the last.
         let mut states = vec![decoder.embed(&outer, &ids_of(&segments)).unwrap()];
         for (block, weights) in blocks.iter().enumerate() {
             states.push(decoder.block(block, &model.ops(weights), &ctx, states.last().unwrap()));
@@ -293,28 +293,28 @@ mod tests {
     }
 
     #[test]
-    fn estimates_are_the_divergences_of_single_units() {
+    fn estimates_match_the_divergences_of_single_units() {
         for name in ["tiny-llama", "tiny-opt", "tiny-falcon"] {
             let pairs = pairs(name);
             for (unit, estimate, divergence) in &pairs {
                 let ratio = estimate / divergence;
-                // One draw for each of 512 tokens, second order, and errors of tokens that attention adds up taken as independent: 0.4 to 2.2
-                // where queries, keys and values are rounded, 0.6 to 1.5 elsewhere.
+                // One draw for each of 512 tokens; second order; errors of the tokens that attention adds up are taken as independent.
+                // Ratios are 0.4 to 2.2 if queries, keys and values are rounded, and 0.6 to 1.5 elsewhere.
                 assert!((0.3..3.0).contains(&ratio), "{unit}: {estimate:e} for {divergence:e}");
             }
             let orders = pairs.iter().enumerate().flat_map(|(at, a)| pairs[..at].iter().map(move |b| (a, b)));
             let alike: Vec<bool> = orders.map(|(a, b)| (a.1 < b.1) == (a.2 < b.2)).collect();
             let share = alike.iter().filter(|alike| **alike).count() as f64 / alike.len() as f64;
-            assert!(share > 0.8, "{name}: {share} of pairs of units in their order");
+            assert!(share > 0.8, "{name}: {share} of the pairs of units are in the right order");
         }
     }
 
     #[test]
-    fn errors_are_made_good_where_inputs_are_not_rescaled() {
+    fn errors_are_compensated_unless_inputs_are_rescaled() {
         let model = model("tiny-llama");
         let segments = segments(&model);
         let plain = probe(&model, &segments);
-        // It scales what queries, keys, values, gate and up are given.
+        // The site rescales the inputs of queries, keys, values, gate and up.
         let sites = |layer| model.decoder().sites(layer, SiteKind::Norm).unwrap();
         let compensated = Probe { compensates: true, sites: &sites, ..probe(&model, &segments) };
         for (with, without) in units(&compensated).iter().zip(units(&plain)) {
@@ -327,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn one_seed_gives_one_estimate() {
+    fn the_same_seed_gives_the_same_estimate() {
         assert_eq!(pairs("tiny-llama"), pairs("tiny-llama"));
     }
 }

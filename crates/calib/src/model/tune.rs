@@ -1,9 +1,9 @@
-//! Tuning after all blocks: their scales, norms and biases together, down the divergence of the quantized model's predictions from
-//! the full-precision model's (end-to-end training of quantization parameters, EfficientQAT, Chen et al. 2024, arXiv 2407.11062, section
-//! 3.3, with the original model as the teacher). Codes and zero points stay.
+//! Tuning of all blocks together: their scales, norms and biases, by the divergence of the quantized model's predictions from the
+//! full-precision model's (end-to-end training of quantization parameters, EfficientQAT, Chen et al. 2024, arXiv 2407.11062, section
+//! 3.3, with the original model as the teacher). Codes and zero points stay fixed.
 //!
-//! Each step reads every block once forwards and once backwards from its shard, so that one is in memory at a time. What is learned
-//! stays there, with two moments: three numbers for each group.
+//! Each step reads every block's shard once in the forward and once in the backward pass, so that one block is in memory at a time. The
+//! learned values and their two moments stay in memory: three numbers per group.
 
 mod state;
 
@@ -22,11 +22,11 @@ use crate::model::chain::{Link, Predictions};
 use crate::model::error::PassError;
 use crate::optim::{AdamW, Descending};
 
-/// What the tuner works on.
+/// The model being tuned.
 #[derive(Clone, Copy)]
 pub(crate) struct Subject<'a> {
     pub(crate) model: &'a Model,
-    /// Where the blocks are.
+    /// The learned blocks.
     pub(crate) blocks: &'a Output<'a>,
     pub(crate) ctx: &'a Context,
     pub(crate) act: ActSpec,
@@ -44,26 +44,26 @@ pub(crate) struct Tuner<'a> {
     inputs: Store<'a>,
     /// Mean divergence of each finished epoch, in nats.
     divergences: Vec<f64>,
-    /// Of the epoch that is not finished.
+    /// Progress of the current epoch.
     epoch: Progress,
-    /// Learning rate at the first step.
+    /// Learning rate of the first step.
     lr: f64,
     schedule: Descending,
 }
 
-/// How far an epoch is.
+/// Progress of an epoch.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Progress {
     /// Steps made.
     pub(crate) steps: usize,
-    /// Segments that they were made on.
+    /// Segments processed in these steps.
     segments: usize,
     /// Sum of the segments' divergences, in nats.
     sum: f64,
 }
 
-/// What is learned of a block, by tensor: logarithms of what scales `[out, groups]` and norms are multiplied by; what is added to
-/// biases, in units of their root mean square. Zeros at first.
+/// Learned changes of a block, by tensor, zero at first: logarithms of the factors on scales `[out, groups]` and on norms, and
+/// additions to biases in units of their root mean square.
 struct Changes {
     tensors: BTreeMap<String, Tensor>,
     optimizer: AdamW,
@@ -82,7 +82,7 @@ impl Changes {
         Self { tensors, optimizer }
     }
 
-    /// All of a block's tensors with their changes, weights in the kind of products.
+    /// All of a block's tensors with the changes applied, with weights in the type of the products.
     fn applied(&self, packed: &Merged, place: Place) -> BTreeMap<String, Tensor> {
         let of_params = packed.params.iter().map(|(name, param)| (name.clone(), self.of_param(name, param)));
         let of_linears = packed.codes.iter().map(|(&name, codes)| {
@@ -95,13 +95,13 @@ impl Changes {
         of_params.chain(of_linears).collect()
     }
 
-    /// A norm or bias with its change.
+    /// A norm or bias with its change applied.
     fn of_param(&self, name: &str, param: &Tensor) -> Tensor {
         let change = &self.tensors[name];
         if is_bias(name) { param + change * unit(param) } else { param * change.exp() }
     }
 
-    /// Gradient of a change from that of the tensor, which is `applied` now.
+    /// Gradient of a change, from that of its tensor, whose present value is `applied`.
     fn gradient(&self, name: &str, packed: &Merged, applied: &Tensor, grad: &Tensor) -> Tensor {
         match packed.params.get(name) {
             Some(param) if is_bias(name) => grad * unit(param),
@@ -119,13 +119,13 @@ fn is_bias(name: &str) -> bool {
     name.ends_with(".bias")
 }
 
-/// What a bias moves by.
+/// The unit in which a bias changes.
 fn unit(bias: &Tensor) -> Tensor {
     bias.square().mean(Kind::Float).sqrt()
 }
 
 impl<'a> Tuner<'a> {
-    /// Nothing changed yet. `inputs`: a store for one batch's hidden states before each block.
+    /// No changes yet. `inputs` stores one batch's hidden states before each block.
     pub(crate) fn new(subject: Subject<'a>, inputs: Store<'a>) -> Result<Self, PassError> {
         let Subject { model, place, tune, .. } = subject;
         let predictions = Predictions::new(model, place.compute, place.device)?;
@@ -141,17 +141,17 @@ impl<'a> Tuner<'a> {
         &self.divergences
     }
 
-    /// Learning rate at the first step.
+    /// Learning rate of the first step.
     pub(crate) fn lr(&self) -> f64 {
         self.lr
     }
 
-    /// How far the epoch is that is not finished.
+    /// Progress of the current epoch.
     pub(crate) fn epoch(&self) -> Progress {
         self.epoch
     }
 
-    /// Ends an epoch, and gives the mean divergence of its segments.
+    /// Ends an epoch, and returns the mean divergence of its segments.
     pub(crate) fn finish_epoch(&mut self) -> f64 {
         let Progress { sum, segments, .. } = std::mem::take(&mut self.epoch);
         let divergence = sum / segments as f64;
@@ -159,7 +159,7 @@ impl<'a> Tuner<'a> {
         divergence
     }
 
-    /// Starts afresh at this learning rate.
+    /// Restarts at this learning rate.
     pub(crate) fn start(&mut self, lr: f64) -> Result<(), PassError> {
         let Subject { model, blocks, place, batches, tune, .. } = self.subject;
         let n_blocks = model.decoder().dims().n_layers;
@@ -170,8 +170,8 @@ impl<'a> Tuner<'a> {
         Ok(())
     }
 
-    /// One step on the embedded segments `x`, whose last states in full precision are `target`, both `[b, t, hidden]`. Returns the divergence
-    /// before the step, and NaN where a gradient was not finite.
+    /// One step on the embedded segments `x`, whose last hidden states in full precision are `target`, both `[b, t, hidden]`. Returns
+    /// the divergence before the step, or NaN if a gradient was not finite.
     pub(crate) fn step(&mut self, x: Tensor, target: &Tensor) -> Result<f64, PassError> {
         let share = self.schedule.next();
         let segments = x.size()[0] as usize;
@@ -184,7 +184,7 @@ impl<'a> Tuner<'a> {
         Ok(divergence)
     }
 
-    /// Gives each block the gradients of its changes, the last block first.
+    /// Computes the gradients of each block's changes, the last block first.
     fn descend(
         &mut self,
         x: Tensor,
@@ -212,7 +212,7 @@ impl<'a> Tuner<'a> {
             on_block(changes, of_changes);
             grad = of_x;
         }
-        // What is not finite in any block's gradients is so in the first one's.
+        // A gradient that is not finite in any block makes the first block's gradients not finite.
         let sum = grad.sum(Kind::Float).double_value(&[]);
         Ok(if sum.is_finite() { divergence } else { f64::NAN })
     }
@@ -223,7 +223,7 @@ impl<'a> Tuner<'a> {
         run(&Link { decoder: model.decoder(), layer, ctx, tensors, act, compute: place.compute, none })
     }
 
-    /// A block as it will be stored.
+    /// A tuned block as it is stored.
     pub(crate) fn merged(&self, block: usize) -> Result<Merged, PassError> {
         let Merged { codes, params } = self.subject.blocks.read_block(block, self.subject.place.device)?;
         let changes = &self.blocks[block];

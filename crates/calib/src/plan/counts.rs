@@ -1,4 +1,4 @@
-//! What a run's memory and time are counted from.
+//! Counts from which a run's memory and time are computed.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -14,83 +14,83 @@ use crate::block::inputs::PART;
 use crate::block::sites::{SiteError, sites_of};
 use crate::model::sensitivity::n_segments;
 
-/// f32, in which a block is held and learns.
+/// Bytes of f32, in which blocks are held and learn.
 pub(super) const F32: u64 = 4;
-/// f64, in which matrices are rotated.
+/// Bytes of f64, in which matrices are rotated.
 const F64: u64 = 8;
-/// f16, in which what is not quantized is kept on disk; the width of scales too.
+/// Bytes of f16, in which scales and unquantized tensors are stored.
 pub(super) const F16: u64 = 2;
 
-/// Sizes of a run, in numbers (of weights, tokens, channels) where nothing else is said.
+/// Sizes of a run: numbers of weights, tokens or channels unless stated otherwise.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Counts {
-    /// The layer that they are of, the first of its kind.
+    /// The layer counted, the first of its kind.
     pub(super) layer: usize,
     pub(super) dims: Dims,
-    /// Tokens of a step.
+    /// Tokens per optimizer step.
     pub(super) batch_tokens: u64,
-    /// Tokens of a segment.
+    /// Tokens per segment.
     pub(super) seqlen: u64,
-    /// Tokens of all segments; 0 where a method reads none.
+    /// Tokens of all segments; 0 if the method reads no text.
     pub(super) tokens: u64,
-    /// Steps of a block.
+    /// Optimizer steps per block.
     pub(super) steps: u64,
-    /// Steps of tuning all blocks together; 0 where there is none.
+    /// Optimizer steps of tuning all blocks together; 0 if there is none.
     pub(super) tuning_steps: u64,
-    /// Tokens on which it is measured what each width costs; 0 where none are chosen.
+    /// Tokens on which the costs of widths are measured; 0 if no widths are chosen.
     pub(super) probed_tokens: u64,
-    /// Widths to choose among.
+    /// Number of widths to choose from.
     pub(super) choices: u64,
-    /// Numbers per token that linears are given, each input once, and give.
+    /// Elements per token of the linears' distinct inputs and of their outputs.
     pub(super) tapped: u64,
-    /// Targets of a step; 0 where nothing is learned.
+    /// Targets per step; 0 if nothing is learned.
     pub(super) targets: u64,
     /// Weights of a block's linears.
     pub(super) weights: u64,
-    /// Of its largest linear.
+    /// Weights of the largest linear.
     pub(super) largest: u64,
-    /// Of the linears that the transformation changes.
+    /// Weights of the linears that the transformation changes.
     pub(super) moved: u64,
-    /// Of those that it scales along rows and along columns.
+    /// Weights of the linears that it scales along both rows and columns.
     pub(super) moved_twice: u64,
-    /// Of the linears whose input depends on nothing learned, so that no gradient goes to it.
+    /// Weights of the linears whose input depends on nothing learned, so that the input needs no gradient.
     pub(super) first: u64,
-    /// Grids of a block, each with two clipping strengths.
+    /// Groups of a block, each with two clipping strengths.
     pub(super) grids: u64,
-    /// Norms and biases of a block.
+    /// Elements of a block's norms and biases.
     pub(super) params: u64,
-    /// Weights whose codes have offsets: all of them, or none.
+    /// Weights with an offset: all, or none.
     pub(super) offsets: u64,
-    /// Products of input channels with each other that are summed up where rounding starts from compensation, over the distinct inputs of
-    /// linears; 0 elsewhere.
+    /// Products of input channels with each other, summed for compensation over the distinct inputs of linears; 0 without compensation.
     pub(super) products: u64,
-    /// The most of them that belong together.
+    /// The largest matrix of such products.
     pub(super) largest_products: u64,
-    /// Bytes of the slabs in which matrices are rotated, in f64 and as they are; 0 where nothing is rotated.
+    /// Bytes of the slabs in which matrices are rotated, in f64 and in their own type; 0 without rotation.
     pub(super) rotated_bytes: u64,
-    /// Multiplications and additions of compensation, and columns that it goes through one by one.
+    /// Multiply-adds of compensation, and columns that it processes one by one.
     pub(super) compensation: u64,
     pub(super) columns: u64,
-    /// Rows of linears between the MLP's input and its product: `intermediate`, or twice that where it is gated.
+    /// Rows of the MLP's linears before the last one: `intermediate`, or twice that if the MLP is gated.
     pub(super) mlp_rows: u64,
-    /// Heads of a mask that is added to attention's scores; 0 where it is plainly causal.
+    /// Heads of a mask that is added to attention's scores; 0 if the mask is plainly causal.
     pub(super) mask_heads: u64,
     /// Linears of a block.
     pub(super) linears: u64,
     /// Sites of a block.
     pub(super) sites: u64,
-    /// Bytes of a number in a product.
+    /// Bytes per element in products.
     pub(super) product_bytes: u64,
     /// Whether activations are quantized.
     pub(super) quantizes_act: bool,
     /// Bytes of a packed block.
     pub(super) block_bytes: u64,
-    /// Bytes of what lies outside the blocks.
+    /// Bytes of the tensors outside the blocks.
     pub(super) outer_bytes: u64,
 }
 
 impl Counts {
-    /// As if all layers were like each kind of layer that the model has, and how many are; the largest first.
+    /// For each kind of layer in the model, the counts as if all layers were of that kind, and the number of such layers; the largest
+    /// kind first.
     pub(super) fn of_kinds(
         decoder: &dyn Decoder,
         recipe: &Recipe,
@@ -113,7 +113,7 @@ impl Counts {
         Ok(counts)
     }
 
-    /// `sites`: the ones that the recipe transforms.
+    /// `sites`: those that the recipe transforms.
     fn new(
         decoder: &dyn Decoder,
         (layer, layout): (usize, &Layer),
@@ -134,14 +134,14 @@ impl Counts {
         };
         let Probed { differentiated, widths } = probed(decoder, (layer, layout), sites);
         let compensates = recipe.compensates();
-        // Widths of the parts that products are kept of.
+        // Widths of the parts for which products are kept.
         let parts = |n: usize| {
             let (n, part) = (n as u64, PART as u64);
             (0..n.div_ceil(part)).map(move |idx| part.min(n - idx * part))
         };
         let watched = widths.iter().filter(|(_, is_rescaled)| !is_rescaled);
         let squares: Vec<u64> = watched.flat_map(|&(n, _)| parts(n)).map(|part| part * part).collect();
-        // Twice a factor and an inverse, a third of a product each.
+        // Two Cholesky factors and one inverse, each a third of a matrix product, times two.
         let (mut compensation, mut columns) =
             (squares.iter().map(|square| square * square.isqrt()).sum::<u64>() * u64::from(compensates), 0);
         for linear in layout
@@ -150,7 +150,7 @@ impl Counts {
             .filter(|linear| compensates && !sites.iter().any(|site| site.rescales_input_of(linear.name.0)))
         {
             for part in parts(linear.in_features) {
-                // Each error reaches half of the columns.
+                // On average, an error is applied to half of the columns.
                 compensation += linear.out_features as u64 * part * part;
                 columns += part * (linear.out_features as u64 * part).div_ceil(WEIGHTS as u64);
             }
@@ -170,7 +170,7 @@ impl Counts {
         };
         let mut block_bytes = match &recipe.bits {
             None => packed_bytes(spec.bits),
-            // Between the sizes at the widths around the average.
+            // Interpolated between the sizes at the widths around the average.
             Some(budget) => {
                 let [below, above] = [budget.average.floor(), budget.average.ceil()]
                     .map(|bits| Bits::new(bits as u32).map_or(0, packed_bytes) as f64);
@@ -182,7 +182,7 @@ impl Counts {
         let biases = layout.linears.iter().filter(|linear| linear.bias).map(|linear| linear.out_features as u64);
         block_bytes += norms * F16;
         let params = decoder.outer_params();
-        // A head that shares the embedding's matrix parts from it.
+        // A head tied to the embedding becomes a matrix of its own.
         let parted =
             params.iter().filter(|param| recipe.rotate.kind != RotateKind::None && param.name == decoder.head());
         let parted = parted.filter(|head| head.name == params[0].name);
@@ -248,30 +248,30 @@ impl Counts {
         (self.dims.n_kv_heads * self.dims.head_dim) as u64
     }
 
-    /// Channels of a token on its way into products: of linears, and of attention.
+    /// Channels per token of all inputs of products, in linears and attention.
     pub(super) fn product_inputs(&self) -> u64 {
         let (hidden, intermediate) = (self.dims.hidden as u64, self.dims.intermediate as u64);
         2 * hidden + intermediate + 2 * self.heads() + 2 * self.kv_heads()
     }
 
-    /// Bytes of a layer that tuning has on disk while it runs: the layer before it, and what is learned with two moments.
+    /// Bytes on disk per layer during tuning: the block before tuning, and what is learned with two moments.
     pub(super) fn tuning_bytes(&self) -> u64 {
         if self.tuning_steps > 0 { self.block_bytes + 3 * F32 * (self.grids + self.params) } else { 0 }
     }
 }
 
-/// What sites do to a linear.
+/// Actions of sites on a linear.
 fn ports(sites: &[Site], name: LinearName) -> impl Iterator<Item = Action> + '_ {
     let ports = sites.iter().flat_map(|site| &site.ports);
     ports.filter(move |port| port.module == name.0).map(|port| port.action)
 }
 
-/// What running a block on one token shows.
+/// The result of running a block on one token.
 #[derive(Default)]
 struct Probed {
-    /// The linears whose inputs need gradients, as autograd finds them.
+    /// Linears whose inputs need gradients, according to autograd.
     differentiated: BTreeSet<LinearName>,
-    /// Channels of the inputs of linears, each input once, and whether a site rescales it.
+    /// Channels of each distinct input of linears, and whether a site rescales it.
     widths: Vec<(usize, bool)>,
 }
 
@@ -282,12 +282,12 @@ fn probed(decoder: &dyn Decoder, (layer, layout): (usize, &Layer), sites: &[Site
     probe.seen.into_inner()
 }
 
-/// Multiplies with nothing, and sees what linears are given and which inputs autograd follows.
+/// Computes no products, and records the inputs of linears and whether autograd tracks them.
 struct Probe<'a> {
     layout: &'a Layer,
     sites: &'a [Site],
     seen: RefCell<Probed>,
-    /// The input of the linear before, kept so that its address is no other's.
+    /// The input of the previous linear, kept alive so that no other tensor can get its address.
     last: RefCell<Option<Tensor>>,
 }
 
@@ -327,7 +327,7 @@ mod tests {
     use oq_quant_core::SiteKind;
     use serde_json::{Value, json};
 
-    /// The linears that need no gradient of their input.
+    /// Checks which linears need no gradient of their input.
     #[track_caller]
     fn check(config: &Value, kinds: &[SiteKind], expected: &[&str]) {
         let sizes = json!({"hidden_size": 64, "intermediate_size": 96, "ffn_dim": 96, "ffn_hidden_size": 96, "num_hidden_layers": 1,
@@ -344,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn linears_at_a_blocks_input_need_no_gradient_of_it() {
+    fn inputs_that_nothing_learned_affects_need_no_gradient() {
         let qkv = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"];
         let fused = "self_attention.query_key_value";
         for config in [json!({"model_type": "llama"}), json!({"model_type": "qwen3"}), json!({"model_type": "opt"})] {

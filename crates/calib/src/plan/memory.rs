@@ -1,10 +1,10 @@
 //! Peak memory of a run, by part.
 //!
-//! A run has phases, and its peak is that of the largest: the text is cut into tokens; widths are measured; a block is loaded; its rounding
-//! starts; its steps run; its codes are made; what lies outside the blocks is copied; all blocks are tuned, and what that has come to is
-//! kept. What each holds is counted from shapes; the numbers that are fitted or measured stand below. `tests/tests/memory.rs` holds a
-//! plan against the peak of a run; they are fitted anew by the same comparison on larger blocks (`cargo xtask synth NAME --layers 1`)
-//! whenever a step changes what it holds.
+//! A run has phases, and its peak is that of the largest phase: tokenizing the text; measuring the costs of widths; loading a block;
+//! starting its rounding; its optimizer steps; computing its codes; copying the tensors outside the blocks; tuning all blocks, and
+//! saving the state of that. The memory of each phase is counted from shapes. The constants below are fitted or measured.
+//! `tests/tests/memory.rs` compares plans with the peaks of runs. When a step's memory changes, refit the constants with the same
+//! comparison on larger blocks (`cargo xtask synth NAME --layers 1`).
 
 use serde::Serialize;
 
@@ -13,38 +13,38 @@ use super::setting::Setting;
 use crate::block::compensate::WEIGHTS;
 use crate::model::chain::POSITIONS;
 
-/// libtorch itself, its thread pools, the program and a tokenizer: measured on x86-64 with the CPU library.
+/// libtorch, its thread pools, the program and a tokenizer: measured on x86-64 with the CPU library.
 const PROGRAM_BYTES: u64 = 165 << 20;
-/// What the CUDA library and the driver add on the host, and on the device: an allowance, not measured.
+/// Additional memory of the CUDA library and driver on the host and on the device: an allowance, not measured.
 const CUDA_HOST_BYTES: u64 = 2 << 30;
 const CUDA_DEVICE_BYTES: u64 = 512 << 20;
-/// Bytes of memory per byte of a text while its tokens are made, and at most afterwards: measured with SmolLM2's tokenizer on 1 and 10 MB.
+/// Bytes of memory per byte of text, during tokenization and afterwards: measured with SmolLM2's tokenizer on 1 and 10 MB.
 const TOKENIZING: u64 = 125;
 const TOKENIZED: u64 = 95;
-/// Copies of the strengths: themselves, two moments, gradients, and two between these.
+/// Copies of the strengths: values, two moments, gradients and two temporaries.
 const STRENGTH_COPIES: u64 = 6;
-/// Tenths of transformed weights and their gradients that the allocator takes for them: measured on a block 2048 wide.
+/// Allocated tenths per tenth of transformed weights and their gradients: measured on a block 2048 wide.
 const TRANSFORM_TENTHS: u64 = 11;
-/// Tensors of predictions that there are at once while all blocks are tuned.
+/// Tensors of predictions that exist at once while all blocks are tuned.
 const PREDICTIONS: u64 = 4;
-/// The share of a step's tensors that stays behind, step after step, in holes between those that live longer: one in so many, up to a
-/// limit, above which tensors have memory of their own. Before each block, and each step of tuning, it is handed back. Measured on
-/// blocks of SmolLM2-135M.
+/// Fragmentation: one in so many bytes of a step's tensors stays behind, in gaps between tensors that live longer. There is a limit,
+/// because very large tensors get mappings of their own. This memory is returned to the system before each block and before each step
+/// of tuning. Measured on blocks of SmolLM2-135M.
 const HOLES_OF: u64 = 2;
 const HOLES_MAX_BYTES: u64 = 96 << 20;
-/// Tenths that libtorch's allocator of CUDA memory takes for a tenth in use: an allowance, not measured.
+/// Allocated tenths per tenth in use, for libtorch's CUDA allocator: an allowance, not measured.
 const CUDA_TENTHS: u64 = 11;
-/// Tensors of the largest linear's size, in f32, that clipping out of single operations has at once, as it runs on devices.
+/// f32 tensors of the largest linear's size that exist at once when clipping is composed of single operations, as on devices.
 const COMPOSED_COPIES: u64 = 6;
 
 /// Peak memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct MemoryPlan {
-    /// Of the process.
+    /// Of the process, on the host.
     pub host: Parts,
-    /// Of the accelerator that blocks are computed on; none where that is the CPU.
+    /// Of the accelerator that computes blocks; none if that is the CPU.
     pub device: Option<Parts>,
-    /// Hidden states beyond a budget, which lie on the disk of the output while it runs.
+    /// Hidden states beyond the memory budget, which are on the output's disk during the run.
     pub spilled_bytes: u64,
 }
 
@@ -53,20 +53,20 @@ pub struct MemoryPlan {
 pub struct Parts {
     /// The program and its libraries.
     pub program_bytes: u64,
-    /// The calibration text on its way to tokens, and what is left of that.
+    /// The calibration text during tokenization, and its tokens afterwards.
     pub text_bytes: u64,
     /// Pages of the checkpoint that are being read.
     pub checkpoint_bytes: u64,
-    /// A block's weights, their fake-quantized and transformed copies, gradients, strengths, codes.
+    /// A block's weights, their fake-quantized and transformed copies, gradients, strengths and codes.
     pub block_bytes: u64,
     /// Hidden states of the calibration tokens between blocks.
     pub cache_bytes: u64,
-    /// What a step keeps for its backward pass, and what steps leave behind in the allocator.
+    /// Tensors that a step keeps for its backward pass, and fragmentation of the allocator.
     pub step_bytes: u64,
 }
 
 impl Parts {
-    /// All of it.
+    /// The sum of all parts.
     pub fn total(&self) -> u64 {
         let parts = [self.program_bytes, self.text_bytes, self.checkpoint_bytes, self.block_bytes];
         parts.into_iter().chain([self.cache_bytes, self.step_bytes]).fold(0, u64::saturating_add)
@@ -78,7 +78,7 @@ impl Parts {
 }
 
 impl MemoryPlan {
-    /// What the largest kind of layer takes.
+    /// The plan of the largest kind of layer.
     pub(super) fn of_kinds(kinds: &[(Counts, u64)], setting: &Setting<'_>) -> Self {
         let plans = kinds.iter().map(|(counts, _)| Self::new(counts, setting));
         let largest = plans.max_by_key(|plan| plan.device.unwrap_or(plan.host).total());
@@ -93,7 +93,7 @@ impl MemoryPlan {
         };
         let within = |states: u64| setting.cache_memory.map_or(states, |budget| budget.min(states));
         let held = within(states);
-        // What goes through all blocks at once, forwards and back.
+        // Forward and backward passes through all blocks.
         let passes: Vec<(Parts, u64)> = [probing(counts), tuning(counts)].into_iter().flatten().collect();
         let spilled_bytes = passes.iter().map(|(_, states)| *states).chain([states]).map(|all| all - within(all)).max();
         let spilled_bytes = spilled_bytes.unwrap_or(0);
@@ -123,12 +123,12 @@ impl MemoryPlan {
         }
         let program = Parts { program_bytes: PROGRAM_BYTES + CUDA_HOST_BYTES, ..program };
         let tokenizing = Parts { program_bytes: program.program_bytes, ..tokenizing };
-        // Within a budget the states are here, else on the device.
+        // With a budget, hidden states are on the host; otherwise they are on the device.
         let most = passes.iter().map(|(_, states)| within(*states)).fold(held, u64::max);
         let (here, there) = if setting.cache_memory.is_some() { (most, 0) } else { (0, states) };
         let program = Parts { cache_bytes: here, ..program };
         let loading = Parts { checkpoint_bytes: stored, block_bytes: F16 * counts.largest, ..program };
-        // Codes are made on the host, one linear's weights after the other.
+        // Codes are computed on the host, one linear after the other.
         let codes = counts.weights + counts.block_bytes + 2 * F32 * counts.largest;
         let coding = Parts { block_bytes: codes, ..program };
         let copying = Parts { checkpoint_bytes: counts.outer_bytes, block_bytes: counts.rotated_bytes, ..program };
@@ -155,13 +155,13 @@ impl MemoryPlan {
     }
 }
 
-/// A block's weights in f32, the largest as it is stored, and, where it is rotated, turned and the other way round.
+/// A block's weights in f32, the largest one also as stored and, with rotation, two rotated copies of it.
 fn loaded(counts: &Counts) -> u64 {
     let turned = if counts.rotated_bytes > 0 { 2 * F32 * counts.largest } else { 0 };
     F32 * counts.weights + F16 * counts.largest + turned + counts.rotated_bytes
 }
 
-/// A block, its transformed weights and offsets in f32, its codes in bytes and packed, the weights that are being coded.
+/// A block with its transformed weights and offsets in f32, its codes as bytes and packed, and the weights being quantized.
 fn coded(counts: &Counts) -> u64 {
     F32 * (counts.weights + counts.moved + counts.largest) + rounding(counts) + counts.weights + counts.block_bytes
 }
@@ -171,8 +171,9 @@ fn rounding(counts: &Counts) -> u64 {
     F32 * (counts.offsets + counts.products)
 }
 
-/// The moments at which learning holds most: where rounding starts, in a step's backward pass, and, where weights are transformed, when
-/// their gradients go back to the scales. No moment where nothing is learned but one pass in full precision. `temporary`: bytes that clipping needs.
+/// The phases of learning with the most memory: the start of rounding, a step's backward pass and, if weights are transformed, the
+/// backward pass from their gradients to the scales. If nothing is learned, the only phase is a pass in full precision. `temporary`:
+/// bytes that clipping needs.
 fn learning(counts: &Counts, temporary: u64) -> impl Iterator<Item = Parts> {
     let product = counts.product_bytes;
     let weights = F32 * counts.weights;
@@ -184,7 +185,7 @@ fn learning(counts: &Counts, temporary: u64) -> impl Iterator<Item = Parts> {
             .flatten();
     }
     let weights = weights + rounding(counts);
-    // A matrix of products, two factors and an inverse; columns of weights, what becomes of them, and offsets.
+    // A matrix of products, two factors and an inverse; the columns of weights, copies of them, and offsets.
     let compensating = 4 * counts.largest_products + 6 * counts.largest.min(WEIGHTS as u64);
     let compensating = Parts { block_bytes: weights + F32 * compensating, ..Parts::default() };
     let compensating = (counts.products > 0).then_some(compensating);
@@ -193,7 +194,7 @@ fn learning(counts: &Counts, temporary: u64) -> impl Iterator<Item = Parts> {
     let transformed = F32 * (counts.moved + counts.moved_twice);
     let backward = weights + 2 * leaves + transformed + temporary + strengths;
     let backward = Parts { block_bytes: backward, step_bytes: step(counts), ..Parts::default() };
-    // Of transformed weights the gradients, in f32 and twice, and three temporaries of the largest.
+    // For transformed weights, their gradients in f32, twice, and three temporaries of the largest size.
     let of_transformed = transformed + 2 * F32 * counts.moved + 3 * F32 * counts.largest;
     let of_rest = product * (counts.weights - counts.moved);
     let block_bytes =
@@ -202,13 +203,14 @@ fn learning(counts: &Counts, temporary: u64) -> impl Iterator<Item = Parts> {
     [Some(backward), to_scales, compensating].into_iter().flatten()
 }
 
-/// What tuning learns of all blocks, with two moments, in f32. It is copied to be kept on disk.
+/// The learned values of tuning with two moments, in f32. They are copied when they are saved.
 fn learned(counts: &Counts) -> u64 {
     if counts.tuning_steps > 0 { 3 * F32 * counts.dims.n_layers as u64 * (counts.grids + counts.params) } else { 0 }
 }
 
-/// While all blocks are tuned: a block's values, made of its codes, in f32 and as products need them, their gradients; what is learned of
-/// every block, and two moments; the head, and a few tensors of predictions. And the hidden states: targets, and a batch before each block.
+/// Tuning of all blocks: a block's dequantized weights in f32 and in the type of the products, their gradients, the learned values of
+/// all blocks with two moments, the head, and a few tensors of predictions. And the hidden states: targets, and one batch before each
+/// block.
 fn tuning(counts: &Counts) -> Option<(Parts, u64)> {
     let dims = counts.dims;
     let (n_layers, hidden, vocab) = (dims.n_layers as u64, dims.hidden as u64, dims.vocab as u64);
@@ -223,9 +225,9 @@ fn tuning(counts: &Counts) -> Option<(Parts, u64)> {
     (counts.tuning_steps > 0).then_some((parts, states))
 }
 
-/// While it is measured what each width costs: a block's weights in f32 and as products need them, the largest linears rounded in two ways and
-/// their errors; what linears are given and the gradients of what they give; the head, and a few tensors of predictions. And the hidden states:
-/// the inputs of all blocks, and the states themselves.
+/// Measuring the costs of widths: a block's weights in f32 and in the type of the products, the largest linears rounded in two ways and
+/// their errors, inputs of linears and gradients of their outputs, the head, and a few tensors of predictions. And the hidden states:
+/// the inputs of all blocks, and the current states.
 fn probing(counts: &Counts) -> Option<(Parts, u64)> {
     let dims = counts.dims;
     let (n_layers, hidden, vocab) = (dims.n_layers as u64, dims.hidden as u64, dims.vocab as u64);
@@ -241,7 +243,7 @@ fn probing(counts: &Counts) -> Option<(Parts, u64)> {
     (counts.probed_tokens > 0).then_some((parts, states))
 }
 
-/// Hidden states between blocks: targets, inputs, and the second targets.
+/// Hidden states between blocks: targets, inputs and the second targets.
 fn states(counts: &Counts) -> u64 {
     let copies = match counts.targets {
         0 => 1,
@@ -250,24 +252,24 @@ fn states(counts: &Counts) -> u64 {
     (copies * F32).saturating_mul(counts.tokens).saturating_mul(counts.dims.hidden as u64)
 }
 
-/// What tensors of so many bytes leave behind.
+/// Fragmentation left by tensors of `bytes` bytes.
 fn holes(bytes: u64) -> u64 {
     (bytes / HOLES_OF).min(HOLES_MAX_BYTES)
 }
 
-/// Numbers of a mask on attention's scores.
+/// Elements of a mask on attention's scores.
 fn mask(counts: &Counts) -> u64 {
     counts.mask_heads.saturating_mul(counts.seqlen).saturating_mul(counts.seqlen)
 }
 
-/// What the backward pass of one block keeps: inputs of norms and linears, Q, K, V, the attention's output, the parts of the MLP's product,
-/// and the gradients that are alive beside them. Counted, then fitted to measured peaks of blocks of LLaMA-2-7B, OPT-1.3B and
-/// Falcon-7B, of 128 to 1024 tokens: within 10 %.
+/// Tensors that the backward pass of one block keeps: inputs of norms and linears, Q, K, V, attention's output, the parts of the MLP's
+/// product, and the gradients that exist at the same time. Counted, then fitted to measured peaks of blocks of LLaMA-2-7B, OPT-1.3B and
+/// Falcon-7B with 128 to 1024 tokens: within 10 %.
 fn step(counts: &Counts) -> u64 {
     let (hidden, intermediate) = (counts.dims.hidden as u64, counts.dims.intermediate as u64);
     let product = counts.product_bytes;
     let plain = (16 + 8 * counts.targets) * hidden + 4 * product * counts.heads() + (8 + 4 * product) * intermediate;
-    // Of each quantized number its levels and masks; of the widest tensor all that lies between.
+    // Levels and masks of every quantized element, and all temporaries of the widest tensor.
     let quantized = if counts.quantizes_act { 8 * counts.product_inputs() + 20 * intermediate } else { 0 };
     let masked = if product < F32 { mask(counts).saturating_mul(product) } else { 0 };
     counts.batch_tokens.saturating_mul(plain + quantized).saturating_add(masked)

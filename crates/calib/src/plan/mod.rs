@@ -1,4 +1,4 @@
-//! What a run will do and whether it fits, before a weight is read.
+//! A plan of a run: what it will do, and whether it fits, without reading weights.
 
 mod counts;
 mod memory;
@@ -27,35 +27,35 @@ pub use time::{StepTime, TimePlan};
 /// One linear of a block under the recipe.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct LinearPlan {
-    /// Name below the block.
+    /// Name within the block.
     pub name: &'static str,
     /// Rows.
     pub out_features: usize,
     /// Columns.
     pub in_features: usize,
-    /// Grids, each with a clipping strength for its maximum and one for its minimum.
+    /// Groups, each with a clipping strength for its maximum and one for its minimum.
     pub n_groups: usize,
 }
 
 /// One site of a block under the recipe.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct SitePlan {
-    /// What is rescaled.
+    /// The kind of site.
     pub kind: SiteKind,
-    /// Modules that write the channels.
+    /// Modules that write its channels.
     pub writers: Vec<&'static str>,
-    /// Modules that read them; queries and keys have none.
+    /// Modules that read them; none for queries and keys.
     pub readers: Vec<&'static str>,
-    /// Scales; channels that are tied have one between them.
+    /// Number of scales; tied channels share one.
     pub n_scales: usize,
-    /// Shifts.
+    /// Number of shifts.
     pub n_shifts: usize,
 }
 
 impl SitePlan {
     fn new(site: &Site, shift: bool) -> Self {
         let mut writers: Vec<&str> = site.writers().map(|port| port.module).collect();
-        // One module may hold queries and keys.
+        // Queries and keys may be rows of the same module.
         writers.dedup();
         Self {
             kind: site.kind,
@@ -67,36 +67,36 @@ impl SitePlan {
     }
 }
 
-/// What a run will do.
+/// A plan of a run.
 #[derive(Clone, Debug, Serialize)]
 pub struct Plan {
     /// Number of blocks.
     pub n_layers: usize,
-    /// The linears of each; where layers differ, of the largest.
+    /// The linears of a block; if layers differ, of the largest one.
     pub linears: Vec<LinearPlan>,
-    /// Where channels are rescaled.
+    /// Sites at which channels are rescaled.
     pub sites: Vec<SitePlan>,
-    /// Strengths of clipping, scales and shifts learned per block; offsets of codes, where rounding is learned, are as many as weights.
+    /// Clipping strengths, scales and shifts learned per block. If rounding is learned, there is also an offset for each weight.
     pub learned_per_block: usize,
     /// Optimizer steps per block.
     pub steps_per_block: usize,
-    /// Steps of tuning all blocks together.
+    /// Optimizer steps of tuning all blocks together.
     pub tuning_steps: usize,
     /// Calibration tokens.
     pub calibration_tokens: usize,
-    /// What products are computed in.
+    /// The type of the products.
     pub compute: &'static str,
     /// Peak memory.
     pub memory: MemoryPlan,
     /// Size of the packed model.
     pub output_bytes: u64,
-    /// Most that is on disk at once: the packed model, hidden states, and the blocks that are tuned beside those they come from.
+    /// Peak disk space: the packed model, hidden states and, with tuning, the blocks before tuning.
     pub disk_bytes: u64,
-    /// How long it takes, where the machine's speed is known.
+    /// Duration, if the machine's speed is known.
     pub time: Option<TimePlan>,
     /// What does not fit.
     pub problems: Vec<String>,
-    /// Settings with which memory would be enough.
+    /// Settings with which memory suffices.
     pub suggestions: Vec<Suggestion>,
 }
 
@@ -104,7 +104,7 @@ impl Plan {
     /// Plans a run of `recipe` on a model of this shape.
     ///
     /// # Errors
-    /// When such a model cannot have what the recipe asks for, however much memory there is.
+    /// If the recipe asks for what the model does not have, whatever the memory.
     pub fn new(decoder: &dyn Decoder, recipe: &Recipe, setting: &Setting<'_>) -> Result<Self, CalibError> {
         check_sites(decoder, recipe)?;
         let kinds = Counts::of_kinds(decoder, recipe, setting.compute)?;
@@ -129,7 +129,7 @@ impl Plan {
         let disk_bytes = output_bytes.saturating_add(memory.spilled_bytes).saturating_add(sum(Counts::tuning_bytes));
         if let Some(free) = setting.machine.disk_bytes.filter(|free| *free < disk_bytes) {
             let needed = gib(disk_bytes);
-            problems.push(format!("needs {needed} on disk, {} is free: choose another --out", gib(free)));
+            problems.push(format!("needs {needed} on disk, but {} is free: choose another --out", gib(free)));
         }
         let learns = recipe.method.learns();
         let sites: Vec<SitePlan> = sites.iter().map(|site| SitePlan::new(site, recipe.transform.shift)).collect();
@@ -156,7 +156,7 @@ impl Plan {
         })
     }
 
-    /// Whether the run can be made here.
+    /// Whether the run fits on the machine.
     pub fn fits(&self) -> bool {
         self.problems.is_empty()
     }

@@ -4,14 +4,14 @@ use oq_models::Compute;
 use oq_recipe::Profile;
 use serde::Serialize;
 
-/// What the machine has; `None` where it cannot be found out.
+/// Resources of the machine; `None` if unknown.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub struct Machine {
-    /// Memory of the host that can be taken without swapping.
+    /// Available memory of the host.
     pub memory_bytes: Option<u64>,
-    /// Free space where the output goes.
+    /// Free disk space for the output.
     pub disk_bytes: Option<u64>,
-    /// The accelerator that blocks are computed on; none where that is the CPU.
+    /// The accelerator that computes blocks; none if that is the CPU.
     pub device: Option<Accelerator>,
 }
 
@@ -22,14 +22,14 @@ pub struct Accelerator {
     pub memory_bytes: Option<u64>,
 }
 
-/// Where and how a run would go.
+/// Where and how a run is planned.
 #[derive(Clone, Copy, Debug)]
 pub struct Setting<'a> {
-    /// What its products are computed in.
+    /// The type of its products.
     pub compute: Compute,
     /// What there is.
     pub machine: Machine,
-    /// How fast it is, where that is known.
+    /// The machine's speed, if known.
     pub profile: Option<&'a Profile>,
     /// Size of the calibration text.
     pub text_bytes: u64,

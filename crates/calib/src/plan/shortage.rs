@@ -22,7 +22,7 @@ impl Shortage {
     }
 
     pub(super) fn text(&self) -> String {
-        format!("needs {} of {}, {} is free", gib(self.needed), self.of, gib(self.there))
+        format!("needs {} of {}, but {} is free", gib(self.needed), self.of, gib(self.there))
     }
 }
 

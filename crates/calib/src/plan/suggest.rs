@@ -1,4 +1,4 @@
-//! What would fit where a run does not.
+//! Settings that would fit when a run does not.
 
 use std::fmt;
 
@@ -11,25 +11,25 @@ use super::memory::MemoryPlan;
 use super::setting::Setting;
 use super::shortage::{Shortage, gib};
 
-/// Segments shorter than this are no measure of a model's text.
+/// Shorter segments would not represent a model's text.
 const SHORTEST_SEGMENT: usize = 128;
 
-/// A setting with which memory would be enough.
+/// A setting with which memory suffices.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Suggestion {
-    /// As typed: `--samples 64`.
+    /// Options as typed: `--samples 64`.
     pub options: String,
-    /// Memory that the run would need where blocks are computed.
+    /// Memory that the run would need on the device that computes blocks.
     pub bytes: u64,
 }
 
 impl fmt::Display for Suggestion {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} would need {}: fits", self.options, gib(self.bytes))
+        write!(f, "{} would need {}, which fits", self.options, gib(self.bytes))
     }
 }
 
-/// Hidden states on disk, but for those that there is room for: whole MiB.
+/// Hidden states on disk, except those that memory has room for, in whole MiB.
 fn within_budget(kinds: &[(Counts, u64)], setting: &Setting<'_>) -> Option<Suggestion> {
     let with = |budget| MemoryPlan::of_kinds(kinds, &Setting { cache_memory: Some(budget), ..*setting });
     let none = with(0);
@@ -41,9 +41,8 @@ fn within_budget(kinds: &[(Counts, u64)], setting: &Setting<'_>) -> Option<Sugge
     fits.then(|| Suggestion { options: format!("--cache-memory {room}MiB"), bytes })
 }
 
-/// The gentlest settings that fit, each in one way: products in bf16, single segments in a step, states on disk, fewer segments, shorter
-/// ones; where
-/// none is enough by itself, the last two together.
+/// The mildest settings that fit, each with one change: products in bf16, one segment per step, hidden states on disk, fewer segments,
+/// or shorter ones. If no single change suffices, fewer and shorter segments together.
 pub(super) fn suggestions(
     decoder: &dyn Decoder,
     recipe: &Recipe,
@@ -52,7 +51,7 @@ pub(super) fn suggestions(
 ) -> Vec<Suggestion> {
     let budget = setting.cache_memory.is_none().then(|| within_budget(kinds, setting));
     let fits = |recipe: &Recipe, compute: Compute, options: String| {
-        // What these settings change is no matter of sites.
+        // These settings do not affect sites.
         let kinds = Counts::of_kinds(decoder, recipe, compute).ok()?;
         let memory = MemoryPlan::of_kinds(&kinds, setting);
         let bytes = memory.device.unwrap_or(memory.host).total();
@@ -82,7 +81,7 @@ pub(super) fn suggestions(
     if !suggestions.is_empty() {
         return suggestions;
     }
-    // From the gentlest on: as much text as fits.
+    // As much text as fits, starting with the most.
     let mut pairs: Vec<(usize, usize)> =
         fewer.flat_map(|samples| shorter.clone().map(move |seqlen| (samples, seqlen))).collect();
     pairs.sort_by_key(|(samples, seqlen)| std::cmp::Reverse((samples.saturating_mul(*seqlen), *seqlen)));
@@ -92,7 +91,7 @@ pub(super) fn suggestions(
     both.into_iter().collect()
 }
 
-/// Half of `n`, half of that, down to `least`.
+/// Half of `n`, half of that, and so on, down to `least`.
 fn halves(n: usize, least: usize) -> impl Iterator<Item = usize> + Clone {
     std::iter::successors(Some(n / 2), |n| Some(n / 2)).take_while(move |&n| n >= least.max(1))
 }

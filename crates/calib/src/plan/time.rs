@@ -1,37 +1,37 @@
-//! How long a run takes on a machine, from shapes and the machine's [`Profile`].
+//! Duration of a run on a machine, from shapes and the machine's [`Profile`].
 //!
-//! A step is matrix products, attention, passes over activations, passes over weights (fake-quantizing, gradients of strengths,
-//! transformation), and the cost of starting each operation. Each part is counted in operations or bytes and divided by the machine's own
-//! rate, times the share of it that such work reaches. The shares that are fitted stand in [`Fit`].
+//! A step consists of matrix products, attention, passes over activations, passes over weights (fake quantization, gradients of
+//! strengths, transformation), and the overhead of each operation. Each part is counted in operations or bytes, and divided by the
+//! machine's rate times the fraction of it that such work reaches. The fitted fractions are in [`Fit`].
 
 use oq_recipe::Profile;
 use serde::Serialize;
 
 use super::counts::{Counts, F16, F32};
 
-/// What was fitted, for one kind of device.
+/// Fitted values for one kind of device.
 ///
-/// To fit anew: `omniquant plan --measure` for the machine's own rates, then `benches/step.rs` on a block of LLaMA-2-7B (products
-/// bound it: `products`) and a run of SmolLM2-135M (passes and operations bound it: `memory`, `secs_per_op`), with this module's parts
-/// (`omniquant plan --json`) beside the measured times.
+/// To refit: get the machine's rates with `omniquant plan --measure`. Then run `benches/step.rs` on a block of LLaMA-2-7B, which is
+/// dominated by products (`products`), and quantize SmolLM2-135M, which is dominated by passes and operations (`memory`,
+/// `secs_per_op`). Compare the measured times with this module's parts (`omniquant plan --json`).
 struct Fit {
-    /// Of the fastest product, what a step's products reach, in f32 and in bf16.
+    /// Fraction of the fastest product's rate that a step's products reach, in f32 and in bf16.
     products_f32: f64,
     products_bf16: f64,
-    /// The same of attention's.
+    /// The same for attention.
     attention_f32: f64,
     attention_bf16: f64,
-    /// Of the fastest stream, what passes over activations and weights reach.
+    /// Fraction of the fastest stream's rate that passes over activations and weights reach.
     memory: f64,
-    /// Bytes that are moved per weight by fake-quantizing it and by its strengths' gradients.
+    /// Bytes moved per weight for fake quantization and for the gradients of its strengths.
     clip_bytes: f64,
-    /// Seconds that an operation takes however small it is.
+    /// Seconds per operation, however small.
     secs_per_op: f64,
 }
 
-/// Two Zen 4 cores with products of 400 GFLOP/s in bf16 and a stream of 22 GB/s: the block of LLaMA-2-7B, w4a16g128, 2048 tokens, with
-/// 4 steps and everything around them in 41.7 s; one of SmolLM2-135M, w3a16g64, 32 steps of 1024 tokens, in 5.1 s. In f32, where products
-/// reach 180 GFLOP/s, a step of the former in 16.7 s.
+/// Two Zen 4 cores with products of 400 GFLOP/s in bf16 and a stream of 22 GB/s. A block of LLaMA-2-7B, w4a16g128, 2048 tokens, with 4
+/// steps and everything around them, took 41.7 s. A block of SmolLM2-135M, w3a16g64, 32 steps of 1024 tokens, took 5.1 s. In f32, where
+/// products reach 180 GFLOP/s, a step of LLaMA-2-7B took 16.7 s.
 const CPU: Fit = Fit {
     products_f32: 0.93,
     products_bf16: 0.83,
@@ -42,7 +42,7 @@ const CPU: Fit = Fit {
     secs_per_op: 8e-6,
 };
 
-/// Assumed, not measured. Clipping is composed of single operations there, whose reads and writes are counted from `oq-lwc`.
+/// Assumed, not measured. On devices clipping is composed of single operations, whose reads and writes are counted from `oq-lwc`.
 const DEVICE: Fit = Fit {
     products_f32: 0.8,
     products_bf16: 0.6,
@@ -53,33 +53,34 @@ const DEVICE: Fit = Fit {
     secs_per_op: 10e-6,
 };
 
-/// What is reached of a data sheet's rates: an allowance. Large bf16 products are reported at about 790 of 989 TFLOP/s on an H200.
+/// Fraction of a data sheet's rates that is reached: an allowance. Large bf16 products are reported at about 790 of 989 TFLOP/s on an
+/// H200.
 const OF_DATA_SHEET: f64 = 0.8;
-/// Operations of a step: around each linear (clipping, its optimizer), in the rest of the block, and at each site.
+/// Operations of a step: for each linear (clipping, its optimizer), in the rest of the block, and for each site.
 const OPS_PER_LINEAR: f64 = 45.0;
 const OPS_PER_BLOCK: f64 = 150.0;
 const OPS_PER_SITE: f64 = 40.0;
-/// Backward passes of attention compute this much more than forward: five products for two.
+/// Cost of attention's backward pass relative to its forward pass: five products instead of two.
 const ATTENTION_BACKWARD: f64 = 2.5;
-/// Bytes per token and channel that a step moves forward and backward: at norms, residual sums and losses; at the rotation of queries and
-/// keys and on the way to attention; per byte of a product's number at rows of the MLP; at a quantized activation.
+/// Bytes per token and channel that a step moves forward and backward: in norms, residual sums and losses; in the rotation of queries
+/// and keys and before attention; per byte of a product's element in rows of the MLP; in a quantized activation.
 const HIDDEN_BYTES: f64 = 140.0;
 const HEAD_BYTES: f64 = 90.0;
 const MLP_PASSES: f64 = 7.0;
 const QUANTIZED_BYTES: f64 = 150.0;
-/// Bytes per transformed weight: scaled, and its gradient taken back.
+/// Bytes per transformed weight: scaling it, and its gradient's way back.
 const TRANSFORM_BYTES: f64 = 60.0;
-/// Bytes per weight whose rounding is learned: its offset read in every pass, and moved along its gradient.
+/// Bytes per weight whose rounding is learned: reading its offset in every pass, and updating it.
 const OFFSET_BYTES: f64 = 22.0;
-/// Operations on each column that compensation goes through.
+/// Operations per column that compensation processes.
 const OPS_PER_COLUMN: f64 = 16.0;
-/// Bytes per weight of a step of tuning: values made of codes twice, and multiplied by their changes, and the gradients of these.
+/// Bytes per weight in a step of tuning: dequantizing twice, applying changes, and the gradients of these.
 const TUNING_BYTES: f64 = 70.0;
 /// Bytes per prediction in a step of tuning: two distributions, their difference and its gradient.
 const PREDICTION_BYTES: f64 = 60.0;
-/// A forward pass's share of the passes over activations.
+/// Passes over activations in a forward pass, as a fraction of those in a step.
 const FORWARD_SHARE: f64 = 0.4;
-/// Making final codes, on one core; hashing a shard.
+/// Computing final codes, on one core; hashing a shard.
 const SECS_PER_CODE: f64 = 20e-9;
 const HASH_BYTES_PER_SEC: f64 = 1e9;
 
@@ -88,36 +89,36 @@ const HASH_BYTES_PER_SEC: f64 = 1e9;
 pub struct TimePlan {
     /// The profile's name.
     pub profile: String,
-    /// Whether the profile is a vendor's, not measured.
+    /// Whether the profile comes from a vendor's data sheet and is not measured.
     pub estimate: bool,
     /// One step, by part.
     pub step: StepTime,
     /// One step.
     pub step_secs: f64,
-    /// What a block takes beside its steps: loading, passes for targets and output, codes, its shard.
+    /// Time of a block besides its steps: loading, passes for targets and output, codes, and its shard.
     pub other_secs: f64,
     /// One block.
     pub block_secs: f64,
     /// Tuning all blocks together.
     pub tuning_secs: f64,
-    /// Measuring what each width costs, where widths are chosen.
+    /// Measuring the costs of widths, if widths are chosen.
     pub probing_secs: f64,
-    /// All blocks, tuning, and what lies outside.
+    /// All blocks, tuning, and the tensors outside the blocks.
     pub total_secs: f64,
 }
 
 /// Parts of a step, in seconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct StepTime {
-    /// Products of linears.
+    /// Products in linears.
     pub products_secs: f64,
-    /// Scores and mixtures of attention.
+    /// Attention.
     pub attention_secs: f64,
     /// Passes over activations.
     pub activations_secs: f64,
     /// Passes over weights.
     pub weights_secs: f64,
-    /// Starting operations.
+    /// Overhead of operations.
     pub overhead_secs: f64,
 }
 
@@ -128,7 +129,7 @@ impl StepTime {
 }
 
 impl TimePlan {
-    /// Of layers of several kinds: a block is the largest, and all blocks take what each takes.
+    /// With several kinds of layers: the times per block are the largest kind's, and the total adds up each layer's own.
     pub(super) fn of_kinds(kinds: &[(Counts, u64)], profile: &Profile, on_device: bool) -> Self {
         let plans: Vec<(Self, f64)> =
             kinds.iter().map(|(counts, n)| (Self::new(counts, profile, on_device), *n as f64)).collect();
@@ -148,7 +149,7 @@ impl TimePlan {
         let block_secs = counts.steps as f64 * step_secs + other_secs;
         let tuning_secs = counts.tuning_steps as f64 * rates.tuning_step(counts);
         let probing_secs = if counts.probed_tokens > 0 { rates.probing(counts) } else { 0.0 };
-        // Looked through for numbers that are not finite, then copied.
+        // Checked for numbers that are not finite, then copied.
         let outer_secs = 2.0 * counts.outer_bytes as f64 / rates.disk;
         Self {
             profile: profile.name.clone(),
@@ -164,10 +165,10 @@ impl TimePlan {
     }
 }
 
-/// What a machine does in a second, of this kind of work.
+/// Rates of a machine for this kind of work, per second.
 struct Rates {
     products: f64,
-    /// Of products in f32.
+    /// Products in f32.
     exact: f64,
     attention: f64,
     memory: f64,
@@ -214,7 +215,8 @@ impl Rates {
         }
     }
 
-    /// Forwards in full precision and quantized, and forwards and backwards, through all blocks; predictions of both models, and their gradient.
+    /// All blocks forward in full precision, forward quantized, and forward and backward; the predictions of both models, and their
+    /// gradient.
     fn tuning_step(&self, counts: &Counts) -> f64 {
         let (tokens, weights) = (counts.batch_tokens as f64, counts.weights as f64);
         let block = 5.0 * 2.0 * tokens * weights / self.products
@@ -229,13 +231,13 @@ impl Rates {
         counts.dims.n_layers as f64 * block + head
     }
 
-    /// Forwards through all blocks, and forwards and backwards; each width's error of weights, and what it does to outputs.
+    /// All blocks forward, and forward and backward; for each width the errors of weights, and their effect on outputs.
     fn probing(&self, counts: &Counts) -> f64 {
         let (tokens, weights, choices) = (counts.probed_tokens as f64, counts.weights as f64, counts.choices as f64);
         let block = (3.0 + choices) * 2.0 * tokens * weights / self.products
             + (2.0 + ATTENTION_BACKWARD) * attention_flops(counts, tokens) / self.attention
             + (1.0 + FORWARD_SHARE) * tokens * activation_bytes(counts) / self.memory
-            // A search is as long as two steps' clipping; then the weights are rounded in two ways.
+            // A search takes as long as the clipping of two steps. Then the weights are rounded in two ways.
             + 4.0 * choices * self.clip_bytes * weights / self.memory
             + 2.0 * F16 as f64 * weights / self.disk;
         let predictions = tokens * counts.dims.vocab as f64;
@@ -246,7 +248,7 @@ impl Rates {
 
     fn other(&self, counts: &Counts) -> f64 {
         let (tokens, weights) = (counts.tokens as f64, counts.weights as f64);
-        // In full precision once per target, and quantized.
+        // In full precision once per target, and once quantized.
         let passes = if counts.targets > 0 { 1.0 + counts.targets as f64 } else { 1.0 };
         let forward = 2.0 * tokens * weights / self.products
             + attention_flops(counts, tokens) / self.attention
@@ -256,18 +258,19 @@ impl Rates {
         let files = stored / self.disk + shard / self.disk + shard / HASH_BYTES_PER_SEC;
         let compensation = (2.0 * tokens * counts.products as f64 + counts.compensation as f64) / self.exact
             + OPS_PER_COLUMN * counts.columns as f64 * self.secs_per_op;
-        // Widened, cast, put back: as clipping, on a pass over weights or two.
+        // Converting, casting and writing back: like clipping, about one or two passes over weights.
         passes * forward + compensation + files + SECS_PER_CODE * weights + self.clip_bytes * weights / self.memory
     }
 }
 
-/// Of a forward pass: two products of `t` scores per token, half of which lie in the future and are skipped unless a mask says more.
+/// Of a forward pass: two products of `t` scores per token. Half of the scores lie in the future and are skipped, unless there is a
+/// mask.
 fn attention_flops(counts: &Counts, tokens: f64) -> f64 {
     let seen = if counts.mask_heads > 0 { 1.0 } else { 0.5 };
     4.0 * tokens * counts.seqlen as f64 * counts.heads() as f64 * seen
 }
 
-/// Bytes per token that a step moves over.
+/// Bytes per token that a step moves.
 fn activation_bytes(counts: &Counts) -> f64 {
     let quantized = if counts.quantizes_act { QUANTIZED_BYTES * counts.product_inputs() as f64 } else { 0.0 };
     HIDDEN_BYTES * counts.dims.hidden as f64

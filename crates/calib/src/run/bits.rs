@@ -1,4 +1,4 @@
-//! The first part of a run with an average of bits: which width each linear gets.
+//! The start of a run with average bits: choosing the width of each linear.
 
 use std::ops::ControlFlow;
 use std::time::Instant;
@@ -18,7 +18,7 @@ use crate::model::sensitivity::{Probe, n_segments};
 use crate::nth::Nth;
 use crate::widths::Widths;
 
-/// What widths are chosen for.
+/// What is needed to choose widths.
 pub(super) struct Subject<'a> {
     pub(super) model: &'a Model,
     pub(super) recipe: &'a Recipe,
@@ -30,7 +30,7 @@ pub(super) struct Subject<'a> {
 }
 
 impl Subject<'_> {
-    /// The widths that an earlier run chose, else those that are measured now; blocks that were made by others are forgotten.
+    /// The widths that an earlier run chose or, without these, those that are measured now. Blocks with other widths are dropped.
     pub(super) fn widths(
         &self,
         journal: &mut Journal,
@@ -45,7 +45,7 @@ impl Subject<'_> {
             return Ok(widths);
         }
         if !journal.learned().is_empty() {
-            tracing::warn!("which widths were chosen is not known any more: all blocks are made again");
+            tracing::warn!("the chosen widths are missing or damaged: all blocks are made again");
             journal.forget(Stage::Learned(0))?;
         }
         let choice = self.choose(sources, on)?;
@@ -65,13 +65,13 @@ impl Subject<'_> {
         let _no_grad = tch::no_grad_guard();
         let Self { model, recipe, budget, options, .. } = *self;
         let started = Instant::now();
-        // None of those that tuning reads.
+        // These are not among the segments that tuning reads.
         let segments = &self.segments[..n_segments(recipe.calibration.samples, recipe.calibration.seqlen)];
         let (dims, tokens) = (model.decoder().dims(), segments.iter().map(Vec::len).sum::<usize>());
         let Options { device, compute, cache_memory, out, .. } = options;
         let (of_inputs, of_states) = (dims.n_layers * tokens * dims.hidden, tokens * dims.hidden);
         let total = of_inputs + of_states;
-        // One segment after the other.
+        // One segment at a time.
         let batch = segments.first().map_or(0, Vec::len) * dims.hidden;
         let cache = |len| Cache { device: *device, budget: *cache_memory, batch, len, total, dir: out.clone() };
         let (inputs, states) = (cache(of_inputs), cache(of_states));

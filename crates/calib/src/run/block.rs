@@ -1,4 +1,4 @@
-//! The first part of a run: one block after the other.
+//! The main part of a run: one block after the other.
 
 use std::ops::ControlFlow;
 use std::time::Instant;
@@ -45,7 +45,7 @@ impl Run<'_> {
         }
     }
 
-    /// Takes the states through a block, and makes it where no earlier run did.
+    /// Runs the hidden states through a block, and quantizes it unless an earlier run did.
     fn take_block(
         &mut self,
         block_idx: usize,
@@ -65,9 +65,9 @@ impl Run<'_> {
         let started = Instant::now();
         self.emit(Event::BlockStarted { block: block_idx }, block_idx)?;
         let decoder = self.model.decoder();
-        // Before what it takes is added to what the block before has left.
+        // Before this block allocates memory.
         trim_memory();
-        // Read from the disk once: what comes next is in the system's cache.
+        // This reads the block from disk; loading it then hits the page cache.
         let source = Some(self.sources.of(block_idx)?.to_owned());
         let mut weights = self.load_block(block_idx)?;
         let linears: Vec<LinearName> = decoder.layer(block_idx).linears.iter().map(|linear| linear.name).collect();
@@ -115,12 +115,12 @@ impl Run<'_> {
             let cast = self.cast(block_idx, &weights);
             let ops = self.quantized(&cast);
             let peak = Peak::default();
-            // What was learned is not thrown away for the sake of a pass.
+            // This pass cannot be stopped, because what was learned would be lost.
             forward_all((decoder, block_idx), &peak.watch(&ops), ctx, &mut states.quantized, &mut || Ok(()))?;
-            // In plain squares whatever was minimized, so that runs can be compared.
+            // The mean squared error, whatever the loss was, so that runs can be compared.
             let (mut sum, mut segments) = (0.0, 0.0);
             for (a, b) in states.quantized.iter().zip(states.full.iter()) {
-                // The last batch may be a small one.
+                // The last batch may be smaller.
                 peak.see(&a);
                 let in_batch = a.size()[0] as f64;
                 sum += in_batch * error(Loss::Mse, &a, &b).double_value(&[]);
@@ -154,7 +154,7 @@ impl Run<'_> {
             }
             LearnEvent::Retry { epoch, batch, lr } => {
                 let shown = Nth::new(block, self.n_blocks);
-                tracing::warn!(block = %shown, %epoch, %batch, lr, "the loss is not finite: the block starts again");
+                tracing::warn!(block = %shown, %epoch, %batch, lr, "the loss is not finite: the block restarts at a lower learning rate");
                 (self.on)(Notice::Event(Event::Retry { block, epoch: epoch.index, batch: batch.index, lr }))
             }
         }

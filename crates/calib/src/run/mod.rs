@@ -29,9 +29,9 @@ pub use self::options::{Notice, Options, Outcome};
 
 /// Quantizes `model` by `recipe` into a packed directory.
 ///
-/// `segments` are token ids of equal length to learn from, [`Recipe::segments`] of them: those of the blocks, then those of each pass of
-/// tuning; a recipe that reads no text ignores them. `on` hears of progress and can ask the run to stop, which it does within a
-/// step; what is finished stays for [`Options::resume`].
+/// `segments` are token ids of equal length, [`Recipe::segments`] of them: first those that blocks learn from, then those of each epoch
+/// of tuning. A recipe that reads no text ignores them. `on` receives progress and can ask the run to stop, which it does within a
+/// step. Finished blocks are kept for [`Options::resume`].
 pub fn quantize(
     model: &Model,
     recipe: &Recipe,
@@ -59,7 +59,7 @@ pub fn quantize(
     let was_complete = stages.are_complete(&journal)?;
     if !was_complete {
         if let Some(differences) = journal.moved() {
-            tracing::warn!(%differences, "the run goes on elsewhere: what it ends in is as good, but not the same bytes");
+            tracing::warn!(%differences, "the run resumes in other surroundings: the result is as good, but not identical to the byte");
         }
         stages.reopen()?;
         stages.forget_broken(&mut journal)?;
@@ -90,8 +90,9 @@ pub fn quantize(
     })
 }
 
-/// Refuses blocks that were made from other weights than the model has now, before anything is written. All bytes of these are read for
-/// it: replaying the blocks takes far longer, and a finished run, which replays none, may have been made from a file that was broken.
+/// Refuses blocks that were made from different weights than the model has now, before anything is written. This reads all bytes of
+/// those weights. Replaying the blocks takes far longer, and a finished run, which replays none, may have been made from a damaged
+/// file.
 fn check_sources(sources: &Sources<'_>, journal: &Journal, (out, model): (&Path, &Model)) -> Result<(), CalibError> {
     let n_blocks = model.decoder().dims().n_layers;
     let learned = journal.learned().iter().map(|block| (block.record.index, &block.source));
@@ -107,26 +108,26 @@ fn check_sources(sources: &Sources<'_>, journal: &Journal, (out, model): (&Path,
     Ok(())
 }
 
-/// Says that loaders must not take the type that the packed model's `config.json` names, where they would overflow.
+/// Warns if activations exceed float16, which the packed model's `config.json` asks loaders to use.
 fn warn_of_f16(journal: &Journal, n_blocks: usize) {
     let blocks = journal.learned().iter().filter_map(|block| Some((block.record.index, block.record.beyond_f16?)));
     if let Some((block, value)) = blocks.max_by(|(_, a), (_, b)| a.total_cmp(b)) {
         tracing::warn!(
-            "block {}: activations as large as {value:.3e} on the calibration text, and float16, the type in config.json, ends at \
+            "block {}: activations on the calibration text reach {value:.3e}, but float16, the type in config.json, ends at \
              {F16_MAX}: load the model in bfloat16 or float32 (dtype in transformers and vLLM)",
             Nth::new(block, n_blocks)
         );
     }
 }
 
-/// The model with the matrices that the recipe puts into it.
+/// The model with the recipe's rotation, if there is one.
 fn rotated(model: &Model, recipe: &Recipe) -> Result<Option<Model>, ModelError> {
     let Rotate { kind, seed } = recipe.rotate;
     let rotated = || model.reopened()?.rotated(kind, seed);
     (kind != RotateKind::None).then(rotated).transpose()
 }
 
-/// Refuses NaN and infinity outside the blocks, which are copied without being computed with.
+/// Refuses NaN and infinity in the tensors outside the blocks, which are copied without being used in a computation.
 fn check_outer(model: &Model) -> Result<(), CalibError> {
     let params = model.decoder().outer_params();
     Ok(params.iter().try_for_each(|param| model.checkpoint().check_finite(model.stored_name(param.name)))?)

@@ -1,4 +1,4 @@
-//! What a run is asked for, what it says on its way, and what it made.
+//! Options, progress and result of a run.
 
 use std::path::PathBuf;
 
@@ -6,55 +6,55 @@ use oq_models::Compute;
 use oq_recipe::{BlockRecord, Event};
 use tch::Device;
 
-/// Where and how a run computes: [`Options::new`], and its fields as they should be.
+/// Where and how a run computes. Start from [`Options::new`], and set the fields that differ.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Options {
-    /// Where blocks are learned.
+    /// The device on which blocks are learned.
     pub device: Device,
-    /// What their products are computed in.
+    /// The type that products are computed in.
     pub compute: Compute,
-    /// Bytes of memory for hidden states between blocks; those beyond lie in unnamed files on the disk of `out`. None: all that
-    /// they need. The result has the same bytes either way.
+    /// Bytes of memory for hidden states between blocks. Those beyond are kept in unnamed files on the disk of `out`. None means no
+    /// limit. The result has the same bytes either way.
     pub cache_memory: Option<u64>,
     /// Directory of the packed model.
     pub out: PathBuf,
-    /// Go on with the run that is there.
+    /// Resume the run in `out`.
     pub resume: bool,
 }
 
 impl Options {
-    /// A run on the CPU, in f32, with all hidden states in memory, into a directory `out` where no run has begun.
+    /// A run on the CPU, in f32, with all hidden states in memory, into a directory `out` without an earlier run.
     pub fn new(out: impl Into<PathBuf>) -> Self {
         let (device, compute) = (Device::Cpu, Compute::F32);
         Self { device, compute, cache_memory: None, out: out.into(), resume: false }
     }
 }
 
-/// What a run reports while it goes.
+/// A report of a run in progress.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Notice {
-    /// Something for the record.
+    /// An event for the record.
     Event(Event),
-    /// Work done and to do: of the choice of widths first, where there is one, then of all the rest.
+    /// Progress: first of choosing widths, if there is a choice, then of all the rest.
     Progress {
-        /// In steps of a block or what takes as long; in blocks, where nothing is learned.
+        /// Work done, in optimizer steps or equivalent; in blocks if nothing is learned.
         done: usize,
-        /// Of all.
+        /// All work.
         total: usize,
     },
 }
 
-/// What a run made.
+/// The result of a run.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Outcome {
-    /// Every block, in order, those of resumed runs included.
+    /// All blocks in order, including those of earlier runs.
     pub blocks: Vec<BlockRecord>,
     /// Mean divergence of each epoch of tuning, in nats.
     pub tuning: Vec<f64>,
-    /// Blocks that an earlier run had finished.
+    /// Blocks that an earlier run finished.
     pub resumed_blocks: usize,
-    /// Whether an earlier run had finished everything, and nothing was left to do.
+    /// Whether an earlier run finished everything, so that nothing was left to do.
     pub was_complete: bool,
 }

@@ -1,4 +1,4 @@
-//! Hidden states of the calibration segments, and how they go through blocks.
+//! Passes of the calibration segments' hidden states through blocks.
 
 use oq_let::Site;
 use oq_models::{BlockOps, BlockWeights, Context, Decoder, LinearName};
@@ -11,7 +11,7 @@ use crate::disk::states::{Cache, Store};
 use crate::error::CalibError;
 use crate::nth::Nth;
 
-/// Hidden states of the calibration segments between blocks; no batches where a method has no use for them.
+/// Hidden states of the calibration segments between blocks; no batches if the method does not use them.
 pub(super) struct States<'a> {
     /// After the full-precision blocks.
     pub(super) full: Store<'a>,
@@ -19,18 +19,18 @@ pub(super) struct States<'a> {
     pub(super) quantized: Store<'a>,
 }
 
-/// What a pass in full precision gives beside the states.
+/// Results of a full-precision pass besides the hidden states.
 pub(super) struct BlockTargets<'a> {
-    /// With the second loss: what the full-precision block makes of the quantized blocks' output.
+    /// The second targets, if requested: the full-precision block's outputs on the quantized blocks' outputs.
     pub(super) second: Option<Store<'a>>,
-    /// What linears were given.
+    /// Statistics of the linears' inputs.
     pub(super) inputs: Inputs,
-    /// The largest activation, where f16 does not hold it; not looked at where the quantized block's are.
+    /// The largest activation, if it exceeds f16; not recorded if the quantized block's is.
     pub(super) beyond_f16: Option<f64>,
 }
 
 impl Run<'_> {
-    /// The embedded segments, for methods that look at text.
+    /// The embedded segments, for methods that read text.
     pub(super) fn first_states<'c>(&self, cache: &'c Cache, segments: &[Vec<u32>]) -> Result<States<'c>, CalibError> {
         let mut states = States { full: Store::new(cache), quantized: Store::new(cache) };
         if !self.recipe.method.reads_text() {
@@ -43,7 +43,7 @@ impl Run<'_> {
         Ok(states)
     }
 
-    /// Takes the states through a block that an earlier run finished.
+    /// Runs the hidden states through a block that an earlier run finished.
     pub(super) fn replay_block(
         &mut self,
         block_idx: usize,
@@ -68,7 +68,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Takes the states through the block in full precision, for its targets and the statistics of its inputs.
+    /// Runs the hidden states through the block in full precision, for its targets and for the statistics of its inputs.
     pub(super) fn pass_in_full<'c>(
         &mut self,
         block_idx: usize,
@@ -114,16 +114,16 @@ impl Run<'_> {
     }
 }
 
-/// Takes all batches through a block, in place; `go_on` is asked before each.
+/// Runs all batches through a block, in place; `on_batch` is called before each.
 pub(super) fn forward_all(
     (decoder, layer): (&dyn Decoder, usize),
     ops: &dyn BlockOps,
     ctx: &Context,
     states: &mut Store<'_>,
-    go_on: &mut dyn FnMut() -> Result<(), CalibError>,
+    on_batch: &mut dyn FnMut() -> Result<(), CalibError>,
 ) -> Result<(), CalibError> {
     for batch in 0..states.len() {
-        go_on()?;
+        on_batch()?;
         states.set(batch, &decoder.block(layer, ops, ctx, &states.get(batch)))?;
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! A run on its way: what all of its parts share.
+//! A run in progress: what all of its parts share.
 
 use std::ops::ControlFlow;
 
@@ -14,7 +14,7 @@ use crate::disk::states::{Cache, Store};
 use crate::error::CalibError;
 use crate::nth::Nth;
 
-/// A run on its way.
+/// A run in progress.
 pub(super) struct Run<'a> {
     pub(super) model: &'a Model,
     pub(super) sources: &'a Sources<'a>,
@@ -27,14 +27,14 @@ pub(super) struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// How each store of `len` numbers, in batches of so many, is held.
+    /// How stores of `len` elements, in batches of `batch`, hold their batches.
     pub(super) fn cache(&self, batch: usize, len: usize) -> Cache {
         let n_stores = 1 + self.recipe.targets();
         let Options { device, cache_memory, out, .. } = self.options;
         Cache { device: *device, budget: *cache_memory, batch, len, total: n_stores * len, dir: out.clone() }
     }
 
-    /// Puts the embedded segments in the place of what `states` holds.
+    /// Replaces the content of `states` by the embedded segments.
     pub(super) fn embed(&self, segments: &[Vec<u32>], states: &mut Store<'_>) -> Result<(), CalibError> {
         let outer = self.model.outer(self.options.device);
         for (idx, batch) in segments.chunks(self.recipe.calibration.batch).enumerate() {
@@ -43,12 +43,12 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// A block's tensors, while the next one's are read ahead.
+    /// Loads a block's tensors, and reads the next block ahead.
     pub(super) fn load_block(&self, block_idx: usize) -> Result<BlockWeights, CalibError> {
         Ok(load_block(self.model, block_idx, Some(block_idx + 1), self.options.device)?)
     }
 
-    /// A block's weights as products need them.
+    /// A block's weights in the type of the products.
     pub(super) fn cast(&self, block_idx: usize, weights: &BlockWeights) -> BlockWeights {
         weights.cast(&self.model.decoder().layer(block_idx).linears, self.options.compute)
     }
@@ -63,7 +63,7 @@ impl Run<'_> {
         self.full(cast).with_act(self.recipe.scheme.act)
     }
 
-    /// An error if it is asked to stop. `blocks`: finished ones.
+    /// Reports progress after `blocks` finished blocks, and fails if asked to stop.
     pub(super) fn progress(&mut self, blocks: usize) -> Result<(), CalibError> {
         let (done, total) = (self.work.in_block(blocks, 0, 0), self.work.total());
         let flow = (self.on)(Notice::Progress { done, total });
@@ -75,7 +75,7 @@ impl Run<'_> {
         self.check(flow, block)
     }
 
-    /// `block`: the first one that this run has not been through.
+    /// `block`: the first one that this run has not passed.
     pub(super) fn check(&self, flow: ControlFlow<()>, block: usize) -> Result<(), CalibError> {
         let block = block.max(self.work.resumed_blocks);
         match flow {

@@ -1,4 +1,4 @@
-//! The last part of a run: all blocks together.
+//! The last part of a run: tuning all blocks together.
 
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -20,11 +20,11 @@ use crate::error::CalibError;
 use crate::model::tune::{Subject, Tuner};
 use crate::nth::Nth;
 
-/// How much of tuning a kill may undo.
+/// Time between saves, and so the most work that a kill can undo.
 const SAVED_EVERY: Duration = Duration::from_secs(600);
 
 impl Run<'_> {
-    /// Tunes the blocks towards the last states in full precision, each pass on segments of its own, and writes them.
+    /// Tunes the blocks towards the last hidden states in full precision, each epoch on its own segments, and writes them.
     pub(super) fn tune(
         &mut self,
         blocks: &Output<'_>,
@@ -51,15 +51,15 @@ impl Run<'_> {
         let mut tuner = Tuner::new(subject, Store::new(&cache))?;
         let path = self.stages.tuning_path();
         if let Err(error) = tuner.restore(&path) {
-            tracing::warn!(%error, "what tuning had come to cannot be read: it starts again");
+            tracing::warn!(%error, "the state of tuning cannot be read: tuning starts again");
             tuner.start(recipe.tune.lr)?;
         }
         if tuner.divergences().len() < recipe.tune.epochs && !journal.tuned().is_empty() {
-            tracing::warn!("what tuning had come to is gone: all tuned blocks are made again");
+            tracing::warn!("the state of tuning is gone: all tuned blocks are made again");
             journal.forget(Stage::Tuned(0))?;
         }
         self.work.resume_tuning(tuner.divergences().len(), tuner.epoch().steps);
-        // Each has halved the rate.
+        // Each restart has halved the learning rate.
         let mut retries = (recipe.tune.lr / tuner.lr()).log2().round() as u32;
         while tuner.divergences().len() < recipe.tune.epochs {
             let epoch = tuner.divergences().len();
@@ -79,7 +79,7 @@ impl Run<'_> {
                     if retries == ATTEMPTS {
                         return Err(CalibError::TuningDiverged { epoch, batch, attempts: ATTEMPTS, lr });
                     }
-                    tracing::warn!(%epoch, %batch, lr, "the divergence is not finite: tuning starts again");
+                    tracing::warn!(%epoch, %batch, lr, "the divergence is not finite: tuning restarts at a lower learning rate");
                     tuner.start(lr / 2.0)?;
                 }
             }
@@ -90,14 +90,14 @@ impl Run<'_> {
             }
             let (shard, sha256) = self.stages.output.write_block(block, &tuner.merged(block)?)?;
             let record = TunedRecord { tuned: block, divergences: tuner.divergences().to_vec(), retries };
-            // Codes are the learned block's.
+            // The codes are those of the learned block.
             let source = journal.learned()[block].source.clone();
             journal.finish_tuned(Finished { shard, sha256, source, surroundings: None, record })?;
         }
         Ok(())
     }
 
-    /// The last states of an epoch's segments in full precision.
+    /// The last hidden states of an epoch's segments in full precision.
     fn finish_in_full(
         &mut self,
         ctx: &Context,
@@ -109,13 +109,13 @@ impl Run<'_> {
         for block in 0..self.n_blocks {
             let cast = self.cast(block, &self.load_block(block)?);
             forward_all((self.model.decoder(), block), &self.full(&cast), ctx, states, &mut || {
-                self.go_on_tuning(epoch, block)
+                self.check_tuning(epoch, block)
             })?;
             if let Some(batch) = states.iter().position(|x| !is_finite(&x)) {
                 let (block, batch) = (Nth::new(block, self.n_blocks), Nth::new(batch, states.len()));
                 return Err(CalibError::Overflow { block, batch });
             }
-            self.go_on_tuning(epoch, block + 1)?;
+            self.check_tuning(epoch, block + 1)?;
         }
         Ok(())
     }
@@ -125,8 +125,8 @@ impl Run<'_> {
         (self.on)(Notice::Progress { done, total })
     }
 
-    /// An error if it is asked to stop, before a step of this epoch but after `passed` blocks in full precision.
-    fn go_on_tuning(&mut self, epoch: usize, passed: usize) -> Result<(), CalibError> {
+    /// Fails if asked to stop, before the first step of this epoch and after `passed` blocks in full precision.
+    fn check_tuning(&mut self, epoch: usize, passed: usize) -> Result<(), CalibError> {
         match self.tuning_progress(epoch, passed, 0) {
             ControlFlow::Break(()) => Err(self.stopped_in_tuning(epoch)),
             ControlFlow::Continue(()) => Ok(()),
@@ -137,8 +137,8 @@ impl Run<'_> {
         CalibError::TuningStopped { epoch: Nth::new(epoch, self.recipe.tune.epochs), out: self.options.out.clone() }
     }
 
-    /// The steps of an epoch that are not made yet; an inner error is the batch at which the divergence was not finite. What it has come
-    /// to is kept in `path` now and then, and when it is stopped.
+    /// Runs the remaining steps of an epoch. An inner error is the batch at which the divergence was not finite. The state is saved to
+    /// `path` from time to time, and when stopped.
     fn tuning_epoch(
         &mut self,
         tuner: &mut Tuner<'_>,
@@ -159,7 +159,7 @@ impl Run<'_> {
             }
             tracing::debug!(batch = %Nth::new(idx, targets.len()), divergence, "tuned");
             let is_stopped = self.tuning_progress(epoch, self.n_blocks, idx + 1).is_break();
-            // What the whole epoch has come to is kept next.
+            // The caller saves the state of the whole epoch.
             if idx + 1 == targets.len() {
                 break;
             }

@@ -1,11 +1,11 @@
-//! The options that are keys of a recipe. Where the recipe's tables declare a key, they declare its option too: this file names none.
+//! The options that are keys of a recipe. The recipe's tables declare them together with the keys; none is named here.
 
 use clap::builder::ValueParser;
 use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, Error, FromArgMatches};
 use oq_recipe::{Key, Overrides, keys};
 
-/// What was given of these options.
+/// The values given for these options.
 #[derive(Clone, Debug, Default)]
 pub struct KeyArgs(pub Overrides);
 
@@ -29,7 +29,7 @@ impl FromArgMatches for KeyArgs {
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), Error> {
         for key in keys() {
             let Some(words) = key.option.and_then(|option| matches.get_many::<String>(option.name)) else { continue };
-            // A list may be given in parts.
+            // A list may be split over several options.
             let text = words.map(String::as_str).collect::<Vec<_>>().join(",");
             let refused = |allowed| Error::raw(ErrorKind::ValueValidation, format!("{}: {allowed}\n", key.path));
             key.set(&mut self.0, &text).map_err(refused)?;

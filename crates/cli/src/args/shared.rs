@@ -23,27 +23,25 @@ pub struct ModelArgs {
 /// Which recipe to follow.
 #[derive(Clone, Debug, Args)]
 pub struct RecipeArgs {
-    /// Bits of weights and activations, groups: w4a16g128, w3a16 (per channel), w4a16g64sym (symmetric), w4a4 and w6a6
+    /// Bits of weights and activations, and group size: w4a16g128, w3a16 (per channel), w4a16g64sym (symmetric), w4a4 and w6a6
     /// (activations too) [default: the recipe file's]
     #[arg(long, value_name = "S", required_unless_present = "recipe")]
     pub scheme: Option<QuantSpec>,
-    /// A recipe file, such as a changed copy of one of configs/recipes; what it leaves out is as without one: the model's own
-    /// settings (configs/models), the preset's, the paper's
+    /// A recipe file, such as an edited copy of one of configs/recipes; keys that it leaves out have their usual values: from
+    /// configs/models, else from the preset, else from the paper
     #[arg(long, value_name = "FILE")]
     pub recipe: Option<PathBuf>,
-    /// How much is learned: default (in half of the paper's epochs), fast (a quarter), best (an eighth, on four times as much
-    /// text, and then all blocks tuned together) or paper (as published: clipping, and --let where the paper has it)
-    /// [default: default]
+    /// How much is learned: default (half of the paper's epochs), fast (a quarter), best (an eighth, on four times as much text, then
+    /// tuning of all blocks together) or paper (as published: clipping, and --let where the paper has it) [default: default]
     #[arg(long, value_name = "PRESET")]
     pub preset: Option<Preset>,
-    /// omniquant (learned clipping and transformation), smoothquant (a transformation that is not learned) or rtn (round to
-    /// nearest)
+    /// omniquant (learned clipping and transformation), smoothquant (transformation without learning) or rtn (round to nearest)
     #[arg(long, value_name = "M")]
     pub method: Option<Method>,
-    /// Transform channels equivalently before rounding, at the sites of the paper where the recipe has none
+    /// Rescale channels by the equivalent transformation before rounding; at the paper's sites if the recipe names none
     #[arg(long = "let", conflicts_with = "no_let")]
     pub use_let: bool,
-    /// Transform nothing
+    /// Do without the equivalent transformation
     #[arg(long, conflicts_with = "let_sites")]
     pub no_let: bool,
     #[command(flatten)]

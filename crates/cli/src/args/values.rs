@@ -4,7 +4,7 @@ use clap::ValueEnum;
 use oq_formats::Dtype;
 use oq_recipe::{Profile, find_machine, machine_names};
 
-/// Where blocks are computed.
+/// The device that computes blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeviceArg {
     Auto,
@@ -57,7 +57,7 @@ pub enum HeadArg {
 pub enum PlanDeviceArg {
     /// This machine.
     Here(DeviceArg),
-    /// One of `configs/machines`.
+    /// One of the machines in `configs/machines`.
     Named(&'static Profile),
 }
 
@@ -70,12 +70,12 @@ impl std::str::FromStr for PlanDeviceArg {
         }
         text.parse().map(Self::Here).map_err(|error: String| {
             let known = machine_names().collect::<Vec<_>>().join(", ");
-            format!("{error}, or a machine of configs/machines: {known}")
+            format!("{error}, or a machine in configs/machines: {known}")
         })
     }
 }
 
-/// How weights are stored.
+/// Type of stored weights.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum FloatType {
     F16,

@@ -15,24 +15,23 @@ use crate::exit::CliError;
 use crate::machine;
 use crate::output::{Output, bytes};
 
-/// Read to measure the memory's bandwidth: many times the largest cache.
+/// Bytes read to measure the memory's bandwidth: many times the size of the largest cache.
 const STREAM_BYTES: usize = 512 << 20;
-/// The best of so many.
+/// The best of this many passes counts.
 const TRIES: usize = 5;
 
 pub fn run(args: &BenchArgs, out: &Output) -> Result<()> {
     let loaded = load(open(&args.model, &args.run, out)?, out)?;
     let before = machine::resident_bytes();
-    let (read, write, limit) = (args.prompt_tokens as usize, args.tokens as usize, loaded.session().limit());
-    if read + write > limit {
-        let message =
-            format!("--prompt-tokens {read} and --tokens {write} are more than the {limit} positions of the model");
+    let (prompt, decoded, limit) = (args.prompt_tokens as usize, args.tokens as usize, loaded.session().limit());
+    if prompt + decoded > limit {
+        let message = format!("--prompt-tokens {prompt} and --tokens {decoded} exceed the model's {limit} positions");
         return Err(CliError::Usage(message).into());
     }
     let bar = out.bar("measuring");
     let mut runs = Vec::new();
     for done in 0..args.runs as usize {
-        runs.push(once(&loaded, read, write)?);
+        runs.push(once(&loaded, prompt, decoded)?);
         bar.set(done + 1, args.runs as usize);
     }
     drop(bar);
@@ -43,11 +42,11 @@ pub fn run(args: &BenchArgs, out: &Output) -> Result<()> {
     let threads = rayon::current_num_threads();
     let device = loaded.device();
     drop(loaded);
-    // Memory of other devices is not measured.
+    // Bandwidth is measured for the host's memory only.
     let bandwidth = (device == Device::Cpu).then(read_bytes_per_s);
     let share = bandwidth.map(|bandwidth| decode * weight_bytes as f64 / bandwidth);
     let value = json!({"model": args.model.name, "kernels": form.kernels.name(), "compute": form.compute.name(),
-        "head": form.head.name(), "device": machine::device_name(device), "threads": threads, "prompt_tokens": read, "tokens": write,
+        "head": form.head.name(), "device": machine::device_name(device), "threads": threads, "prompt_tokens": prompt, "tokens": decoded,
         "prefill_tokens_per_s": prefill, "decode_tokens_per_s": decode,
         "runs": runs.iter().map(|run| json!({"prefill_tokens_per_s": run.prefill, "decode_tokens_per_s": run.decode}))
             .collect::<Vec<_>>(),
@@ -57,8 +56,8 @@ pub fn run(args: &BenchArgs, out: &Output) -> Result<()> {
         let size = |n: Option<u64>| n.map_or_else(|| "unknown".to_owned(), bytes);
         let (kernels, compute, head) = (form.kernels.name(), form.compute.name(), form.head.name());
         let mut lines = vec![
-            format!("prefill         {prefill:.1} tokens per second ({read} at once)"),
-            format!("decode          {decode:.1} tokens per second ({write} one by one)"),
+            format!("prefill         {prefill:.1} tokens per second ({prompt} at once)"),
+            format!("decode          {decode:.1} tokens per second ({decoded} one by one)"),
             format!(
                 "weights         {} (read for each token), cache {}",
                 bytes(weight_bytes as u64),
@@ -78,28 +77,28 @@ pub fn run(args: &BenchArgs, out: &Output) -> Result<()> {
     })
 }
 
-/// Tokens per second.
+/// Tokens per second, and the size of the cache of keys and values.
 struct Run {
     prefill: f64,
     decode: f64,
     cache_bytes: usize,
 }
 
-/// Processes `read` arbitrary tokens, then decodes `write`.
-fn once(loaded: &Loaded, read: usize, write: usize) -> Result<Run> {
+/// Prefills a prompt of `prompt` arbitrary tokens, then decodes `decoded` tokens.
+fn once(loaded: &Loaded, prompt: usize, decoded: usize) -> Result<Run> {
     let vocab = loaded.model().decoder().dims().vocab as u64;
-    let ids: Vec<u32> = (0..read as u64).map(|i| ((i * 2_654_435_761 + 11) % 104_729 % vocab) as u32).collect();
+    let ids: Vec<u32> = (0..prompt as u64).map(|i| ((i * 2_654_435_761 + 11) % 104_729 % vocab) as u32).collect();
     let mut sampler = Sampler::new(Sampling { choice: Choice::Greedy, repetition_penalty: 1.0, seed: 0 })?;
     let mut session = loaded.session();
     let started = Instant::now();
     let mut logits = session.extend(&ids)?;
-    let prefill = read as f64 / started.elapsed().as_secs_f64();
+    let prefill = prompt as f64 / started.elapsed().as_secs_f64();
     let started = Instant::now();
-    for _ in 0..write {
+    for _ in 0..decoded {
         let id = sampler.choose(&logits, session.ids());
         logits = session.extend(&[id])?;
     }
-    let decode = write as f64 / started.elapsed().as_secs_f64();
+    let decode = decoded as f64 / started.elapsed().as_secs_f64();
     Ok(Run { prefill, decode, cache_bytes: session.cache_bytes() })
 }
 

@@ -7,8 +7,8 @@ use oq_data::{AddSpecial, ChatTemplate, Generation, Message, Tokenizer};
 use oq_generate::{End, Loaded, Sampler, Session, generate};
 
 use crate::args::ChatArgs;
-use crate::commands::generate::{record, told};
-use crate::commands::running::{Interrupt, check, load, open, record_of, settings, tell};
+use crate::commands::generate::{record, summary};
+use crate::commands::running::{Interrupt, check, emit, load, open, record_of, settings};
 use crate::exit::CliError;
 use crate::output::Output;
 
@@ -56,7 +56,7 @@ pub fn run(args: &ChatArgs, out: &Output) -> Result<()> {
         let (continued, new) = follow(&loaded, session, &ids);
         session = continued;
         let answer = interrupt.during(|| {
-            generate(&mut session, new, (&settings, &mut sampler, &tokenizer), &mut tell(out, &interrupt))
+            generate(&mut session, new, (&settings, &mut sampler, &tokenizer), &mut emit(out, &interrupt))
         })?;
         if out.is_json() {
             let mut value = record(&loaded, &session, new.len(), &answer);
@@ -65,7 +65,7 @@ pub fn run(args: &ChatArgs, out: &Output) -> Result<()> {
         } else if !out.piece("\n") {
             return Ok(());
         } else if !matches!(answer.end, End::Token(_)) {
-            out.note(&told(new.len(), &answer));
+            out.note(&summary(new.len(), &answer));
         }
         talk.messages.push(message("assistant", &answer.text));
         talk.answered = true;
@@ -77,7 +77,7 @@ struct Talk<'a> {
     template: &'a ChatTemplate,
     tokenizer: &'a Tokenizer,
     messages: Vec<Message>,
-    /// Whether there was an answer already, so the template is known to accept this conversation.
+    /// Whether there was an answer already, so that the template is known to accept this conversation.
     answered: bool,
 }
 
@@ -121,7 +121,7 @@ fn message(role: &str, content: &str) -> Message {
     Message { role: role.to_owned(), content: content.to_owned() }
 }
 
-/// The next line of the user, or why it is not text; none at the end of the conversation.
+/// The user's next line, or an error if it is not text; none at the end of the conversation.
 fn ask() -> Result<Option<Result<String>>> {
     if std::io::stdin().is_terminal() {
         let mut stderr = std::io::stderr();

@@ -1,4 +1,4 @@
-//! `omniquant doctor`: what this machine has.
+//! `omniquant doctor`: the libtorch, devices, memory and data of this machine.
 
 use std::fmt::Write;
 
@@ -43,15 +43,15 @@ fn text(report: &Value) -> String {
             other => other.to_string(),
         };
         let name = name.trim_end_matches("_bytes").replace('_', " ");
-        writeln!(text, "{name:<16}{shown}").expect("a string takes all");
+        writeln!(text, "{name:<16}{shown}").expect("writing to a string cannot fail");
     }
     if report["cuda_devices"] == 0 {
         text.push_str(
-            "no CUDA device: blocks are computed on the CPU (`cargo xtask setup --cuda` brings the CUDA library)\n",
+            "no CUDA device: blocks are computed on the CPU (`cargo xtask setup --cuda` installs the CUDA library)\n",
         );
     }
     if report["data"].is_null() {
-        text.push_str("OMNIQUANT_DATA is not set: datasets come from the hub, or from a file by --data and --calib\n");
+        text.push_str("OMNIQUANT_DATA is not set: datasets are downloaded from the hub, or read from a file with --data and --calib\n");
     }
     text
 }

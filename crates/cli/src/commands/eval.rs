@@ -51,7 +51,7 @@ pub fn run(args: &EvalArgs, out: &Output) -> Result<()> {
     out.result(&value, || {
         let what = subject.describe(&result);
         let took = seconds(started.elapsed().as_secs_f64());
-        format!("perplexity {:.4}  ({what}; {tokens} tokens in all; {took})", result.value())
+        format!("perplexity {:.4}  ({what}; {tokens} tokens in total; {took})", result.value())
     })
 }
 
@@ -93,8 +93,8 @@ pub struct Subject {
 }
 
 impl Subject {
-    /// From the command line, else from the model's own settings, else WikiText-2 in windows of 2048 tokens or the model's number of
-    /// positions; tokenized by `model`.
+    /// The text of the command line, else of the model's own settings, else WikiText-2, tokenized by `model`. Windows have 2048 tokens,
+    /// or as many as the model has positions, unless set.
     pub fn new(
         entry: Option<&ModelEntry>,
         model: &Model,
@@ -103,7 +103,7 @@ impl Subject {
         out: &Output,
     ) -> Result<Self> {
         let defaults = entry.map(|entry| entry.eval.clone()).unwrap_or_default();
-        // The window length of another text does not apply to a user's own.
+        // The window length set for another text does not apply to the user's own.
         let own_data = args.data.is_none();
         let data = args.data.clone().or(defaults.data).unwrap_or_else(|| DEFAULT_DATA.to_owned());
         let longest = DEFAULT_SEQLEN.min(model.decoder().dims().max_positions);
@@ -114,7 +114,7 @@ impl Subject {
         let ids = tokens(model.dir(), &data, Split::Test, args, out)?;
         if seqlen.is_none() && ids.len() < window {
             let message = format!(
-                "{data} has {} tokens, less than a window of {window}: give a longer text by --data",
+                "{data} has {} tokens, less than a window of {window}: give a longer text with --data",
                 ids.len()
             );
             return Err(CliError::Usage(message).into());

@@ -11,7 +11,7 @@ use oq_generate::{End, Generated, Loaded, Sampler, Session, generate};
 use serde_json::{Value, json};
 
 use crate::args::GenerateArgs;
-use crate::commands::running::{Interrupt, check, load, open, record_of, settings, tell};
+use crate::commands::running::{Interrupt, check, emit, load, open, record_of, settings};
 use crate::exit::CliError;
 use crate::machine;
 use crate::output::Output;
@@ -37,9 +37,9 @@ pub fn run(args: &GenerateArgs, out: &Output) -> Result<()> {
     let mut sampler = Sampler::new(sampling)?;
     let mut session = loaded.session();
     let interrupt = Interrupt::install(None)?;
-    let mut tell = tell(out, &interrupt);
+    let mut emit = emit(out, &interrupt);
     let generated =
-        interrupt.during(|| generate(&mut session, &prompt, (&settings, &mut sampler, &tokenizer), &mut tell))?;
+        interrupt.during(|| generate(&mut session, &prompt, (&settings, &mut sampler, &tokenizer), &mut emit))?;
     if out.is_json() {
         let mut value = record(&loaded, &session, prompt.len(), &generated);
         value["seed"] = args.sampling.seed.into();
@@ -47,7 +47,7 @@ pub fn run(args: &GenerateArgs, out: &Output) -> Result<()> {
         out.result(&value, String::new)?;
     } else {
         out.piece("\n");
-        out.note(&told(prompt.len(), &generated));
+        out.note(&summary(prompt.len(), &generated));
     }
     if generated.end == End::Interrupted && interrupt.was_asked() { Err(CliError::Stopped.into()) } else { Ok(()) }
 }
@@ -80,8 +80,8 @@ pub fn record(loaded: &Loaded, session: &Session<'_>, prompt_tokens: usize, gene
         "device": machine::device_name(loaded.device()), "weight_bytes": loaded.weight_bytes(), "cache_bytes": session.cache_bytes(), "peak_bytes": machine::peak_bytes()})
 }
 
-/// The same as one line of text.
-pub fn told(prompt_tokens: usize, generated: &Generated) -> String {
+/// The same in one line of text.
+pub fn summary(prompt_tokens: usize, generated: &Generated) -> String {
     let rate = |tokens: usize, secs: f64| tokens as f64 / secs.max(1e-9);
     let prefill = rate(prompt_tokens, generated.prefill_secs);
     let decode = rate(generated.ids.len(), generated.decode_secs);

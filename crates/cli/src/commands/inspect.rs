@@ -1,4 +1,4 @@
-//! `omniquant inspect`: what is in a checkpoint or a packed model.
+//! `omniquant inspect`: the contents of a checkpoint or a packed model.
 
 use std::fmt::Write;
 
@@ -19,7 +19,8 @@ pub fn run(args: &InspectArgs, out: &Output) -> Result<()> {
     let value = json!({"dir": dir, "model_type": model_type, "dims": dims, "summary": summary});
     out.result(&value, || {
         let mut text = String::new();
-        let mut line = |name: &str, value: String| writeln!(text, "{name:<16}{value}").expect("a string takes all");
+        let mut line =
+            |name: &str, value: String| writeln!(text, "{name:<16}{value}").expect("writing to a string cannot fail");
         line("directory", dir.display().to_string());
         line(
             "architecture",

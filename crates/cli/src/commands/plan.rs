@@ -1,4 +1,4 @@
-//! `omniquant plan`: what a run would do and take.
+//! `omniquant plan`: what a run would do, what it would take, and whether it fits.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -17,7 +17,7 @@ use crate::output::{Output, bytes};
 use crate::resolve::{Named, data_path};
 use crate::{machine, profile};
 
-/// WikiText-2's splits, the first rounded.
+/// Bytes of WikiText-2's splits, the first rounded.
 const DATASET_BYTES: &[(&str, u64)] = &[
     ("wikitext2", 10_900_000),
     ("wikitext2:train", 10_900_000),
@@ -28,7 +28,7 @@ const DATASET_BYTES: &[(&str, u64)] = &[
 
 pub fn run(args: &PlanArgs, out: &Output) -> Result<()> {
     let named = Named::new(&args.model)?;
-    // A mistake is told before anything is fetched.
+    // Mistakes in the recipe are reported before anything is downloaded.
     named.recipe(&args.recipe, None)?;
     let config = named.config(out)?;
     let recipe = named.recipe(&args.recipe, Some(&config))?;
@@ -46,7 +46,7 @@ pub fn run(args: &PlanArgs, out: &Output) -> Result<()> {
     refuse(&plan)
 }
 
-/// The machine that is planned for, what products are computed in there, and how fast it is where that is known.
+/// The machine to plan for, the type of its products, and its speed if known.
 fn subject(args: &PlanArgs, out: &Output) -> Result<(Machine, Compute, Option<Profile>)> {
     let dir = args.out.as_deref().unwrap_or(Path::new("."));
     match args.device {
@@ -62,7 +62,7 @@ fn subject(args: &PlanArgs, out: &Output) -> Result<(Machine, Compute, Option<Pr
             Ok((machine, machine::compute(args.compute, device), profile))
         }
         PlanDeviceArg::Named(profile) if args.measure => {
-            let message = format!("--measure is for this machine, --device {} for another", profile.name);
+            let message = format!("--measure times this machine, but --device {} is another", profile.name);
             Err(CliError::Usage(message).into())
         }
         PlanDeviceArg::Named(profile) => {
@@ -78,20 +78,20 @@ fn subject(args: &PlanArgs, out: &Output) -> Result<(Machine, Compute, Option<Pr
     }
 }
 
-/// Says what is asked for and has no effect, or a bad one.
+/// Notes settings that have no effect, or a bad one.
 pub fn notes(args: &RecipeArgs, recipe: &Recipe, decoder: &dyn Decoder, out: &Output) {
     for key in args.overrides().unread(recipe) {
-        out.note(&format!("note: {key} has no effect: nothing in this run reads it"));
+        out.note(&format!("note: {key} has no effect, because nothing in this run uses it"));
     }
     let (seqlen, positions) = (recipe.calibration.seqlen, decoder.dims().max_positions);
     if recipe.reads_text() && seqlen > positions {
         out.note(&format!(
-            "note: segments of {seqlen} tokens are longer than the {positions} positions that the model was made for"
+            "note: segments of {seqlen} tokens exceed the {positions} positions that the model was trained for"
         ));
     }
 }
 
-/// Size of the calibration text; 0 where it cannot be told yet.
+/// Size of the calibration text; 0 if it is not known yet.
 pub fn text_bytes(recipe: &Recipe) -> u64 {
     let data = &recipe.calibration.data;
     let dataset = DATASET_BYTES.iter().find(|(name, _)| name == data);
@@ -99,7 +99,7 @@ pub fn text_bytes(recipe: &Recipe) -> u64 {
     dataset.map_or_else(file, |(_, bytes)| *bytes)
 }
 
-/// An error when the run does not fit, with what would.
+/// Fails if the run does not fit, and lists settings that would.
 pub fn refuse(plan: &Plan) -> Result<()> {
     if plan.fits() {
         return Ok(());
@@ -108,7 +108,7 @@ pub fn refuse(plan: &Plan) -> Result<()> {
     Err(CliError::DoesNotFit(lines.collect::<Vec<_>>().join("\n  ")).into())
 }
 
-/// A duration that is not known to the second.
+/// A rough duration.
 pub fn about(secs: f64) -> String {
     match secs {
         ..120.0 => format!("{secs:.0} s"),
@@ -117,12 +117,13 @@ pub fn about(secs: f64) -> String {
     }
 }
 
-/// The plan for people.
+/// The plan as text.
 fn text(model: &str, recipe: &Recipe, plan: &Plan, setting: &Setting<'_>) -> String {
     let mut text = String::new();
-    let mut line = |name: &str, value: String| writeln!(text, "{name:<16}{value}").expect("a string takes all");
+    let mut line =
+        |name: &str, value: String| writeln!(text, "{name:<16}{value}").expect("writing to a string cannot fail");
     line("model", format!("{model}, {} blocks", plan.n_layers));
-    line("setting", format!("{} by {}", recipe.scheme, recipe.method));
+    line("setting", format!("{} with {}", recipe.scheme, recipe.method));
     if let ActSpec::PerToken(bits) = recipe.scheme.act {
         line("activations", format!("{} bits per token: inputs of linears, queries, keys, values", bits.get()));
     }
@@ -131,12 +132,16 @@ fn text(model: &str, recipe: &Recipe, plan: &Plan, setting: &Setting<'_>) -> Str
         RotateKind::Merged => line("rotated", "residual stream and values, in the weights".to_owned()),
         RotateKind::Online => line(
             "rotated",
-            "residual stream and values, in the weights; queries, keys and the MLP's inside, while it runs".to_owned(),
+            "residual stream and values, in the weights; queries, keys and the last MLP linear's input, online"
+                .to_owned(),
         ),
     }
     if let Some(BitBudget { average, choices }) = &recipe.bits {
         let choices: Vec<String> = choices.iter().map(ToString::to_string).collect();
-        line("bits", format!("{average} on average, of {}, by what predictions suffer", choices.join(", ")));
+        line(
+            "bits",
+            format!("{average} on average, from {}, chosen by their cost to the predictions", choices.join(", ")),
+        );
     }
     if recipe.reads_text() {
         let c = &recipe.calibration;
@@ -151,7 +156,7 @@ fn text(model: &str, recipe: &Recipe, plan: &Plan, setting: &Setting<'_>) -> Str
     }
     if plan.tuning_steps > 0 {
         let (epochs, steps, lr) = (recipe.tune.epochs, plan.tuning_steps, recipe.tune.lr);
-        line("tuning", format!("{epochs} epochs of new segments, {steps} steps of all blocks, AdamW at {lr:e}"));
+        line("tuning", format!("{epochs} epochs on new segments, {steps} steps of all blocks, AdamW at {lr:e}"));
     }
     for linear in &plan.linears {
         let shape = format!("[{}, {}]", linear.out_features, linear.in_features);
@@ -175,7 +180,7 @@ fn text(model: &str, recipe: &Recipe, plan: &Plan, setting: &Setting<'_>) -> Str
     for (name, parts, there) in memories.chain([("device memory", plan.memory.device, of_device)]) {
         let Some(parts) = parts else { continue };
         let there = there.map_or_else(|| "an unknown amount".to_owned(), bytes);
-        line(name, format!("{} at most, of {there}", bytes(parts.total())));
+        line(name, format!("{} at most, {there} available", bytes(parts.total())));
         for (part, taken) in parts_of(&parts) {
             line(part, bytes(taken));
         }
@@ -185,15 +190,15 @@ fn text(model: &str, recipe: &Recipe, plan: &Plan, setting: &Setting<'_>) -> Str
     if plan.disk_bytes > plan.output_bytes {
         let spilled = match plan.memory.spilled_bytes {
             0 => String::new(),
-            spilled => format!(", {} of it hidden states", bytes(spilled)),
+            spilled => format!(", including {} of hidden states", bytes(spilled)),
         };
-        line("disk", format!("{} at most, while it runs{spilled}", bytes(plan.disk_bytes)));
+        line("disk", format!("{} at most during the run{spilled}", bytes(plan.disk_bytes)));
     }
     line("fits", if plan.fits() { "yes".to_owned() } else { "no".to_owned() });
     text
 }
 
-/// The parts that there are.
+/// The parts that are not zero.
 fn parts_of(parts: &Parts) -> impl Iterator<Item = (&'static str, u64)> {
     let named = [
         ("  program", parts.program_bytes),

@@ -1,4 +1,4 @@
-//! `omniquant quantize`: learns, writes the packed model, and keeps a record of the run beside it.
+//! `omniquant quantize`: learns, writes the packed model, and records the run beside it.
 
 use std::fmt::Write as _;
 use std::fs::{File, OpenOptions};
@@ -29,12 +29,12 @@ use crate::{machine, profile};
 
 pub fn run(args: &QuantizeArgs, out: &Output) -> Result<()> {
     if !args.report && (args.eval.data.is_some() || args.eval.windows.is_some()) {
-        let message = "--data and --windows are what --report measures on: add --report (calibration text is --calib)";
+        let message = "--data and --windows are for --report: add --report (calibration text is --calib)";
         return Err(CliError::Usage(message.to_owned()).into());
     }
     let device = machine::device(args.device)?;
     let named = Named::new(&args.model)?;
-    // A mistake is told before anything is fetched.
+    // Mistakes in the recipe are reported before anything is downloaded.
     named.recipe(&args.recipe, None)?;
     let open = || -> Result<Model> { Ok(Model::open(&named.directory(out)?)?) };
     let here = if named.is_on_hub()? { None } else { Some(open()?) };
@@ -46,7 +46,7 @@ pub fn run(args: &QuantizeArgs, out: &Output) -> Result<()> {
     let default_out = || PathBuf::from(format!("{}-{}{bits}", named.stem(), recipe.scheme));
     let dir = args.out.clone().unwrap_or_else(default_out);
     let compute = machine::compute(args.compute, device);
-    // Good for the time alone.
+    // The profile only affects the estimate of time.
     let profile = profile::stored(device).unwrap_or_else(|error| {
         out.note(&format!("note: {error:#}"));
         None
@@ -67,7 +67,7 @@ pub fn run(args: &QuantizeArgs, out: &Output) -> Result<()> {
     };
     let model = match here {
         Some(model) => model,
-        // Nothing is fetched for a run that does not fit.
+        // Nothing is downloaded for a run that does not fit.
         None => fitting().and_then(|_| open())?,
     };
     check(&model, &recipe)?;
@@ -77,7 +77,7 @@ pub fn run(args: &QuantizeArgs, out: &Output) -> Result<()> {
     }
     out.note(&planned(&plan));
 
-    // What the report needs is there before hours of learning.
+    // The report's text is loaded first, so that it cannot be found missing after hours of learning.
     let subject = args.report.then(|| Subject::new(named.entry, &model, &args.eval, None, out)).transpose()?;
     let segments = if recipe.reads_text() {
         let c = &recipe.calibration;
@@ -85,7 +85,7 @@ pub fn run(args: &QuantizeArgs, out: &Output) -> Result<()> {
         let asked = recipe.segments() * c.seqlen;
         if (c.seqlen..asked).contains(&ids.len()) {
             out.note(&format!(
-                "note: the calibration text is too short: it has {} tokens, and {} segments of {} ask for {asked}, so that segments share \
+                "note: the calibration text is too short: it has {} tokens, but {} segments of {} need {asked}, so segments share \
                  tokens: give a longer text (--calib) or fewer --samples",
                 ids.len(),
                 recipe.segments(),
@@ -102,7 +102,7 @@ pub fn run(args: &QuantizeArgs, out: &Output) -> Result<()> {
     let report = subject.map_or_else(|| Ok(Vec::new()), |subject| job.report(&subject, out));
     let (report, failed) = match report {
         Ok(report) => (report, None),
-        Err(error) => (Vec::new(), Some(error.context("quantized, but there is no report"))),
+        Err(error) => (Vec::new(), Some(error.context("the model was quantized, but the report failed"))),
     };
     let value = json!({"out": dir, "bytes": summary.total_bytes, "bits_per_weight": summary.bits_per_weight(),
         "run": record, "report": report});
@@ -117,16 +117,16 @@ pub fn run(args: &QuantizeArgs, out: &Output) -> Result<()> {
         );
         for (i, row) in report.iter().enumerate() {
             if i == 0 {
-                writeln!(text, "\nperplexity on {}", row.subject).expect("a string takes all");
+                writeln!(text, "\nperplexity on {}", row.subject).expect("writing to a string cannot fail");
             }
-            writeln!(text, "  {:<20}{:>10.4}", row.name, row.perplexity).expect("a string takes all");
+            writeln!(text, "  {:<20}{:>10.4}", row.name, row.perplexity).expect("writing to a string cannot fail");
         }
         text
     })?;
     failed.map_or(Ok(()), Err)
 }
 
-/// What a run will take, in a line.
+/// A run's plan in one line.
 fn planned(plan: &Plan) -> String {
     let device =
         plan.memory.device.map_or_else(String::new, |parts| format!(" and {} on the device", bytes(parts.total())));
@@ -137,14 +137,14 @@ fn planned(plan: &Plan) -> String {
     format!("planned: {} of memory{device}, {time}", bytes(plan.memory.host.total()))
 }
 
-/// Room for a run that goes on in `dir`, where so many bytes are free: what it wrote there needs none again. None where the run is
-/// finished, whatever is free.
+/// Disk space for resuming a run in `dir`: the free bytes and those that it has already written. None, which means no limit, if the run
+/// is finished.
 fn room(dir: &Path, free: u64) -> Option<u64> {
     let written = shard_bytes(dir) + shard_bytes(&dir.join(UNTUNED));
     (!dir.join("config.json").exists()).then(|| free.saturating_add(written))
 }
 
-/// Bytes of the shards in `dir`; none where there is no such directory.
+/// Bytes of the shards in `dir`; 0 if it does not exist.
 fn shard_bytes(dir: &Path) -> u64 {
     let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
     let shards = entries.filter(|entry| entry.path().extension().is_some_and(|kind| kind == "safetensors"));
@@ -161,7 +161,7 @@ struct Job<'a> {
     cache_memory: Option<u64>,
 }
 
-/// A line of the report.
+/// A row of the report.
 #[derive(serde::Serialize)]
 struct Row {
     name: String,
@@ -170,9 +170,10 @@ struct Row {
 }
 
 impl Job<'_> {
-    /// Quantizes, with progress on stderr and the record of the run in the output directory.
+    /// Quantizes, with progress on stderr and records of the run in the output directory.
     fn run(&self, segments: &[Vec<u32>], resume: bool, out: &Output) -> Result<RunRecord> {
-        let interrupt = Interrupt::install(Some("stopping; finished blocks are kept (once more to stop at once)"))?;
+        let interrupt =
+            Interrupt::install(Some("stopping; finished blocks are kept (interrupt again to stop at once)"))?;
         let started = Instant::now();
         let started_unix = unix_now();
         let n_blocks = self.model.decoder().dims().n_layers;
@@ -194,7 +195,7 @@ impl Job<'_> {
         (options.device, options.compute) = (device, compute);
         (options.cache_memory, options.resume) = (cache_memory, resume);
         let mut on = |notice| {
-            // The first notice comes when the directory is known to be this run's.
+            // At the first notice, the directory is known to be this run's.
             let first = begun.take();
             let written = first.iter().chain(event_of(&notice)).try_for_each(|event| events.write(event));
             show.on(&notice);
@@ -210,7 +211,7 @@ impl Job<'_> {
         }
         let outcome = result?;
         drop(show);
-        // With every block finished before, there was nothing to tell of.
+        // If all blocks were finished before, there was no notice.
         if !outcome.was_complete
             && let Some(first) = begun
         {
@@ -251,7 +252,7 @@ impl Job<'_> {
         Ok(record)
     }
 
-    /// Perplexity of the model in full precision, rounded to nearest, and as it was written.
+    /// Perplexity in full precision, rounded to nearest, and of the packed model.
     fn report(&self, subject: &Subject, out: &Output) -> Result<Vec<Row>> {
         let measure = |name: String, model: &Model| -> Result<Row> {
             let result = subject.measure(model, self.device, &name, out)?;
@@ -272,7 +273,7 @@ impl Job<'_> {
     }
 }
 
-/// The record of a run that finished before. One that was killed before it was written has none.
+/// The record of a run that finished earlier; none if that was killed before writing it.
 fn stored_record(path: &Path) -> Option<RunRecord> {
     serde_json::from_slice(&std::fs::read(path).ok()?).ok()
 }
@@ -284,7 +285,7 @@ fn event_of(notice: &Notice) -> Option<&Event> {
     }
 }
 
-/// The run as people see it.
+/// Shows progress on stderr.
 struct Show {
     bar: Bar,
     n_blocks: usize,
@@ -322,7 +323,7 @@ impl Show {
     }
 }
 
-/// `events.jsonl`, opened when the first event is written.
+/// `events.jsonl`, opened at the first event.
 struct Events {
     path: PathBuf,
     file: Option<File>,
@@ -330,12 +331,13 @@ struct Events {
 
 impl Events {
     fn write(&mut self, event: &Event) -> Result<()> {
-        let context = || format!("cannot write {}; finished blocks are kept: go on with --resume", self.path.display());
+        let context =
+            || format!("cannot write {}; finished blocks are kept: continue with --resume", self.path.display());
         let file = match &mut self.file {
             Some(file) => file,
             None => {
                 let file = OpenOptions::new().create(true).append(true).open(&self.path).with_context(context)?;
-                // A full disk or a kill may have left half a line.
+                // A full disk or a kill may have left a partial line.
                 let written = std::fs::read(&self.path).with_context(context)?;
                 let whole_lines = written.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
                 file.set_len(whole_lines as u64).with_context(context)?;
@@ -357,7 +359,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_run_wrote_needs_no_room_again() {
+    fn bytes_already_written_need_no_space_again() {
         let dir = tempfile::tempdir().unwrap();
         let out = dir.path();
         assert_eq!(room(&out.join("none"), 7), Some(7));

@@ -148,7 +148,7 @@ pub fn record_of(sampling: &Sampling) -> Value {
 }
 
 /// Prints text as it is generated, unless results are JSON, until the reader is gone or the user interrupts.
-pub fn tell(out: &Output, interrupt: &Interrupt) -> impl FnMut(&str) -> ControlFlow<()> {
+pub fn emit(out: &Output, interrupt: &Interrupt) -> impl FnMut(&str) -> ControlFlow<()> {
     |text| {
         let is_read = out.is_json() || out.piece(text);
         if is_read && !interrupt.was_asked() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }

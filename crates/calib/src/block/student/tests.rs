@@ -1,4 +1,4 @@
-//! A step's gradients against one graph of the whole, and where a block starts.
+//! Gradients of a step against a single graph, and the start of a block.
 
 use oq_let::Site;
 use oq_models::{Context, DenseOps};
@@ -19,7 +19,7 @@ fn scheme(scheme: &str) -> QuantSpec {
     scheme.parse().unwrap()
 }
 
-/// Strengths and scales off their start, so that no two are alike.
+/// Moves strengths and scales away from their start, so that all differ.
 fn shake(student: &mut Student<'_>) {
     let strengths = student.clips.values_mut().flat_map(|clip| [&mut clip.gamma, &mut clip.beta]);
     for (seed, tensor) in strengths.chain(student.values.tensors_mut()).enumerate() {
@@ -28,7 +28,7 @@ fn shake(student: &mut Student<'_>) {
 }
 
 #[test]
-fn gradients_are_those_of_one_graph() {
+fn gradients_match_a_single_graph() {
     let _no_grad = tch::no_grad_guard();
     for (name, shift) in [("tiny-opt", true), ("tiny-llama", false)] {
         let model = fixture(name);
@@ -38,7 +38,8 @@ fn gradients_are_those_of_one_graph() {
         assert!(sites.len() >= 4, "{name}");
         let transform = Transform::new(sites, Device::Cpu);
         let linears: Vec<LinearName> = decoder.layer(0).linears.iter().map(|linear| linear.name).collect();
-        // Rounded activations: without them a loss does not depend on the scales of queries and keys, which are those of whole rows.
+        // Activations are quantized: otherwise the loss does not depend on the scales of queries and keys, which are constant along a
+        // row.
         let spec = scheme("w4a6g32");
         let start = || {
             let values = Values::identity(transform.sites(), shift, Kind::Float, Device::Cpu);
@@ -55,7 +56,7 @@ fn gradients_are_those_of_one_graph() {
         let loss = |ops: &dyn BlockOps| (decoder.block(0, ops, &ctx, &x) * &d_out).sum(Kind::Float);
         let ours = start().gradients(loss).expect("all is finite").of_params;
 
-        // The same with nothing cut: clipping as its definition, from the strengths and scales to the loss.
+        // The same without a cut: autograd through the definition of clipping, from strengths and scales to the loss.
         let mut student = start();
         for clip in student.clips.values_mut() {
             [&mut clip.gamma, &mut clip.beta]
@@ -81,8 +82,8 @@ fn gradients_are_those_of_one_graph() {
         assert_eq!(ours.len(), whole.len());
         for (at, (ours, whole)) in ours.iter().zip(&whole).enumerate() {
             let largest = |x: &Tensor| x.abs().max().double_value(&[]);
-            assert!(largest(whole) > 0.0, "{name}: {at} says nothing");
-            // Sums of f32 in other orders.
+            assert!(largest(whole) > 0.0, "{name}: gradient {at} is zero");
+            // f32 sums in a different order.
             let off = largest(&(ours - whole)) / largest(whole);
             assert!(off < 1e-3, "{name}: {at} of {} is {off} off", params.len());
         }
@@ -90,7 +91,7 @@ fn gradients_are_those_of_one_graph() {
 }
 
 #[test]
-fn a_linear_that_cannot_be_cut_into_groups_is_named() {
+fn a_linear_that_groups_do_not_divide_is_named() {
     let model = fixture("tiny-llama");
     let (decoder, weights) = (model.decoder(), model.load_block(0, Device::Cpu).unwrap());
     let linears: Vec<LinearName> = decoder.layer(0).linears.iter().map(|linear| linear.name).collect();
@@ -108,7 +109,7 @@ fn a_linear_that_cannot_be_cut_into_groups_is_named() {
 }
 
 #[test]
-fn rounding_starts_where_compensation_leaves_it() {
+fn rounding_starts_from_compensation() {
     let _no_grad = tch::no_grad_guard();
     let model = fixture("tiny-llama");
     let (decoder, weights) = (model.decoder(), model.load_block(0, Device::Cpu).unwrap());
@@ -137,13 +138,13 @@ fn rounding_starts_where_compensation_leaves_it() {
         let expected = weights.weight(name).zeros_like();
         let rounded = Rounded { weight: weights.weight(name), clip: compensation, offsets: &expected };
         compensate::fill(&[rounded], compensated.moments(name).unwrap());
-        assert!(expected.abs().max().double_value(&[]) > 0.5, "{name:?}: errors are made good");
+        assert!(expected.abs().max().double_value(&[]) > 0.5, "{name:?}: errors are compensated");
         assert_eq!(compensation.offsets.as_ref(), Some(&expected), "{name:?}");
     }
 }
 
 #[test]
-fn at_half_of_its_rates_all_that_is_learned_moves_half_as_far() {
+fn half_of_the_rates_halves_every_step() {
     let _no_grad = tch::no_grad_guard();
     let model = fixture("tiny-llama");
     let (decoder, weights) = (model.decoder(), model.load_block(0, Device::Cpu).unwrap());
@@ -197,14 +198,14 @@ fn at_half_of_its_rates_all_that_is_learned_moves_half_as_far() {
     let (whole, half) = (moved(1.0), moved(0.5));
     assert_eq!(whole.len(), 3);
     for (name, whole) in whole {
-        // A step of 1e-2 from a strength of 4 has some thousand steps of f32.
+        // From a strength of 4, a step of 1e-2 is some thousand units of f32's precision.
         let share = half[name] / whole;
         assert!(whole > 0.0 && (share - 0.5).abs() < 1e-3, "{name}: {share}");
     }
 }
 
 #[test]
-fn offsets_come_to_half_a_step_or_less() {
+fn offsets_move_by_half_a_code_at_most() {
     let rates = |steps: usize| {
         let mut student = Student {
             weights: &BlockWeights::new(BTreeMap::new()),

@@ -1,4 +1,4 @@
-//! What tuning has come to, in a file beside the blocks that it goes on from.
+//! The state of tuning, in a file beside the learned blocks.
 
 use std::path::{Path, PathBuf};
 
@@ -10,33 +10,33 @@ use super::{Changes, Progress, Tuner};
 use crate::block::learn::ATTEMPTS;
 use crate::model::error::PassError;
 
-/// The tensor of numbers: learning rate, steps and segments of the epoch that is not finished, the sum of their divergences; then the mean
+/// A tensor of numbers: the learning rate; the steps, the segments and the sum of divergences of the current epoch; then the mean
 /// divergence of each finished epoch.
 const PROGRESS: &str = "progress";
 
-/// Why tuning does not go on from a file.
+/// Why tuning cannot resume from a file.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StateError {
-    /// Its numbers are not those of this run.
+    /// Its numbers do not fit this run.
     #[error("{}: {part} {fault}", path.display())]
     Unfit {
         /// The file.
         path: PathBuf,
-        /// A tensor of it, or one of the numbers.
+        /// A tensor in it, or one of the numbers.
         part: String,
-        /// What it is, and should be.
+        /// The fault: what it is, and what it should be.
         fault: String,
     },
     /// It cannot be read.
     #[error(transparent)]
     Format(#[from] FormatError),
-    /// The blocks that it goes on from cannot be read.
+    /// The learned blocks cannot be read.
     #[error(transparent)]
     Pass(#[from] PassError),
 }
 
 impl Tuner<'_> {
-    /// Writes where tuning is, whole or not at all.
+    /// Writes the state of tuning atomically.
     pub(crate) fn save(&self, path: &Path) -> Result<(), FormatError> {
         let Progress { steps, segments, sum } = self.epoch;
         let numbers = [&[self.lr, steps as f64, segments as f64, sum], &self.divergences[..]].concat();
@@ -55,7 +55,7 @@ impl Tuner<'_> {
         write_shard(path, &tensors)
     }
 
-    /// Goes on where [`Self::save`] was, if there is such a file. After an error it has to be started again.
+    /// Restores the state written by [`Self::save`], if the file exists. After an error, tuning has to be restarted.
     pub(crate) fn restore(&mut self, path: &Path) -> Result<(), StateError> {
         if !path.is_file() {
             return Ok(());
@@ -87,7 +87,8 @@ impl Tuner<'_> {
         Ok(())
     }
 
-    /// Learning rate, the epoch that is not finished and the divergences of those that are, where they can be this run's.
+    /// The learning rate, the progress of the current epoch and the divergences of the finished ones, if this run can have produced
+    /// them.
     fn progress(
         &self,
         saved: &Checkpoint,
@@ -105,22 +106,22 @@ impl Tuner<'_> {
             ));
         };
         let (batches, tune) = (self.subject.batches, self.subject.tune);
-        // Each new start has halved it, which is exact.
+        // Each restart halves the learning rate, which is exact.
         if !(0..ATTEMPTS).any(|halved| lr == tune.lr / f64::from(1u32 << halved)) {
-            return Err(unfit("the learning rate", format!("is {lr}, not {} or a half of it, or of that", tune.lr)));
+            return Err(unfit("the learning rate", format!("is {lr}, not {} or that repeatedly halved", tune.lr)));
         }
         let epochs = divergences.len();
         if epochs > tune.epochs {
-            return Err(unfit("the epochs", format!("are {epochs} finished ones, of {}", tune.epochs)));
+            return Err(unfit("the number of epochs", format!("is {epochs}, not 0 to {}", tune.epochs)));
         }
-        // An epoch whose steps are all made is a finished one.
+        // After its last step, an epoch counts as finished.
         let most = if epochs < tune.epochs { batches.saturating_sub(1) } else { 0 };
         let is_count = |number: f64| number.fract() == 0.0 && number >= 0.0;
         if !(is_count(steps) && steps <= most as f64) {
-            return Err(unfit("the steps", format!("are {steps}, not a number up to {most}")));
+            return Err(unfit("the number of steps", format!("is {steps}, not 0 to {most}")));
         }
         if !(is_count(segments) && segments >= steps && (steps > 0.0 || segments == 0.0)) {
-            return Err(unfit("the segments", format!("are {segments}, in {steps} steps")));
+            return Err(unfit("the number of segments", format!("is {segments} after {steps} steps")));
         }
         if let Some(number) = std::iter::once(&sum).chain(divergences).find(|number| !number.is_finite()) {
             return Err(unfit("a divergence", format!("is {number}")));

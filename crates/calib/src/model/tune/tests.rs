@@ -1,4 +1,4 @@
-//! Gradients against differences, and what is kept and merged.
+//! Gradients against finite differences, and saving and merging.
 
 use std::ops::ControlFlow;
 
@@ -14,10 +14,10 @@ use crate::testing::fixture;
 use crate::widths::Widths;
 use crate::{Options, quantize};
 
-/// Predictions of more than one part.
+/// More positions than are predicted at once.
 const TOKENS: usize = 150;
 
-/// A tuner of a model that was rounded to nearest, with the embedded tokens and the last states in full precision.
+/// A tuner of a model rounded to nearest, with the embedded tokens and the last hidden states in full precision.
 fn with_tuner(name: &str, scheme: &str, test: impl FnOnce(&mut Tuner<'_>, &Tensor, &Tensor)) {
     let model = fixture(name);
     let out = tempfile::tempdir().unwrap();
@@ -50,22 +50,22 @@ fn divergence(tuner: &mut Tuner<'_>, x: &Tensor, target: &Tensor) -> f64 {
     tuner.descend(x.shallow_clone(), target, |_, _| ()).unwrap()
 }
 
-/// Moves all changes by `step` along `way`, which has the tensors of the last block first.
+/// Moves all changes by `step` along `way`, which lists the tensors of the last block first.
 fn walk(tuner: &mut Tuner<'_>, way: &[Tensor], step: f64) {
     let changes = tuner.blocks.iter_mut().rev().flat_map(|changes| changes.tensors.values_mut());
     changes.zip(way).for_each(|(change, way)| drop(change.g_add_(&(way * step))));
 }
 
 #[test]
-fn gradients_are_those_of_the_divergence() {
-    // Differences in f32 of a divergence near 0.1: 1e-6 of it over 2e-3 times a slope near 1; the curvature adds less.
+fn gradients_match_finite_differences() {
+    // Finite differences in f32: 1e-6 of a divergence near 0.1, over 2e-3 times a slope near 1. The curvature adds less.
     const STEP: f64 = 1e-3;
     const TOLERANCE: f64 = 0.02;
     for (name, scheme) in [("tiny-llama", "w3a16g64"), ("tiny-opt", "w3a16"), ("tiny-falcon", "w4a16g64sym")] {
         with_tuner(name, scheme, |tuner, x, target| {
             let mut grads = Vec::new();
             tuner.descend(x.shallow_clone(), target, |_, of_block| grads.extend(of_block)).unwrap();
-            // Along the signs of the gradients every tensor counts.
+            // Along the signs of the gradients, every tensor contributes.
             let way: Vec<Tensor> = grads.iter().map(Tensor::sign).collect();
             let slope: f64 = grads.iter().map(|grad| grad.abs().sum(Kind::Double).double_value(&[])).sum();
             walk(tuner, &way, STEP / slope);
@@ -79,17 +79,17 @@ fn gradients_are_those_of_the_divergence() {
 }
 
 #[test]
-fn the_model_itself_does_not_diverge() {
+fn a_model_has_no_divergence_from_itself() {
     with_tuner("tiny-llama", "w8a16g64", |tuner, x, target| {
         let (divergence, grad) = tuner.predictions.divergence(target, target).unwrap();
-        // Both sides are the same numbers.
+        // Both sides are identical.
         assert_eq!((divergence, grad.abs().max().double_value(&[])), (0.0, 0.0));
         assert!(tuner.predictions.divergence(x, target).unwrap().0 > 1.0);
     });
 }
 
 #[test]
-fn steps_go_down_and_what_is_saved_goes_on() {
+fn steps_decrease_the_divergence_and_resume_exactly() {
     with_tuner("tiny-llama", "w2a16g64", |tuner, x, target| {
         let first = tuner.step(x.shallow_clone(), target).unwrap();
         tuner.finish_epoch();
@@ -111,15 +111,15 @@ fn steps_go_down_and_what_is_saved_goes_on() {
     });
 }
 
-/// As they are stored.
+/// As stored in the file.
 fn numbers(numbers: &[f64]) -> Vec<u8> {
     numbers.iter().flat_map(|number| number.to_le_bytes()).collect()
 }
 
 #[test]
-fn a_state_that_is_not_of_this_run_is_refused() {
+fn a_state_of_another_run_is_refused() {
     with_tuner("tiny-llama", "w2a16g64", |tuner, x, target| {
-        // Of two epochs of three steps, one is finished, and one step of the next.
+        // State: of two epochs with three steps each, one is finished, and the next has made one step.
         tuner.subject.batches = 3;
         let fresh = tuner.step(x.shallow_clone(), target).unwrap();
         tuner.finish_epoch();
@@ -135,14 +135,14 @@ fn a_state_that_is_not_of_this_run_is_refused() {
             std::fs::write(&path, bytes).unwrap();
             let error = tuner.restore(&path).expect_err(part).to_string();
             assert!(error.contains("tuning.safetensors") && error.contains(part), "{part}: {error}");
-            // What the caller does then.
+            // The caller restarts after an error.
             tuner.start(lr).unwrap();
             assert_eq!(divergence(tuner, x, target), fresh);
         };
         for cut in [0, 7, 100, saved.len() / 2, saved.len() - 1] {
             check("tuning.safetensors", &saved[..cut]);
         }
-        // One tensor replaced by another.
+        // Replaces one tensor by another.
         let with = |name: &str, dtype: Dtype, len: usize, bytes: Vec<u8>| {
             let other = dir.path().join("other.safetensors");
             std::fs::write(&other, &saved).unwrap();
@@ -161,13 +161,13 @@ fn a_state_that_is_not_of_this_run_is_refused() {
             check(&format!("the learning rate is {rate}, not"), &progress(&[rate, 1.0, 1.0, 0.5, 0.5]));
         }
         for steps in [3.0, 1e30, -1.0, 0.5, f64::NAN] {
-            check("not a number up to 2", &progress(&[lr, steps, 1.0, 0.5, 0.5]));
+            check("not 0 to 2", &progress(&[lr, steps, 1.0, 0.5, 0.5]));
         }
-        check("the segments are 0, in 1 steps", &progress(&[lr, 1.0, 0.0, 0.5, 0.5]));
+        check("the number of segments is 0 after 1 steps", &progress(&[lr, 1.0, 0.0, 0.5, 0.5]));
         check("a divergence is NaN", &progress(&[lr, 1.0, 1.0, f64::NAN, 0.5]));
         check("a divergence is inf", &progress(&[lr, 1.0, 1.0, 0.5, f64::INFINITY]));
-        check("the epochs are 3 finished ones, of 2", &progress(&[lr, 0.0, 0.0, 0.0, 0.5, 0.5, 0.5]));
-        check("the steps are 1, not a number up to 0", &progress(&[lr, 1.0, 1.0, 0.5, 0.5, 0.5]));
+        check("the number of epochs is 3, not 0 to 2", &progress(&[lr, 0.0, 0.0, 0.0, 0.5, 0.5, 0.5]));
+        check("the number of steps is 1, not 0 to 0", &progress(&[lr, 1.0, 1.0, 0.5, 0.5, 0.5]));
         let name = "2.mlp.up_proj.weight.first";
         check(&format!("{name} is F32 [5], not F32 ["), &with(name, Dtype::F32, 5, vec![0; 20]));
         check(&format!("{name} is F64 ["), &with(name, Dtype::F64, 5, vec![0; 40]));
@@ -175,7 +175,7 @@ fn a_state_that_is_not_of_this_run_is_refused() {
 }
 
 #[test]
-fn merged_blocks_are_what_was_tuned() {
+fn merged_blocks_match_the_tuned_ones() {
     with_tuner("tiny-opt", "w4a16g64", |tuner, x, target| {
         for _ in 0..2 {
             tuner.step(x.shallow_clone(), target).unwrap();
@@ -186,7 +186,7 @@ fn merged_blocks_are_what_was_tuned() {
         for (name, codes) in &merged.codes {
             let tuned = &applied[&name.weight()];
             let stored = Tensor::from_slice(&codes.dequantize()).view_as(tuned);
-            // Scales are rounded to 11 digits.
+            // Scales are stored with 11 bits of precision.
             let off = ((stored - tuned).abs() / tuned.abs().max()).max().double_value(&[]);
             assert!(off < 5e-4, "{name:?}: {off}");
             assert_eq!(codes.words(), packed.codes[name].words());
