@@ -97,3 +97,7 @@ pub fn is_fast() -> bool {
 
 #[cfg(test)]
 mod tests;
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

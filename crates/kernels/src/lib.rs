@@ -101,3 +101,7 @@ pub use dense::{Half, multiply_dense};
 pub use kernel::{KERNEL_VARIABLE, KERNELS, Kernel, Operands};
 pub use linear::{KernelError, PackedLinear};
 pub use prepare::Element;
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

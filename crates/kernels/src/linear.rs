@@ -32,6 +32,7 @@ pub struct PackedLinear {
 
 /// Why a product was not computed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum KernelError {
     /// A slice has the wrong length.
     #[error("{part}: {expected} values expected for {shape}, got {got}")]

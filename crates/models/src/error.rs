@@ -11,6 +11,7 @@ use crate::rotate::RotateError;
 
 /// Why a model was not opened or a part of it not loaded.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum ModelError {
     /// A key of `config.json` is missing or has a value that no model can have.
     #[error("config.json: {key} is {value}: {expected}")]

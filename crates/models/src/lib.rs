@@ -44,3 +44,17 @@ pub use packed::PackedOps;
 pub use rope::Rotary;
 pub use rotate::{LayerResidual, Online, Residual, RotateError, Rotator};
 pub use tensors::tensor_of;
+
+/// What one thread has loaded another may run.
+const _: () = {
+    const fn is_send<T: Send>() {}
+    is_send::<Model>();
+    is_send::<Block>();
+    is_send::<BlockWeights>();
+    is_send::<PackedOps>();
+    is_send::<Head>();
+};
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

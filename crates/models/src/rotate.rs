@@ -6,8 +6,6 @@
 //! the mean, for an `R1` that leaves the mean in place. Each value head is rotated by `R2`, which the output projection undoes. What is
 //! [`Online`] is no part of the weights.
 
-use std::rc::Rc;
-
 use oq_let::{Action, Site};
 use oq_quant_core::{RotateKind, SiteKind};
 use tch::Tensor;
@@ -41,6 +39,7 @@ pub struct LayerResidual {
 
 /// Why a model cannot be rotated.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum RotateError {
     /// Its residual stream has no place for it.
     #[error("rotate: this model cannot be rotated: {reason}; say --rotate none")]
@@ -66,7 +65,7 @@ pub enum RotateError {
 
 /// What is rotated while a model runs, by Hadamard matrices: queries and keys head by head (R3 of SpinQuant), which scores do not see, and what
 /// the MLP's last linear reads (R4), which its weights undo.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Online {
     heads: Orthogonal,
     inner: Orthogonal,
@@ -129,7 +128,7 @@ pub struct Rotator {
     values: Rotation,
     head_dim: i64,
     layers: Vec<Places>,
-    online: Option<Rc<Online>>,
+    online: Option<Online>,
 }
 
 impl Rotator {
@@ -137,7 +136,7 @@ impl Rotator {
     pub fn new(decoder: &dyn Decoder, kind: RotateKind, seed: u64) -> Result<Option<Self>, RotateError> {
         let Some(residual) = Self::checked(decoder, kind)? else { return Ok(None) };
         let dims = decoder.dims();
-        let online = (kind == RotateKind::Online).then(|| Online::new(dims).map(Rc::new)).transpose()?;
+        let online = (kind == RotateKind::Online).then(|| Online::new(dims)).transpose()?;
         let places = |layer| {
             let values = decoder.sites(layer, SiteKind::Vo).map_err(|reason| RotateError::Residual { reason })?;
             Ok(Places { stream: decoder.residual_of(layer), values })
@@ -193,7 +192,7 @@ impl Rotator {
     }
 
     /// What is rotated while the model runs.
-    pub fn online(&self) -> Option<&Rc<Online>> {
+    pub fn online(&self) -> Option<&Online> {
         self.online.as_ref()
     }
 
