@@ -11,6 +11,7 @@ use serde_json::Value;
 
 /// Each package of `crates/` and the packages of this workspace that it depends on.
 const DEPEND_ON: &[(&str, &[&str])] = &[
+    ("oq-torch-link", &[]),
     ("oq-random", &[]),
     ("oq-quant-core", &[]),
     ("oq-recipe", &["oq-quant-core"]),
@@ -44,8 +45,17 @@ const DEPEND_ON: &[(&str, &[&str])] = &[
 ];
 
 /// Packages that build, and run their own tests, where there is no libtorch.
-const WITHOUT_LIBTORCH: &[&str] =
-    &["oq-random", "oq-quant-core", "oq-recipe", "oq-formats", "oq-data", "oq-attention", "oq-kernels", "xtask"];
+const WITHOUT_LIBTORCH: &[&str] = &[
+    "oq-torch-link",
+    "oq-random",
+    "oq-quant-core",
+    "oq-recipe",
+    "oq-formats",
+    "oq-data",
+    "oq-attention",
+    "oq-kernels",
+    "xtask",
+];
 
 /// Files that may hold unsafe code.
 const UNSAFE: &[&str] = &[
