@@ -24,7 +24,7 @@ pub(crate) fn backward(loss: Tensor, leaves: Vec<&Tensor>, mixed: Option<CutAtte
     leaves.into_iter().zip(grads).map(or_zeros).collect()
 }
 
-/// [`backward`] across attention that stands outside of autograd; gradients of leaves that are not reached are undefined.
+/// [`backward`] across an attention that autograd does not differentiate. Gradients of leaves that are not reached are undefined.
 fn backward_across(loss: Tensor, leaves: &[&Tensor], mixed: &CutAttention, shared: bool) -> Vec<Tensor> {
     let mut inputs = leaves.to_vec();
     inputs.push(&mixed.leaf);
