@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use crate::{libtorch, locate, process};
+use crate::{beyond, libtorch, locate, process};
 
 /// Runs the tests of the workspace, or of the packages that `args` names.
 pub fn test(args: &[String]) -> Result<()> {
@@ -39,16 +39,20 @@ const FUZZ: &str = "fuzz/Cargo.toml";
 
 /// Runs every check; what needs libtorch in the release profile, as its wrappers are compiled once.
 pub fn ci() -> Result<()> {
-    let steps: [(&str, Step); 6] = [
+    let steps: [(&str, Step); 8] = [
         ("libtorch", libtorch::ensure_ready),
         ("fmt", || cargo(&["fmt", "--all", "--check"], &[])),
         ("clippy", || cargo(&["clippy", "--release", "--workspace", "--all-targets", "--", "-D", "warnings"], &[])),
+        ("deny", beyond::deny),
         ("test", || test(&[])),
         // A workspace of its own.
         ("fuzz", || {
             cargo(&["fmt", "--manifest-path", FUZZ, "--check"], &[])?;
-            cargo(&["check", "--locked", "--manifest-path", FUZZ, "--target-dir", "target"], &[])
+            cargo(&["build", "--locked", "--manifest-path", FUZZ, "--target-dir", "target"], &[])?;
+            // Every seed through its target.
+            cargo(&["test", "--locked", "--manifest-path", FUZZ, "--target-dir", "target", "--lib"], &[])
         }),
+        ("neon", beyond::neon),
         ("docs", || cargo(&["doc", "--release", "--no-deps", "--workspace"], &[("RUSTDOCFLAGS", "-D warnings")])),
     ];
     let mut times = Vec::new();

@@ -2,6 +2,7 @@
 //!
 //! It links no libtorch itself and compiles in seconds; every other step is a child process whose exit code it keeps.
 
+mod beyond;
 mod checks;
 mod fetch;
 mod libtorch;
@@ -118,8 +119,11 @@ Examples:
   cargo xtask bench --bench kernels -- decode llama2-7b")]
     Bench(PassedOn),
 
-    /// Everything that CI checks: formatting, clippy, tests, docs.
-    #[command(after_help = "It stops at the first step that fails, and prints what each one took.")]
+    /// What CI checks on one machine: formatting, clippy, dependencies, tests, fuzz targets on their seeds, docs.
+    #[command(after_help = "\
+It stops at the first step that fails, and prints what each one took. Dependencies are checked where
+cargo-deny is installed; kernels for ARM are tested where qemu-user and Rust's library for
+aarch64-unknown-linux-musl are.")]
     Ci,
 }
 
