@@ -56,12 +56,22 @@ def write_pickles():
 def write_configs():
     for model in ["tiny-llama", "tiny-opt", "tiny-falcon"]:
         save("config", model, (FIXTURES / model / "config.json").read_bytes())
-    weights = {"num_bits": 4, "type": "int", "symmetric": False, "strategy": "group", "group_size": 64}
+    weights = lambda bits, **more: {"num_bits": bits, "type": "int", "symmetric": False, "strategy": "group", "group_size": 64} | more
     act = {"num_bits": 8, "type": "int", "symmetric": False, "strategy": "token", "dynamic": True}
-    group = {"targets": ["Linear"], "weights": weights, "input_activations": act, "format": "pack-quantized"}
-    save("config", "packed", json.dumps({"model_type": "llama", "quantization_config": {
-        "quant_method": "compressed-tensors", "format": "pack-quantized", "ignore": ["lm_head"],
-        "config_groups": {"group_0": group}}}))
+    group = lambda targets, bits, **more: {"targets": targets, "weights": weights(bits), "format": "pack-quantized"} | more
+    def packed(name, *groups, format="pack-quantized"):
+        save("config", name, json.dumps({"model_type": "llama", "quantization_config": {
+            "quant_method": "compressed-tensors", "format": format, "ignore": ["lm_head"],
+            "config_groups": {f"group_{idx}": group for idx, group in enumerate(groups)}}}))
+    packed("packed", group(["Linear"], 4, input_activations=act))
+    # Linears of widths of their own, as this program names them and as others do.
+    prefix = "model.layers.0."
+    packed("groups-by-name", group([prefix + "self_attn.q_proj", prefix + "mlp.down_proj"], 4), group([prefix + "self_attn.o_proj"], 3))
+    packed("groups-by-pattern", group(["re:.*(gate|up)_proj$", "Linear"], 4), group([r"re:.*layers\.[0-9]+\.mlp\.down_proj$"], 8))
+    packed("groups-clash", group(["Linear", "re:.*_proj"], 4), group(["re:.*_proj"], 2))
+    rotated = "pack-quantized-rotated"
+    packed("rotated", group(["Linear"], 4, input_activations=act, format=rotated), format=rotated)
+    packed("rotated-in-part", group(["re:.*mlp.*"], 4, format=rotated), group(["Linear"], 3), format=rotated)
     save("config", "index", json.dumps({"metadata": {"total_size": 8}, "weight_map": {"w": "a.safetensors"}}))
     save("config", "index-outside", json.dumps({"weight_map": {"w": "../a.safetensors", "v": "b.bin"}}))
 
@@ -127,23 +137,41 @@ def write_recipes():
     save("recipe", "when", (
         'share = { samples = 4, epochs = 0.125 }\n[[when]]\nfamily = ["llama"]\nweight_bits = [2, 3]\nact_bits = [16]\nlearn.epochs = 40\n'
         '[[when]]\nscheme = ["w3a16g64"]\npost_norm = false\nmethod = ["omniquant"]\nlet = { sites = ["vo"], alpha = 0.75 }\n'))
+    save("recipe", "tune", 'scheme = "w2a16g64"\n[tune]\nepochs = 2\nlr = 1e-3\n[learn]\nstart = "compensate"\nrounding = "learned"\nloss = "relative"\n')
+    save("recipe", "rotate", 'scheme = "w4a4"\n[rotate]\nkind = "online"\nseed = 7\n[[when]]\nfamily = ["opt", "falcon"]\nrotate.kind = "merged"\n')
+    save("recipe", "bits", 'scheme = "w3a16g64"\n[bits]\naverage = 3.25\nchoices = [2, 3, 4, 8]\n[[when]]\nchat = true\ntune = { epochs = 1 }\n')
+    save("recipe", "bits-outside", 'scheme = "w3a16g64"\nbits = { average = 4.5, choices = [3, 4] }\n')
+    for preset in ["best", "paper"]:
+        save("recipe", preset, (ROOT / f"configs/recipes/{preset}.toml").read_bytes())
     save("recipe", "unknown", 'scheme = "w3a16"\r\n\t[learn]\r\n\tepoch = 1 # "`"\r\n')
 
 
-def write_packed():
-    specs = [(4, 8, True), (3, None, True), (2, 4, False), (8, None, True), (4, 32, True), (5, None, False)]
-    words = lambda codes, bits: (codes * bits + 31) // 32
+def packed_linear(name, bits, group, zeros):
+    """The tensors of a linear [3, 32]; a group of None is a whole row."""
+    words = lambda codes: (codes * bits + 31) // 32
     rows, cols = 3, 32
-    for choice, (bits, group, zeros) in enumerate(specs):
-        groups = cols // (group or cols)
-        tensors = {
-            "l.weight_shape": ("I64", [2], struct.pack("<2q", rows, cols)),
-            "l.weight_packed": ("I32", [rows, words(cols, bits)], bytes(range(4 * rows * words(cols, bits)))),
-            "l.weight_scale": ("F16", [rows, groups], struct.pack("<e", 0.25) * (rows * groups)),
-        }
-        if zeros:
-            tensors["l.weight_zero_point"] = ("I32", [words(rows, bits), groups], b"\x01\0\0\0" * (words(rows, bits) * groups))
-        save("packed", f"{choice}", bytes([choice]) + safetensors(tensors | {"norm.weight": ("BF16", [2], b"\x80\x3f\x80\x3f")}))
+    groups = cols // (group or cols)
+    tensors = {
+        f"{name}.weight_shape": ("I64", [2], struct.pack("<2q", rows, cols)),
+        f"{name}.weight_packed": ("I32", [rows, words(cols)], bytes(range(4 * rows * words(cols)))),
+        f"{name}.weight_scale": ("F16", [rows, groups], struct.pack("<e", 0.25) * (rows * groups)),
+    }
+    if zeros:
+        tensors[f"{name}.weight_zero_point"] = ("I32", [words(rows), groups], b"\x01\0\0\0" * (words(rows) * groups))
+    return tensors
+
+
+def write_packed():
+    norm = {"norm.weight": ("BF16", [2], b"\x80\x3f\x80\x3f")}
+    # The choices of `src/packed.rs`.
+    alike = [(4, 8, True), (3, None, True), (2, 4, False), (8, None, True), (4, 32, True), (5, None, False)]
+    for choice, (bits, group, zeros) in enumerate(alike):
+        save("packed", f"{choice}", bytes([choice]) + safetensors(packed_linear("l", bits, group, zeros) | norm))
+    mixed = packed_linear("l", 4, 8, True) | packed_linear("m", 3, 8, True) | norm
+    save("packed", "by-name", b"\6" + safetensors(mixed))
+    save("packed", "no-group", b"\6" + safetensors(mixed | packed_linear("n", 4, 8, True)))
+    save("packed", "by-pattern", b"\7" + safetensors(mixed | packed_linear("k.k", 4, 8, True)))
+    save("packed", "rotated", b"\x08" + safetensors(packed_linear("l", 4, 8, True) | norm))
 
 
 U32, F32, BOOL, STRING, ARRAY, I32, U64 = 4, 6, 7, 8, 9, 5, 10

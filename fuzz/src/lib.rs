@@ -1,36 +1,20 @@
-//! What the fuzz targets share: a folder to put the bytes in, for readers that take paths, and reading all of a checkpoint.
+//! What the fuzz targets do: each module has a function `read`, which gives bytes to a reader of files and holds what was read to a
+//! property. It returns whether the bytes were accepted.
+//!
+//! They are functions of a library so that the seeds can be read without a fuzzer: `cargo test --manifest-path fuzz/Cargo.toml --lib`.
 
-use std::path::{Path, PathBuf};
-use std::sync::LazyLock;
+pub mod config;
+mod files;
+pub mod gguf;
+pub mod packed;
+pub mod parquet;
+pub mod pickle;
+pub mod recipe;
+pub mod safetensors;
+pub mod spec;
+pub mod state_dict;
+pub mod tokenizer;
+pub mod vocabulary;
 
-use oq_formats::Checkpoint;
-
-/// A folder of this process, in memory where the machine has such a place. The fuzzer ends without clean-up: its folders stay.
-pub fn scratch() -> &'static Path {
-    static SCRATCH: LazyLock<PathBuf> = LazyLock::new(|| {
-        let memory = Path::new("/dev/shm");
-        let parent = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
-        let folder = tempfile::Builder::new().prefix("omniquant-fuzz-").tempdir_in(parent);
-        folder.expect("a fuzzer can write temporary files").keep()
-    });
-    &SCRATCH
-}
-
-/// Puts `bytes` under `name` into [`scratch`].
-pub fn write(name: &str, bytes: &[u8]) -> PathBuf {
-    let path = scratch().join(name);
-    std::fs::write(&path, bytes).expect("a fuzzer can write temporary files");
-    path
-}
-
-/// Reads every tensor in every way: what was opened must not fail but by an error.
-pub fn read_all(checkpoint: &Checkpoint) {
-    for tensor in checkpoint.tensors() {
-        assert_eq!(tensor.is_empty(), tensor.shape.contains(&0), "{}", tensor.name);
-        let values = tensor.to_f32_vec();
-        if let Ok(values) = &values {
-            assert_eq!(values.len(), tensor.len(), "{}", tensor.name);
-        }
-        assert_eq!(tensor.check_finite().is_ok(), tensor.to_finite_f32_vec().is_ok(), "{}", tensor.name);
-    }
-}
+#[cfg(test)]
+mod tests;

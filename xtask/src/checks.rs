@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use crate::{libtorch, locate, packages, process};
+use crate::{beyond, libtorch, locate, packages, process};
 
 /// Runs the tests of the workspace, or of the packages named in `args`.
 pub fn test(args: &[String]) -> Result<()> {
@@ -55,18 +55,22 @@ fn features() -> Result<()> {
 
 /// Runs every check. Those that need libtorch use the release profile, so that its wrappers are compiled once.
 pub fn ci() -> Result<()> {
-    let steps: [(&str, Step); 8] = [
+    let steps: [(&str, Step); 10] = [
         ("libtorch", libtorch::ensure_ready),
         ("fmt", || cargo(&["fmt", "--all", "--check"], &[])),
         ("clippy", || cargo(&["clippy", "--release", "--workspace", "--all-targets", "--", "-D", "warnings"], &[])),
         ("features", features),
         ("package", packages::package),
+        ("deny", beyond::deny),
         ("test", || test(&[])),
         // A separate workspace.
         ("fuzz", || {
             cargo(&["fmt", "--manifest-path", FUZZ, "--check"], &[])?;
-            cargo(&["check", "--locked", "--manifest-path", FUZZ, "--target-dir", "target"], &[])
+            cargo(&["build", "--locked", "--manifest-path", FUZZ, "--target-dir", "target"], &[])?;
+            // Every seed through its target.
+            cargo(&["test", "--locked", "--manifest-path", FUZZ, "--target-dir", "target", "--lib"], &[])
         }),
+        ("neon", beyond::neon),
         ("docs", || cargo(&["doc", "--release", "--no-deps", "--workspace"], &[("RUSTDOCFLAGS", "-D warnings")])),
     ];
     let mut times = Vec::new();

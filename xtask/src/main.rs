@@ -2,6 +2,7 @@
 //!
 //! It does not link libtorch itself, and compiles in seconds. Every other step is a child process, whose exit code it passes on.
 
+mod beyond;
 mod bundle;
 mod checks;
 mod dist;
@@ -144,8 +145,11 @@ Example:
   cargo xtask wheel && pip install out/wheel/omniquant-*.whl && omniquant doctor")]
     Wheel,
 
-    /// Run everything that CI checks: formatting, clippy, features, packages, tests, docs.
-    #[command(after_help = "It stops at the first step that fails, and prints what each one took.")]
+    /// Run everything that CI checks on one machine: formatting, clippy, features, packages, dependencies, tests, fuzz targets, docs.
+    #[command(after_help = "\
+It stops at the first step that fails, and prints how long each one took. Dependencies are checked if
+cargo-deny is installed; kernels for ARM are tested if qemu-user and Rust's library for
+aarch64-unknown-linux-musl are. Each fuzz target runs on its seeds.")]
     Ci,
 }
 
