@@ -214,12 +214,12 @@ impl Counts {
     }
 }
 
-/// What rounding by compensation takes in a layer.
+/// The cost of compensation in a layer.
 #[derive(Default)]
 struct Compensation {
     /// Products of input channels with each other, over the distinct inputs of linears.
     products: u64,
-    /// The largest number of them that belong together.
+    /// The largest matrix of such products.
     largest_products: u64,
     /// Multiplications and additions.
     operations: u64,
@@ -279,7 +279,7 @@ fn packed_bytes(layout: &Layer, recipe: &Recipe) -> u64 {
     }
 }
 
-/// Bytes of what is outside the blocks.
+/// Bytes of the tensors outside the blocks.
 fn outer_bytes(decoder: &dyn Decoder, recipe: &Recipe) -> u64 {
     let params = decoder.outer_params();
     let is_rotated = recipe.rotate.kind != RotateKind::None;

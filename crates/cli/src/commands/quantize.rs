@@ -104,8 +104,8 @@ fn segments(model: &Model, recipe: &Recipe, args: &QuantizeArgs, out: &Output) -
     let asked = recipe.segments() * c.seqlen;
     if (c.seqlen..asked).contains(&ids.len()) {
         out.note(&format!(
-            "note: the calibration text is too short: it has {} tokens, but {} segments of {} need {asked}, so segments share tokens: give a \
-             longer text (--calib) or fewer --samples",
+            "note: the calibration text is too short: it has {} tokens, but {} segments of {} need {asked}, so segments share tokens: give \
+             a longer text (--calib) or fewer --samples",
             ids.len(),
             recipe.segments(),
             c.seqlen
