@@ -12,7 +12,7 @@ use crate::error::{RecipeError, refused};
 #[serde(rename_all = "lowercase")]
 pub enum Method {
     /// Clipping and an equivalent transformation, learned block by block (OmniQuant, arXiv 2308.13137), rounding beside them where
-    /// [`Learn::rounding`] says so, and all blocks tuned together after that where [`Tune::epochs`] does.
+    /// [`Learn::rounding`](crate::Learn::rounding) says so, and all blocks tuned together after that where [`Tune::epochs`](crate::Tune::epochs) does.
     Omniquant,
     /// The transformation as learning would start with it, then round to nearest (SmoothQuant, arXiv 2211.10438):
     /// nothing is learned.
@@ -84,7 +84,7 @@ choice!(Rounding { "fixed" => Fixed, "learned" => Learned });
 choice!(Loss { "mse" => Mse, "relative" => Relative });
 
 impl Method {
-    /// Whether blocks are run on text; for all that a run reads see [`Recipe::reads_text`].
+    /// Whether blocks are run on text; for all that a run reads see [`Recipe::reads_text`](crate::Recipe::reads_text).
     pub const fn reads_text(self) -> bool {
         !matches!(self, Self::Rtn)
     }

@@ -57,7 +57,7 @@ pub struct Overrides {
     pub bits: BitsPatch,
 }
 
-/// A key of a recipe's tables, as the program needs it. All of them are [`keys`](crate::keys).
+/// A key of a recipe's tables, as the program needs it. All of them are [`keys`].
 #[derive(Clone, Copy)]
 pub struct Key {
     /// As a recipe file writes it, such as `learn.epochs`.
