@@ -12,23 +12,41 @@ use serde_json::Value;
 /// Each package of `crates/` and the packages of this workspace that it depends on.
 const DEPEND_ON: &[(&str, &[&str])] = &[
     ("oq-random", &[]),
+    ("oq-isa", &[]),
+    ("oq-runtime", &["oq-isa"]),
     ("oq-quant-core", &[]),
     ("oq-recipe", &["oq-quant-core"]),
     ("oq-formats", &["oq-quant-core"]),
     ("oq-data", &["oq-formats", "oq-random"]),
-    ("oq-kernels", &["oq-quant-core"]),
+    ("oq-kernels", &["oq-isa", "oq-quant-core"]),
     ("oq-slices", &[]),
-    ("oq-attention", &[]),
+    ("oq-attention", &["oq-isa"]),
     ("oq-lwc", &["oq-quant-core", "oq-slices"]),
     ("oq-let", &["oq-quant-core"]),
+    ("oq-rotation", &["oq-random"]),
     // Of oq-let only its words for sites.
-    ("oq-models", &["oq-quant-core", "oq-random", "oq-formats", "oq-let", "oq-slices", "oq-attention", "oq-kernels"]),
-    ("oq-calib", &["oq-quant-core", "oq-random", "oq-recipe", "oq-formats", "oq-lwc", "oq-let", "oq-models"]),
-    ("oq-eval", &["oq-data", "oq-models"]),
+    ("oq-models", &["oq-quant-core", "oq-formats", "oq-let", "oq-slices", "oq-attention", "oq-kernels", "oq-rotation"]),
+    (
+        "oq-calib",
+        &[
+            "oq-runtime",
+            "oq-quant-core",
+            "oq-random",
+            "oq-recipe",
+            "oq-formats",
+            "oq-lwc",
+            "oq-let",
+            "oq-rotation",
+            "oq-models",
+        ],
+    ),
+    ("oq-eval", &["oq-runtime", "oq-data", "oq-models"]),
     ("oq-generate", &["oq-attention", "oq-data", "oq-models", "oq-random", "oq-slices"]),
     (
         "oq-cli",
         &[
+            "oq-isa",
+            "oq-runtime",
             "oq-quant-core",
             "oq-random",
             "oq-recipe",
@@ -44,23 +62,33 @@ const DEPEND_ON: &[(&str, &[&str])] = &[
 ];
 
 /// Packages that build, and run their own tests, where there is no libtorch.
-const WITHOUT_LIBTORCH: &[&str] =
-    &["oq-random", "oq-quant-core", "oq-recipe", "oq-formats", "oq-data", "oq-attention", "oq-kernels", "xtask"];
+const WITHOUT_LIBTORCH: &[&str] = &[
+    "oq-random",
+    "oq-isa",
+    "oq-runtime",
+    "oq-quant-core",
+    "oq-recipe",
+    "oq-formats",
+    "oq-data",
+    "oq-attention",
+    "oq-kernels",
+    "xtask",
+];
 
 /// Files that may hold unsafe code.
 const UNSAFE: &[&str] = &[
     "benches/kernels/limits.rs",
-    "crates/attention/src/isa/avx512_bf16.rs",
+    "crates/attention/src/avx512_bf16.rs",
     "crates/formats/src/mmap.rs",
     "crates/generate/src/cache.rs",
     "crates/kernels/src/aarch64/mod.rs",
     "crates/kernels/src/x86_64/mod.rs",
     "crates/lwc/src/tensors.rs",
     "crates/models/src/attention.rs",
-    "crates/models/src/few.rs",
+    "crates/models/src/decode.rs",
     "crates/models/src/head.rs",
     "crates/models/src/packed.rs",
-    "crates/models/src/runtime.rs",
+    "crates/runtime/src/lib.rs",
     "crates/slices/src/lib.rs",
 ];
 
