@@ -1,5 +1,5 @@
-//! What a learning step pays for fake quantization: the fused closed form against libtorch's autograd through the definition,
-//! and a plain copy of the weights as the machine's own limit.
+//! The cost of fake quantization in a learning step: the fused closed form, libtorch's autograd through the definition, and a plain
+//! copy of the weights as the machine's limit.
 //!
 //! `cargo xtask bench --bench clipping`; throughput counts the bytes of the weight once.
 
@@ -12,7 +12,7 @@ use oq_lwc::Lwc;
 use oq_quant_core::{QuantSpec, QuantizedTensor};
 use tch::{Device, Kind, Tensor};
 
-/// Layers of LLaMA-2-7B, `[out, in]`: larger in f32 than last-level caches.
+/// Layers of LLaMA-2-7B, `[out, in]`: in f32 they exceed last-level caches.
 const SHAPES: [(&str, usize, usize); 2] = [("llama2-7b.q_proj", 4096, 4096), ("llama2-7b.down_proj", 4096, 11008)];
 
 fn clipping(c: &mut Criterion) {

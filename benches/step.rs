@@ -1,11 +1,11 @@
-//! A learning step of one block by the published method (`--preset paper`), in bf16 and f32, against its plain definition: f32, autograd through the
-//! quantizer, norms and attention out of single operations, batch 1. The machine's own limit, its fastest matrix product, is measured
-//! between the steps.
+//! A learning step of one block by the published method (`--preset paper`), in bf16 and f32, compared with its plain definition: f32,
+//! autograd through the quantizer, norms and attention composed of single operations, batch 1. The machine's limit, its fastest matrix
+//! product, is measured between the steps.
 //!
 //!     cargo xtask synth llama2-7b --layers 1 --out out/step
 //!     OMNIQUANT_STEP_MODEL=$PWD/out/step cargo xtask bench --bench step
 //!
-//! `OMNIQUANT_STEP` may say `<scheme> <tokens> <steps>`; it is `w4a16g128 2048 3` otherwise. LLaMA's layout only.
+//! `OMNIQUANT_STEP` may be set to `<scheme> <tokens> <steps>`; the default is `w4a16g128 2048 3`. LLaMA's layout only.
 
 #![allow(missing_docs, clippy::print_stdout, reason = "a bench is a program that prints")]
 
@@ -25,7 +25,7 @@ mod timing;
 
 use crate::timing::{median, secs_of};
 
-/// Set for the process that measures the plain definition.
+/// Set in the process that measures the plain definition.
 const PLAIN: &str = "OMNIQUANT_STEP_PLAIN";
 
 fn main() {
@@ -40,7 +40,7 @@ fn main() {
     let (tokens, steps) = (tokens.parse().expect("a number of tokens"), steps.parse().expect("a number of steps"));
     let model = Model::open(Path::new(&dir)).expect("a model directory");
     let of_peak = |what: &str, secs: f64, peak: f64| {
-        // Backward through inputs and weights: twice the forward.
+        // The backward pass through inputs and weights takes twice the forward pass.
         let gflops = 3.0 * forward_flops(&model, tokens) / secs / 1e9;
         println!("{what:<24}{secs:>8.3} s {gflops:>8.1} GFLOP/s {:>6.1} % of the bf16 peak", 100.0 * gflops / peak);
     };
@@ -63,13 +63,13 @@ fn main() {
     of_peak("step, bf16", bf16, bf16_peak);
     of_peak("step, f32", f32, bf16_peak);
     parts(&model, tokens, bf16);
-    // In the environment that a program has which does not know of ours.
+    // In the environment of a program that does not have our allocator settings.
     let mut plain = Command::new(std::env::current_exe().expect("this program"));
     plain.env_remove("GLIBC_TUNABLES").env(PLAIN, bf16_peak.to_string());
     assert!(plain.status().expect("it starts").success(), "the plain definition failed");
 }
 
-/// Products of a block's linears and of causal attention.
+/// Operations in a block's linears and in causal attention.
 fn forward_flops(model: &Model, tokens: usize) -> f64 {
     let decoder = model.decoder();
     let weights: usize = decoder.layer(0).linears.iter().map(|l| l.out_features * l.in_features).sum();
@@ -86,7 +86,7 @@ fn peak_gflops(kind: Kind) -> f64 {
     2.0 * (N as f64).powi(3) / secs.fold(f64::INFINITY, f64::min) / 1e9
 }
 
-/// Median time of the steps of a run, the first one left out; after each one the peaks of f32 and bf16 are measured.
+/// Median time of a run's steps, without the first one. After each step, the peaks of f32 and bf16 are measured.
 fn step_secs(
     model: &Model,
     scheme: QuantSpec,
@@ -116,7 +116,7 @@ fn step_secs(
     median(secs)
 }
 
-/// Where a step in bf16 goes: its products and its attention measured one by one, and the rest.
+/// Where the time of a bf16 step goes: its products and its attention, measured one by one, and the rest.
 fn parts(model: &Model, tokens: usize, step: f64) {
     let decoder = model.decoder();
     let (dims, t) = (decoder.dims(), tokens as i64);
@@ -129,7 +129,7 @@ fn parts(model: &Model, tokens: usize, step: f64) {
         let (x, w, g) = (random(t, columns), random(rows, columns), random(t, rows));
         forward += of_best(&|| x.linear(&w, None::<&Tensor>));
         to_weight += of_best(&|| g.transpose(0, 1).matmul(&x));
-        // What the first linears read does not learn.
+        // The input of the first linears needs no gradient.
         if !["q_proj", "k_proj", "v_proj"].iter().any(|first| linear.name.0.ends_with(first)) {
             to_input += of_best(&|| g.matmul(&w));
         }

@@ -1,4 +1,4 @@
-//! What the machine can do: reading memory, and multiplying.
+//! The machine's limits: reading memory, and multiplying.
 
 #![allow(unsafe_code, reason = "reading fastest takes prefetches, which take pointers")]
 
@@ -9,16 +9,16 @@ use tch::{Device, Kind, Tensor};
 
 use crate::timing::{median, secs_of};
 
-/// Numbers of 64 bits: 256 MiB, beyond any last-level cache here.
+/// 64-bit numbers: 256 MiB, more than any last-level cache here.
 const LEN: usize = 32 << 20;
 
-/// Numbers of a task, 1 MiB: small enough that a thread which was held up does not hold up the rest.
+/// Numbers per task, 1 MiB: small enough that one delayed thread does not delay the others.
 const TASK: usize = 1 << 17;
 
-/// A loop over all of the memory.
+/// A loop that reads all of the memory.
 type Loop = fn(&[u64]) -> u64;
 
-/// Loops that read, by how far ahead and into which cache they ask for memory.
+/// Reading loops, by how far ahead they prefetch and into which cache.
 const LOOPS: [(&str, Loop); 6] = [
     ("plain", read::<0, 0>),
     ("4 KiB ahead into L1", read::<3, 4096>),
@@ -28,11 +28,11 @@ const LOOPS: [(&str, Loop); 6] = [
     ("4 KiB ahead past caches", read::<0, 4096>),
 ];
 
-/// How fast memory is read, by several loops.
+/// Memory bandwidth, measured by several loops.
 pub struct Reads {
     memory: Vec<u64>,
     floats: Tensor,
-    /// GB/s of every round, by loop; the last is libtorch's.
+    /// GB/s of every round, by loop; the last one is libtorch's.
     speeds: Vec<Vec<f64>>,
 }
 
@@ -53,7 +53,7 @@ impl Reads {
         self.speeds[LOOPS.len()].push(gb / secs_of(|| self.floats.max()));
     }
 
-    /// The rounds of the loop that is fastest in the median.
+    /// The rounds of the loop with the highest median.
     pub fn best(&self) -> &[f64] {
         let by_median = |a: &&Vec<f64>, b: &&Vec<f64>| median((*a).clone()).total_cmp(&median((*b).clone()));
         self.speeds.iter().max_by(by_median).expect("there are loops")
@@ -66,10 +66,10 @@ impl Reads {
     }
 }
 
-/// Reads all of `memory`, asking for what lies `AHEAD` bytes ahead.
+/// Reads all of `memory`, prefetching what lies `AHEAD` bytes ahead.
 fn read<const HINT: i32, const AHEAD: usize>(memory: &[u64]) -> u64 {
     let part = |part: &[u64]| {
-        // Four lines of a cache.
+        // Four cache lines.
         let mut sum = [0u64; 32];
         for values in part.as_chunks::<32>().0 {
             for line in values.as_chunks::<8>().0 {
@@ -86,14 +86,14 @@ fn read<const HINT: i32, const AHEAD: usize>(memory: &[u64]) -> u64 {
 fn prefetch<const HINT: i32>(line: &[u64; 8], ahead: usize) {
     #[cfg(target_arch = "x86_64")]
     if ahead != 0 {
-        // SAFETY: a prefetch reads nothing that the program sees, at whatever address.
+        // SAFETY: a prefetch has no effect that the program can observe, whatever the address.
         unsafe { std::arch::x86_64::_mm_prefetch::<HINT>(line.as_ptr().cast::<i8>().wrapping_add(ahead)) }
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = (line, ahead);
 }
 
-/// The fastest of two square products, GFLOP/s.
+/// The faster of two square products, GFLOP/s.
 pub fn square_gflops(kind: Kind) -> f64 {
     const N: i64 = 2048;
     let a = Tensor::randn([N, N], (Kind::Float, Device::Cpu)).to_kind(kind);

@@ -1,12 +1,12 @@
-//! Products with packed weights against libtorch: one row through the linears of a decoder layer (decode), and 512 rows through single
-//! linears (prefill). Rivals are libtorch's int4 product and its `linear` in bf16 and f32; the machine's own limits, reading memory and
-//! the fastest bf16 product, are measured in the same rounds, and so is everything else, in turn.
+//! Products with packed weights compared with libtorch: one row through all linears of a decoder layer (decode), and 512 rows through
+//! single linears (prefill). The rivals are libtorch's int4 product and its `linear` in bf16 and f32. The machine's limits, memory
+//! bandwidth and the fastest bf16 product, are measured in the same rounds, and everything takes turns.
 //!
 //!     cargo xtask bench --bench kernels
 //!     cargo xtask bench --bench kernels -- decode llama2-7b
 //!
-//! Words after `--` keep what they name: `decode`, `prefill`, and models. Shares and ratios are medians over rounds of what one round
-//! measured, since the limits of a shared machine move.
+//! Words after `--` select `decode`, `prefill` and models. Shares and ratios are computed within each round, because the limits of a
+//! shared machine vary; their medians are shown.
 
 #![allow(missing_docs, clippy::print_stdout, reason = "a bench is a program that prints")]
 
@@ -21,10 +21,10 @@ use crate::limits::{Reads, square_gflops};
 use crate::sets::{Int4, MODELS, Model, Ours, Torch};
 use crate::timing::{median, secs_of};
 
-/// Weights that are packed, besides the group that a model's layers divide into.
+/// Bits of the packed weights.
 const BITS: [u32; 3] = [4, 3, 2];
 
-/// What libtorch computes the same products with.
+/// The libtorch products that compute the same.
 const RIVALS: [&str; 3] = ["int4", "bf16", "f32"];
 
 const DECODE_ROUNDS: usize = 15;
@@ -80,7 +80,7 @@ fn decode(model: &Model) {
     }
 }
 
-/// Many rows through one linear each.
+/// Many rows through a single linear each.
 fn prefill(model: &Model) {
     println!("\n{}, {PREFILL_ROWS} rows", model.name);
     println!("| linear | weights | ms | GFLOP/s | bf16 peak | of it | x int4 | x bf16 | x f32 |");
@@ -107,19 +107,19 @@ fn prefill(model: &Model) {
     }
 }
 
-/// Everyone's times through the same linears.
+/// The times of all entrants through the same linears.
 struct Contest {
-    /// Of all linears together.
+    /// Number of weights of all linears together.
     weights: f64,
-    /// Ours, then [`RIVALS`].
+    /// Our product, then [`RIVALS`].
     entrants: Vec<Entrant>,
 }
 
 struct Entrant {
     name: String,
-    /// Of weights.
+    /// Bytes of the weights.
     bytes: f64,
-    /// By round.
+    /// Seconds of each round.
     secs: Vec<f64>,
 }
 
@@ -152,7 +152,7 @@ impl Contest {
         Self { weights, entrants }
     }
 
-    /// How many times as fast as each rival.
+    /// The speed relative to each rival.
     fn times(&self, entrant: &Entrant) -> String {
         let rivals = &self.entrants[self.entrants.len() - RIVALS.len()..];
         let times = rivals.iter().map(|rival| format!("{:.2}", median(ratios(&rival.secs, &entrant.secs))));

@@ -1,4 +1,4 @@
-//! Linears of published models, packed by us and by libtorch, and dense.
+//! Linears of published models: packed by us, packed by libtorch, and dense.
 
 use half::{bf16, f16};
 use oq_kernels::PackedLinear;
@@ -9,11 +9,11 @@ use tch::{Device, Kind, Tensor};
 /// A model's decoder layer, shapes `[out, in]`.
 pub struct Model {
     pub name: &'static str,
-    /// Channels of a group: 128 where it divides.
+    /// Group size: 128 where that divides.
     pub group: usize,
     /// All linears of a layer.
     pub linears: &'static [[usize; 2]],
-    /// Those that are measured with many rows.
+    /// Linears that are measured with many rows.
     pub many: &'static [[usize; 2]],
 }
 
@@ -85,7 +85,7 @@ impl Ours {
     }
 }
 
-/// Codes of all values.
+/// The codes of all weights.
 fn random_tensor([outs, ins]: [usize; 2], spec: WeightSpec) -> QuantizedTensor {
     let mut random = SplitMix64::new(0);
     let mut next = || random.bits() as u32;
@@ -96,10 +96,10 @@ fn random_tensor([outs, ins]: [usize; 2], spec: WeightSpec) -> QuantizedTensor {
     QuantizedTensor::from_parts(spec, [outs, ins], words, scales, zero_points).expect("the parts fit")
 }
 
-/// The same linears as libtorch's int4 product takes them.
+/// The same linears in the form of libtorch's int4 product.
 pub struct Int4 {
     group: i64,
-    /// Codes, and scales and offsets.
+    /// Codes, then scales and offsets.
     linears: Vec<[Tensor; 2]>,
     inputs: Inputs,
 }
@@ -120,7 +120,7 @@ impl Int4 {
         last
     }
 
-    /// Both give the same numbers, but for roundings to bf16.
+    /// Both give the same numbers, up to rounding to bf16.
     pub fn check(&self, ours: &mut Ours) {
         let theirs = self.run().expect("a linear").to_kind(Kind::Float);
         ours.run();
@@ -129,7 +129,7 @@ impl Int4 {
         let ours = Tensor::from_slice(&out).view_as(&theirs);
         let error = f64::try_from((&ours - &theirs).square().mean(Kind::Float).sqrt()).expect("a number");
         let size = f64::try_from(theirs.square().mean(Kind::Float).sqrt()).expect("a number");
-        // bf16 scales, offsets and results: 2^-9 each, and offsets of a few weights.
+        // bf16 scales, offsets and results have a relative error of 2^-9 each, and an offset can be as large as a few weights.
         assert!(error < 0.02 * size, "ours and libtorch's int4 differ by {error} of {size}");
     }
 
@@ -139,7 +139,7 @@ impl Int4 {
     }
 }
 
-/// libtorch counts codes from 8 and adds an offset: `(code - 8) * scale + (8 - zero point) * scale`.
+/// libtorch's codes are relative to 8, with an offset: `(code - 8) * scale + (8 - zero point) * scale`.
 fn int4(tensor: &QuantizedTensor) -> [Tensor; 2] {
     let [outs, ins] = tensor.shape();
     let mut codes = vec![0u8; outs * ins];
@@ -156,7 +156,7 @@ fn int4(tensor: &QuantizedTensor) -> [Tensor; 2] {
     [codes.internal_convert_weight_to_int4pack_for_cpu(1), grids]
 }
 
-/// Dense linears of the same shapes. Of large layers, weights share memory, far beyond caches.
+/// Dense linears of the same shapes. Linears of large layers share their weights, which far exceed caches.
 pub struct Torch {
     weights: Vec<Tensor>,
     inputs: Inputs,

@@ -1,4 +1,4 @@
-//! The learning step written down from the paper for LLaMA's block, as a program would that takes autograd for everything.
+//! The learning step of a LLaMA block as the paper defines it, with autograd for everything.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::timing::{median, secs_of};
 
-/// Median time of a step, the first one left out.
+/// Median time of a step, without the first one.
 pub fn step_secs(model: &Model, scheme: QuantSpec, tokens: usize, steps: usize) -> f64 {
     let hidden = model.decoder().dims().hidden as i64;
     let x = Tensor::randn([1, tokens as i64, hidden], (Kind::Float, Device::Cpu));
@@ -20,7 +20,7 @@ pub fn step_secs(model: &Model, scheme: QuantSpec, tokens: usize, steps: usize) 
     median((0..steps).map(|_| secs_of(|| block.step(&x, &target))).collect())
 }
 
-/// A block with its strengths and AdamW's two moments of each.
+/// A block with its strengths, and AdamW's two moments of each.
 struct Plain<'a> {
     model: &'a Model,
     weights: oq_models::BlockWeights,
@@ -86,7 +86,7 @@ impl<'a> Plain<'a> {
     }
 }
 
-/// Attention out of products and a softmax: `q`, `k`, `v` `[1, heads, t, d]` -> `[1, t, heads * d]`.
+/// Attention composed of products and a softmax: `q`, `k`, `v` `[1, heads, t, d]` -> `[1, t, heads * d]`.
 fn attention(q: &Tensor, k: &Tensor, v: &Tensor) -> Tensor {
     let (_, heads, t, d) = q.size4().expect("heads");
     let share = heads / k.size()[1];

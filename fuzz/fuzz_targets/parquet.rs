@@ -16,7 +16,7 @@ fuzz_target!(
     },
     |bytes: &[u8]| {
         write(&format!("{FOLDER}/test-00000-of-00001.parquet"), bytes);
-        let hub = Hub { endpoint: "http://127.0.0.1:9".to_owned(), cache: Some(scratch().to_owned()), token: None, offline: true };
+        let hub = Hub::new("http://127.0.0.1:9", scratch()).with_offline(true);
         let _ = load_text("wikitext2", Split::Test, None, &hub, Rows::default());
     }
 );

@@ -39,7 +39,7 @@ pub fn write_random(dir: &Path, decoder: &dyn Decoder, model_type: &str) {
 /// is nearer to the original than rounded to nearest; our own kernels compute what its decoded weights do.
 #[track_caller]
 pub fn check_family(dir: &Path, read: ReadDecoder) {
-    let open = |dir: &Path| Model::open_with(dir, read).expect("it can be read");
+    let open = |dir: &Path| Model::with_decoder(dir, read).expect("it can be read");
     let model = open(dir);
     let vocab = model.decoder().dims().vocab as u32;
     let ids: Vec<u32> = (0..2048).map(|i: u32| (i * i * 31 + i / 7) % vocab).collect();
@@ -80,7 +80,7 @@ pub fn check_family(dir: &Path, read: ReadDecoder) {
     let rounded = error(&open(dir).with_round_to_nearest(recipe.scheme).expect("groups divide"));
     let learned = error(&open(&path));
     assert!(learned < 0.8 * rounded, "{learned} of {rounded}");
-    let form = Form { kernels: Kernels::Packed, compute, head: HeadKind::Wide };
+    let form = Form::new(Kernels::Packed, compute, HeadKind::Wide);
     let by_kernels = error(&open(&path).with_form(form).expect("it is packed"));
     // A few rows of packed products are rounded to 16-bit integers.
     assert!((by_kernels / learned - 1.0).abs() < 0.05, "{by_kernels} and {learned}");

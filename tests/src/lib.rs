@@ -11,4 +11,4 @@ pub use models::{
     F64_BLOCK, block_losses, calibration, check_recorded_losses, checkpoints, f64_block, in_f32, measure, model_files,
     relative_error,
 };
-pub use program::{LIMIT, kill, omniquant, run, run_json, start, wait};
+pub use program::{LIMIT, cargo, examples, kill, omniquant, run, run_json, start, wait};

@@ -1,5 +1,6 @@
 //! How the program is run, and disturbed.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Output};
 use std::sync::OnceLock;
@@ -28,13 +29,38 @@ pub fn omniquant() -> Command {
     command
 }
 
-/// Builds the program in the profile that the tests were built in, and finds it by what cargo says of it.
+/// The program, by what cargo says of it.
 fn build() -> PathBuf {
-    let mut cargo = Command::new(env!("CARGO"));
-    cargo.args(["build", "--package", "oq-cli", "--message-format", "json"]).current_dir(repository());
+    built(&["--package", "oq-cli"]).remove("omniquant").expect("oq-cli has one program")
+}
+
+/// The programs of all `examples` folders, by their names.
+pub fn examples() -> BTreeMap<String, PathBuf> {
+    // The packages that `cargo xtask test` builds, so that it has built these as well.
+    built(&["--workspace", "--exclude", "oq-benches", "--examples"])
+}
+
+/// Builds in the profile that the tests were built in, and gives the programs by their names.
+fn built(what: &[&str]) -> BTreeMap<String, PathBuf> {
+    let mut cargo = cargo();
+    cargo.arg("build").args(what).args(["--message-format", "json"]);
     if !cfg!(debug_assertions) {
         cargo.arg("--release");
     }
+    let output = cargo.output().expect("cargo runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let messages = String::from_utf8(output.stdout).expect("cargo writes JSON");
+    let messages = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let of = |message: Value| {
+        Some((message["target"]["name"].as_str()?.to_owned(), PathBuf::from(message["executable"].as_str()?)))
+    };
+    messages.filter_map(of).collect()
+}
+
+/// A cargo as the user would call it, in the repository's root.
+pub fn cargo() -> Command {
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.current_dir(repository());
     // What our own cargo told us of this package is taken away: ring is rebuilt whenever these variables change.
     for (name, _) in std::env::vars_os() {
         let own = ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_CRATE_", "OUT_DIR"];
@@ -42,12 +68,7 @@ fn build() -> PathBuf {
             cargo.env_remove(name);
         }
     }
-    let output = cargo.output().expect("cargo runs");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let messages = String::from_utf8(output.stdout).expect("cargo writes JSON");
-    let built = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    let executable = built.filter_map(|message| message["executable"].as_str().map(PathBuf::from)).next_back();
-    executable.expect("oq-cli has one program")
+    cargo
 }
 
 /// Runs a command to its end; it must exit with `code`. Returns what it printed.

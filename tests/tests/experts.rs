@@ -146,7 +146,7 @@ fn layers_with_experts_are_learned_packed_and_run() {
 fn experts_have_widths_of_their_own() {
     let (dir, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     write_random(dir.path(), &Experts, "experts");
-    let model = Model::open_with(dir.path(), |_| Ok(Box::new(Experts))).unwrap();
+    let model = Model::with_decoder(dir.path(), |_| Ok(Box::new(Experts))).unwrap();
     let overrides = Overrides::default().method(Method::Rtn).samples(4).seqlen(32).bits(3.0).bit_choices(widths());
     let recipe = Recipe::resolve("w3a16g32".parse().unwrap(), None, None, &overrides).unwrap();
     let ids: Vec<u32> = (0..128).map(|i: u32| (i * i * 31 + i / 7) % VOCAB as u32).collect();

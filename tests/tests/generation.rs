@@ -20,7 +20,7 @@ const PACKED_TOLERANCE: f64 = 1e-3;
 /// A few rows are rounded to 16-bit integers, many to bf16, and probabilities to bf16 before or after they are divided by their sum.
 const BF16_TOLERANCE: f64 = 6e-2;
 
-const DENSE: Form = Form { kernels: Kernels::Dense, compute: Compute::F32, head: HeadKind::Wide };
+const DENSE: Form = Form::new(Kernels::Dense, Compute::F32, HeadKind::Wide);
 
 /// Ids without meaning.
 fn ids(n: usize, vocab: usize) -> Vec<u32> {
@@ -82,8 +82,8 @@ fn a_sequence_in_pieces_is_the_whole_one() {
     let plain = ["tiny-llama", "tiny-opt", "tiny-falcon", "llama-gqa-tied", "opt-postnorm-proj", "falcon-40b-like"];
     for folder in plain.into_iter().map(str::to_owned).chain(variants) {
         for (kernels, tolerance) in [(Kernels::Dense, F32_TOLERANCE), (Kernels::Packed, PACKED_TOLERANCE)] {
-            check(&folder, Form { kernels, ..DENSE }, tolerance);
-            check(&folder, Form { kernels, compute: Compute::Bf16, head: HeadKind::Stored }, BF16_TOLERANCE);
+            check(&folder, Form::new(kernels, Compute::F32, HeadKind::Wide), tolerance);
+            check(&folder, Form::new(kernels, Compute::Bf16, HeadKind::Stored), BF16_TOLERANCE);
         }
     }
 }
@@ -108,7 +108,7 @@ fn what_cannot_be_read_leaves_the_session_as_it_was() {
 }
 
 fn greedy() -> Sampler {
-    Sampler::new(Sampling { choice: Choice::Greedy, repetition_penalty: 1.0, seed: 0 }).unwrap()
+    Sampler::new(Sampling::new(Choice::Greedy)).unwrap()
 }
 
 /// Continues a text by the likeliest tokens; what was told must be what is returned.
@@ -128,7 +128,7 @@ fn continued(loaded: &Loaded, tokenizer: &Tokenizer, prompt: &str, settings: &Se
 fn the_likeliest_tokens_are_those_of_whole_forwards() {
     let (loaded, model) = (loaded("tiny-llama", DENSE), open("tiny-llama", DENSE));
     let tokenizer = Tokenizer::open(&fixture("tiny-llama")).unwrap();
-    let settings = Settings { max_tokens: 12, ..Settings::default() };
+    let settings = Settings::new(12);
     let result = continued(&loaded, &tokenizer, "The river", &settings);
     assert_eq!((result.ids.len(), &result.end), (12, &End::MaxTokens));
     let prompt = tokenizer.encode("The river", AddSpecial::Yes).unwrap();
@@ -148,19 +148,19 @@ fn the_likeliest_tokens_are_those_of_whole_forwards() {
 fn a_text_ends_where_it_is_to_end() {
     let loaded = loaded("tiny-llama", DENSE);
     let tokenizer = Tokenizer::open(&fixture("tiny-llama")).unwrap();
-    let settings = |max_tokens| Settings { max_tokens, ..Settings::default() };
+    let settings = Settings::new;
     let free = continued(&loaded, &tokenizer, "The river", &settings(24));
     assert_eq!(continued(&loaded, &tokenizer, "The river", &settings(0)).text, "");
 
     // A piece of the text that spans tokens.
     let (start, _) = free.text.char_indices().nth(free.text.chars().count() / 2).unwrap();
     let stop = free.text[start..].chars().take(5).collect::<String>();
-    let stopped = Settings { stops: vec!["nowhere".to_owned(), stop.clone()], ..settings(24) };
+    let stopped = settings(24).with_stops(vec!["nowhere".to_owned(), stop.clone()]);
     let result = continued(&loaded, &tokenizer, "The river", &stopped);
     assert_eq!(result.end, End::Stop(stop.clone()));
     assert_eq!(result.text, free.text[..free.text.find(&stop).unwrap()]);
 
-    let ended = Settings { ends: vec![free.ids[3]], ..settings(24) };
+    let ended = settings(24).with_ends(vec![free.ids[3]]);
     let result = continued(&loaded, &tokenizer, "The river", &ended);
     let at = free.ids.iter().position(|id| *id == free.ids[3]).unwrap();
     assert_eq!((result.end, &result.ids[..]), (End::Token(free.ids[3]), &free.ids[..at]));

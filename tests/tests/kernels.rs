@@ -21,7 +21,7 @@ const TINY: [&str; 3] = ["tiny-llama", "tiny-opt", "tiny-falcon"];
 
 fn rounded(folder: &str, scheme: &str, kernels: Kernels, compute: Compute) -> Model {
     let model = Model::open(&fixture(folder)).unwrap().with_round_to_nearest(scheme.parse().unwrap()).unwrap();
-    model.with_form(Form { kernels, compute, head: HeadKind::Wide }).unwrap()
+    model.with_form(Form::new(kernels, compute, HeadKind::Wide)).unwrap()
 }
 
 fn answer(model: &Model) -> Vec<f32> {
@@ -84,7 +84,12 @@ fn a_head_of_8_bits_costs_nothing_visible() {
     // 8 bits in groups of 64 are a 500th of a group's range at most.
     const TOLERANCE: f64 = 1e-3;
     for folder in TINY {
-        let model = |head| Model::open(&fixture(folder)).unwrap().with_form(Form { head, ..Form::default() }).unwrap();
+        let model = |head| {
+            Model::open(&fixture(folder))
+                .unwrap()
+                .with_form(Form::new(Kernels::default(), Compute::default(), head))
+                .unwrap()
+        };
         let (wide, narrow) = (measure(&model(HeadKind::Wide)), measure(&model(HeadKind::W8)));
         assert!((narrow / wide - 1.0).abs() <= TOLERANCE, "{folder}: {narrow}, {wide} with a wide head");
         assert_eq!(measure(&model(HeadKind::Stored)), wide, "{folder}: widened as it is multiplied");
@@ -93,7 +98,7 @@ fn a_head_of_8_bits_costs_nothing_visible() {
 
 #[test]
 fn packed_products_need_packed_weights_and_a_cpu() {
-    let packed = Form { kernels: Kernels::Packed, ..Form::default() };
+    let packed = Form::new(Kernels::Packed, Compute::default(), HeadKind::default());
     let dense = Model::open(&fixture("tiny-llama")).unwrap();
     assert!(matches!(dense.with_form(packed), Err(ModelError::Format(FormatError::NotPacked { .. }))));
     let rounded = rounded("tiny-llama", "w4a16g64", Kernels::Packed, Compute::F32);

@@ -11,6 +11,7 @@ use serde_json::Value;
 
 /// Each package of `crates/` and the packages of this workspace that it depends on.
 const DEPEND_ON: &[(&str, &[&str])] = &[
+    ("oq-torch-link", &[]),
     ("oq-random", &[]),
     ("oq-isa", &[]),
     ("oq-runtime", &["oq-isa"]),
@@ -63,6 +64,7 @@ const DEPEND_ON: &[(&str, &[&str])] = &[
 
 /// Packages that build, and run their own tests, where there is no libtorch.
 const WITHOUT_LIBTORCH: &[&str] = &[
+    "oq-torch-link",
     "oq-random",
     "oq-isa",
     "oq-runtime",

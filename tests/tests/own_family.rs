@@ -130,7 +130,7 @@ fn layers_of_two_kinds_are_learned_packed_and_run() {
     write_random(dir.path(), &Alternating, "alternating");
     check_family(dir.path(), |_| Ok(Box::new(Alternating)));
     // Heads of two sizes have no rotation in common.
-    let model = Model::open_with(dir.path(), |_| Ok(Box::new(Alternating))).unwrap();
+    let model = Model::with_decoder(dir.path(), |_| Ok(Box::new(Alternating))).unwrap();
     let refused = model.rotated(RotateKind::Merged, 1).err().unwrap();
     assert!(refused.to_string().contains("its layers differ in the size of heads"), "{refused}");
 }

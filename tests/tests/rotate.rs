@@ -182,7 +182,7 @@ fn a_model_that_is_rotated_while_it_runs_is_the_same_in_pieces_and_in_packed_pro
     let recipe = recipe("tiny-llama", "w4a8g32", RotateKind::Online, Overrides::default().method(Method::Rtn));
     quantized("tiny-llama", &recipe, out.path());
     let _no_grad = tch::no_grad_guard();
-    let form = |kernels| Form { kernels, compute: Compute::F32, head: HeadKind::Wide };
+    let form = |kernels| Form::new(kernels, Compute::F32, HeadKind::Wide);
     let model = Model::open(out.path()).unwrap();
     let ids = ids(&model, 20);
 

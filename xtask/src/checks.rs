@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use crate::{libtorch, locate, process};
+use crate::{libtorch, locate, packages, process};
 
 /// Runs the tests of the workspace, or of the packages named in `args`.
 pub fn test(args: &[String]) -> Result<()> {
@@ -37,12 +37,30 @@ type Step = fn() -> Result<()>;
 
 const FUZZ: &str = "fuzz/Cargo.toml";
 
+/// Crates with features, and each choice of these that is compiled beside the default one.
+const FEATURES: [(&str, &[&str]); 2] =
+    [("oq-formats", &["", "pickle", "sentencepiece", "gguf"]), ("oq-data", &["", "hub", "parquet"])];
+
+/// Compiles crates without what may be left out, and with one of it.
+fn features() -> Result<()> {
+    for (package, choices) in FEATURES {
+        for choice in choices {
+            let chosen = ["--no-default-features", "--features", choice];
+            let what = ["clippy", "--release", "--package", package, "--lib", "--examples"];
+            cargo(&[&what[..], &chosen, &["--", "-D", "warnings"]].concat(), &[])?;
+        }
+    }
+    Ok(())
+}
+
 /// Runs every check. Those that need libtorch use the release profile, so that its wrappers are compiled once.
 pub fn ci() -> Result<()> {
-    let steps: [(&str, Step); 6] = [
+    let steps: [(&str, Step); 8] = [
         ("libtorch", libtorch::ensure_ready),
         ("fmt", || cargo(&["fmt", "--all", "--check"], &[])),
         ("clippy", || cargo(&["clippy", "--release", "--workspace", "--all-targets", "--", "-D", "warnings"], &[])),
+        ("features", features),
+        ("package", packages::package),
         ("test", || test(&[])),
         // A separate workspace.
         ("fuzz", || {

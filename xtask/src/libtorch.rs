@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::locate::{self, Provided};
 use crate::pins::{self, Part, TORCH};
+use crate::wheel::Take;
 use crate::{process, wheel};
 
 #[derive(clap::Args)]
@@ -25,6 +26,9 @@ pub struct SetupArgs {
 
 /// Written last into a finished libtorch. torch-sys reads it to check the version.
 const VERSION_FILE: &str = "build-version";
+
+/// The licences of what is in a libtorch, a folder for each wheel.
+pub const LICENSES: &str = "licenses";
 
 /// Prefix of staging folders, which hold unfinished downloads.
 const STAGING: &str = ".partial-";
@@ -199,7 +203,10 @@ fn download(build: Build, cache: &Path, ready: &Path, force: bool) -> Result<()>
         let file = wheel::download(part.wheel, &folder)?;
         wheel::verify(&file, part.sha256)?;
         eprintln!("libtorch: [{}/{}] extracting {name}", at + 1, parts.len());
-        wheel::extract(&file, part.take, &fresh)?;
+        let licenses = part.wheel.licenses();
+        let kept = Take { from: &licenses, to: &format!("{LICENSES}/{}/", part.wheel.package) };
+        let kept = if wheel::holds(&file, kept)? { &[kept][..] } else { &[] };
+        wheel::extract(&file, &[part.take, kept].concat(), &fresh)?;
         fs::remove_dir_all(&folder)?;
     }
     if build == Build::Cpu {

@@ -2,11 +2,15 @@
 //!
 //! It does not link libtorch itself, and compiles in seconds. Every other step is a child process, whose exit code it passes on.
 
+mod bundle;
 mod checks;
+mod dist;
 mod fetch;
 mod libtorch;
 mod locate;
+mod packages;
 mod pins;
+mod pip;
 mod process;
 mod program;
 mod quantize;
@@ -22,7 +26,7 @@ use crate::process::ChildFailed;
 #[command(
     name = "xtask",
     bin_name = "cargo xtask",
-    about = "Whole workflows that start from nothing: libtorch, build, quantize, test, bench, CI.",
+    about = "Whole workflows that start from nothing: libtorch, build, quantize, test, bench, packages, CI.",
     after_help = "\
 From a fresh clone to a quantized model and its report:
   cargo xtask quantize tiny-llama
@@ -118,7 +122,29 @@ Examples:
   cargo xtask bench --bench kernels -- decode llama2-7b")]
     Bench(PassedOn),
 
-    /// Run everything that CI checks: formatting, clippy, tests, docs.
+    /// Pack the crates that others take, and compile each from its own tarball.
+    #[command(after_help = "The tarballs are target/package/*.crate. Tests and benches are not packed, nor is xtask.")]
+    Package,
+
+    /// Make a folder that runs on another machine: the program, libtorch, licences.
+    #[command(after_help = "\
+The folder is out/dist/omniquant-VERSION-x86_64-linux, with -cuda where .libtorch is CUDA's. It needs
+glibc and a C++ runtime as new as this machine's, and nothing else: no Rust, no Python.
+
+Example:
+  cargo xtask dist && out/dist/omniquant-*/omniquant doctor")]
+    Dist,
+
+    /// Make a Python wheel of the program, which runs on the torch that pip installs.
+    #[command(after_help = "\
+The file is out/wheel/omniquant-VERSION-py3-none-linux_x86_64.whl. It is made with the CPU's libtorch,
+requires torch==2.13.0, and runs on that one's libraries, of the CPU or of CUDA.
+
+Example:
+  cargo xtask wheel && pip install out/wheel/omniquant-*.whl && omniquant doctor")]
+    Wheel,
+
+    /// Run everything that CI checks: formatting, clippy, features, packages, tests, docs.
     #[command(after_help = "It stops at the first step that fails, and prints what each one took.")]
     Ci,
 }
@@ -139,6 +165,9 @@ fn main() -> ExitCode {
         Task::Fetch { model } => fetch::fetch(&model),
         Task::Test(_) => checks::test(&verbatim()),
         Task::Bench(_) => checks::bench(&verbatim()),
+        Task::Package => packages::package(),
+        Task::Dist => dist::dist(),
+        Task::Wheel => pip::wheel(),
         Task::Ci => checks::ci(),
     };
     let Err(error) = outcome else { return ExitCode::SUCCESS };

@@ -139,7 +139,10 @@ pub const CUDA: &[Part] = &[
         "0.8.1",
         170_148_586,
         "786ce87568c303fadb5afcc7102d454cd3040d75f6f8626f5db460d1871f4dd0",
-        &[Take { from: "nvidia/cusparselt/lib/libcusparseLt.so.0", to: "lib/libcusparseLt.so.0" }],
+        &[
+            Take { from: "nvidia/cusparselt/lib/libcusparseLt.so.0", to: "lib/libcusparseLt.so.0" },
+            Take { from: "nvidia/cusparselt/LICENSE.txt", to: "licenses/nvidia-cusparselt-cu13/LICENSE.txt" },
+        ],
     ),
     part(
         "nvidia-nccl-cu13",

@@ -22,6 +22,13 @@ pub struct Wheel<'a> {
     pub bytes: Option<u64>,
 }
 
+impl Wheel<'_> {
+    /// The folder of its licences, where it has one: wheels write `-` as `_` in names of files.
+    pub fn licenses(&self) -> String {
+        format!("{}-{}.dist-info/licenses/", self.package.replace('-', "_"), self.version)
+    }
+}
+
 /// What to take from a wheel: one file or, if both names end with a slash, everything below a folder.
 #[derive(Debug, Clone, Copy)]
 pub struct Take<'a> {
@@ -155,6 +162,14 @@ pub fn extract(path: &Path, take: &[Take<'_>], into: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Whether the wheel at `path` has a file that `take` names.
+pub fn holds(path: &Path, take: Take<'_>) -> Result<bool> {
+    let context = || format!("cannot read {}", path.display());
+    let archive =
+        zip::ZipArchive::new(BufReader::new(File::open(path).with_context(context)?)).with_context(context)?;
+    Ok(archive.file_names().any(|name| name.is_ok_and(|name| destination(&[take], &name).is_some())))
+}
+
 /// The entry of `take` that names the archive's file `name`, and its destination. None for folders, and for names that leave the
 /// destination.
 fn destination(take: &[Take<'_>], name: &str) -> Option<(usize, PathBuf)> {
@@ -221,6 +236,17 @@ mod tests {
         assert_eq!(fs::read_to_string(into.join("include/a/b.h")).unwrap(), "b");
         assert_eq!(fs::read_to_string(into.join("lib/libc10.so")).unwrap(), "c10");
         assert_eq!(fs::read_dir(into.join("lib")).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn licences_are_told_apart_from_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let wheel = wheel_with(folder.path(), &[("nvidia_cublas-1.2.dist-info/licenses/License.txt", "as you like")]);
+        let holds = |package| {
+            let from = Wheel { package, version: "1.2", bytes: None }.licenses();
+            holds(&wheel, Take { from: &from, to: "licenses/" }).unwrap()
+        };
+        assert!(holds("nvidia-cublas") && !holds("nvidia-cufft"));
     }
 
     #[test]

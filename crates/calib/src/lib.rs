@@ -35,3 +35,7 @@ pub use plan::{
     Accelerator, LinearPlan, Machine, MemoryPlan, Parts, Plan, Setting, SitePlan, StepTime, Suggestion, TimePlan,
 };
 pub use run::{Notice, Options, Outcome, quantize};
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -68,6 +68,7 @@ fn known_code(error: &(dyn std::error::Error + 'static)) -> Option<u8> {
             EvalError::NotFinite { .. } => Some(NUMERIC),
             EvalError::Data(error) => known_code(error),
             EvalError::Model(error) => Some(model_code(error)),
+            _ => None,
         };
     }
     if let Some(error) = error.downcast_ref::<GenerateError>() {
@@ -76,6 +77,7 @@ fn known_code(error: &(dyn std::error::Error + 'static)) -> Option<u8> {
             GenerateError::NotFinite { .. } => Some(NUMERIC),
             GenerateError::Model(error) => Some(model_code(error)),
             GenerateError::Data(error) => known_code(error),
+            _ => None,
         };
     }
     if let Some(error) = error.downcast_ref::<ModelError>() {
@@ -136,6 +138,7 @@ fn model_code(error: &ModelError) -> u8 {
         ModelError::Quantize { .. } => NUMERIC,
         ModelError::ConfigKey { .. } | ModelError::Shape { .. } | ModelError::Prefixed { .. } => INPUT,
         ModelError::Format(error) => format_code(error),
+        _ => OTHER,
     }
 }
 

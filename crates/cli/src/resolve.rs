@@ -119,7 +119,7 @@ impl Named {
             }
             HubEvent::Progress { done, total, .. } => bar.set(done as usize, total as usize),
             HubEvent::Waiting { file } => bar.message(format!("waiting for another program to fetch {file}")),
-            HubEvent::Cached { .. } | HubEvent::Finished { .. } => {}
+            _ => {}
         };
         fetch(&hub, &mut on).with_context(|| match self.entry {
             Some(_) => format!("{}: cannot be downloaded from the hub", self.name),

@@ -18,6 +18,7 @@ const WIKITEXT2_REPO: &str = "Salesforce/wikitext";
 
 /// A text and its source.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Text {
     /// `wikitext2:test`, or the file name as given.
     pub name: String,

@@ -131,6 +131,14 @@ pub enum DataError {
         /// Bytes of this file still missing.
         needed: u64,
     },
+    /// What would read or fetch it was left out.
+    #[error("{what}: this program was built without the feature {feature} of oq-data, which reads or fetches it")]
+    NotBuilt {
+        /// A file, or a place on the hub.
+        what: String,
+        /// The feature.
+        feature: &'static str,
+    },
     /// An invalid hub id (`name` or `owner/name`) or revision.
     #[error("{what} {value:?} is not valid: write {expected}")]
     BadHubName {
@@ -247,9 +255,11 @@ impl DataError {
             Self::Corrupt { .. } | Self::Tokenize { .. } | Self::ChatTemplate { .. } | Self::TokenizerModel(_) => {
                 ErrorKind::Corrupt
             }
-            Self::TextTooShort { .. } | Self::EmptySegment | Self::TextIsFolder { .. } | Self::BadHubName { .. } => {
-                ErrorKind::Usage
-            }
+            Self::NotBuilt { .. }
+            | Self::TextTooShort { .. }
+            | Self::EmptySegment
+            | Self::TextIsFolder { .. }
+            | Self::BadHubName { .. } => ErrorKind::Usage,
             Self::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => ErrorKind::MissingInput,
             Self::Io { .. } | Self::DiskFull { .. } | Self::NoCache => ErrorKind::Machine,
         }

@@ -2,6 +2,9 @@
 //! ([`segments`], [`segments_and_new`], [`windows`]), zero-shot tasks ([`Task`]), and the model hub ([`Hub`]), from which models and texts
 //! can come.
 //!
+//! Features, both on by default: `hub` (fetching from the model hub) and `parquet` (rows of parquet). What is left out is refused, and the
+//! error names the feature.
+//!
 //! No tensors and no libtorch: ids are `u32`, texts are `String`.
 //!
 //! ```no_run
@@ -21,11 +24,13 @@ mod error;
 mod generation;
 mod guard;
 mod hub;
+#[cfg_attr(not(feature = "parquet"), path = "parquet_left_out.rs")]
 mod parquet_text;
 mod sample;
 mod split;
 mod tasks;
 mod text_file;
+#[cfg(feature = "parquet")]
 mod thrift;
 mod tokenizer;
 
@@ -41,3 +46,7 @@ pub use tasks::{Choice, Item, Task};
 pub use text_file::Rows;
 pub use tokenizer::stream::DecodeStream;
 pub use tokenizer::{AddSpecial, Tokenizer};
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -14,11 +14,24 @@ use crate::parquet_text;
 
 /// How to read a file of rows.
 #[derive(Clone, Copy, Debug, Default)]
+#[non_exhaustive]
 pub struct Rows<'a> {
     /// The column or field with the text; by default `text`, else `messages` or `conversations`.
     pub field: Option<&'a str>,
     /// The directory of the model whose chat template renders conversations.
     pub model: Option<&'a Path>,
+}
+
+impl<'a> Rows<'a> {
+    /// The same, of this column or field.
+    pub fn with_field(self, field: &'a str) -> Self {
+        Self { field: Some(field), ..self }
+    }
+
+    /// The same, with conversations as this model writes them.
+    pub fn with_model(self, model: &'a Path) -> Self {
+        Self { model: Some(model), ..self }
+    }
 }
 
 /// Fields that are tried, in this order.

@@ -8,7 +8,7 @@ use oq_data::{DataError, ErrorKind, Hub, Rows, Split, load_text};
 
 /// A hub that is never asked.
 fn no_hub() -> Hub {
-    Hub { endpoint: "http://127.0.0.1:9".into(), cache: Some("no-cache".into()), token: None, offline: true }
+    Hub::new("http://127.0.0.1:9", "no-cache").with_offline(true)
 }
 
 /// A data directory with `folder/wiki.valid.raw` and `folder/wiki.test.raw`.
@@ -143,7 +143,7 @@ fn rows_of_json_are_their_texts() {
 
 #[test]
 fn a_field_may_be_named() {
-    let rows = Rows { field: Some("story"), ..Rows::default() };
+    let rows = Rows::default().with_field("story");
     assert_eq!(load("a.jsonl", b"{\"story\": \"x\", \"text\": \"y\"}", rows).unwrap().text, "x");
     let refused = |json: &str, rows: Rows<'_>| {
         let error = load("a.jsonl", json.as_bytes(), rows).unwrap_err();
@@ -168,7 +168,7 @@ fn conversations_are_written_by_the_model_s_template() {
     let model = tempfile::tempdir().unwrap();
     let template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}";
     std::fs::write(model.path().join("chat_template.jinja"), template).unwrap();
-    let rows = Rows { model: Some(model.path()), ..Rows::default() };
+    let rows = Rows::default().with_model(model.path());
     for json in [
         r#"{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]}"#,
         r#"{"messages": [{"role": "user", "content": [{"type": "text", "text": "H"}, {"text": "i"}]}, {"role": "assistant", "content": "Ho"}]}"#,
@@ -178,7 +178,7 @@ fn conversations_are_written_by_the_model_s_template() {
     }
     let json = r#"{"messages": [{"role": "user", "content": "Hi"}]}"#;
     let bare = tempfile::tempdir().unwrap();
-    let rows = Rows { model: Some(bare.path()), ..Rows::default() };
+    let rows = Rows::default().with_model(bare.path());
     assert!(matches!(load("a.jsonl", json.as_bytes(), rows), Err(DataError::NoChatTemplate { .. })));
     let error = load("a.jsonl", br#"{"messages": [{"speaker": "x"}]}"#, rows).unwrap_err().to_string();
     assert!(error.contains("row 1, field `messages`") && error.contains("role"), "{error}");
@@ -190,7 +190,7 @@ fn parquet_has_its_texts_in_a_column() {
     let text = load("rows.parquet", &bytes, Rows::default()).unwrap();
     assert_eq!(text.text, "The first row.\n\nThe third row é.");
     assert_eq!(text.about.unwrap(), "3 rows of parquet, column `text`");
-    let field = |field| load("rows.parquet", &bytes, Rows { field: Some(field), ..Rows::default() });
+    let field = |field| load("rows.parquet", &bytes, Rows::default().with_field(field));
     assert_eq!(field("story").unwrap().text, "Once.\n\nTwice.\n\nThrice.");
     let error = field("nothing").unwrap_err().to_string();
     assert!(error.contains("only id, meta, text, tags, story: name one by --text-field"), "{error}");

@@ -265,7 +265,7 @@ fn an_unreachable_hub_fails_within_seconds_and_says_what_to_do() {
     let cache = tempfile::tempdir().unwrap();
     // A name that never resolves (RFC 6761), and a port where nothing listens.
     for endpoint in ["http://hub.invalid", "http://127.0.0.1:1"] {
-        let hub = Hub { endpoint: endpoint.into(), cache: Some(cache.path().into()), token: None, offline: false };
+        let hub = Hub::new(endpoint, cache.path());
         let started = Instant::now();
         let err = fetch(&hub).unwrap_err();
         // The connection's timeout is 10 s.
@@ -290,7 +290,7 @@ fn something_that_is_no_hub_is_recognised() {
             let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\nConnection: close\r\n\r\n<html>");
         }
     });
-    let hub = Hub { endpoint, cache: Some("unused".into()), token: None, offline: false };
+    let hub = Hub::new(endpoint, "unused");
     let err = fetch(&hub).unwrap_err();
     assert!(err.to_string().ends_with("is HF_ENDPOINT a model hub?"), "{err}");
 }
@@ -298,8 +298,7 @@ fn something_that_is_no_hub_is_recognised() {
 #[test]
 fn names_are_checked_before_anything_is_asked() {
     let cache = tempfile::tempdir().unwrap();
-    let hub =
-        Hub { endpoint: "http://hub.invalid".into(), cache: Some(cache.path().into()), token: None, offline: false };
+    let hub = Hub::new("http://hub.invalid", cache.path());
     for name in ["../../x", "a/b/c", ""] {
         let err = hub.fetch_model(name, None, &mut |_| {}).unwrap_err();
         assert!(matches!(err, DataError::BadHubName { .. }), "{err}");
@@ -356,8 +355,7 @@ fn load_cached(bytes: &[u8]) -> Result<String, DataError> {
     let folder = cache.path().join("datasets--Salesforce--wikitext/snapshots/main/wikitext-2-raw-v1");
     std::fs::create_dir_all(&folder).unwrap();
     std::fs::write(folder.join("test-00000-of-00001.parquet"), bytes).unwrap();
-    let hub =
-        Hub { endpoint: "http://127.0.0.1:9".into(), cache: Some(cache.path().into()), token: None, offline: true };
+    let hub = Hub::new("http://127.0.0.1:9", cache.path()).with_offline(true);
     load_text("wikitext2", Split::Test, None, &hub, Rows::default()).map(|text| text.text)
 }
 

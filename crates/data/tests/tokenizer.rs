@@ -118,7 +118,7 @@ fn smollm2_reads_wikitext2_with_the_published_number_of_tokens() {
         eprintln!("skipped: OMNIQUANT_DATA or OMNIQUANT_SMOLLM2 (a SmolLM2 model's folder) is not set");
         return;
     };
-    let hub = oq_data::Hub { offline: true, ..oq_data::Hub::from_env() };
+    let hub = oq_data::Hub::from_env().with_offline(true);
     let text = load_text("wikitext2", Split::Test, Some(Path::new(&data)), &hub, Rows::default()).unwrap();
     let ids = Tokenizer::open(Path::new(&model)).unwrap().encode(&text.text, AddSpecial::Yes).unwrap();
     assert_eq!(ids.len(), 304_978);

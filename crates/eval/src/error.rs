@@ -5,6 +5,7 @@ use oq_models::ModelError;
 
 /// Why a model could not be measured.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum EvalError {
     /// The text is shorter than one window.
     #[error("the text has {tokens} tokens, less than one window of {seqlen}: give a longer text or a smaller --seqlen")]

@@ -14,6 +14,7 @@ const LOGIT_ROWS: i64 = 512;
 
 /// Progress of a measurement.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Progress {
     /// Block passes done.
     pub done: usize,

@@ -9,3 +9,7 @@ pub use error::EvalError;
 pub use forward::{Progress, logits};
 pub use perplexity::{Perplexity, perplexity};
 pub use zero_shot::{Accuracy, zero_shot};
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

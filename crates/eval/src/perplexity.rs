@@ -11,6 +11,7 @@ use crate::forward::{Progress, STATES_BYTES, embed, nll, run_blocks};
 
 /// A measured perplexity.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Perplexity {
     /// Mean next-token cross-entropy of each window, in nats.
     pub window_nll: Vec<f64>,

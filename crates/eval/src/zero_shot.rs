@@ -20,6 +20,7 @@ const STEP: usize = 16;
 
 /// A measured accuracy.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Accuracy {
     /// Number of items.
     pub items: usize,

@@ -12,7 +12,7 @@ use crate::header::{self, Entry, UniqueMap};
 use crate::lfs::refuse_pointer;
 use crate::mistaken::what_lies_in;
 use crate::mmap::MappedFile;
-use crate::{FormatError, TensorView, pickle, without_mark};
+use crate::{FormatError, TensorView, without_mark};
 
 /// The only shard of a small model.
 pub(crate) const SINGLE: &str = "model.safetensors";
@@ -265,8 +265,7 @@ impl Shard {
         let map = MappedFile::open(&path).map_err(|source| FormatError::reading(&path, source))?;
         refuse_pointer(&path, map.bytes())?;
         let is_pickled = path.extension().is_some_and(|extension| extension == "bin");
-        let parse = if is_pickled { pickle::parse } else { header::parse };
-        let entries = parse(&path, map.bytes())?;
+        let entries = if is_pickled { pickled(&path, map.bytes()) } else { header::parse(&path, map.bytes()) }?;
         // The pages around a header are some 100 KiB per shard of a large model.
         map.release();
         Ok((Self { path, map }, entries))
@@ -298,6 +297,17 @@ impl Tensor {
     fn new(shard: usize, entry: Entry) -> (String, Self) {
         (entry.name, Self { shard, dtype: entry.dtype, shape: entry.shape, place: entry.place })
     }
+}
+
+/// The tensors of a file of PyTorch's own format.
+#[cfg(feature = "pickle")]
+fn pickled(path: &Path, file: &[u8]) -> Result<Vec<Entry>, FormatError> {
+    crate::pickle::parse(path, file)
+}
+
+#[cfg(not(feature = "pickle"))]
+fn pickled(path: &Path, _file: &[u8]) -> Result<Vec<Entry>, FormatError> {
+    Err(FormatError::NotBuilt { path: path.to_owned(), feature: "pickle" })
 }
 
 /// Names and byte sizes of the tensors of one safetensors file.

@@ -6,10 +6,12 @@ use std::path::{Path, PathBuf};
 use oq_quant_core::TensorError;
 use safetensors::Dtype;
 
+#[cfg(feature = "pickle")]
 use crate::pickle::PickleFault;
 
 /// Why a checkpoint could not be read or written.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum FormatError {
     /// The directory has no weights in a supported format.
     #[error(
@@ -89,7 +91,16 @@ pub enum FormatError {
         #[source]
         fault: HeaderFault,
     },
+    /// What reads such a file was left out.
+    #[error("{}: this program was built without the feature {feature} of oq-formats, which reads such files", path.display())]
+    NotBuilt {
+        /// The file.
+        path: PathBuf,
+        /// The feature.
+        feature: &'static str,
+    },
     /// A file in PyTorch's own format that is not a supported state dict.
+    #[cfg(feature = "pickle")]
     #[error("{}: {fault}", path.display())]
     Pickle {
         /// The file.
@@ -243,6 +254,7 @@ pub enum FormatError {
 
 /// What is wrong with a safetensors header.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum HeaderFault {
     /// The header is too long.
     #[error("announces a header of {len} bytes, more than the {limit} that are allowed")]
@@ -320,6 +332,7 @@ pub enum HeaderFault {
 
 /// What is wrong with a packed linear.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
 pub enum PackedFault {
     /// No group of the config covers it.
     #[error("no group of quantization_config has it among its targets")]

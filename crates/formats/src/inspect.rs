@@ -9,6 +9,7 @@ use crate::{Checkpoint, FormatError, PackedCheckpoint, Quantization, quantizatio
 
 /// Sizes of a model on disk. Bytes are those of tensors, without headers.
 #[derive(Clone, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct Summary {
     /// Files with weights.
     pub shards: usize,

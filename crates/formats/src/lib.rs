@@ -6,6 +6,9 @@
 //! - [`Scratch`] is disk space for data that does not fit in memory.
 //! - [`inspect`] summarizes a directory.
 //!
+//! Features, all on by default: `gguf` (GGUF files), `pickle` (`pytorch_model.bin`), and `sentencepiece` (vocabularies of `tokenizer.model`,
+//! which `gguf` needs too). What is left out is refused, and the error names the feature.
+//!
 //! Files are not trusted. Every number in a header is checked against the file before it is used. A bad file gives an error with names and
 //! numbers, never a panic.
 //!
@@ -27,6 +30,7 @@ mod checkpoint;
 mod config;
 mod digest;
 mod error;
+#[cfg(feature = "gguf")]
 pub mod gguf;
 mod header;
 mod inspect;
@@ -34,12 +38,15 @@ mod lfs;
 mod mistaken;
 mod mmap;
 pub mod packed;
+#[cfg(feature = "pickle")]
 mod pickle;
 mod scratch;
+#[cfg(feature = "sentencepiece")]
 mod sentencepiece;
 mod shard;
 mod text;
 mod view;
+mod word_split;
 
 pub use atomic::{atomic_write, is_leftover, remove_file};
 pub use checkpoint::{Checkpoint, Shard};
@@ -51,10 +58,17 @@ pub use lfs::{LFS_POINTER, is_lfs_pointer};
 pub use packed::{
     PackedCheckpoint, PackedWriter, Quantization, is_rotated_online, packed_linear, packed_tensors, quantization_of,
 };
+#[cfg(feature = "pickle")]
 pub use pickle::PickleFault;
 pub use safetensors::Dtype;
 pub use scratch::Scratch;
+#[cfg(feature = "sentencepiece")]
 pub use sentencepiece::{SentencePieceModel, SpacePrefix};
 pub use shard::{OutTensor, write_shard};
 pub use text::without_mark;
 pub use view::TensorView;
+pub use word_split::word_split;
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

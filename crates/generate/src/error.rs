@@ -5,6 +5,7 @@ use oq_models::ModelError;
 
 /// Why generation failed.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum GenerateError {
     /// The prompt is empty.
     #[error("the prompt has no tokens: give it some text")]

@@ -12,6 +12,7 @@ use crate::stream::TextStream;
 
 /// When generation stops.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Settings {
     /// After this many tokens.
     pub max_tokens: usize,
@@ -19,6 +20,23 @@ pub struct Settings {
     pub stops: Vec<String>,
     /// At one of these end-of-sequence tokens.
     pub ends: Vec<u32>,
+}
+
+impl Settings {
+    /// Ends after so many tokens, and at nothing else.
+    pub fn new(max_tokens: usize) -> Self {
+        Self { max_tokens, ..Self::default() }
+    }
+
+    /// The same, which also ends before one of these strings.
+    pub fn with_stops(self, stops: Vec<String>) -> Self {
+        Self { stops, ..self }
+    }
+
+    /// The same, which also ends at one of these tokens.
+    pub fn with_ends(self, ends: Vec<u32>) -> Self {
+        Self { ends, ..self }
+    }
 }
 
 /// Why generation stopped.
@@ -51,6 +69,7 @@ impl End {
 
 /// The generated text.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Generated {
     /// The tokens, without the end-of-sequence token.
     pub ids: Vec<u32>,

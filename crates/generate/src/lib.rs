@@ -20,3 +20,7 @@ pub use loaded::Loaded;
 pub use sampler::{Choice, Sampler, Sampling};
 pub use session::Session;
 pub use stream::{Piece, TextStream};
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

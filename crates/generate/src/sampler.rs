@@ -23,6 +23,7 @@ pub enum Choice {
 
 /// Settings of a [`Sampler`].
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Sampling {
     /// How a token is picked.
     pub choice: Choice,
@@ -31,6 +32,23 @@ pub struct Sampling {
     pub repetition_penalty: f64,
     /// The same seed gives the same draws.
     pub seed: u64,
+}
+
+impl Sampling {
+    /// Without a penalty, and of seed 0.
+    pub const fn new(choice: Choice) -> Self {
+        Self { choice, repetition_penalty: 1.0, seed: 0 }
+    }
+
+    /// The same with a penalty of tokens that are in the text already; 1 is none.
+    pub const fn with_repetition_penalty(self, repetition_penalty: f64) -> Self {
+        Self { repetition_penalty, ..self }
+    }
+
+    /// The same with other draws.
+    pub const fn with_seed(self, seed: u64) -> Self {
+        Self { seed, ..self }
+    }
 }
 
 /// Chooses one token after the other.

@@ -16,6 +16,7 @@ pub struct TextStream<'a> {
 
 /// The text that a token adds.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Piece {
     /// Text to show; often empty.
     pub text: String,

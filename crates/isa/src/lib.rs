@@ -35,6 +35,7 @@ pub enum Isa {
 
 /// Why no instruction set was chosen.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum IsaError {
     /// None has that name.
     #[error("there is no kernel `{name}`: choose one of {known}, or unset {VARIABLE}")]
@@ -157,6 +158,10 @@ impl fmt::Display for Isa {
         f.pad(self.name())
     }
 }
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
 
 #[cfg(test)]
 mod tests {

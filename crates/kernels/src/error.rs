@@ -4,6 +4,7 @@ use oq_isa::IsaError;
 
 /// Why a product was not computed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum KernelError {
     /// A slice has the wrong length.
     #[error("{part}: {expected} values expected for {shape}, got {got}")]

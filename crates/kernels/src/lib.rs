@@ -113,3 +113,7 @@ pub use error::KernelError;
 pub use kernel::{Kernel, Operands};
 pub use linear::PackedLinear;
 pub use table::KERNELS;
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

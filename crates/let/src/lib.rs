@@ -29,3 +29,7 @@ mod transform;
 pub use site::{Action, Port, Site};
 pub use start::{InputStats, Source};
 pub use transform::{MIN_SCALE, Transform, Values};
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

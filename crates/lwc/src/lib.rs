@@ -41,3 +41,7 @@ pub use strengths::{Lwc, LwcError, LwcGrads, START};
 
 #[cfg(test)]
 mod tests;
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

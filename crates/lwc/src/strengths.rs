@@ -26,6 +26,7 @@ pub struct Lwc {
 
 /// Gradients with respect to the strengths.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct LwcGrads {
     /// `[out, groups]`.
     pub gamma: Tensor,
@@ -35,6 +36,7 @@ pub struct LwcGrads {
 
 /// Why weights were not clipped or not quantized.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum LwcError {
     /// The weight has a different shape than the one that the strengths were made for.
     #[error("the clipping is for a weight {expected:?}, got {got:?}")]

@@ -1,7 +1,6 @@
 //! A block's weights and who multiplies with them.
 
 use std::collections::BTreeMap;
-use std::rc::Rc;
 
 use oq_quant_core::ActSpec;
 use tch::{Kind, Tensor};
@@ -38,7 +37,7 @@ pub(crate) fn several<const N: usize>(ops: &dyn BlockOps, names: &[LinearName; N
 #[derive(Debug)]
 pub struct BlockWeights {
     tensors: BTreeMap<String, Tensor>,
-    online: Option<Rc<Online>>,
+    online: Option<Online>,
 }
 
 impl BlockWeights {
@@ -48,13 +47,13 @@ impl BlockWeights {
     }
 
     /// The same tensors, for activations that are rotated while the block runs.
-    pub fn with_online(self, online: Option<Rc<Online>>) -> Self {
+    pub fn with_online(self, online: Option<Online>) -> Self {
         Self { online, ..self }
     }
 
     /// An activation on its way into a product, rotated where these weights are for rotated ones.
     pub fn turn(&self, point: ActPoint, x: Tensor) -> Tensor {
-        turn(self.online.as_deref(), point, x)
+        turn(self.online.as_ref(), point, x)
     }
 
     /// A tensor by name.

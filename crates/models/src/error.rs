@@ -9,6 +9,7 @@ use tch::Device;
 
 /// Why a model was not opened or a part of it not loaded.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum ModelError {
     /// A key of `config.json` is missing or has a value that no model can have.
     #[error("config.json: {key} is {value}: {expected}")]
@@ -105,6 +106,7 @@ pub enum ModelError {
 
 /// Why a model cannot be rotated.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum RotateError {
     /// Its residual stream has no place for it.
     #[error("rotate: this model cannot be rotated: {reason}; say --rotate none")]

@@ -28,6 +28,7 @@ impl Kernels {
 
 /// How a model's matrices are held and multiplied.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Form {
     /// Who multiplies with linears.
     pub kernels: Kernels,
@@ -35,6 +36,13 @@ pub struct Form {
     pub compute: Compute,
     /// How the head is held.
     pub head: HeadKind,
+}
+
+impl Form {
+    /// Of these three.
+    pub const fn new(kernels: Kernels, compute: Compute, head: HeadKind) -> Self {
+        Self { kernels, compute, head }
+    }
 }
 
 /// A block ready to run.

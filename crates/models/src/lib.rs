@@ -42,3 +42,17 @@ pub use rope::Rotary;
 pub use rotate::Rotator;
 pub use structure::{Attention, Dims, Layer, LayerResidual, Linear, LinearName, Param, Residual, intern};
 pub use tensors::tensor_of;
+
+/// What one thread has loaded another may run.
+const _: () = {
+    const fn is_send<T: Send>() {}
+    is_send::<Model>();
+    is_send::<Block>();
+    is_send::<BlockWeights>();
+    is_send::<PackedOps>();
+    is_send::<Head>();
+};
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
 
 use oq_formats::{
     Checkpoint, Dtype, FormatError, PackedCheckpoint, Quantization, TensorView, is_rotated_online, quantization_of,
@@ -33,7 +32,7 @@ pub struct Model {
     round_to_nearest: Option<QuantSpec>,
     form: Form,
     rotator: Option<Rotator>,
-    online: Option<Rc<Online>>,
+    online: Option<Online>,
     read: ReadDecoder,
 }
 
@@ -57,11 +56,12 @@ impl Weights {
 impl Model {
     /// Opens a Hugging Face directory, packed or not, and checks that every tensor is there with the shape the config implies.
     pub fn open(dir: &Path) -> Result<Self, ModelError> {
-        Self::open_with(dir, decoder_of)
+        Self::with_decoder(dir, decoder_of)
     }
 
-    /// [`Self::open`] of a family that is not among [`crate::FAMILIES`].
-    pub fn open_with(dir: &Path, read: ReadDecoder) -> Result<Self, ModelError> {
+    /// [`Self::open`] of a family of one's own, which is not among [`crate::FAMILIES`]: `read` makes a [`Decoder`] of a `config.json`. All else
+    /// takes such a model as it takes any other: quantizing, packing, evaluation and generation.
+    pub fn with_decoder(dir: &Path, read: ReadDecoder) -> Result<Self, ModelError> {
         let mut config = read_config(dir)?;
         let mut decoder = read(&config)?;
         let weights = match quantization_of(&config)? {
@@ -81,7 +81,7 @@ impl Model {
         model.check_tensors()?;
         // Its matrices are as large as the config says, which tensors vouch for by now.
         if is_rotated_online(&model.config) {
-            model.online = Some(Rc::new(Online::new(model.decoder.dims())?));
+            model.online = Some(Online::new(model.decoder.dims())?);
         }
         Ok(model)
     }
@@ -122,7 +122,7 @@ impl Model {
 
     /// The model as it lies on the disk.
     pub fn reopened(&self) -> Result<Self, ModelError> {
-        Self::open_with(&self.dir, self.read)
+        Self::with_decoder(&self.dir, self.read)
     }
 
     /// Whether its tensors are rotated as they are loaded.
@@ -131,7 +131,7 @@ impl Model {
     }
 
     /// What is rotated while it runs.
-    pub fn online(&self) -> Option<Rc<Online>> {
+    pub fn online(&self) -> Option<Online> {
         self.online.clone()
     }
 

@@ -9,7 +9,7 @@ use crate::structure::Dims;
 
 /// What is rotated while a model runs, by Hadamard matrices: queries and keys head by head (R3 of SpinQuant), which scores do not see, and what
 /// the MLP's last linear reads (R4), which its weights undo.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Online {
     heads: Orthogonal,
     inner: Orthogonal,

@@ -1,7 +1,6 @@
 //! Packed weights, multiplied as they are.
 
 use std::collections::BTreeMap;
-use std::rc::Rc;
 
 use half::bf16;
 use oq_kernels::{Element, KERNELS, Kernel, Operands, PackedLinear};
@@ -24,7 +23,7 @@ pub struct PackedOps {
     joints: Vec<Joint>,
     params: BTreeMap<String, Tensor>,
     act: ActSpec,
-    online: Option<Rc<Online>>,
+    online: Option<Online>,
     compute: Compute,
 }
 
@@ -67,7 +66,7 @@ impl PackedOps {
     }
 
     /// The same block, for activations that are rotated while it runs.
-    pub(crate) fn with_online(self, online: Option<Rc<Online>>) -> Self {
+    pub(crate) fn with_online(self, online: Option<Online>) -> Self {
         Self { online, ..self }
     }
 
@@ -129,7 +128,7 @@ impl BlockOps for PackedOps {
     }
 
     fn act(&self, point: ActPoint, x: Tensor) -> Tensor {
-        quantize_act(self.act, turn(self.online.as_deref(), point, x))
+        quantize_act(self.act, turn(self.online.as_ref(), point, x))
     }
 
     fn attention(&self, q: &Tensor, k: &Tensor, v: &Tensor, scores: &Scores<'_>) -> Tensor {

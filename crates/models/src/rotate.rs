@@ -6,8 +6,6 @@
 //! the mean, for an `R1` that leaves the mean in place. Each value head is rotated by `R2`, which the output projection undoes. What is
 //! [`Online`] is no part of the weights.
 
-use std::rc::Rc;
-
 use oq_let::{Action, Site};
 use oq_quant_core::{RotateKind, SiteKind};
 use oq_rotation::Rotation;
@@ -37,7 +35,7 @@ pub struct Rotator {
     values: Rotation,
     head_dim: i64,
     layers: Vec<Places>,
-    online: Option<Rc<Online>>,
+    online: Option<Online>,
 }
 
 impl Rotator {
@@ -45,7 +43,7 @@ impl Rotator {
     pub fn new(decoder: &dyn Decoder, kind: RotateKind, seed: u64) -> Result<Option<Self>, RotateError> {
         let Some(residual) = Self::checked(decoder, kind)? else { return Ok(None) };
         let dims = decoder.dims();
-        let online = (kind == RotateKind::Online).then(|| Online::new(dims).map(Rc::new)).transpose()?;
+        let online = (kind == RotateKind::Online).then(|| Online::new(dims)).transpose()?;
         let places = |layer| {
             let values = decoder.sites(layer, SiteKind::Vo).map_err(|reason| RotateError::Residual { reason })?;
             Ok(Places { stream: decoder.residual_of(layer), values })
@@ -101,7 +99,7 @@ impl Rotator {
     }
 
     /// What is rotated while the model runs.
-    pub fn online(&self) -> Option<&Rc<Online>> {
+    pub fn online(&self) -> Option<&Online> {
         self.online.as_ref()
     }
 

@@ -29,3 +29,7 @@ pub use rotate::RotateKind;
 pub use site::{SiteKind, UnknownSite};
 pub use spec::{ActSpec, Bits, GroupSize, QuantSpec, SpecError, Symmetry, WeightSpec};
 pub use tensor::{Clip, QuantizedTensor, TensorError};
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

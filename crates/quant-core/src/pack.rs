@@ -6,6 +6,7 @@ use crate::spec::Bits;
 
 /// Why codes were not packed or unpacked.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum PackError {
     /// The slice of words has the wrong length for that many codes.
     #[error("{codes} codes of {bits} bits need {expected} words, got {got}")]

@@ -145,6 +145,7 @@ pub struct QuantSpec {
 
 /// Why a setting was refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum SpecError {
     /// Width out of range.
     #[error("{bits} bits: codes have 2 to 8 bits (16 for activations means not quantized)")]

@@ -30,6 +30,7 @@ pub struct QuantizedTensor {
 
 /// Why a matrix was not quantized or was refused.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
 pub enum TensorError {
     /// Groups must split a row into equal parts.
     #[error("group {group} does not divide in_features {in_features}; take {}", one_that_does(*group, *in_features))]

@@ -43,3 +43,7 @@ pub use tables::{
     RotatePatch, Transform, TransformPatch, Tune, TunePatch, keys,
 };
 pub use when::When;
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -6,3 +6,7 @@ mod hadamard;
 mod orthogonal;
 
 pub use orthogonal::{Orthogonal, Rotation, SLAB};
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

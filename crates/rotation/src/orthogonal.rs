@@ -16,6 +16,13 @@ pub struct Orthogonal {
     scale: f64,
 }
 
+/// A handle of the same memory, which nothing writes to.
+impl Clone for Orthogonal {
+    fn clone(&self) -> Self {
+        Self { factors: self.factors.iter().map(Tensor::shallow_clone).collect(), scale: self.scale }
+    }
+}
+
 impl Orthogonal {
     /// A Hadamard matrix over the square root of its order; none where none is known for `n`.
     pub fn hadamard(n: usize) -> Option<Self> {

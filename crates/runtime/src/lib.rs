@@ -56,3 +56,7 @@ pub fn trim_memory() {
         libc::malloc_trim(0);
     }
 }
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

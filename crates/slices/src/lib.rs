@@ -151,3 +151,7 @@ mod tests {
         elements::<f32>(&Tensor::zeros([2, 2], (Kind::Float, Device::Cpu)).transpose(0, 1));
     }
 }
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -12,9 +12,9 @@ use oq_models::{
 use oq_quant_core::ActSpec;
 use tch::{Kind, Tensor};
 
-/// Gradients of a loss with respect to the leaves, in their order; zeros for a leaf that the loss does not depend on, such as the weight of
-/// an expert that no token was routed to. `shared`: whether tensors computed before attention may also be read after it, so that the graph has
-/// to be kept.
+/// Gradients of a loss with respect to the leaves, in their order. They are zeros for a leaf that the loss does not depend on, such as
+/// the weight of an expert that no token was routed to. `shared`: whether tensors computed before attention may also be read after it,
+/// so that the graph has to be kept.
 pub(crate) fn backward(loss: Tensor, leaves: Vec<&Tensor>, mixed: Option<CutAttention>, shared: bool) -> Vec<Tensor> {
     let grads = match mixed {
         None => Tensor::run_backward(&[loss], &leaves, false, false),
@@ -24,7 +24,7 @@ pub(crate) fn backward(loss: Tensor, leaves: Vec<&Tensor>, mixed: Option<CutAtte
     leaves.into_iter().zip(grads).map(or_zeros).collect()
 }
 
-/// [`backward`] across attention that stands outside of autograd; gradients of leaves that are not reached are undefined.
+/// [`backward`] across an attention that autograd does not differentiate. Gradients of leaves that are not reached are undefined.
 fn backward_across(loss: Tensor, leaves: &[&Tensor], mixed: &CutAttention, shared: bool) -> Vec<Tensor> {
     let mut inputs = leaves.to_vec();
     inputs.push(&mixed.leaf);

@@ -135,59 +135,13 @@ impl Counts {
         };
         let Probed { differentiated, widths } = probed(decoder, (layer, layout), sites);
         let compensates = recipe.compensates();
-        // Widths of the parts for which products are kept.
-        let parts = |n: usize| {
-            let (n, part) = (n as u64, PART as u64);
-            (0..n.div_ceil(part)).map(move |idx| part.min(n - idx * part))
-        };
-        let watched = widths.iter().filter(|(_, is_rescaled)| !is_rescaled);
-        let squares: Vec<u64> = watched.flat_map(|&(n, _)| parts(n)).map(|part| part * part).collect();
-        // Two Cholesky factors and one inverse, each a third of a matrix product, times two.
-        let (mut compensation, mut columns) =
-            (squares.iter().map(|square| square * square.isqrt()).sum::<u64>() * u64::from(compensates), 0);
-        for linear in layout
-            .linears
-            .iter()
-            .filter(|linear| compensates && !sites.iter().any(|site| site.rescales_input_of(linear.name.0)))
-        {
-            for part in parts(linear.in_features) {
-                // On average, an error is applied to half of the columns.
-                compensation += linear.out_features as u64 * part * part;
-                columns += part * (linear.out_features as u64 * part).div_ceil(WEIGHTS as u64);
-            }
-        }
+        let compensation = if compensates { Compensation::of(layout, sites, &widths) } else { Compensation::default() };
         let sum = |of: &dyn Fn(LinearName) -> bool| {
             let chosen = layout.linears.iter().filter(|linear| of(linear.name));
             chosen.map(|linear| (linear.out_features * linear.in_features) as u64).sum()
         };
-        let packed_bytes = |bits: Bits| {
-            let of_linear = |linear: &Linear| {
-                let (rows, groups) = (linear.out_features, spec.group.count(linear.in_features));
-                let words = rows * packed_words(linear.in_features, bits) + packed_words(rows, bits) * groups;
-                let half = rows * groups + if linear.bias { rows } else { 0 };
-                words as u64 * 4 + half as u64 * F16
-            };
-            layout.linears.iter().map(of_linear).sum::<u64>()
-        };
-        let mut block_bytes = match &recipe.bits {
-            None => packed_bytes(spec.bits),
-            // Interpolated between the sizes at the widths around the average.
-            Some(budget) => {
-                let [below, above] = [budget.average.floor(), budget.average.ceil()]
-                    .map(|bits| Bits::new(bits as u32).map_or(0, packed_bytes) as f64);
-                (below + (above - below) * budget.average.fract()).ceil() as u64
-            }
-        };
-        let numbers = |shape: &[usize]| shape.iter().product::<usize>() as u64;
         let norms = layout.params.iter().map(|param| numbers(&param.shape)).sum::<u64>();
         let biases = layout.linears.iter().filter(|linear| linear.bias).map(|linear| linear.out_features as u64);
-        block_bytes += norms * F16;
-        let params = decoder.outer_params();
-        // A head tied to the embedding becomes a matrix of its own.
-        let parted =
-            params.iter().filter(|param| recipe.rotate.kind != RotateKind::None && param.name == decoder.head());
-        let parted = parted.filter(|head| head.name == params[0].name);
-        let outer = params.iter();
         let largest = layout.linears.iter().map(|l| (l.out_features * l.in_features) as u64).max().unwrap_or(0);
         let probed_segments = n_segments(samples, seqlen);
         let batches = if learns { samples.div_ceil(batch) as u64 } else { 0 };
@@ -217,14 +171,14 @@ impl Counts {
             } else {
                 0
             },
-            products: if compensates { squares.iter().sum() } else { 0 },
+            products: compensation.products,
             rotated_bytes: match recipe.rotate.kind {
                 RotateKind::None => 0,
                 _ => (4 * F64 + 3 * F32) * largest.max((dims.vocab * dims.hidden) as u64).min(SLAB as u64),
             },
-            largest_products: if compensates { squares.iter().copied().max().unwrap_or(0) } else { 0 },
-            compensation,
-            columns,
+            largest_products: compensation.largest_products,
+            compensation: compensation.operations,
+            columns: compensation.columns,
             mlp_rows: rows.saturating_sub(other_rows) as u64,
             mask_heads: decoder.mask_heads(layer, seqlen) as u64,
             linears: layout.linears.len() as u64,
@@ -234,8 +188,8 @@ impl Counts {
                 Compute::Bf16 => 2,
             },
             quantizes_act: recipe.scheme.act != ActSpec::Float,
-            block_bytes,
-            outer_bytes: F16 * outer.chain(parted).map(|param| numbers(&param.shape)).sum::<u64>(),
+            block_bytes: packed_bytes(layout, recipe) + norms * F16,
+            outer_bytes: outer_bytes(decoder, recipe),
         }
     }
 
@@ -259,6 +213,80 @@ impl Counts {
     pub(super) fn tuning_bytes(&self) -> u64 {
         if self.tuning_steps > 0 { self.block_bytes + 3 * F32 * (self.grids + self.params) } else { 0 }
     }
+}
+
+/// The cost of compensation in a layer.
+#[derive(Default)]
+struct Compensation {
+    /// Products of input channels with each other, over the distinct inputs of linears.
+    products: u64,
+    /// The largest matrix of such products.
+    largest_products: u64,
+    /// Multiplications and additions.
+    operations: u64,
+    /// Columns that are rounded one by one.
+    columns: u64,
+}
+
+impl Compensation {
+    /// `widths`: channels of the distinct inputs of linears, and whether a site rescales them.
+    fn of(layout: &Layer, sites: &[Site], widths: &[(usize, bool)]) -> Self {
+        // Widths of the parts for which products are kept.
+        let parts = |n: usize| {
+            let (n, part) = (n as u64, PART as u64);
+            (0..n.div_ceil(part)).map(move |idx| part.min(n - idx * part))
+        };
+        let watched = widths.iter().filter(|(_, is_rescaled)| !is_rescaled);
+        let squares: Vec<u64> = watched.flat_map(|&(n, _)| parts(n)).map(|part| part * part).collect();
+        // Two Cholesky factors and one inverse, each a third of a matrix product, times two.
+        let (mut operations, mut columns) = (squares.iter().map(|square| square * square.isqrt()).sum::<u64>(), 0);
+        let is_rescaled = |linear: &&Linear| sites.iter().any(|site| site.rescales_input_of(linear.name.0));
+        for linear in layout.linears.iter().filter(|linear| !is_rescaled(linear)) {
+            for part in parts(linear.in_features) {
+                // On average, an error is applied to half of the columns.
+                operations += linear.out_features as u64 * part * part;
+                columns += part * (linear.out_features as u64 * part).div_ceil(WEIGHTS as u64);
+            }
+        }
+        let largest_products = squares.iter().copied().max().unwrap_or(0);
+        Self { products: squares.iter().sum(), largest_products, operations, columns }
+    }
+}
+
+fn numbers(shape: &[usize]) -> u64 {
+    shape.iter().product::<usize>() as u64
+}
+
+/// Bytes of a layer's packed linears.
+fn packed_bytes(layout: &Layer, recipe: &Recipe) -> u64 {
+    let spec = recipe.scheme.weight;
+    let at_width = |bits: Bits| {
+        let of_linear = |linear: &Linear| {
+            let (rows, groups) = (linear.out_features, spec.group.count(linear.in_features));
+            let words = rows * packed_words(linear.in_features, bits) + packed_words(rows, bits) * groups;
+            let half = rows * groups + if linear.bias { rows } else { 0 };
+            words as u64 * 4 + half as u64 * F16
+        };
+        layout.linears.iter().map(of_linear).sum::<u64>()
+    };
+    match &recipe.bits {
+        None => at_width(spec.bits),
+        // Interpolated between the sizes at the widths around the average.
+        Some(budget) => {
+            let [below, above] = [budget.average.floor(), budget.average.ceil()]
+                .map(|bits| Bits::new(bits as u32).map_or(0, at_width) as f64);
+            (below + (above - below) * budget.average.fract()).ceil() as u64
+        }
+    }
+}
+
+/// Bytes of the tensors outside the blocks.
+fn outer_bytes(decoder: &dyn Decoder, recipe: &Recipe) -> u64 {
+    let params = decoder.outer_params();
+    let is_rotated = recipe.rotate.kind != RotateKind::None;
+    // A head tied to the embedding becomes a matrix of its own.
+    let parted = params.first().filter(|embedding| is_rotated && embedding.name == decoder.head());
+    F16 * params.iter().chain(parted).map(|param| numbers(&param.shape)).sum::<u64>()
 }
 
 /// Actions of sites on a linear.

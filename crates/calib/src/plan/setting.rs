@@ -27,7 +27,7 @@ pub struct Accelerator {
 pub struct Setting<'a> {
     /// The type of its products.
     pub compute: Compute,
-    /// What there is.
+    /// The machine's resources.
     pub machine: Machine,
     /// The machine's speed, if known.
     pub profile: Option<&'a Profile>,

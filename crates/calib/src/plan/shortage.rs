@@ -1,4 +1,4 @@
-//! Memory that a run needs and that is not there.
+//! Memory that a run needs but the machine does not have.
 
 use super::memory::{MemoryPlan, Parts};
 use super::setting::Machine;

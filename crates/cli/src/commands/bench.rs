@@ -88,7 +88,7 @@ struct Run {
 fn once(loaded: &Loaded, prompt: usize, decoded: usize) -> Result<Run> {
     let vocab = loaded.model().decoder().dims().vocab as u64;
     let ids: Vec<u32> = (0..prompt as u64).map(|i| ((i * 2_654_435_761 + 11) % 104_729 % vocab) as u32).collect();
-    let mut sampler = Sampler::new(Sampling { choice: Choice::Greedy, repetition_penalty: 1.0, seed: 0 })?;
+    let mut sampler = Sampler::new(Sampling::new(Choice::Greedy))?;
     let mut session = loaded.session();
     let started = Instant::now();
     let mut logits = session.extend(&ids)?;

@@ -34,7 +34,7 @@ pub fn run(args: &EvalArgs, out: &Output) -> Result<()> {
         HeadArg::W8 => HeadKind::W8,
     };
     let kernels = running::kernels(args.kernels, &model, device);
-    let form = Form { kernels, compute: machine::compute(args.compute, device), head };
+    let form = Form::new(kernels, machine::compute(args.compute, device), head);
     let model = model.with_form(form)?;
     if !args.tasks.is_empty() {
         return ask(args, &named, &model, (form, device), out);
@@ -138,7 +138,8 @@ impl Subject {
 /// Ids of a text, by the model's tokenizer.
 pub fn tokens(model: &Path, data: &str, split: Split, args: &EvalDataArgs, out: &Output) -> Result<Vec<u32>> {
     let tokenizer = Tokenizer::open(model)?;
-    let rows = Rows { field: args.text_field.as_deref(), model: Some(model) };
+    let rows = Rows::default().with_model(model);
+    let rows = args.text_field.as_deref().map_or(rows, |field| rows.with_field(field));
     let text = load_text(&data_path(data), split, args.data_dir.as_deref(), &Hub::from_env(), rows)?;
     if let Some(about) = &text.about {
         out.note(&format!("note: {data}: {about}"));

@@ -132,7 +132,7 @@ fn text(model: &str, recipe: &Recipe, plan: &Plan, setting: &Setting<'_>) -> Str
         RotateKind::Merged => line("rotated", "residual stream and values, in the weights".to_owned()),
         RotateKind::Online => line(
             "rotated",
-            "residual stream and values, in the weights; queries, keys and the last MLP linear's input, online"
+            "residual stream and values, in the weights; queries, keys and the input of the MLP's last linear, online"
                 .to_owned(),
         ),
     }

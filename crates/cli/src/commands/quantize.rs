@@ -10,7 +10,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result};
 use oq_calib::{Machine, Notice, Nth, Options, Outcome, Plan, Setting, UNTUNED, check, quantize};
 use oq_data::{Split, segments_and_new};
-use oq_formats::atomic_write;
+use oq_formats::{Summary, atomic_write};
 use oq_models::family::decoder_of;
 use oq_models::{Compute, Model};
 use oq_quant_core::RotateKind;
@@ -79,23 +79,7 @@ pub fn run(args: &QuantizeArgs, out: &Output) -> Result<()> {
 
     // The report's text is loaded first, so that it cannot be found missing after hours of learning.
     let subject = args.report.then(|| Subject::new(named.entry, &model, &args.eval, None, out)).transpose()?;
-    let segments = if recipe.reads_text() {
-        let c = &recipe.calibration;
-        let ids = tokens(model.dir(), &c.data, Split::Train, &args.eval, out)?;
-        let asked = recipe.segments() * c.seqlen;
-        if (c.seqlen..asked).contains(&ids.len()) {
-            out.note(&format!(
-                "note: the calibration text is too short: it has {} tokens, but {} segments of {} need {asked}, so segments share \
-                 tokens: give a longer text (--calib) or fewer --samples",
-                ids.len(),
-                recipe.segments(),
-                c.seqlen
-            ));
-        }
-        segments_and_new(&ids, c.samples, recipe.segments() - c.samples, c.seqlen, c.seed)?
-    } else {
-        Vec::new()
-    };
+    let segments = segments(&model, &recipe, args, out)?;
     let job = Job { named: &named, recipe: &recipe, model: &model, dir: &dir, device, compute, cache_memory };
     let record = job.run(&segments, args.resume, out)?;
     let summary = oq_formats::inspect(&dir)?;
@@ -106,24 +90,47 @@ pub fn run(args: &QuantizeArgs, out: &Output) -> Result<()> {
     };
     let value = json!({"out": dir, "bytes": summary.total_bytes, "bits_per_weight": summary.bits_per_weight(),
         "run": record, "report": report});
-    out.result(&value, || {
-        let mut text = format!(
-            "{}: {}, {:.3} bits per weight; took {}, peak memory {}\n",
-            dir.display(),
-            bytes(summary.total_bytes),
-            summary.bits_per_weight().unwrap_or_default(),
-            seconds(record.wall_secs),
-            bytes(record.peak_bytes)
-        );
-        for (i, row) in report.iter().enumerate() {
-            if i == 0 {
-                writeln!(text, "\nperplexity on {}", row.subject).expect("writing to a string cannot fail");
-            }
-            writeln!(text, "  {:<20}{:>10.4}", row.name, row.perplexity).expect("writing to a string cannot fail");
-        }
-        text
-    })?;
+    out.result(&value, || summary_text(&dir, &summary, &record, &report))?;
     failed.map_or(Ok(()), Err)
+}
+
+/// The calibration segments: those of the blocks, then those of each pass of tuning.
+fn segments(model: &Model, recipe: &Recipe, args: &QuantizeArgs, out: &Output) -> Result<Vec<Vec<u32>>> {
+    if !recipe.reads_text() {
+        return Ok(Vec::new());
+    }
+    let c = &recipe.calibration;
+    let ids = tokens(model.dir(), &c.data, Split::Train, &args.eval, out)?;
+    let asked = recipe.segments() * c.seqlen;
+    if (c.seqlen..asked).contains(&ids.len()) {
+        out.note(&format!(
+            "note: the calibration text is too short: it has {} tokens, but {} segments of {} need {asked}, so segments share tokens: give \
+             a longer text (--calib) or fewer --samples",
+            ids.len(),
+            recipe.segments(),
+            c.seqlen
+        ));
+    }
+    Ok(segments_and_new(&ids, c.samples, recipe.segments() - c.samples, c.seqlen, c.seed)?)
+}
+
+/// The result as text.
+fn summary_text(dir: &Path, summary: &Summary, record: &RunRecord, report: &[Row]) -> String {
+    let mut text = format!(
+        "{}: {}, {:.3} bits per weight; took {}, peak memory {}\n",
+        dir.display(),
+        bytes(summary.total_bytes),
+        summary.bits_per_weight().unwrap_or_default(),
+        seconds(record.wall_secs),
+        bytes(record.peak_bytes)
+    );
+    for (i, row) in report.iter().enumerate() {
+        if i == 0 {
+            writeln!(text, "\nperplexity on {}", row.subject).expect("writing to a string cannot fail");
+        }
+        writeln!(text, "  {:<20}{:>10.4}", row.name, row.perplexity).expect("writing to a string cannot fail");
+    }
+    text
 }
 
 /// A run's plan in one line.

@@ -51,7 +51,7 @@ pub fn open(model: &ModelArgs, args: &RunArgs, out: &Output) -> Result<Opened> {
         HeadArg::W8 => HeadKind::W8,
     };
     let kernels = kernels(args.kernels, &model, device);
-    let model = model.with_form(Form { kernels, compute: machine::compute(args.compute, device), head })?;
+    let model = model.with_form(Form::new(kernels, machine::compute(args.compute, device), head))?;
     Ok(Opened { model, device })
 }
 
@@ -86,7 +86,7 @@ pub fn settings(
         let names = generation.unknown.join(", ");
         out.note(&format!("note: generation_config.json also sets {names}, which this program does not support"));
     }
-    Ok((Settings { max_tokens: args.max_tokens, stops: stops(args)?, ends: ends.to_vec() }, sampling))
+    Ok((Settings::new(args.max_tokens).with_stops(stops(args)?).with_ends(ends.to_vec()), sampling))
 }
 
 fn stops(args: &SamplingArgs) -> Result<Vec<String>, CliError> {
@@ -113,7 +113,7 @@ fn sampling(args: &SamplingArgs, generation: &Generation) -> Result<Sampling, Cl
         },
     };
     let repetition_penalty = args.repetition_penalty.or(generation.repetition_penalty).unwrap_or(1.0);
-    Ok(Sampling { choice, repetition_penalty, seed: args.seed })
+    Ok(Sampling::new(choice).with_repetition_penalty(repetition_penalty).with_seed(args.seed))
 }
 
 /// Which of these settings come from the model and differ from the defaults.

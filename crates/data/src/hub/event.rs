@@ -2,6 +2,7 @@
 
 /// Progress of a fetch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum HubEvent<'a> {
     /// The file was in the cache already.
     Cached {

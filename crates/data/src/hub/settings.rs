@@ -1,15 +1,14 @@
 //! The hub's settings, from the environment: where models come from and where they are cached.
 
 use std::env;
-use std::path::{Path, PathBuf};
-
-use crate::error::DataError;
+use std::path::PathBuf;
 
 /// The default hub, used if `HF_ENDPOINT` is not set.
 pub const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
 
 /// Where models come from and where they are cached.
 #[derive(Clone)]
+#[non_exhaustive]
 pub struct Hub {
     /// The hub's URL, without a trailing slash.
     pub endpoint: String,
@@ -22,6 +21,21 @@ pub struct Hub {
 }
 
 impl Hub {
+    /// A hub at this address, without a final slash, asked by nobody in particular, and the folder of its repositories.
+    pub fn new(endpoint: impl Into<String>, cache: impl Into<PathBuf>) -> Self {
+        Self { endpoint: endpoint.into(), cache: Some(cache.into()), token: None, offline: false }
+    }
+
+    /// The same, of whose cache alone is read, or not.
+    pub fn with_offline(self, offline: bool) -> Self {
+        Self { offline, ..self }
+    }
+
+    /// The same, asked by whoever this token is of.
+    pub fn with_token(self, token: impl Into<String>) -> Self {
+        Self { token: Some(token.into()), ..self }
+    }
+
     /// Settings from the environment: `HF_ENDPOINT`; `HF_HUB_CACHE` (or the older `HUGGINGFACE_HUB_CACHE`), `HF_HOME`, `XDG_CACHE_HOME` or
     /// `HOME`; `HF_TOKEN` or the token file of a login; `HF_HUB_OFFLINE`. A leading `~` in a path means `HOME`.
     pub fn from_env() -> Self {
@@ -55,10 +69,6 @@ impl Hub {
         }
     }
 
-    pub(super) fn cache(&self) -> Result<&Path, DataError> {
-        self.cache.as_deref().ok_or(DataError::NoCache)
-    }
-
     /// Whether `name` has the form of a hub id: `owner/name` or `name`.
     pub fn is_repo_id(name: &str) -> bool {
         let part_ok = |part: &str| {
@@ -85,6 +95,8 @@ impl std::fmt::Debug for Hub {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     fn hub(vars: &[(&str, &str)]) -> Hub {
@@ -105,8 +117,9 @@ mod tests {
         assert_eq!(cache(&[("HOME", "/h"), ("HF_HOME", "~/x")]), Path::new("/h/x/hub"));
         assert_eq!(cache(&[("HOME", "/h"), ("HF_HUB_CACHE", "~")]), Path::new("/h"));
         assert_eq!(cache(&[("HOME", "/h"), ("HF_HUB_CACHE", "~other/x")]), Path::new("~other/x"));
-        let nowhere = hub(&[]).fetch_model("owner/model", None, &mut |_| {});
-        assert!(matches!(nowhere, Err(DataError::NoCache)));
+        assert_eq!(hub(&[]).cache, None);
+        #[cfg(feature = "hub")]
+        assert!(matches!(hub(&[]).fetch_model("owner/model", None, &mut |_| {}), Err(crate::DataError::NoCache)));
         let set = hub(&[("HOME", "/h"), ("HF_ENDPOINT", "http://m/"), ("HF_HUB_OFFLINE", "TRUE"), ("HF_TOKEN", "t\n")]);
         assert_eq!((set.endpoint.as_str(), set.offline, set.token.as_deref()), ("http://m", true, Some("t")));
         assert!(!format!("{set:?}").contains("\"t\""), "{set:?}");

@@ -2,8 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use oq_formats::gguf::word_split;
-use oq_formats::{FormatError, SentencePieceModel, SpacePrefix};
+use oq_formats::{FormatError, SentencePieceModel, SpacePrefix, word_split};
 use serde_json::Value;
 use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::normalizers::unicode::NFC;

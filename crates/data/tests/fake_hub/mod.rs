@@ -56,11 +56,10 @@ impl FakeHub {
     }
 
     pub fn client(&self, cache: &Path, token: Option<&str>) -> Hub {
-        Hub {
-            endpoint: self.endpoint.clone(),
-            cache: Some(cache.to_path_buf()),
-            token: token.map(str::to_owned),
-            offline: false,
+        let hub = Hub::new(&*self.endpoint, cache);
+        match token {
+            Some(token) => hub.with_token(token),
+            None => hub,
         }
     }
 

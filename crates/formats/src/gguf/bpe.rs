@@ -5,18 +5,9 @@ use serde_json::{Value as Json, json};
 use super::metadata::required;
 use super::vocabulary::{Pipeline, Vocabulary};
 use super::{GgufError, Metadata};
+use crate::word_split;
 
 const MERGES: &str = "tokenizer.ggml.merges";
-/// The regular expression by which Llama 3 and later models split a text before merging: contractions, words with one leading punctuation
-/// mark, up to `digits` digits, punctuation, line breaks, spaces. Llama 3 keeps three digits together, Qwen 2 none.
-pub fn word_split(digits: usize) -> String {
-    let digits = if digits == 1 { r"|\p{N}".to_owned() } else { format!(r"|\p{{N}}{{1,{digits}}}") };
-    let (before, after) = (
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+",
-        r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-    );
-    format!("{before}{digits}{after}")
-}
 
 /// How a text is split before merging, `tokenizer.ggml.pre`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

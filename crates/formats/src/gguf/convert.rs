@@ -20,6 +20,7 @@ const SLAB_VALUES: usize = 1 << 22;
 
 /// Progress of a conversion.
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub struct Progress<'a> {
     /// The Hugging Face name of the tensor that was just written.
     pub tensor: &'a str,
@@ -31,6 +32,7 @@ pub struct Progress<'a> {
 
 /// The result of a conversion.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Converted {
     /// The output directory.
     pub dir: PathBuf,

@@ -7,6 +7,7 @@ use crate::FormatError;
 
 /// Why a GGUF file could not be read or converted.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum GgufError {
     /// An operating system error.
     #[error("{}: {source}", path.display())]

@@ -12,6 +12,7 @@ use super::k_quants::{self, half_at};
 /// How the values of a tensor are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(non_camel_case_types, reason = "the names of llama.cpp")]
+#[non_exhaustive]
 pub enum TensorKind {
     /// 32-bit floats.
     F32,

@@ -34,7 +34,6 @@ mod sentencepiece;
 mod tokenizer;
 mod vocabulary;
 
-pub use bpe::word_split;
 pub use convert::{Converted, Progress, convert_to_hf};
 pub use error::GgufError;
 pub use file::{Gguf, Tensor};

@@ -4,6 +4,7 @@ use safetensors::Dtype;
 
 /// What is wrong with a file that `torch.save` should have written.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum PickleFault {
     /// Not a zip archive.
     #[error(

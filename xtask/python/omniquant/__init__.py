@@ -1,0 +1,17 @@
+"""Starts omniquant, on the libraries of the torch that is installed."""
+
+import importlib.util
+import os
+import sys
+
+PROGRAM = os.path.join(os.path.dirname(os.path.abspath(__file__)), "bin", "omniquant")
+
+
+def main():
+    # Looked for, not imported: that would take seconds.
+    torch = importlib.util.find_spec("torch")
+    if torch is None or torch.origin is None:
+        sys.exit("omniquant: torch is not installed for this Python; install the one that `pip show omniquant` requires")
+    libraries = [os.path.join(os.path.dirname(torch.origin), "lib"), os.environ.get("LD_LIBRARY_PATH")]
+    os.environ["LD_LIBRARY_PATH"] = os.pathsep.join(filter(None, libraries))
+    os.execv(PROGRAM, ["omniquant", *sys.argv[1:]])

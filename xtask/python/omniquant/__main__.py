@@ -1,0 +1,3 @@
+from omniquant import main
+
+main()
