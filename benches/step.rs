@@ -15,7 +15,7 @@ use std::process::Command;
 use std::time::Instant;
 
 use oq_calib::{Notice, Options, quantize};
-use oq_models::{Compute, Mixed, Model, Scores, runtime};
+use oq_models::{Compute, Mixed, Model, Scores};
 use oq_quant_core::QuantSpec;
 use oq_recipe::{Overrides, Preset, Recipe};
 use tch::{Device, Kind, Tensor};
@@ -52,7 +52,7 @@ fn main() {
         );
         return;
     }
-    runtime::settle().expect("the bench starts itself again, with the settings of the program");
+    oq_runtime::settle().expect("the bench starts itself again, with the settings of the program");
 
     println!("{}: hidden {}, {tokens} tokens, {scheme}", model.dir().display(), model.decoder().dims().hidden);
     let mut peaks = [Vec::new(), Vec::new()];

@@ -15,7 +15,6 @@ mod sets;
 #[path = "../timing.rs"]
 mod timing;
 
-use oq_models::runtime;
 use tch::Kind;
 
 use crate::limits::{Reads, square_gflops};
@@ -33,7 +32,7 @@ const PREFILL_ROUNDS: usize = 5;
 const PREFILL_ROWS: usize = 512;
 
 fn main() {
-    runtime::settle().expect("the bench starts itself again, with the settings of the program");
+    oq_runtime::settle().expect("the bench starts itself again, with the settings of the program");
     let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with("--")).collect();
     let names = |what: &[&str]| !words.iter().any(|word| what.contains(&word.as_str()));
     let chosen = |word: &str, all: &[&str]| names(all) || words.iter().any(|chosen| chosen == word);

@@ -7,7 +7,7 @@ use std::ops::{ControlFlow, Range};
 
 use oq_calib::{Options, quantize};
 use oq_let::{Action, Port, Site};
-use oq_models::family::intern;
+use oq_models::intern;
 use oq_models::layers::{rms_norm, split_heads};
 use oq_models::{
     ActPoint, Attention, BlockOps, Context, Decoder, Dims, Layer, LayerResidual, Linear, LinearName, Model, ModelError,

@@ -60,6 +60,7 @@ fn examples_run() {
         ("clip_matrix", &[], &["clipping and rounding learned:"]),
         ("continue_text", &[llama, "The old man"], &["The old man", "40 tokens at", "ended by max_tokens"]),
         ("elements", &[], &["share memory: false, a view of one: true"]),
+        ("flatten", &[], &["as it is: largest 100.00", "rotated: largest"]),
         ("multiply", &[], &["w2a16g64", "8192 KiB as f32"]),
         ("perplexity", &[llama, text, "256"], &["windows of 256 tokens"]),
         ("piece_by_piece", &[], &["64 positions"]),
@@ -69,9 +70,11 @@ fn examples_run() {
         ("resolve", &["w2a16g64", "llama2-7b", "best"], &["scheme = \"w2a16g64\"", "[tune]"]),
         ("same_everywhere", &[], &["throws of a die"]),
         ("schemes", &[], &["w3a16g64"]),
+        ("settled", &[], &["GOMP_SPINCOUNT=", "this processor multiplies bf16:"]),
         ("smooth", &[], &["8-bit activations, transformed"]),
         ("tokenise", &[], &["13 tokens: [1, 2, 3, 4, 1, 5, 6, 1, 5, 3, 4, 1, 2]"]),
         ("tokenise", &[llama, "The river"], &["and back: \"The river\""]),
+        ("which", &[], &["scalar       available: true", "chosen: "]),
         ("transform_block", &[llama, "2"], &["norm: [", "block 2: off by"]),
     ];
     let examples = examples();

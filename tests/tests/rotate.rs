@@ -10,11 +10,12 @@ use oq_eval::logits;
 use oq_formats::{Dtype, is_rotated_online};
 use oq_generate::Loaded;
 use oq_models::{
-    ActPoint, BlockWeights, Compute, DenseOps, Form, HeadKind, Kernels, Model, ModelError, Orthogonal, OuterOps,
-    RotateError, Rotator, quantize_act,
+    ActPoint, BlockWeights, Compute, DenseOps, Form, HeadKind, Kernels, Model, ModelError, OuterOps, RotateError,
+    Rotator, quantize_act,
 };
 use oq_quant_core::{QuantSpec, RotateKind};
 use oq_recipe::{Event, Method, Overrides, Recipe, find};
+use oq_rotation::Orthogonal;
 use oq_tests::{
     F64_BLOCK, calibration, check_recorded_losses, checkpoints, f64_block, fixture, in_f32, measure, model_files,
     relative_error,

@@ -7,10 +7,11 @@
 use half::bf16;
 use rayon::prelude::*;
 
-use crate::Shape;
+use crate::choice::chosen;
 use crate::forward::Kept;
-use crate::isa::{self, Isa, Left, Out, Product, Right, RowGrads, Rows};
+use crate::loops::{Left, Loops, Out, Product, Right, RowGrads, Rows};
 use crate::pack::{Padded, ROWS, columns, row_pairs, rows};
+use crate::shape::Shape;
 
 /// Keys whose gradients stay in the second cache while the rows pass.
 const KEYS: usize = 256;
@@ -29,13 +30,14 @@ pub struct Grads {
 /// Gradients from `d_out [batch, heads, tokens, head_dim]`; `kept` is what [`crate::forward`] gave for the same `q`, `k`, `v`.
 ///
 /// # Panics
-/// When a slice does not have the length that `shape` says, or the key/value heads do not divide the query heads.
+/// When a slice does not have the length that `shape` says, the key/value heads do not divide the query heads, or `OMNIQUANT_KERNEL` names
+/// an instruction set that cannot be used.
 pub fn backward(shape: Shape, q: &[bf16], k: &[bf16], v: &[bf16], kept: &Kept, d_out: &[bf16]) -> Grads {
-    backward_with(isa::best(), shape, [q, k, v], kept, d_out)
+    backward_with(chosen(), shape, [q, k, v], kept, d_out)
 }
 
 pub(crate) fn backward_with(
-    isa: &dyn Isa,
+    loops: &dyn Loops,
     shape: Shape,
     [q, k, v]: [&[bf16]; 3],
     kept: &Kept,
@@ -61,7 +63,7 @@ pub(crate) fn backward_with(
                 d_out: &d_out[own],
                 lse: &kept.lse[task * shape.tokens..(task + 1) * shape.tokens],
             };
-            head.grads(isa, shape, d_q)
+            head.grads(loops, shape, d_q)
         })
         .collect();
     // Heads that share keys and values, in one order.
@@ -96,7 +98,7 @@ struct Head<'a> {
 
 impl Head<'_> {
     /// Writes `dQ [t, d]`, returns `dK` and `dV` padded.
-    fn grads(&self, isa: &dyn Isa, shape: Shape, d_q_out: &mut [bf16]) -> [Vec<f32>; 2] {
+    fn grads(&self, loops: &dyn Loops, shape: Shape, d_q_out: &mut [bf16]) -> [Vec<f32>; 2] {
         let (t, d) = (shape.tokens, shape.head_dim);
         let size = Padded::new(t, d);
         let (width, channel_pairs) = (size.columns, size.columns / 2);
@@ -114,7 +116,7 @@ impl Head<'_> {
                 let n = KEYS.min(first + ROWS - key); // keys that the last of these rows sees here
                 let by_channels = Product { m: ROWS, n, pairs: channel_pairs, add: false };
                 for (left, right, out) in [(&q, &k, &mut scores), (&d_out, &v, &mut d_probs)] {
-                    isa.product(
+                    loops.product(
                         by_channels,
                         Left { data: &left[first * channel_pairs..], row: channel_pairs, step: 1 },
                         Right { data: &right[key..], step: size.rows },
@@ -125,7 +127,7 @@ impl Head<'_> {
                     let both = [r, r + 1];
                     let row = |all: &[f32], r: usize| all.get(first + r).copied().unwrap_or(0.0);
                     let (first_row, second_row) = d_score_rows[r * n / 2..(r + 2) * n / 2].split_at_mut(n / 2);
-                    isa.score_grads(
+                    loops.score_grads(
                         shape.scale(),
                         Rows {
                             scores: both.map(|r| &scores[r * n..(r + 1) * n]),
@@ -144,14 +146,14 @@ impl Head<'_> {
                 }
                 let by_rows = Product { m: n, n: width, pairs: ROWS / 2, add: true };
                 for (left, right, out) in [(&probs, &d_out_pairs, &mut d_v), (&d_scores, &q_pairs, &mut d_k)] {
-                    isa.product(
+                    loops.product(
                         by_rows,
                         Left { data: left, row: 1, step: n },
                         Right { data: &right[first / 2 * width..], step: width },
                         Out { data: &mut out[key * width..], row: width },
                     );
                 }
-                isa.product(
+                loops.product(
                     Product { m: ROWS, n: width, pairs: n / 2, add: true },
                     Left { data: &d_score_rows, row: n / 2, step: 1 },
                     Right { data: &k_pairs[key / 2 * width..], step: width },

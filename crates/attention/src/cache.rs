@@ -3,7 +3,8 @@
 use half::bf16;
 use rayon::prelude::*;
 
-use crate::isa::{self, Isa, Left, Out, Product, Right};
+use crate::choice::chosen;
+use crate::loops::{Left, Loops, Out, Product, Right};
 use crate::pack::{COLUMNS, Padded, ROWS, pair, rows};
 
 /// Keys and values of one sequence, in the layouts that products read.
@@ -89,14 +90,15 @@ impl Cache {
     /// head `i / (heads / kv_heads)`; scores are multiplied by `head_dim^-0.5`.
     ///
     /// # Panics
-    /// When a slice has another length, there are fewer positions than queries, or the key/value heads do not divide the query heads.
+    /// When a slice has another length, there are fewer positions than queries, the key/value heads do not divide the query heads, or
+    /// `OMNIQUANT_KERNEL` names an instruction set that cannot be used.
     pub fn attend<T: Copy + Into<f32> + Sync>(&self, heads: usize, q: &[T], out: &mut [f32]) {
-        self.attend_with(isa::best(), heads, q, out);
+        self.attend_with(chosen(), heads, q, out);
     }
 
     pub(crate) fn attend_with<T: Copy + Into<f32> + Sync>(
         &self,
-        isa: &dyn Isa,
+        loops: &dyn Loops,
         heads: usize,
         q: &[T],
         out: &mut [f32],
@@ -120,14 +122,14 @@ impl Cache {
         let groups = out.par_chunks_mut(group).zip(q.par_chunks(group)).enumerate();
         groups.for_each(|(kv_head, (out, q))| {
             let parts = out.par_chunks_mut(ROWS * d).zip(q.par_chunks(ROWS * d)).enumerate();
-            parts.for_each(|(part, (out, q))| self.part(isa, queries, (kv_head, part * ROWS), q, out));
+            parts.for_each(|(part, (out, q))| self.part(loops, queries, (kv_head, part * ROWS), q, out));
         });
     }
 
     /// Some rows of one key/value head, from `first` on: `q`, `out` `[rows, head_dim]`.
     fn part<T: Copy + Into<f32>>(
         &self,
-        isa: &dyn Isa,
+        loops: &dyn Loops,
         queries: Queries,
         (kv_head, first): (usize, usize),
         q: &[T],
@@ -142,7 +144,7 @@ impl Cache {
         let q: Vec<bf16> = q.iter().map(|&x| bf16::from_f32(x.into())).collect();
         let q = rows(&q, d, size);
         let mut scores = vec![0.0; size.rows * keys];
-        isa.product(
+        loops.product(
             Product { m: size.rows, n: keys, pairs: channel_pairs, add: false },
             Left { data: &q, row: channel_pairs, step: 1 },
             Right { data: &self.keys[kv_head * channel_pairs * self.room..], step: self.room },
@@ -152,9 +154,9 @@ impl Cache {
         let mut probs = vec![0; size.rows * keys / 2];
         let rows = scores.chunks_exact(keys).zip(probs.chunks_exact_mut(keys / 2)).take(n_rows).enumerate();
         let sums: Vec<f32> =
-            rows.map(|(row, (scores, probs))| isa.softmax(scale, scores, visible(row), probs).0).collect();
+            rows.map(|(row, (scores, probs))| loops.softmax(scale, scores, visible(row), probs).0).collect();
         let mut mixed = vec![0.0; size.rows * size.columns];
-        isa.product(
+        loops.product(
             Product { m: size.rows, n: size.columns, pairs: keys / 2, add: false },
             Left { data: &probs, row: keys / 2, step: 1 },
             Right { data: &self.values[kv_head * self.room / 2 * size.columns..], step: size.columns },

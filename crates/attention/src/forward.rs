@@ -3,9 +3,10 @@
 use half::bf16;
 use rayon::prelude::*;
 
-use crate::Shape;
-use crate::isa::{self, Isa, Left, Out, Product, Right};
+use crate::choice::chosen;
+use crate::loops::{Left, Loops, Out, Product, Right};
 use crate::pack::{Padded, ROWS, columns, row_pairs, rows};
+use crate::shape::Shape;
 
 /// The output, and what the backward needs of it.
 #[derive(Clone, Debug, PartialEq)]
@@ -19,12 +20,13 @@ pub struct Kept {
 /// `softmax(scale Q Kᵀ) V`, causal.
 ///
 /// # Panics
-/// When a slice does not have the length that `shape` says, or the key/value heads do not divide the query heads.
+/// When a slice does not have the length that `shape` says, the key/value heads do not divide the query heads, or `OMNIQUANT_KERNEL` names
+/// an instruction set that cannot be used.
 pub fn forward(shape: Shape, q: &[bf16], k: &[bf16], v: &[bf16]) -> Kept {
-    forward_with(isa::best(), shape, q, k, v)
+    forward_with(chosen(), shape, q, k, v)
 }
 
-pub(crate) fn forward_with(isa: &dyn Isa, shape: Shape, q: &[bf16], k: &[bf16], v: &[bf16]) -> Kept {
+pub(crate) fn forward_with(loops: &dyn Loops, shape: Shape, q: &[bf16], k: &[bf16], v: &[bf16]) -> Kept {
     shape.check(q, [k, v]);
     let mut out = vec![bf16::ZERO; q.len()];
     let mut lse = vec![0.0; shape.batch * shape.heads * shape.tokens];
@@ -33,13 +35,13 @@ pub(crate) fn forward_with(isa: &dyn Isa, shape: Shape, q: &[bf16], k: &[bf16], 
     }
     let heads = out.par_chunks_mut(shape.head_len()).zip(lse.par_chunks_mut(shape.tokens));
     heads.zip(q.par_chunks(shape.head_len())).enumerate().for_each(|(task, ((out, lse), q))| {
-        head(isa, shape, [q, shape.kv_of(k, task), shape.kv_of(v, task)], out, lse);
+        head(loops, shape, [q, shape.kv_of(k, task), shape.kv_of(v, task)], out, lse);
     });
     Kept { out, lse }
 }
 
 /// One head: `q`, `k`, `v`, `out` `[t, d]`, `lse [t]`.
-fn head(isa: &dyn Isa, shape: Shape, [q, k, v]: [&[bf16]; 3], out: &mut [bf16], lse: &mut [f32]) {
+fn head(loops: &dyn Loops, shape: Shape, [q, k, v]: [&[bf16]; 3], out: &mut [bf16], lse: &mut [f32]) {
     let (t, d) = (shape.tokens, shape.head_dim);
     let size = Padded::new(t, d);
     let (q, k, v) = (rows(q, d, size), columns(k, d, size), row_pairs(v, d, size));
@@ -49,7 +51,7 @@ fn head(isa: &dyn Isa, shape: Shape, [q, k, v]: [&[bf16]; 3], out: &mut [bf16], 
     let mut mixed = vec![0.0; ROWS * size.columns];
     for first in (0..t).step_by(ROWS) {
         let keys = first + ROWS; // what the last of these rows sees, padded rows included
-        isa.product(
+        loops.product(
             Product { m: ROWS, n: keys, pairs: channel_pairs, add: false },
             Left { data: &q[first * channel_pairs..], row: channel_pairs, step: 1 },
             Right { data: &k, step: size.rows },
@@ -59,9 +61,9 @@ fn head(isa: &dyn Isa, shape: Shape, [q, k, v]: [&[bf16]; 3], out: &mut [bf16], 
         let lse = &mut lse[first..t.min(first + ROWS)];
         for (r, (lse, sum)) in lse.iter_mut().zip(&mut sums).enumerate() {
             let probs = &mut probs[r * keys / 2..(r + 1) * keys / 2];
-            (*sum, *lse) = isa.softmax(shape.scale(), &scores[r * keys..(r + 1) * keys], first + r + 1, probs);
+            (*sum, *lse) = loops.softmax(shape.scale(), &scores[r * keys..(r + 1) * keys], first + r + 1, probs);
         }
-        isa.product(
+        loops.product(
             Product { m: ROWS, n: size.columns, pairs: keys / 2, add: false },
             Left { data: &probs, row: keys / 2, step: 1 },
             Right { data: &v, step: size.columns },

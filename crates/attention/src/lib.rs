@@ -8,6 +8,9 @@
 //! forward keeps the logarithm of each row's sum, from which the backward makes `P` again (Dao et al. 2022, arXiv 2205.14135). Work
 //! is cut by heads, and every sum has one order, so that the result does not depend on the number of threads.
 //!
+//! The inner loops are those of the instruction set that [`oq_isa::Isa::chosen`] returns; where it does not multiply bf16, they are plain
+//! Rust.
+//!
 //! ```
 //! use half::bf16;
 //! use oq_attention::{Shape, forward};
@@ -19,81 +22,22 @@
 //! assert_eq!(kept.out, q); // a mean of ones
 //! ```
 
+#[cfg(target_arch = "x86_64")]
+mod avx512_bf16;
 mod backward;
 mod cache;
+mod choice;
 mod forward;
-mod isa;
+mod loops;
 mod pack;
-
-use half::bf16;
+mod plain;
+mod shape;
 
 pub use backward::{Grads, backward};
 pub use cache::Cache;
+pub use choice::is_fast;
 pub use forward::{Kept, forward};
-
-/// Sizes of the tensors, all contiguous: `q` and the output `[batch, heads, tokens, head_dim]`, `k` and `v`
-/// `[batch, kv_heads, tokens, head_dim]`. Query head `i` reads key/value head `i / (heads / kv_heads)`.
-///
-/// Scores are multiplied by `head_dim^-0.5`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Shape {
-    /// Sequences.
-    pub batch: usize,
-    /// Query heads.
-    pub heads: usize,
-    /// Key/value heads; they divide the query heads.
-    pub kv_heads: usize,
-    /// Positions of each sequence.
-    pub tokens: usize,
-    /// Channels of a head.
-    pub head_dim: usize,
-}
-
-impl Shape {
-    /// Elements of `q`, of the output and of their gradients.
-    pub fn q_len(&self) -> usize {
-        self.batch * self.heads * self.head_len()
-    }
-
-    /// Elements of `k` and of `v`.
-    pub fn kv_len(&self) -> usize {
-        self.batch * self.kv_heads * self.head_len()
-    }
-
-    /// Elements of one head.
-    fn head_len(&self) -> usize {
-        self.tokens * self.head_dim
-    }
-
-    fn scale(&self) -> f32 {
-        (self.head_dim as f32).powf(-0.5)
-    }
-
-    /// Query heads that share a key/value head.
-    fn share(&self) -> usize {
-        self.heads / self.kv_heads
-    }
-
-    /// The part of `k` or `v` that query head `task` of all sequences reads.
-    fn kv_of<'a>(&self, kv: &'a [bf16], task: usize) -> &'a [bf16] {
-        // Heads of all sequences follow one another, in groups that share.
-        let start = task / self.share() * self.head_len();
-        &kv[start..start + self.head_len()]
-    }
-
-    fn check(&self, q: &[bf16], kv: [&[bf16]; 2]) {
-        assert!(self.heads.is_multiple_of(self.kv_heads), "{self:?}: kv_heads must divide heads");
-        assert_eq!(q.len(), self.q_len(), "{self:?}: elements of q");
-        for kv in kv {
-            assert_eq!(kv.len(), self.kv_len(), "{self:?}: elements of k and v");
-        }
-    }
-}
-
-/// Whether this processor multiplies bf16 (AVX-512 BF16). Where it does not, results are as good, but slow.
-pub fn is_fast() -> bool {
-    isa::is_fast()
-}
+pub use shape::Shape;
 
 #[cfg(test)]
 mod tests;

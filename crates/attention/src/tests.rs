@@ -1,12 +1,20 @@
 //! Against the definition in f64, for every instruction set that the processor has.
 
 use half::bf16;
+use oq_isa::Isa;
 use oq_random::SplitMix64;
 
 use super::*;
 use crate::backward::backward_with;
+use crate::choice;
 use crate::forward::forward_with;
-use crate::isa;
+use crate::loops::Loops;
+
+/// All loops that this processor runs.
+fn all() -> impl Iterator<Item = (&'static str, &'static dyn Loops)> {
+    let own = [Isa::Scalar, Isa::Avx512Bf16].into_iter().filter(|isa| isa.is_available());
+    own.map(|isa| (isa.name(), choice::of(isa)))
+}
 
 /// Numbers between -1 and 1 that look random, times `size`.
 fn numbers(len: usize, seed: u64, size: f64) -> Vec<bf16> {
@@ -73,9 +81,9 @@ fn compare(shape: Shape, size: f64) {
     let [q, d_out] = [1, 2].map(|seed| numbers(shape.q_len(), seed, size));
     let [k, v] = [3, 4].map(|seed| numbers(shape.kv_len(), seed, size));
     let (t, d, len) = (shape.tokens, shape.head_dim, shape.head_len());
-    for (name, isa) in isa::all() {
-        let kept = forward_with(isa, shape, &q, &k, &v);
-        let grads = backward_with(isa, shape, [&q, &k, &v], &kept, &d_out);
+    for (name, loops) in all() {
+        let kept = forward_with(loops, shape, &q, &k, &v);
+        let grads = backward_with(loops, shape, [&q, &k, &v], &kept, &d_out);
         let [mut out, mut d_q] = [(); 2].map(|()| Vec::new());
         let [mut d_k, mut d_v] = [(); 2].map(|()| vec![[0.0; 2]; shape.kv_len()]);
         for task in 0..shape.batch * shape.heads {
@@ -124,10 +132,10 @@ fn sharp_attention_stays_finite() {
 fn one_position_mixes_nothing_and_none_is_nothing() {
     let shape = Shape { batch: 1, heads: 2, kv_heads: 1, tokens: 1, head_dim: 4 };
     let (q, kv) = (numbers(shape.q_len(), 1, 2.0), numbers(shape.kv_len(), 2, 2.0));
-    for (_, isa) in isa::all() {
-        let kept = forward_with(isa, shape, &q, &kv, &kv);
+    for (_, loops) in all() {
+        let kept = forward_with(loops, shape, &q, &kv, &kv);
         assert_eq!(kept.out, [&kv[..], &kv].concat());
-        let grads = backward_with(isa, shape, [&q, &kv, &kv], &kept, &q);
+        let grads = backward_with(loops, shape, [&q, &kv, &kv], &kept, &q);
         assert!(grads.q.iter().chain(&grads.k).all(|&x| x == bf16::ZERO), "one weight is always 1");
     }
     let none = Shape { tokens: 0, ..shape };
@@ -174,7 +182,7 @@ fn check_cache(heads: usize, kv_heads: usize, head_dim: usize, pieces: &[usize])
             exact_head(shape.tokens, head_dim, [q, shape.kv_of(&k, head), shape.kv_of(&v, head), q]).out
         })
         .collect();
-    for (name, isa) in isa::all() {
+    for (name, loops) in all() {
         let mut cache = Cache::new(kv_heads, head_dim);
         let mut start = 0;
         for &n in pieces {
@@ -184,7 +192,7 @@ fn check_cache(heads: usize, kv_heads: usize, head_dim: usize, pieces: &[usize])
             };
             cache.push(&own(&k), &own(&v));
             let mut out = vec![f32::NAN; heads * n * head_dim];
-            cache.attend_with(isa, heads, &own(&q), &mut out);
+            cache.attend_with(loops, heads, &own(&q), &mut out);
             let out: Vec<bf16> = out.into_iter().map(bf16::from_f32).collect();
             let exact: Vec<[f64; 2]> =
                 exact.iter().flat_map(|head| &head[start * head_dim..(start + n) * head_dim]).copied().collect();

@@ -1,7 +1,7 @@
 //! Where blocks are computed, and helpers of every pass through them.
 
-use oq_models::runtime::trim_memory;
 use oq_models::{BlockWeights, Compute, Model, ModelError};
+use oq_runtime::trim_memory;
 use tch::{Device, Tensor};
 
 /// The device and the type of products that a block is computed with.

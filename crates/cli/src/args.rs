@@ -32,7 +32,7 @@ use crate::size::Size;
 Exit codes: 2 recipe or usage, 3 missing or broken input, 4 does not fit, 5 numeric failure, 130 stopped; 1 anything else.
 
 Environment: OMNIQUANT_DATA (--data-dir); HF_HOME, HF_HUB_CACHE, HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE (downloads);
-XDG_CACHE_HOME (cached downloads and measurements); OMNIQUANT_KERNEL (the kernel for packed weights, such as avx2 or scalar);
+XDG_CACHE_HOME (cached downloads and measurements); OMNIQUANT_KERNEL (the instruction set of our loops, such as avx2 or scalar);
 RUST_LOG, NO_COLOR."
 )]
 pub struct Cli {

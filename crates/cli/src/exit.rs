@@ -6,6 +6,7 @@ use oq_eval::EvalError;
 use oq_formats::FormatError;
 use oq_formats::gguf::GgufError;
 use oq_generate::GenerateError;
+use oq_isa::IsaError;
 use oq_models::ModelError;
 use oq_recipe::RecipeError;
 
@@ -51,6 +52,9 @@ fn known_code(error: &(dyn std::error::Error + 'static)) -> Option<u8> {
             CliError::Stopped => STOPPED,
             CliError::DoesNotFit(_) => DOES_NOT_FIT,
         });
+    }
+    if error.is::<IsaError>() {
+        return Some(USAGE);
     }
     if let Some(error) = error.downcast_ref::<RecipeError>() {
         return Some(if matches!(error, RecipeError::Read { .. }) { INPUT } else { USAGE });

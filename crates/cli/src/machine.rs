@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use oq_calib::{Accelerator, Machine};
 use oq_models::Compute;
-use oq_models::runtime::multiplies_bf16;
+use oq_runtime::multiplies_bf16;
 use sysinfo::System;
 use tch::{Cuda, Device};
 

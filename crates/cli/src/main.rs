@@ -17,7 +17,7 @@ use crate::args::{Cli, Command};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let settled = oq_models::runtime::settle();
+    let settled = oq_runtime::settle();
     output::init_logs(&cli.global);
     if let Err(error) = settled {
         tracing::debug!(%error, "the program could not re-execute itself");
@@ -26,7 +26,7 @@ fn main() -> ExitCode {
         machine::set_threads(threads);
     }
     let out = output::Output::new(&cli.global);
-    let result = match &cli.command {
+    let result = oq_isa::Isa::chosen().map_err(Into::into).and_then(|_| match &cli.command {
         Command::Quantize(args) => commands::quantize::run(args, &out),
         Command::Eval(args) => commands::eval::run(args, &out),
         Command::Generate(args) => machine::in_pool(|| commands::generate::run(args, &out)),
@@ -39,7 +39,7 @@ fn main() -> ExitCode {
         Command::Synth(args) => commands::synth::run(args, &out),
         Command::Doctor => commands::doctor::run(&out),
         Command::Completions { shell } => commands::completions(*shell, &out),
-    };
+    });
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use oq_models::layers::token_nll;
-use oq_models::runtime::trim_memory;
 use oq_models::{Head, Model, ModelError};
+use oq_runtime::trim_memory;
 use tch::{Device, Kind, Tensor};
 
 /// Hidden states of this many bytes go through a block together, so that its weights are read only once for them.

@@ -16,7 +16,7 @@
 //! Beside the words stand the scales and, unless they are all alike, the zero points: `[strips, groups, 32]`.
 
 use half::f16;
-use oq_quant_core::{Bits, QuantizedTensor};
+use oq_quant_core::QuantizedTensor;
 use rayon::prelude::*;
 
 use crate::memory::Rows;
@@ -57,8 +57,8 @@ pub(crate) enum Width {
 
 impl Width {
     /// The least width that holds codes of `bits`.
-    pub(crate) fn holding(bits: Bits) -> Self {
-        match bits.get() {
+    pub(crate) const fn holding(bits: u32) -> Self {
+        match bits {
             2 => Self::W2,
             3 => Self::W3,
             4 => Self::W4,
@@ -154,7 +154,7 @@ pub(crate) struct Layout {
     /// Groups, or parts of long ones, from the first channel to the last.
     pub(crate) segments: Vec<Segment>,
     /// `[strips, word rows]`.
-    words: Rows,
+    words: Rows<WordRow>,
     /// `[strips, groups]`.
     scales: Vec<[f16; STRIP]>,
     /// `[strips, groups]`, or one for all.
@@ -172,14 +172,14 @@ impl Layout {
     pub(crate) fn new(tensor: &QuantizedTensor) -> Self {
         let [out_features, in_features] = tensor.shape();
         let bits = tensor.spec().bits;
-        let width = Width::holding(bits);
+        let width = Width::holding(bits.get());
         let groups = tensor.groups();
         let group = in_features / groups;
         let padded_group = group.next_multiple_of(width.padding());
         let group_rows = padded_group / width.block() * width.words();
         let strips = out_features.div_ceil(STRIP);
 
-        let mut words = Rows::zeroed(strips * groups * group_rows);
+        let mut words: Rows<WordRow> = Rows::zeroed(strips * groups * group_rows);
         words.par_chunks_mut(groups * group_rows).enumerate().for_each_init(
             || vec![0; in_features],
             |codes, (strip, words)| {
@@ -288,7 +288,7 @@ fn segments(groups: usize, group_rows: usize, most: usize) -> Vec<Segment> {
 
 #[cfg(test)]
 mod tests {
-    use oq_quant_core::{GroupSize, Symmetry, WeightSpec};
+    use oq_quant_core::{Bits, GroupSize, Symmetry, WeightSpec};
 
     use super::*;
 

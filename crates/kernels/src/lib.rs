@@ -33,17 +33,21 @@
 //!
 //! # Which implementation
 //!
-//! [`KERNELS`] lists them, the fastest first; [`Kernel::chosen`] is the first that the processor can run, looked up at run time.
-//! `OMNIQUANT_KERNEL=<name>` in the environment forces one; a name that is unknown or cannot run here is an error.
-//! [`PackedLinear::with_kernel`] takes one from the program.
+//! [`KERNELS`] lists them, the fastest first; [`Kernel::chosen`] is that of the instruction set which [`oq_isa::Isa::chosen`] returns: the
+//! fastest that the processor has, or the one that `OMNIQUANT_KERNEL=<name>` in the environment names. [`PackedLinear::with_kernel`] takes
+//! one from the program.
 //!
-//! | name | instructions | few rows | many rows |
-//! |---|---|---|---|
-//! | `avx512-bf16` | AVX-512 F, BW, VL, VNNI, BF16 | 16-bit integers | bf16 |
-//! | `avx512` | AVX-512 F, BW | 16-bit integers | f32 |
-//! | `avx2` | AVX2, FMA, F16C | 16-bit integers | f32 |
-//! | `neon` | NEON | 16-bit integers | f32 |
-//! | `scalar` | any | f32 | f32 |
+//! | name | few rows | many rows |
+//! |---|---|---|
+//! | `avx512-bf16` | 16-bit integers | bf16 |
+//! | `avx512` | 16-bit integers | f32 |
+//! | `avx2` | 16-bit integers | f32 |
+//! | `neon` | 16-bit integers | f32 |
+//! | `scalar` | f32 | f32 |
+//!
+//! Loops are written once, over the operations of an instruction set's vectors (`vectors.rs`): the fused path, the panel path, dot products
+//! of 16-bit numbers. `scalar` alone has loops of its own: it is the definition. To add an instruction set: its operations, in a file below
+//! the architecture's folder, and a row of the table.
 //!
 //! `neon` has run under emulation only: its results are tested, its speed is not known.
 //!
@@ -71,36 +75,44 @@
 //!     --target x86_64-unknown-linux-gnu
 //! ```
 //!
-//! And `neon` under emulation, with what Debian 12 packages (`dpkg --add-architecture arm64`, then `apt-get install rustc-web
-//! libstd-rust-web-dev:arm64 gcc-aarch64-linux-gnu qemu-user`):
+//! And `neon` under emulation (`rustup target add aarch64-unknown-linux-musl`; `qemu-aarch64` is in Debian's package `qemu-user`):
 //!
 //! ```text
-//! export RUSTC=/usr/bin/rustc CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc
-//! export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="qemu-aarch64 -L /"
-//! cargo test --release -p oq-kernels --lib --test agreement --test allocation --target aarch64-unknown-linux-gnu
+//! export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_LINKER=rust-lld CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_RUNNER=qemu-aarch64
+//! cargo test --release -p oq-kernels --lib --test agreement --test allocation --target aarch64-unknown-linux-musl
 //! ```
 
 #![deny(unsafe_op_in_unsafe_fn)]
+#![cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "some loops have no instruction set here"))]
 
 #[cfg(target_arch = "aarch64")]
 mod aarch64;
 mod dense;
+mod dot;
+mod element;
+mod error;
+mod fused;
 mod kernel;
 mod layout;
 mod linear;
+mod macros;
 mod memory;
+mod panel;
+mod places;
 mod prepare;
 mod scalar;
 mod scratch;
-#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-mod unroll;
+mod table;
+mod vectors;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 
 pub use dense::{Half, multiply_dense};
-pub use kernel::{KERNEL_VARIABLE, KERNELS, Kernel, Operands};
-pub use linear::{KernelError, PackedLinear};
-pub use prepare::Element;
+pub use element::Element;
+pub use error::KernelError;
+pub use kernel::{Kernel, Operands};
+pub use linear::PackedLinear;
+pub use table::KERNELS;
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

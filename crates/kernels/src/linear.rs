@@ -3,9 +3,13 @@
 use oq_quant_core::QuantizedTensor;
 use rayon::prelude::*;
 
-use crate::kernel::{Code, Fused, Kernel, Product, Vector};
+use crate::element::Element;
+use crate::error::{KernelError, check_len};
+use crate::fused::{Fused, place_row};
+use crate::kernel::{Code, Kernel, Vector};
 use crate::layout::{Layout, STRIP, Segment, Tile, WordRow};
-use crate::prepare::{self, Element, pad, place_fused};
+use crate::panel::Product;
+use crate::prepare::{self, pad};
 use crate::scratch::{self, Scratch, sized};
 
 /// Most rows whose operands and results are held at a time.
@@ -30,38 +34,6 @@ pub struct PackedLinear {
     kernel: &'static Kernel,
 }
 
-/// Why a product was not computed.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum KernelError {
-    /// A slice has the wrong length.
-    #[error("{part}: {expected} values expected for {shape}, got {got}")]
-    Length {
-        /// Which slice.
-        part: &'static str,
-        /// Its shape.
-        shape: String,
-        /// Values there should be.
-        expected: usize,
-        /// Values there are.
-        got: usize,
-    },
-    /// No kernel has that name.
-    #[error("there is no kernel `{name}`: choose one of {known}, or unset OMNIQUANT_KERNEL")]
-    UnknownKernel {
-        /// What was asked for.
-        name: String,
-        /// All names.
-        known: String,
-    },
-    /// The processor lacks instructions.
-    #[error("this processor cannot run kernel `{name}`: choose another, or unset OMNIQUANT_KERNEL")]
-    Unavailable {
-        /// Which kernel.
-        name: &'static str,
-    },
-}
-
 impl PackedLinear {
     /// Rearranges a packed matrix for the kernel that [`Kernel::chosen`] returns; `bias` is `[out_features]`.
     ///
@@ -81,7 +53,8 @@ impl PackedLinear {
     /// # Errors
     /// When this processor cannot run it.
     pub fn with_kernel(self, kernel: &'static Kernel) -> Result<Self, KernelError> {
-        Ok(Self { kernel: kernel.checked()?, ..self })
+        kernel.isa.checked()?;
+        Ok(Self { kernel, ..self })
     }
 
     /// `x [rows, in_features]` times the transposed weights, plus the bias, into `out [rows, out_features]`.
@@ -151,7 +124,7 @@ impl PackedLinear {
                 (vector.arrange)(layout, row, operands, sums);
             } else {
                 (vector.arrange)(layout, row, words, row_sums);
-                place_fused(layout, words, i, rows, operands);
+                place_row(layout, words, i, rows, operands);
                 sums[i..].iter_mut().step_by(rows).zip(&*row_sums).for_each(|(to, from)| *to = *from);
             }
         }
@@ -169,7 +142,7 @@ impl PackedLinear {
         let layout = &self.layout;
         let depth = layout.padded() / vector.step;
         // Blocks of rows as alike in size as can be.
-        let block = rows.div_ceil(rows.div_ceil(vector.tile_rows));
+        let block = rows.div_ceil(rows.div_ceil(vector.panel_rows));
         let operands = sized(&mut scratch.x, rows * depth, 0);
         let blocks = operands.par_chunks_mut(block * depth).zip(x.par_chunks(block * layout.in_features));
         blocks.for_each(|(operands, x)| scratch::with(|scratch| place_panel(layout, vector, x, operands, scratch)));
@@ -276,9 +249,4 @@ impl PanelTask<'_> {
 
 fn strips_of_task(strips: usize, tasks_per_thread: usize) -> usize {
     strips.div_ceil(rayon::current_num_threads() * tasks_per_thread).max(1)
-}
-
-pub(crate) fn check_len(part: &'static str, shape: &[usize], got: usize) -> Result<(), KernelError> {
-    let expected = shape.iter().fold(1usize, |product, n| product.saturating_mul(*n));
-    if expected == got { Ok(()) } else { Err(KernelError::Length { part, shape: format!("{shape:?}"), expected, got }) }
 }

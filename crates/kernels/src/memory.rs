@@ -1,26 +1,27 @@
 //! Memory for packed weights, in large pages where the system has them: reading through small ones costs a fifth of the speed.
 
 use std::fmt;
+use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 
+use bytemuck::Pod;
 use memmap2::MmapMut;
-
-use crate::layout::WordRow;
 
 /// Bytes of a large page.
 const LARGE_PAGE: usize = 2 << 20;
 
-/// Rows of words, zeros at first.
-pub(crate) struct Rows {
+/// Rows `T`, zeros at first.
+pub(crate) struct Rows<T> {
     memory: MmapMut,
     /// Byte of the first row, where a large page may begin.
     start: usize,
     rows: usize,
+    holds: PhantomData<T>,
 }
 
-impl Rows {
+impl<T: Pod> Rows<T> {
     pub(crate) fn zeroed(rows: usize) -> Self {
-        let bytes = rows * size_of::<WordRow>();
+        let bytes = rows * size_of::<T>();
         let large = bytes / LARGE_PAGE * LARGE_PAGE;
         let room = if large == 0 { 0 } else { LARGE_PAGE };
         let memory = MmapMut::map_anon(bytes + room).expect("memory for weights, as any allocation expects it");
@@ -30,30 +31,30 @@ impl Rows {
             // What is no whole large page stays in small ones. A system without large pages refuses, and is slower.
             memory.advise_range(memmap2::Advice::HugePage, start, large).ok();
         }
-        Self { memory, start, rows }
+        Self { memory, start, rows, holds: PhantomData }
     }
 
     fn bytes(&self) -> std::ops::Range<usize> {
-        self.start..self.start + self.rows * size_of::<WordRow>()
+        self.start..self.start + self.rows * size_of::<T>()
     }
 }
 
-impl Deref for Rows {
-    type Target = [WordRow];
+impl<T: Pod> Deref for Rows<T> {
+    type Target = [T];
 
-    fn deref(&self) -> &[WordRow] {
+    fn deref(&self) -> &[T] {
         bytemuck::cast_slice(&self.memory[self.bytes()])
     }
 }
 
-impl DerefMut for Rows {
-    fn deref_mut(&mut self) -> &mut [WordRow] {
+impl<T: Pod> DerefMut for Rows<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
         let bytes = self.bytes();
         bytemuck::cast_slice_mut(&mut self.memory[bytes])
     }
 }
 
-impl Clone for Rows {
+impl<T: Pod> Clone for Rows<T> {
     fn clone(&self) -> Self {
         let mut copy = Self::zeroed(self.rows);
         copy.copy_from_slice(self);
@@ -61,7 +62,7 @@ impl Clone for Rows {
     }
 }
 
-impl fmt::Debug for Rows {
+impl<T> fmt::Debug for Rows<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Rows({})", self.rows)
     }
@@ -73,13 +74,14 @@ mod tests {
 
     #[test]
     fn rows_are_zeros_and_copied() {
+        type Row = [u32; 32];
         // None, one, a page but for one, and three large pages and one row.
         for rows in [0, 1, (2 << 20) / 128 - 1, 3 * (2 << 20) / 128 + 1] {
-            let mut some = Rows::zeroed(rows);
+            let mut some: Rows<Row> = Rows::zeroed(rows);
             assert_eq!(some.len(), rows);
-            assert!(some.iter().all(|row| *row == WordRow::ZERO));
+            assert!(some.iter().all(|row| *row == [0; 32]));
             if let Some(last) = some.last_mut() {
-                last.0[31] = 7;
+                last[31] = 7;
             }
             assert_eq!(some[..], some.clone()[..]);
         }

@@ -1,19 +1,9 @@
 //! The definition, in plain loops: what every other kernel is held to, and what runs where there is no other.
 
-use crate::kernel::{Code, Kernel, Operands};
 use crate::layout::{Layout, STRIP, Tile};
 
-pub(crate) static KERNEL: Kernel = Kernel {
-    name: "scalar",
-    few_rows: usize::MAX,
-    few: Operands::F32,
-    many: Operands::F32,
-    is_available: || true,
-    code: Code::Plain(strip),
-};
-
 /// `tiles[row][col] = sum over groups of scale * sum over channels of (code - zero point) * x`.
-fn strip(layout: &Layout, strip: usize, x: &[f32], tiles: &mut [Tile]) {
+pub(crate) fn strip(layout: &Layout, strip: usize, x: &[f32], tiles: &mut [Tile]) {
     let (block, words) = (layout.width.block(), layout.width.words());
     let rows = x.chunks_exact(layout.padded());
     tiles.fill(Tile::ZERO);

@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 
-use crate::kernel::Sums;
+use crate::fused::Sums;
 use crate::layout::{Tile, WordRow};
 
 /// Buffers of one call, and of one task of a call. They only grow.

@@ -6,7 +6,7 @@
 use std::ops::{Add, Div, Mul, Sub};
 
 use half::bf16;
-use oq_quant_core::{SCALE_MAX, SCALE_MIN};
+use oq_quant_core::{SCALE_MAX, SCALE_MIN, from_bf16, to_bf16};
 use oq_slices::Number;
 use rayon::prelude::*;
 
@@ -80,17 +80,14 @@ impl<T: Real> Stored<T> for T {
 }
 
 impl Stored<f32> for bf16 {
-    // No branches, so that loops over it are vectorized.
     #[inline(always)]
     fn from_real(value: f32) -> Self {
-        let bits = value.to_bits();
-        let nearest = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
-        Self::from_bits(if value.is_nan() { bits >> 16 | 0x40 } else { nearest } as u16)
+        to_bf16(value)
     }
 
     #[inline(always)]
     fn to_real(self) -> f32 {
-        f32::from_bits(u32::from(self.to_bits()) << 16)
+        from_bf16(self)
     }
 }
 

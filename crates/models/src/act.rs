@@ -3,6 +3,19 @@
 use oq_quant_core::{ActSpec, Bits, SCALE_MAX, SCALE_MIN};
 use tch::{Kind, Tensor, no_grad, with_grad};
 
+/// Where activations may be quantized.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ActPoint {
+    /// What one or more linears read, `[b, t, in]`.
+    LinearInput,
+    /// The same of the linear that reads what the MLP makes inside.
+    Inner,
+    /// Queries or keys, turned by their positions: `[b, heads, t, d]`.
+    QueryKey,
+    /// Values: `[b, heads, t, d]`.
+    Value,
+}
+
 /// An activation as a product sees it under a setting: like `x`.
 pub fn quantize_act(spec: ActSpec, x: Tensor) -> Tensor {
     match spec {

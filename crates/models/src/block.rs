@@ -5,23 +5,10 @@ use std::collections::BTreeMap;
 use oq_quant_core::ActSpec;
 use tch::{Kind, Tensor};
 
-use crate::act::quantize_act;
+use crate::act::{ActPoint, quantize_act};
 use crate::attention::{Scores, attention};
-use crate::family::{Linear, LinearName};
-use crate::rotate::{Online, turn};
-
-/// Where activations may be quantized.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ActPoint {
-    /// What one or more linears read, `[b, t, in]`.
-    LinearInput,
-    /// The same of the linear that reads what the MLP makes inside.
-    Inner,
-    /// Queries or keys, turned by their positions: `[b, heads, t, d]`.
-    QueryKey,
-    /// Values: `[b, heads, t, d]`.
-    Value,
-}
+use crate::online::{Online, turn};
+use crate::structure::{Linear, LinearName};
 
 /// The operations of a block that depend on how its weights are held.
 pub trait BlockOps {

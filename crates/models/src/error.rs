@@ -7,8 +7,6 @@ use oq_kernels::KernelError;
 use oq_quant_core::TensorError;
 use tch::Device;
 
-use crate::rotate::RotateError;
-
 /// Why a model was not opened or a part of it not loaded.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -104,4 +102,30 @@ pub enum ModelError {
     /// The checkpoint cannot be read.
     #[error(transparent)]
     Format(#[from] FormatError),
+}
+
+/// Why a model cannot be rotated.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RotateError {
+    /// Its residual stream has no place for it.
+    #[error("rotate: this model cannot be rotated: {reason}; say --rotate none")]
+    Residual {
+        /// Why.
+        reason: &'static str,
+    },
+    /// What is rotated while it runs is multiplied with a Hadamard matrix.
+    #[error("rotate: no Hadamard matrix of {width} channels is known here for {what}; say --rotate merged")]
+    Width {
+        /// The channels.
+        what: &'static str,
+        /// How many.
+        width: usize,
+    },
+    /// Its bias cannot be rotated.
+    #[error("rotate: {norm} has weights of 0 beside a bias that no linear takes up; say --rotate none")]
+    Norm {
+        /// The norm.
+        norm: String,
+    },
 }

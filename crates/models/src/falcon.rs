@@ -10,18 +10,16 @@ use oq_quant_core::SiteKind;
 use serde_json::Value;
 use tch::{Device, Tensor};
 
+use crate::act::ActPoint;
 use crate::attention::Scores;
-use crate::block::{ActPoint, BlockOps};
+use crate::block::BlockOps;
 use crate::config::Config;
+use crate::decoder::{Context, Decoder, Family, LM_HEAD, LayerContext, OuterOps};
 use crate::error::ModelError;
-use crate::family::{
-    Attention, Context, Decoder, Dims, Family, LM_HEAD, Layer, LayerContext, Linear, LinearName, OuterOps, Param,
-    module,
-};
 use crate::layers::{Activation, layer_norm};
 use crate::mask;
 use crate::rope::{self, Rope};
-use crate::rotate::{LayerResidual, Residual};
+use crate::structure::{Attention, Dims, Layer, LayerResidual, Linear, LinearName, Param, Residual, module};
 
 /// The entry in [`crate::FAMILIES`].
 pub const FAMILY: Family = Family { model_types: &["falcon"], read: |json| Ok(Box::new(read(json)?)) };

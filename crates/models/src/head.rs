@@ -2,13 +2,13 @@
 
 use half::{bf16, f16};
 use oq_formats::TensorView;
-use oq_kernels::{Half, PackedLinear, multiply_dense};
+use oq_kernels::{Half, Kernel, PackedLinear, multiply_dense};
 use oq_quant_core::{Bits, GroupSize, QuantizedTensor, Symmetry, WeightSpec};
 use tch::{Device, Kind, Tensor};
 
 use crate::block::Compute;
+use crate::decoder::Logits;
 use crate::error::ModelError;
-use crate::family::Logits;
 use crate::packed::{bytes_of, kernel_of, multiply_packed};
 use crate::tensors::{stored_tensor_of, tensor_of};
 
@@ -52,7 +52,7 @@ enum Matrix {
 }
 
 /// Rows that are multiplied with a head of 16 bits without widening all of it first.
-const FEW_ROWS: usize = 4;
+const DECODE_ROWS: usize = 4;
 /// Values that are rounded to 8 bits at a time.
 const SLAB: usize = 1 << 22;
 
@@ -85,7 +85,11 @@ impl Matrix {
     fn new(view: &TensorView<'_>, kind: HeadKind, device: Device) -> Result<Self, ModelError> {
         match kind {
             // Elsewhere than on the CPU all of it would be widened for each token.
-            HeadKind::Stored if device == Device::Cpu => Ok(Self::Dense(stored_tensor_of(view, device)?)),
+            HeadKind::Stored if device == Device::Cpu => {
+                // Known before its products are asked for.
+                Kernel::chosen()?;
+                Ok(Self::Dense(stored_tensor_of(view, device)?))
+            }
             HeadKind::Wide | HeadKind::Stored => Ok(Self::Dense(tensor_of(view, device)?)),
             HeadKind::W8 if device != Device::Cpu => Err(ModelError::PackedDevice { device }),
             HeadKind::W8 => {
@@ -101,10 +105,10 @@ impl Matrix {
             Self::Packed(linear) => return multiply_packed(linear, x),
             Self::Dense(weight) => weight,
         };
-        let few = x.numel() <= FEW_ROWS * weight.size()[1] as usize;
+        let decodes = x.numel() <= DECODE_ROWS * weight.size()[1] as usize;
         match weight.kind() {
-            Kind::Half if few => by_rows::<f16>(weight, x),
-            Kind::BFloat16 if few => by_rows::<bf16>(weight, x),
+            Kind::Half if decodes => by_rows::<f16>(weight, x),
+            Kind::BFloat16 if decodes => by_rows::<bf16>(weight, x),
             _ => x.linear(&weight.to_kind(Kind::Float), None::<&Tensor>),
         }
     }
@@ -141,7 +145,7 @@ fn by_rows<T: Half + oq_slices::Number>(weight: &Tensor, x: &Tensor) -> Tensor {
     let (weight, x) = unsafe { (oq_slices::of::<T>(weight), oq_slices::of::<f32>(&x)) };
     let [y] = oq_slices::filled([&shape], |[y]: [&mut [f32]; 1]| {
         for (y, x) in y.chunks_exact_mut(vocab).zip(x.chunks_exact(width)) {
-            multiply_dense(weight, x, y).expect("the output was made in the product's shape");
+            multiply_dense(weight, x, y).expect("the output was made in the product's shape, and there is a kernel");
         }
     });
     y

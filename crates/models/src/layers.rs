@@ -3,14 +3,14 @@
 use tch::{Kind, Tensor};
 
 use crate::config::Config;
+use crate::decode;
 use crate::error::ModelError;
-use crate::few;
 
 /// Root-mean-square norm over the last dimension, `x / sqrt(mean(x²) + eps) * weight`, in the kind of `weight`.
 ///
 /// `x [.., n]`, `weight [n]` -> `[.., n]`.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Tensor {
-    if let Some(y) = few::rms_norm(x, weight, eps) {
+    if let Some(y) = decode::rms_norm(x, weight, eps) {
         return y;
     }
     x.to_kind(weight.kind()).rms_norm([weight.size()[0]], Some(weight), eps)
@@ -74,4 +74,28 @@ impl Activation {
 pub fn token_nll(logits: &Tensor, targets: &Tensor) -> Tensor {
     let picked = logits.gather(1, &targets.unsqueeze(1), false).squeeze_dim(1);
     logits.to_kind(Kind::Float).logsumexp([1], false) - picked
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::Device;
+
+    use super::*;
+
+    #[test]
+    fn a_position_alone_is_a_position_among_many() {
+        // Few operations on f32.
+        const TOLERANCE: f64 = 1e-6;
+        tch::manual_seed(2);
+        let (x, weight) =
+            (Tensor::randn([1, 9, 80], (Kind::Float, Device::Cpu)), Tensor::rand([80], (Kind::Float, Device::Cpu)));
+        let many = rms_norm(&x, &weight, 1e-5);
+        for i in 0..9 {
+            let one = decode::rms_norm(&x.narrow(1, i, 1), &weight, 1e-5).unwrap();
+            let many = many.narrow(1, i, 1);
+            assert_eq!(one.size(), many.size());
+            let error = (one - &many).abs().max().double_value(&[]);
+            assert!(error <= TOLERANCE * many.abs().max().double_value(&[]), "{error}");
+        }
+    }
 }

@@ -8,41 +8,39 @@ mod act;
 mod attention;
 mod block;
 mod config;
+mod decode;
+mod decoder;
 mod error;
 mod falcon;
 pub mod family;
-mod few;
-mod field;
 mod form;
-mod hadamard;
 mod head;
 pub mod layers;
 mod llama;
 mod mask;
 mod model;
+mod online;
 mod opt;
-mod orthogonal;
 mod packed;
 mod rope;
 mod rotate;
-pub mod runtime;
+mod structure;
 mod tensors;
 
-pub use act::{fake_quantize_tokens, quantize_act};
+pub use act::{ActPoint, fake_quantize_tokens, quantize_act};
 pub use attention::{Mixed, Scores, attention, has_own_attention};
-pub use block::{ActPoint, BlockOps, BlockWeights, Compute, DenseOps, multiply};
-pub use error::ModelError;
-pub use family::{
-    Attention, Context, Decoder, Dims, FAMILIES, Family, Layer, LayerContext, Linear, LinearName, Logits, OuterOps,
-    Param, intern,
-};
+pub use block::{BlockOps, BlockWeights, Compute, DenseOps, multiply};
+pub use decoder::{Context, Decoder, Family, LayerContext, Logits, OuterOps};
+pub use error::{ModelError, RotateError};
+pub use family::FAMILIES;
 pub use form::{Block, Form, Kernels};
 pub use head::{Head, HeadKind};
 pub use model::{Model, Outer, ReadDecoder, check_groups};
-pub use orthogonal::{Orthogonal, Rotation, SLAB};
+pub use online::Online;
 pub use packed::PackedOps;
 pub use rope::Rotary;
-pub use rotate::{LayerResidual, Online, Residual, RotateError, Rotator};
+pub use rotate::Rotator;
+pub use structure::{Attention, Dims, Layer, LayerResidual, Linear, LinearName, Param, Residual, intern};
 pub use tensors::tensor_of;
 
 /// What one thread has loaded another may run.

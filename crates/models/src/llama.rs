@@ -12,17 +12,16 @@ use oq_quant_core::SiteKind;
 use serde_json::Value;
 use tch::{Device, Tensor};
 
+use crate::act::ActPoint;
 use crate::attention::Scores;
-use crate::block::{ActPoint, BlockOps, several};
+use crate::block::{BlockOps, several};
 use crate::config::{Config, MAX};
+use crate::decoder::{Context, Decoder, Family, LM_HEAD, OuterOps};
 use crate::error::ModelError;
-use crate::family::{
-    Attention, Context, Decoder, Dims, Family, LM_HEAD, Layer, Linear, LinearName, OuterOps, Param, module,
-};
 use crate::layers::{Activation, rms_norm, split_heads};
 use crate::mask;
 use crate::rope::{self, Rope};
-use crate::rotate::{LayerResidual, Residual};
+use crate::structure::{Attention, Dims, Layer, LayerResidual, Linear, LinearName, Param, Residual, module};
 
 /// The entry in [`crate::FAMILIES`].
 pub const FAMILY: Family =

@@ -12,12 +12,15 @@ use serde_json::Value;
 use tch::{Device, Tensor};
 
 use crate::block::{BlockWeights, DenseOps};
+use crate::decoder::{Decoder, LM_HEAD, OuterOps};
 use crate::error::ModelError;
-use crate::family::{Decoder, LM_HEAD, Layer, Linear, OuterOps, Param, decoder_of};
+use crate::family::decoder_of;
 use crate::form::{Block, Form, Kernels};
 use crate::head::Head;
+use crate::online::Online;
 use crate::packed::{Codes, PackedOps};
-use crate::rotate::{Online, Rotator};
+use crate::rotate::Rotator;
+use crate::structure::{Layer, Linear, Param};
 use crate::tensors::{rows_of, tensor_of};
 
 /// A model on disk: full precision or packed.

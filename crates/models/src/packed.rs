@@ -7,12 +7,12 @@ use oq_kernels::{Element, KERNELS, Kernel, Operands, PackedLinear};
 use oq_quant_core::{ActSpec, QuantizedTensor};
 use tch::{Kind, Tensor};
 
-use crate::act::quantize_act;
+use crate::act::{ActPoint, quantize_act};
 use crate::attention::{Scores, attention};
-use crate::block::{ActPoint, BlockOps, Compute};
+use crate::block::{BlockOps, Compute};
 use crate::error::ModelError;
-use crate::family::LinearName;
-use crate::rotate::{Online, turn};
+use crate::online::{Online, turn};
+use crate::structure::LinearName;
 
 /// A block of packed linears in the layout that kernels compute on, with its other tensors in f32; on the CPU.
 ///

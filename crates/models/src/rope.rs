@@ -9,8 +9,8 @@ use std::ops::Range;
 use tch::{Device, Kind, Tensor};
 
 use crate::config::Config;
+use crate::decode;
 use crate::error::ModelError;
-use crate::few;
 
 /// A model's rotary embedding: how it turns and how it is stretched.
 #[derive(Clone, Debug, PartialEq)]
@@ -220,11 +220,35 @@ pub struct Rotary {
 impl Rotary {
     /// Turns every channel pair by its position: `x [b, heads, t, dim]` -> like `x`.
     pub fn turn(&self, x: &Tensor) -> Tensor {
-        if let Some(turned) = few::turn(self, x) {
+        if let Some(turned) = decode::turn(&self.cos, &self.sin, x) {
             return turned;
         }
         let half = x.size()[3] / 2;
         let (first, second) = (x.narrow(3, 0, half), x.narrow(3, half, half));
         x * &self.cos + Tensor::cat(&[-second, first], 3) * &self.sin
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_position_alone_is_a_position_among_many() {
+        // Few operations on f32.
+        const TOLERANCE: f64 = 1e-6;
+        tch::manual_seed(2);
+        let heads = Tensor::randn([1, 3, 9, 16], (Kind::Float, Device::Cpu));
+        let angles = Tensor::rand([9, 16], (Kind::Float, Device::Cpu)) * 6.0;
+        let rotary = Rotary { cos: angles.cos(), sin: angles.sin() };
+        let many = rotary.turn(&heads);
+        for i in 0..9 {
+            let [cos, sin] = [&rotary.cos, &rotary.sin].map(|x| x.narrow(0, i, 1));
+            let one = decode::turn(&cos, &sin, &heads.narrow(2, i, 1).contiguous()).unwrap();
+            let many = many.narrow(2, i, 1);
+            assert_eq!(one.size(), many.size());
+            let error = (one - &many).abs().max().double_value(&[]);
+            assert!(error <= TOLERANCE * many.abs().max().double_value(&[]), "{error}");
+        }
     }
 }

@@ -14,6 +14,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod bf16;
 mod grid;
 mod pack;
 mod rotate;
@@ -21,6 +22,7 @@ mod site;
 mod spec;
 mod tensor;
 
+pub use bf16::{from_bf16, to_bf16};
 pub use grid::{Grid, Range, SCALE_MAX, SCALE_MIN, f16_toward_zero};
 pub use pack::{PackError, pack_row, packed_words, unpack_row};
 pub use rotate::RotateKind;

@@ -4,9 +4,9 @@ use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use oq_formats::{Checkpoint, FormatError};
-use oq_models::runtime::LIBTORCH;
 use oq_models::{Compute, Model, has_own_attention};
 use oq_recipe::Recipe;
+use oq_runtime::LIBTORCH;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};

@@ -3,8 +3,9 @@
 use std::path::Path;
 
 use oq_formats::{Checkpoint, Dtype, FormatError, OutTensor, PackedWriter, packed_linear, packed_tensors, sha256_file};
-use oq_models::runtime::trim_memory;
-use oq_models::{Model, ModelError, OuterOps, Param, SLAB, tensor_of};
+use oq_models::{Model, ModelError, OuterOps, Param, tensor_of};
+use oq_rotation::SLAB;
+use oq_runtime::trim_memory;
 use tch::{Device, Kind, Tensor};
 
 use crate::merged::Merged;

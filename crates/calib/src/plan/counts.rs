@@ -4,9 +4,10 @@ use std::cell::RefCell;
 use std::collections::BTreeSet;
 
 use oq_let::{Action, Site};
-use oq_models::{ActPoint, Attention, BlockOps, Compute, Decoder, Dims, Layer, Linear, LinearName, SLAB};
+use oq_models::{ActPoint, Attention, BlockOps, Compute, Decoder, Dims, Layer, Linear, LinearName};
 use oq_quant_core::{ActSpec, Bits, RotateKind, packed_words};
 use oq_recipe::{Calibration, Recipe, Rounding};
+use oq_rotation::SLAB;
 use tch::{Device, Kind, Tensor};
 
 use crate::block::compensate::WEIGHTS;

@@ -4,10 +4,10 @@ use std::ops::ControlFlow;
 use std::time::Instant;
 
 use oq_let::{Transform, Values};
-use oq_models::runtime::trim_memory;
 use oq_models::{Context, LinearName};
 use oq_quant_core::{QuantizedTensor, TensorError, WeightSpec};
 use oq_recipe::{BlockRecord, Event, Loss, Transform as Transformation};
+use oq_runtime::trim_memory;
 use tch::Tensor;
 
 use super::options::Notice;

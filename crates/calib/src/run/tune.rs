@@ -5,8 +5,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use oq_models::Context;
-use oq_models::runtime::trim_memory;
 use oq_recipe::{Calibration, Event};
+use oq_runtime::trim_memory;
 
 use super::options::Notice;
 use super::passes::forward_all;

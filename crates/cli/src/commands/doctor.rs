@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use anyhow::Result;
-use oq_models::runtime::LIBTORCH;
+use oq_runtime::LIBTORCH;
 use serde_json::{Value, json};
 use tch::Cuda;
 
@@ -23,6 +23,7 @@ pub fn run(out: &Output) -> Result<()> {
         "cudnn": Cuda::cudnn_is_available(),
         "threads": tch::get_num_threads(),
         "cpu_features": cpu_features(),
+        "kernel": oq_isa::Isa::chosen()?.name(),
         "memory_bytes": machine::total_memory(),
         "free_memory_bytes": machine.memory_bytes,
         "free_disk_bytes": machine.disk_bytes,

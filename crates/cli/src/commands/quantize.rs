@@ -235,7 +235,7 @@ impl Job<'_> {
             device: machine::device_name(self.device),
             compute: self.compute.name().to_owned(),
             threads: tch::get_num_threads() as usize,
-            libtorch: oq_models::runtime::LIBTORCH.to_owned(),
+            libtorch: oq_runtime::LIBTORCH.to_owned(),
             tch: "0.26".to_owned(),
             blocks: outcome.blocks,
             tuning: outcome.tuning,

@@ -1,21 +1,21 @@
-//! Plain Rust: what the other instruction sets must equal.
+//! Plain Rust: what the loops of other instruction sets must equal.
 
 use half::bf16;
 
-use super::{Isa, Left, Out, Product, Right, RowGrads, Rows};
+use crate::loops::{Left, Loops, Out, Product, Right, RowGrads, Rows};
+use crate::pack::pair;
 
-pub struct Portable;
+pub struct Plain;
 
 fn unpair(pair: u32) -> [f32; 2] {
     [f32::from_bits(pair << 16), f32::from_bits(pair & 0xffff_0000)]
 }
 
-fn pair(first: f32, second: f32) -> u32 {
-    let bits = |x| u32::from(bf16::from_f32(x).to_bits());
-    bits(first) | bits(second) << 16
+fn rounded_pair(first: f32, second: f32) -> u32 {
+    pair(bf16::from_f32(first), bf16::from_f32(second))
 }
 
-impl Isa for Portable {
+impl Loops for Plain {
     fn product(&self, product: Product, left: Left<'_>, right: Right<'_>, out: Out<'_>) {
         product.check(left, right, &out);
         for m in 0..product.m {
@@ -40,7 +40,7 @@ impl Isa for Portable {
         for (idx, probs) in probs.iter_mut().enumerate() {
             let (first, second) = (exp(2 * idx), exp(2 * idx + 1));
             sum += first + second;
-            *probs = pair(first, second);
+            *probs = rounded_pair(first, second);
         }
         (sum, max + sum.ln())
     }
@@ -55,12 +55,12 @@ impl Isa for Portable {
         };
         for (idx, (probs, scores)) in grads.probs.iter_mut().zip(grads.scores).enumerate() {
             let [(p0, s0), (p1, s1)] = [of(0, idx), of(1, idx)];
-            *probs = pair(p0, p1);
-            *scores = pair(s0, s1);
+            *probs = rounded_pair(p0, p1);
+            *scores = rounded_pair(s0, s1);
         }
         for (row, out) in grads.score_rows.into_iter().enumerate() {
             for (idx, out) in out.iter_mut().enumerate() {
-                *out = pair(of(row, 2 * idx).1, of(row, 2 * idx + 1).1);
+                *out = rounded_pair(of(row, 2 * idx).1, of(row, 2 * idx + 1).1);
             }
         }
     }

@@ -1,8 +1,4 @@
-//! The two inner loops, in plain Rust and in the instructions of the processor.
-
-#[cfg(target_arch = "x86_64")]
-mod avx512_bf16;
-mod portable;
+//! The inner loops that each instruction set has in a way of its own, and what they read and write.
 
 /// The left factor of a product: `u32` pairs along the summed dimension, element `(m, pair)` at `m * row + pair * step`.
 #[derive(Clone, Copy)]
@@ -37,7 +33,9 @@ pub struct Product {
 }
 
 impl Product {
-    fn check(self, left: Left<'_>, right: Right<'_>, out: &Out<'_>) {
+    /// # Panics
+    /// When the product reaches beyond the slices.
+    pub fn check(self, left: Left<'_>, right: Right<'_>, out: &Out<'_>) {
         let Self { m, n, pairs, .. } = self;
         assert!(m > 0 && m.is_multiple_of(4) && n > 0 && n.is_multiple_of(16) && pairs > 0, "{m} x {n} x {pairs}");
         assert!((m - 1) * left.row + (pairs - 1) * left.step < left.data.len(), "the left factor ends before");
@@ -70,8 +68,8 @@ pub struct RowGrads<'a> {
     pub score_rows: [&'a mut [u32]; 2],
 }
 
-/// An instruction set. Lengths of rows are multiples of 16.
-pub trait Isa: Sync {
+/// The inner loops. Lengths of rows are multiples of 16.
+pub trait Loops: Sync {
     /// `out = left right`, or `out += left right`.
     fn product(&self, product: Product, left: Left<'_>, right: Right<'_>, out: Out<'_>);
     /// Softmax of the first `visible` scores, not yet divided by its sum, as pairs along the row, zeros after them. Returns the sum
@@ -79,30 +77,4 @@ pub trait Isa: Sync {
     fn softmax(&self, scale: f32, scores: &[f32], visible: usize, probs: &mut [u32]) -> (f32, f32);
     /// `P = exp(scale s - lse)` and `dS = scale P (dP - dot)` of two rows, zeros where nothing is seen.
     fn score_grads(&self, scale: f32, rows: Rows<'_>, grads: RowGrads<'_>);
-}
-
-/// The fastest that this processor has.
-pub fn best() -> &'static dyn Isa {
-    #[cfg(target_arch = "x86_64")]
-    if avx512_bf16::is_available() {
-        return &avx512_bf16::Avx512Bf16;
-    }
-    &portable::Portable
-}
-
-pub fn is_fast() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    return avx512_bf16::is_available();
-    #[cfg(not(target_arch = "x86_64"))]
-    false
-}
-
-/// All that this processor has, for the tests.
-#[cfg(test)]
-pub fn all() -> Vec<(&'static str, &'static dyn Isa)> {
-    let mut all: Vec<(&str, &dyn Isa)> = vec![("portable", &portable::Portable)];
-    if is_fast() {
-        all.push(("fast", best()));
-    }
-    all
 }

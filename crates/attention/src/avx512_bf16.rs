@@ -2,21 +2,23 @@
 
 #![allow(unsafe_code, reason = "vector instructions take addresses, and may only run where the processor has them")]
 
-use std::arch::is_x86_feature_detected;
 use std::arch::x86_64::*;
 use std::mem::transmute;
 
-use super::{Isa, Left, Out, Product, Right, RowGrads, Rows};
+use oq_isa::Isa;
 
-/// Only to be made where [`is_available`].
-pub struct Avx512Bf16;
+use crate::loops::{Left, Loops, Out, Product, Right, RowGrads, Rows};
 
-/// Whether the processor has the instructions; the answer is kept by the standard library.
-pub fn is_available() -> bool {
-    is_x86_feature_detected!("avx512f")
-        && is_x86_feature_detected!("avx512bw")
-        && is_x86_feature_detected!("avx512vl")
-        && is_x86_feature_detected!("avx512bf16")
+/// Had where the processor has the instructions.
+pub struct Avx512Bf16(());
+
+impl Avx512Bf16 {
+    /// # Panics
+    /// Where the processor lacks the instructions.
+    pub fn get() -> &'static Self {
+        assert!(Isa::Avx512Bf16.is_available(), "avx512-bf16 was chosen without its instructions");
+        &Self(())
+    }
 }
 
 /// Rows of a tile; with [`VECTORS`] columns of 16 it fills half of the registers.
@@ -28,16 +30,16 @@ const LANES: usize = 16;
 /// Pairs of the right factor that stay in the first cache while all rows pass: 16 KiB.
 const PAIRS: usize = 64;
 
-impl Isa for Avx512Bf16 {
+impl Loops for Avx512Bf16 {
     fn product(&self, product: Product, left: Left<'_>, right: Right<'_>, out: Out<'_>) {
         product.check(left, right, &out);
-        // SAFETY: this type is only reached where the instructions are; `check` holds every address below within the slices.
+        // SAFETY: the processor has the instructions, as `get` found; `check` holds every address below within the slices.
         unsafe { all_tiles(product, left, right, out) }
     }
 
     fn softmax(&self, scale: f32, scores: &[f32], visible: usize, probs: &mut [u32]) -> (f32, f32) {
         assert!(scores.len().is_multiple_of(LANES) && probs.len() == scores.len() / 2 && visible <= scores.len());
-        // SAFETY: this type is only reached where the instructions are; lengths were compared.
+        // SAFETY: the processor has the instructions, as `get` found; lengths were compared.
         unsafe { softmax_row(scale, scores, visible, probs) }
     }
 
@@ -46,7 +48,7 @@ impl Isa for Avx512Bf16 {
         assert!(n.is_multiple_of(LANES) && grads.scores.len() == n);
         assert!(rows.scores.iter().chain(&rows.d_probs).all(|row| row.len() == n));
         assert!(grads.score_rows.iter().all(|row| row.len() == n / 2));
-        // SAFETY: this type is only reached where the instructions are; lengths were compared.
+        // SAFETY: the processor has the instructions, as `get` found; lengths were compared.
         unsafe { score_grads_of_two(scale, rows, grads) }
     }
 }

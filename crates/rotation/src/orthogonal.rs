@@ -33,6 +33,11 @@ impl Orthogonal {
         Some(Self { factors: factors.collect(), scale: (n as f64).sqrt().recip() })
     }
 
+    /// Whether [`Self::hadamard`] has one for `n`, which is not made.
+    pub fn has_hadamard(n: usize) -> bool {
+        hadamard::is_known(n)
+    }
+
     /// Of any width, and random; the first column is the all-ones direction, as that of a Hadamard matrix.
     fn random(n: usize, numbers: &mut SplitMix64) -> Self {
         let normal: Vec<f64> = (0..n * n).map(|_| numbers.normal()).collect();

@@ -2,6 +2,8 @@
 
 use std::io;
 
+use oq_isa::Isa;
+
 /// The release that the `tch` crate is made for; its build refuses others.
 pub const LIBTORCH: &str = "2.13.0";
 
@@ -40,7 +42,7 @@ pub fn settle() -> io::Result<()> {
 
 /// Whether this processor has instructions for products in bf16, with which libtorch is two to three times as fast as in f32.
 pub fn multiplies_bf16() -> bool {
-    oq_attention::is_fast()
+    Isa::Avx512Bf16.is_available()
 }
 
 /// Hands pages that the allocator keeps for later back to the system. With the settings of [`settle`] it keeps all that was ever freed, in
@@ -54,3 +56,7 @@ pub fn trim_memory() {
         libc::malloc_trim(0);
     }
 }
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -1,0 +1,31 @@
+//! What a product is refused for.
+
+use oq_isa::IsaError;
+
+/// Why a product was not computed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum KernelError {
+    /// A slice has the wrong length.
+    #[error("{part}: {expected} values expected for {shape}, got {got}")]
+    Length {
+        /// Which slice.
+        part: &'static str,
+        /// Its shape.
+        shape: String,
+        /// Values there should be.
+        expected: usize,
+        /// Values there are.
+        got: usize,
+    },
+    /// No kernel has that name, or the processor lacks its instructions.
+    #[error(transparent)]
+    Isa(#[from] IsaError),
+}
+
+/// # Errors
+/// When `got` is not the product of `shape`.
+pub(crate) fn check_len(part: &'static str, shape: &[usize], got: usize) -> Result<(), KernelError> {
+    let expected = shape.iter().fold(1usize, |product, n| product.saturating_mul(*n));
+    if expected == got { Ok(()) } else { Err(KernelError::Length { part, shape: format!("{shape:?}"), expected, got }) }
+}
