@@ -1,35 +1,35 @@
-//! Which instruction set of the processor this process computes with: one choice for all loops of our own, which a processor may run in
-//! several ways.
+//! The choice of the CPU instruction set that this process computes with. One choice holds for all loops in this workspace that have
+//! several implementations.
 //!
-//! [`Isa::chosen`] is the fastest that the processor has, asked at run time. `OMNIQUANT_KERNEL=<name>` in the environment forces one; a
-//! name that is unknown or cannot run here is an error.
+//! [`Isa::chosen`] is the fastest instruction set that the processor has, detected at run time. `OMNIQUANT_KERNEL=<name>` in the
+//! environment selects another one. A name that is unknown or that this processor cannot run is an error.
 //!
 //! | name | instructions |
 //! |---|---|
-//! | `avx512-bf16` | those of `avx512`, and AVX-512 VL, VNNI and BF16 |
-//! | `avx512` | those of `avx2`, and AVX-512 F and BW |
+//! | `avx512-bf16` | `avx512` plus AVX-512 VL, VNNI and BF16 |
+//! | `avx512` | `avx2` plus AVX-512 F and BW |
 //! | `avx2` | AVX2, FMA, F16C |
 //! | `neon` | NEON |
-//! | `scalar` | any |
+//! | `scalar` | those that every processor has |
 
 use std::fmt;
 use std::sync::OnceLock;
 
-/// Environment variable that names the instruction set to use, for tests and reports of faults.
+/// Environment variable that names the instruction set to use, for tests and bug reports.
 pub const VARIABLE: &str = "OMNIQUANT_KERNEL";
 
-/// An instruction set that loops are written for, the fastest first.
+/// An instruction set that loops are written for. The order is by speed, fastest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Isa {
-    /// AVX-512 with products of 16-bit integers and of bf16.
+    /// AVX-512 with dot products of 16-bit integers and of bf16.
     Avx512Bf16,
     /// AVX-512.
     Avx512,
-    /// AVX2 with fused multiplication and addition.
+    /// AVX2 with fused multiply-add.
     Avx2,
     /// NEON, on 64-bit ARM.
     Neon,
-    /// What every processor runs.
+    /// No vector instructions; runs on every processor.
     Scalar,
 }
 
@@ -37,24 +37,24 @@ pub enum Isa {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum IsaError {
-    /// None has that name.
+    /// No instruction set of this architecture has that name.
     #[error("there is no kernel `{name}`: choose one of {known}, or unset {VARIABLE}")]
     Unknown {
-        /// What was asked for.
+        /// The name that was given.
         name: String,
-        /// All names.
+        /// All valid names.
         known: String,
     },
-    /// The processor lacks instructions.
+    /// The processor lacks the instructions.
     #[error("this processor cannot run kernel `{isa}`: choose another, or unset {VARIABLE}")]
     Unavailable {
-        /// Which instruction set.
+        /// The instruction set that was requested.
         isa: Isa,
     },
 }
 
 impl Isa {
-    /// All of this architecture, the fastest first; the last runs everywhere.
+    /// All instruction sets of this architecture, fastest first. The last one runs on every processor.
     pub const ALL: &[Self] = &[
         #[cfg(target_arch = "x86_64")]
         Self::Avx512Bf16,
@@ -67,7 +67,7 @@ impl Isa {
         Self::Scalar,
     ];
 
-    /// Its name, as the environment variable takes it.
+    /// Its name, as in the environment variable.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Avx512Bf16 => "avx512-bf16",
@@ -78,14 +78,14 @@ impl Isa {
         }
     }
 
-    /// Whether this processor has it.
+    /// Whether this processor can run it.
     #[inline]
     pub fn is_available(self) -> bool {
-        // Each has the instructions of those after it.
+        // Each includes the instructions of those after it.
         Self::ALL.contains(&self) && self >= Self::fastest()
     }
 
-    /// What the processor says, of one in [`Self::ALL`].
+    /// Whether the processor reports the instructions of a member of [`Self::ALL`].
     fn is_detected(self) -> bool {
         match self {
             #[cfg(target_arch = "x86_64")]
@@ -110,10 +110,10 @@ impl Isa {
         }
     }
 
-    /// The one of that name.
+    /// The instruction set with that name.
     ///
     /// # Errors
-    /// When there is none in [`Self::ALL`], or this processor does not have it.
+    /// When [`Self::ALL`] has none with that name, or this processor cannot run it.
     pub fn named(name: &str) -> Result<Self, IsaError> {
         let found = Self::ALL.iter().find(|isa| isa.name() == name);
         let isa = *found.ok_or_else(|| IsaError::Unknown {
@@ -123,10 +123,10 @@ impl Isa {
         isa.checked()
     }
 
-    /// The one that `OMNIQUANT_KERNEL` names, else the fastest that this processor has. The variable is read once.
+    /// The instruction set that `OMNIQUANT_KERNEL` names, else the fastest one of this processor. The variable is read once.
     ///
     /// # Errors
-    /// When the variable names one that is unknown or not available.
+    /// When the variable names one that is unknown or that this processor cannot run.
     pub fn chosen() -> Result<Self, IsaError> {
         static CHOSEN: OnceLock<Result<Isa, IsaError>> = OnceLock::new();
         let choose = || match std::env::var_os(VARIABLE) {
@@ -136,7 +136,7 @@ impl Isa {
         CHOSEN.get_or_init(choose).clone()
     }
 
-    /// The first of [`Self::ALL`] that this processor has, which is asked once.
+    /// The first of [`Self::ALL`] that this processor has. It is detected once.
     #[inline]
     pub fn fastest() -> Self {
         static FASTEST: OnceLock<Isa> = OnceLock::new();
@@ -144,10 +144,10 @@ impl Isa {
         *FASTEST.get_or_init(detect)
     }
 
-    /// The same.
+    /// Returns `self` if this processor can run it.
     ///
     /// # Errors
-    /// When this processor does not have it.
+    /// When this processor cannot run it.
     pub fn checked(self) -> Result<Self, IsaError> {
         if self.is_available() { Ok(self) } else { Err(IsaError::Unavailable { isa: self }) }
     }
@@ -168,7 +168,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn they_are_found_by_name() {
+    fn instruction_sets_are_found_by_name() {
         assert!(Isa::ALL.is_sorted());
         for &isa in Isa::ALL {
             assert_eq!(isa.is_available(), isa.is_detected(), "{isa}");

@@ -1,4 +1,4 @@
-//! Which instruction set is chosen, in a process of its own for each setting of the environment.
+//! The choice of the instruction set, tested in a separate process for each value of the environment variable.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -6,13 +6,16 @@ use std::process::Command;
 
 use oq_isa::{Isa, VARIABLE};
 
-/// Set for the processes that say what was chosen.
+/// Set in the child processes, which print the choice.
 const CHILD: &str = "OMNIQUANT_TEST_CHOICE";
 
-/// What [`Isa::chosen`] returns in a process with that setting: this test, run again.
+/// Runs this test again in a child process with that value of the variable; returns what it printed about [`Isa::chosen`].
 fn choice(setting: Option<&str>) -> String {
     let mut child = Command::new(std::env::current_exe().unwrap());
-    child.args(["--exact", "the_environment_chooses", "--nocapture"]).env(CHILD, "1").env_remove(VARIABLE);
+    child
+        .args(["--exact", "the_environment_variable_selects_the_instruction_set", "--nocapture"])
+        .env(CHILD, "1")
+        .env_remove(VARIABLE);
     if let Some(name) = setting {
         child.env(VARIABLE, name);
     }
@@ -21,14 +24,14 @@ fn choice(setting: Option<&str>) -> String {
 
 #[track_caller]
 fn check(setting: Option<&str>, expected: &str) {
-    // The test runner may have begun the line, and all names may end it.
+    // The test runner may have printed the start of the line, and an error lists all names at its end.
     let output = choice(setting);
-    let said = output.lines().any(|line| line.ends_with(expected) || line.contains(&format!("{expected} ")));
-    assert!(said, "{setting:?}: {output}");
+    let printed = output.lines().any(|line| line.ends_with(expected) || line.contains(&format!("{expected} ")));
+    assert!(printed, "{setting:?}: {output}");
 }
 
 #[test]
-fn the_environment_chooses() {
+fn the_environment_variable_selects_the_instruction_set() {
     if std::env::var_os(CHILD).is_some() {
         match Isa::chosen() {
             Ok(isa) => println!("chosen: {isa}"),
