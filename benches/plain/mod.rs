@@ -62,7 +62,8 @@ impl<'a> Plain<'a> {
         let head_dim = self.model.decoder().dims().head_dim;
         let h = self.norm("input_layernorm.weight", x);
         let heads = |name: &str| split_heads(&self.linear(name, &h), head_dim);
-        let (q, k) = (self.ctx.of(0).turn(&heads("self_attn.q_proj")), self.ctx.of(0).turn(&heads("self_attn.k_proj")));
+        let (q, k) =
+            (self.ctx.of(0).rotate(&heads("self_attn.q_proj")), self.ctx.of(0).rotate(&heads("self_attn.k_proj")));
         let y = x + self.linear("self_attn.o_proj", &attention(&q, &k, &heads("self_attn.v_proj")));
         let h = self.norm("post_attention_layernorm.weight", &y);
         let gated = self.linear("mlp.gate_proj", &h).silu() * self.linear("mlp.up_proj", &h);

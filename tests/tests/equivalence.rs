@@ -50,7 +50,7 @@ impl BlockOps for Unmerged<'_> {
     }
 
     fn act(&self, point: ActPoint, x: Tensor) -> Tensor {
-        self.weights.turn(point, x)
+        self.weights.rotate_online(point, x)
     }
 
     fn param(&self, name: &str) -> Tensor {

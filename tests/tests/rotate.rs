@@ -40,8 +40,8 @@ fn error(model: &Model, rotator: &Rotator, original: &BlockWeights, rotated: &Bl
     let decoder = model.decoder();
     let x = Tensor::randn([2, TOKENS as i64, decoder.dims().hidden as i64], (Kind::Double, Device::Cpu)) * 3.0;
     let ctx = decoder.context(TOKENS, Device::Cpu);
-    let expected = rotator.stream().turn(&decoder.block(F64_BLOCK, &DenseOps::new(original), &ctx, &x));
-    let got = decoder.block(F64_BLOCK, &DenseOps::new(rotated), &ctx, &rotator.stream().turn(&x));
+    let expected = rotator.stream().apply(&decoder.block(F64_BLOCK, &DenseOps::new(original), &ctx, &x));
+    let got = decoder.block(F64_BLOCK, &DenseOps::new(rotated), &ctx, &rotator.stream().apply(&x));
     let largest = |x: &Tensor| x.abs().max().double_value(&[]);
     largest(&(got - &expected)) / largest(&expected)
 }

@@ -1,22 +1,22 @@
-//! Quantized activations: asymmetric grids made anew for each token (OmniQuant, section 4.1).
+//! Dynamic per-token quantization of activations on asymmetric grids (OmniQuant, section 4.1).
 
 use oq_quant_core::{ActSpec, Bits, SCALE_MAX, SCALE_MIN};
 use tch::{Kind, Tensor, no_grad, with_grad};
 
-/// Where activations may be quantized.
+/// A point of the forward pass where activations may be quantized.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ActPoint {
-    /// What one or more linears read, `[b, t, in]`.
+    /// The input of one or more linears, `[b, t, in]`.
     LinearInput,
-    /// The same of the linear that reads what the MLP makes inside.
+    /// The input of the MLP's last linear, `[b, t, intermediate]`.
     Inner,
-    /// Queries or keys, turned by their positions: `[b, heads, t, d]`.
+    /// Queries or keys, after the rotary embedding: `[b, heads, t, d]`.
     QueryKey,
     /// Values: `[b, heads, t, d]`.
     Value,
 }
 
-/// An activation as a product sees it under a setting: like `x`.
+/// Fake-quantizes an activation as `spec` says; the shape stays. [`ActSpec::Float`] returns `x`.
 pub fn quantize_act(spec: ActSpec, x: Tensor) -> Tensor {
     match spec {
         ActSpec::Float => x,
@@ -24,22 +24,23 @@ pub fn quantize_act(spec: ActSpec, x: Tensor) -> Tensor {
     }
 }
 
-/// The values that codes of each token stand for: `x [.., n]` -> `[.., n]`, each row of `n` on a grid of its own that spans from its
-/// minimum to its maximum, 0 included. What is narrower than f32 is widened first.
+/// Quantizes and dequantizes each token: `x [.., n]` -> `[.., n]`. Each row of `n` has its own grid, from its minimum to its maximum, 0
+/// included. Types narrower than f32 are converted to f32 first.
 ///
 /// ```text
 /// s = clamp((max - min) / Q, ..)     z = round(-min / s)     l = clamp(round(x / s), -z, Q - z)     x' = l s
 /// ```
 ///
-/// Differentiable: rounding of `x / s` passes gradients straight through, and they reach a row's extremes (of equal ones, the first)
-/// through `s`. To autograd `x'` is the linear function `k x + r s` of `x` and `s`, with `k = 1` where a level was not clamped and
-/// `r = l - k x / s`: the same value and the same gradients, out of few operations.
+/// It is differentiable. Rounding of `x / s` uses the straight-through estimator. Through `s`, gradients reach a row's minimum and maximum
+/// (the first one, if several are equal). For autograd, `x'` is the linear function `k x + r s` of `x` and `s`, with `k = 1` where a level
+/// was not clamped and `r = l - k x / s`. This has the same value and the same gradients, with few operations.
 pub fn fake_quantize_tokens(x: &Tensor, bits: Bits) -> Tensor {
     let x = if x.kind() == Kind::Double { x.shallow_clone() } else { x.to_kind(Kind::Float) };
     let max_code = f64::from(bits.max_code());
-    let learns = x.requires_grad();
-    let (high, low) = if learns {
-        // Their gradients are single numbers put in place; those of `amax` are masks over all of `x`, which takes twice as long.
+    let needs_grad = x.requires_grad();
+    let (high, low) = if needs_grad {
+        // The gradient of `max_dim` is a scatter of one number per row. That of `amax` is a mask over all of `x`, which takes twice as
+        // long.
         (x.max_dim(-1, true).0, x.min_dim(-1, true).0)
     } else {
         (x.amax([-1], true), x.amin([-1], true))
@@ -51,7 +52,7 @@ pub fn fake_quantize_tokens(x: &Tensor, bits: Bits) -> Tensor {
         let steps = &x / &scale;
         let rounded = steps.round();
         let level = rounded.maximum(&-&zero_point).minimum(&(max_code - zero_point));
-        if !learns {
+        if !needs_grad {
             return level * &scale;
         }
         let kept = rounded.eq_tensor(&level).to_kind(x.kind());
@@ -65,7 +66,7 @@ mod tests {
     use super::*;
     use tch::Device;
 
-    /// The same, out of single operations.
+    /// The same function, written out operation by operation for autograd.
     fn by_definition(x: &Tensor, bits: Bits) -> Tensor {
         let max_code = f64::from(bits.max_code());
         let (high, low) = (x.amax([-1], true).clamp_min(0.0), x.amin([-1], true).clamp_max(0.0));
@@ -77,8 +78,8 @@ mod tests {
     }
 
     #[test]
-    fn equals_its_definition_and_so_do_gradients() {
-        // Both divide and multiply the same f32 numbers; sums of gradients are in other orders.
+    fn values_and_gradients_match_the_definition() {
+        // Both divide and multiply the same f32 numbers, but sum gradients in a different order.
         const TOLERANCE: f64 = 1e-5;
         tch::manual_seed(1);
         for bits in [2, 4, 6, 8].map(|bits| Bits::new(bits).expect("in range")) {
@@ -95,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn rows_of_one_value_or_one_sign() {
+    fn rows_with_one_value_or_one_sign_are_exact() {
         let x = Tensor::from_slice(&[0.0f32, 0.0, 0.0, 3.0, 3.0, 3.0, -6.0, -4.0, -2.0]).view([3, 3]);
         let y = fake_quantize_tokens(&x, Bits::new(2).expect("in range"));
         assert_eq!(Vec::<f32>::try_from(y.view(-1)).expect("f32"), [0.0, 0.0, 0.0, 3.0, 3.0, 3.0, -6.0, -4.0, -2.0]);

@@ -1,4 +1,4 @@
-//! A block's weights and who multiplies with them.
+//! A block's weights, and the operations that the forward pass uses them through.
 
 use std::collections::BTreeMap;
 
@@ -7,20 +7,20 @@ use tch::{Kind, Tensor};
 
 use crate::act::{ActPoint, quantize_act};
 use crate::attention::{Scores, attention};
-use crate::online::{Online, turn};
+use crate::online::{Online, rotate_online};
 use crate::structure::{Linear, LinearName};
 
-/// The operations of a block that depend on how its weights are held.
+/// The operations of a block that depend on how its weights are stored.
 pub trait BlockOps {
     /// `x [.., in]` -> `x Wᵀ + b`, `[.., out]`.
     fn linear(&self, name: LinearName, x: &Tensor) -> Tensor;
-    /// Several linears of one input, in their order.
+    /// Several linears with the same input; outputs are in the order of `names`.
     fn linears(&self, names: &[LinearName], x: &Tensor) -> Vec<Tensor> {
         names.iter().map(|&name| self.linear(name, x)).collect()
     }
-    /// An activation on its way into a product, as it is seen there: like `x`.
+    /// Prepares an activation for a product: online rotation, quantization, type. The shape stays.
     fn act(&self, point: ActPoint, x: Tensor) -> Tensor;
-    /// [`attention`], called at most once in a block.
+    /// [`attention`]. A block calls it at most once.
     fn attention(&self, q: &Tensor, k: &Tensor, v: &Tensor, scores: &Scores<'_>) -> Tensor {
         attention(q, k, v, scores)
     }
@@ -28,12 +28,12 @@ pub trait BlockOps {
     fn param(&self, name: &str) -> Tensor;
 }
 
-/// [`BlockOps::linears`], for patterns.
-pub(crate) fn several<const N: usize>(ops: &dyn BlockOps, names: &[LinearName; N], x: &Tensor) -> [Tensor; N] {
+/// [`BlockOps::linears`] that returns an array.
+pub(crate) fn linears<const N: usize>(ops: &dyn BlockOps, names: &[LinearName; N], x: &Tensor) -> [Tensor; N] {
     ops.linears(names, x).try_into().expect("one output for each linear")
 }
 
-/// One block's tensors in f32, by their names below the block's prefix.
+/// One block's tensors in f32, by name without the block's prefix.
 #[derive(Debug)]
 pub struct BlockWeights {
     tensors: BTreeMap<String, Tensor>,
@@ -41,19 +41,19 @@ pub struct BlockWeights {
 }
 
 impl BlockWeights {
-    /// Takes a block's tensors.
+    /// From a block's tensors, without online rotation.
     pub fn new(tensors: BTreeMap<String, Tensor>) -> Self {
         Self { tensors, online: None }
     }
 
-    /// The same tensors, for activations that are rotated while the block runs.
+    /// The same tensors with an online rotation of activations.
     pub fn with_online(self, online: Option<Online>) -> Self {
         Self { online, ..self }
     }
 
-    /// An activation on its way into a product, rotated where these weights are for rotated ones.
-    pub fn turn(&self, point: ActPoint, x: Tensor) -> Tensor {
-        turn(self.online.as_ref(), point, x)
+    /// Applies the online rotation of this point, if the weights have one.
+    pub fn rotate_online(&self, point: ActPoint, x: Tensor) -> Tensor {
+        rotate_online(self.online.as_ref(), point, x)
     }
 
     /// A tensor by name.
@@ -74,17 +74,17 @@ impl BlockWeights {
         self.find(&linear.bias())
     }
 
-    /// A tensor by name, where there is one.
+    /// A tensor by name, if there is one.
     pub fn find(&self, name: &str) -> Option<&Tensor> {
         self.tensors.get(name)
     }
 
-    /// Puts a tensor in the place of another.
+    /// Replaces or adds a tensor.
     pub fn set(&mut self, name: String, tensor: Tensor) {
         self.tensors.insert(name, tensor);
     }
 
-    /// The same block with its linears' weights as products need them; norms and biases stay f32.
+    /// A copy whose linears' weights have the kind that products need. Norms and biases stay f32.
     pub fn cast(&self, linears: &[Linear], compute: Compute) -> Self {
         let mut cast = Self::new(self.tensors.iter().map(|(name, t)| (name.clone(), t.shallow_clone())).collect())
             .with_online(self.online.clone());
@@ -100,7 +100,7 @@ impl BlockWeights {
     }
 }
 
-/// What products are computed in. Norms, rotations, residual sums, softmax and losses are f32 either way.
+/// Data type of products. Norms, rotations, residual sums, softmax and losses are always f32.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Compute {
     /// Inputs, weights and outputs in f32.
@@ -111,16 +111,16 @@ pub enum Compute {
 }
 
 impl Compute {
-    /// A tensor on its way into a product.
+    /// Converts a factor of a product.
     pub fn cast(self, x: Tensor) -> Tensor {
         match self {
-            // Of f64 too, in tests.
+            // Not converted: tests use f64.
             Self::F32 => x,
             Self::Bf16 => x.to_kind(self.kind()),
         }
     }
 
-    /// The kind of products' factors.
+    /// The kind of a product's factors.
     pub const fn kind(self) -> Kind {
         match self {
             Self::F32 => Kind::Float,
@@ -128,7 +128,7 @@ impl Compute {
         }
     }
 
-    /// As records and the command line write it.
+    /// Its name in records and on the command line.
     pub const fn name(self) -> &'static str {
         match self {
             Self::F32 => "f32",
@@ -137,7 +137,7 @@ impl Compute {
     }
 }
 
-/// Multiplies with the weights as they are.
+/// Operations with dense weights.
 pub struct DenseOps<'a> {
     weights: &'a BlockWeights,
     act: ActSpec,
@@ -145,17 +145,17 @@ pub struct DenseOps<'a> {
 }
 
 impl<'a> DenseOps<'a> {
-    /// Activations stay in floating point, products are computed in the weights' own kind.
+    /// With activations in floating point and products in the weights' own kind.
     pub fn new(weights: &'a BlockWeights) -> Self {
         Self { weights, act: ActSpec::Float, compute: Compute::F32 }
     }
 
-    /// Activations go through `act` on their way into every product.
+    /// Fake-quantizes activations before every product.
     pub fn with_act(self, act: ActSpec) -> Self {
         Self { act, ..self }
     }
 
-    /// Products are computed so; linears' weights are in that kind already ([`BlockWeights::cast`]).
+    /// Sets the data type of products. The linears' weights must have it already ([`BlockWeights::cast`]).
     pub fn with_compute(self, compute: Compute) -> Self {
         Self { compute, ..self }
     }
@@ -167,7 +167,7 @@ impl BlockOps for DenseOps<'_> {
     }
 
     fn act(&self, point: ActPoint, x: Tensor) -> Tensor {
-        self.compute.cast(quantize_act(self.act, self.weights.turn(point, x)))
+        self.compute.cast(quantize_act(self.act, self.weights.rotate_online(point, x)))
     }
 
     fn param(&self, name: &str) -> Tensor {
@@ -175,7 +175,7 @@ impl BlockOps for DenseOps<'_> {
     }
 }
 
-/// `x Wᵀ + b` in the kind of `x` and `W`, whatever the kind of `b`.
+/// `x Wᵀ + b` in the kind of `x` and `W`; `b` is converted to it.
 pub fn multiply(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
     x.linear(weight, bias.map(|bias| bias.to_kind(weight.kind())))
 }

@@ -1,16 +1,16 @@
-//! Typed access to `config.json`, in the forms that transformers 4 and 5 write.
+//! Typed access to `config.json`, as transformers 4 and 5 write it.
 
 use serde_json::Value;
 
 use crate::error::ModelError;
 
-/// Far beyond any size of a model, and small enough that products of two sizes cannot overflow.
+/// Largest size that is accepted: far above that of any model, and small enough that products of two sizes cannot overflow.
 pub(crate) const MAX: usize = 1 << 24;
 
-/// The same of layers, each of which is described by itself.
+/// Largest number of layers that is accepted. It is smaller because each layer gets a description in memory.
 const MAX_LAYERS: usize = 1 << 20;
 
-/// A view of one JSON object that names the key in every error.
+/// A view of one JSON object. Every error names the key.
 #[derive(Clone, Copy)]
 pub(crate) struct Config<'a> {
     json: &'a Value,
@@ -26,7 +26,7 @@ impl<'a> Config<'a> {
         self.json.get(key).filter(|value| !value.is_null())
     }
 
-    /// Whether a key is written, `null` included.
+    /// Whether a key is present, even as `null`.
     pub(crate) fn is_written(&self, key: &str) -> bool {
         self.json.get(key).is_some()
     }

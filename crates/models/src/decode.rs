@@ -1,25 +1,25 @@
-//! Loops for decoding, where there are only a few positions. An operation of libtorch takes a microsecond or two before it begins, and a block of a small model is
-//! dozens of them: where a token is written at a time, that is as much as its products take.
+//! Loops for decoding, where inputs have one or a few positions. A call of a libtorch operation has an overhead of one or two microseconds,
+//! and a block makes dozens of calls. For a small model that decodes one token at a time, this takes as long as the products.
 
 use tch::{Device, Kind, Tensor};
 
-/// Most positions that are taken.
+/// Largest number of positions for these loops.
 const POSITIONS: usize = 4;
 
-/// Whether a tensor may be read as a slice, and no gradient is asked of it.
+/// Whether a tensor can be read as a slice of f32 and needs no gradient.
 fn is_plain(x: &Tensor) -> bool {
     x.device() == Device::Cpu && x.kind() == Kind::Float && x.is_contiguous() && !x.requires_grad()
 }
 
-/// [`crate::layers::rms_norm`] of a few rows; none where libtorch's is to be used.
-#[allow(unsafe_code, reason = "the loop reads tensors where they lie")]
+/// [`crate::layers::rms_norm`] for a few rows. `None` where libtorch has to be used.
+#[allow(unsafe_code, reason = "the loop reads the tensors' memory")]
 pub(crate) fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Option<Tensor> {
     let width = weight.numel();
     if x.numel() > POSITIONS * width || !is_plain(x) || !is_plain(weight) {
         return None;
     }
     let size = x.size();
-    // SAFETY: nothing is written meanwhile but a tensor that is made here.
+    // SAFETY: while the slices live, only a tensor allocated here is written to.
     let [x, weight] = [x, weight].map(|x| unsafe { oq_slices::of::<f32>(x) });
     let [y] = oq_slices::filled([&size], |[y]: [&mut [f32]; 1]| {
         for (y, x) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
@@ -31,15 +31,15 @@ pub(crate) fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Option<Tensor> 
     Some(y)
 }
 
-/// [`crate::Rotary::turn`] of one position; none where libtorch's is to be used. `cos`, `sin` `[t, dim]`.
-#[allow(unsafe_code, reason = "the loop reads tensors where they lie")]
-pub(crate) fn turn(cos: &Tensor, sin: &Tensor, x: &Tensor) -> Option<Tensor> {
+/// [`crate::Rotary::rotate`] for one position, with `cos`, `sin` `[t, dim]`. `None` where libtorch has to be used.
+#[allow(unsafe_code, reason = "the loop reads the tensors' memory")]
+pub(crate) fn rotate(cos: &Tensor, sin: &Tensor, x: &Tensor) -> Option<Tensor> {
     let width = cos.numel();
     if cos.size()[0] != 1 || ![x, cos, sin].into_iter().all(is_plain) {
         return None;
     }
     let (size, half) = (x.size(), width / 2);
-    // SAFETY: nothing is written meanwhile but a tensor that is made here.
+    // SAFETY: while the slices live, only a tensor allocated here is written to.
     let [x, cos, sin] = [x, cos, sin].map(|x| unsafe { oq_slices::of::<f32>(x) });
     let [y] = oq_slices::filled([&size], |[y]: [&mut [f32]; 1]| {
         for (y, x) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
@@ -57,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn gradients_and_many_positions_are_left_to_libtorch() {
+    fn gradients_and_many_positions_use_libtorch() {
         let weight = Tensor::ones([8], (Kind::Float, Device::Cpu));
         assert!(rms_norm(&Tensor::ones([1, 5, 8], (Kind::Float, Device::Cpu)), &weight, 1e-5).is_none());
         let x = Tensor::ones([1, 1, 8], (Kind::Float, Device::Cpu));

@@ -1,4 +1,4 @@
-//! What every family says of itself.
+//! The interface that every family implements.
 
 use std::ops::Range;
 
@@ -12,43 +12,43 @@ use crate::error::ModelError;
 use crate::rope::Rotary;
 use crate::structure::{Attention, Dims, Layer, LayerResidual, Param, Residual};
 
-/// What a head of its own is called in all families.
+/// Name of an untied head's matrix, in all families.
 pub(crate) const LM_HEAD: &str = "lm_head.weight";
 
-/// What depends on the positions only and is shared by all layers of a kind.
+/// Rotary tables and mask. They depend on positions only, and all layers of a kind share them.
 #[derive(Debug, Default)]
 pub struct LayerContext {
-    /// Rotary embedding of queries and keys, where there is one.
+    /// Rotary embedding of queries and keys, if the layers have one.
     pub rotary: Option<Rotary>,
-    /// Added to scaled attention scores in place of the plain causal mask, `[n_heads or 1, t, all positions up to the last]`.
+    /// Added to scaled attention scores in place of the causal mask, `[n_heads or 1, t, end]`, where `end` counts all positions so far.
     pub mask: Option<Tensor>,
 }
 
 impl LayerContext {
-    /// Queries or keys `[b, heads, t, d]` turned by their positions, or as they are where nothing turns.
-    pub fn turn(&self, x: &Tensor) -> Tensor {
-        self.rotary.as_ref().map_or_else(|| x.shallow_clone(), |rotary| rotary.turn(x))
+    /// Applies the rotary embedding, if there is one, to queries or keys `[b, heads, t, d]`.
+    pub fn rotate(&self, x: &Tensor) -> Tensor {
+        self.rotary.as_ref().map_or_else(|| x.shallow_clone(), |rotary| rotary.rotate(x))
     }
 }
 
-/// What depends on the positions only, made once for each kind of layer that a model has. Kinds are the family's own numbers.
+/// One [`LayerContext`] for each kind of layer. A family numbers its kinds from 0.
 #[derive(Debug)]
 pub struct Context {
     kinds: Vec<LayerContext>,
 }
 
 impl Context {
-    /// Of kinds 0, 1, ..
+    /// For kinds 0, 1, ..
     pub fn of_kinds(kinds: Vec<LayerContext>) -> Self {
         Self { kinds }
     }
 
-    /// Of layers that are all of kind 0.
+    /// For a model whose layers are all of kind 0.
     pub fn uniform(rotary: Option<Rotary>, mask: Option<Tensor>) -> Self {
         Self { kinds: vec![LayerContext { rotary, mask }] }
     }
 
-    /// What layers of a kind share.
+    /// The context of a kind.
     ///
     /// # Panics
     /// When there is no such kind.
@@ -57,24 +57,24 @@ impl Context {
     }
 }
 
-/// What becomes of the products of last hidden states and the head before they are logits: `softcap * tanh(scale * x / softcap)`.
+/// How logits are computed from the products `x` of hidden states and head: `softcap * tanh(scale * x / softcap)`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Logits {
-    /// What they are multiplied by.
+    /// Factor of the products.
     pub scale: f64,
-    /// Their bound, where there is one.
+    /// Bound of the logits; `None` applies the scale only.
     pub softcap: Option<f64>,
 }
 
 impl Default for Logits {
-    /// They are the logits.
+    /// Logits are the products themselves.
     fn default() -> Self {
         Self { scale: 1.0, softcap: None }
     }
 }
 
 impl Logits {
-    /// Logits of products, in their shape.
+    /// Computes logits from products; the shape stays.
     pub fn apply(&self, products: Tensor) -> Tensor {
         let scaled = if self.scale == 1.0 { products } else { products * self.scale };
         match self.softcap {
@@ -83,7 +83,7 @@ impl Logits {
         }
     }
 
-    /// Derivative of logits with respect to the products that they come from, in their shape; none where it is 1.
+    /// Derivative of each logit with respect to its product, in the shape of `logits`. `None` if it is 1 everywhere.
     pub fn slope(&self, logits: &Tensor) -> Option<Tensor> {
         match self.softcap {
             None if self.scale == 1.0 => None,
@@ -93,67 +93,67 @@ impl Logits {
     }
 }
 
-/// The tensors outside the blocks, as a forward needs them.
+/// Access to the tensors outside the blocks.
 pub trait OuterOps {
-    /// Rows of a table: `ids [..]` (i64) -> `[.., width]` f32.
+    /// Looks up rows of a table: `ids [..]` (i64) -> `[.., width]` f32.
     fn rows(&self, table: &str, ids: &Tensor) -> Result<Tensor, ModelError>;
-    /// A whole tensor, f32.
+    /// A whole tensor in f32.
     fn param(&self, name: &str) -> Result<Tensor, ModelError>;
 }
 
-/// A family with its config read: sizes, names and forward.
+/// A model's architecture, read from its config: sizes, names and forward pass.
 pub trait Decoder: Send + Sync {
     /// Its sizes.
     fn dims(&self) -> Dims;
-    /// What block tensors' names begin with: `model.layers.3.`.
+    /// Prefix of a block's tensor names: `model.layers.3.`.
     fn block_prefix(&self, block_idx: usize) -> String;
-    /// What a layer is made of.
+    /// The structure of a layer.
     fn layer(&self, layer: usize) -> Layer;
-    /// Where channels of a layer may be rescaled, with their ties, or why there is no such place.
+    /// The sites of a kind for the equivalent transformation of a layer, or the reason why it has none.
     fn sites(&self, layer: usize, kind: SiteKind) -> Result<Vec<Site>, &'static str>;
-    /// What stands on the residual stream, or why it cannot be rotated.
+    /// The tensors outside the blocks that read or write the residual stream, or the reason why it cannot be rotated.
     fn residual(&self) -> Result<Residual, &'static str>;
-    /// What of a layer stands on it, where the model can be rotated.
+    /// The tensors of a layer that read or write the residual stream. Called only if [`Self::residual`] gives no reason against rotation.
     fn residual_of(&self, layer: usize) -> LayerResidual;
-    /// The tensors outside the blocks: embedding first, then last norm, head.
+    /// The tensors outside the blocks; the embedding comes first.
     fn outer_params(&self) -> Vec<Param>;
-    /// Name of the matrix that makes logits, `[vocab, width]`; the embedding's where the two are tied.
+    /// Name of the head's matrix, `[vocab, width]`; the embedding's if the two are tied.
     fn head(&self) -> &'static str;
-    /// What the positions of a sequence, or of a part of it that follows others, share over all layers of a kind. Without a mask, each
-    /// position sees all before it.
+    /// Rotary tables and masks for positions of a sequence, which may follow earlier positions. A context without a mask means causal
+    /// attention.
     fn context_at(&self, positions: Range<usize>, device: tch::Device) -> Context;
-    /// What `t` positions from 0 share.
+    /// [`Self::context_at`] for positions `0..t`.
     fn context(&self, t: usize, device: tch::Device) -> Context {
         self.context_at(0..t, device)
     }
-    /// Heads of the mask that [`Self::context`] holds of `t` positions for a layer; 0 where there is none.
+    /// Number of heads in the mask that [`Self::context`] builds for `t` positions and a layer; 0 if there is no mask.
     fn mask_heads(&self, _layer: usize, _t: usize) -> usize {
         0
     }
-    /// Whether a layer's scores over `t` positions are causal and nothing else, as our own attention has them.
+    /// Whether a layer's attention over `t` positions has only the causal mask and the default scale, as `oq-attention` needs.
     fn has_plain_scores(&self, layer: usize, t: usize) -> bool {
         let Attention { scale, softcap, .. } = self.layer(layer).attention;
         self.mask_heads(layer, t) == 0 && scale.is_none() && softcap.is_none()
     }
-    /// What becomes of the products with the head.
+    /// How logits are computed from the products with the head.
     fn logits(&self) -> Logits {
         Logits::default()
     }
-    /// Ids at the positions from `first` on: `ids [b, t]` -> `[b, t, hidden]`.
+    /// Embeds token ids at the positions from `first` on: `ids [b, t]` -> `[b, t, hidden]`.
     fn embed_at(&self, outer: &dyn OuterOps, ids: &Tensor, first: usize) -> Result<Tensor, ModelError>;
-    /// `ids [b, t]` -> `[b, t, hidden]`.
+    /// [`Self::embed_at`] from position 0: `ids [b, t]` -> `[b, t, hidden]`.
     fn embed(&self, outer: &dyn OuterOps, ids: &Tensor) -> Result<Tensor, ModelError> {
         self.embed_at(outer, ids, 0)
     }
-    /// One layer: `x [b, t, hidden]` -> `[b, t, hidden]`.
+    /// Forward pass of one layer: `x [b, t, hidden]` -> `[b, t, hidden]`.
     fn block(&self, layer: usize, ops: &dyn BlockOps, ctx: &Context, x: &Tensor) -> Tensor;
-    /// What stands between the last block and the head: `[.., hidden]` -> `[.., width of the head]`.
+    /// Applies what comes between the last block and the head: `[.., hidden]` -> `[.., width of the head]`.
     fn finish(&self, outer: &dyn OuterOps, x: &Tensor) -> Result<Tensor, ModelError>;
 }
 
 /// An entry of [`crate::FAMILIES`].
 pub struct Family {
-    /// Values of `model_type` it reads.
+    /// Values of `model_type` that it reads.
     pub model_types: &'static [&'static str],
     /// Reads a `config.json`.
     pub read: fn(&Value) -> Result<Box<dyn Decoder>, ModelError>,

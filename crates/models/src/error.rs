@@ -1,4 +1,4 @@
-//! What can be wrong with a model on disk.
+//! Errors of opening, loading and rotating a model.
 
 use std::path::PathBuf;
 
@@ -7,11 +7,11 @@ use oq_kernels::KernelError;
 use oq_quant_core::TensorError;
 use tch::Device;
 
-/// Why a model was not opened or a part of it not loaded.
+/// Why a model or a part of it could not be loaded.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ModelError {
-    /// A key of `config.json` is missing or has a value that no model can have.
+    /// A key of `config.json` is missing or has an invalid value.
     #[error("config.json: {key} is {value}: {expected}")]
     ConfigKey {
         /// The key.
@@ -24,42 +24,42 @@ pub enum ModelError {
     /// No family reads this `model_type`.
     #[error("unknown architecture: model_type `{model_type}` is none of {known}")]
     UnknownArchitecture {
-        /// What the config says.
+        /// The `model_type` of the config.
         model_type: String,
-        /// What there is.
+        /// All supported values.
         known: String,
     },
-    /// All names of tensors stand behind a prefix.
+    /// All tensor names have an unexpected prefix.
     #[error("{}: names of tensors begin with `{prefix}`, and `{tensor}` is not there; {mend}", dir.display())]
     Prefixed {
         /// The model.
         dir: PathBuf,
-        /// What names begin with.
+        /// The prefix.
         prefix: String,
-        /// The tensor that was looked for.
+        /// The tensor that is missing because of it.
         tensor: &'static str,
-        /// Where such names come from, and what to do.
+        /// Where such a prefix comes from, and what to do.
         mend: &'static str,
     },
-    /// A tensor has another shape than the config implies.
+    /// A tensor's shape does not match the config.
     #[error("{name}: shape {got:?} in the checkpoint, {expected:?} by config.json")]
     Shape {
         /// The tensor.
         name: String,
-        /// By the checkpoint.
+        /// The shape in the checkpoint.
         got: Vec<usize>,
-        /// By the config.
+        /// The shape that the config implies.
         expected: Vec<usize>,
     },
-    /// The model is packed already.
+    /// The model is quantized already.
     #[error("{} is quantized already ({quantization}): give its full-precision original", dir.display())]
     AlreadyQuantized {
         /// The model.
         dir: PathBuf,
-        /// Its setting.
+        /// How it is quantized.
         quantization: Quantization,
     },
-    /// A linear cannot be quantized as asked.
+    /// A linear cannot be quantized with this spec.
     #[error("{linear}: {source}")]
     Quantize {
         /// The linear.
@@ -67,36 +67,36 @@ pub enum ModelError {
         /// Why.
         source: TensorError,
     },
-    /// It cannot be rotated.
+    /// The model cannot be rotated.
     #[error(transparent)]
     Rotate(#[from] RotateError),
-    /// A token id beyond the vocabulary.
+    /// A token id is outside the vocabulary.
     #[error("token id {id} at position {index}: the vocabulary has {vocab} entries (is this the model's tokenizer?)")]
     TokenId {
         /// The id.
         id: i64,
-        /// Where it stands.
+        /// Its position in the sequence.
         index: usize,
-        /// Entries of the vocabulary.
+        /// Size of the vocabulary.
         vocab: usize,
     },
-    /// A sequence beyond the last learned position.
+    /// A sequence is longer than the table of learned positions.
     #[error("a sequence of {tokens} tokens: the model has learned {positions} positions (take a smaller --seqlen)")]
     TooLong {
         /// Tokens of the sequence.
         tokens: usize,
-        /// Positions there are.
+        /// Learned positions of the model.
         positions: usize,
     },
-    /// Packed products are for the CPU.
+    /// Packed products run on the CPU only.
     #[error(
         "packed weights are multiplied on the CPU, not on {device:?}: say --device cpu, or --kernels dense --head stored"
     )]
     PackedDevice {
-        /// What was asked for.
+        /// The requested device.
         device: Device,
     },
-    /// The kernels do not run.
+    /// No kernel can run.
     #[error(transparent)]
     Kernel(#[from] KernelError),
     /// The checkpoint cannot be read.
@@ -108,22 +108,22 @@ pub enum ModelError {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RotateError {
-    /// Its residual stream has no place for it.
+    /// Its architecture does not allow it.
     #[error("rotate: this model cannot be rotated: {reason}; say --rotate none")]
     Residual {
-        /// Why.
+        /// The reason.
         reason: &'static str,
     },
-    /// What is rotated while it runs is multiplied with a Hadamard matrix.
-    #[error("rotate: no Hadamard matrix of {width} channels is known here for {what}; say --rotate merged")]
+    /// Online rotations need Hadamard matrices, and there is none for this width.
+    #[error("rotate: no Hadamard matrix of {width} channels is known for {what}; say --rotate merged")]
     Width {
-        /// The channels.
+        /// Which channels.
         what: &'static str,
-        /// How many.
+        /// Their number.
         width: usize,
     },
-    /// Its bias cannot be rotated.
-    #[error("rotate: {norm} has weights of 0 beside a bias that no linear takes up; say --rotate none")]
+    /// A norm's bias cannot be rotated: the linears that read it have no bias to absorb it, and its weight contains zeros.
+    #[error("rotate: {norm} has weights of 0, and a bias that its linears cannot absorb; say --rotate none")]
     Norm {
         /// The norm.
         norm: String,

@@ -1,7 +1,7 @@
 //! Falcon: 7B, 11B, 40B, 180B and the RW models (Almazrouei et al. 2023, arXiv 2311.16867).
 //!
-//! The names and shapes are those of Hugging Face's `modeling_falcon.py`. Queries, keys and values come out of one linear, attention and MLP
-//! read the same hidden state side by side (one after the other in RW), positions turn whole heads (in RW they are biases: ALiBi).
+//! Names and shapes are those of Hugging Face's `modeling_falcon.py`. One linear computes queries, keys and values. Attention and MLP run
+//! in parallel on the same hidden state (in RW, one after the other). Positions are rotary embeddings over whole heads (in RW, ALiBi).
 
 use std::ops::Range;
 
@@ -38,18 +38,18 @@ const LAST_NORM: Norm = ["transformer.ln_f.weight", "transformer.ln_f.bias"];
 /// Names of a norm's weight and bias.
 type Norm = [&'static str; 2];
 
-/// How attention and MLP stand to each other.
+/// How attention and MLP are connected.
 #[derive(Clone, Copy)]
 enum Arrangement {
     /// One norm feeds both (7B, 11B).
     Parallel,
-    /// Each has a norm of its own (40B, 180B).
+    /// Each has its own norm (40B, 180B).
     ParallelTwoNorms,
-    /// The MLP reads what attention has written (RW).
+    /// The MLP follows attention (RW).
     Sequential,
 }
 
-/// How a token's position is told.
+/// How positions are encoded.
 enum Positions {
     Rotary(Rope),
     Alibi,
@@ -72,7 +72,7 @@ fn read(json: &Value) -> Result<Falcon, ModelError> {
     if !hidden.is_multiple_of(n_heads) {
         return Err(config.wrong("num_attention_heads", format!("must divide hidden_size = {hidden}")));
     }
-    // The "new" architecture is that of 40B.
+    // The "new" decoder architecture is that of 40B and 180B.
     let is_new = config.flag_or("new_decoder_architecture", false)?;
     let n_kv_heads = match (is_new, config.flag_or("multi_query", true)?) {
         (true, _) => config.size_or("num_kv_heads", n_heads)?,
@@ -134,7 +134,7 @@ impl Falcon {
         layer_norm(x, Some(&weight), Some(&bias), self.norm_eps)
     }
 
-    /// Norms and the linears that read them.
+    /// The norms, each with the linears that read it.
     fn norm_readers(&self) -> &'static [(Norm, &'static [LinearName])] {
         match self.arrangement {
             Arrangement::Parallel => &[(INPUT_NORM, &[QKV, UP])],
@@ -143,7 +143,8 @@ impl Falcon {
         }
     }
 
-    /// Rows of the fused linear with their key/value head and channel: `slots` of the heads that belong to one.
+    /// Rows of the fused linear, each with its key/value head and channel. The fused linear has, for each key/value head, a sequence of
+    /// slots: its query heads, its key head, its value head. `slots` selects some of them.
     fn fused_rows(&self, slots: std::ops::Range<usize>) -> impl Iterator<Item = (usize, usize, usize)> {
         let Dims { n_heads, n_kv_heads, head_dim: d, .. } = self.dims;
         let heads = n_heads / n_kv_heads + 2;
@@ -152,24 +153,24 @@ impl Falcon {
         })
     }
 
-    /// `h [b, t, hidden]`, as linears see it -> `[b, t, hidden]`.
+    /// `h [b, t, hidden]`, ready for a product -> `[b, t, hidden]`.
     fn attention(&self, ops: &dyn BlockOps, ctx: &LayerContext, h: &Tensor) -> Tensor {
         let (b, t, _) = h.size3().expect("hidden states are [b, t, hidden]");
         let [n_heads, groups, d] = [self.dims.n_heads, self.dims.n_kv_heads, self.dims.head_dim].map(|n| n as i64);
-        let share = n_heads / groups;
-        // Per key/value head: the query heads that read it, then itself twice.
-        let fused = ops.linear(QKV, h).view([b, t, groups, share + 2, d]);
+        let heads_per_kv = n_heads / groups;
+        // For each key/value head: the query heads that read it, the key head, the value head.
+        let fused = ops.linear(QKV, h).view([b, t, groups, heads_per_kv + 2, d]);
         let heads = |from, n| fused.narrow(3, from, n).reshape([b, t, groups * n, d]).transpose(1, 2);
-        let q = ops.act(ActPoint::QueryKey, ctx.turn(&heads(0, share))); // [b, n_heads, t, d]
-        let k = ops.act(ActPoint::QueryKey, ctx.turn(&heads(share, 1))); // [b, n_kv_heads, t, d]
-        let v = ops.act(ActPoint::Value, heads(share + 1, 1)); // [b, n_kv_heads, t, d]
+        let q = ops.act(ActPoint::QueryKey, ctx.rotate(&heads(0, heads_per_kv))); // [b, n_heads, t, d]
+        let k = ops.act(ActPoint::QueryKey, ctx.rotate(&heads(heads_per_kv, 1))); // [b, n_kv_heads, t, d]
+        let v = ops.act(ActPoint::Value, heads(heads_per_kv + 1, 1)); // [b, n_kv_heads, t, d]
         ops.linear(
             DENSE,
             &ops.act(ActPoint::LinearInput, ops.attention(&q, &k, &v, &Scores::masked(ctx.mask.as_ref()))),
         )
     }
 
-    /// `h [b, t, hidden]`, as linears see it -> `[b, t, hidden]`.
+    /// `h [b, t, hidden]`, ready for a product -> `[b, t, hidden]`.
     fn mlp(&self, ops: &dyn BlockOps, h: &Tensor) -> Tensor {
         ops.linear(DOWN, &ops.act(ActPoint::Inner, self.activation.apply(&ops.linear(UP, h))))
     }
@@ -203,8 +204,9 @@ impl Decoder for Falcon {
 
     fn sites(&self, _layer: usize, kind: SiteKind) -> Result<Vec<Site>, &'static str> {
         let Dims { hidden, intermediate, n_heads, n_kv_heads, head_dim: d, .. } = self.dims;
-        let share = n_heads / n_kv_heads;
-        let (queries, keys, values) = (0..share, share..share + 1, share + 1..share + 2);
+        let heads_per_kv = n_heads / n_kv_heads;
+        let (queries, keys, values) =
+            (0..heads_per_kv, heads_per_kv..heads_per_kv + 1, heads_per_kv + 1..heads_per_kv + 2);
         match kind {
             SiteKind::Norm => {
                 let site = |(norm, readers): &(Norm, &[LinearName])| {
@@ -215,11 +217,11 @@ impl Decoder for Falcon {
             SiteKind::Vo => {
                 let values = self.fused_rows(values).map(|(row, group, c)| (row, group * d + c));
                 let values = Port::some(QKV.0, Action::DivideOutput, values);
-                let dense = Port::tied(DENSE.0, Action::MultiplyInput, hidden, |c| c / d / share * d + c % d);
+                let dense = Port::tied(DENSE.0, Action::MultiplyInput, hidden, |c| c / d / heads_per_kv * d + c % d);
                 Ok(vec![Site { kind, n_scales: n_kv_heads * d, ports: vec![values, dense], can_shift: self.bias }])
             }
             SiteKind::Qk => {
-                // Two channels turn together, where positions are told by turning.
+                // The rotary embedding rotates channels in pairs, so both channels of a pair need the same scale.
                 let free = if matches!(self.positions, Positions::Rotary(_)) { d / 2 } else { d };
                 let port = |slots, action| {
                     let pairs = self.fused_rows(slots).map(|(row, group, c)| (row, group * free + c % free));
@@ -228,11 +230,11 @@ impl Decoder for Falcon {
                 let ports = vec![port(queries, Action::DivideOutput), port(keys, Action::MultiplyOutput)];
                 Ok(vec![Site { kind, n_scales: n_kv_heads * free, ports, can_shift: false }])
             }
-            // relu(x / s) = relu(x) / s for every positive s.
+            // relu(x / s) = relu(x) / s for every s > 0.
             SiteKind::Updown if self.activation == Activation::Relu => {
                 Ok(vec![Site::free(kind, intermediate, UP.0, [DOWN.0], false)])
             }
-            SiteKind::Updown => Err("its activation is not ReLU, and does not let factors through"),
+            SiteKind::Updown => Err("its activation is not ReLU, so scales cannot pass through it"),
         }
     }
 

@@ -1,4 +1,4 @@
-//! The list of families.
+//! The list of supported families.
 
 use serde_json::Value;
 
@@ -7,10 +7,13 @@ use crate::decoder::{Decoder, Family};
 use crate::error::ModelError;
 use crate::{falcon, llama, opt};
 
-/// All families.
+/// All supported families.
 pub static FAMILIES: &[Family] = &[llama::FAMILY, opt::FAMILY, falcon::FAMILY];
 
-/// Reads a `config.json` by its `model_type`.
+/// Reads a `config.json` with the family that its `model_type` names.
+///
+/// # Errors
+/// When no family reads that `model_type`, or a key is missing or invalid.
 pub fn decoder_of(json: &Value) -> Result<Box<dyn Decoder>, ModelError> {
     let config = Config::new(json);
     let model_type = config.text("model_type")?.ok_or_else(|| config.wrong("model_type", "a name is needed"))?;

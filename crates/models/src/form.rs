@@ -1,4 +1,4 @@
-//! How a model's matrices are held and multiplied.
+//! How a model's weights are stored in memory and multiplied.
 
 use oq_quant_core::ActSpec;
 
@@ -6,18 +6,18 @@ use crate::block::{BlockOps, BlockWeights, Compute, DenseOps};
 use crate::head::HeadKind;
 use crate::packed::{PackedOps, bytes_of};
 
-/// Who multiplies with a block's linears.
+/// The implementation of products with a block's linears.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Kernels {
-    /// libtorch, with dense weights; packed ones are decoded first. On any device.
+    /// libtorch with dense weights, on any device. Packed weights are dequantized first.
     #[default]
     Dense,
-    /// Our own loops, with packed weights as they are. On the CPU.
+    /// The kernels of `oq-kernels`, directly on packed weights. CPU only.
     Packed,
 }
 
 impl Kernels {
-    /// As records and the command line write it.
+    /// Its name in records and on the command line.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Dense => "dense",
@@ -26,43 +26,43 @@ impl Kernels {
     }
 }
 
-/// How a model's matrices are held and multiplied.
+/// How a model's weights are stored in memory and multiplied.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Form {
-    /// Who multiplies with linears.
+    /// The implementation of products with linears.
     pub kernels: Kernels,
-    /// What products of blocks are computed in.
+    /// Data type of products in blocks.
     pub compute: Compute,
-    /// How the head is held.
+    /// How the head is stored.
     pub head: HeadKind,
 }
 
 impl Form {
-    /// Of these three.
+    /// A form with these three choices.
     pub const fn new(kernels: Kernels, compute: Compute, head: HeadKind) -> Self {
         Self { kernels, compute, head }
     }
 }
 
-/// A block ready to run.
+/// A loaded block.
 #[derive(Debug)]
 pub enum Block {
-    /// Of dense weights.
+    /// With dense weights.
     Dense {
-        /// Linears in the kind of products, the rest in f32.
+        /// Linears in the data type of products, everything else in f32.
         weights: BlockWeights,
-        /// How activations are seen.
+        /// Quantization of activations.
         act: ActSpec,
-        /// What products are computed in.
+        /// Data type of products.
         compute: Compute,
     },
-    /// Of packed weights.
+    /// With packed weights.
     Packed(PackedOps),
 }
 
 impl Block {
-    /// Hands its operations to `f`.
+    /// Calls `f` with the block's operations.
     pub fn with_ops<R>(&self, f: impl FnOnce(&dyn BlockOps) -> R) -> R {
         match self {
             Self::Dense { weights, act, compute } => f(&DenseOps::new(weights).with_act(*act).with_compute(*compute)),
@@ -70,7 +70,7 @@ impl Block {
         }
     }
 
-    /// Bytes of its weights.
+    /// Size of its tensors in bytes.
     pub fn bytes(&self) -> usize {
         match self {
             Self::Dense { weights, .. } => weights.tensors().values().map(bytes_of).sum(),

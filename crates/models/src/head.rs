@@ -1,4 +1,4 @@
-//! The matrix that makes logits.
+//! The language-model head: the matrix that maps hidden states to logits.
 
 use half::{bf16, f16};
 use oq_formats::TensorView;
@@ -12,20 +12,20 @@ use crate::error::ModelError;
 use crate::packed::{bytes_of, kernel_of, multiply_packed};
 use crate::tensors::{stored_tensor_of, tensor_of};
 
-/// How the head is held.
+/// How the head is stored in memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum HeadKind {
-    /// In f32, which is the fastest for many rows.
+    /// In f32, which is the fastest with many rows.
     #[default]
     Wide,
-    /// As it is stored, on the CPU; in f32 elsewhere.
+    /// On the CPU, in the checkpoint's data type; on other devices, in f32.
     Stored,
-    /// Rounded to 8 bits.
+    /// Rounded to nearest with 8 bits.
     W8,
 }
 
 impl HeadKind {
-    /// As records write it.
+    /// Its name in records.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Wide => "f32",
@@ -35,7 +35,7 @@ impl HeadKind {
     }
 }
 
-/// What makes logits: a matrix, and what becomes of the products with it.
+/// The head: its matrix, and how logits are computed from the products.
 #[derive(Debug)]
 pub struct Head {
     matrix: Matrix,
@@ -47,17 +47,17 @@ pub struct Head {
 enum Matrix {
     /// In f32, f16 or bf16.
     Dense(Tensor),
-    /// In 8 bits, on the CPU.
+    /// With 8 bits, on the CPU.
     Packed(Box<PackedLinear>),
 }
 
-/// Rows that are multiplied with a head of 16 bits without widening all of it first.
+/// Up to this number of rows, a 16-bit head is multiplied without converting all of it to f32.
 const DECODE_ROWS: usize = 4;
-/// Values that are rounded to 8 bits at a time.
+/// Number of values that are rounded to 8 bits at a time.
 const SLAB: usize = 1 << 22;
 
 impl Head {
-    /// Takes the stored matrix.
+    /// Loads the stored matrix.
     pub(crate) fn new(
         view: &TensorView<'_>,
         kind: HeadKind,
@@ -72,7 +72,7 @@ impl Head {
         self.logits.apply(self.matrix.multiply(x))
     }
 
-    /// Bytes that it takes.
+    /// Size of the matrix in bytes.
     pub fn bytes(&self) -> usize {
         match &self.matrix {
             Matrix::Dense(weight) => bytes_of(weight),
@@ -84,9 +84,9 @@ impl Head {
 impl Matrix {
     fn new(view: &TensorView<'_>, kind: HeadKind, device: Device) -> Result<Self, ModelError> {
         match kind {
-            // Elsewhere than on the CPU all of it would be widened for each token.
+            // On other devices, all of it would be converted to f32 for each token.
             HeadKind::Stored if device == Device::Cpu => {
-                // Known before its products are asked for.
+                // Fails now rather than in a product.
                 Kernel::chosen()?;
                 Ok(Self::Dense(stored_tensor_of(view, device)?))
             }
@@ -114,13 +114,14 @@ impl Matrix {
     }
 }
 
-/// Groups of 64, or of the largest smaller power of two that cuts the width; so many values at a time, so that memory stays small.
+/// Rounds to nearest with 8 bits, in groups of 64 or the largest smaller power of two that divides the width. Works on about `slab` values
+/// at a time to save memory.
 fn in_8_bits(view: &TensorView<'_>, slab: usize) -> Result<QuantizedTensor, ModelError> {
     let (vocab, width) = (view.shape[0], view.shape[1]);
     let group = 1 << width.trailing_zeros().min(6);
     let spec = WeightSpec {
-        bits: Bits::new(8).expect("a width that there is"),
-        group: GroupSize::channels(group).expect("it is not 0"),
+        bits: Bits::new(8).expect("8 bits are supported"),
+        group: GroupSize::channels(group).expect("a power of two is not 0"),
         symmetry: Symmetry::Asymmetric,
     };
     let rows = (slab / width).max(1);
@@ -134,18 +135,18 @@ fn in_8_bits(view: &TensorView<'_>, slab: usize) -> Result<QuantizedTensor, Mode
     Ok(QuantizedTensor::stack(&slabs.collect::<Result<Vec<_>, ModelError>>()?))
 }
 
-/// A few rows times a matrix of 16 bits: weights as they are, sums in f32.
-#[allow(unsafe_code, reason = "the product is a loop of our own, which reads tensors where they lie")]
+/// A few rows times a 16-bit matrix, with sums in f32.
+#[allow(unsafe_code, reason = "the loop of oq-kernels reads the tensors' memory")]
 fn by_rows<T: Half + oq_slices::Number>(weight: &Tensor, x: &Tensor) -> Tensor {
     let [vocab, width] = [0, 1].map(|dim| weight.size()[dim] as usize);
     let mut shape = x.size();
     *shape.last_mut().expect("activations have a last dimension") = vocab as i64;
     let x = x.contiguous();
-    // SAFETY: nothing is written meanwhile but a tensor that is made here.
+    // SAFETY: while the slices live, only a tensor allocated here is written to.
     let (weight, x) = unsafe { (oq_slices::of::<T>(weight), oq_slices::of::<f32>(&x)) };
     let [y] = oq_slices::filled([&shape], |[y]: [&mut [f32]; 1]| {
         for (y, x) in y.chunks_exact_mut(vocab).zip(x.chunks_exact(width)) {
-            multiply_dense(weight, x, y).expect("the output was made in the product's shape, and there is a kernel");
+            multiply_dense(weight, x, y).expect("the output has the product's shape, and there is a kernel");
         }
     });
     y
@@ -158,12 +159,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn slabs_make_no_difference() {
+    fn results_do_not_depend_on_the_slab_size() {
         let values: Vec<u8> = (0..7 * 96).flat_map(|i| (((i * 37 % 101) as f32 - 50.0) / 8.0).to_le_bytes()).collect();
         let view = TensorView { name: "lm_head.weight", dtype: Dtype::F32, shape: &[7, 96], bytes: &values };
         let whole = in_8_bits(&view, SLAB).unwrap();
         assert_eq!(whole.shape(), [7, 96]);
-        // Two rows at a time, and the last one alone.
+        // Two rows at a time, and the last row alone.
         assert_eq!(in_8_bits(&view, 2 * 96).unwrap(), whole);
     }
 }

@@ -1,4 +1,4 @@
-//! The pieces that families share: norms, heads, activations.
+//! Functions that families share: norms, splitting into heads, activation functions, loss.
 
 use tch::{Kind, Tensor};
 
@@ -6,7 +6,7 @@ use crate::config::Config;
 use crate::decode;
 use crate::error::ModelError;
 
-/// Root-mean-square norm over the last dimension, `x / sqrt(mean(x²) + eps) * weight`, in the kind of `weight`.
+/// RMSNorm over the last dimension, `x / sqrt(mean(x²) + eps) * weight`, in the kind of `weight`.
 ///
 /// `x [.., n]`, `weight [n]` -> `[.., n]`.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Tensor {
@@ -24,7 +24,7 @@ pub fn layer_norm(x: &Tensor, weight: Option<&Tensor>, bias: Option<&Tensor>, ep
     x.layer_norm([width], weight, bias, eps, false)
 }
 
-/// Cuts heads out of a projection: `[b, t, n_heads * head_dim]` -> `[b, n_heads, t, head_dim]`.
+/// Splits a projection into heads: `[b, t, n_heads * head_dim]` -> `[b, n_heads, t, head_dim]`.
 pub fn split_heads(x: &Tensor, head_dim: usize) -> Tensor {
     let (b, t, width) = x.size3().expect("a projection is [b, t, width]");
     if t == 1 {
@@ -33,7 +33,7 @@ pub fn split_heads(x: &Tensor, head_dim: usize) -> Tensor {
     x.view([b, t, width / head_dim as i64, head_dim as i64]).transpose(1, 2)
 }
 
-/// The nonlinearity inside an MLP.
+/// The activation function of an MLP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activation {
     /// `x * sigmoid(x)`.
@@ -47,7 +47,7 @@ pub enum Activation {
 }
 
 impl Activation {
-    /// By the name that `config.json` gives.
+    /// Reads the name that `config.json` has under `key`.
     pub(crate) fn read(config: &Config<'_>, key: &str, default: Self) -> Result<Self, ModelError> {
         match config.text(key)? {
             None => Ok(default),
@@ -59,7 +59,7 @@ impl Activation {
         }
     }
 
-    /// Element by element.
+    /// Applies it to each element.
     pub fn apply(self, x: &Tensor) -> Tensor {
         match self {
             Self::Silu => x.silu(),
@@ -70,10 +70,10 @@ impl Activation {
     }
 }
 
-/// Negative log-likelihood of each next token, in f32: `logits [n, vocab]`, `targets [n]` -> `[n]`.
+/// Negative log-likelihood of each target token, in f32: `logits [n, vocab]`, `targets [n]` -> `[n]`.
 pub fn token_nll(logits: &Tensor, targets: &Tensor) -> Tensor {
-    let picked = logits.gather(1, &targets.unsqueeze(1), false).squeeze_dim(1);
-    logits.to_kind(Kind::Float).logsumexp([1], false) - picked
+    let target_logits = logits.gather(1, &targets.unsqueeze(1), false).squeeze_dim(1);
+    logits.to_kind(Kind::Float).logsumexp([1], false) - target_logits
 }
 
 #[cfg(test)]
@@ -83,8 +83,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_position_alone_is_a_position_among_many() {
-        // Few operations on f32.
+    fn one_position_gives_the_same_result_as_many() {
+        // For a few operations in f32.
         const TOLERANCE: f64 = 1e-6;
         tch::manual_seed(2);
         let (x, weight) =

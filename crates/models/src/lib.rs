@@ -1,8 +1,8 @@
-//! Decoder families: what a checkpoint holds and one forward for everyone who runs it.
+//! Decoder families: the tensors of a checkpoint, and one forward pass for calibration, evaluation and generation.
 //!
-//! A family (`llama`, `opt`, `falcon`) is one file: its config, the names of its tensors, its forward over [`BlockOps`]. Who multiplies is
-//! decided outside: [`DenseOps`] multiplies dense tensors, [`PackedOps`] packed ones; calibration brings its own. [`Model`] joins a
-//! family with a checkpoint on disk and hands out one block at a time, in the [`Form`] that is asked for.
+//! A family (`llama`, `opt`, `falcon`) is one file with its config, the names of its tensors and its forward pass over [`BlockOps`]. The
+//! implementation of [`BlockOps`] does the products: [`DenseOps`] with dense weights, [`PackedOps`] with packed ones, and `oq-calib`
+//! has its own for learning. [`Model`] combines a family with a checkpoint on disk and loads one block at a time, in a given [`Form`].
 
 mod act;
 mod attention;

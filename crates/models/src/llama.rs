@@ -1,9 +1,8 @@
-//! LLaMA, LLaMA-2, LLaMA-3 and what shares their architecture, Mistral and Qwen 2 and 3 among it.
+//! LLaMA, LLaMA-2, LLaMA-3 and models with the same architecture, among them Mistral, Qwen 2 and Qwen 3.
 //!
-//! Touvron et al. 2023 (arXiv 2302.13971, 2307.09288); the names and shapes are those of Hugging Face's
-//! `modeling_llama.py`. Pre-norm blocks with RMSNorm, rotary embedding on whole heads, grouped-query attention, gated MLP.
-//! Mistral's attention sees a window of positions; Qwen 2 has biases on queries, keys and values; Qwen 3 norms each head's
-//! queries and keys.
+//! Touvron et al. 2023 (arXiv 2302.13971, 2307.09288). Names and shapes are those of Hugging Face's `modeling_llama.py`. Blocks have
+//! RMSNorm before attention and MLP, rotary embedding on whole heads, grouped-query attention and a gated MLP. Mistral has sliding-window
+//! attention, Qwen 2 has biases on queries, keys and values, and Qwen 3 normalizes the queries and keys of each head.
 
 use std::ops::Range;
 
@@ -14,7 +13,7 @@ use tch::{Device, Tensor};
 
 use crate::act::ActPoint;
 use crate::attention::Scores;
-use crate::block::{BlockOps, several};
+use crate::block::{BlockOps, linears};
 use crate::config::{Config, MAX};
 use crate::decoder::{Context, Decoder, Family, LM_HEAD, OuterOps};
 use crate::error::ModelError;
@@ -51,38 +50,39 @@ struct Llama {
     out_bias: bool,
     mlp_bias: bool,
     head_norms: bool,
-    /// Positions that each one sees, itself among them; all before it where there is none.
+    /// Length of the sliding window, including the position itself. `None` means causal attention over all positions.
     window: Option<usize>,
     tied: bool,
     rope: Rope,
 }
 
-/// What a config of a class means where it does not say, and what the class has of its own: as transformers' classes have it.
-struct Relative {
+/// The config class of a model type in transformers: its defaults for missing keys, and the properties that no key sets.
+struct ModelClass {
     model_type: &'static str,
-    /// Key and value heads where the key is not written; those of queries where there is no number.
+    /// Number of key/value heads if `num_key_value_heads` is missing. `None` means as many as query heads.
     kv_heads: Option<usize>,
+    /// Number of positions if `max_position_embeddings` is missing.
     positions: usize,
-    /// Channels of a head; hidden channels by heads where there is no number.
+    /// Channels of a head if `head_dim` is missing. `None` means `hidden_size / num_attention_heads`.
     head_dim: Option<usize>,
-    /// Biases of queries, keys and values, and of the output projection; by `attention_bias` where nothing is fixed.
+    /// Whether queries, keys and values have a bias, and whether the output projection has one. `None` means that `attention_bias` decides.
     biases: Option<(bool, bool)>,
-    /// Whether each head's queries and keys have a norm.
+    /// Whether the queries and keys of each head are normalized.
     head_norms: bool,
     window: Window,
 }
 
-/// Which positions attention sees.
+/// Sliding windows of a model type.
 enum Window {
-    /// All before.
+    /// No window.
     None,
-    /// `sliding_window`, or so many where the key is not written.
+    /// A window of `sliding_window` positions in all layers, or of this length if the key is missing.
     Sliding(usize),
-    /// All before, or a window in some layers, which is not read.
+    /// Some layers may have a window. That is not supported; without one, the model is read.
     OfSomeLayers,
 }
 
-const LLAMA: Relative = Relative {
+const LLAMA: ModelClass = ModelClass {
     model_type: "llama",
     kv_heads: None,
     positions: 2048,
@@ -92,9 +92,9 @@ const LLAMA: Relative = Relative {
     window: Window::None,
 };
 
-const RELATIVES: [Relative; 4] = [
+const CLASSES: [ModelClass; 4] = [
     LLAMA,
-    Relative {
+    ModelClass {
         model_type: "mistral",
         kv_heads: Some(8),
         positions: 131_072,
@@ -102,7 +102,7 @@ const RELATIVES: [Relative; 4] = [
         window: Window::Sliding(4096),
         ..LLAMA
     },
-    Relative {
+    ModelClass {
         model_type: "qwen2",
         kv_heads: Some(32),
         positions: 32_768,
@@ -110,7 +110,7 @@ const RELATIVES: [Relative; 4] = [
         window: Window::OfSomeLayers,
         ..LLAMA
     },
-    Relative {
+    ModelClass {
         model_type: "qwen3",
         kv_heads: Some(32),
         positions: 32_768,
@@ -126,14 +126,14 @@ fn read(json: &Value) -> Result<Llama, ModelError> {
     let hidden = config.size("hidden_size")?;
     let n_heads = config.size("num_attention_heads")?;
     let model_type = config.text("model_type")?.unwrap_or(LLAMA.model_type);
-    let relative = RELATIVES.iter().find(|relative| relative.model_type == model_type).unwrap_or(&LLAMA);
-    // A key that is written as null is another matter than one that is not written.
-    let kv_heads = relative.kv_heads.filter(|_| !config.is_written("num_key_value_heads")).unwrap_or(n_heads);
+    let class = CLASSES.iter().find(|class| class.model_type == model_type).unwrap_or(&LLAMA);
+    // A key with the value null differs from a missing key.
+    let kv_heads = class.kv_heads.filter(|_| !config.is_written("num_key_value_heads")).unwrap_or(n_heads);
     let n_kv_heads = config.size_or("num_key_value_heads", kv_heads)?;
     if !n_heads.is_multiple_of(n_kv_heads) {
         return Err(config.wrong("num_key_value_heads", format!("must divide num_attention_heads = {n_heads}")));
     }
-    let head_dim = match config.size_or_none("head_dim")?.or(relative.head_dim) {
+    let head_dim = match config.size_or_none("head_dim")?.or(class.head_dim) {
         Some(head_dim) => head_dim,
         None if hidden.is_multiple_of(n_heads) => hidden / n_heads,
         None => {
@@ -144,25 +144,27 @@ fn read(json: &Value) -> Result<Llama, ModelError> {
     if !head_dim.is_multiple_of(2) {
         return Err(config.wrong("head_dim", "must be even for a rotary embedding"));
     }
-    // There are no more heads of keys and values.
+    // There are at most as many key/value heads.
     let width = n_heads.saturating_mul(head_dim);
     if width > MAX {
         let expected = format!("heads of {head_dim} channels are {width} channels: no model has more than {MAX}");
         return Err(config.wrong("num_attention_heads", expected));
     }
     let bias = config.flag_or("attention_bias", false)?;
-    let (qkv_bias, out_bias) = relative.biases.unwrap_or((bias, bias));
-    let window = match relative.window {
+    let (qkv_bias, out_bias) = class.biases.unwrap_or((bias, bias));
+    let window = match class.window {
         Window::None => None,
         Window::Sliding(window) if !config.is_written("sliding_window") => Some(window),
         Window::Sliding(_) => config.size_or_none("sliding_window")?,
-        Window::OfSomeLayers if slides(&config)? => {
-            return Err(config.wrong("use_sliding_window", "must be false: windows of some blocks are not read"));
+        Window::OfSomeLayers if has_sliding_windows(&config)? => {
+            return Err(
+                config.wrong("use_sliding_window", "must be false: sliding windows in some blocks are not supported")
+            );
         }
         Window::OfSomeLayers => None,
     };
     let activation = Activation::read(&config, "hidden_act", Activation::Silu)?;
-    let max_positions = config.size_or("max_position_embeddings", relative.positions)?;
+    let max_positions = config.size_or("max_position_embeddings", class.positions)?;
     let rope = rope::read(&config, head_dim, max_positions)?;
     Ok(Llama {
         dims: Dims {
@@ -179,7 +181,7 @@ fn read(json: &Value) -> Result<Llama, ModelError> {
         activation,
         qkv_bias,
         out_bias,
-        head_norms: relative.head_norms,
+        head_norms: class.head_norms,
         window,
         mlp_bias: config.flag_or("mlp_bias", false)?,
         tied: config.flag_or("tie_word_embeddings", false)?,
@@ -187,8 +189,8 @@ fn read(json: &Value) -> Result<Llama, ModelError> {
     })
 }
 
-/// Whether some of Qwen's blocks see a window only.
-fn slides(config: &Config<'_>) -> Result<bool, ModelError> {
+/// Whether some blocks of a Qwen model have a sliding window.
+fn has_sliding_windows(config: &Config<'_>) -> Result<bool, ModelError> {
     if !config.flag_or("use_sliding_window", false)? {
         return Ok(false);
     }
@@ -196,24 +198,24 @@ fn slides(config: &Config<'_>) -> Result<bool, ModelError> {
         return Ok(types.iter().any(|kind| kind == "sliding_attention"));
     }
     let has_window = !config.is_written("sliding_window") || config.get("sliding_window").is_some();
-    // The blocks before that one see everything.
+    // Blocks before this one have no window.
     let first = config.get("max_window_layers").map_or(Some(28), Value::as_u64);
     Ok(has_window && first.is_none_or(|first| first < config.size("num_hidden_layers").unwrap_or(usize::MAX) as u64))
 }
 
 impl Llama {
-    /// Queries over keys: one scale for the two channels that turn together, in all heads that read one key head.
+    /// The site between queries and keys. The two channels of a rotary pair share a scale, and so do all query heads of one key head.
     fn query_key(&self) -> Site {
         let Dims { n_heads, n_kv_heads, head_dim: d, .. } = self.dims;
-        let share = n_heads / n_kv_heads;
+        let heads_per_kv = n_heads / n_kv_heads;
         let pair = |channel: usize| channel % (d / 2);
         let scale = |kv_head: usize, channel: usize| kv_head * (d / 2) + pair(channel);
         let (n_scales, ports) = if self.head_norms {
-            // Heads share the weights of their norms.
+            // All heads share one norm weight.
             let port = |module, action| Port::tied(module, action, d, pair);
             (d / 2, vec![port(module(Q_NORM), Action::DivideOutput), port(module(K_NORM), Action::MultiplyOutput)])
         } else {
-            let queries = Port::tied(Q.0, Action::DivideOutput, n_heads * d, |c| scale(c / d / share, c));
+            let queries = Port::tied(Q.0, Action::DivideOutput, n_heads * d, |c| scale(c / d / heads_per_kv, c));
             let keys = Port::tied(K.0, Action::MultiplyOutput, n_kv_heads * d, |c| scale(c / d, c));
             (n_kv_heads * d / 2, vec![queries, keys])
         };
@@ -263,14 +265,14 @@ impl Decoder for Llama {
                 Site::free(kind, hidden, module(POST_ATTENTION_NORM), [GATE.0, UP.0], false),
             ],
             SiteKind::Vo => {
-                let share = n_heads / n_kv_heads;
+                let heads_per_kv = n_heads / n_kv_heads;
                 let values = Port::free(V.0, Action::DivideOutput, n_kv_heads * d);
-                let out = Port::tied(O.0, Action::MultiplyInput, n_heads * d, |c| c / d / share * d + c % d);
+                let out = Port::tied(O.0, Action::MultiplyInput, n_heads * d, |c| c / d / heads_per_kv * d + c % d);
                 let can_shift = self.qkv_bias && self.out_bias;
                 vec![Site { kind, n_scales: n_kv_heads * d, ports: vec![values, out], can_shift }]
             }
             SiteKind::Qk => vec![self.query_key()],
-            // The gate multiplies element by element.
+            // The gate is multiplied elementwise, so scales of `up` pass through.
             SiteKind::Updown => vec![Site::free(kind, intermediate, UP.0, [DOWN.0], false)],
         })
     }
@@ -321,19 +323,19 @@ impl Decoder for Llama {
         let ctx = ctx.of(0);
         let head_dim = self.dims.head_dim;
         let h = ops.act(ActPoint::LinearInput, rms_norm(x, &ops.param(INPUT_NORM), self.rms_norm_eps));
-        let [q, k, v] = several(ops, QKV, &h).map(|x| split_heads(&x, head_dim));
-        let turned = |x, norm| {
+        let [q, k, v] = linears(ops, QKV, &h).map(|x| split_heads(&x, head_dim));
+        let rotate = |x, norm| {
             let x = if self.head_norms { rms_norm(&x, &ops.param(norm), self.rms_norm_eps) } else { x };
-            ops.act(ActPoint::QueryKey, ctx.turn(&x))
+            ops.act(ActPoint::QueryKey, ctx.rotate(&x))
         };
-        let q = turned(q, Q_NORM); // [b, n_heads, t, d]
-        let k = turned(k, K_NORM); // [b, n_kv_heads, t, d]
+        let q = rotate(q, Q_NORM); // [b, n_heads, t, d]
+        let k = rotate(k, K_NORM); // [b, n_kv_heads, t, d]
         let v = ops.act(ActPoint::Value, v); // [b, n_kv_heads, t, d]
         let mixed = ops.act(ActPoint::LinearInput, ops.attention(&q, &k, &v, &Scores::masked(ctx.mask.as_ref())));
         let x = x + ops.linear(O, &mixed);
 
         let h = ops.act(ActPoint::LinearInput, rms_norm(&x, &ops.param(POST_ATTENTION_NORM), self.rms_norm_eps));
-        let [gate, up] = several(ops, GATE_UP, &h);
+        let [gate, up] = linears(ops, GATE_UP, &h);
         let gated = self.activation.apply(&gate) * up; // [b, t, intermediate]
         x + ops.linear(DOWN, &ops.act(ActPoint::Inner, gated))
     }

@@ -1,4 +1,4 @@
-//! A family joined with a checkpoint on disk, handed out one block at a time.
+//! A model on disk: a family and a checkpoint, loaded one block at a time.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -23,7 +23,7 @@ use crate::rotate::Rotator;
 use crate::structure::{Layer, Linear, Param};
 use crate::tensors::{rows_of, tensor_of};
 
-/// A model on disk: full precision or packed.
+/// A model on disk, in full precision or packed.
 pub struct Model {
     dir: PathBuf,
     config: Value,
@@ -36,7 +36,7 @@ pub struct Model {
     read: ReadDecoder,
 }
 
-/// How a `config.json` is read.
+/// A function that reads a `config.json`.
 pub type ReadDecoder = fn(&Value) -> Result<Box<dyn Decoder>, ModelError>;
 
 enum Weights {
@@ -54,22 +54,25 @@ impl Weights {
 }
 
 impl Model {
-    /// Opens a Hugging Face directory, packed or not, and checks that every tensor is there with the shape the config implies.
+    /// Opens a Hugging Face directory, packed or not, and checks that every tensor exists with the shape that the config implies.
+    ///
+    /// # Errors
+    /// When the config or the checkpoint is invalid, or a tensor is missing or has another shape or type.
     pub fn open(dir: &Path) -> Result<Self, ModelError> {
         Self::with_decoder(dir, decoder_of)
     }
 
-    /// [`Self::open`] of a family of one's own, which is not among [`crate::FAMILIES`]: `read` makes a [`Decoder`] of a `config.json`. All else
-    /// takes such a model as it takes any other: quantizing, packing, evaluation and generation.
+    /// [`Self::open`] for a family of your own, which is not in [`crate::FAMILIES`]: `read` makes a [`Decoder`] from a `config.json`. Everything
+    /// else works on such a model as on any other: quantization, packing, evaluation and generation.
     pub fn with_decoder(dir: &Path, read: ReadDecoder) -> Result<Self, ModelError> {
         let mut config = read_config(dir)?;
         let mut decoder = read(&config)?;
         let weights = match quantization_of(&config)? {
             Some(_) => Weights::Packed(PackedCheckpoint::open(dir)?),
-            None => Weights::Dense(under_head(Checkpoint::open(dir)?, &*decoder)),
+            None => Weights::Dense(with_model_prefix(Checkpoint::open(dir)?, &*decoder)),
         };
         refuse_prefix(weights.checkpoint(), &*decoder)?;
-        // As transformers has it since its version 5: a head that was trained is not the embedding's matrix, whatever the config says.
+        // As in transformers 5: a checkpoint with a head that differs from the embedding is untied, whatever the config says.
         if has_other_head(weights.checkpoint(), &*decoder)? {
             config["tie_word_embeddings"] = false.into();
             decoder = read(&config)?;
@@ -79,29 +82,32 @@ impl Model {
         let mut model =
             Self { dir, config, decoder, weights, round_to_nearest, form, rotator: None, online: None, read };
         model.check_tensors()?;
-        // Its matrices are as large as the config says, which tensors vouch for by now.
+        // After the check: the matrices have the config's sizes, which the tensors have confirmed now.
         if is_rotated_online(&model.config) {
             model.online = Some(Online::new(model.decoder.dims())?);
         }
         Ok(model)
     }
 
-    /// The same model with its linears rounded to nearest as they are loaded, and activations as the setting says: the baseline of
-    /// every quantizer.
+    /// The same model, with linears rounded to nearest as they are loaded and activations quantized as `spec` says. This is the baseline
+    /// for every quantizer.
+    ///
+    /// # Errors
+    /// As [`Self::check_quantizable`].
     ///
     /// # Panics
-    /// When it is rotated: `quantize` rounds such a model.
+    /// When the model is rotated: its stored weights would be rounded before rotation.
     pub fn with_round_to_nearest(self, spec: QuantSpec) -> Result<Self, ModelError> {
         assert!(!self.is_rotated(), "weights are rounded as they are stored");
         self.check_quantizable(spec.weight)?;
         Ok(Self { round_to_nearest: Some(spec), ..self })
     }
 
-    /// The same model with orthogonal matrices in it, which `seed` decides: it computes what it did. A head that shares the embedding's matrix
-    /// becomes one of its own, in [`Self::config`] too.
+    /// The same model with its tensors rotated as they are loaded, by matrices that `seed` determines. It computes the same function. A
+    /// tied head is untied, also in [`Self::config`].
     ///
     /// # Errors
-    /// When the model has no place for them, or is packed.
+    /// When the model's architecture cannot be rotated, or it is packed.
     ///
     /// # Panics
     /// When its linears are rounded to nearest as they are loaded.
@@ -120,7 +126,7 @@ impl Model {
         Ok(Self { config, decoder, rotator: Some(rotator), online, ..self })
     }
 
-    /// The model as it lies on the disk.
+    /// Opens the model again as it is stored, without rotation, rounding or form.
     pub fn reopened(&self) -> Result<Self, ModelError> {
         Self::with_decoder(&self.dir, self.read)
     }
@@ -130,15 +136,15 @@ impl Model {
         self.rotator.is_some()
     }
 
-    /// What is rotated while it runs.
+    /// The online rotations of its activations, if it has any.
     pub fn online(&self) -> Option<Online> {
         self.online.clone()
     }
 
-    /// The same model with its matrices held and multiplied in another way than dense ones in f32.
+    /// The same model with its weights stored and multiplied as `form` says. The default is dense f32.
     ///
     /// # Errors
-    /// When packed weights are asked for, and the model is neither packed nor rounded as it is loaded.
+    /// When `form` asks for packed weights, and the model is neither packed nor rounded as it is loaded.
     pub fn with_form(self, form: Form) -> Result<Self, ModelError> {
         if form.kernels == Kernels::Packed && self.quantization().is_none() && self.round_to_nearest.is_none() {
             return Err(FormatError::NotPacked { dir: self.dir }.into());
@@ -146,12 +152,15 @@ impl Model {
         Ok(Self { form, ..self })
     }
 
-    /// How its matrices are held and multiplied.
+    /// How its weights are stored in memory and multiplied.
     pub fn form(&self) -> Form {
         self.form
     }
 
-    /// Refuses a model that is packed already, and a group size that does not cut every linear's rows into equal parts.
+    /// Checks that the model can be quantized.
+    ///
+    /// # Errors
+    /// When it is packed already, or the group size does not divide the input features of every linear.
     pub fn check_quantizable(&self, spec: WeightSpec) -> Result<(), ModelError> {
         if let Some(quantization) = self.quantization() {
             return Err(ModelError::AlreadyQuantized { dir: self.dir.clone(), quantization: quantization.clone() });
@@ -159,7 +168,7 @@ impl Model {
         check_groups(&*self.decoder, spec)
     }
 
-    /// Where it lies.
+    /// Its directory.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
@@ -169,7 +178,7 @@ impl Model {
         &self.config
     }
 
-    /// Its family with the config read.
+    /// Its architecture.
     pub fn decoder(&self) -> &dyn Decoder {
         &*self.decoder
     }
@@ -182,13 +191,13 @@ impl Model {
         }
     }
 
-    /// How activations are seen by its linears and its attention.
+    /// How activations are quantized before its products.
     pub fn act(&self) -> ActSpec {
         let of_packed = self.quantization().map(Quantization::act);
         of_packed.or(self.round_to_nearest.map(|spec| spec.act)).unwrap_or(ActSpec::Float)
     }
 
-    /// The operations of a block that [`Self::load_block`] gave.
+    /// The operations of a block from [`Self::load_block`].
     pub fn ops<'a>(&self, weights: &'a BlockWeights) -> DenseOps<'a> {
         DenseOps::new(weights).with_act(self.act())
     }
@@ -198,7 +207,7 @@ impl Model {
         self.weights.checkpoint()
     }
 
-    /// Loads one block in f32. Pages of the mapped files are given back to the system tensor by tensor.
+    /// Loads one block in f32. Pages of the mapped files are released after each tensor.
     pub fn load_block(&self, block_idx: usize, device: Device) -> Result<BlockWeights, ModelError> {
         let prefix = self.decoder.block_prefix(block_idx);
         let layout = self.decoder.layer(block_idx);
@@ -227,10 +236,10 @@ impl Model {
         layout.params.iter().map(load).collect()
     }
 
-    /// Loads one block in the model's form.
+    /// Loads one block in the model's [`Form`].
     ///
     /// # Errors
-    /// As [`Self::load_block`], and when packed weights are asked for elsewhere than on the CPU.
+    /// As [`Self::load_block`], and when packed weights are requested on a device other than the CPU.
     pub fn block(&self, block_idx: usize, device: Device) -> Result<Block, ModelError> {
         let Form { kernels, compute, .. } = self.form;
         match kernels {
@@ -250,7 +259,7 @@ impl Model {
         }
     }
 
-    /// The matrix that makes logits, in the model's form.
+    /// Loads the head in the model's [`Form`].
     pub fn head(&self, device: Device) -> Result<Head, ModelError> {
         let name = self.decoder.head();
         if self.rotator.is_some() {
@@ -266,7 +275,7 @@ impl Model {
         head
     }
 
-    /// Asks the system to read a block's tensors from the disk, and does not wait for it; nothing where there is no such block.
+    /// Asks the system to read a block's tensors from disk in the background. Does nothing if there is no such block.
     pub fn read_ahead(&self, block_idx: usize) {
         self.checkpoint().read_ahead(&self.decoder.block_prefix(block_idx));
     }
@@ -284,7 +293,7 @@ impl Model {
         Ok(Tensor::from_slice(&packed.dequantize()).view(shape).to_device(device))
     }
 
-    /// A linear's codes, where it is packed or rounded as it is loaded.
+    /// A linear's codes, if the model is packed or rounded as it is loaded.
     fn quantized(&self, name: &str, linear: &Linear) -> Result<Option<QuantizedTensor>, ModelError> {
         let quantize_error = |source| ModelError::Quantize { linear: name.to_owned(), source };
         let quantized = match (&self.weights, self.round_to_nearest) {
@@ -300,7 +309,7 @@ impl Model {
         Ok(Some(quantized))
     }
 
-    /// A linear of a model that has codes, which [`Self::with_form`] made sure of.
+    /// A linear's codes and bias, for packed products. [`Self::with_form`] has checked that there are codes.
     fn codes(&self, prefix: &str, linear: &Linear) -> Result<Codes, ModelError> {
         let name = format!("{prefix}{}", linear.name.0);
         let weight = self.quantized(&name, linear)?;
@@ -309,7 +318,8 @@ impl Model {
         Ok(Codes { name: linear.name, weight, bias: bias.transpose()? })
     }
 
-    /// The tensor of the checkpoint that one outside the blocks is, or is made from: the embedding's, for a head that shared it.
+    /// The checkpoint's name of a tensor outside the blocks. It differs for a head that rotation has untied: that is made from the
+    /// embedding.
     pub fn stored_name<'a>(&self, outer: &'a str) -> &'a str {
         match &self.rotator {
             Some(rotator) if outer == self.decoder.head() => rotator.stored_head,
@@ -364,11 +374,11 @@ impl Model {
     }
 }
 
-/// The checkpoint with the names of a model that has a head.
+/// Adds the first part of tensor names, if it is missing.
 ///
-/// Some are published as the model without it, whose names lack their first part: `decoder.layers.0.` for
+/// Some checkpoints are published as the base model without a head. Their names lack the first part: `decoder.layers.0.` instead of
 /// `model.decoder.layers.0.`.
-fn under_head(checkpoint: Checkpoint, decoder: &dyn Decoder) -> Checkpoint {
+fn with_model_prefix(checkpoint: Checkpoint, decoder: &dyn Decoder) -> Checkpoint {
     let embedding = decoder.outer_params()[0].name;
     match embedding.split_once('.') {
         Some((first, rest)) if !checkpoint.contains(embedding) && checkpoint.contains(rest) => {
@@ -379,7 +389,7 @@ fn under_head(checkpoint: Checkpoint, decoder: &dyn Decoder) -> Checkpoint {
     }
 }
 
-/// What wrappers put before all names of the model in them, and how to get at that model.
+/// Prefixes that wrappers add to all tensor names, and how to save the model without them.
 const WRAPPERS: [(&str, &str); 4] = [
     ("module.", "it was saved from DataParallel or DistributedDataParallel: save the model in it (`model.module`)"),
     ("_orig_mod.", "it was saved from torch.compile: save the model in it (`model._orig_mod`)"),
@@ -390,17 +400,17 @@ const WRAPPERS: [(&str, &str); 4] = [
     ),
 ];
 
-/// Refuses a checkpoint whose names all stand behind a prefix.
+/// Refuses a checkpoint whose tensor names have an unexpected prefix.
 fn refuse_prefix(checkpoint: &Checkpoint, decoder: &dyn Decoder) -> Result<(), ModelError> {
     let embedding = decoder.outer_params()[0].name;
     if checkpoint.contains(embedding) {
         return Ok(());
     }
-    // The larger models of transformers have their own names between, `model.language_model.embed_tokens.weight`.
+    // Multimodal models of transformers insert a name of their own: `model.language_model.embed_tokens.weight`.
     let ends = [embedding, embedding.split_once('.').map_or(embedding, |(_, rest)| rest)];
     let found = ends.into_iter().find_map(|end| {
         let found = checkpoint.names().find(|name| name.ends_with(&format!(".{end}")))?;
-        Some(found.strip_suffix(end).expect("it was found by its end"))
+        Some(found.strip_suffix(end).expect("the name ends with it"))
     });
     let Some(prefix) = found else { return Ok(()) };
     let known = WRAPPERS.iter().find(|(wrapper, _)| prefix.contains(wrapper));
@@ -412,19 +422,22 @@ fn refuse_prefix(checkpoint: &Checkpoint, decoder: &dyn Decoder) -> Result<(), M
     })
 }
 
-/// Whether there is a head of its own, with other numbers, in a model whose head is the embedding's matrix.
+/// Whether a checkpoint of a tied model has a head that differs from the embedding.
 fn has_other_head(checkpoint: &Checkpoint, decoder: &dyn Decoder) -> Result<bool, FormatError> {
     let tied = decoder.head();
     if tied == LM_HEAD || !(checkpoint.contains(LM_HEAD) && checkpoint.contains(tied)) {
         return Ok(false);
     }
     let [head, embedding] = [checkpoint.tensor(LM_HEAD)?, checkpoint.tensor(tied)?];
-    // One tensor of PyTorch's may have two names.
+    // In a PyTorch checkpoint, one tensor can have two names.
     let is_one = head.bytes.as_ptr() == embedding.bytes.as_ptr();
     Ok(head.shape == embedding.shape && !is_one && !checkpoint.is_same(LM_HEAD, (checkpoint, tied))?)
 }
 
-/// Refuses a group size that does not cut the rows of every linear into equal parts.
+/// Checks that the group size divides the input features of every linear.
+///
+/// # Errors
+/// Names the first linear that it does not divide.
 pub fn check_groups(decoder: &dyn Decoder, spec: WeightSpec) -> Result<(), ModelError> {
     for layer in 0..decoder.dims().n_layers {
         for linear in decoder.layer(layer).linears {
@@ -439,7 +452,7 @@ pub fn check_groups(decoder: &dyn Decoder, spec: WeightSpec) -> Result<(), Model
     Ok(())
 }
 
-/// The tensors outside the blocks, read when they are asked for.
+/// The tensors outside the blocks, read on each call.
 pub struct Outer<'a> {
     model: &'a Model,
     device: Device,

@@ -1,4 +1,4 @@
-//! What is rotated while a model runs.
+//! Online rotations: Hadamard matrices that are applied to activations during the forward pass.
 
 use oq_rotation::Orthogonal;
 use tch::Tensor;
@@ -7,8 +7,8 @@ use crate::act::ActPoint;
 use crate::error::RotateError;
 use crate::structure::Dims;
 
-/// What is rotated while a model runs, by Hadamard matrices: queries and keys head by head (R3 of SpinQuant), which scores do not see, and what
-/// the MLP's last linear reads (R4), which its weights undo.
+/// The online rotations of a model. Queries and keys are rotated head by head (R3 of SpinQuant), which leaves scores unchanged. The input
+/// of the MLP's last linear is rotated too (R4), and that linear's weight contains the inverse.
 #[derive(Clone, Debug)]
 pub struct Online {
     heads: Orthogonal,
@@ -16,19 +16,22 @@ pub struct Online {
 }
 
 impl Online {
-    /// Of a model of these sizes.
+    /// For a model of these sizes.
+    ///
+    /// # Errors
+    /// When a width has no Hadamard matrix.
     pub fn new(dims: Dims) -> Result<Self, RotateError> {
         let hadamard = |(what, width)| Orthogonal::hadamard(width).ok_or(RotateError::Width { what, width });
         let [heads, inner] = Self::widths(dims).map(hadamard);
         Ok(Self { heads: heads?, inner: inner? })
     }
 
-    /// What is rotated, and how many channels it has.
+    /// The rotated activations, with their numbers of channels.
     fn widths(dims: Dims) -> [(&'static str, usize); 2] {
         [("heads", dims.head_dim), ("the MLP", dims.intermediate)]
     }
 
-    /// Whether [`Self::new`] would do, without its matrices.
+    /// Checks that [`Self::new`] would succeed, without computing matrices.
     pub(crate) fn check(dims: Dims) -> Result<(), RotateError> {
         match Self::widths(dims).into_iter().find(|&(_, width)| !Orthogonal::has_hadamard(width)) {
             Some((what, width)) => Err(RotateError::Width { what, width }),
@@ -36,13 +39,13 @@ impl Online {
         }
     }
 
-    /// The matrix of what the MLP makes inside.
+    /// The matrix for the input of the MLP's last linear (R4).
     pub(crate) fn inner(&self) -> &Orthogonal {
         &self.inner
     }
 
-    /// An activation on its way into a product.
-    pub fn turn(&self, point: ActPoint, x: Tensor) -> Tensor {
+    /// Rotates an activation as its point requires; the shape stays.
+    pub fn rotate(&self, point: ActPoint, x: Tensor) -> Tensor {
         match point {
             ActPoint::QueryKey => self.heads.apply(&x),
             ActPoint::Inner => self.inner.apply(&x),
@@ -51,10 +54,10 @@ impl Online {
     }
 }
 
-/// An activation on its way into a product, rotated where its model is online.
-pub(crate) fn turn(online: Option<&Online>, point: ActPoint, x: Tensor) -> Tensor {
+/// [`Online::rotate`], if there are online rotations.
+pub(crate) fn rotate_online(online: Option<&Online>, point: ActPoint, x: Tensor) -> Tensor {
     match online {
-        Some(online) => online.turn(point, x),
+        Some(online) => online.rotate(point, x),
         None => x,
     }
 }
@@ -65,12 +68,12 @@ mod tests {
 
     use super::*;
 
-    /// Sylvester's, of any order that is a power of two.
+    /// Entry of Sylvester's matrix, for any order that is a power of two.
     fn sylvester(i: usize, j: usize) -> f64 {
         if (i & j).count_ones().is_multiple_of(2) { 1.0 } else { -1.0 }
     }
 
-    /// Paley's of order 12: squares modulo 11, and a first column of ones.
+    /// Entry of Paley's matrix of order 12, from squares modulo 11, with a first column of ones.
     fn paley(i: usize, j: usize) -> f64 {
         let is_square = |n: usize| [1, 3, 4, 5, 9].contains(&(n % 11));
         match (i, j) {
@@ -82,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn queries_keys_and_what_is_inside_are_turned_by_hadamard_matrices() {
+    fn queries_keys_and_inner_activations_are_rotated_by_hadamard_matrices() {
         let dims = Dims {
             n_layers: 1,
             hidden: 32,
@@ -108,7 +111,7 @@ mod tests {
             (ActPoint::Value, random(&[1, 2, 5, 16]), None),
         ] {
             let expected = matrix.map_or(x.shallow_clone(), |matrix| x.matmul(&matrix));
-            let off = (online.turn(point, x) - expected).abs().max().double_value(&[]);
+            let off = (online.rotate(point, x) - expected).abs().max().double_value(&[]);
             assert!(off < 1e-12, "{point:?}: {off:.1e}");
         }
     }

@@ -1,7 +1,7 @@
 //! OPT, 125M to 66B (Zhang et al. 2022, arXiv 2205.01068).
 //!
-//! The names and shapes are those of Hugging Face's `modeling_opt.py`. LayerNorm before each half of a block (after it, in 350M), learned
-//! positions, biases, plain attention and MLP. 350M embeds tokens in fewer channels than its blocks have.
+//! Names and shapes are those of Hugging Face's `modeling_opt.py`. It has LayerNorm before attention and MLP (in 350M, after them), learned
+//! positions, biases, multi-head attention and an MLP without a gate. In 350M, the embedding is narrower than the blocks.
 
 use std::ops::Range;
 
@@ -12,7 +12,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::act::ActPoint;
 use crate::attention::Scores;
-use crate::block::{BlockOps, several};
+use crate::block::{BlockOps, linears};
 use crate::config::Config;
 use crate::decoder::{Context, Decoder, Family, LM_HEAD, OuterOps};
 use crate::error::ModelError;
@@ -37,9 +37,9 @@ const PROJECT_IN: &str = "model.decoder.project_in.weight";
 const PROJECT_OUT: &str = "model.decoder.project_out.weight";
 const LAST_NORM: Norm = ["model.decoder.final_layer_norm.weight", "model.decoder.final_layer_norm.bias"];
 
-/// The table of positions begins with this many rows that no position uses.
+/// Number of unused rows at the start of the table of positions.
 const POSITION_OFFSET: usize = 2;
-/// Not in the config: LayerNorm's default.
+/// PyTorch's default for LayerNorm; the config has no key for it.
 const NORM_EPS: f64 = 1e-5;
 
 /// Names of a norm's weight and bias.
@@ -47,7 +47,7 @@ type Norm = [&'static str; 2];
 
 struct Opt {
     dims: Dims,
-    /// Channels of the embedding, and of the head.
+    /// Width of the embedding and of the head.
     embedding: usize,
     activation: Activation,
     bias: bool,
@@ -97,7 +97,7 @@ impl Opt {
         layer_norm(x, weight.as_ref(), bias.as_ref(), NORM_EPS)
     }
 
-    /// A half of a block: `x` and what `f` makes of it, with the norm before or after.
+    /// Half a block: `x + f(norm(x))` with the norm first, else `norm(x + f(x))`.
     fn residual(&self, ops: &dyn BlockOps, norm: Norm, x: &Tensor, f: impl FnOnce(Tensor) -> Tensor) -> Tensor {
         if self.norm_first { x + f(self.norm(ops, norm, x)) } else { self.norm(ops, norm, &(x + f(x.shallow_clone()))) }
     }
@@ -135,7 +135,7 @@ impl Decoder for Opt {
         let Dims { hidden, intermediate, .. } = self.dims;
         match kind {
             SiteKind::Norm if !self.norm_first => {
-                Err("its norms stand at the ends of its blocks' halves, where the residual reads them too")
+                Err("its norms come after attention and MLP, so the residual stream reads their outputs too")
             }
             SiteKind::Norm if !self.norm_has_params => Err("its norms have no weights"),
             SiteKind::Norm => Ok(vec![
@@ -148,20 +148,20 @@ impl Decoder for Opt {
                 let keys = Port::free(K.0, Action::MultiplyOutput, hidden);
                 Ok(vec![Site { kind, n_scales: hidden, ports: vec![queries, keys], can_shift: false }])
             }
-            // relu(x / s) = relu(x) / s for every positive s.
+            // relu(x / s) = relu(x) / s for every s > 0.
             SiteKind::Updown if self.activation == Activation::Relu => {
                 Ok(vec![Site::free(kind, intermediate, FC1.0, [FC2.0], false)])
             }
-            SiteKind::Updown => Err("its activation is not ReLU, and does not let factors through"),
+            SiteKind::Updown => Err("its activation is not ReLU, so scales cannot pass through it"),
         }
     }
 
     fn residual(&self) -> Result<Residual, &'static str> {
         if !self.norm_first {
-            return Err("its norms stand at the ends of its blocks' halves, on the residual itself");
+            return Err("its norms come after attention and MLP, on the residual itself");
         }
         if self.embedding != self.dims.hidden {
-            return Err("its embedding and its residual are of different widths");
+            return Err("its embedding and its residual stream have different widths");
         }
         Ok(Residual {
             centred: true,
@@ -223,7 +223,7 @@ impl Decoder for Opt {
         let x = self.residual(ops, ATTENTION_NORM, x, |h| {
             let h = input(h);
             // [b, n_heads, t, d]
-            let [q, k, v] = several(ops, QKV, &h).map(|x| split_heads(&x, self.dims.head_dim));
+            let [q, k, v] = linears(ops, QKV, &h).map(|x| split_heads(&x, self.dims.head_dim));
             let [q, k] = [q, k].map(|x| ops.act(ActPoint::QueryKey, x));
             let v = ops.act(ActPoint::Value, v);
             ops.linear(OUT, &input(ops.attention(&q, &k, &v, &scores)))

@@ -1,4 +1,4 @@
-//! Packed weights, multiplied as they are.
+//! Products with packed weights.
 
 use std::collections::BTreeMap;
 
@@ -11,13 +11,13 @@ use crate::act::{ActPoint, quantize_act};
 use crate::attention::{Scores, attention};
 use crate::block::{BlockOps, Compute};
 use crate::error::ModelError;
-use crate::online::{Online, turn};
+use crate::online::{Online, rotate_online};
 use crate::structure::LinearName;
 
-/// A block of packed linears in the layout that kernels compute on, with its other tensors in f32; on the CPU.
+/// A block on the CPU: its linears packed in the layout of the kernels, its other tensors in f32.
 ///
-/// Products and sums are f32 outside, whatever they are computed in: kernels round activations by themselves
-/// ([`oq_kernels::Operands`]), and attention takes bf16 where that is asked for.
+/// Inputs and outputs of products are f32 for every [`Compute`]. Kernels round activations themselves ([`oq_kernels::Operands`]).
+/// Attention runs in bf16 if `compute` says so.
 #[derive(Debug)]
 pub struct PackedOps {
     joints: Vec<Joint>,
@@ -27,15 +27,15 @@ pub struct PackedOps {
     compute: Compute,
 }
 
-/// Linears that read one input, one below the other.
+/// Linears with the same input, stacked by rows into one matrix.
 #[derive(Debug)]
 struct Joint {
-    /// With their output channels.
+    /// The linears, each with its number of output channels.
     parts: Vec<(LinearName, usize)>,
     linear: PackedLinear,
 }
 
-/// A packed linear as it is stored.
+/// A packed linear as the checkpoint stores it.
 pub(crate) struct Codes {
     pub(crate) name: LinearName,
     pub(crate) weight: QuantizedTensor,
@@ -44,7 +44,7 @@ pub(crate) struct Codes {
 }
 
 impl PackedOps {
-    /// `groups`: linears that are asked for together.
+    /// Packs the linears of each group, which have the same input, into one matrix.
     pub(crate) fn new(
         groups: impl IntoIterator<Item = Result<Vec<Codes>, ModelError>>,
         params: BTreeMap<String, Tensor>,
@@ -56,7 +56,7 @@ impl PackedOps {
         for group in groups {
             let group = group?;
             let alike = group.iter().all(|codes| codes.weight.spec() == group[0].weight.spec());
-            // One matrix has one setting.
+            // All rows of a matrix have the same bits and group size.
             let parts = if alike { vec![group] } else { group.into_iter().map(|codes| vec![codes]).collect() };
             for part in parts {
                 joints.push(Joint::new(part, kernel)?);
@@ -65,18 +65,18 @@ impl PackedOps {
         Ok(Self { joints, params, act, online: None, compute })
     }
 
-    /// The same block, for activations that are rotated while it runs.
+    /// The same block with an online rotation of activations.
     pub(crate) fn with_online(self, online: Option<Online>) -> Self {
         Self { online, ..self }
     }
 
-    /// Bytes of weights, scales, zero points and other tensors.
+    /// Size in bytes of weights, scales, zero points and other tensors.
     pub fn bytes(&self) -> usize {
         let linears = self.joints.iter().map(|joint| joint.linear.bytes());
         linears.sum::<usize>() + self.params.values().map(bytes_of).sum::<usize>()
     }
 
-    /// The place of a linear.
+    /// The matrix that contains a linear.
     fn joint(&self, name: LinearName) -> &Joint {
         let holds = |joint: &&Joint| joint.parts.iter().any(|(part, _)| *part == name);
         self.joints.iter().find(holds).unwrap_or_else(|| panic!("{} is not in the block's layout", name.0))
@@ -95,7 +95,7 @@ impl Joint {
         Ok(Self { parts, linear })
     }
 
-    /// The outputs of some of its linears: views of what all of them give.
+    /// The outputs of some of its linears, as views of the output of the whole matrix.
     fn outputs(&self, names: &[LinearName], x: &Tensor) -> Vec<Tensor> {
         let y = multiply_packed(&self.linear, x);
         let mut start = 0;
@@ -128,7 +128,7 @@ impl BlockOps for PackedOps {
     }
 
     fn act(&self, point: ActPoint, x: Tensor) -> Tensor {
-        quantize_act(self.act, turn(self.online.as_ref(), point, x))
+        quantize_act(self.act, rotate_online(self.online.as_ref(), point, x))
     }
 
     fn attention(&self, q: &Tensor, k: &Tensor, v: &Tensor, scores: &Scores<'_>) -> Tensor {
@@ -142,10 +142,10 @@ impl BlockOps for PackedOps {
     }
 }
 
-/// `x [.., in]`, f32 or bf16, times packed weights: `[.., out]` f32.
+/// `x [.., in]`, f32 or bf16, times packed weights -> `[.., out]` f32.
 ///
 /// # Panics
-/// When `x` is not on the CPU, or of another width.
+/// When `x` is not on the CPU, or its width is not that of the weights.
 pub(crate) fn multiply_packed(linear: &PackedLinear, x: &Tensor) -> Tensor {
     let x = x.contiguous();
     match x.kind() {
@@ -154,32 +154,32 @@ pub(crate) fn multiply_packed(linear: &PackedLinear, x: &Tensor) -> Tensor {
     }
 }
 
-#[allow(unsafe_code, reason = "the product is a loop of our own, which reads activations where they lie")]
+#[allow(unsafe_code, reason = "the kernels read the tensors' memory")]
 fn multiply_as<T: Element + oq_slices::Number>(linear: &PackedLinear, x: &Tensor) -> Tensor {
     let mut shape = x.size();
     *shape.last_mut().expect("activations have a last dimension") = linear.shape()[0] as i64;
-    // SAFETY: nothing is written meanwhile but a tensor that is made here.
+    // SAFETY: while the slice lives, only a tensor allocated here is written to.
     let x = unsafe { oq_slices::of::<T>(x) };
     let rows = x.len() / linear.shape()[1];
     let [y] = oq_slices::filled([&shape], |[y]: [&mut [f32]; 1]| {
-        linear.forward(x, rows, y).expect("the output was made in the product's shape");
+        linear.forward(x, rows, y).expect("the output has the product's shape");
     });
     y
 }
 
-/// The kernel of a computation: in f32, the fastest that rounds no activations to bf16.
+/// The kernel for a data type of products. For f32 it is the fastest one that does not round activations to bf16.
 pub(crate) fn kernel_of(compute: Compute) -> Result<&'static Kernel, ModelError> {
     let chosen = Kernel::chosen()?;
-    let keeps_digits = |kernel: &Kernel| kernel.is_available() && kernel.many != Operands::Bf16;
+    let avoids_bf16 = |kernel: &Kernel| kernel.is_available() && kernel.many != Operands::Bf16;
     Ok(match compute {
         Compute::F32 if chosen.many == Operands::Bf16 => {
-            KERNELS.iter().find(|kernel| keeps_digits(kernel)).expect("the last one runs everywhere, in f32")
+            KERNELS.iter().find(|kernel| avoids_bf16(kernel)).expect("the last one runs everywhere, in f32")
         }
         Compute::F32 | Compute::Bf16 => chosen,
     })
 }
 
-/// Bytes of a tensor's elements.
+/// Size of a tensor's elements in bytes.
 pub(crate) fn bytes_of(tensor: &Tensor) -> usize {
     tensor.numel() * tensor.kind().elt_size_in_bytes()
 }

@@ -1,6 +1,6 @@
-//! Rotary position embedding (Su et al. 2021, arXiv 2104.09864) and the ways in which checkpoints stretch its context.
+//! Rotary position embedding (Su et al. 2021, arXiv 2104.09864) and its context extensions.
 //!
-//! Channel pair `i` of a head of `d` channels turns by `position * inv_freq[i]`, where the plain embedding has
+//! Channel pair `i` of a head with `d` channels is rotated by the angle `position * inv_freq[i]`. Without an extension,
 //! `inv_freq[i] = theta^(-2i/d)`. The pairs are `(i, i + d/2)`, as in Hugging Face's layout.
 
 use std::f64::consts::PI;
@@ -12,64 +12,64 @@ use crate::config::Config;
 use crate::decode;
 use crate::error::ModelError;
 
-/// A model's rotary embedding: how it turns and how it is stretched.
+/// The parameters of a model's rotary embedding.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rope {
-    /// Channels of a head that turn; even.
+    /// Number of rotated channels of a head; even.
     pub dim: usize,
     /// Base of the frequencies.
     pub theta: f64,
-    /// How the context is stretched.
+    /// How the context is extended.
     pub scaling: Scaling,
 }
 
-/// Ways to reach beyond the context of pre-training.
+/// Methods to extend the context beyond that of pre-training.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Scaling {
     /// None.
     Default,
-    /// All positions divided by a factor (Chen et al. 2023).
+    /// Positions are divided by a factor (Chen et al. 2023).
     Linear {
         /// The divisor.
         factor: f64,
     },
-    /// Theta grows with the sequence once it is longer than the context (dynamic NTK).
+    /// Theta grows with the sequence length beyond the context (dynamic NTK).
     Dynamic {
-        /// How strongly it grows.
+        /// How fast theta grows.
         factor: f64,
         /// The context of pre-training.
         max_positions: usize,
     },
-    /// Long wavelengths divided by a factor, short ones kept, those between blended (LLaMA 3.1).
+    /// Low frequencies are divided by a factor, high ones are kept, those in between are interpolated (LLaMA 3.1).
     Llama3 {
-        /// The divisor of long wavelengths.
+        /// The divisor of low frequencies.
         factor: f64,
-        /// Turns within the original context below which a channel is divided.
+        /// A channel pair with fewer rotations in the original context is divided.
         low_freq_factor: f64,
-        /// Turns within the original context above which a channel is kept.
+        /// A channel pair with more rotations in the original context is kept.
         high_freq_factor: f64,
         /// The context of pre-training.
         original_max_positions: f64,
     },
-    /// NTK by parts with a ramp over channels, and a temperature on attention (Peng et al. 2023, arXiv 2309.00071).
+    /// YaRN: NTK-by-parts with a linear ramp over channels, and a temperature on attention (Peng et al. 2023, arXiv 2309.00071).
     Yarn {
-        /// The divisor of long wavelengths.
+        /// The divisor of low frequencies.
         factor: f64,
-        /// Turns within the original context above which a channel is kept.
+        /// A channel pair with more rotations in the original context is kept.
         beta_fast: f64,
-        /// Turns within the original context below which a channel is divided.
+        /// A channel pair with fewer rotations in the original context is divided.
         beta_slow: f64,
         /// The context of pre-training.
         original_max_positions: f64,
-        /// Multiplies cosines and sines.
+        /// Factor of cosines and sines.
         attention_factor: f64,
-        /// Whether the ramp's ends are whole channels.
+        /// Whether the ends of the ramp are rounded to whole channels.
         truncate: bool,
     },
 }
 
-/// Reads `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (transformers 4), with that library's
-/// precedence: a `rope_scaling` that says something replaces `rope_parameters` as a whole.
+/// Reads `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (transformers 4). As in that library, a `rope_scaling` that
+/// is not empty replaces all of `rope_parameters`.
 pub(crate) fn read(config: &Config<'_>, head_dim: usize, max_positions: usize) -> Result<Rope, ModelError> {
     let nothing = serde_json::Value::Null;
     let section = match config.object("rope_scaling")?.filter(|section| !section.is_empty()) {
@@ -82,9 +82,9 @@ pub(crate) fn read(config: &Config<'_>, head_dim: usize, max_positions: usize) -
     };
     let theta = either("rope_theta", 10_000.0)?;
     if either("partial_rotary_factor", 1.0)? != 1.0 {
-        return Err(config.wrong("partial_rotary_factor", "must be 1: heads are turned as a whole"));
+        return Err(config.wrong("partial_rotary_factor", "must be 1: partial rotary embeddings are not supported"));
     }
-    // The key outside the section wins over the one within.
+    // The key at the top level has precedence over the one in the section.
     let original = match config.size_or_none("original_max_position_embeddings")? {
         Some(original) => original,
         None => section.size_or("original_max_position_embeddings", max_positions)?,
@@ -129,7 +129,7 @@ pub(crate) fn read(config: &Config<'_>, head_dim: usize, max_positions: usize) -
     Ok(Rope { dim: head_dim, theta, scaling })
 }
 
-/// YaRN's temperature, `0.1 * m * ln(factor) + 1`, or a ratio of two where both weights are given.
+/// YaRN's factor of cosines and sines, `0.1 * m * ln(factor) + 1` with `m = 1`, or a ratio of two such terms if both weights are given.
 fn yarn_attention(factor: f64, mscale: Option<f64>, mscale_all_dim: Option<f64>) -> f64 {
     let temperature = |mscale: f64| if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 };
     match (mscale, mscale_all_dim) {
@@ -139,18 +139,18 @@ fn yarn_attention(factor: f64, mscale: Option<f64>, mscale_all_dim: Option<f64>)
 }
 
 impl Rope {
-    /// Positions that it is made for, of a model that names so many.
-    pub(crate) fn positions(&self, named: usize) -> usize {
+    /// Length of the extended context, given `max_position_embeddings` of the config.
+    pub(crate) fn positions(&self, max_positions: usize) -> usize {
         match self.scaling {
-            // Some configs name those of pre-training alone.
+            // Some configs give the length of pre-training only.
             Scaling::Yarn { factor, original_max_positions, .. } => {
-                named.max((factor * original_max_positions) as usize)
+                max_positions.max((factor * original_max_positions) as usize)
             }
-            _ => named,
+            _ => max_positions,
         }
     }
 
-    /// Frequencies of the channel pairs for a sequence of `t` tokens, and the factor of cosines and sines.
+    /// The frequencies of the channel pairs for a sequence of `t` tokens, `[dim / 2]`, and the factor of cosines and sines.
     pub fn frequencies(&self, t: usize) -> (Vec<f64>, f64) {
         let d = self.dim as f64;
         let plain = |theta: f64| (0..self.dim / 2).map(move |i| theta.powf(-2.0 * i as f64 / d));
@@ -163,29 +163,30 @@ impl Rope {
             }
             Scaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_positions } => {
                 let blend = |f: f64| {
-                    let turns = original_max_positions * f / (2.0 * PI);
-                    if turns < low_freq_factor {
+                    let rotations = original_max_positions * f / (2.0 * PI);
+                    if rotations < low_freq_factor {
                         f / factor
-                    } else if turns > high_freq_factor {
+                    } else if rotations > high_freq_factor {
                         f
                     } else {
-                        let keep = (turns - low_freq_factor) / (high_freq_factor - low_freq_factor);
+                        let keep = (rotations - low_freq_factor) / (high_freq_factor - low_freq_factor);
                         (1.0 - keep) * f / factor + keep * f
                     }
                 };
                 (plain(self.theta).map(blend).collect(), 1.0)
             }
             Scaling::Yarn { factor, beta_fast, beta_slow, original_max_positions, attention_factor, truncate } => {
-                // The channel that makes `turns` turns within the original context.
-                let channel =
-                    |turns: f64| d * (original_max_positions / (turns * 2.0 * PI)).ln() / (2.0 * self.theta.ln());
+                // The channel pair with that many rotations in the original context.
+                let channel = |rotations: f64| {
+                    d * (original_max_positions / (rotations * 2.0 * PI)).ln() / (2.0 * self.theta.ln())
+                };
                 let (mut low, mut high) = (channel(beta_fast), channel(beta_slow));
                 if truncate {
                     (low, high) = (low.floor(), high.ceil());
                 }
                 (low, high) = (low.max(0.0), high.min(d - 1.0));
                 if low == high {
-                    high += 0.001; // a ramp of no width would divide by zero
+                    high += 0.001; // A ramp of width 0 would divide by zero.
                 }
                 let blend = |(i, f): (usize, f64)| {
                     let divide = ((i as f64 - low) / (high - low)).clamp(0.0, 1.0);
@@ -196,11 +197,11 @@ impl Rope {
         }
     }
 
-    /// The turns of some positions of a sequence that ends with them.
+    /// Cosines and sines for the last positions of a sequence, which ends at `positions.end`.
     pub fn tables(&self, positions: Range<usize>, device: Device) -> Rotary {
         let (frequencies, factor) = self.frequencies(positions.end);
         let frequencies: Vec<f32> = frequencies.iter().map(|&f| f as f32).collect();
-        // In f32, as models are trained.
+        // In f32, as in training.
         let positions = Tensor::arange_start(positions.start as i64, positions.end as i64, (Kind::Float, device));
         let angles = positions.outer(&Tensor::from_slice(&frequencies).to_device(device)); // [t, dim/2]
         let angles = Tensor::cat(&[&angles, &angles], 1);
@@ -208,7 +209,7 @@ impl Rope {
     }
 }
 
-/// Turns of a sequence's positions, each `[t, dim]` f32: pair `i` fills channels `i` and `i + dim/2`.
+/// Cosines and sines for a sequence's positions, each `[t, dim]` f32. Channels `i` and `i + dim/2` hold those of pair `i`.
 #[derive(Debug)]
 pub struct Rotary {
     /// Cosines.
@@ -218,10 +219,10 @@ pub struct Rotary {
 }
 
 impl Rotary {
-    /// Turns every channel pair by its position: `x [b, heads, t, dim]` -> like `x`.
-    pub fn turn(&self, x: &Tensor) -> Tensor {
-        if let Some(turned) = decode::turn(&self.cos, &self.sin, x) {
-            return turned;
+    /// Rotates each channel pair by its position's angle: `x [b, heads, t, dim]` -> `[b, heads, t, dim]`.
+    pub fn rotate(&self, x: &Tensor) -> Tensor {
+        if let Some(rotated) = decode::rotate(&self.cos, &self.sin, x) {
+            return rotated;
         }
         let half = x.size()[3] / 2;
         let (first, second) = (x.narrow(3, 0, half), x.narrow(3, half, half));
@@ -234,17 +235,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_position_alone_is_a_position_among_many() {
-        // Few operations on f32.
+    fn one_position_gives_the_same_result_as_many() {
+        // For a few operations in f32.
         const TOLERANCE: f64 = 1e-6;
         tch::manual_seed(2);
         let heads = Tensor::randn([1, 3, 9, 16], (Kind::Float, Device::Cpu));
         let angles = Tensor::rand([9, 16], (Kind::Float, Device::Cpu)) * 6.0;
         let rotary = Rotary { cos: angles.cos(), sin: angles.sin() };
-        let many = rotary.turn(&heads);
+        let many = rotary.rotate(&heads);
         for i in 0..9 {
             let [cos, sin] = [&rotary.cos, &rotary.sin].map(|x| x.narrow(0, i, 1));
-            let one = decode::turn(&cos, &sin, &heads.narrow(2, i, 1).contiguous()).unwrap();
+            let one = decode::rotate(&cos, &sin, &heads.narrow(2, i, 1).contiguous()).unwrap();
             let many = many.narrow(2, i, 1);
             assert_eq!(one.size(), many.size());
             let error = (one - &many).abs().max().double_value(&[]);

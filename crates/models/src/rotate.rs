@@ -1,10 +1,10 @@
-//! Rotated models: a full-precision model with orthogonal matrices merged into its tensors, which computes what the original does (QuaRot,
-//! Ashkboos et al. 2024, arXiv 2404.00456; SpinQuant, Liu et al. 2024, arXiv 2405.16406).
+//! Rotated models: orthogonal matrices are merged into the tensors of a full-precision model, and the model computes the same function
+//! (QuaRot, Ashkboos et al. 2024, arXiv 2404.00456; SpinQuant, Liu et al. 2024, arXiv 2405.16406).
 //!
-//! The residual stream `h` becomes `h R1`: what is added to it is written rotated, and what reads it undoes the rotation. Norms stand
-//! between, and their weights move into the linears that read them, as `norm(h R1) = norm(h) R1` without weights; where a norm subtracts
-//! the mean, for an `R1` that leaves the mean in place. Each value head is rotated by `R2`, which the output projection undoes. What is
-//! [`Online`] is no part of the weights.
+//! The residual stream `h` becomes `h R1`. Tensors that write to it are rotated, and linears that read it contain the inverse rotation.
+//! Between them are norms, which commute with the rotation, `norm(h R1) = norm(h) R1`, only without weights. So their weights are folded
+//! into the linears that read them. A norm that subtracts the mean also needs an `R1` that preserves the mean. Each value head is rotated
+//! by `R2`, and the output projection contains the inverse. [`Online`] rotations are applied to activations.
 
 use oq_let::{Action, Site};
 use oq_quant_core::{RotateKind, SiteKind};
@@ -17,7 +17,7 @@ use crate::error::RotateError;
 use crate::online::Online;
 use crate::structure::{Layer, LayerResidual, LinearName, Residual};
 
-/// Where matrices stand in a layer.
+/// The tensors of a layer that are rotated.
 #[derive(Debug)]
 struct Places {
     stream: LayerResidual,
@@ -29,7 +29,7 @@ struct Places {
 #[derive(Debug)]
 pub struct Rotator {
     residual: Residual,
-    /// The head's matrix as it is stored, which may be a table too.
+    /// Name of the head's matrix in the checkpoint. For a tied model it is the embedding.
     pub(crate) stored_head: &'static str,
     stream: Rotation,
     values: Rotation,
@@ -39,7 +39,10 @@ pub struct Rotator {
 }
 
 impl Rotator {
-    /// Of matrices that `seed` decides; none for [`RotateKind::None`].
+    /// With matrices that `seed` determines. `None` for [`RotateKind::None`].
+    ///
+    /// # Errors
+    /// When the model's architecture cannot be rotated, or online rotations have no Hadamard matrix.
     pub fn new(decoder: &dyn Decoder, kind: RotateKind, seed: u64) -> Result<Option<Self>, RotateError> {
         let Some(residual) = Self::checked(decoder, kind)? else { return Ok(None) };
         let dims = decoder.dims();
@@ -59,12 +62,16 @@ impl Rotator {
         }))
     }
 
-    /// Whether [`Self::new`] would do, without its matrices: sizes may be those of a config that no tensor has vouched for.
+    /// Checks that [`Self::new`] would succeed, without computing matrices. So it is safe for a config whose sizes were not checked against
+    /// tensors.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
     pub fn check(decoder: &dyn Decoder, kind: RotateKind) -> Result<(), RotateError> {
         Self::checked(decoder, kind).map(drop)
     }
 
-    /// What stands on the residual stream; none for [`RotateKind::None`].
+    /// The checks of [`Self::new`]; returns the decoder's residual stream, or `None` for [`RotateKind::None`].
     fn checked(decoder: &dyn Decoder, kind: RotateKind) -> Result<Option<Residual>, RotateError> {
         if kind == RotateKind::None {
             return Ok(None);
@@ -88,7 +95,7 @@ impl Rotator {
         Ok(Some(residual))
     }
 
-    /// Whether the head's matrix has to part from the embedding's.
+    /// Whether the head has to be untied from the embedding.
     pub(crate) fn unties(&self) -> bool {
         self.residual.tables.contains(&self.stored_head)
     }
@@ -98,12 +105,15 @@ impl Rotator {
         &self.stream
     }
 
-    /// What is rotated while the model runs.
+    /// The online rotations, if there are any.
     pub fn online(&self) -> Option<&Online> {
         self.online.as_ref()
     }
 
-    /// Rotates a layer's tensors, computing in f64; they stay in the kind that they are in.
+    /// Rotates a layer's tensors. Computes in f64; tensors keep their kind.
+    ///
+    /// # Errors
+    /// When a norm's bias cannot be rotated.
     pub fn block(&self, layer: usize, block: BlockWeights) -> Result<BlockWeights, RotateError> {
         let mut block = block.with_online(self.online.clone());
         let Places { stream, values } = &self.layers[layer];
@@ -111,33 +121,33 @@ impl Rotator {
             self.fold(&mut block, norm, readers)?;
         }
         for &writer in &stream.writers {
-            let weight = self.stream.turn_rows(block.weight(writer));
-            let bias = block.bias(writer).map(|bias| self.stream.turn(bias));
+            let weight = self.stream.apply_to_rows(block.weight(writer));
+            let bias = block.bias(writer).map(|bias| self.stream.apply(bias));
             put(&mut block, writer.0, Some(weight), bias);
         }
         for port in values.iter().flat_map(|site| &site.ports) {
-            // Each head's channels follow each other.
+            // The channels of a head are consecutive.
             let channels = Tensor::from_slice(&port.channels);
             let weight = block.get(&format!("{}.weight", port.module)).shallow_clone();
             let channels = channels.to_device(weight.device());
-            let turned = |x: &Tensor, dim: i64| {
+            let rotate_heads = |x: &Tensor, dim: i64| {
                 let heads = x.index_select(dim, &channels).transpose(dim, -1); // [.., heads * d]
-                let turned = self.values.turn(&heads.reshape([-1, self.head_dim])).view_as(&heads);
-                x.index_copy(dim, &channels, &turned.transpose(dim, -1))
+                let rotated = self.values.apply(&heads.reshape([-1, self.head_dim])).view_as(&heads);
+                x.index_copy(dim, &channels, &rotated.transpose(dim, -1))
             };
             let reads = port.action == Action::MultiplyInput;
-            let bias = block.bias(LinearName(port.module)).filter(|_| !reads).map(|bias| turned(bias, 0));
-            put(&mut block, port.module, Some(turned(&weight, if reads { 1 } else { 0 })), bias);
+            let bias = block.bias(LinearName(port.module)).filter(|_| !reads).map(|bias| rotate_heads(bias, 0));
+            put(&mut block, port.module, Some(rotate_heads(&weight, if reads { 1 } else { 0 })), bias);
         }
         if let Some(online) = &self.online {
             let weight = block.weight(stream.inner);
-            let turned = online.inner().apply_in_f64(weight);
-            put(&mut block, stream.inner.0, Some(turned), None);
+            let rotated = online.inner().apply_in_f64(weight);
+            put(&mut block, stream.inner.0, Some(rotated), None);
         }
         Ok(block)
     }
 
-    /// Moves a norm's weight, and where it can its bias, into the linears that read it, and undoes the rotation there.
+    /// Folds a norm's weight, and if possible its bias, into the linears that read it, and applies the inverse rotation to these.
     fn fold(&self, block: &mut BlockWeights, norm: &str, readers: &[LinearName]) -> Result<(), RotateError> {
         let [gamma, beta] =
             ["weight", "bias"].map(|part| block.find(&format!("{norm}.{part}")).map(Tensor::shallow_clone));
@@ -147,7 +157,7 @@ impl Rotator {
             let bias = beta.as_ref().filter(|_| take_bias).zip(block.bias(reader));
             let bias = bias.map(|(beta, bias)| bias + weight.mv(beta));
             let folded = gamma.as_ref().map_or(weight.shallow_clone(), |gamma| &weight * gamma);
-            put(block, reader.0, Some(self.stream.turn(&folded)), bias);
+            put(block, reader.0, Some(self.stream.apply(&folded)), bias);
         }
         let bias = match beta {
             Some(beta) if take_bias => Some(beta.zeros_like()),
@@ -158,7 +168,7 @@ impl Rotator {
         Ok(())
     }
 
-    /// The bias of a norm whose weight was folded into its readers.
+    /// The rotated bias of a norm whose weight was folded into the linears that read it.
     fn norm_bias(&self, norm: &str, gamma: Option<&Tensor>, beta: &Tensor) -> Result<Tensor, RotateError> {
         let beta = match gamma {
             Some(gamma) if gamma.eq(0.0).any().int64_value(&[]) != 0 => {
@@ -167,11 +177,11 @@ impl Rotator {
             Some(gamma) => beta / gamma,
             None => beta.shallow_clone(),
         };
-        Ok(self.stream.turn(&beta))
+        Ok(self.stream.apply(&beta))
     }
 
-    /// Rows of a matrix outside the blocks, as they are stored and of no other use, of a model whose head is `head`; `load` gives whole
-    /// tensors.
+    /// Rotates stored rows of a matrix outside the blocks; may overwrite `rows`. `head` is the name of the model's head, and `load` returns
+    /// whole stored tensors.
     pub(crate) fn rows<E: From<RotateError>>(
         &self,
         head: &str,
@@ -182,21 +192,21 @@ impl Rotator {
         if name != head {
             return Ok(self.of_table(name, rows));
         }
-        // It reads the last norm.
+        // The last norm's weight is folded into the head.
         let gamma = self.residual.last_norm.map(|norm| load(&format!("{norm}.weight"))).transpose()?;
-        // In place: all rows of the head are as large as a block.
+        // In place, because the whole head is as large as a block.
         let mut rows = rows;
         if let Some(gamma) = gamma {
             let _ = rows.g_mul_(&gamma.to_device(rows.device()));
         }
-        Ok(self.stream.turn(&rows))
+        Ok(self.stream.apply(&rows))
     }
 
     fn of_table(&self, name: &str, rows: Tensor) -> Tensor {
-        if self.residual.tables.contains(&name) { self.stream.turn(&rows) } else { rows }
+        if self.residual.tables.contains(&name) { self.stream.apply(&rows) } else { rows }
     }
 
-    /// A tensor outside the blocks, of a model whose head is `head`; `load` gives those that are stored.
+    /// A rotated tensor outside the blocks. `head` is the name of the model's head, and `load` returns whole stored tensors.
     pub(crate) fn outer<E: From<RotateError>>(
         &self,
         head: &str,
@@ -215,7 +225,7 @@ impl Rotator {
     }
 }
 
-/// Puts a module's tensors in the place of what it has.
+/// Replaces those of a module's tensors that are given.
 fn put(block: &mut BlockWeights, module: &str, weight: Option<Tensor>, bias: Option<Tensor>) {
     for (part, tensor) in [("weight", weight), ("bias", bias)] {
         if let Some(tensor) = tensor {

@@ -1,47 +1,47 @@
-//! What layers are made of, as data.
+//! The structure of models and their layers, as data.
 
 use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
 
-/// A linear of a block, by its name in the checkpoint below the block's prefix: `self_attn.q_proj`.
+/// Name of a block's linear in the checkpoint, without the block's prefix: `self_attn.q_proj`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LinearName(pub &'static str);
 
 impl LinearName {
-    /// Name of its weight's tensor.
+    /// Name of its weight tensor.
     pub fn weight(self) -> String {
         format!("{}.weight", self.0)
     }
 
-    /// Name of its bias's tensor.
+    /// Name of its bias tensor.
     pub fn bias(self) -> String {
         format!("{}.bias", self.0)
     }
 }
 
-/// A linear's place and size.
+/// A linear's name and size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Linear {
     /// Its name.
     pub name: LinearName,
-    /// Rows of its weight.
+    /// Output features: rows of its weight.
     pub out_features: usize,
-    /// Columns of its weight.
+    /// Input features: columns of its weight.
     pub in_features: usize,
     /// Whether it has a bias.
     pub bias: bool,
 }
 
-/// A tensor that is not a linear's, with its shape.
+/// A tensor that does not belong to a linear.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Param {
-    /// Name in the checkpoint (below the block's prefix, for a block's).
+    /// Name in the checkpoint, without the block's prefix for a tensor of a block.
     pub name: &'static str,
     /// Its shape.
     pub shape: Vec<usize>,
 }
 
-/// How a layer attends.
+/// Parameters of a layer's attention.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Attention {
     /// Query heads.
@@ -50,29 +50,29 @@ pub struct Attention {
     pub n_kv_heads: usize,
     /// Channels of a head.
     pub head_dim: usize,
-    /// What scores are multiplied by; `head_dim^-0.5` where there is none.
+    /// Factor of the scores; `None` means `head_dim^-0.5`.
     pub scale: Option<f64>,
-    /// Bound of scores: they become `softcap * tanh(score / softcap)` before masks are added.
+    /// Bound of the scores, which become `softcap * tanh(score / softcap)` before masks are added.
     pub softcap: Option<f64>,
 }
 
-/// Everything a layer is made of. Layers of one model may differ.
+/// The structure of a layer. Layers of one model may differ.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Layer {
-    /// The linears, in the order of the forward.
+    /// The linears, in the order of the forward pass.
     pub linears: Vec<Linear>,
-    /// Norms and the like.
+    /// All other tensors, such as norms.
     pub params: Vec<Param>,
-    /// Linears that read one input and are asked for at once ([`crate::BlockOps::linears`]).
+    /// Groups of linears with the same input, which the forward pass computes with one call of [`crate::BlockOps::linears`].
     pub together: Vec<Vec<LinearName>>,
-    /// How it attends.
+    /// Its attention.
     pub attention: Attention,
     /// Width inside the MLP.
     pub intermediate: usize,
 }
 
 impl Layer {
-    /// All linears, those that are asked for at once side by side.
+    /// All linears, grouped as in `together`. A linear that is in no group is a group of its own.
     pub fn groups(&self) -> Vec<Vec<Linear>> {
         let mut groups: Vec<Vec<Linear>> = Vec::new();
         for &linear in &self.linears {
@@ -87,10 +87,10 @@ impl Layer {
     }
 }
 
-/// A name that lives as long as the program, for names that are made while a model is opened: of experts, say. Each is kept once.
+/// Makes a name `'static` by leaking it, once per name. For names that are computed when a model is opened, such as those of experts.
 pub fn intern(name: &str) -> &'static str {
     static NAMES: Mutex<BTreeSet<&'static str>> = Mutex::new(BTreeSet::new());
-    // A panic elsewhere leaves the set whole.
+    // A panic of another thread leaves the set valid.
     let mut names = NAMES.lock().unwrap_or_else(PoisonError::into_inner);
     match names.get(name) {
         Some(known) => known,
@@ -102,13 +102,12 @@ pub fn intern(name: &str) -> &'static str {
     }
 }
 
-/// The module that a weight belongs to: `input_layernorm` of `input_layernorm.weight`.
+/// The module of a weight: `input_layernorm` for `input_layernorm.weight`.
 pub(crate) fn module(weight: &'static str) -> &'static str {
     weight.strip_suffix(".weight").unwrap_or(weight)
 }
 
-/// Sizes of a decoder, as its config names them. Heads and the width inside the MLP are those of its layers where these do not differ;
-/// [`Layer`] has each layer's own.
+/// Sizes of a decoder, from its config. If layers differ in heads or MLP width, use the sizes of each [`Layer`] instead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Dims {
     /// Number of blocks.
@@ -123,30 +122,30 @@ pub struct Dims {
     pub n_kv_heads: usize,
     /// Channels of a head.
     pub head_dim: usize,
-    /// Entries of the vocabulary.
+    /// Size of the vocabulary.
     pub vocab: usize,
-    /// Longest context it was trained for.
+    /// Longest supported context in tokens.
     pub max_positions: usize,
 }
 
-/// What of a model stands on its residual stream.
+/// A model's tensors outside the blocks that read or write the residual stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Residual {
-    /// Whether norms subtract the mean.
+    /// Whether norms subtract the mean, as LayerNorm does.
     pub centred: bool,
-    /// Tables outside the blocks whose rows sum up to the first hidden state.
+    /// Embedding tables, whose rows are added up to the first hidden state.
     pub tables: &'static [&'static str],
-    /// The norm, as a module, that stands between the last block and the head.
+    /// Module of the norm between the last block and the head.
     pub last_norm: Option<&'static str>,
 }
 
-/// What of a layer stands on the residual stream.
+/// A layer's tensors that read or write the residual stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LayerResidual {
-    /// Norms, as modules, with the linears that read them.
+    /// Modules of the norms, each with the linears that read it.
     pub readers: Vec<(&'static str, Vec<LinearName>)>,
     /// Linears whose outputs are added to the stream.
     pub writers: Vec<LinearName>,
-    /// The linear that reads what the MLP makes inside.
+    /// The MLP's last linear, whose input online rotation rotates.
     pub inner: LinearName,
 }

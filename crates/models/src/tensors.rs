@@ -1,23 +1,26 @@
-//! From bytes in a checkpoint to f32 tensors.
+//! Conversion of a checkpoint's bytes to f32 tensors.
 
 use oq_formats::{Dtype, FormatError, TensorView};
 use tch::{Device, Kind, Tensor};
 
 use crate::error::ModelError;
 
-/// Copies a stored tensor to `device` as f32, refusing NaN, infinity and other kinds of numbers.
+/// Copies a stored tensor to `device` as f32.
+///
+/// # Errors
+/// When the tensor contains NaN or infinity, or its type is not f32, f16 or bf16.
 pub fn tensor_of(view: &TensorView<'_>, device: Device) -> Result<Tensor, ModelError> {
     Ok(stored_tensor_of(view, device)?.to_kind(Kind::Float))
 }
 
-/// [`tensor_of`] in the kind that is stored.
+/// [`tensor_of`] without conversion to f32.
 pub(crate) fn stored_tensor_of(view: &TensorView<'_>, device: Device) -> Result<Tensor, ModelError> {
     view.check_finite()?;
     let shape: Vec<i64> = view.shape.iter().map(|&n| n as i64).collect();
     Ok(Tensor::from_data_size(view.bytes, &shape, kind_of(view)?).to_device(device))
 }
 
-/// Rows `ids` of a stored matrix `[n, width]` as f32 `[ids, width]` on the CPU; reads nothing else of it.
+/// Rows `ids` of a stored matrix `[n, width]` as f32 `[ids, width]` on the CPU. Reads only these rows.
 pub(crate) fn rows_of(view: &TensorView<'_>, ids: &[i64]) -> Result<Tensor, ModelError> {
     let (vocab, width) = (view.shape[0], view.shape[1]);
     let row_bytes = width * kind_of(view)?.elt_size_in_bytes();

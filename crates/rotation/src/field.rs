@@ -1,35 +1,37 @@
-//! Finite fields of odd order, for what squares they have.
+//! Finite fields of odd order. Paley's construction of Hadamard matrices needs to know which elements are squares.
 
-/// Digits that an element's number has at most.
+/// The most digits an element can have.
 const DIGITS: usize = Field::LARGEST_DEGREE as usize;
 
-/// The field of `p^k` elements: polynomials of degree below `k` over the numbers modulo `p`, modulo one that has no factors.
+/// The field of `p^k` elements: polynomials over the integers modulo `p`, reduced modulo an irreducible polynomial of degree `k`.
 ///
-/// An element is a number below `p^k`, whose digits to base `p` are its coefficients, the constant first.
+/// An element is represented as a number below `p^k`. Its digits in base `p` are the coefficients, the constant term first.
 pub(crate) struct Field {
     p: usize,
     degree: usize,
-    /// What `x^k` is, less the sign.
+    /// Coefficients of the irreducible polynomial, without its leading `x^k`.
     modulus: [usize; DIGITS],
-    /// Of each element, whether it is a square other than 0.
+    /// For each element, whether it is a nonzero square.
     square: Vec<bool>,
 }
 
 impl Field {
-    /// The largest `k`: up to it a polynomial without roots has no factors.
+    /// The largest supported `k`. Up to degree 3, a polynomial without roots is irreducible.
     pub(crate) const LARGEST_DEGREE: u32 = 3;
 
-    /// Of `q` elements, where `q` is the `degree`-th power of an odd prime.
+    /// The field of `q` elements; `None` unless `q` is the `degree`-th power of an odd prime.
     pub(crate) fn new(q: usize, degree: u32) -> Option<Self> {
         let p = (3..).step_by(2).take_while(|p: &usize| p.pow(degree) <= q).find(|p| p.pow(degree) == q)?;
         if !is_prime(p) {
             return None;
         }
         let mut field = Self { p, degree: degree as usize, modulus: [0; DIGITS], square: vec![false; q] };
-        // Of degree 1 any polynomial will do.
+        // For degree 1, any polynomial is irreducible.
         if degree > 1 {
-            field.modulus =
-                (0..q).map(|low| field.digits(low)).find(|low| !field.has_root(low)).expect("each degree has one");
+            field.modulus = (0..q)
+                .map(|low| field.digits(low))
+                .find(|low| !field.has_root(low))
+                .expect("every degree has an irreducible polynomial");
         }
         (1..q).for_each(|a| {
             let square = field.times(a, a);
@@ -38,12 +40,12 @@ impl Field {
         Some(field)
     }
 
-    /// Its elements.
+    /// The number of elements.
     pub(crate) fn order(&self) -> usize {
         self.square.len()
     }
 
-    /// Whether it is a square other than 0.
+    /// Whether `a` is a nonzero square.
     pub(crate) fn is_square(&self, a: usize) -> bool {
         self.square[a]
     }
@@ -68,7 +70,7 @@ impl Field {
         self.number(product)
     }
 
-    /// Whether `x^k` and these lower terms are 0 somewhere.
+    /// Whether the polynomial `x^k` plus these lower terms has a root.
     fn has_root(&self, low: &[usize; DIGITS]) -> bool {
         let value = |x: usize| low[..self.degree].iter().rev().fold(1, |sum, digit| (sum * x + digit) % self.p);
         (0..self.p).any(|x| value(x) == 0)
@@ -96,7 +98,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn half_of_all_elements_are_squares_and_have_inverses() {
+    fn half_of_the_nonzero_elements_are_squares_and_all_have_inverses() {
         for (q, degree) in [(3, 1), (13, 1), (9, 2), (25, 2), (49, 2), (27, 3), (125, 3), (343, 3)] {
             let field = Field::new(q, degree).unwrap();
             assert_eq!((1..q).filter(|&a| field.is_square(a)).count(), (q - 1) / 2, "{q}");
@@ -108,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn other_orders_have_none() {
+    fn other_orders_have_no_field() {
         for (q, degree) in [(1, 1), (2, 1), (9, 1), (15, 1), (225, 2), (8, 3), (26, 3), (27, 2), (81, 2)] {
             assert!(Field::new(q, degree).is_none(), "{q}");
         }

@@ -1,14 +1,16 @@
-//! Hadamard matrices: entries of 1 and -1, rows at right angles to each other.
+//! Hadamard matrices: square matrices with entries 1 and -1 and orthogonal rows.
 //!
-//! Sylvester's for powers of two, Paley's (1933) beside them: of order `q + 1` for a field of `q = 4 i + 3` elements, and of order
-//! `2 (q + 1)` for one of `q = 4 i + 1`. A Kronecker product of Hadamard matrices is one too, so most widths of models have one.
+//! Powers of two have Sylvester's construction. Paley's constructions (1933) give order `q + 1` for a field of `q = 4 i + 3` elements and
+//! order `2 (q + 1)` for a field of `q = 4 i + 1` elements. A Kronecker product of Hadamard matrices is a Hadamard matrix, so most model
+//! widths have one.
 
 use crate::field::Field;
 
-/// Channels that a power of two's factor has at most.
-const LARGEST: u32 = 7; // 2^7: two of them make 16384.
+/// Largest exponent of one Sylvester factor.
+const LARGEST: u32 = 7; // Two factors of order 2^7 give order 16384.
 
-/// Paley's matrices are not made beyond this order: 64 MiB in f32, and products with it cost what those with weights do.
+/// Largest order of Paley's matrices here. At this order, one takes 64 MiB in f32, and a product with it costs as much as one with a
+/// weight.
 const LARGEST_PALEY: usize = 4096;
 
 /// A square matrix of signs, row by row.
@@ -23,7 +25,7 @@ impl Signs {
         Self { order, signs: (0..order * order).map(|at| sign(at / order, at % order)).collect() }
     }
 
-    /// With a first column of ones.
+    /// Flips the signs of rows so that the first column is all ones.
     fn normalized(mut self) -> Self {
         for row in self.signs.chunks_mut(self.order).filter(|row| row[0] < 0) {
             row.iter_mut().for_each(|sign| *sign = -*sign);
@@ -32,22 +34,23 @@ impl Signs {
     }
 }
 
-/// Matrices whose Kronecker product is a Hadamard matrix of order `n`, each with a first column of ones; none where none is known here.
+/// Matrices whose Kronecker product is a Hadamard matrix of order `n`, each with a first column of ones. `None` where these constructions
+/// give no matrix of that order.
 pub(crate) fn factors(n: usize) -> Option<Vec<Signs>> {
     let (paley, rest) = split(n)?;
     let parts = rest.div_ceil(LARGEST);
     let twos = (0..parts).map(|part| sylvester(rest * (part + 1) / parts - rest * part / parts));
     let factors: Vec<Signs> = paley.iter().map(Paley::signs).chain(twos).collect();
-    // Of order 1.
+    // The matrix of order 1 has no factors.
     Some(if factors.is_empty() { vec![sylvester(0)] } else { factors })
 }
 
-/// Whether [`factors`] has some for `n`, which it does not make.
+/// Whether [`factors`] returns matrices for `n`; computes none of them.
 pub(crate) fn is_known(n: usize) -> bool {
     split(n).is_some()
 }
 
-/// One of Paley's, where `n` is no power of two, and the exponent of the power of two that is left.
+/// Splits `n` into the order of a Paley matrix, needed unless `n` is a power of two, and the exponent of the remaining power of two.
 fn split(n: usize) -> Option<(Option<Paley>, u32)> {
     let twos = n.checked_ilog2()?.min(n.trailing_zeros());
     let odd = n >> twos;
@@ -58,27 +61,27 @@ fn split(n: usize) -> Option<(Option<Paley>, u32)> {
     exponents.find_map(|k| Some((Some(Paley::of_order(odd << k)?), twos - k)))
 }
 
-/// Of order `2^k`.
+/// Sylvester's matrix of order `2^k`.
 fn sylvester(k: u32) -> Signs {
     Signs::new(1 << k, |i, j| if (i & j).count_ones().is_multiple_of(2) { 1 } else { -1 })
 }
 
-/// One of Paley's matrices, by the field whose squares make it.
+/// One of Paley's matrices, given by the finite field it is constructed from.
 enum Paley {
-    /// Of order `q + 1`.
+    /// Paley I, of order `q + 1`.
     First(Field),
-    /// Of order `2 (q + 1)`.
+    /// Paley II, of order `2 (q + 1)`.
     Second(Field),
 }
 
 impl Paley {
-    /// Over the numbers modulo a prime where that can be, else over another field.
+    /// Uses a prime field if possible, else a field of prime-power order.
     fn of_order(order: usize) -> Option<Self> {
         let (first, second) = (order.checked_sub(1)?, (order / 2).checked_sub(1)?);
         [1..=1, 2..=Field::LARGEST_DEGREE].into_iter().find_map(|degrees| {
-            let field = |q: usize, rest| {
+            let field = |q: usize, remainder| {
                 let degrees = degrees.clone();
-                (q % 4 == rest).then(|| degrees.into_iter().find_map(|degree| Field::new(q, degree))).flatten()
+                (q % 4 == remainder).then(|| degrees.into_iter().find_map(|degree| Field::new(q, degree))).flatten()
             };
             field(first, 3).map(Self::First).or_else(|| field(second, 1).map(Self::Second))
         })
@@ -94,20 +97,20 @@ impl Paley {
             }),
             Self::Second(field) => Signs::new(2 * (field.order() + 1), |row, column| {
                 let (i, j, a, b) = (row / 2, column / 2, row % 2, column % 2);
-                let by = match (i, j) {
-                    // The blocks of the diagonal: [1, -1; -1, -1].
+                let sign = match (i, j) {
+                    // Blocks on the diagonal: [1, -1; -1, -1].
                     _ if i == j => return if a + b == 0 { 1 } else { -1 },
                     (0, _) | (_, 0) => 1,
                     _ => character(field, i, j),
                 };
-                if a * b == 1 { -by } else { by }
+                if a * b == 1 { -sign } else { sign }
             }),
         }
         .normalized()
     }
 }
 
-/// 1 where the difference of two elements, counted from 1, is a square, else -1.
+/// The quadratic character of the difference of two distinct elements, numbered from 1: 1 if it is a square, else -1.
 fn character(field: &Field, i: usize, j: usize) -> i8 {
     if field.is_square(field.minus(i - 1, j - 1)) { 1 } else { -1 }
 }
@@ -133,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn widths_of_known_models_have_one() {
+    fn widths_of_known_models_have_a_matrix() {
         // Hidden, MLP and head widths of LLaMA, Mistral, Qwen, OPT, Falcon and SmolLM2.
         for n in [64, 80, 96, 128, 576, 768, 896, 1536, 2048, 2560, 3584, 4096, 4864, 5120, 5632, 6656, 7168, 8192] {
             check(&factors(n).unwrap(), n);
@@ -157,15 +160,15 @@ mod tests {
         for n in [1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 44, 48, 52, 56, 60, 64, 68, 72, 76, 80, 84, 344] {
             check(&factors(n).unwrap_or_else(|| panic!("order {n}")), n);
         }
-        // No such matrix can be: three rows of it need a multiple of four.
+        // No Hadamard matrix of these orders exists: three orthogonal rows need a multiple of four.
         for n in [0, 3, 5, 6, 10, 18, 30, 54] {
             assert_eq!(factors(n), None, "order {n}");
         }
     }
 
     #[test]
-    fn primes_go_before_their_powers() {
-        // 27 = 3^3 would do for it as well.
+    fn prime_fields_are_preferred() {
+        // The field of 27 = 3^3 elements gives a matrix of order 28 too.
         assert!(matches!(Paley::of_order(28), Some(Paley::Second(field)) if field.order() == 13));
         for (paley, order) in [
             (Paley::First(Field::new(27, 3).unwrap()), 28),
@@ -178,8 +181,8 @@ mod tests {
     }
 
     #[test]
-    fn matrices_over_primes_stay_what_they_are() {
-        // Models that were rotated while they run depend on them.
+    fn matrices_over_prime_fields_never_change() {
+        // Packed models with online rotations depend on these exact matrices.
         let row = |order, i: usize| {
             let Signs { signs, .. } = Paley::of_order(order).unwrap().signs();
             signs[i * order..][..order].iter().map(|&sign| if sign == 1 { '+' } else { '-' }).collect::<String>()
@@ -189,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn widths_that_no_model_has_are_answered_at_once() {
+    fn unsupported_widths_are_rejected_quickly() {
         for n in [1031 << 40, (1 << 24) - 4, usize::MAX, usize::MAX - 3, 4 * 1031] {
             assert!(!is_known(n) && factors(n).is_none(), "{n}");
         }
@@ -198,7 +201,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_found_is_one(n in 1..400usize) {
+        fn every_matrix_is_a_hadamard_matrix(n in 1..400usize) {
             if let Some(found) = factors(n) {
                 check(&found, n);
             }

@@ -1,5 +1,5 @@
-//! Orthogonal matrices that channels are rotated by: [`Orthogonal`] ones, which are Hadamard matrices where the width has one, and
-//! [`Rotation`]s, which are merged into weights. What of a model they stand in is decided elsewhere.
+//! Orthogonal matrices for rotating channels. [`Orthogonal`] is the matrix: a Hadamard matrix where the width has one, else a random one.
+//! [`Rotation`] is a randomized matrix that is merged into weights. Which tensors of a model are rotated is decided in `oq-models`.
 
 mod field;
 mod hadamard;
