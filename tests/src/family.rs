@@ -1,4 +1,4 @@
-//! What any family has to do, on random weights.
+//! Checks that every family has to pass, on random weights.
 
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -15,7 +15,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::models::relative_error;
 
-/// Writes a checkpoint of random weights.
+/// Writes a checkpoint with random weights.
 pub fn write_random(dir: &Path, decoder: &dyn Decoder, model_type: &str) {
     let (mut random, mut tensors) = (SplitMix64::new(1), Vec::new());
     let mut put = |name: String, shape: &[usize]| {
@@ -35,8 +35,8 @@ pub fn write_random(dir: &Path, decoder: &dyn Decoder, model_type: &str) {
     std::fs::write(dir.join("config.json"), config.to_string()).expect("it can be written");
 }
 
-/// Holds a family to what it promises: read piece by piece it computes what it does in one go; learned, with LET before its norms and tuning, it
-/// is nearer to the original than rounded to nearest; our own kernels compute what its decoded weights do.
+/// Checks a family. Decoding a sequence in pieces gives the logits of one forward pass. Learned quantization, with LET at norms and with
+/// tuning, has a smaller error than rounding to nearest. Packed kernels compute the same as dequantized weights.
 #[track_caller]
 pub fn check_family(dir: &Path, read: ReadDecoder) {
     let open = |dir: &Path| Model::with_decoder(dir, read).expect("it can be read");
@@ -54,7 +54,7 @@ pub fn check_family(dir: &Path, read: ReadDecoder) {
     for piece in [0..7, 7..8, 8..15, 15..20] {
         let last = piece.end as i64 - 1;
         let got = session.extend(&ids[piece]).expect("there is room");
-        // Sums in another order.
+        // Sums are in a different order.
         let error = relative_error(&got, &row(last));
         assert!(error < 1e-5, "after token {last}: {error:e}");
     }
@@ -82,6 +82,6 @@ pub fn check_family(dir: &Path, read: ReadDecoder) {
     assert!(learned < 0.8 * rounded, "{learned} of {rounded}");
     let form = Form::new(Kernels::Packed, compute, HeadKind::Wide);
     let by_kernels = error(&open(&path).with_form(form).expect("it is packed"));
-    // A few rows of packed products are rounded to 16-bit integers.
+    // With few rows, packed products round activations to 16-bit integers.
     assert!((by_kernels / learned - 1.0).abs() < 0.05, "{by_kernels} and {learned}");
 }

@@ -1,4 +1,4 @@
-//! Where fixtures lie, and what is in them.
+//! Paths and contents of fixtures.
 
 use std::path::{Path, PathBuf};
 
@@ -10,25 +10,25 @@ pub fn repository() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("this package lies in the repository")
 }
 
-/// A file or folder of `tests/fixtures`.
+/// Path of a file or directory in `tests/fixtures`.
 pub fn fixture(name: &str) -> PathBuf {
     repository().join("tests/fixtures").join(name)
 }
 
-/// A copy of a fixture's folder that may be changed.
+/// A writable copy of a fixture's directory.
 pub fn copied(name: &str) -> TempDir {
     let copy = tempfile::tempdir().expect("temporary folders can be made");
     for entry in std::fs::read_dir(fixture(name)).expect("the fixture is there") {
         let path = entry.expect("the fixture is listed").path();
         let bytes = std::fs::read(&path).expect("fixtures are plain files");
-        // Not copied as a file: that would copy a read-only mode too.
+        // Not with `fs::copy`, which would also copy a read-only mode.
         std::fs::write(copy.path().join(path.file_name().expect("entries have names")), bytes)
             .expect("it can be written");
     }
     copy
 }
 
-/// Token ids of `tests/fixtures/TEXT`, without its final newline, by tiny-llama's tokenizer.
+/// Token ids of the file `text` in `tests/fixtures`, without its final newline, from tiny-llama's tokenizer.
 pub fn tokens(text: &str) -> Vec<u32> {
     let text = std::fs::read_to_string(fixture(text)).expect("the text is in the repository");
     let tokenizer = Tokenizer::open(&fixture("tiny-llama")).expect("tiny-llama has a tokenizer");

@@ -1,4 +1,4 @@
-//! What the end-to-end tests share: where fixtures lie, how the program is run, and runs through the libraries.
+//! Helpers of the end-to-end tests: fixtures, running the program, and runs through the libraries.
 
 mod family;
 mod fixtures;

@@ -1,4 +1,4 @@
-//! Runs and measurements through the libraries, without the program.
+//! Runs and measurements through the libraries instead of the program.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::fixtures::{fixture, tokens};
 
-/// The folder of every checkpoint of the fixtures.
+/// The directories of all checkpoints among the fixtures.
 pub fn checkpoints() -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut folders = vec![fixture("")];
@@ -30,27 +30,27 @@ pub fn checkpoints() -> Vec<PathBuf> {
 /// The block that [`f64_block`] loads.
 pub const F64_BLOCK: usize = 1;
 
-/// The second block in f64, in which rounding is no excuse.
+/// The second block in f64, where rounding errors are negligible.
 pub fn f64_block(model: &Model) -> BlockWeights {
     let weights = model.load_block(F64_BLOCK, Device::Cpu).expect("fixtures can be read");
     BlockWeights::new(weights.tensors().iter().map(|(name, t)| (name.clone(), t.to_kind(Kind::Double))).collect())
 }
 
-/// What a recipe learns from, of the fixtures' calibration text.
+/// A recipe's calibration segments, from the fixtures' calibration text.
 pub fn calibration(recipe: &Recipe) -> Vec<Vec<u32>> {
     let c = &recipe.calibration;
     let new = recipe.segments().saturating_sub(c.samples);
     segments_and_new(&tokens("calib.txt"), c.samples, new, c.seqlen, c.seed).expect("the text is long enough")
 }
 
-/// A run into `out` on the CPU, in f32, which sums alike everywhere.
+/// Options of a run into `out` on the CPU in f32, where results are the most reproducible.
 pub fn in_f32(out: &Path, resume: bool) -> Options {
     let mut options = Options::new(out);
     options.resume = resume;
     options
 }
 
-/// Perplexity of the fixtures' evaluation text, in windows of 256.
+/// Perplexity on the fixtures' evaluation text, in windows of 256 tokens.
 pub fn measure(model: &Model) -> f64 {
     let result = perplexity(model, &tokens("eval.txt"), 256, None, Device::Cpu, &mut |_| {});
     let result = result.expect("the text is long enough");
@@ -58,7 +58,7 @@ pub fn measure(model: &Model) -> f64 {
     result.value()
 }
 
-/// The files that make a model: no journal and no record.
+/// The files of a model, without journal and records: name and bytes.
 pub fn model_files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
     let is_model =
         |name: &String| name.ends_with(".safetensors") || name.ends_with("index.json") || name == "config.json";
@@ -67,7 +67,7 @@ pub fn model_files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
     names.filter(is_model).map(|name| (name.clone(), std::fs::read(dir.join(name)).expect("it can be read"))).collect()
 }
 
-/// Mean squared error after each block of a quantized model on segments, as a run computes its final losses.
+/// Mean squared error after each block of a quantized model on these segments, as a run computes its final losses.
 pub fn block_losses(full: &Model, quantized: &Model, segments: &[Vec<u32>]) -> Vec<f64> {
     let _no_grad = tch::no_grad_guard();
     let decoder = full.decoder();
@@ -92,10 +92,10 @@ pub fn block_losses(full: &Model, quantized: &Model, segments: &[Vec<u32>]) -> V
     (0..decoder.dims().n_layers).map(loss).collect()
 }
 
-/// Holds the losses of blocks that a run recorded to those of the packed model on the run's segments.
+/// Checks that the block losses that a run recorded are those of the packed model on the run's segments.
 #[track_caller]
 pub fn check_recorded_losses(full: &Model, packed: &Model, segments: &[Vec<u32>], outcome: &Outcome) {
-    /// Sums of the same squares in the same order, but for the batches' mean.
+    /// Same squares in the same order, except for the mean over batches.
     const TOLERANCE: f64 = 1e-6;
     let losses = block_losses(full, packed, segments);
     assert_eq!(losses.len(), outcome.blocks.len());
@@ -105,12 +105,12 @@ pub fn check_recorded_losses(full: &Model, packed: &Model, segments: &[Vec<u32>]
     }
 }
 
-/// The largest difference over the largest magnitude expected.
+/// The largest difference, divided by the largest expected magnitude.
 #[track_caller]
 pub fn relative_error(got: &[f32], expected: &[f32]) -> f64 {
     assert_eq!(got.len(), expected.len());
     let largest = |values: &mut dyn Iterator<Item = f32>| {
-        // `f32::max` passes over NaN.
+        // `f32::max` ignores NaN.
         values.map(|x| if x.is_nan() { f32::INFINITY } else { x.abs() }).fold(0.0, f32::max)
     };
     let difference = largest(&mut got.iter().zip(expected).map(|(a, b)| a - b));

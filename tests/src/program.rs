@@ -1,4 +1,4 @@
-//! How the program is run, and disturbed.
+//! Running, interrupting and killing the program.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -11,10 +11,10 @@ use serde_json::Value;
 
 use crate::fixtures::repository;
 
-/// Far above the seconds that a run of the tests takes on an idle machine: whoever waits longer waits for ever.
+/// Time limit of waiting, far above the seconds that a run takes on an idle machine.
 pub const LIMIT: Duration = Duration::from_secs(120);
 
-/// The `omniquant` program, built if it is not, with nothing of the caller's environment that changes what it does.
+/// A command for the `omniquant` program, which is built if necessary. Environment variables that would change its behaviour are removed.
 pub fn omniquant() -> Command {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
     let mut command = Command::new(PROGRAM.get_or_init(build));
@@ -24,12 +24,12 @@ pub fn omniquant() -> Command {
             command.env_remove(name);
         }
     }
-    // A folder that is not there: nothing was fetched or measured.
+    // A directory that does not exist, so that nothing is in the cache.
     command.env("XDG_CACHE_HOME", repository().join("target/no-cache")).current_dir(repository());
     command
 }
 
-/// The program, by what cargo says of it.
+/// Builds the program in the tests' profile and finds its path in cargo's messages.
 fn build() -> PathBuf {
     built(&["--package", "oq-cli"]).remove("omniquant").expect("oq-cli has one program")
 }
@@ -61,7 +61,7 @@ fn built(what: &[&str]) -> BTreeMap<String, PathBuf> {
 pub fn cargo() -> Command {
     let mut cargo = Command::new(env!("CARGO"));
     cargo.current_dir(repository());
-    // What our own cargo told us of this package is taken away: ring is rebuilt whenever these variables change.
+    // Without the variables that cargo has set for this package: ring is rebuilt whenever they change.
     for (name, _) in std::env::vars_os() {
         let own = ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_CRATE_", "OUT_DIR"];
         if own.iter().any(|own| name.to_string_lossy().starts_with(own)) {
@@ -71,7 +71,7 @@ pub fn cargo() -> Command {
     cargo
 }
 
-/// Runs a command to its end; it must exit with `code`. Returns what it printed.
+/// Runs a command to its end and checks its exit code. Returns its output.
 #[track_caller]
 pub fn run(command: &mut Command, code: i32) -> Output {
     let output = command.output().expect("the program starts");
@@ -81,7 +81,7 @@ pub fn run(command: &mut Command, code: i32) -> Output {
     output
 }
 
-/// Waits until `reached` says so, or for the end of the process.
+/// Waits until `reached` returns true or the process exits. Returns the exit status in the second case.
 #[track_caller]
 pub fn wait(child: &mut Child, mut reached: impl FnMut() -> bool) -> Option<ExitStatus> {
     let started = Instant::now();
@@ -95,7 +95,7 @@ pub fn wait(child: &mut Child, mut reached: impl FnMut() -> bool) -> Option<Exit
     None
 }
 
-/// Starts a command and waits until it is where it is to be disturbed.
+/// Starts a command and waits until `reached` returns true; the process must not exit before.
 #[track_caller]
 pub fn start(command: &mut Command, reached: impl FnMut() -> bool) -> Child {
     let mut child = command.spawn().expect("the program starts");
@@ -104,7 +104,7 @@ pub fn start(command: &mut Command, reached: impl FnMut() -> bool) -> Child {
     child
 }
 
-/// Kills a command as soon as it is there.
+/// Starts a command and kills it once `reached` returns true.
 #[track_caller]
 pub fn kill(command: &mut Command, reached: impl FnMut() -> bool) {
     let mut child = start(command, reached);

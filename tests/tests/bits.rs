@@ -1,4 +1,5 @@
-//! An average of bits: linears get widths of their own, the packed model is read by them, and a run that is killed ends in the same bytes.
+//! Mixed widths with a given average: each linear has its own width, packed models with mixed widths can be read, and a killed run ends in
+//! the same bytes after a resume.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -12,7 +13,7 @@ use oq_quant_core::QuantizedTensor;
 use oq_tests::{fixture, kill, model_files, omniquant, run, run_json};
 use serde_json::Value;
 
-/// Four blocks, a few tenths of a second each.
+/// Four blocks, each a few tenths of a second.
 fn quantize(out: &Path, options: &[&str]) -> Command {
     let mut command = omniquant();
     command.arg("quantize").arg(fixture("tiny-llama")).args(["--scheme", "w3a16g64", "--calib"]);
@@ -41,7 +42,7 @@ fn each_linear_has_the_width_that_was_chosen() {
     let choice = json(&out.path().join("bits.json"));
     let (mut widths, mut bits, mut weights) = (BTreeSet::new(), 0, 0);
     let units = choice["units"].as_array().unwrap();
-    // Queries, keys and values; output; gate and up; down.
+    // Units: queries, keys and values; output; gate and up; down.
     assert_eq!(units.len(), 4 * 4);
     for unit in units {
         for linear in unit["linears"].as_array().unwrap() {
@@ -64,7 +65,7 @@ fn each_linear_has_the_width_that_was_chosen() {
     assert!(widths.len() > 1 && average > 3.2 && average <= 3.25, "{widths:?}, {average}");
     assert_eq!(choice["average"], average);
 
-    // Packed weights are multiplied as they are, a matrix for each width.
+    // Packed products work too, with a matrix for each width.
     let (dense, kernels) = (perplexity(out.path(), &[]), perplexity(out.path(), &["--kernels", "packed"]));
     assert!((dense / kernels - 1.0).abs() < 1e-3, "{dense} decoded, {kernels} packed");
     let inspected = run_json(omniquant().args(["inspect", "--json"]).arg(out.path()));
@@ -94,15 +95,15 @@ fn runs_that_are_disturbed_end_in_the_same_bytes() {
         let chosen = fs::read(out.path().join("bits.json")).ok();
         run(&mut quantize(out.path(), &options), 0);
         check(out.path(), &expected, &units);
-        // What was measured is not measured again.
+        // Sensitivities are not measured again.
         assert!(chosen.is_none_or(|chosen| chosen == fs::read(out.path().join("bits.json")).unwrap()), "{reached}");
     }
-    // With the choice gone, blocks that were made by it are made again.
+    // If the choice of widths is lost, blocks that depend on it are learned again.
     fs::remove_file(whole.path().join("bits.json")).unwrap();
     fs::remove_file(whole.path().join("config.json")).unwrap();
     run(&mut quantize(whole.path(), &options), 0);
     check(whole.path(), &expected, &units);
-    // Another average is another run.
+    // A different average is a different run.
     let output = run(&mut quantize(whole.path(), &["--bits", "3", "--tune-epochs", "1"]), 2);
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(stderr.contains("bits.average was 2.75 and is now 3.0"), "{stderr}");

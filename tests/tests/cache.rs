@@ -1,4 +1,4 @@
-//! Hidden states beyond `--cache-memory` lie on the disk, and that changes nothing but where they lie.
+//! Hidden states beyond `--cache-memory` are kept on disk, and the results are the same.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 
 use oq_tests::{fixture, kill, omniquant, run};
 
-/// Two batches of two segments, and one of one.
+/// Two batches of two segments, and one batch of one.
 const SEGMENTS: [&str; 6] = ["--samples", "5", "--batch", "2", "--seqlen", "32"];
 
 fn quantize(model: &str, args: &[&str], out: &Path) -> Command {
@@ -20,7 +20,7 @@ fn quantize(model: &str, args: &[&str], out: &Path) -> Command {
     command
 }
 
-/// The packed model without the records of the run.
+/// The files of the packed model, without the run's records.
 fn files(out: &Path) -> BTreeMap<String, Vec<u8>> {
     let entries = fs::read_dir(out).unwrap().map(|entry| entry.unwrap());
     let files = entries.map(|entry| (entry.file_name().into_string().unwrap(), fs::read(entry.path()).unwrap()));
@@ -47,7 +47,7 @@ fn check_same(model: &str, args: &[&str], sizes: &[&str]) {
 
 #[test]
 fn a_budget_changes_no_byte() {
-    // 80 KiB of states each: in full precision, quantized, and for the second loss. Then targets of tuning, and 128 KiB before blocks.
+    // 80 KiB of states each: in full precision, quantized, and for the second loss. Then the targets of tuning, and 128 KiB before blocks.
     check_same(
         "tiny-llama",
         &["--scheme", "w3a16g64", "--epochs", "2", "--aug-loss", "true", "--tune-epochs", "1"],
@@ -62,19 +62,19 @@ fn a_budget_changes_no_byte() {
 fn a_killed_run_leaves_no_cache_behind() {
     let dir = tempfile::tempdir().unwrap();
     let [whole, out] = ["whole", "out"].map(|name| dir.path().join(name));
-    // Four blocks of about half a second.
+    // Four blocks, each about half a second.
     let quantize = |out: &Path, size: &str| {
         let args = ["--scheme", "w3a16g64", "--epochs", "25", "--quiet", "--resume", "--cache-memory", size];
         quantize("tiny-llama", &args, out)
     };
     run(&mut quantize(&whole, "1GiB"), 0);
     kill(&mut quantize(&out, "0"), || out.join("model-00001-of-00005.safetensors").exists());
-    // Nothing but what a run without a cache leaves; a shard that was being written is cleared away by the next run.
+    // Only files that a run without a cache leaves too. The next run deletes a shard that was being written.
     for entry in fs::read_dir(&out).unwrap() {
         let name = entry.unwrap().file_name().into_string().unwrap();
         assert!(name.contains(".json") || name.ends_with(".safetensors") || name.starts_with(".omniquant"), "{name}");
     }
-    // Where they lie is not part of what a run is: it goes on with another budget.
+    // The place of hidden states is not part of a run's identity: it resumes with another budget.
     run(&mut quantize(&out, "100KB"), 0);
     assert!(files(&out) == files(&whole));
 }

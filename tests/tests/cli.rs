@@ -1,4 +1,4 @@
-//! What people and scripts see of the command: helps, texts, JSON, and the records of a run.
+//! The program's output for people and scripts: help, text, JSON, and the records of a run.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -12,7 +12,7 @@ use oq_recipe::{Event, Method, Recipe, RunRecord};
 use oq_tests::{fixture, omniquant, repository, run};
 use serde_json::Value;
 
-/// Perplexities come from the golden file and a table with two decimals, made with scales in f32.
+/// Expected perplexities come from the golden file and from a table with two decimals, computed with scales in f32.
 const PERPLEXITY_TOLERANCE: f64 = 1e-2;
 
 fn printed(args: &[&str]) -> String {
@@ -45,7 +45,7 @@ fn text(path: &Path) -> &str {
     path.to_str().expect("temporary folders have plain names")
 }
 
-/// tiny-llama rounded to nearest into a new folder.
+/// tiny-llama, rounded to nearest, in a new directory.
 fn rounded(scheme: &str) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("packed");
@@ -74,7 +74,7 @@ fn helps() {
     ];
     for command in commands {
         let words = command.split_whitespace().chain(["--help"]);
-        // Where there is no terminal, lines are as wide as this variable says.
+        // Without a terminal, this variable sets the line width.
         let output = run(omniquant().args(words).env("COLUMNS", "80"), 0);
         let help = String::from_utf8(output.stdout).unwrap();
         let lines: Vec<&str> = help.lines().map(str::trim_end).collect();
@@ -97,14 +97,14 @@ fn plan_of_a_model_that_is_here() {
         "n_layers linears sites learned_per_block steps_per_block tuning_steps calibration_tokens compute memory output_bytes disk_bytes time problems \
          suggestions",
     );
-    // Two strengths for each group: q and o 2 * 128 groups, k and v 2 * 64, gate and up 2 * 384, down 6 * 128.
+    // Two clipping strengths per group: q and o 2 * 128 groups, k and v 2 * 64, gate and up 2 * 384, down 6 * 128.
     assert_eq!(plan["learned_per_block"], 2 * (2 * 256 + 2 * 128 + 2 * 768 + 768));
     // 32 segments, half of 40 epochs.
     assert_eq!(plan["steps_per_block"], 32 * 20);
     assert_eq!(plan["calibration_tokens"], 32 * 256);
 }
 
-/// What a plan says of the sites: kind, scales, shifts.
+/// Checks the sites in a plan: kind, scales, shifts.
 #[track_caller]
 fn check_sites(model: &str, scheme: &str, expected: &[(&str, u64, u64)]) {
     let output = omniquant().args(["plan", model, "--scheme", scheme, "--json", "-q"]).output().unwrap();
@@ -128,7 +128,7 @@ fn check_sites(model: &str, scheme: &str, expected: &[(&str, u64, u64)]) {
 fn plans_say_what_is_learned_where() {
     check_sites("opt-125m", "w4a4", &[("norm", 768, 768), ("norm", 768, 768), ("vo", 768, 768), ("qk", 768, 0)]);
     check_sites("opt-1.3b", "w3a16g128", &[("norm", 2048, 0), ("norm", 2048, 0), ("vo", 2048, 0)]);
-    // One norm; one key/value head of 64 channels, of which two turn together.
+    // One norm; one key/value head of 64 channels, which the rotary embedding rotates in pairs.
     check_sites("falcon-7b", "w4a4", &[("norm", 4544, 0), ("vo", 64, 0), ("qk", 32, 0)]);
     // Eight key/value heads of 128.
     check_sites("llama2-70b", "w4a4", &[("norm", 8192, 0), ("norm", 8192, 0), ("vo", 1024, 0), ("qk", 512, 0)]);
@@ -144,7 +144,7 @@ fn plan_of_a_model_that_is_nowhere() {
     let empty = tempfile::tempdir().unwrap();
     let mut command = omniquant();
     command.args(["plan", "llama2-70b", "--scheme", "w4a16g128", "--json", "-q"]);
-    // Nothing in any cache, and nowhere to ask.
+    // The caches are empty, and no hub can be reached.
     command.env("HF_HUB_OFFLINE", "1").env("HOME", empty.path()).env("HF_HOME", empty.path());
     command.env("XDG_CACHE_HOME", empty.path());
     let output = command.output().unwrap();
@@ -153,7 +153,7 @@ fn plan_of_a_model_that_is_nowhere() {
     let fits = plan["fits"].as_bool().unwrap();
     assert_eq!(output.status.code(), Some(if fits { 0 } else { 4 }), "{}", String::from_utf8_lossy(&output.stderr));
     assert_eq!(plan["plan"]["n_layers"], 80);
-    // 68.5e9 weights at 4.16 bits, half a billion more at 16.
+    // 68.5e9 weights at 4.16 bits and half a billion at 16 bits.
     let bytes = plan["plan"]["output_bytes"].as_f64().unwrap();
     assert!((35e9..38e9).contains(&bytes), "{bytes}");
     assert!(std::fs::read_dir(empty.path()).unwrap().next().is_none(), "something was fetched");
@@ -190,7 +190,7 @@ fn evaluation() {
     let said = printed(&["eval", "tiny-llama"]);
     assert!(said.starts_with("perplexity 18.25") && said.contains("39 windows of 256"), "{said}");
 
-    // The same twice: rounded as it is loaded, and rounded on disk.
+    // The same model rounded to nearest as it is loaded, and on disk.
     let loaded = json(&["eval", "tiny-llama", "--rtn", "w3a16g64", "--windows", "8"]);
     let dir = rounded("w3a16g64");
     let packed = dir.path().join("packed");
@@ -200,7 +200,7 @@ fn evaluation() {
     assert_eq!((&stored["rtn"], &stored["quantized"]), (&Value::Null, &"w3a16g64".into()));
     assert_eq!(loaded["running_perplexity"], stored["running_perplexity"]);
 
-    // By our own kernels.
+    // With packed kernels.
     let auto = ["--kernels", "auto", "--compute", "auto", "--head", "w8"];
     let packed = ["eval", text(&packed), "--data", &data, "--seqlen", "256", "--windows", "8"];
     let packed = json(&[&packed[..], &auto].concat());
@@ -224,7 +224,7 @@ fn texts_are_continued() {
     let streamed = printed(&asked);
     assert_eq!(streamed, format!("{}\n", said["text"].as_str().unwrap()));
 
-    // From a file, and by draws that depend on the seed alone.
+    // With a prompt from a file, and with sampling that depends on the seed only.
     let file = dir.path().join("prompt.txt");
     std::fs::write(&file, "The river").unwrap();
     let drawn = |seed: &str| {
@@ -234,7 +234,7 @@ fn texts_are_continued() {
     assert_eq!(drawn("1"), drawn("1"));
     assert_ne!(drawn("1"), drawn("2"));
 
-    // What is said of draws and stops is done.
+    // Sampling settings and stop strings take effect.
     let with = |args: &[&str]| {
         json(&[&["generate", "tiny-llama", "--prompt", "The river", "--max-tokens", "12"], args].concat())
     };
@@ -285,7 +285,7 @@ fn conversations_need_a_template() {
     assert_eq!(answers.len(), 2, "an empty line is no message: {lines}");
     assert!(answers.iter().all(|answer| answer["ids"].as_array().unwrap().len() <= 8));
 
-    // What the model reads is the conversation so far, by the template.
+    // The model reads the conversation so far, rendered with the template.
     let generated =
         |prompt: &str| json(&["generate", text(dir.path()), "--max-tokens", "8", "--prompt", prompt])["text"].clone();
     let first = "system: Be brief.\nuser: Where does the river go?\nassistant:";
@@ -308,7 +308,7 @@ fn a_conversation_that_is_too_long_loses_its_beginning() {
         child.stdin.take().unwrap().write_all(questions.as_bytes()).unwrap();
         child.wait_with_output().unwrap()
     };
-    // 302 of 512 positions.
+    // The first message takes 302 of 512 positions.
     let long = "river ".repeat(300);
     let output = answers(&format!("{long}\n{long}\nAnd then?\n"));
     assert!(output.status.success());
@@ -317,11 +317,11 @@ fn a_conversation_that_is_too_long_loses_its_beginning() {
         .lines()
         .map(|line| serde_json::from_str::<Value>(line).unwrap()["prompt_tokens"].as_u64().unwrap())
         .collect();
-    // The second question takes the first one's place.
+    // The first question is dropped to make room for the second.
     assert!(read.len() == 3 && read[0] == read[1], "{read:?}");
     let said = String::from_utf8(output.stderr).unwrap();
     assert_eq!(said.matches("oldest answers (1) are left out").count(), 1, "{said}");
-    // One question that is too long is the user's to shorten.
+    // A single question that is too long is an error.
     assert_eq!(answers(&format!("{}\n", long.repeat(4))).status.code(), Some(2));
 }
 
@@ -342,7 +342,7 @@ fn tasks_are_asked() {
     let said = json(&["eval", "tiny-llama", "--tasks", "arc_easy,boolq", "--data-dir", text(dir.path())]);
     check_keys(&said, "model rtn quantized tasks kernels compute head device wall_secs peak_bytes");
     let [arc, boolq] = &said["tasks"].as_array().unwrap()[..] else { panic!("{said}") };
-    // One of two is right, whatever is likelier.
+    // One of two answers is right, whichever is likelier.
     assert_eq!((&arc["task"], &arc["items"], &arc["accuracy"]), (&"arc_easy".into(), &2.into(), &0.5.into()));
     assert_eq!(arc["accuracy_per_character"], 0.5);
     assert_eq!((&boolq["task"], &boolq["items"]), (&"boolq".into(), &1.into()));
@@ -376,7 +376,7 @@ fn a_run_leaves_records() {
     let said = json(&[&quantize[..], &size].concat());
     check_keys(&said, "out bytes bits_per_weight run report");
     assert_eq!(said["out"], text(&out));
-    // 2 bits, and 16 + 2 for each group of 64.
+    // 2 bits per weight, and 16 + 2 bits per group of 64.
     assert_eq!(said["bits_per_weight"], 2.0 + 18.0 / 64.0);
 
     let report = said["report"].as_array().unwrap();
@@ -385,7 +385,7 @@ fn a_run_leaves_records() {
     check_perplexity(&report[0]["perplexity"], 18.26);
     check_perplexity(&report[1]["perplexity"], 35.24);
     assert!(report[2]["perplexity"].as_f64().is_some_and(|x| x < 60.0), "{report:?}");
-    // The last is that of what was written.
+    // The last perplexity is that of the written model.
     let stored = json(&["eval", text(&out), "--data", text(&fixture("eval.txt")), "--seqlen", "256"]);
     assert_eq!(report[2]["perplexity"], stored["perplexity"]);
 

@@ -1,4 +1,4 @@
-//! Learning with products in bf16: as good as in f32, for every family, and not to be mixed with it in one run.
+//! Learning with products in bf16 is as good as in f32 for every family. A run cannot switch between the two.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -13,7 +13,7 @@ use oq_recipe::{Overrides, Recipe, find};
 use oq_tests::{fixture, tokens};
 use tch::Device;
 
-/// Two runs that differ by the rounding of products end in other codes: a few tenths of a percent, either way.
+/// Runs that differ in the rounding of products end in different codes. Their perplexities differ by a few tenths of a percent.
 const TOLERANCE: f64 = 1e-2;
 
 fn run(model: &str, scheme: &str, compute: Compute, resume: bool, out: &Path) -> Result<Outcome, CalibError> {

@@ -1,4 +1,4 @@
-//! The same results on a CUDA device as on the CPU.
+//! Results on a CUDA device match those on the CPU.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test fails by panicking and says what it skipped")]
 
@@ -10,9 +10,9 @@ use oq_recipe::{Overrides, Recipe, find};
 use oq_tests::fixture;
 use tch::{Cuda, Device, Kind, Tensor};
 
-/// f32 sums in another order, through four blocks, relative to the largest logit.
+/// For f32 sums in a different order through four blocks, relative to the largest logit.
 const LOGITS: f64 = 1e-4;
-/// Two descents that differ in the last bits of every step: their losses, relative.
+/// For losses of two optimizations that differ in the last bits of every step, relative.
 const LOSS: f64 = 0.02;
 
 fn skipped() -> bool {
@@ -36,7 +36,7 @@ fn logits_equal_the_cpus() {
     assert!(error < LOGITS, "{error}");
 }
 
-/// Final losses of a short run by the recipe of configs/, and divergences of tuning.
+/// Final losses and tuning divergences of a short run with the recipe of `configs/`.
 fn losses(model: &str, scheme: &str, device: Device, compute: Compute) -> Vec<f64> {
     let few = Overrides::default().samples(4).seqlen(64).epochs(4);
     let overrides = few.tune_epochs(2);
@@ -55,7 +55,7 @@ fn blocks_learn_alike() {
     if skipped() {
         return;
     }
-    // Clipping alone, and with scales, shifts and quantized activations.
+    // Clipping only, and with scales, shifts and quantized activations.
     for (model, scheme) in [("tiny-llama", "w3a16g64"), ("tiny-opt", "w4a8"), ("tiny-falcon", "w4a8")] {
         let cpu = losses(model, scheme, Device::Cpu, Compute::F32);
         let cuda = losses(model, scheme, Device::Cuda(0), Compute::F32);

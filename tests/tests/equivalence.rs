@@ -1,4 +1,5 @@
-//! Transformed blocks compute what the original ones do: every site of every family and variant, with random scales and shifts.
+//! Transformed blocks compute the same function as the original ones, for every site of every family and variant, with random scales and
+//! shifts.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -13,9 +14,9 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use tch::{Device, Kind, Tensor};
 
-/// Largest difference over the largest number: f64 has sixteen digits, of which scales up to 20 and shifts up to 5 cost three or four.
+/// Relative to the largest number. f64 has sixteen digits; scales up to 20 and shifts up to 5 cost three or four of them.
 const TOLERANCE: f64 = 1e-9;
-/// Undoing a tie changes every output by far more.
+/// Breaking a tie changes every output by far more than this.
 const BROKEN: f64 = 1e-3;
 const TOKENS: i64 = 12;
 
@@ -32,7 +33,7 @@ fn random_values(sites: &[Site], seed: i64) -> Values {
     values
 }
 
-/// Looks transformed tensors up beside the block's own, as learning does.
+/// Uses transformed tensors in place of the block's own, as learning does.
 struct Unmerged<'a> {
     weights: &'a BlockWeights,
     moved: BTreeMap<String, Tensor>,
@@ -58,7 +59,7 @@ impl BlockOps for Unmerged<'_> {
     }
 }
 
-/// How far two ways to run a block are from the original, relative to its largest output: with transformed tensors, and with them merged.
+/// Errors of a block run with transformed tensors and with merged ones, relative to the largest output of the original.
 fn errors(model: &Model, weights: &BlockWeights, sites: &[Site], seed: i64) -> [f64; 2] {
     let decoder = model.decoder();
     let values = random_values(sites, seed);
@@ -67,7 +68,7 @@ fn errors(model: &Model, weights: &BlockWeights, sites: &[Site], seed: i64) -> [
     let original = decoder.block(F64_BLOCK, &DenseOps::new(weights), &ctx, &x);
 
     let moved = Transform::new(sites.to_vec(), Device::Cpu).apply(&values, |name| weights.find(name));
-    let mut merged = weights.cast(&[], Compute::F32); // As it is.
+    let mut merged = weights.cast(&[], Compute::F32); // A plain copy.
     moved.iter().for_each(|(name, tensor)| merged.set(name.clone(), tensor.shallow_clone()));
     let unmerged = decoder.block(F64_BLOCK, &Unmerged { weights, moved }, &ctx, &x);
     let merged = decoder.block(F64_BLOCK, &DenseOps::new(&merged), &ctx, &x);
@@ -75,7 +76,7 @@ fn errors(model: &Model, weights: &BlockWeights, sites: &[Site], seed: i64) -> [
     [unmerged, merged].map(|y| largest(&(y - &original)) / largest(&original))
 }
 
-/// Tries a checkpoint's sites of one kind; says how many shift.
+/// Checks a checkpoint's sites of one kind. Returns how many can shift.
 #[track_caller]
 fn check(dir: &Path, model: &Model, weights: &BlockWeights, sites: &[Site]) -> usize {
     let mut runner = TestRunner::new_with_rng(
@@ -110,7 +111,7 @@ fn every_site_of_every_model_is_an_equivalence() {
         }
         check(dir, &model, &weights, &all);
     }
-    // Three OPT-like checkpoints have their norms at other places or without weights, and only a gate or ReLU lets factors through.
+    // Three OPT-like checkpoints have norms elsewhere or without weights, and scales pass only through a gate or ReLU.
     assert_eq!((seen[&SiteKind::Vo], seen[&SiteKind::Qk]), (checkpoints.len(), checkpoints.len()));
     assert!(seen[&SiteKind::Norm] >= checkpoints.len() - 4, "{seen:?} of {}", checkpoints.len());
     assert!(seen[&SiteKind::Updown] >= 30 && shifting >= 20, "{seen:?}, {shifting} shift");
@@ -123,7 +124,7 @@ fn sites_of_rotated_models_are_equivalences() {
         let model = Model::open(&dir).unwrap();
         let Ok(rotator) = Rotator::new(model.decoder(), RotateKind::Online, 5) else { continue };
         let weights = rotator.expect("it was asked for").block(F64_BLOCK, f64_block(&model)).unwrap();
-        // What the MLP makes inside is turned between `updown`'s ports.
+        // The online rotation of the MLP's inner activations lies between the ports of `updown`.
         for kind in [SiteKind::Norm, SiteKind::Vo, SiteKind::Qk] {
             if let Ok(sites) = model.decoder().sites(F64_BLOCK, kind) {
                 check(&dir, &model, &weights, &sites);
@@ -134,7 +135,7 @@ fn sites_of_rotated_models_are_equivalences() {
     assert!(seen >= 3 * 30, "{seen}");
 }
 
-/// Gives each channel of a site a scale of its own where some were tied.
+/// A copy of a site in which tied channels have separate scales.
 fn untied(site: &Site) -> Site {
     let mut site = site.clone();
     let widest = site.ports.iter().map(|port| port.channels.len()).max().unwrap();
@@ -160,7 +161,7 @@ fn ties_are_needed() {
         let [error, _] = errors(&model, &weights, &sites, 1);
         assert!(error > BROKEN, "{folder} {kind}: {error:.1e}");
     }
-    // Without rotation nothing ties queries to each other.
+    // Without a rotary embedding, channels of queries are not tied.
     let model = Model::open(&fixture("tiny-opt")).unwrap();
     let sites = model.decoder().sites(F64_BLOCK, SiteKind::Qk).unwrap();
     assert_eq!(sites[0].n_scales, model.decoder().dims().hidden);

@@ -1,5 +1,5 @@
-//! A family whose second kind of layer has experts in place of an MLP: what layers that differ allow, and that all works on it, an expert that
-//! no token ever reaches included.
+//! A mixture-of-experts family defined outside of `oq-models`. Its layers differ: some have an MLP, some have experts. Learning, packing
+//! and running work for it, even with an expert that no token is routed to.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -28,12 +28,12 @@ const K: LinearName = LinearName("k");
 const V: LinearName = LinearName("v");
 const O: LinearName = LinearName("o");
 const ATTENTION: Attention = Attention { n_heads: 4, n_kv_heads: 4, head_dim: HEAD_DIM, scale: None, softcap: None };
-/// Experts that a token goes through.
+/// Number of experts per token.
 const CHOSEN: i64 = 2;
 
 struct Experts;
 
-/// Experts of a layer: one MLP, or several between which a router chooses.
+/// Number of experts in a layer: 1 for a plain MLP, or several with a router.
 fn experts(layer: usize) -> usize {
     if layer.is_multiple_of(2) { 1 } else { 5 }
 }
@@ -115,7 +115,7 @@ impl Decoder for Experts {
         let rows = h.flatten(0, -2); // [tokens, hidden]
         let router = ops.param("router.weight");
         let scores = rows.to_kind(Kind::Float).matmul(&router.to_kind(Kind::Float).transpose(0, 1)); // [tokens, n]
-        // Nobody ever chooses the last one.
+        // The last expert is never chosen.
         let (weights, chosen) = scores.narrow(1, 0, n as i64 - 1).softmax(-1, Kind::Float).topk(CHOSEN, -1, true, true);
         let mut out = rows.zeros_like().to_kind(Kind::Float);
         for e in 0..n {
@@ -157,7 +157,7 @@ fn experts_have_widths_of_their_own() {
     let units = chosen["units"].as_array().unwrap();
     let of = |linear: LinearName| units.iter().filter(move |unit| unit["linears"][0] == linear.0);
     assert!(of(up(3)).all(|unit| unit["divergence"][0].as_f64().unwrap() > 0.0));
-    // It costs nothing what nobody reads.
+    // An expert that no token is routed to has a divergence of 0 and gets the fewest bits.
     assert!(of(up(4)).count() == 2 && of(up(4)).all(|unit| unit["divergence"][0] == 0.0 && unit["bits"] == 2));
 }
 

@@ -1,4 +1,4 @@
-//! OPT, Falcon and what is like LLaMA: forward and perplexity against what Hugging Face transformers answers, and runs that quantize them.
+//! OPT, Falcon and LLaMA-like models: forward pass and perplexity against Hugging Face transformers, and quantization runs.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -16,11 +16,11 @@ use oq_tests::{copied, fixture, in_f32, measure, omniquant, relative_error, toke
 use serde_json::{Value, json};
 use tch::{Device, Tensor};
 
-/// f32 answers lie within 3e-6 of f64 ones; undoing what a variant is about moves its logits by 1e-3 or more.
+/// f32 results are within 3e-6 of f64 ones. Leaving out a variant's feature changes its logits by 1e-3 or more.
 const TOLERANCE: f64 = 1e-4;
-/// A perplexity averages thousands of tokens: far less than this comes from rounding.
+/// A perplexity averages over thousands of tokens, so rounding causes far less than this.
 const PERPLEXITY_TOLERANCE: f64 = 1e-3;
-/// The table of rounded models has two decimals and was made with scales in f32, ours are f16.
+/// The table of rounded models has two decimals and was computed with scales in f32; ours are f16.
 const ROUNDED_TOLERANCE: f64 = 1e-2;
 
 const TINY: [&str; 2] = ["tiny-opt", "tiny-falcon"];
@@ -36,7 +36,7 @@ fn check_close(what: &str, got: &Tensor, golden: &Checkpoint, name: &str) {
     assert!(error <= TOLERANCE, "{what}: {name}: relative error {error:.1e}");
 }
 
-/// Hidden states after each block and logits of a folder of fixtures.
+/// Compares hidden states after each block and logits with those of a fixture's directory.
 #[track_caller]
 fn check(folder: &str) {
     let golden = Checkpoint::open_file(&fixture(folder).join("golden.safetensors")).unwrap();
@@ -60,7 +60,7 @@ fn check(folder: &str) {
     check_close(folder, &decoder.finish(&outer, &x).unwrap(), &golden, &format!("hidden.{n_layers}"));
 }
 
-/// The decoder of a small config with some keys besides.
+/// The decoder for a small config with these additional keys.
 fn configured(keys: &Value) -> Result<Box<dyn Decoder>, ModelError> {
     let mut config = json!({"hidden_size": 256, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 64,
         "vocab_size": 10});
@@ -95,7 +95,7 @@ fn windows_of_some_blocks_are_refused() {
     };
     assert!(slides(json!({"max_window_layers": 1})));
     assert!(slides(json!({"layer_types": ["full_attention", "sliding_attention"]})));
-    // The first 28 blocks see everything.
+    // The first 28 blocks have no window.
     assert!(!slides(json!({})) && slides(json!({"num_hidden_layers": 29})));
     assert!(!slides(json!({"max_window_layers": 2})));
     assert!(!slides(json!({"max_window_layers": 1, "sliding_window": null})));
@@ -122,7 +122,7 @@ fn a_head_that_differs_from_the_embedding_is_a_head() {
     };
     let expected = logits(&tied, &ids, Device::Cpu).unwrap();
     assert_eq!(with_head(1.0), (EMBEDDING, expected.shallow_clone()));
-    // Twice as large: exactly so in every type.
+    // Doubling is exact in every type.
     assert_eq!(with_head(2.0), ("lm_head.weight", expected * 2.0));
 }
 
@@ -167,7 +167,7 @@ fn perplexity_is_that_of_transformers() {
 
 #[test]
 fn rounding_to_nearest_costs_what_it_costs_elsewhere() {
-    // From a quantizer of a few lines of PyTorch, run on the same weights and text.
+    // From a PyTorch quantizer of a few lines on the same weights and text.
     let table = [
         ("tiny-opt", [("w4a16g64", 29.53), ("w3a16g64", 30.74), ("w2a16g64", 37.77), ("w2a16", 40.83)]),
         ("tiny-falcon", [("w4a16g64", 21.63), ("w3a16g64", 22.41), ("w2a16g64", 27.32), ("w2a16", 29.27)]),
@@ -180,7 +180,7 @@ fn rounding_to_nearest_costs_what_it_costs_elsewhere() {
     }
 }
 
-/// A packed model in `out`, made from the folder `dir` on a few segments of the calibration text.
+/// Quantizes the model in `dir` into `out`, with a few segments of the calibration text.
 fn quantized(dir: &Path, scheme: &str, method: Method, out: &Path) -> Model {
     const SEQLEN: usize = 256;
     let overrides = Overrides::default().method(method).samples(16).epochs(10);
@@ -287,11 +287,11 @@ fn a_sequence_beyond_the_learned_positions_is_refused() {
     assert!(matches!(error, ModelError::TooLong { tokens: 65, positions: 64 }), "{error}");
 }
 
-/// What `omniquant plan` says of a model that nothing is downloaded of: shapes of its linears.
+/// Checks the shapes of linears that `omniquant plan` prints for a model that is not downloaded.
 #[track_caller]
 fn check_plan(model: &str, scheme: &str, expected: &[(&str, usize, usize)]) {
     let output = omniquant().args(["plan", model, "--scheme", scheme, "--json"]).output().unwrap();
-    // Exit code 4 where this machine is too small: the plan is told all the same.
+    // Exit code 4 if this machine is too small; the plan is printed all the same.
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(matches!(output.status.code(), Some(0 | 4)), "{model}: {stderr}");
     let plan: Value = serde_json::from_slice(&output.stdout).expect("stdout is one JSON object");
@@ -320,7 +320,7 @@ fn plans_know_the_shapes_of_published_models() {
         let linears: Vec<(&str, usize, usize)> = linears.iter().map(|(name, o, i)| (name.as_str(), *o, *i)).collect();
         check_plan(model, "w3a16g128", &linears);
     }
-    // Rows of the fused linear: query heads, key heads and value heads, each of 64 channels.
+    // Rows of the fused linear: query, key and value heads of 64 channels each.
     let heads = [("falcon-7b", 4544, 71 + 2), ("falcon-40b", 8192, 128 + 2 * 8), ("falcon-180b", 14848, 232 + 2 * 8)];
     for (model, hidden, heads) in heads {
         check_plan(

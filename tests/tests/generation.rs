@@ -1,4 +1,4 @@
-//! A sequence read piece by piece is the whole one, and text comes out of it as it should.
+//! Decoding a sequence in pieces gives the same logits as one forward pass, and text is streamed correctly.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -13,16 +13,18 @@ use oq_tests::{fixture, relative_error};
 use serde_json::json;
 use tch::{Device, Tensor};
 
-/// Sums in another order, and few positions in other loops than many: as far apart as two libraries are in the golden tests.
+/// Sums are in a different order, and few positions use other loops than many. The difference is like that of two libraries in the golden
+/// tests.
 const F32_TOLERANCE: f64 = 1e-4;
-/// Besides, a few rows of packed products are rounded to integers, in steps of up to 2^-16 of the largest of a group.
+/// In addition, packed products with few rows round activations to integers, in steps of up to 2^-16 of the largest one of a group.
 const PACKED_TOLERANCE: f64 = 1e-3;
-/// A few rows are rounded to 16-bit integers, many to bf16, and probabilities to bf16 before or after they are divided by their sum.
+/// With few rows, activations are rounded to 16-bit integers, with many to bf16. Probabilities are rounded to bf16 before or after division
+/// by their sum.
 const BF16_TOLERANCE: f64 = 6e-2;
 
 const DENSE: Form = Form::new(Kernels::Dense, Compute::F32, HeadKind::Wide);
 
-/// Ids without meaning.
+/// Arbitrary token ids.
 fn ids(n: usize, vocab: usize) -> Vec<u32> {
     (0..n).map(|i| ((i * 37 + 11) % vocab) as u32).collect()
 }
@@ -40,7 +42,7 @@ fn loaded(folder: &str, form: Form) -> Loaded {
     Loaded::new(open(folder, form), Device::Cpu, &mut |_, _| {}).unwrap()
 }
 
-/// Logits after every piece, against those of the whole sequence at once.
+/// Compares logits after every piece with those of one forward pass over the whole sequence.
 #[track_caller]
 fn check(folder: &str, form: Form, tolerance: f64) {
     const PIECES: [usize; 9] = [7, 1, 1, 5, 1, 1, 4, 1, 3];
@@ -100,7 +102,7 @@ fn what_cannot_be_read_leaves_the_session_as_it_was() {
     let unknown = session.extend(&[u32::MAX]);
     assert!(matches!(unknown, Err(GenerateError::Model(ModelError::TokenId { .. }))), "{unknown:?}");
     assert_eq!(session.ids(), [1, 2, 3]);
-    // Read after the faults, or never having heard of them.
+    // A session that has refused input gives the same logits as a new one.
     let after = session.extend(&[4]).unwrap();
     let mut other = loaded.session();
     assert_eq!(other.extend(&[1, 2, 3]).unwrap(), before);
@@ -111,7 +113,7 @@ fn greedy() -> Sampler {
     Sampler::new(Sampling::new(Choice::Greedy)).unwrap()
 }
 
-/// Continues a text by the likeliest tokens; what was told must be what is returned.
+/// Continues a text greedily. The streamed text must equal the returned text.
 fn continued(loaded: &Loaded, tokenizer: &Tokenizer, prompt: &str, settings: &Settings) -> Generated {
     let prompt = tokenizer.encode(prompt, AddSpecial::Yes).unwrap();
     let mut told = String::new();
@@ -152,7 +154,7 @@ fn a_text_ends_where_it_is_to_end() {
     let free = continued(&loaded, &tokenizer, "The river", &settings(24));
     assert_eq!(continued(&loaded, &tokenizer, "The river", &settings(0)).text, "");
 
-    // A piece of the text that spans tokens.
+    // A stop string that spans several tokens.
     let (start, _) = free.text.char_indices().nth(free.text.chars().count() / 2).unwrap();
     let stop = free.text[start..].chars().take(5).collect::<String>();
     let stopped = settings(24).with_stops(vec!["nowhere".to_owned(), stop.clone()]);
@@ -170,7 +172,7 @@ fn a_text_ends_where_it_is_to_end() {
     let prompt = ids(limit - 2, 100);
     let mut go_on = |_: &str| ControlFlow::Continue(());
     let full = generate(&mut session, &prompt, (&settings(24), &mut greedy(), &tokenizer), &mut go_on).unwrap();
-    // Two that are read, and one that follows from them.
+    // Two more tokens fit into the context, and a third one is predicted from them.
     assert_eq!((full.end, full.ids.len()), (End::Context, 3));
     let mut break_off = |_: &str| ControlFlow::Break(());
     let broken =
@@ -193,7 +195,7 @@ fn characters_that_tokens_cut_are_held_back() {
     told.push_str(&stream.finish().text);
     assert_eq!(told, tokenizer.decode(&ids).unwrap());
 
-    // What begins like a stop string and goes on otherwise is told late, and whole.
+    // Text that begins like a stop string and continues differently is streamed late but completely.
     let stops = ["so far".to_owned(), "nothing".to_owned()];
     let mut stream = TextStream::new(&tokenizer, &[], &stops).unwrap();
     let pieces: Vec<_> = ids.iter().map(|&id| stream.push(id).unwrap()).collect();
@@ -205,7 +207,7 @@ fn characters_that_tokens_cut_are_held_back() {
 #[test]
 fn tokens_may_end_one_character_and_begin_the_next() {
     let dir = tempfile::tempdir().unwrap();
-    // Bytes as byte-level vocabularies write them: an e with an accent is two, and 1 is the second with another's first.
+    // Bytes as in a byte-level vocabulary: é is two bytes, and token 1 is its second byte followed by another character's first byte.
     let file = json!({
         "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "post_processor": null,
         "normalizer": null, "pre_tokenizer": null, "decoder": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false},
@@ -221,14 +223,14 @@ fn tokens_may_end_one_character_and_begin_the_next() {
     let (pieces, rest) = told(&[0, 1, 1, 1, 1, 1, 1, 2, 3]);
     assert_eq!(pieces, ["", "é", "é", "é", "é", "é", "é", "é", "x"]);
     assert_eq!(rest, "");
-    // Broken for good: told as soon as it cannot be the beginning of a character, and at the end.
+    // Invalid UTF-8 is streamed as soon as it cannot be the beginning of a character, and at the end.
     let (pieces, rest) = told(&[2, 2, 2, 2, 2, 3, 0]);
     assert_eq!(pieces.concat() + &rest, format!("{}x\u{fffd}", "\u{fffd}".repeat(5)));
     assert_eq!(pieces, ["\u{fffd}", "\u{fffd}", "\u{fffd}", "\u{fffd}", "\u{fffd}", "x", ""]);
 }
 
-/// A tokenizer as SentencePiece's are written for LLaMA: what it does not know is bytes, and a run of bytes that is no text is broken
-/// from its first byte on.
+/// A tokenizer like LLaMA's SentencePiece one: unknown characters become bytes, and each byte of an invalid sequence is decoded as a
+/// replacement character.
 fn tokenizer_of_bytes(dir: &Path) -> Tokenizer {
     let bytes = (0..=255).map(|byte| format!("<0x{byte:02X}>"));
     let letters = ('a'..='z').map(String::from).chain(["\u{2581}".to_owned()]);
@@ -253,7 +255,7 @@ fn characters_of_byte_tokens_come_whole() {
     let text = "so it is தமிழ்நாடு 日本語日本語 🙂🙂🙂 and so on";
     let ids = tokenizer.encode(text, AddSpecial::No).unwrap();
     assert_eq!(tokenizer.decode(&ids).unwrap(), text);
-    // A prompt may end between any two characters.
+    // A prompt can end at any character.
     for prompt in text.char_indices().map(|(at, _)| &text[..at]) {
         let before = tokenizer.encode(prompt, AddSpecial::No).unwrap().len();
         let mut stream = TextStream::new(&tokenizer, &ids[..before], &[]).unwrap();

@@ -1,4 +1,4 @@
-//! Forward and perplexity against what Hugging Face transformers answers; the scripts that made the answers lie beside them.
+//! Forward pass and perplexity against golden files from Hugging Face transformers. The scripts that made them are in the same directory.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -13,13 +13,13 @@ use oq_tests::{fixture, omniquant, relative_error, run_json, tokens};
 use serde_json::{Value, json};
 use tch::{Device, Tensor};
 
-/// f32 answers lie within 3e-6 of f64 ones; undoing what a variant is about moves its logits by 6e-4 or more.
+/// f32 results are within 3e-6 of f64 ones. Leaving out a variant's feature changes its logits by 6e-4 or more.
 const TOLERANCE: f64 = 1e-4;
-/// Angles of up to 48 radians in f32 are off by 48 * 2^-24 = 3e-6.
+/// Angles of up to 48 radians in f32 have an error of 48 * 2^-24 = 3e-6.
 const ANGLE_TOLERANCE: f64 = 1e-5;
-/// A perplexity averages thousands of tokens: far less than this comes from rounding.
+/// A perplexity averages over thousands of tokens, so rounding causes far less than this.
 const PERPLEXITY_TOLERANCE: f64 = 1e-3;
-/// The table of rounded models has two decimals and was made with scales in f32, ours are f16.
+/// The table of rounded models has two decimals and was computed with scales in f32; ours are f16.
 const ROUNDED_TOLERANCE: f64 = 1e-2;
 
 fn golden_ids(golden: &Checkpoint) -> Tensor {
@@ -71,7 +71,7 @@ fn check(folder: &str, golden: &str) {
         let frequencies = golden.values("rope.inv_freq").unwrap();
         let factor = golden.values("rope.attention_scaling").unwrap()[0];
         let table = |f: fn(f32) -> f32| -> Vec<f32> {
-            // Each position's row has every pair twice.
+            // The row of a position has every pair's value twice.
             let row = |p: usize| frequencies.repeat(2).into_iter().map(move |w| factor * f(p as f32 * w));
             (0..t).flat_map(row).collect()
         };
@@ -119,7 +119,7 @@ fn perplexity_is_that_of_transformers() {
 
 #[test]
 fn rounding_to_nearest_costs_what_it_costs_elsewhere() {
-    // From a quantizer of a few lines of PyTorch, run on the same weights and text.
+    // From a PyTorch quantizer of a few lines on the same weights and text.
     for (scheme, expected) in [("w4a16g64", 19.50), ("w3a16g64", 20.95), ("w2a16g64", 35.24), ("w2a16", 44.13)] {
         let spec: QuantSpec = scheme.parse().unwrap();
         let model = Model::open(&fixture("tiny-llama")).unwrap().with_round_to_nearest(spec).unwrap();
@@ -127,7 +127,7 @@ fn rounding_to_nearest_costs_what_it_costs_elsewhere() {
     }
 }
 
-/// Runs `omniquant logits` on ids of that type; returns the values it wrote.
+/// Runs `omniquant logits` on token ids and returns the values it wrote.
 fn logits_by_command(folder: &str, ids: OutTensor<'_>, shape: [usize; 3]) -> Vec<f32> {
     let dir = tempfile::tempdir().unwrap();
     let (input, output) = (dir.path().join("ids.safetensors"), dir.path().join("logits.safetensors"));
@@ -151,13 +151,13 @@ fn the_logits_command_answers_as_transformers() {
     let wide = logits_by_command(FOLDER, OutTensor::copy_of(ids), shape);
     check_close("logits", &wide, &golden.values("logits").unwrap(), TOLERANCE);
 
-    // Little-endian ids of a small vocabulary: the lower half of each.
+    // Ids are small and little-endian, so the lower half of each is its i32 form.
     let narrow: Vec<u8> = ids.bytes.chunks(8).flat_map(|bytes| bytes[..4].to_vec()).collect();
     let narrow = OutTensor::new("input_ids", Dtype::I32, ids.shape, narrow).unwrap();
     assert_eq!(logits_by_command(FOLDER, narrow, shape), wide);
 }
 
-/// SmolLM2-135M-Instruct on WikiText-2 in windows of 2048; full precision, as transformers measures it.
+/// SmolLM2-135M-Instruct in full precision on WikiText-2, in windows of 2048, against transformers.
 #[test]
 fn a_real_model_has_its_perplexity() {
     let (Some(dir), Some(data)) = (std::env::var_os("OMNIQUANT_SMOLLM2"), std::env::var_os("OMNIQUANT_DATA")) else {
@@ -169,6 +169,6 @@ fn a_real_model_has_its_perplexity() {
     let ids = Tokenizer::open(model.dir()).unwrap().encode(&text.text, AddSpecial::Yes).unwrap();
     assert_eq!(ids.len(), 304_978);
     let first = perplexity(&model, &ids, 2048, Some(1), Device::Cpu, &mut |_| {}).unwrap().value();
-    // The reference was measured to two decimals.
+    // The reference has two decimals.
     assert!((first / 15.15 - 1.0).abs() <= 5e-3, "perplexity of the first window: {first}");
 }

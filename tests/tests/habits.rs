@@ -1,4 +1,4 @@
-//! Models, texts and command lines as people have them: read as transformers reads them, or told for what they are.
+//! Common kinds of models, texts and command lines. They are read as transformers reads them, or refused with a helpful error.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test fails by panicking")]
 
@@ -39,24 +39,24 @@ fn a_model_s_own_settings_choose_tokens_where_no_option_does() {
         sampling(&[]),
         json!({"temperature": 0.7, "top_p": 0.9, "top_k": 50, "repetition_penalty": 1.1, "seed": 0})
     );
-    // Options win, each over its own setting.
+    // An option overrides its own setting only.
     assert_eq!(
         sampling(&["--temperature", "1.5", "--top-k", "0", "--seed", "3"]),
         json!({"temperature": 1.5, "top_p": 0.9, "top_k": null, "repetition_penalty": 1.1, "seed": 3})
     );
     let greedy = json!({"temperature": 0.0, "top_p": null, "top_k": null, "repetition_penalty": 1.0, "seed": 0});
     assert_eq!(sampling(&["--temperature", "0", "--repetition-penalty", "1"]), greedy);
-    // The same draws by options alone.
+    // Options alone give the same samples.
     let by_options = ["--temperature", "0.7", "--top-p", "0.9", "--top-k", "50", "--repetition-penalty", "1.1"];
     let plain = with_files(&[("generation_config.json", json!({}))]);
     let text =
         |dir: &Path, args: &[&str]| run_json(generate(dir, &["--json", "--seed", "5"]).args(args))["text"].clone();
     assert_eq!(text(dir.path(), &[]), text(plain.path(), &by_options));
-    // It is said, and what is not done too.
+    // Settings in use are reported, and so are ignored ones.
     let said = stderr(&run(&mut generate(dir.path(), &[]), 0));
     assert!(said.contains("temperature 0.7, top-p 0.9, top-k 50, repetition penalty 1.1"), "{said}");
     assert!(said.contains("also sets min_p"), "{said}");
-    // Where it does not draw, only what acts on the likeliest token does.
+    // Without sampling, only settings that affect the likeliest token count.
     let still =
         with_files(&[("generation_config.json", json!({"do_sample": false, "temperature": 0.7, "top_p": 0.9}))]);
     assert_eq!(run_json(&mut generate(still.path(), &["--json"]))["sampling"], greedy);
@@ -65,7 +65,7 @@ fn a_model_s_own_settings_choose_tokens_where_no_option_does() {
 
 #[test]
 fn a_text_ends_where_any_of_its_files_says() {
-    // The third token of the continuation is made an end.
+    // The third token of the continuation becomes an end-of-sequence token.
     let plain = run_json(&mut generate(&fixture("tiny-llama"), &["--json"]));
     let end = plain["ids"][2].clone();
     for files in [
@@ -108,18 +108,18 @@ fn a_talk_goes_on_after_a_message_that_cannot_be_read() {
     for part in ["not UTF-8 at byte 3", "context is 512", "it said no"] {
         assert!(said.contains(part), "no {part:?} in {said}");
     }
-    // What could not be read is no part of the conversation.
+    // An unreadable message is not part of the conversation.
     let plain = chat(dir.path(), b"The river\nAnd then?\n", &[]);
     let texts = |output: &Output| answers(output).iter().map(|answer| answer["ids"].clone()).collect::<Vec<_>>();
     assert_eq!(texts(&output), texts(&plain));
     assert_eq!(texts(&plain).len(), 2);
-    // A template that refuses from the start is told at once.
+    // A template that fails on the system prompt ends the program.
     let output = chat(dir.path(), b"hello\nthere\n", &["--system", "no!"]);
     assert_eq!((output.status.code(), answers(&output).len()), (Some(3), 0));
     assert!(stderr(&output).contains("it said no"));
 }
 
-/// Tensors of tiny-llama, written by `write`.
+/// tiny-llama with its tensors rewritten by `write`.
 fn rewritten(write: impl Fn(&str, &[usize], Dtype, &[u8]) -> OutTensor<'static>) -> TempDir {
     let dir = copied("tiny-llama");
     let checkpoint = Checkpoint::open(dir.path()).unwrap();
@@ -158,7 +158,7 @@ fn wrapped_and_converted_models_are_told_before_anything_is_learned() {
         false => OutTensor::new(name, dtype, shape, bytes.to_vec()).unwrap(),
     });
     refused(&dir, &["F8_E4M3", "mlp", "before it was converted"]);
-    // Files of a model in place of its folder.
+    // Paths of files of a model instead of its directory.
     let model = copied("tiny-llama");
     for file in ["model.safetensors", "config.json"] {
         let said = stderr(&run(&mut generate(&model.path().join(file), &[]), 2));
@@ -235,7 +235,7 @@ fn rows_of_text_are_measured_and_learned_from_as_their_text() {
     let said = stderr(&run(omniquant().args(["eval", "tiny-llama", "--seqlen", "1"]), 2));
     assert!(said.contains("no next token to predict"), "{said}");
 
-    // Calibration: refused where nothing can be learned, and said where segments share tokens.
+    // Calibration: an error if the text is too short, and a warning if segments overlap.
     let quantize = |calib: &Path, samples: &str, seqlen: &str| {
         let mut command = omniquant();
         command.args(["quantize", "tiny-llama", "--scheme", "w4a16g64", "--epochs", "1", "--batch", "2", "--calib"]);

@@ -1,4 +1,4 @@
-//! Packed weights multiplied as they are answer as the same weights decoded do.
+//! Products with packed weights match those with the same weights dequantized.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -8,12 +8,12 @@ use oq_models::{Compute, Form, HeadKind, Kernels, Model, ModelError};
 use oq_tests::{fixture, measure, relative_error};
 use tch::{Device, Kind, Tensor};
 
-/// Both multiply the same numbers, in f32, and sum them in other orders: as far apart as two libraries are in the golden tests.
+/// Both multiply the same f32 numbers and sum them in different orders. The difference is like that of two libraries in the golden tests.
 const F32_TOLERANCE: f64 = 1e-4;
-/// Activations are rounded to 8 binary digits on their way into each of some thirty products, and so are queries, keys, values and
-/// probabilities: 2^-9 of each at most, in random directions. Models of random weights and few channels average little of it.
+/// Activations are rounded to 8 significant bits before each of some thirty products, and so are queries, keys, values and probabilities.
+/// Each error is at most 2^-9 and random. Models with random weights and few channels average out little of it.
 const BF16_TOLERANCE: f64 = 6e-2;
-/// A perplexity averages thousands of such errors. Where activations are quantized, those between two codes fall on either side.
+/// A perplexity averages over thousands of such errors. Quantized activations halfway between two codes may be rounded either way.
 const F32_PERPLEXITY: f64 = 1e-3;
 const BF16_PERPLEXITY: f64 = 5e-3;
 
@@ -81,7 +81,7 @@ fn perplexity_is_that_of_decoded_weights() {
 
 #[test]
 fn a_head_of_8_bits_costs_nothing_visible() {
-    // 8 bits in groups of 64 are a 500th of a group's range at most.
+    // The error of 8 bits in groups of 64 is at most a 500th of a group's range.
     const TOLERANCE: f64 = 1e-3;
     for folder in TINY {
         let model = |head| {

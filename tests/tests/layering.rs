@@ -1,4 +1,4 @@
-//! Who may depend on whom, who may link libtorch, and the house rules that no compiler holds.
+//! The dependency rules: which packages may depend on which, and which may link libtorch. Also house rules that no compiler checks.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -9,7 +9,7 @@ use std::process::Command;
 use oq_tests::repository;
 use serde_json::Value;
 
-/// Each package of `crates/` and the packages of this workspace that it depends on.
+/// Each package of `crates/`, with the workspace packages that it may depend on.
 const DEPEND_ON: &[(&str, &[&str])] = &[
     ("oq-torch-link", &[]),
     ("oq-random", &[]),
@@ -25,7 +25,7 @@ const DEPEND_ON: &[(&str, &[&str])] = &[
     ("oq-lwc", &["oq-quant-core", "oq-slices"]),
     ("oq-let", &["oq-quant-core"]),
     ("oq-rotation", &["oq-random"]),
-    // Of oq-let only its words for sites.
+    // From oq-let it uses only the types that describe sites.
     ("oq-models", &["oq-quant-core", "oq-formats", "oq-let", "oq-slices", "oq-attention", "oq-kernels", "oq-rotation"]),
     (
         "oq-calib",
@@ -62,7 +62,7 @@ const DEPEND_ON: &[(&str, &[&str])] = &[
     ("xtask", &["oq-recipe"]),
 ];
 
-/// Packages that build, and run their own tests, where there is no libtorch.
+/// Packages that build and run their own tests without libtorch.
 const WITHOUT_LIBTORCH: &[&str] = &[
     "oq-torch-link",
     "oq-random",
@@ -77,7 +77,7 @@ const WITHOUT_LIBTORCH: &[&str] = &[
     "xtask",
 ];
 
-/// Files that may hold unsafe code.
+/// Files that may contain unsafe code.
 const UNSAFE: &[&str] = &[
     "benches/kernels/limits.rs",
     "crates/attention/src/avx512_bf16.rs",
@@ -103,7 +103,7 @@ fn cargo(args: &[&str]) -> String {
     String::from_utf8(output.stdout).expect("cargo writes UTF-8")
 }
 
-/// The workspace's packages as cargo knows them, by name.
+/// The workspace's packages by name, from `cargo metadata`.
 fn packages() -> BTreeMap<String, Value> {
     let metadata = cargo(&["metadata", "--format-version", "1", "--no-deps"]);
     let metadata: Value = serde_json::from_str(&metadata).expect("metadata is JSON");
@@ -115,7 +115,7 @@ fn text(value: &Value) -> &str {
     value.as_str().expect("a text")
 }
 
-/// Where a package lies below the repository.
+/// A package's directory, relative to the repository.
 fn folder(package: &Value) -> PathBuf {
     let manifest = Path::new(text(&package["manifest_path"]));
     let folder = manifest.parent().expect("a manifest lies in a folder");
@@ -127,7 +127,7 @@ fn packages_depend_downwards_only() {
     let packages = packages();
     let table: BTreeMap<&str, &[&str]> = DEPEND_ON.iter().copied().collect();
     for (name, package) in &packages {
-        // Tests and benches stand above everything.
+        // Tests and benches may depend on everything.
         if ["oq-tests", "oq-benches"].contains(&name.as_str()) {
             continue;
         }
@@ -143,14 +143,14 @@ fn packages_depend_downwards_only() {
     }
 }
 
-/// Who depends on `package`, at whatever distance, by Cargo.lock: as normal, build or dev dependency, with any feature, on any system. The
-/// file is all that this needs: what cargo has not fetched cannot hide a dependency, or make the test fail.
+/// All packages that depend on `package`, directly or not, as a normal, build or dev dependency, with any feature, on any system. It reads
+/// only Cargo.lock, so packages that cargo has not fetched cannot hide a dependency or make the test fail.
 fn dependents_of(package: &str) -> BTreeSet<String> {
     let lock = std::fs::read_to_string(repository().join("Cargo.lock")).unwrap();
     let lock: toml::Table = lock.parse().expect("Cargo.lock is TOML");
     let packages = lock["package"].as_array().expect("a list of packages");
     let name = |package: &toml::Value| package["name"].as_str().expect("a name").to_owned();
-    // `name`, or `name version` where there are several.
+    // `name`, or `name version` if there are several versions.
     let needs = |package: &toml::Value, found: &BTreeSet<String>| {
         let needed = package.get("dependencies").and_then(toml::Value::as_array).into_iter().flatten();
         let mut names = needed.filter_map(|entry| entry.as_str()?.split(' ').next());
@@ -194,7 +194,7 @@ fn every_package_takes_the_lints_of_the_workspace() {
     }
 }
 
-/// Every Rust file of the repository with its text.
+/// All Rust files of the repository: path and text.
 fn sources() -> Vec<(String, String)> {
     let mut sources = Vec::new();
     let mut folders: Vec<PathBuf> =
@@ -216,7 +216,7 @@ fn sources() -> Vec<(String, String)> {
 
 #[test]
 fn unsafe_lines_are_where_they_are_known() {
-    // Put together here, lest this file be found.
+    // Concatenated, so that this file does not match.
     let lint = concat!("unsafe", "_code");
     let found: Vec<String> =
         sources().into_iter().filter(|(_, text)| text.contains(lint)).map(|(name, _)| name).collect();

@@ -1,8 +1,8 @@
-//! Peak memory: one block's, whatever the number of blocks, and about what `omniquant plan` said.
+//! Peak memory is that of one block for any number of blocks, and close to the figure of `omniquant plan`.
 //!
-//! What a process holds is what it asked for and what its allocator kept of that. The first must not grow with the number of blocks
-//! and is the same in each run; it is measured with an allocator that keeps nothing ([`KEEP_NOTHING`]). The second is some percent more
-//! or less by chance, and is part of what is planned.
+//! A process's memory is the memory in use plus freed memory that the allocator holds. Memory in use must not grow with the number of
+//! blocks and is the same in each run. It is measured with an allocator that holds nothing ([`KEEP_NOTHING`]). Memory that the allocator
+//! holds varies by some percent and is included in the plan.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test fails by panicking and says what it measured")]
 
@@ -21,18 +21,18 @@ const VOCAB: usize = 1024;
 const SHALLOW: usize = 8;
 const DEEP: usize = 24;
 
-/// A block's weights in f16, as the checkpoint holds them: the least that a leak would keep of a block.
+/// Size of a block's weights in f16, as in the checkpoint. A leak would hold at least this much per block.
 const BLOCK_BYTES: u64 = 2 * (4 * HIDDEN * HIDDEN + 3 * HIDDEN * INTERMEDIATE) as u64;
-/// Threads that read ahead do so a little sooner or later: 0.5 % from run to run was seen, with 16 blocks and with 64.
+/// The timing of read-ahead varies. Runs differed by 0.5 %, with 16 blocks and with 64.
 fn tolerance(peak: u64) -> u64 {
     peak / 50
 }
 
-/// Maps what is asked for, from 128 KiB on, by itself, and hands it back when it is freed.
+/// glibc settings with which each allocation of 128 KiB or more is mapped separately and unmapped when freed.
 const KEEP_NOTHING: (&str, &str) =
     ("GLIBC_TUNABLES", "glibc.malloc.mmap_threshold=131072:glibc.malloc.trim_threshold=131072");
 
-/// A LLaMA of `n_layers` equal blocks of random weights.
+/// A LLaMA with `n_layers` equal blocks and random weights.
 fn model(n_layers: usize) -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     let mut numbers = SplitMix64::new(1);
@@ -99,7 +99,7 @@ fn quantize(model: &Path, env: Option<(&str, &str)>) -> u64 {
     bytes(&run_json(&mut command)["run"]["peak_bytes"])
 }
 
-/// What is planned for it.
+/// Planned peak memory of the same run in bytes.
 fn plan(model: &Path) -> u64 {
     bytes(&run_json(omniquant().arg("plan").arg(model).args(RECIPE).arg("--json"))["peak_bytes"])
 }
@@ -118,7 +118,7 @@ fn eval(model: &Path) -> u64 {
     bytes(&run_json(&mut command)["peak_bytes"])
 }
 
-/// Null or 0 where the system does not tell a process its peak.
+/// 0 or null means that the system does not report peak memory.
 fn bytes(value: &Value) -> u64 {
     value.as_u64().unwrap_or_default()
 }
@@ -149,6 +149,6 @@ fn peak_does_not_grow_with_depth() {
     let (planned, peak) = (plan(shallow.path()), quantize(shallow.path(), None));
     assert_eq!(planned, plan(deep.path()));
     println!("planned: {:.1} MiB, {:.2} of the peak", mib(planned), planned as f64 / peak as f64);
-    // A plan that is off by more refuses what fits, or lets a machine run out of memory.
+    // A plan with a larger error would refuse runs that fit, or let a machine run out of memory.
     assert!((peak / 4 * 3..=peak / 3 * 4).contains(&planned), "planned {planned} bytes, took {peak}");
 }

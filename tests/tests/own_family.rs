@@ -1,7 +1,7 @@
-//! A family that is not among those of `oq-models`, with two kinds of layers: what is to be written for it, and that all works on it.
+//! A family defined outside of `oq-models`, with two kinds of layers: the code that it needs, and a check that everything works with it.
 //!
-//! Even layers see a window of positions and turn queries and keys; odd ones see everything without positions, with smaller heads, other
-//! scores and a wider MLP. Logits are bounded.
+//! Even layers have sliding-window attention with rotary embeddings. Odd layers have full attention without positions, smaller heads, a
+//! scale and softcap of scores, and a wider MLP. Logits have a softcap.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -129,7 +129,7 @@ fn layers_of_two_kinds_are_learned_packed_and_run() {
     let dir = tempfile::tempdir().unwrap();
     write_random(dir.path(), &Alternating, "alternating");
     check_family(dir.path(), |_| Ok(Box::new(Alternating)));
-    // Heads of two sizes have no rotation in common.
+    // Heads of two sizes cannot share a rotation.
     let model = Model::with_decoder(dir.path(), |_| Ok(Box::new(Alternating))).unwrap();
     let refused = model.rotated(RotateKind::Merged, 1).err().unwrap();
     assert!(refused.to_string().contains("its layers differ in the size of heads"), "{refused}");

@@ -1,4 +1,4 @@
-//! What is written is what was measured: packed models reloaded, decoded by hand, and compared with their source.
+//! The packed model is the measured model: packed models are reloaded, decoded bit by bit, and compared with their source.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -19,7 +19,7 @@ use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 use tempfile::TempDir;
 
-/// Small enough that every setting can be tried.
+/// Size of a run, small enough to try every scheme.
 const QUICK: Size = Size { samples: 4, seqlen: 64, epochs: 2 };
 
 #[derive(Clone, Copy)]
@@ -34,7 +34,7 @@ fn recipe(scheme: &str, method: Method, size: Size) -> Recipe {
     Recipe::resolve(scheme.parse().unwrap(), None, None, &overrides).unwrap()
 }
 
-/// Ids below `vocab` without meaning, for models that have no tokenizer.
+/// Arbitrary token ids below `vocab`, for models without a tokenizer.
 fn noise(recipe: &Recipe, vocab: usize) -> Vec<Vec<u32>> {
     let c = &recipe.calibration;
     let ids: Vec<u32> = (0..4096u64).map(|i| (i * i * 2_654_435_761 % 104_729 % vocab as u64) as u32).collect();
@@ -69,13 +69,13 @@ mod by_hand {
         view.bytes.as_chunks().0.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect()
     }
 
-    /// Code `index` of `n_bits` bits in a stream whose bit 0 is the lowest bit of the first word.
+    /// Code number `index` of `n_bits` bits in a stream whose bit 0 is the lowest bit of the first word.
     fn code(stream: &dyn Fn(usize) -> u32, index: usize, n_bits: usize) -> u32 {
         let bit = |at: usize| stream(at / 32) >> (at % 32) & 1;
         (0..n_bits).map(|i| bit(index * n_bits + i) << i).sum()
     }
 
-    /// `scale * (code - zero point)` in f64, `[out, in]`, and the shape.
+    /// The shape, and `scale * (code - zero point)` in f64, `[out, in]`.
     fn dequantize(packed: &Checkpoint, linear: &str, n_bits: usize) -> ([usize; 2], Vec<f64>) {
         let part = |part: &str| packed.tensor(&format!("{linear}.{part}")).unwrap();
         let shape = part("weight_shape");
@@ -99,7 +99,7 @@ mod by_hand {
                 let group = col / (cols / groups);
                 let q = code(&|word| codes[row * row_words + word], col, n_bits);
                 let z = match &zeros {
-                    // A column of zero points is one stream.
+                    // Each column of zero points is a stream of its own.
                     Some(zeros) => code(&|word| zeros[word * groups + group], row, n_bits),
                     None => 1 << (n_bits - 1),
                 };
@@ -109,7 +109,7 @@ mod by_hand {
         ([rows, cols], weight)
     }
 
-    /// Writes the packed model as a full-precision one; its other tensors must be those of `source`, byte for byte.
+    /// Writes the packed model as a full-precision one. Tensors that are not packed must equal those of `source`, byte for byte.
     pub(super) fn dense(packed: &Path, source: &Path) -> TempDir {
         let dir = tempfile::tempdir().unwrap();
         let mut config: Value = serde_json::from_slice(&std::fs::read(packed.join("config.json")).unwrap()).unwrap();
@@ -129,7 +129,7 @@ mod by_hand {
                 Some(linear) => {
                     let (shape, weight) = dequantize(&packed, linear, n_bits);
                     let narrow: Vec<f32> = weight.iter().map(|&value| value as f32).collect();
-                    // 11 bits of the scale by 8 of the code fit in 24.
+                    // The product of an 11-bit scale and an 8-bit code fits in 24 bits.
                     assert!(narrow.iter().zip(&weight).all(|(&narrow, &wide)| f64::from(narrow) == wide), "{linear}");
                     tensors.push(OutTensor::from_f32(view.name, &shape, &narrow, Dtype::F32).unwrap());
                 }
@@ -141,7 +141,7 @@ mod by_hand {
     }
 }
 
-/// Bytes of codes, scales, zero points, and of everything else as it was.
+/// Expected bytes of codes, scales, zero points and all other tensors.
 fn expected_bytes(model: &Model, spec: QuantSpec) -> f64 {
     let mut bits = 0;
     let layout = model.decoder().layer(0);
@@ -160,10 +160,10 @@ fn expected_bytes(model: &Model, spec: QuantSpec) -> f64 {
     (bits * model.decoder().dims().n_layers / 8 + dense) as f64
 }
 
-/// Quantizes tiny-llama by both methods, and holds what was written to what is computed in memory.
+/// Quantizes tiny-llama with both methods, and compares the written model with results computed in memory.
 #[track_caller]
 fn check(scheme: &str) {
-    /// Headers of the files: names, types and offsets of some 150 tensors.
+    /// For the files' headers: names, types and offsets of some 150 tensors.
     const HEADERS: f64 = 0.03;
     let source = fixture("tiny-llama");
     let spec: QuantSpec = scheme.parse().unwrap();
@@ -205,12 +205,12 @@ fn a_run_repeated_gives_the_same_bytes() {
         let entries = std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap());
         let named =
             entries.map(|entry| (entry.file_name().into_string().unwrap(), std::fs::read(entry.path()).unwrap()));
-        // The journal says how long each block took.
+        // The journal has timings.
         named.filter(|(name, _)| name != JOURNAL).collect()
     };
     let (first, second) = (files(&first), files(&second));
     assert_eq!(first.keys().collect::<Vec<_>>(), second.keys().collect::<Vec<_>>());
-    // 4 blocks and the rest, index, config and tokenizer.
+    // Shards of 4 blocks and of the rest, index, config, tokenizer.
     assert!(first.len() >= 8, "{:?}", first.keys());
     for (name, bytes) in &first {
         assert!(bytes == &second[name], "{name} differs");
@@ -244,7 +244,7 @@ fn learning_beats_rounding_to_nearest() {
 
 #[test]
 fn every_kind_of_checkpoint_is_packed() {
-    /// Eight bits in groups of eight: each weight is within 0.2 % of its group's range.
+    /// 8 bits in groups of eight: each weight has an error within 0.2 % of its group's range.
     const EIGHT_BITS: f64 = 0.05;
     for name in ["attention-bias", "mlp-bias", "sharded", "bf16", "f32", "gqa-tied", "head-dim"] {
         let source = fixture("llama-variants").join(name);

@@ -1,4 +1,4 @@
-//! `omniquant plan`: memory and time on this machine and on others, what is said when a run does not fit, and that both grow with the work.
+//! `omniquant plan`: memory and time on this machine and others, advice if a run does not fit, and growth of both with the work.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -43,12 +43,12 @@ fn another_machine_by_its_name() {
     assert_eq!(plan["profile"]["name"], "a100-40g");
     assert_eq!(plan["machine"]["device"]["memory_bytes"], 40u64 << 30);
     assert_eq!(plan["plan"]["compute"], "bf16");
-    // Peak memory is the sum of its parts, and the time of its.
+    // Peak memory is the sum of its parts, and so is the time.
     let (memory, time) = (&plan["plan"]["memory"], &plan["plan"]["time"]);
     let sum = |parts: &Value| parts.as_object().unwrap().values().map(|part| part.as_f64().unwrap()).sum::<f64>();
     assert_eq!(plan["peak_bytes"].as_f64().unwrap(), sum(&memory["host"]));
     assert_eq!(plan["peak_device_bytes"].as_f64().unwrap(), sum(&memory["device"]));
-    // Targets and inputs of 128 x 2048 tokens of 8192 channels, in f32.
+    // Targets and inputs of 128 x 2048 tokens with 8192 channels in f32.
     assert_eq!(memory["device"]["cache_bytes"].as_f64().unwrap(), 16.0 * GIB);
     let number = |key: &str| time[key].as_f64().unwrap();
     let is_near = |a: f64, b: f64| (a / b - 1.0).abs() < 1e-9;
@@ -79,7 +79,7 @@ fn a_machine_nobody_knows() {
 
 #[test]
 fn a_run_that_does_not_fit_hears_what_would() {
-    // 16 GiB of hidden states, and weights of 13 GiB.
+    // 16 GiB of hidden states and 13 GiB of weights.
     let args = ["llama2-70b", "--scheme", "w4a16g128", "--device", "rtx-4090", "--json"];
     let output = run(&mut plan(&args), DOES_NOT_FIT);
     let error = String::from_utf8(output.stderr).unwrap();
@@ -98,11 +98,11 @@ fn a_run_that_does_not_fit_hears_what_would() {
             assert_eq!(value, "16384MiB", "there is room for all states beside the device");
             continue;
         }
-        // Twice as much does not fit.
+        // Twice the suggested value does not fit.
         let doubled = (2 * value.parse::<usize>().unwrap()).to_string();
         run(plan(&args).args([option, doubled.as_str()]), DOES_NOT_FIT);
     }
-    // Blocks of 13.8 GiB in f32 and their products leave no room for anything.
+    // Blocks of 13.8 GiB in f32 and their products leave no memory for anything else.
     let args = ["falcon-180b", "--scheme", "w3a16g512", "--device", "rtx-3090", "--json"];
     let output = run(&mut plan(&args), DOES_NOT_FIT);
     let refused: Value = serde_json::from_slice(&output.stdout).unwrap();
@@ -123,7 +123,7 @@ fn a_group_that_does_not_divide_hears_of_one_that_does() {
 
 #[test]
 fn more_text_than_can_be_counted_does_not_fit() {
-    // Times 2048 it is 2^64.
+    // Multiplied by 2048, this is 2^64.
     let samples = (1u64 << 53).to_string();
     for more in [vec![], vec!["--bits", "3.5"], vec!["--tune-epochs", "1"]] {
         for batch in ["1", &samples] {
@@ -140,7 +140,7 @@ fn more_text_than_can_be_counted_does_not_fit() {
 fn states_within_a_budget_are_those_of_the_largest_pass() {
     let args = ["llama2-70b", "--scheme", "w4a16g128", "--device", "a100-80g", "--samples", "4", "--tune-epochs", "1"];
     let planned = run_json(plan(&args).args(["--cache-memory", "64GiB", "--json"]));
-    // Four targets of 2048 tokens of 8192 channels and the inputs of 80 blocks, in f32; blocks are learned on eight.
+    // Four targets of 2048 tokens with 8192 channels and the inputs of 80 blocks, in f32. Learning a block takes eight such states.
     assert_eq!(planned["plan"]["memory"]["host"]["cache_bytes"].as_f64().unwrap(), 84.0 * GIB / 16.0);
 }
 
@@ -156,7 +156,7 @@ fn a_run_that_only_measures_widths_hears_what_would_fit() {
     assert!(!plan.fits() && !plan.suggestions.is_empty(), "{:?}", plan.memory);
 }
 
-/// A folder for the cache, with a profile of this machine's CPU in it.
+/// A cache directory with a profile of this machine's CPU.
 fn cache(profile: &str) -> TempDir {
     let cache = tempfile::tempdir().unwrap();
     let folder = cache.path().join("omniquant/machines");
@@ -209,7 +209,7 @@ fn measuring_is_kept() {
     assert!(std::fs::read_dir(out.path()).unwrap().next().is_none(), "the measured file is left");
 }
 
-/// A model of one of the families, and the machine that it is planned for.
+/// A model of one of the families, and the machine to plan for.
 #[derive(Clone, Debug)]
 struct Case {
     family: &'static str,
@@ -271,7 +271,7 @@ fn masks_are_counted() {
         let (scheme, compute, machine, method) = ("w4a16", Compute::F32, "a100-40g", Method::Omniquant);
         let plan =
             Case { family, layers: 1, scheme, samples: 1, seqlen, compute, machine, method, cache_memory: None }.plan();
-        // Target and input in f32, and the mask beside them.
+        // Target and input in f32, plus the mask.
         let states = 2 * 4 * 256 * seqlen as u64;
         assert_eq!(plan.memory.device.unwrap().cache_bytes - states, 4 * heads * (seqlen as u64).pow(2));
     }
@@ -307,7 +307,7 @@ proptest! {
 
     #[test]
     fn what_is_said_to_fit_does(case in cases()) {
-        // A thousand times the text.
+        // With a thousand times as much text.
         let case = Case { samples: 1000 * case.samples, ..case };
         let plan = case.plan();
         prop_assert_eq!(plan.fits(), plan.problems.is_empty());

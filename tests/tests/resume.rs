@@ -1,4 +1,4 @@
-//! A run that is killed, stopped or finds its files damaged ends in the same bytes as one that was left alone.
+//! A run that was killed or interrupted, or whose files were damaged, ends in the same bytes as an undisturbed run.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -16,27 +16,27 @@ use oq_tests::{LIMIT, copied, fixture, kill, omniquant, run, start, wait};
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// Runs that are killed; the first kills are spread evenly over the time that a run takes.
+/// Number of killed runs. The first kill of each is spread evenly over the duration of a run.
 const ROUNDS: u64 = 20;
-/// What a run says of itself, with times in it: not part of the model.
+/// Files with timings, which are not part of the model.
 const RECORDS: [&str; 4] = ["events.jsonl", "journal.jsonl", "recipe.toml", "run.json"];
 
-/// The one shard of the model.
+/// The model's only shard.
 const WEIGHTS: &str = "model.safetensors";
 
 type Files = BTreeMap<String, Vec<u8>>;
 
-/// Four blocks that learn for about half a second each.
+/// Four blocks, each about half a second of learning.
 fn quantize(out: &Path) -> Command {
     quantize_model(&fixture("tiny-llama"), out)
 }
 
-/// The same with a copy of the model.
+/// The same with another model directory.
 fn quantize_model(model: &Path, out: &Path) -> Command {
     quantize_on("1", model, out)
 }
 
-/// The same on another number of threads.
+/// The same with another number of threads.
 fn quantize_on(threads: &str, model: &Path, out: &Path) -> Command {
     let mut command = omniquant();
     command.arg("quantize").arg(model).args(["--scheme", "w3a16g64", "--calib"]);
@@ -52,7 +52,7 @@ fn resume(out: &Path) -> Command {
     command
 }
 
-/// A run that nothing happened to.
+/// Result of an undisturbed run.
 struct Whole {
     files: Files,
     time: Duration,
@@ -77,14 +77,14 @@ fn files(dir: &Path) -> Files {
     entries.map(|entry| (entry.file_name().into_string().unwrap(), fs::read(entry.path()).unwrap())).collect()
 }
 
-/// A directory where the run that nothing happened to has just ended.
+/// Makes `dir` the output directory of a finished, undisturbed run.
 fn finished(dir: &Path) {
     for (name, bytes) in &whole().files {
         fs::write(dir.join(name), bytes).unwrap();
     }
 }
 
-/// Same files, same bytes, nothing left over; the records are there and whole.
+/// Checks for the same files with the same bytes, nothing else, and complete records.
 #[track_caller]
 fn check_whole(what: &str, out: &Path) {
     let (got, expected) = (files(out), &whole().files);
@@ -108,18 +108,18 @@ fn has_temporary_file(out: &Path) -> bool {
     entries.map(|entry| entry.file_name()).any(|name| name.to_string_lossy().starts_with('.'))
 }
 
-/// Kills runs into one directory until one ends by itself. Returns how many blocks were finished at each kill.
+/// Kills runs into one directory until one ends by itself. Returns the number of finished blocks at each kill.
 fn killed_round(round: u64) -> Vec<usize> {
     let random = &mut SplitMix64::new(round);
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("out");
-    // From before the program is loaded to after its last file.
+    // From before the program is loaded until after it has written its last file.
     let mut delay = whole().time.mul_f64(1.1 * (round as f64 + random.unit()) / ROUNDS as f64);
     let mut kills = Vec::new();
     loop {
         let mut child = resume(&out).spawn().unwrap();
         let started = Instant::now();
-        // Every fourth kill waits for a file that is being written.
+        // Every fourth kill waits until a file is being written.
         let in_a_file = round % 4 == 3 && kills.is_empty();
         let due = || started.elapsed() >= delay && (!in_a_file || has_temporary_file(&out));
         let ended = wait(&mut child, due);
@@ -132,7 +132,7 @@ fn killed_round(round: u64) -> Vec<usize> {
             return kills;
         }
         kills.push(finished_blocks(&out));
-        // One more kill for a third of the runs, and the rest in peace.
+        // A third of the runs are killed a second time.
         delay = if random.unit() < 1.0 / 3.0 { whole().time.mul_f64(random.unit()) } else { LIMIT };
     }
 }
@@ -146,7 +146,7 @@ fn killed_runs_end_in_the_same_bytes() {
         halves.map(|half| half.join().expect("a round failed")).concat().concat()
     });
     let stages: BTreeSet<usize> = kills.iter().copied().collect();
-    // Nothing finished, something finished, and most of it.
+    // No block finished, some finished, and most finished.
     assert!(stages.len() >= 3, "kills met only runs with {stages:?} finished blocks");
 }
 
@@ -178,7 +178,7 @@ fn sigterm_stops_and_says_how_to_go_on() {
     check_stopped_by("TERM");
 }
 
-/// Changes the weights of a copy of the model while block 1 learns, and waits for the end of the run.
+/// Changes the weights of a copy of the model while block 1 is learned, and waits until the run ends.
 fn changed_under_a_run(change: impl FnOnce(&Path)) -> (TempDir, TempDir, Output) {
     let (model, dir) = (copied("tiny-llama"), tempfile::tempdir().unwrap());
     let events = || fs::read_to_string(dir.path().join("events.jsonl")).unwrap_or_default();
@@ -190,7 +190,7 @@ fn changed_under_a_run(change: impl FnOnce(&Path)) -> (TempDir, TempDir, Output)
     (model, dir, output)
 }
 
-/// A run that ended in a block: which one it says, and that it ends well once the weights are what they were.
+/// Checks the error of a run that failed in a block, and that it resumes to the end once the weights are restored.
 #[track_caller]
 fn check_goes_on(model: &Path, out: &Path, output: &Output, code: i32, parts: &[&str]) {
     let stderr = String::from_utf8_lossy(&output.stderr);
@@ -219,7 +219,7 @@ fn weights_that_are_cut_under_a_run() {
 fn weights_that_vanish_under_a_run() {
     whole();
     let (_model, dir, output) = changed_under_a_run(|weights| fs::remove_file(weights).unwrap());
-    // They are there for as long as they are mapped.
+    // Mapped files stay readable after they are deleted.
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     check_whole("removed weights", dir.path());
 }
@@ -269,7 +269,7 @@ fn a_finished_run_is_left_alone() {
     assert!(before == whole().files.keys().map(written).collect::<Vec<_>>(), "files were written again");
 }
 
-/// Damages a finished run, which `--resume` must mend.
+/// Damages a finished run and checks that `--resume` repairs it.
 #[track_caller]
 fn check_mended(what: &str, damage: impl FnOnce(&Path)) -> String {
     let dir = tempfile::tempdir().unwrap();
@@ -280,7 +280,7 @@ fn check_mended(what: &str, damage: impl FnOnce(&Path)) -> String {
     String::from_utf8(output.stderr).unwrap()
 }
 
-/// Changes the last byte of a file: the header of a shard still holds.
+/// Changes the last byte of a file, so that the header of a shard stays valid.
 fn change(path: &Path) {
     let mut bytes = fs::read(path).unwrap();
     *bytes.last_mut().unwrap() ^= 1;
@@ -330,7 +330,7 @@ fn what_a_kill_leaves_is_cleared_away() {
     assert!(stderr.is_empty(), "{stderr}");
 }
 
-/// A run that must not touch what is in `out`.
+/// Checks that a run is refused and leaves `out` as it is.
 #[track_caller]
 fn check_refused(command: &mut Command, out: &Path, parts: &[&str]) {
     let before = files(out);
@@ -385,12 +385,12 @@ fn blocks_of_another_checkpoint_are_refused() {
     fs::remove_file(out.join("config.json")).unwrap();
     check_refused(&mut other(out), out, &parts);
 
-    // A file of which only the end was broken, and is mended now.
+    // A file of which only the end was damaged, and which is repaired now.
     let mended = copied("tiny-llama");
     set_last(mended.path(), "model.layers.2.mlp.up_proj.weight", half::f16::ONE);
     check_refused(quantize_model(mended.path(), out).arg("--resume"), out, &parts);
 
-    // What lies outside the blocks is part of what they were learned on.
+    // Blocks depend on the tensors outside the blocks too.
     for set in [set_first, set_last] {
         let outer = copied("tiny-llama");
         set(outer.path(), "model.embed_tokens.weight", half::f16::ONE);
@@ -398,7 +398,7 @@ fn blocks_of_another_checkpoint_are_refused() {
         check_refused(command.arg("--resume"), out, &["holds a run with a different model:"]);
     }
 
-    // Journals of earlier versions say nothing of it.
+    // Journals of earlier versions do not have the digest.
     let mut lines = fs::read_to_string(out.join("journal.jsonl")).unwrap();
     while let Some(start) = lines.find(",\"source\":\"") {
         lines.replace_range(start..start + ",\"source\":\"\"".len() + 64, "");
@@ -414,7 +414,7 @@ fn a_run_goes_on_with_other_threads_and_says_so() {
     let out = dir.path();
     finished(out);
     change(&out.join("model-00004-of-00005.safetensors"));
-    // Quiet runs do not warn.
+    // With `-q` there is no warning.
     let output = run(quantize_on("2", &fixture("tiny-llama"), out).arg("--resume").env("RUST_LOG", "warn"), 0);
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert!(stderr.contains("threads was 1 and is now 2"), "{stderr}");
@@ -422,7 +422,7 @@ fn a_run_goes_on_with_other_threads_and_says_so() {
     let lines: Vec<Value> = journal.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let threads: Vec<_> = lines.iter().map(|line| line["surroundings"]["threads"].as_u64()).collect();
     assert_eq!(threads, [Some(1), None, None, None, Some(2)]);
-    // What was made before is the same; the result is a model.
+    // Blocks finished before are unchanged, and the result is a complete model.
     let (got, expected) = (files(out), &whole().files);
     assert!(got.keys().eq(expected.keys()), "{:?}", got.keys());
     let first = "model-00001-of-00005.safetensors";

@@ -1,4 +1,4 @@
-//! Rotated models compute what the original ones do, and are packed as they were measured.
+//! Rotated models compute the same function as the original ones, and the packed model is the measured model.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -22,11 +22,11 @@ use oq_tests::{
 };
 use tch::{Device, Kind, Tensor};
 
-/// Largest difference over the largest number: f64 has sixteen digits, and sums have some hundred terms.
+/// Relative to the largest number. f64 has sixteen digits, and sums have some hundred terms.
 const TOLERANCE: f64 = 1e-9;
-/// Undoing a piece changes outputs by far more.
+/// Leaving out a part of the rotation changes outputs by far more than this.
 const BROKEN: f64 = 1e-4;
-/// Between logits in f32 of two models with the same function: as far apart as two libraries are in the golden tests.
+/// For f32 logits of two models with the same function. The difference is like that of two libraries in the golden tests.
 const F32_TOLERANCE: f64 = 1e-4;
 const TOKENS: usize = 12;
 const ROTATED: [RotateKind; 2] = [RotateKind::Merged, RotateKind::Online];
@@ -35,7 +35,7 @@ fn copy(weights: &BlockWeights) -> BlockWeights {
     BlockWeights::new(weights.tensors().iter().map(|(name, t)| (name.clone(), t.shallow_clone())).collect())
 }
 
-/// How far a block on a rotated stream is from the original, rotated.
+/// Error of a rotated block on a rotated residual stream, relative to the original block's rotated output.
 fn error(model: &Model, rotator: &Rotator, original: &BlockWeights, rotated: &BlockWeights) -> f64 {
     let decoder = model.decoder();
     let x = Tensor::randn([2, TOKENS as i64, decoder.dims().hidden as i64], (Kind::Double, Device::Cpu)) * 3.0;
@@ -46,7 +46,7 @@ fn error(model: &Model, rotator: &Rotator, original: &BlockWeights, rotated: &Bl
     largest(&(got - &expected)) / largest(&expected)
 }
 
-/// Ids without meaning, `[1, n]`.
+/// Arbitrary token ids, `[1, n]`.
 fn ids(model: &Model, n: i64) -> Tensor {
     let vocab = model.decoder().dims().vocab as i64;
     Tensor::from_slice(&(0..n).map(|i| (i * 37 + 11) % vocab).collect::<Vec<_>>()).unsqueeze(0)
@@ -91,7 +91,7 @@ fn rotated_models_compute_what_they_did() {
             rotated += 1;
         }
     }
-    // Post-norm and projected OPT; three heads of the MLP or of attention have no Hadamard matrix.
+    // Not rotated: OPT with post-norm or a projected embedding, and three models whose MLP or head width has no Hadamard matrix.
     println!("{rotated} rotated\n{}", refused.join("\n"));
     assert!(rotated >= 80, "{rotated} rotated; {refused:#?}");
     let expected = ["opt-postnorm-proj merged", "opt-falcon-variants/opt-350m-like merged", "opt-projected merged"];
@@ -146,7 +146,7 @@ fn quantized(model: &str, recipe: &Recipe, out: &Path) -> Outcome {
 
 #[test]
 fn the_packed_model_is_the_one_that_was_measured() {
-    // f16 has eleven digits; of a matrix in f32 all are kept.
+    // f16 has 11 significant bits; matrices in f32 are kept exactly.
     const F16_STEP: f64 = 1.0 / 2048.0;
     let _no_grad = tch::no_grad_guard();
     for (name, kind, more) in [
@@ -176,7 +176,7 @@ fn the_packed_model_is_the_one_that_was_measured() {
 
 #[test]
 fn a_model_that_is_rotated_while_it_runs_is_the_same_in_pieces_and_in_packed_products() {
-    // A token's grid may place a number that lies between two codes on either, where sums come in another order.
+    // With sums in a different order, an activation halfway between two codes may be rounded either way.
     const QUANTIZED: f64 = 0.05;
     let out = tempfile::tempdir().unwrap();
     let recipe = recipe("tiny-llama", "w4a8g32", RotateKind::Online, Overrides::default().method(Method::Rtn));
@@ -186,7 +186,7 @@ fn a_model_that_is_rotated_while_it_runs_is_the_same_in_pieces_and_in_packed_pro
     let model = Model::open(out.path()).unwrap();
     let ids = ids(&model, 20);
 
-    // Scores do not see it where both queries and keys are left as they are.
+    // Without quantized activations, rotating queries and keys leaves the scores unchanged.
     let d = model.decoder().dims().head_dim as i64;
     let queries = Tensor::randn([1, 2, 5, d], (Kind::Float, Device::Cpu));
     let expected = quantize_act(model.act(), Orthogonal::hadamard(d as usize).unwrap().apply(&queries));
@@ -210,7 +210,7 @@ fn a_model_that_is_rotated_while_it_runs_is_the_same_in_pieces_and_in_packed_pro
         assert!(off <= QUANTIZED, "{}: {off:.1e}", kernels.name());
     }
 
-    // Tensors are looked at before matrices of the config's sizes are made.
+    // Tensors are checked before matrices with the config's sizes are computed.
     let mut config = model.config().clone();
     config["intermediate_size"] = 150.into();
     std::fs::write(out.path().join("config.json"), config.to_string()).unwrap();
@@ -219,7 +219,7 @@ fn a_model_that_is_rotated_while_it_runs_is_the_same_in_pieces_and_in_packed_pro
 
 #[test]
 fn rotations_help_few_bits() {
-    /// Without rotations it is 68.9.
+    /// Without rotation, perplexity is 68.9.
     const ROUNDED: f64 = 21.0;
     let rtn = || Overrides::default().method(Method::Rtn);
     let perplexities = [RotateKind::None, RotateKind::Merged, RotateKind::Online].map(|kind| {
@@ -253,7 +253,7 @@ fn a_stopped_run_ends_in_the_same_bytes() {
         assert_eq!(model_files(whole.path()), model_files(parts.path()), "{name}");
         assert!(run(true, usize::MAX).unwrap().was_complete, "{name}: nothing is left to do");
 
-        // What lies outside the blocks is made again where it is not what it was.
+        // Tensors outside the blocks are written again if they have changed.
         let rest = parts.path().join("model-00005-of-00005.safetensors");
         let mut bytes = std::fs::read(&rest).unwrap();
         let last = bytes.len() - 1;
@@ -272,7 +272,7 @@ fn models_without_a_place_for_them_are_refused_before_weights_are_read() {
     assert!(error.contains("on the residual itself; say --rotate none"), "{error}");
     check(&model, &recipe(RotateKind::None)).unwrap();
 
-    // No matrix of 1 and -1 has 150 rows at right angles.
+    // There is no Hadamard matrix of order 150.
     let model = Model::open(&fixture("llama-mha")).unwrap();
     let mut config = model.config().clone();
     config["intermediate_size"] = 150.into();
@@ -282,7 +282,7 @@ fn models_without_a_place_for_them_are_refused_before_weights_are_read() {
     assert!(error.contains("150 channels") && error.contains("say --rotate merged"), "{error}");
     assert!(Rotator::new(&*decoder, RotateKind::Merged, 0).unwrap().is_some());
 
-    // Sizes that no tensor vouches for cost nothing.
+    // `check` computes no matrices, so sizes that no tensor confirms cost nothing.
     assert_eq!(Rotator::check(&*decoder, RotateKind::Online), Err(refused));
     config["intermediate_size"] = ((1 << 24) - 4).into();
     config["hidden_size"] = ((1 << 24) - 2).into();

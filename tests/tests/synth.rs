@@ -1,4 +1,4 @@
-//! Models of random weights: they open, compute, are quantized, and are the same for the same seed.
+//! Models with random weights can be opened, run and quantized, and the same seed gives the same model.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -26,7 +26,7 @@ fn files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
     entries.map(|path| (path.file_name().unwrap().to_str().unwrap().to_owned(), fs::read(&path).unwrap())).collect()
 }
 
-/// Largest distance from the mean, and the standard deviation.
+/// The largest distance from the mean, and the standard deviation.
 fn spread(values: &[f32]) -> (f64, f64) {
     let n = values.len() as f64;
     let mean = values.iter().map(|&x| f64::from(x)).sum::<f64>() / n;
@@ -51,7 +51,7 @@ fn check(name: &str, dtype: Dtype, dtype_name: &str, n_tensors: usize) {
         let is_shard = file.ends_with(".safetensors");
         assert_eq!(*bytes != other[file], is_shard, "{name}: {file} with another seed");
     }
-    // One for each block, one for what lies outside.
+    // One shard per block, and one for the other tensors.
     assert_eq!(one.keys().filter(|file| file.ends_with(".safetensors")).count(), LAYERS + 1);
 
     let model = Model::open(&at("one")).unwrap();
@@ -66,7 +66,7 @@ fn check(name: &str, dtype: Dtype, dtype_name: &str, n_tensors: usize) {
         let expected = if tensor.name.ends_with(".bias") { 0.002 } else { 0.02 };
         // Four standard errors: 4 / sqrt(2 * 128) for the smallest tensors.
         assert!((deviation / expected - 1.0).abs() < 0.25, "{}: deviation {deviation}", tensor.name);
-        // Beyond 2 sqrt(3) are only what a mean of 128 and the rounding of numbers near 1 in bf16 (2^-8) add.
+        // Above 2 sqrt(3) there is only the error of a mean of 128 values and the rounding of numbers near 1 to bf16 (2^-8).
         assert!(farthest < 4.0 * expected, "{}: {farthest} from the mean", tensor.name);
     }
 
@@ -79,7 +79,7 @@ fn check(name: &str, dtype: Dtype, dtype_name: &str, n_tensors: usize) {
     let _no_grad = tch::no_grad_guard();
     let logits = oq_eval::logits(&model, &Tensor::from_slice(&ids).view([1, -1]), Device::Cpu).unwrap();
     assert!(bool::try_from(logits.isfinite().all()).unwrap(), "{name}: logits");
-    // With equal logits nothing would be computed.
+    // Equal logits would mean that nothing was computed.
     assert!(logits.std(false).to_kind(Kind::Double).double_value(&[]) > 1e-3, "{name}: logits");
 
     let recipe = ["--calib", "tests/fixtures/calib.txt", "--samples", "2", "--seqlen", "128", "--epochs", "1"];
@@ -91,19 +91,19 @@ fn check(name: &str, dtype: Dtype, dtype_name: &str, n_tensors: usize) {
 
 #[test]
 fn llama() {
-    // Nine for each block; embedding, norm, head.
+    // Nine tensors per block; embedding, norm, head.
     check("tiny-llama", Dtype::F16, "f16", 9 * LAYERS + 3);
 }
 
 #[test]
 fn opt() {
-    // Six linears and two norms for each block, all with biases; embedding, positions, norm.
+    // Six linears and two norms per block, all with biases; embedding, positions, norm.
     check("tiny-opt", Dtype::F32, "f32", 16 * LAYERS + 4);
 }
 
 #[test]
 fn falcon() {
-    // Four linears and a norm with its bias for each block; embedding, norm.
+    // Four linears and a norm with bias per block; embedding, norm.
     check("tiny-falcon", Dtype::BF16, "bf16", 6 * LAYERS + 3);
 }
 

@@ -1,5 +1,5 @@
-//! Equivalent transformation and quantized activations, end to end: what they cost, that what is stored is what was measured, and that a
-//! stopped run ends in the same bytes.
+//! Equivalent transformation and quantized activations, end to end: perplexities, the packed model is the measured model, and an
+//! interrupted run ends in the same bytes.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -17,7 +17,7 @@ use tch::{Device, Kind, Tensor};
 
 const TINY: [&str; 3] = ["tiny-llama", "tiny-opt", "tiny-falcon"];
 
-/// The recipe of configs/ for a tiny model, on fewer segments and epochs than it asks for, of models as they are.
+/// The recipe of `configs/` for a tiny model, with these overrides and without rotation.
 fn recipe(model: &str, scheme: &str, overrides: Overrides) -> Recipe {
     let scheme: QuantSpec = scheme.parse().unwrap();
     let overrides = overrides.rotate(RotateKind::None);
@@ -33,7 +33,7 @@ fn quantized(model: &str, recipe: &Recipe, out: &Path) -> Outcome {
     quantize(&model, recipe, &calibration(recipe), &in_f32(out, false), &mut |_| ControlFlow::Continue(())).unwrap()
 }
 
-/// Quantizes by a recipe and measures what was written.
+/// Quantizes with a recipe and returns the perplexity of the written model.
 fn cost(model: &str, recipe: &Recipe) -> f64 {
     let out = tempfile::tempdir().unwrap();
     quantized(model, recipe, out.path());
@@ -42,7 +42,7 @@ fn cost(model: &str, recipe: &Recipe) -> f64 {
     measure(&packed)
 }
 
-/// Weights per channel on grids with f32 scales, linears' inputs as `act` says; queries, keys and values as they are.
+/// Operations with weights rounded per channel with f32 scales, and inputs of linears quantized. Queries, keys and values stay float.
 struct InputsOnly<'a> {
     weights: &'a BlockWeights,
     bits: Bits,
@@ -50,7 +50,7 @@ struct InputsOnly<'a> {
 
 impl BlockOps for InputsOnly<'_> {
     fn linear(&self, name: LinearName, x: &Tensor) -> Tensor {
-        // A row of a weight and a token's activations have the same kind of grid.
+        // A weight's row and a token's activations have the same kind of grid.
         x.linear(&fake_quantize_tokens(self.weights.weight(name), self.bits), self.weights.bias(name))
     }
 
@@ -63,7 +63,7 @@ impl BlockOps for InputsOnly<'_> {
     }
 }
 
-/// Perplexity with linears' weights and inputs rounded to nearest, and nothing else.
+/// Perplexity with only the weights and inputs of linears rounded to nearest.
 fn inputs_only(model: &Model, bits: Bits) -> f64 {
     const SEQLEN: usize = 256;
     let _no_grad = tch::no_grad_guard();
@@ -89,7 +89,7 @@ fn inputs_only(model: &Model, bits: Bits) -> f64 {
 
 #[test]
 fn rounding_activations_costs_what_it_costs_elsewhere() {
-    // From a quantizer of a few lines of PyTorch with scales in f32, run on the same weights and text; the table has two decimals.
+    // From a PyTorch quantizer of a few lines with f32 scales on the same weights and text. The table has two decimals.
     const TOLERANCE: f64 = 1e-2;
     let table = [("tiny-llama", 68.08, 19.19), ("tiny-opt", 65.04, 29.44), ("tiny-falcon", 38.94, 21.62)];
     for (folder, w4a4, w6a6) in table {
@@ -143,7 +143,7 @@ fn the_packed_model_is_the_one_that_was_measured() {
         let (full, packed) = (Model::open(&fixture(model)).unwrap(), Model::open(out.path()).unwrap());
         assert_eq!(packed.act(), recipe.scheme.act);
         check_recorded_losses(&full, &packed, &calibration(&recipe), &outcome);
-        // What took scales up is stored in f32; nothing of the transformation remains beside it.
+        // Tensors that absorbed scales are stored in f32, and nothing else of the transformation is stored.
         let (before, after) = (full.checkpoint(), packed.checkpoint());
         for view in after.tensors().filter(|view| before.contains(view.name)) {
             let source = before.tensor(view.name).unwrap();
@@ -192,7 +192,7 @@ fn a_stopped_run_ends_in_the_same_bytes() {
 
 #[test]
 fn a_checkpoint_that_was_transformed_by_nothing_is_its_source() {
-    // Scales of 1 and no shifts: smoothing where nothing reads an input.
+    // At the site `qk` no linear's input is rescaled, so SmoothQuant gives scales of 1 and no shifts.
     let overrides = Overrides::default().method(Method::Smoothquant).let_sites(vec![SiteKind::Qk]).samples(2);
     let rtn = Overrides::default().method(Method::Rtn);
     let (smooth, plain) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());

@@ -1,4 +1,4 @@
-//! Tuning all blocks together: it helps, and a run that is killed or stopped in it ends in the same bytes.
+//! Tuning all blocks together improves the model, and a run that is killed or interrupted in it ends in the same bytes.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -17,7 +17,7 @@ use serde_json::Value;
 
 type Files = BTreeMap<String, Vec<u8>>;
 
-/// Four blocks and three epochs of tuning, a few tenths of a second each.
+/// Four blocks and three epochs of tuning, each a few tenths of a second.
 fn quantize(out: &Path) -> Command {
     quantize_with(out, ["16", "128"], ["3", "3e-3"])
 }
@@ -105,7 +105,7 @@ fn damage_is_mended() {
     }
     check(|out| fs::remove_file(out.join("config.json")).unwrap(), false);
     check(|out| fs::remove_file(out.join("model-00005-of-00005.safetensors")).unwrap(), false);
-    // What it was made from is gone.
+    // The blocks that tuning starts from are gone.
     check(|out| fs::write(out.join("model-00002-of-00005.safetensors"), b"").unwrap(), true);
 }
 
@@ -125,7 +125,7 @@ fn blocks_of_two_tunings_are_not_mixed() {
     let dir = tempfile::tempdir().unwrap();
     let [first, third] = [1, 3].map(|shard| dir.path().join(format!("model-0000{shard}-of-00005.safetensors")));
     let mut child = start(&mut quantize(dir.path()), || dir.path().join("untuned").exists());
-    // In the way of the third of the tuned blocks.
+    // A directory with this name prevents the third tuned block from being written.
     fs::create_dir(&third).unwrap();
     assert!(!child.wait().unwrap().success());
     fs::remove_dir(&third).unwrap();
@@ -139,7 +139,7 @@ fn blocks_of_two_tunings_are_not_mixed() {
 
 #[test]
 fn predictions_come_nearer() {
-    // On the same text in every pass; the first divergence is the mean over steps that already go down.
+    // With the same text in every pass. The first divergence is a mean over steps in which it already decreases.
     let text: Vec<Vec<u32>> = tokens("calib.txt").chunks_exact(256).take(8).map(<[u32]>::to_vec).collect();
     let divergences = learned_from(&[&text[..]; 4].concat(), text.len(), 3e-3).tuning;
     assert!(divergences.len() == 3 && divergences[2] < 0.95 * divergences[0], "{divergences:?}");
@@ -151,7 +151,7 @@ fn predictions_come_nearer() {
     assert_eq!(record["tuning"].as_array().map(Vec::len), Some(3));
 
     let perplexity = |dir: &Path| {
-        // At the model's own length: beyond it predictions are worse by far, whatever its weights are.
+        // At the model's context length, because predictions beyond it are far worse.
         let on = ["--json", "--data", "tests/fixtures/eval.txt", "--seqlen", "256"];
         let eval = run(omniquant().arg("eval").arg(dir).args(on), 0);
         let eval: Value = serde_json::from_slice(&eval.stdout).unwrap();
@@ -163,13 +163,13 @@ fn predictions_come_nearer() {
     assert!(with < 0.98 * without, "{with} with, {without} without");
 }
 
-/// Outcome of a run on these segments, those of the blocks first, which are `samples`.
+/// Outcome of a run on these segments. The first `samples` are for learning blocks, the rest for tuning.
 fn learned_from(segments: &[Vec<u32>], samples: usize, tune_lr: f64) -> Outcome {
     let out = tempfile::tempdir().unwrap();
     learned_in(out.path(), segments, samples, tune_lr, &mut |_| ControlFlow::Continue(())).unwrap()
 }
 
-/// The same in `out`, which may hold an earlier run.
+/// The same in `out`, which may contain an earlier run.
 fn learned_in(
     out: &Path,
     segments: &[Vec<u32>],
@@ -185,7 +185,7 @@ fn learned_in(
     oq_calib::quantize(&model, &recipe, segments, &in_f32(out, true), on)
 }
 
-/// Segments of noise, by the seeds of those of the blocks and of two passes of tuning, two of each.
+/// Segments of random tokens: two for the blocks and two for each of two tuning passes, with a seed for each pair.
 fn noise(seeds: [u32; 3]) -> Vec<Vec<u32>> {
     seeds.iter().flat_map(|seed| [segment(2 * seed), segment(2 * seed + 1)]).collect()
 }
@@ -201,7 +201,7 @@ fn learned_from_noise(seeds: [u32; 3]) -> Outcome {
 #[test]
 fn a_run_stops_while_the_targets_of_an_epoch_are_made() {
     let (out, segments) = (tempfile::tempdir().unwrap(), noise([1, 2, 3]));
-    // Blocks take four steps each, and the first epoch of tuning begins with passes of four blocks.
+    // Learning all blocks counts as 8 steps of progress. The first tuning epoch begins with its targets, which count as four.
     let mut asked = Vec::new();
     let stopped = learned_in(out.path(), &segments, 2, 5e-4, &mut |notice| match notice {
         Notice::Progress { done, total } => {
@@ -220,7 +220,7 @@ fn a_run_stops_while_the_targets_of_an_epoch_are_made() {
 fn a_run_that_stops_within_an_epoch_keeps_its_steps() {
     let [out, whole] = [(); 2].map(|()| tempfile::tempdir().unwrap());
     let segments = noise([1, 2, 3]);
-    // As above, and each of its two steps goes through four blocks for 8.
+    // As above, and each of the two steps of an epoch counts as 8.
     let stopped = learned_in(out.path(), &segments, 2, 5e-4, &mut |notice| match notice {
         Notice::Progress { done: 20.., .. } => ControlFlow::Break(()),
         _ => ControlFlow::Continue(()),
@@ -233,7 +233,7 @@ fn a_run_that_stops_within_an_epoch_keeps_its_steps() {
         }
         ControlFlow::Continue(())
     });
-    // Asked before each batch too.
+    // A run can also be stopped before each batch.
     told.dedup();
     assert_eq!(told, [8, 9, 10, 11, 12, 28, 29, 30, 31, 32, 40, 48]);
     let unstopped = learned_in(whole.path(), &segments, 2, 5e-4, &mut |_| ControlFlow::Continue(())).unwrap();
@@ -248,7 +248,7 @@ fn a_run_that_stops_within_an_epoch_keeps_its_steps() {
 
 #[test]
 fn a_run_that_stops_before_a_short_batch_goes_on() {
-    // Two batches of two and one of one, for the blocks and for two passes; all hidden states on the disk.
+    // Two batches of two segments and one of one, for the blocks and for two passes, with all hidden states on disk.
     let overrides = Overrides::default().samples(5).batch(2).seqlen(16).epochs(1).tune_epochs(2);
     let recipe = Recipe::resolve("w2a16g64".parse().unwrap(), None, None, &overrides).unwrap();
     let model = Model::open(&fixture("tiny-llama")).unwrap();
@@ -263,7 +263,7 @@ fn a_run_that_stops_before_a_short_batch_goes_on() {
     };
     let [out, whole] = [(); 2].map(|()| tempfile::tempdir().unwrap());
     run(whole.path(), usize::MAX).unwrap();
-    // Four blocks of three steps, as many passes of two, and two steps through all of them.
+    // Progress is 12 for four blocks with three steps each, 8 for the targets of an epoch, and 16 for two tuning steps.
     assert!(matches!(run(out.path(), 12 + 8 + 16), Err(CalibError::TuningStopped { epoch: Nth { index: 0, .. }, .. })));
     run(out.path(), usize::MAX).unwrap();
     assert!(model_files(out.path()) == model_files(whole.path()));

@@ -1,7 +1,8 @@
-//! No circles of files: no file takes names from one that, directly or not, takes names from it.
+//! No import cycles: no file uses names from a file that, directly or not, uses its own.
 //!
-//! What counts are paths, in `use` and elsewhere, that end in another file of the same target; a path through a re-export ends where the
-//! name is defined. Methods are not seen: they need types. Declaring a module is not taking a name from it, re-exporting is.
+//! An import is a path, in `use` or elsewhere, to an item in another file of the same target. A path through a re-export leads to the file
+//! that defines the item. Method calls do not count, because resolving them needs types. Declaring a module is not an import;
+//! re-exporting from it is.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -18,7 +19,7 @@ use syn::visit::{self, Visit};
 
 use modules::{ModuleId, Modules, Sources, attributes, each_use, is_for_tests};
 
-/// From each file to those that it takes names from, and the paths by which it does.
+/// For each file, the files that it imports from, with the paths that do.
 type Arrows = BTreeMap<PathBuf, BTreeMap<PathBuf, BTreeSet<String>>>;
 
 fn arrows_of(root: &Path, sources: &Sources) -> Arrows {
@@ -26,7 +27,7 @@ fn arrows_of(root: &Path, sources: &Sources) -> Arrows {
     let mut arrows = Arrows::new();
     for (module, read) in modules.0.iter().enumerate() {
         let mut reader = Reader { modules: &modules, module, arrows: &mut arrows };
-        // Modules below are read on their own.
+        // Submodules are read separately.
         let own = read.items.iter().filter(|item| !matches!(item, syn::Item::Mod(_)));
         own.for_each(|item| reader.visit_item(item));
     }
@@ -41,7 +42,7 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// A path outside of `use`. Where it begins with an item, a `use` has brought that here, or it is this module's own.
+    /// A path outside of `use`. If it begins with an item, that was imported with `use` or is defined in this module.
     fn mention(&mut self, path: &[String]) {
         if path.len() > 1 && self.modules.file_named(self.module, &path[..1]).is_none() {
             self.take(path);
@@ -61,7 +62,7 @@ impl Reader<'_> {
         }
     }
 
-    /// Paths in what is given to a macro, which is no syntax yet: names with `::` between.
+    /// Paths in the arguments of a macro, which are not parsed: names separated by `::`.
     fn tokens(&mut self, tokens: TokenStream) {
         let mut path: Vec<String> = Vec::new();
         let mut colons = 0;
@@ -127,7 +128,7 @@ impl Visit<'_> for Reader<'_> {
     fn visit_attribute(&mut self, _: &syn::Attribute) {}
 }
 
-/// Sets of files that all reach each other.
+/// Sets of files that are mutually reachable (strongly connected components).
 fn circles(arrows: &Arrows) -> BTreeSet<BTreeSet<&Path>> {
     let reached = |from: &Path| {
         let (mut reached, mut open) = (BTreeSet::new(), vec![from]);
@@ -141,7 +142,7 @@ fn circles(arrows: &Arrows) -> BTreeSet<BTreeSet<&Path>> {
         reached
     };
     let all: BTreeMap<&Path, BTreeSet<&Path>> = arrows.keys().map(|file| (file.as_path(), reached(file))).collect();
-    // A file that reaches itself is in one circle: all that it reaches and is reached from.
+    // A file that reaches itself is in a cycle with all files that it reaches and that reach it.
     let in_circles = all.iter().filter(|(file, reached)| reached.contains(*file));
     in_circles
         .map(|(file, reached)| {
@@ -150,7 +151,7 @@ fn circles(arrows: &Arrows) -> BTreeSet<BTreeSet<&Path>> {
         .collect()
 }
 
-/// Circles in words, with what ties them; empty where there are none.
+/// A description of the cycles and their imports; empty if there are none.
 fn told(arrows: &Arrows) -> String {
     let mut text = String::new();
     for circle in circles(arrows) {
@@ -167,7 +168,7 @@ fn told(arrows: &Arrows) -> String {
     text
 }
 
-/// Every Rust file below `folder`, by its path in the repository.
+/// All Rust files below `folder`, by path in the repository.
 fn sources_below(folder: &Path) -> Sources {
     let (mut sources, mut folders) = (Sources::new(), vec![folder.to_owned()]);
     while let Some(folder) = folders.pop() {
@@ -198,7 +199,7 @@ fn no_target_has_a_circle_of_files() {
         let manifest = Path::new(package["manifest_path"].as_str().expect("a path"));
         let sources = sources_below(manifest.parent().expect("a manifest lies in a folder"));
         let targets = package["targets"].as_array().expect("a list of targets");
-        // A build script may share a file of another package.
+        // A build script may include a file of another package.
         let targets = targets.iter().filter(|target| target["kind"][0] != "custom-build");
         for target in targets {
             let root = Path::new(target["src_path"].as_str().expect("a path"));
@@ -225,7 +226,7 @@ fn a_circle_is_found() {
     let lib = "mod a; mod b;";
     check(&[("lib.rs", lib), ("a.rs", "pub fn f() {}"), ("b.rs", "use crate::a::f;")], NONE);
     check(&[("lib.rs", lib), ("a.rs", "use crate::b::g; fn f() {}"), ("b.rs", "use crate::a::f; fn g() {}")], A_AND_B);
-    // Without `use`; in a signature, and in what a macro is given.
+    // Without `use`: in a signature and in a macro's arguments.
     let a = "fn f(x: crate::b::g) {}";
     let b = "struct g; fn h() { println!(\"{}\", [crate::a::f(1)]) }";
     check(&[("lib.rs", lib), ("a.rs", a), ("b.rs", b)], A_AND_B);
@@ -257,13 +258,13 @@ fn a_parent_from_which_a_child_imports_is_in_a_circle() {
         &[("lib.rs", "mod a;"), ("a.rs", a), ("a/b.rs", all)],
         "a circle of 2 files:\n  a/b.rs -> a.rs: super::*\n  a.rs -> a/b.rs: b::B\n",
     );
-    // A file may stand elsewhere.
+    // A module's file may be elsewhere.
     let a = "#[path = \"../b.rs\"] mod b; pub use b::B; pub struct A;";
     check(
         &[("lib.rs", "#[path = \"sub/a.rs\"] mod a;"), ("sub/a.rs", a), ("b.rs", "use super::A; pub struct B(A);")],
         "a circle of 2 files:\n  b.rs -> sub/a.rs: super::A\n  sub/a.rs -> b.rs: b::B\n",
     );
-    // Declaring a module is not enough.
+    // Declaring a module is not an import.
     check(&[("lib.rs", "mod a; pub struct A;"), ("a.rs", "use crate::A;")], NONE);
 }
 
@@ -279,7 +280,7 @@ fn a_re_export_is_followed() {
         ],
         "a circle of 2 files:\n  a.rs -> b.rs: crate::renamed\n  b.rs -> a.rs: crate::f\n",
     );
-    // A module and its function of the same name.
+    // A module that contains a function of the same name.
     let lib = "mod f; mod b; pub use f::f;";
     check(&[("lib.rs", lib), ("f.rs", "use crate::b::B; pub fn f() {}"), ("b.rs", "pub struct B;")], NONE);
 }
@@ -293,7 +294,7 @@ fn tests_and_other_crates_are_ignored() {
     check(&[("lib.rs", lib), ("a.rs", a), ("b.rs", "use crate::a::f; pub fn g() {}")], NONE);
     let a = "pub fn f() {} struct A; impl A { #[cfg(test)] fn t() { crate::b::g() } }";
     check(&[("lib.rs", lib), ("a.rs", a), ("b.rs", "use crate::a::f; pub fn g() {}")], NONE);
-    // What is not for tests alone counts.
+    // Code that is not only for tests counts.
     let a = "pub fn f() {} #[cfg(not(test))] use crate::b::g;";
     check(&[("lib.rs", lib), ("a.rs", a), ("b.rs", "use crate::a::f; pub fn g() {}")], A_AND_B);
 }

@@ -1,4 +1,4 @@
-//! The modules of one target (a library, a program, a test): which names each has, and in which file a name is defined.
+//! The modules of one target (a library, a program, a test), with the names of each and the file that defines a name.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path, PathBuf};
@@ -11,13 +11,13 @@ pub type Sources = BTreeMap<PathBuf, String>;
 /// Number of a module in [`Modules`]; the root is 0.
 pub type ModuleId = usize;
 
-/// What a name of a module stands for.
+/// The meaning of a name in a module.
 enum Meaning {
     /// An item that is defined here.
     Item,
-    /// A module below.
+    /// A submodule.
     Module(ModuleId),
-    /// What a `use` says, as a path from this module.
+    /// A name imported with `use`, as a path from this module.
     Use(Vec<String>),
 }
 
@@ -32,16 +32,16 @@ pub struct Module {
 
 pub struct Modules(pub Vec<Module>);
 
-/// Where a path ends.
+/// What a path resolves to.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Place {
     Module(ModuleId),
-    /// An item of this module, or what lies in it: a variant, a method.
+    /// An item of this module, or a part of it, such as a variant or method.
     Item(ModuleId),
 }
 
 impl Modules {
-    /// The modules of the target whose root is `root`, without those that only tests have.
+    /// The modules of the target with root file `root`, without those that are only for tests.
     pub fn read(root: &Path, sources: &Sources) -> Self {
         let mut modules = Self(Vec::new());
         let folder = root.parent().expect("a file lies in a folder").to_owned();
@@ -100,7 +100,7 @@ impl Modules {
         });
     }
 
-    /// The file that defines what `path` names, seen from `from`: none where that is a module, a local name, or another crate's.
+    /// The file that defines the item at `path`, as seen from `from`. `None` for a module, a local name, or an item of another crate.
     pub fn file_named(&self, from: ModuleId, path: &[String]) -> Option<&Path> {
         let mut seen = BTreeSet::new();
         match self.resolve(from, path, &mut seen)? {
@@ -109,7 +109,7 @@ impl Modules {
         }
     }
 
-    /// The files of all that `use path::*` brings.
+    /// The files that define the names imported by `use path::*`.
     pub fn files_below(&self, from: ModuleId, path: &[String]) -> BTreeSet<&Path> {
         let mut files = BTreeSet::new();
         match self.resolve(from, path, &mut BTreeSet::new()) {
@@ -124,7 +124,7 @@ impl Modules {
     }
 
     fn resolve(&self, from: ModuleId, path: &[String], seen: &mut BTreeSet<(ModuleId, Vec<String>)>) -> Option<Place> {
-        // Names may be made of each other, as `use self::a as b; use self::b as a` would have it.
+        // Names may refer to each other, as in `use self::a as b; use self::b as a`.
         if !seen.insert((from, path.to_vec())) {
             return None;
         }
@@ -154,7 +154,7 @@ impl Modules {
         }
     }
 
-    /// What `name` is in a module. A module and a function may share a name: `is_last` prefers the latter.
+    /// The meaning of `name` in a module. A module and a function may have the same name; `is_last` prefers the function.
     fn look_up(
         &self,
         module: ModuleId,
@@ -180,7 +180,7 @@ impl Modules {
     }
 }
 
-/// Whether only tests have what these stand before.
+/// Whether the item with these attributes is only for tests.
 pub fn is_for_tests(attributes: &[Attribute]) -> bool {
     attributes.iter().filter(|attribute| attribute.path().is_ident("cfg")).any(|attribute| {
         let condition = attribute.meta.require_list().map(|list| list.tokens.to_string()).unwrap_or_default();
@@ -209,7 +209,7 @@ pub fn attributes(item: &Item) -> &[Attribute] {
     }
 }
 
-/// The name that an item gives to its module.
+/// The name that an item adds to its module.
 fn defined(item: &Item) -> Option<String> {
     let name = match item {
         Item::Const(item) => &item.ident,
@@ -226,7 +226,7 @@ fn defined(item: &Item) -> Option<String> {
     Some(name.to_string())
 }
 
-/// Tells each path of a `use` and the name that it brings; no name for `*`.
+/// Calls back with each path of a `use` and the name that it imports; no name for `*`.
 pub fn each_use(path: &mut Vec<String>, tree: &UseTree, tell: &mut dyn FnMut(&[String], Option<&str>)) {
     match tree {
         UseTree::Path(tree) => {
@@ -247,7 +247,7 @@ fn tell_one(
     rename: Option<String>,
     tell: &mut dyn FnMut(&[String], Option<&str>),
 ) {
-    // `use a::b::{self}` brings the module `b`.
+    // `use a::b::{self}` imports the module `b`.
     if name == "self" && !path.is_empty() {
         let name = rename.or_else(|| path.last().cloned());
         return tell(path, name.as_deref());

@@ -1,4 +1,4 @@
-//! Models, recipes and texts that do not do.
+//! Invalid models, recipes and texts.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -12,14 +12,14 @@ use super::{
     CALIB, DOES_NOT_FIT, INPUT, NUMERIC, TINY, USAGE, check, check_quantize, check_quantize_with, names, quantize,
 };
 
-/// tiny-llama with other text in one of its files.
+/// tiny-llama with one file replaced.
 fn with_file(name: &str, text: impl AsRef<[u8]>) -> TempDir {
     let model = copied("tiny-llama");
     fs::write(model.path().join(name), text).unwrap();
     model
 }
 
-/// tiny-llama with one key of its config changed; null takes it away.
+/// tiny-llama with one key of its config changed, or removed if `value` is null.
 fn with_config(key: &str, value: Value) -> TempDir {
     let config = fs::read(fixture("tiny-llama").join("config.json")).unwrap();
     let mut config: Value = serde_json::from_slice(&config).unwrap();
@@ -30,7 +30,7 @@ fn with_config(key: &str, value: Value) -> TempDir {
     with_file("config.json", config.to_string())
 }
 
-/// tiny-llama with one tensor written otherwise: `dtype` and bytes of the same number of elements.
+/// tiny-llama with one tensor replaced by another `dtype` and bytes for the same number of elements.
 pub(super) fn with_tensor(name: &str, dtype: Dtype, bytes: impl Fn(&[u8]) -> Vec<u8>) -> TempDir {
     let model = copied("tiny-llama");
     let checkpoint = Checkpoint::open(model.path()).unwrap();
@@ -42,7 +42,7 @@ pub(super) fn with_tensor(name: &str, dtype: Dtype, bytes: impl Fn(&[u8]) -> Vec
     model
 }
 
-/// The `index`-th of f16 values replaced.
+/// Replaces the f16 value at `index`.
 fn poison(index: usize, value: f32) -> impl Fn(&[u8]) -> Vec<u8> {
     move |bytes| {
         let mut bytes = bytes.to_vec();
@@ -111,7 +111,7 @@ fn numbers_that_are_none() {
     check_quantize(with_tensor(down, Dtype::F16, poison(5, f32::NAN)).path(), NUMERIC, &[down, "value 5 is NaN"]);
     let norm = "model.layers.0.input_layernorm.weight";
     check_quantize(with_tensor(norm, Dtype::F16, poison(0, f32::INFINITY)).path(), NUMERIC, &[norm, "value 0 is inf"]);
-    // What is only copied is looked at too.
+    // Tensors that are only copied are checked too.
     let head = with_tensor("lm_head.weight", Dtype::F16, poison(7, f32::NAN));
     check_quantize(head.path(), NUMERIC, &["lm_head.weight", "value 7 is NaN"]);
 
@@ -123,7 +123,7 @@ fn numbers_that_are_none() {
     eval.arg("eval").arg(broken.path()).args(["--data", CALIB, "--seqlen", "32", "--windows", "1"]);
     check(&mut eval, NUMERIC, &[up, "value 1 is NaN"]);
 
-    // Finite numbers whose products are not.
+    // Finite numbers with infinite products.
     let huge = |bytes: &[u8]| 1e30f32.to_le_bytes().repeat(bytes.len() / 2);
     let overflowing = with_tensor("model.layers.1.mlp.down_proj.weight", Dtype::F32, huge);
     check_quantize(overflowing.path(), NUMERIC, &["block 2 of 4: ", "not finite"]);
@@ -227,7 +227,7 @@ fn quantized_models_are_not_quantized_again() {
     check(omniquant().arg("eval").arg(&packed).args(["--rtn", "w3a16g64"]), USAGE, &["is quantized already"]);
     check(omniquant().arg("plan").arg(&packed).args(["--scheme", "w3a16g64"]), USAGE, &["is quantized already"]);
 
-    // A packed model with a part gone says which.
+    // The error names the missing part of a packed model.
     fs::write(packed.join("model-00002-of-00005.safetensors"), b"").unwrap();
     check(omniquant().arg("inspect").arg(&packed), INPUT, &["model-00002-of-00005.safetensors: truncated"]);
 }
@@ -308,14 +308,14 @@ fn tokenizers_that_do_not_fit() {
     }
     check_quantize(with_file("tokenizer_config.json", "{").path(), INPUT, &["tokenizer_config.json: not valid JSON"]);
 
-    // 320 embeddings, and a tokenizer of 1024 tokens.
+    // 320 embeddings and a tokenizer with 1024 tokens.
     let model = copied("llama-mha");
     fs::copy(fixture("tiny-llama").join("tokenizer.json"), model.path().join("tokenizer.json")).unwrap();
     let args = ["--scheme", "w4a16g32", "--calib", CALIB];
     check_quantize_with(model.path(), &args, USAGE, &["token id ", "the vocabulary has 320 entries", "tokenizer"]);
 }
 
-/// Long for three attempts at a closed port, short for somebody who waits.
+/// Time limit: long enough for three attempts at a closed port, short enough for a user who waits.
 const HUB_LIMIT: Duration = Duration::from_secs(20);
 
 #[test]
@@ -324,7 +324,7 @@ fn a_hub_out_of_reach() {
     let out = home.path().join("out");
     let mut command = quantize("llama2-70b", &out);
     command.args(["--scheme", "w4a16g128", "--force"]).env("HF_HOME", home.path());
-    // Nobody listens on port 9, and nobody is asked to.
+    // No server listens on port 9.
     for proxy in ["http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"] {
         command.env_remove(proxy);
     }
@@ -334,7 +334,7 @@ fn a_hub_out_of_reach() {
     check(&mut command, INPUT, &parts);
     assert!(started.elapsed() < HUB_LIMIT, "took {:?}", started.elapsed());
     check(command.env("HF_HUB_OFFLINE", "1"), INPUT, &["HF_HUB_OFFLINE is set", "meta-llama/Llama-2-70b-hf"]);
-    // What does not fit is not fetched.
+    // A model that does not fit is not downloaded.
     let mut large = omniquant();
     large.args(["quantize", "llama2-7b", "--scheme", "w4a16g128", "--samples", "1000000000", "--out"]).arg(&out);
     large.env("HF_ENDPOINT", "http://127.0.0.1:9").env("HF_HOME", home.path());
@@ -397,12 +397,12 @@ fn gguf_files_that_are_none() {
     fs::write(&gguf, [&b"GGUF\x03\0\0\0"[..], &[0xff; 64]].concat()).unwrap();
     check(&mut convert, INPUT, &["a.gguf"]);
     assert!(!out.join("config.json").exists());
-    // What is there stays there.
+    // An existing file is kept.
     fs::create_dir_all(&out).unwrap();
     fs::write(out.join("config.json"), "{}").unwrap();
     check(&mut convert, USAGE, &["the directory is not empty"]);
     assert_eq!(fs::read(out.join("config.json")).unwrap(), b"{}");
-    // A path with one slash is no hub id where there is such a file.
+    // A path with one slash is not a hub id if such a file exists.
     fs::create_dir(dir.path().join("models")).unwrap();
     fs::rename(&gguf, dir.path().join("models/a.gguf")).unwrap();
     let mut inspect = omniquant();

@@ -1,4 +1,4 @@
-//! What is refused, with which exit code and in which words; and that nothing half-written stays behind.
+//! Errors: their exit codes and messages, and that no partially written files are left behind.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test fails by panicking and says what it skipped")]
 
@@ -19,7 +19,7 @@ const NUMERIC: i32 = 5;
 const TINY: &str = "tests/fixtures/tiny-llama";
 const CALIB: &str = "tests/fixtures/calib.txt";
 
-/// A command that must fail with `code` and say all of `parts`.
+/// Checks that a command fails with `code` and that its message contains all of `parts`.
 #[track_caller]
 fn check(command: &mut Command, code: i32, parts: &[&str]) {
     let output = run(command, code);
@@ -30,7 +30,7 @@ fn check(command: &mut Command, code: i32, parts: &[&str]) {
     assert!(stderr.contains("error: ") && output.stdout.is_empty(), "{stderr}");
 }
 
-/// A small run; later arguments win over these.
+/// A small run. Later arguments override these.
 fn quantize(model: impl AsRef<Path>, out: &Path) -> Command {
     let mut command = omniquant();
     command.arg("quantize").arg(model.as_ref()).args(["--samples", "2", "--seqlen", "32", "--epochs", "1"]);
@@ -38,7 +38,7 @@ fn quantize(model: impl AsRef<Path>, out: &Path) -> Command {
     command
 }
 
-/// [`check`] of a run with the usual scheme and text, which must leave nothing half-written.
+/// [`check`] for a run with the default scheme and text, which must leave no partially written files.
 #[track_caller]
 fn check_quantize(model: impl AsRef<Path>, code: i32, parts: &[&str]) {
     check_quantize_with(model, &["--scheme", "w4a16g64", "--calib", CALIB], code, parts);
@@ -54,7 +54,7 @@ fn check_quantize_with(model: impl AsRef<Path>, args: &[&str], code: i32, parts:
     assert!(unfinished, "left behind: {left:?}");
 }
 
-/// Names of what a directory holds; none where there is no such directory.
+/// Names of a directory's entries; empty if there is no such directory.
 fn names(dir: &Path) -> Vec<String> {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
     let mut names: Vec<String> = entries.map(|entry| entry.file_name().into_string().unwrap()).collect();

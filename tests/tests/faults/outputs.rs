@@ -1,4 +1,4 @@
-//! Outputs that cannot be written, and runs that there is no room for.
+//! Outputs that cannot be written, and runs without enough memory or disk space.
 
 use std::fs;
 use std::path::Path;
@@ -96,18 +96,18 @@ fn activations_that_float16_does_not_hold() {
         for part in [" of 4: activations on the calibration text reach ", "65504", "bfloat16 or float32"] {
             assert!(stderr.contains(part), "{method}: no {part:?} in {stderr}");
         }
-        // The residual stays as large as it was once.
+        // The residual stream keeps its large values in all later blocks.
         assert!(blocks[0].is_none() && blocks[1..].iter().all(|block| block.is_some_and(|value| value > 65504.0)));
         let (stderr, blocks) = beyond(Path::new(TINY), &["--method", method]);
         assert!(!stderr.contains("float16") && blocks == [None; 4], "{method}: {stderr}, {blocks:?}");
     }
-    // Without text nothing is known.
+    // Without text, this cannot be known.
     let (stderr, blocks) = beyond(scaled.path(), &["--method", "rtn"]);
     assert!(!stderr.contains("float16") && blocks == [None; 4], "{stderr}, {blocks:?}");
 }
 
-/// In a mount namespace of its own: a run on a small disk, the disk grows, the run goes on. `$1`: where the disk is mounted,
-/// `$2`: its size, `$3`: where answers go; the rest is the command.
+/// In a separate mount namespace: a run on a small disk, then the disk grows and the run resumes. `$1` is the mount point, `$2` the
+/// size, `$3` the directory for results; the rest is the command.
 const SMALL_DISK: &str = r#"
 disk=$1 answers=$3
 mount -t tmpfs -o "size=$2" tmpfs "$disk" || exit 77
@@ -121,7 +121,7 @@ echo $? >"$answers/resumed-code"
 cp -r "$disk/out" "$answers/out"
 "#;
 
-/// What the shell answers where it may not mount.
+/// The shell's exit code if it may not mount.
 const MAY_NOT_MOUNT: i32 = 77;
 
 #[track_caller]
@@ -170,10 +170,10 @@ fn check_small_disk(size: &str, more: &[&str], says: &str, expected: &TempDir) {
 fn a_full_disk() {
     let expected = tempfile::tempdir().unwrap();
     run(quantize(TINY, expected.path()).args(["--scheme", "w4a16g64", "--calib", CALIB]), 0);
-    // Room for the journal alone, for a block or two, and for all blocks but not the head.
+    // Space for the journal only, for a block or two, and for all blocks but not the head.
     for size in ["4k", "300k", "700k"] {
         check_small_disk(size, &[], "", &expected);
     }
-    // Room for the journal and one of two stores of hidden states, of 32 KiB each.
+    // Space for the journal and one of two stores of hidden states of 32 KiB each.
     check_small_disk("48k", &["--cache-memory", "0"], "hidden states that exceed --cache-memory", &expected);
 }
