@@ -9,8 +9,8 @@ fn main() {
     let mut channels = [1.0f32; 576];
     channels[7] = 100.0;
     let x = Tensor::from_slice(&channels).view([1, 576]);
-    let turned = Rotation::new(576, 0, false).turn(&x);
-    for (what, x) in [("as it is", &x), ("rotated", &turned)] {
+    let rotated = Rotation::new(576, 0, false).apply(&x);
+    for (what, x) in [("as it is", &x), ("rotated", &rotated)] {
         let largest = x.abs().max().double_value(&[]);
         println!("{what}: largest {largest:.2}, length {:.2}", x.norm().double_value(&[]));
     }
