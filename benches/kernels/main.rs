@@ -138,15 +138,15 @@ impl Contest {
         let rivals = RIVALS.iter().zip(bytes).map(|(name, bytes)| entrant(format!("libtorch {name}"), bytes));
         let mut entrants: Vec<Entrant> = packed.chain(rivals).collect();
 
-        let mut turns: Vec<Box<dyn FnMut() + '_>> = Vec::new();
-        turns.extend(ours.iter_mut().map(|ours| Box::new(|| ours.run()) as Box<dyn FnMut()>));
-        turns.push(Box::new(|| drop(int4.run())));
-        turns.extend(dense.iter().map(|dense| Box::new(|| dense.run()) as Box<dyn FnMut()>));
-        turns.iter_mut().for_each(|turn| turn());
+        let mut runs: Vec<Box<dyn FnMut() + '_>> = Vec::new();
+        runs.extend(ours.iter_mut().map(|ours| Box::new(|| ours.run()) as Box<dyn FnMut()>));
+        runs.push(Box::new(|| drop(int4.run())));
+        runs.extend(dense.iter().map(|dense| Box::new(|| dense.run()) as Box<dyn FnMut()>));
+        runs.iter_mut().for_each(|run| run());
         for _ in 0..rounds {
             limit();
-            for (entrant, turn) in entrants.iter_mut().zip(&mut turns) {
-                entrant.secs.push(secs_of(turn));
+            for (entrant, run) in entrants.iter_mut().zip(&mut runs) {
+                entrant.secs.push(secs_of(run));
             }
         }
         Self { weights, entrants }

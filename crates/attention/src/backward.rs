@@ -67,7 +67,7 @@ pub(crate) fn backward_with(
         })
         .collect();
     // Heads that share keys and values, in one order.
-    let shared = of_heads.par_chunks(shape.share());
+    let shared = of_heads.par_chunks(shape.queries_per_kv());
     shared.zip(d_k.par_chunks_mut(len).zip(d_v.par_chunks_mut(len))).for_each(|(heads, (d_k, d_v))| {
         for (which, out) in [d_k, d_v].into_iter().enumerate() {
             sum_heads(shape, heads.iter().map(|head| &head[which][..]), out);

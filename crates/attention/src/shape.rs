@@ -41,14 +41,14 @@ impl Shape {
     }
 
     /// Query heads that share a key/value head.
-    pub(crate) fn share(&self) -> usize {
+    pub(crate) fn queries_per_kv(&self) -> usize {
         self.heads / self.kv_heads
     }
 
     /// The part of `k` or `v` that query head `task` of all sequences reads.
     pub(crate) fn kv_of<'a>(&self, kv: &'a [bf16], task: usize) -> &'a [bf16] {
         // Heads of all sequences follow one another, in groups that share.
-        let start = task / self.share() * self.head_len();
+        let start = task / self.queries_per_kv() * self.head_len();
         &kv[start..start + self.head_len()]
     }
 

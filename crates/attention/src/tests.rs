@@ -92,7 +92,7 @@ fn compare(shape: Shape, size: f64) {
             let exact = exact_head(t, d, inputs);
             out.extend(exact.out);
             d_q.extend(exact.q);
-            let start = task / shape.share() * len;
+            let start = task / shape.queries_per_kv() * len;
             for (sum, part) in [(&mut d_k, exact.k), (&mut d_v, exact.v)] {
                 sum[start..].iter_mut().zip(part).for_each(|(sum, part)| *sum = [sum[0] + part[0], sum[1] + part[1]]);
             }

@@ -36,15 +36,15 @@ impl AdamW {
         self.step_at(1.0, params);
     }
 
-    /// [`Self::step`], with the learning rates multiplied by `share`.
-    pub fn step_at<'a>(&mut self, share: f64, params: impl IntoIterator<Item = (&'a mut Tensor, Tensor)>) {
+    /// [`Self::step`], with the learning rates multiplied by `fraction`.
+    pub fn step_at<'a>(&mut self, fraction: f64, params: impl IntoIterator<Item = (&'a mut Tensor, Tensor)>) {
         self.step += 1;
         let correction1 = 1.0 - BETA1.powi(self.step);
         let correction2 = 1.0 - BETA2.powi(self.step);
         for ((param, grad), Moments { lr, first: m, second: v }) in params.into_iter().zip(&mut self.moments) {
             let _ = m.g_mul_scalar_(BETA1).g_add_(&(&grad * (1.0 - BETA1)));
             let _ = v.g_mul_scalar_(BETA2).g_add_(&(grad.square() * (1.0 - BETA2)));
-            let update = &*m / ((&*v / correction2).sqrt() + EPS) * (share * *lr / correction1);
+            let update = &*m / ((&*v / correction2).sqrt() + EPS) * (fraction * *lr / correction1);
             let _ = param.g_sub_(&update);
         }
     }

@@ -32,8 +32,8 @@ pub struct Accuracy {
 
 impl Accuracy {
     /// Standard error of a fraction of the items.
-    pub fn error_of(&self, share: f64) -> f64 {
-        (share * (1.0 - share) / (self.items.max(2) - 1) as f64).sqrt()
+    pub fn error_of(&self, accuracy: f64) -> f64 {
+        (accuracy * (1.0 - accuracy) / (self.items.max(2) - 1) as f64).sqrt()
     }
 }
 
@@ -338,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_are_those_of_a_share() {
+    fn errors_are_those_of_a_fraction() {
         let accuracy = Accuracy { items: 101, plain: 0.5, normalized: 0.2 };
         assert_eq!((accuracy.error_of(0.5), accuracy.error_of(0.2)), (0.05, 0.04));
     }

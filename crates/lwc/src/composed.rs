@@ -5,7 +5,7 @@
 use oq_quant_core::{SCALE_MAX, SCALE_MIN};
 use tch::{Kind, Tensor};
 
-use crate::levels::{Levels, Shares};
+use crate::levels::{ClipTensors, Levels};
 use crate::strengths::LwcGrads;
 
 /// Grids of all groups, each part `[out, groups, 1]`.
@@ -26,7 +26,7 @@ struct Grids {
 }
 
 /// Differentiable with respect to `weight` and `clip`, except for the zero point.
-fn grids(levels: Levels, weight: &Tensor, clip: &Shares) -> Grids {
+fn grids(levels: Levels, weight: &Tensor, clip: &ClipTensors) -> Grids {
     let max = weight.amax(-1, true).clamp_min(0.0);
     let min = weight.amin(-1, true).clamp_max(0.0);
     let hi = &max * clip.hi.unsqueeze(-1);
@@ -47,24 +47,24 @@ fn grids(levels: Levels, weight: &Tensor, clip: &Shares) -> Grids {
 }
 
 /// For each group: the scale, and the codes of both ends minus the zero point, `[out, groups]`.
-pub fn grids_of(levels: Levels, weight: &Tensor, clip: &Shares) -> [Tensor; 3] {
+pub fn grids_of(levels: Levels, weight: &Tensor, clip: &ClipTensors) -> [Tensor; 3] {
     let Grids { scale, lowest, highest, .. } = grids(levels, &in_groups(weight, clip), clip);
     [scale, lowest, highest].map(|part| part.squeeze_dim(-1))
 }
 
 /// `[out, in]` -> `[out, groups, len]`.
-fn in_groups(weight: &Tensor, clip: &Shares) -> Tensor {
+fn in_groups(weight: &Tensor, clip: &ClipTensors) -> Tensor {
     let strengths = clip.hi.size();
     weight.reshape([strengths[0], strengths[1], -1])
 }
 
 /// Scaled weights, `[out, groups, len]`, plus their offsets, `[out, in]`.
-fn shifted(places: Tensor, offsets: Option<&Tensor>, clip: &Shares) -> Tensor {
+fn shifted(places: Tensor, offsets: Option<&Tensor>, clip: &ClipTensors) -> Tensor {
     offsets.map_or_else(|| places.shallow_clone(), |offsets| &places + in_groups(offsets, clip))
 }
 
 /// `w [out, in]` -> `w' [out, in]`.
-pub fn fake_quantize(levels: Levels, weight: &Tensor, offsets: Option<&Tensor>, clip: &Shares) -> Tensor {
+pub fn fake_quantize(levels: Levels, weight: &Tensor, offsets: Option<&Tensor>, clip: &ClipTensors) -> Tensor {
     let groups = in_groups(weight, clip);
     let grids = grids(levels, &groups, clip);
     let mut codes = shifted(&groups / &grids.scale, offsets, clip)
@@ -74,7 +74,7 @@ pub fn fake_quantize(levels: Levels, weight: &Tensor, offsets: Option<&Tensor>, 
 }
 
 /// `w [out, in]` -> `w' [out, in]`, with a gradient through the rounding of codes but not through their clamp.
-pub fn fake_quantize_autograd(levels: Levels, weight: &Tensor, offsets: Option<&Tensor>, clip: &Shares) -> Tensor {
+pub fn fake_quantize_autograd(levels: Levels, weight: &Tensor, offsets: Option<&Tensor>, clip: &ClipTensors) -> Tensor {
     let groups = in_groups(weight, clip);
     let grids = grids(levels, &groups, clip);
     let place = shifted(&groups / &grids.scale, offsets, clip);
@@ -85,7 +85,13 @@ pub fn fake_quantize_autograd(levels: Levels, weight: &Tensor, offsets: Option<&
 }
 
 /// `w [out, in]`, `dL/dw' [out, in]` -> strengths' gradients `[out, groups]`.
-pub fn gradients(levels: Levels, weight: &Tensor, offsets: Option<&Tensor>, grad: &Tensor, clip: &Shares) -> LwcGrads {
+pub fn gradients(
+    levels: Levels,
+    weight: &Tensor,
+    offsets: Option<&Tensor>,
+    grad: &Tensor,
+    clip: &ClipTensors,
+) -> LwcGrads {
     let (weight, grad) = (in_groups(weight, clip), in_groups(grad, clip));
     let grids = grids(levels, &weight, clip);
     let (residual, _) = residuals(&grids, &weight, offsets, clip);
@@ -98,24 +104,24 @@ pub fn gradients_with_weight(
     weight: &Tensor,
     offsets: Option<&Tensor>,
     grad: &Tensor,
-    clip: &Shares,
+    clip: &ClipTensors,
 ) -> (LwcGrads, Tensor) {
     let (groups, grad) = (in_groups(weight, clip), in_groups(grad, clip));
     let grids = grids(levels, &groups, clip);
     let (residual, inside) = residuals(&grids, &groups, offsets, clip);
     let ends = end_gradients(levels, &grids, &residual, &grad);
     let mut d_weight = grad * inside;
-    for (extreme, share, d_end) in [(&grids.max, &clip.hi, &ends.hi), (&grids.min, &clip.lo, &ends.lo)] {
+    for (extreme, fraction, d_end) in [(&grids.max, &clip.hi, &ends.hi), (&grids.min, &clip.lo, &ends.lo)] {
         let here = groups.eq_tensor(extreme);
         // There are none in a group of one sign, whose range was widened to contain 0.
         let count = here.sum_dim_intlist(-1, true, groups.kind()).clamp_min(1.0);
-        d_weight += here * (d_end * share.unsqueeze(-1) / count);
+        d_weight += here * (d_end * fraction.unsqueeze(-1) / count);
     }
     (strength_gradients(&grids, clip, &ends), d_weight.view_as(weight))
 }
 
 /// `dw'/ds` of each weight, `(q - z) - k w / s`, and `k`: whether its code was not clamped.
-fn residuals(grids: &Grids, weight: &Tensor, offsets: Option<&Tensor>, clip: &Shares) -> (Tensor, Tensor) {
+fn residuals(grids: &Grids, weight: &Tensor, offsets: Option<&Tensor>, clip: &ClipTensors) -> (Tensor, Tensor) {
     let place = weight / &grids.scale;
     let rounded = shifted(place.shallow_clone(), offsets, clip).round();
     let code = rounded.clamp_tensor(Some(&grids.lowest), Some(&grids.highest));
@@ -124,22 +130,23 @@ fn residuals(grids: &Grids, weight: &Tensor, offsets: Option<&Tensor>, clip: &Sh
 }
 
 /// `dL/dhi` and `dL/dlo`, each `[out, groups, 1]`.
-fn end_gradients(levels: Levels, grids: &Grids, residual: &Tensor, grad: &Tensor) -> Shares {
+fn end_gradients(levels: Levels, grids: &Grids, residual: &Tensor, grad: &Tensor) -> ClipTensors {
     let d_scale = (grad * residual).sum_dim_intlist(-1, true, None::<Kind>) * &grids.live / levels.steps;
     match levels.centre {
-        None => Shares { lo: -&d_scale, hi: d_scale },
+        None => ClipTensors { lo: -&d_scale, hi: d_scale },
         Some(_) => {
             // 1, 1/2 or 0, as the upper end is larger than, equal to or smaller than the lower end.
             let hi_part = ((&grids.hi + &grids.lo).sign() + 1.0) / 2.0;
             let hi = &d_scale * hi_part;
-            Shares { lo: &hi - d_scale, hi }
+            ClipTensors { lo: &hi - d_scale, hi }
         }
     }
 }
 
-fn strength_gradients(grids: &Grids, clip: &Shares, ends: &Shares) -> LwcGrads {
-    let strength =
-        |d_end: &Tensor, extreme: &Tensor, share: &Tensor| (d_end * extreme).squeeze_dim(-1) * share * (1.0 - share);
+fn strength_gradients(grids: &Grids, clip: &ClipTensors, ends: &ClipTensors) -> LwcGrads {
+    let strength = |d_end: &Tensor, extreme: &Tensor, fraction: &Tensor| {
+        (d_end * extreme).squeeze_dim(-1) * fraction * (1.0 - fraction)
+    };
     LwcGrads { gamma: strength(&ends.hi, &grids.max, &clip.hi), beta: strength(&ends.lo, &grids.min, &clip.lo) }
 }
 
@@ -149,7 +156,7 @@ pub fn moved_offsets(
     weight: &Tensor,
     offsets: &Tensor,
     grad: &Tensor,
-    clip: &Shares,
+    clip: &ClipTensors,
     rate: f64,
 ) -> Tensor {
     let groups = in_groups(weight, clip);
@@ -159,24 +166,31 @@ pub fn moved_offsets(
 
 /// The fractions out of `choices` with the least `sum importance (w - w')²` of each group: first for both ends together, then for each end.
 /// `w [out, in]`, `importance [in]`; the current fractions, `[out, groups]`, give the shape of the groups.
-pub fn search(levels: Levels, weight: &Tensor, importance: &Tensor, choices: &[f64], shape: &Shares) -> Shares {
-    let error = |clip: &Shares| {
+pub fn search(
+    levels: Levels,
+    weight: &Tensor,
+    importance: &Tensor,
+    choices: &[f64],
+    shape: &ClipTensors,
+) -> ClipTensors {
+    let error = |clip: &ClipTensors| {
         let off = (fake_quantize(levels, weight, None, clip) - weight).square() * importance;
         in_groups(&off, clip).sum_dim_intlist(-1, false, None::<Kind>)
     };
-    let least = |start: &Tensor, of: &dyn Fn(&Tensor) -> Shares| {
+    let least = |start: &Tensor, of: &dyn Fn(&Tensor) -> ClipTensors| {
         let mut best = (start.shallow_clone(), error(&of(start)));
-        for &share in choices {
-            let share = start.full_like(share);
-            let error = error(&of(&share));
+        for &fraction in choices {
+            let fraction = start.full_like(fraction);
+            let error = error(&of(&fraction));
             let better = error.lt_tensor(&best.1);
-            best = (share.where_self(&better, &best.0), error.minimum(&best.1));
+            best = (fraction.where_self(&better, &best.0), error.minimum(&best.1));
         }
         best.0
     };
     let copy = Tensor::shallow_clone;
-    let both = least(&shape.hi.full_like(choices[0]), &|share| Shares { hi: copy(share), lo: copy(share) });
-    let hi = least(&both, &|share| Shares { hi: copy(share), lo: copy(&both) });
-    let lo = least(&both, &|share| Shares { hi: copy(&hi), lo: copy(share) });
-    Shares { hi, lo }
+    let both =
+        least(&shape.hi.full_like(choices[0]), &|fraction| ClipTensors { hi: copy(fraction), lo: copy(fraction) });
+    let hi = least(&both, &|fraction| ClipTensors { hi: copy(fraction), lo: copy(&both) });
+    let lo = least(&both, &|fraction| ClipTensors { hi: copy(&hi), lo: copy(fraction) });
+    ClipTensors { hi, lo }
 }

@@ -281,8 +281,8 @@ pub fn move_offsets<T: Real, S: Stored<T>>(groups: &Groups<'_, T>, grad: &[S], r
 /// then for the maximum, then for the minimum. `importance [in]`, `hi` and `lo` `[out, groups]`.
 pub fn search<T: Real>(groups: &Groups<'_, T>, importance: &[T], choices: &[T], hi: &mut [T], lo: &mut [T]) {
     let n_groups = importance.len() / groups.len;
-    let shares = hi.par_iter_mut().zip(lo).enumerate();
-    groups.weight.par_chunks(groups.len).zip(shares).for_each(|(group, (idx, (hi, lo)))| {
+    let fractions = hi.par_iter_mut().zip(lo).enumerate();
+    groups.weight.par_chunks(groups.len).zip(fractions).for_each(|(group, (idx, (hi, lo)))| {
         let importance = &importance[idx % n_groups * groups.len..][..groups.len];
         let (ends, group) = (extremes(group), Group { weight: group, offsets: groups.offsets });
         let error = |a: T, b: T| {
@@ -295,14 +295,14 @@ pub fn search<T: Real>(groups: &Groups<'_, T>, importance: &[T], choices: &[T], 
             sum_of(group, importance, squared)
         };
         let least = |of: &dyn Fn(T) -> f64, start: T| {
-            choices.iter().fold((start, of(start)), |best, &share| {
-                let error = of(share);
-                if error < best.1 { (share, error) } else { best }
+            choices.iter().fold((start, of(start)), |best, &fraction| {
+                let error = of(fraction);
+                if error < best.1 { (fraction, error) } else { best }
             })
         };
-        let (both, _) = least(&|share| error(share, share), choices[0]);
-        (*hi, _) = least(&|share| error(share, both), both);
-        (*lo, _) = least(&|share| error(*hi, share), both);
+        let (both, _) = least(&|fraction| error(fraction, fraction), choices[0]);
+        (*hi, _) = least(&|fraction| error(fraction, both), both);
+        (*lo, _) = least(&|fraction| error(*hi, fraction), both);
     });
 }
 

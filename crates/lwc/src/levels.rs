@@ -26,7 +26,7 @@ impl Levels {
 }
 
 /// Fractions of a group's maximum and minimum at which it is clipped, each `[out, groups]`.
-pub struct Shares {
+pub struct ClipTensors {
     pub hi: Tensor,
     pub lo: Tensor,
 }

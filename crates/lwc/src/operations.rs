@@ -5,14 +5,14 @@ use oq_quant_core::QuantizedTensor;
 use oq_slices as slices;
 use tch::{Device, Kind, Tensor, no_grad};
 
-use crate::levels::{Levels, Shares};
+use crate::levels::{ClipTensors, Levels};
 use crate::strengths::{Lwc, LwcError, LwcGrads, choices};
 use crate::{composed, tensors};
 
 impl Lwc {
-    /// Starts from the clipping that searching finds: of each group the shares, between sigmoid([`START`](crate::START)) and a quarter, with
-    /// little error of the weights, each weighed by the mean square of what it is multiplied with, `importance [in]`: the best for
-    /// both ends alike, then for each end. Offsets play no part.
+    /// Starts from a search for the best clipping. For each group it tries fractions of the range between sigmoid([`START`](crate::START)) and
+    /// a quarter, and takes those with the least squared error of the weights, weighted by `importance [in]`, the mean square of each input
+    /// channel: first one fraction for both ends, then one for each end. Offsets are ignored.
     ///
     /// # Panics
     /// When `weight` is not `[out, in]` or `importance` not `[in]`.
@@ -93,7 +93,7 @@ impl Lwc {
     /// When `weight` is not `[out, in]`.
     pub fn fake_quantize_autograd(&self, weight: &Tensor) -> Tensor {
         self.check_shape(weight).unwrap_or_else(|error| panic!("{error}"));
-        let clip = Shares { hi: self.gamma.sigmoid(), lo: self.beta.sigmoid() };
+        let clip = ClipTensors { hi: self.gamma.sigmoid(), lo: self.beta.sigmoid() };
         let weight = weight.to_kind(self.gamma.kind());
         composed::fake_quantize_autograd(Levels::new(self.spec), &weight, self.offsets.as_ref(), &clip)
     }
@@ -105,8 +105,8 @@ impl Lwc {
         self.check_shape(weight)?;
         let [rows, cols] = self.shape().map(|n| n as usize);
         let to_cpu = |tensor: &Tensor| tensor.detach().to_device(Device::Cpu).to_kind(Kind::Float).contiguous();
-        let (weight, Shares { hi, lo }) = (to_cpu(weight), self.clip());
-        let clip = Shares { hi: to_cpu(&hi), lo: to_cpu(&lo) };
+        let (weight, ClipTensors { hi, lo }) = (to_cpu(weight), self.clip());
+        let clip = ClipTensors { hi: to_cpu(&hi), lo: to_cpu(&lo) };
         let offsets = self.offsets.as_ref().map(to_cpu);
         Ok(tensors::quantize(&weight, [rows, cols], self.spec, &clip, offsets.as_ref())?)
     }

@@ -3,7 +3,7 @@
 use oq_quant_core::{TensorError, WeightSpec};
 use tch::{Device, Kind, Tensor};
 
-use crate::levels::Shares;
+use crate::levels::ClipTensors;
 
 /// Initial clipping strength: sigmoid(4) = 0.982, so that hardly anything is clipped (OmniQuant, section 3.2).
 pub const START: f64 = 4.0;
@@ -83,9 +83,9 @@ impl Lwc {
     }
 
     /// Sigmoids of the strengths, contiguous.
-    pub(crate) fn clip(&self) -> Shares {
-        let share = |strength: &Tensor| strength.detach().sigmoid().contiguous();
-        Shares { hi: share(&self.gamma), lo: share(&self.beta) }
+    pub(crate) fn clip(&self) -> ClipTensors {
+        let fraction = |strength: &Tensor| strength.detach().sigmoid().contiguous();
+        ClipTensors { hi: fraction(&self.gamma), lo: fraction(&self.beta) }
     }
 
     /// A weight, checked, contiguous and in the kind of the strengths.

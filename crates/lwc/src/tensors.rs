@@ -9,7 +9,7 @@ use oq_slices as slices;
 use tch::Tensor;
 
 use crate::fused;
-use crate::levels::{Levels, Shares};
+use crate::levels::{ClipTensors, Levels};
 use crate::strengths::{Lwc, LwcGrads, choices};
 
 /// Codes of a weight `[rows, cols]` with its clipping; all in f32.
@@ -17,7 +17,7 @@ pub(crate) fn quantize(
     weight: &Tensor,
     [rows, cols]: [usize; 2],
     spec: WeightSpec,
-    clip: &Shares,
+    clip: &ClipTensors,
     offsets: Option<&Tensor>,
 ) -> Result<QuantizedTensor, TensorError> {
     // SAFETY: no libtorch operation runs before they are last used, in the next statement.
@@ -29,7 +29,7 @@ pub(crate) fn quantize(
 
 impl Lwc {
     /// `importance [in]`.
-    pub(crate) fn search_fused<T: fused::Real>(&self, weight: &Tensor, importance: &Tensor) -> Shares {
+    pub(crate) fn search_fused<T: fused::Real>(&self, weight: &Tensor, importance: &Tensor) -> ClipTensors {
         let (clip, zeros, choices) = (self.clip(), self.zeros(), choices().map(T::of));
         let shape = clip.hi.size();
         // SAFETY: only tensors that are made here are written meanwhile.
@@ -37,13 +37,13 @@ impl Lwc {
         // Each weight gets its nearest code, whatever was learned.
         let groups = fused::Groups { offsets: &zeros, ..groups };
         let [hi, lo] = slices::filled([&shape[..]; 2], |[hi, lo]| fused::search(&groups, importance, &choices, hi, lo));
-        Shares { hi, lo }
+        ClipTensors { hi, lo }
     }
 
     pub(crate) fn fake_quantize_fused<T: fused::Real, S: fused::Stored<T>>(
         &self,
         weight: &Tensor,
-        clip: &Shares,
+        clip: &ClipTensors,
     ) -> Tensor {
         let (zeros, shape) = (self.zeros::<T>(), weight.size());
         // SAFETY: only a tensor that is made here is written meanwhile.
@@ -56,7 +56,7 @@ impl Lwc {
         &self,
         weight: &Tensor,
         grad: &Tensor,
-        clip: &Shares,
+        clip: &ClipTensors,
     ) -> LwcGrads {
         let (zeros, shape) = (self.zeros::<T>(), clip.hi.size());
         // SAFETY: only tensors that are made here are written meanwhile.
@@ -70,7 +70,7 @@ impl Lwc {
         &self,
         weight: &Tensor,
         grad: &Tensor,
-        clip: &Shares,
+        clip: &ClipTensors,
     ) -> (LwcGrads, Tensor) {
         let (zeros, of_clip, of_weight) = (self.zeros::<T>(), clip.hi.size(), weight.size());
         // SAFETY: only tensors that are made here are written meanwhile.
@@ -90,7 +90,7 @@ impl Lwc {
         &self,
         weight: &Tensor,
         grad: &Tensor,
-        clip: &Shares,
+        clip: &ClipTensors,
         rate: f64,
         offsets: &mut Tensor,
     ) {
@@ -116,7 +116,7 @@ impl Lwc {
         &'a self,
         weight: &'a Tensor,
         zeros: &'a [T],
-        clip: &'a Shares,
+        clip: &'a ClipTensors,
     ) -> fused::Groups<'a, T> {
         // SAFETY: promised by the caller.
         let [weight, clip_hi, clip_lo] = [weight, &clip.hi, &clip.lo].map(|x| unsafe { slices::of(x) });

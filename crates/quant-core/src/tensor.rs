@@ -134,10 +134,10 @@ impl QuantizedTensor {
         offsets: Option<&[f32]>,
     ) -> Result<Self, TensorError> {
         let groups = rows.saturating_mul(check_groups(spec, cols)?);
-        for (part, shares) in [("clip.hi", clip.hi), ("clip.lo", clip.lo)] {
-            check_len(part, [rows, cols], groups, shares.len())?;
-            if let Some(index) = shares.iter().position(|share| !(0.0..=1.0).contains(share)) {
-                return Err(TensorError::BadClip { part, index, value: shares[index] });
+        for (part, fractions) in [("clip.hi", clip.hi), ("clip.lo", clip.lo)] {
+            check_len(part, [rows, cols], groups, fractions.len())?;
+            if let Some(index) = fractions.iter().position(|fraction| !(0.0..=1.0).contains(fraction)) {
+                return Err(TensorError::BadClip { part, index, value: fractions[index] });
             }
         }
         if let Some(offsets) = offsets {

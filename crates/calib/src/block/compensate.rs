@@ -67,7 +67,7 @@ fn fill_by(at_once: i64, linears: &[Rounded<'_>], moments: &Moments) {
 /// Fraction of the rounding error at a linear's outputs that compensation leaves, from 0 to 1, if the errors of weights are independent
 /// and equally large. It is the energy of each channel that the channels after it do not predict, as a fraction of the total energy. On
 /// few tokens it is an upper bound, because they are damped more.
-pub(crate) fn share_left(moments: &Moments) -> f64 {
+pub(crate) fn error_left(moments: &Moments) -> f64 {
     let of_part = |products: &Tensor| {
         let (diagonal, n) = (products.diagonal(0, 0, 1), products.size()[0]);
         let held = diagonal.sum(Kind::Double).double_value(&[]);
@@ -248,13 +248,13 @@ mod tests {
         let mut clip = start(&weight, &moments, "w4a16g32");
         let nearest = error(&clip, &weight, &x);
         clip.offsets = Some(offsets(&clip, &weight, &moments));
-        let (share, compensated) = (share_left(&moments), error(&clip, &weight, &x) / nearest);
+        let (estimate, compensated) = (error_left(&moments), error(&clip, &weight, &x) / nearest);
         // 4 bits, so that few weights are clipped: clipping errors are distributed differently.
-        assert!((0.75..1.33).contains(&(share / compensated)), "{share} for {compensated}");
+        assert!((0.75..1.33).contains(&(estimate / compensated)), "{estimate} for {compensated}");
         // Uncorrelated channels: nothing can be compensated.
         let alone = Tensor::eye(96, (Kind::Float, Device::Cpu));
         let alone = Moments { squares: alone.diagonal(0, 0, 1).copy(), products: vec![alone], tokens: TOKENS };
-        assert!((share_left(&alone) - 1.0).abs() < 1e-6);
+        assert!((error_left(&alone) - 1.0).abs() < 1e-6);
     }
 
     #[test]

@@ -18,7 +18,7 @@ use oq_quant_core::{ActSpec, Bits, WeightSpec};
 use oq_random::SplitMix64;
 use tch::{Kind, Tensor};
 
-use crate::block::compensate::share_left;
+use crate::block::compensate::error_left;
 use crate::block::inputs::Moments;
 use crate::compute::{Place, ids_of, is_finite, load_block};
 use crate::disk::states::Store;
@@ -54,7 +54,7 @@ pub(crate) struct Probe<'a> {
     pub(crate) seed: u64,
 }
 
-/// Linears of a block that read the same input and share one width, with the cost of each width in nats per token.
+/// Linears of a block that read the same input and agreement one width, with the cost of each width in nats per token.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Unit {
     pub(crate) block: usize,
@@ -139,7 +139,7 @@ impl Probe<'_> {
             let compensates = self.compensates
                 && !group.iter().any(|linear| sites.iter().any(|site| site.rescales_input_of(linear.name.0)));
             let moments = if compensates { moments(taps, group[0].name) } else { None };
-            let left = moments.as_ref().map_or(1.0, share_left);
+            let left = moments.as_ref().map_or(1.0, error_left);
             for &bits in self.choices {
                 let errors = group.iter().map(|linear| {
                     let weight = weights.weight(linear.name);
@@ -304,8 +304,8 @@ mod tests {
             }
             let orders = pairs.iter().enumerate().flat_map(|(at, a)| pairs[..at].iter().map(move |b| (a, b)));
             let alike: Vec<bool> = orders.map(|(a, b)| (a.1 < b.1) == (a.2 < b.2)).collect();
-            let share = alike.iter().filter(|alike| **alike).count() as f64 / alike.len() as f64;
-            assert!(share > 0.8, "{name}: {share} of the pairs of units are in the right order");
+            let agreement = alike.iter().filter(|alike| **alike).count() as f64 / alike.len() as f64;
+            assert!(agreement > 0.8, "{name}: {agreement} of the pairs of units are in the right order");
         }
     }
 

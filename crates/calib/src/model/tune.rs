@@ -173,10 +173,10 @@ impl<'a> Tuner<'a> {
     /// One step on the embedded segments `x`, whose last hidden states in full precision are `target`, both `[b, t, hidden]`. Returns
     /// the divergence before the step, or NaN if a gradient was not finite.
     pub(crate) fn step(&mut self, x: Tensor, target: &Tensor) -> Result<f64, PassError> {
-        let share = self.schedule.next();
+        let fraction = self.schedule.next();
         let segments = x.size()[0] as usize;
         let divergence = self.descend(x, target, |Changes { tensors, optimizer }, grads| {
-            optimizer.step_at(share, tensors.values_mut().zip(grads));
+            optimizer.step_at(fraction, tensors.values_mut().zip(grads));
         })?;
         self.epoch.steps += 1;
         self.epoch.segments += segments;

@@ -157,8 +157,8 @@ impl MemoryPlan {
 
 /// A block's weights in f32, the largest one also as stored and, with rotation, two rotated copies of it.
 fn loaded(counts: &Counts) -> u64 {
-    let turned = if counts.rotated_bytes > 0 { 2 * F32 * counts.largest } else { 0 };
-    F32 * counts.weights + F16 * counts.largest + turned + counts.rotated_bytes
+    let rotation_bytes = if counts.rotated_bytes > 0 { 2 * F32 * counts.largest } else { 0 };
+    F32 * counts.weights + F16 * counts.largest + rotation_bytes + counts.rotated_bytes
 }
 
 /// A block with its transformed weights and offsets in f32, its codes as bytes and packed, and the weights being quantized.

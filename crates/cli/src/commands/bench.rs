@@ -44,14 +44,14 @@ pub fn run(args: &BenchArgs, out: &Output) -> Result<()> {
     drop(loaded);
     // Bandwidth is measured for the host's memory only.
     let bandwidth = (device == Device::Cpu).then(read_bytes_per_s);
-    let share = bandwidth.map(|bandwidth| decode * weight_bytes as f64 / bandwidth);
+    let fraction = bandwidth.map(|bandwidth| decode * weight_bytes as f64 / bandwidth);
     let value = json!({"model": args.model.name, "kernels": form.kernels.name(), "compute": form.compute.name(),
         "head": form.head.name(), "device": machine::device_name(device), "threads": threads, "prompt_tokens": prompt, "tokens": decoded,
         "prefill_tokens_per_s": prefill, "decode_tokens_per_s": decode,
         "runs": runs.iter().map(|run| json!({"prefill_tokens_per_s": run.prefill, "decode_tokens_per_s": run.decode}))
             .collect::<Vec<_>>(),
         "weight_bytes": weight_bytes, "cache_bytes": cache_bytes, "loaded_bytes": before, "running_bytes": resident,
-        "peak_bytes": peak, "memory_bytes_per_s": bandwidth, "bandwidth_share": share});
+        "peak_bytes": peak, "memory_bytes_per_s": bandwidth, "bandwidth_share": fraction});
     out.result(&value, || {
         let size = |n: Option<u64>| n.map_or_else(|| "unknown".to_owned(), bytes);
         let (kernels, compute, head) = (form.kernels.name(), form.compute.name(), form.head.name());
@@ -65,8 +65,8 @@ pub fn run(args: &BenchArgs, out: &Output) -> Result<()> {
             ),
             format!("memory          {} running, {} at most", size(resident), size(peak)),
         ];
-        if let (Some(bandwidth), Some(share)) = (bandwidth, share) {
-            let (speed, percent) = (bandwidth / 1e9, 100.0 * share);
+        if let (Some(bandwidth), Some(fraction)) = (bandwidth, fraction) {
+            let (speed, percent) = (bandwidth / 1e9, 100.0 * fraction);
             lines.push(format!("memory speed    {speed:.1} GB/s; decoding reads weights at {percent:.0} % of it"));
         }
         lines.push(format!(

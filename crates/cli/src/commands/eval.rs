@@ -68,10 +68,10 @@ fn ask(args: &EvalArgs, named: &Named, model: &Model, (form, device): (Form, Dev
         let result =
             zero_shot(model, &tokenizer, &items, device, &mut |progress| bar.set(progress.done, progress.total))?;
         drop(bar);
-        let share = |share: f64| format!("{:6.2} +- {:.2}", 100.0 * share, 100.0 * result.error_of(share));
+        let shown = |accuracy: f64| format!("{:6.2} +- {:.2}", 100.0 * accuracy, 100.0 * result.error_of(accuracy));
         let normalized = task.is_normalized().then_some(result.normalized);
-        let per_character = normalized.map_or(String::new(), |value| format!("   per character {}", share(value)));
-        lines.push(format!("{:<14}{:>6} items {}{per_character}", task.name(), result.items, share(result.plain)));
+        let per_character = normalized.map_or(String::new(), |value| format!("   per character {}", shown(value)));
+        lines.push(format!("{:<14}{:>6} items {}{per_character}", task.name(), result.items, shown(result.plain)));
         values.push(json!({"task": task.name(), "items": result.items, "accuracy": result.plain,
             "accuracy_error": result.error_of(result.plain), "accuracy_per_character": normalized,
             "accuracy_per_character_error": normalized.map(|value| result.error_of(value))}));

@@ -37,13 +37,13 @@ pub fn run(args: &InspectArgs, out: &Output) -> Result<()> {
             (Some(spec), Some(bits)) => {
                 line("quantized", format!("{spec}, {bits:.3} bits per weight with scales and zero points"));
                 if spec.uniform().is_none() {
-                    let shares = summary.params_by_bits.iter().map(|(bits, params)| {
-                        let share = 100.0 * *params as f64 / summary.quantized_params as f64;
-                        format!("{share:.1} % of {bits} bits")
+                    let widths = summary.params_by_bits.iter().map(|(bits, params)| {
+                        let percent = 100.0 * *params as f64 / summary.quantized_params as f64;
+                        format!("{percent:.1} % of {bits} bits")
                     });
                     let average = summary.bits_per_code().unwrap_or_default();
-                    let shares = shares.collect::<Vec<_>>().join(", ");
-                    line("  widths", format!("{average:.3} bits on average: {shares}"));
+                    let widths = widths.collect::<Vec<_>>().join(", ");
+                    line("  widths", format!("{average:.3} bits on average: {widths}"));
                 }
                 line("  codes", bytes(summary.packed_bytes));
                 line("  scales", bytes(summary.scale_bytes));

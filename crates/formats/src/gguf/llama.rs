@@ -286,11 +286,11 @@ impl Llama3Rope {
     /// The divisor of the frequency of rotation `i`.
     fn divisor(self, i: usize, head_dim: usize, theta: f64, factor: f64) -> f64 {
         let period = TAU * theta.powf(2.0 * i as f64 / head_dim as f64);
-        let turns = self.context / period;
-        if turns > self.high {
+        let periods = self.context / period;
+        if periods > self.high {
             return 1.0;
         }
-        let blend = ((turns - self.low) / (self.high - self.low)).max(0.0);
+        let blend = ((periods - self.low) / (self.high - self.low)).max(0.0);
         1.0 / ((1.0 - blend) / factor + blend)
     }
 }

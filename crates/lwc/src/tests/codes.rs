@@ -8,7 +8,7 @@ use tch::{Device, Kind, Tensor};
 use super::noise;
 use crate::{Lwc, LwcError, START};
 
-/// An f16 is within this share of what was rounded to it, above [`F16_NORMAL`].
+/// An f16 is within this fraction of what was rounded to it, above [`F16_NORMAL`].
 const F16_ROUNDING: f32 = 1.0 / 1024.0;
 /// Smallest f16 that is not subnormal, and the distance of those below it.
 const F16_NORMAL: f32 = 6.104e-5;

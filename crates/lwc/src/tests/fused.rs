@@ -7,7 +7,7 @@ use super::noise;
 use crate::levels::Levels;
 use crate::{Lwc, START, composed};
 
-/// Sums of some hundred f32 terms in another order, as a share of their sizes.
+/// Sums of some hundred f32 terms in another order, as a fraction of their sizes.
 const ORDER_OF_SUM_F32: f64 = 2e-6;
 /// The same in f64.
 const ORDER_OF_SUM_F64: f64 = 2e-15;
@@ -38,21 +38,21 @@ fn lwc(spec: WeightSpec, in_features: i64, kind: Kind) -> Lwc {
     let mut lwc = Lwc::new(OUT as usize, in_features as usize, spec, Device::Cpu).unwrap();
     let moved = |seed| noise(seed, [OUT, lwc.gamma.size()[1]], kind) * 2.0 + START;
     (lwc.gamma, lwc.beta) = (moved(3), moved(4));
-    // Equal shares of equal ends.
+    // Equal fractions of equal ends.
     lwc.beta.get(8).copy_(&lwc.gamma.get(8));
     lwc
 }
 
-/// Largest difference, as a share of `size`.
+/// Largest difference, as a fraction of `size`.
 fn difference(actual: &Tensor, expected: &Tensor, size: &Tensor) -> f64 {
     ((actual - expected).abs() / size.clamp_min(1e-30)).max().double_value(&[])
 }
 
 /// What the terms of the sum behind `dL/dgamma` could come to: the sum itself may cancel.
-fn strength_size(weight: &Tensor, grad: &Tensor, share: &Tensor) -> Tensor {
-    let groups = |t: &Tensor| t.abs().reshape([OUT, share.size()[1], -1]);
+fn strength_size(weight: &Tensor, grad: &Tensor, fraction: &Tensor) -> Tensor {
+    let groups = |t: &Tensor| t.abs().reshape([OUT, fraction.size()[1], -1]);
     let sum = groups(grad).sum_dim_intlist(-1, false, weight.kind());
-    sum * groups(weight).amax(-1, false) * share * (1.0 - share)
+    sum * groups(weight).amax(-1, false) * fraction * (1.0 - fraction)
 }
 
 /// Written and read in bf16, numbers are those of a pass that converts: equal to the last bit.
@@ -96,7 +96,7 @@ fn check(spec: WeightSpec, in_features: i64, kind: Kind, tolerance: f64, offsets
         composed::gradients_with_weight(levels, &weight, offsets, &grad, &clip);
     assert_eq!((&composed.gamma, &composed.beta), (&composed_with_weight.gamma, &composed_with_weight.beta));
 
-    let size = |share| strength_size(&weight, &grad, share);
+    let size = |fraction| strength_size(&weight, &grad, fraction);
     let d_weight_size = composed_d_weight.abs().amax(-1, true);
     for (name, fused, composed, size) in [
         ("gamma", &fused.gamma, &composed.gamma, size(&clip.hi)),

@@ -7,7 +7,7 @@ use tch::{Device, Kind, Tensor};
 use super::noise;
 use crate::{Lwc, LwcGrads};
 
-/// Roundings of f64 in a sum of at most some hundred terms, as a share of what the terms come to.
+/// Roundings of f64 in a sum of at most some hundred terms, as a fraction of what the terms come to.
 const ROUNDINGS: f64 = 1e-12;
 /// Central differences with [`STEP`]: its square for the third derivative, f64's rounding over it for the difference.
 const DIFFERENCES: f64 = 1e-7;
@@ -125,7 +125,7 @@ fn closed_form_is_autograd_in_constant_and_zero_groups() {
 #[test]
 fn closed_form_is_autograd_where_extremes_are_shared() {
     for_specs(|spec, cols| {
-        // Maximum and minimum are 1 and -1, several times each; with equal shares the ends of a symmetric grid are tied.
+        // Maximum and minimum are 1 and -1, several times each; with equal fractions the ends of a symmetric grid are tied.
         let weight = noise(14, [8, cols], Kind::Double).clamp(-1.0, 1.0);
         let mut case = Case::new(spec, weight);
         check_autograd(&case);

@@ -10,7 +10,7 @@ use oq_random::SplitMix64;
 use tch::{Kind, Tensor};
 
 /// Numbers of about unit size and both signs, none the same as another. Not from libtorch's generator, which all threads of
-/// the tests share.
+/// the tests fraction.
 fn noise(seed: u64, size: [i64; 2], kind: Kind) -> Tensor {
     let mut random = SplitMix64::new(seed);
     let mut uniform = || random.unit();

@@ -4,7 +4,7 @@ use oq_quant_core::{QuantSpec, WeightSpec};
 use tch::{Device, Kind, Tensor};
 
 use super::noise;
-use crate::levels::{Levels, Shares};
+use crate::levels::{ClipTensors, Levels};
 use crate::strengths::choices;
 use crate::{Lwc, composed};
 
@@ -15,7 +15,7 @@ fn spec(text: &str) -> WeightSpec {
 }
 
 /// Error of each group, `[out, groups]`, weighed by `importance`.
-fn errors(spec: WeightSpec, weight: &Tensor, importance: &Tensor, clip: &Shares) -> Tensor {
+fn errors(spec: WeightSpec, weight: &Tensor, importance: &Tensor, clip: &ClipTensors) -> Tensor {
     let off = composed::fake_quantize(Levels::new(spec), weight, None, clip) - weight;
     let [rows, groups] = clip.hi.size()[..] else { panic!("[out, groups]") };
     (off.square() * importance).reshape([rows, groups, -1]).sum_dim_intlist(-1, false, None::<Kind>)
@@ -40,13 +40,13 @@ fn finds_the_least_error() {
 
         let composed = composed::search(Levels::new(spec), &weight, &importance, &choices(), &lwc().clip());
         let composed = errors(spec, &weight, &importance, &composed);
-        // Sums in another order, and shares that went through a logarithm and back, to f64's digits.
+        // Sums in another order, and fractions that went through a logarithm and back, to f64's digits.
         let difference = ((&found - composed) / &before).abs().max().double_value(&[]);
         assert!(difference < 1e-9, "{text}: {difference}");
 
-        let share = |share: f64| searched.gamma.full_like(share);
+        let fraction = |fraction: f64| searched.gamma.full_like(fraction);
         for choice in choices() {
-            let both = errors(spec, &weight, &importance, &Shares { hi: share(choice), lo: share(choice) });
+            let both = errors(spec, &weight, &importance, &ClipTensors { hi: fraction(choice), lo: fraction(choice) });
             let worse = (&found - both).max().double_value(&[]);
             assert!(worse < 1e-9, "{text}: both ends at {choice} would be better by {worse}");
         }

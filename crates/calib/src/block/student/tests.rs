@@ -180,8 +180,8 @@ fn half_of_the_rates_halves_every_step() {
             ("transformation", student.values.tensors().map(Tensor::copy).collect()),
         ])
     };
-    let moved = |share| {
-        let (mut student, mut optimizer) = task.begin(share).unwrap();
+    let moved = |fraction| {
+        let (mut student, mut optimizer) = task.begin(fraction).unwrap();
         let before = learned(&student);
         let loss = student.step(&mut optimizer, |ops| task.loss(ops, 0));
         assert!(loss.is_finite());
@@ -199,8 +199,8 @@ fn half_of_the_rates_halves_every_step() {
     assert_eq!(whole.len(), 3);
     for (name, whole) in whole {
         // From a strength of 4, a step of 1e-2 is some thousand units of f32's precision.
-        let share = half[name] / whole;
-        assert!(whole > 0.0 && (share - 0.5).abs() < 1e-3, "{name}: {share}");
+        let fraction = half[name] / whole;
+        assert!(whole > 0.0 && (fraction - 0.5).abs() < 1e-3, "{name}: {fraction}");
     }
 }
 
