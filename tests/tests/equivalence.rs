@@ -171,7 +171,7 @@ fn ties_are_needed() {
 #[test]
 fn places_that_a_model_has_not_are_explained() {
     let cases = [
-        ("opt-postnorm-proj", SiteKind::Norm, "the residual reads them too"),
+        ("opt-postnorm-proj", SiteKind::Norm, "the residual stream reads their outputs too"),
         ("opt-falcon-variants/opt-no-affine", SiteKind::Norm, "no weights"),
         ("opt-falcon-variants/opt-gelu", SiteKind::Updown, "not ReLU"),
         ("tiny-falcon", SiteKind::Updown, "not ReLU"),

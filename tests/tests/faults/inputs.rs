@@ -194,7 +194,7 @@ fn transformations_that_do_not_fit_the_model() {
     check(
         "opt-postnorm-proj",
         &["--let-sites", "norm,vo,qk"],
-        &["no norm site", "the residual reads them too", "--let-sites vo,qk"],
+        &["no norm site", "the residual stream reads their outputs too", "--let-sites vo,qk"],
     );
     check("tiny-falcon", &["--let-sites", "updown"], &["no updown site", "not ReLU", "--no-let"]);
     check("tiny-llama", &["--let-shift", "true"], &["let.shift", "no biases", "--let-shift false"]);

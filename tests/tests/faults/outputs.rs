@@ -28,7 +28,7 @@ fn what_would_fail_after_the_run_is_told_before_it() {
     check(quantize(TINY, &out).args(usual).args(["--data", CALIB]), USAGE, &["add --report", "--calib"]);
     assert!(!out.exists());
     let bench = ["bench", TINY, "--prompt-tokens", "500", "--tokens", "13"];
-    check(omniquant().args(bench), USAGE, &["--prompt-tokens 500 and --tokens 13", "the 512 positions"]);
+    check(omniquant().args(bench), USAGE, &["--prompt-tokens 500 and --tokens 13", "512 positions"]);
 }
 
 #[test]
