@@ -1,15 +1,14 @@
-//! Causal attention in bf16 on the CPU: of whole sequences, forward and backward, and of a sequence that grows ([`Cache`]).
+//! Causal attention in bf16 on the CPU: forward and backward over whole sequences, and over a cache of keys and values ([`Cache`]).
 //!
 //! ```text
 //! S = scale Q Kᵀ     P = softmax(S), each row over the positions up to its own     O = P V
 //! ```
 //!
-//! Products take bf16 and sum in f32; scores, softmax and the sums of gradients are f32. Nothing of the size `t x t` is kept: the
-//! forward keeps the logarithm of each row's sum, from which the backward makes `P` again (Dao et al. 2022, arXiv 2205.14135). Work
-//! is cut by heads, and every sum has one order, so that the result does not depend on the number of threads.
+//! Products multiply bf16 and sum in f32; scores, softmax and sums of gradients are f32. Nothing of size `t x t` is stored: the forward pass
+//! keeps the logarithm of each row's sum, from which the backward pass recomputes `P` (Dao et al. 2022, arXiv 2205.14135). Work is divided by
+//! heads, and every sum has a fixed order, so the result does not depend on the number of threads.
 //!
-//! The inner loops are those of the instruction set that [`oq_isa::Isa::chosen`] returns; where it does not multiply bf16, they are plain
-//! Rust.
+//! The inner loops use the instruction set that [`oq_isa::Isa::chosen`] returns; if it cannot multiply bf16, they are plain Rust.
 //!
 //! ```
 //! use half::bf16;

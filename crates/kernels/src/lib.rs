@@ -1,7 +1,7 @@
 //! Products of activations with packed weights on a CPU: `y [rows, out] = x [rows, in] * W^T + b`, where `W` has 2 to 8 bits.
 //!
 //! [`PackedLinear::new`] rearranges a [`QuantizedTensor`](oq_quant_core::QuantizedTensor) once; [`PackedLinear::forward`] takes f32
-//! or bf16 activations, any number of rows, and writes f32 or bf16. Nothing here knows of tensors or of libtorch.
+//! or bf16 activations with any number of rows, and writes f32 or bf16. The crate does not use libtorch.
 //!
 //! ```
 //! use oq_kernels::PackedLinear;
@@ -22,20 +22,20 @@
 //!
 //! # Two paths
 //!
-//! A few rows take the *fused path*: codes are multiplied where they are unpacked, in registers, so that a row costs what reading
-//! the packed weights from memory costs. More rows take the *panel path*: codes of a part of the matrix are unpacked into a buffer
-//! that stays in the first-level cache, and a register-blocked product runs over all rows. [`Kernel::few_rows`] says where the one
-//! takes over from the other: where passes over the packed weights cost as much as unpacking them.
+//! A few rows take the *fused path*: codes are unpacked in registers and multiplied there, so that a row costs as much as reading the
+//! packed weights from memory. More rows take the *panel path*: codes of a part of the matrix are unpacked into a buffer that stays in the
+//! first-level cache, and a register-blocked product runs over all rows. [`Kernel::few_rows`] is the number of rows up to which the fused
+//! path is faster.
 //!
-//! Work is split over the threads of the rayon pool that the call is made in, by output channels. Buffers are kept by each thread:
-//! once it has had a task of a size it allocates nothing. Calls from outside the pool wake a sleeping thread each; a program that
-//! makes many enters the pool once (`ThreadPool::install`). Weights lie in large pages where the system has them.
+//! Work is split by output channels over the threads of the current rayon pool. Each thread keeps its buffers, so repeated calls of a size
+//! allocate nothing. A call from outside the pool has to wake a thread; a program that makes many calls enters the pool once
+//! (`ThreadPool::install`). Weights lie in large pages where the system has them.
 //!
 //! # Which implementation
 //!
-//! [`KERNELS`] lists them, the fastest first; [`Kernel::chosen`] is that of the instruction set which [`oq_isa::Isa::chosen`] returns: the
-//! fastest that the processor has, or the one that `OMNIQUANT_KERNEL=<name>` in the environment names. [`PackedLinear::with_kernel`] takes
-//! one from the program.
+//! [`KERNELS`] lists them, fastest first. [`Kernel::chosen`] is the kernel of the instruction set that [`oq_isa::Isa::chosen`] returns: the
+//! fastest that the processor supports, or the one that the environment variable `OMNIQUANT_KERNEL` names. [`PackedLinear::with_kernel`]
+//! uses a kernel of your choice.
 //!
 //! | name | few rows | many rows |
 //! |---|---|---|
@@ -45,37 +45,37 @@
 //! | `neon` | 16-bit integers | f32 |
 //! | `scalar` | f32 | f32 |
 //!
-//! Loops are written once, over the operations of an instruction set's vectors (`vectors.rs`): the fused path, the panel path, dot products
-//! of 16-bit numbers. `scalar` alone has loops of its own: it is the definition. To add an instruction set: its operations, in a file below
-//! the architecture's folder, and a row of the table.
+//! The loops (the fused path, the panel path, dot products of 16-bit numbers) are written once, over the vector operations of an instruction
+//! set (`vectors.rs`). Only `scalar` has its own loops, since it is the definition. To add an instruction set, write its operations in a file
+//! in the architecture's folder, and add a row to the table.
 //!
-//! `neon` has run under emulation only: its results are tested, its speed is not known.
+//! `neon` has only run under emulation: its results are tested, but its speed is unknown.
 //!
-//! No kernel multiplies activations of 8 bits. One did for many rows, with a step of 1/127 of the largest in each group: it was 1.66 times
-//! as fast as `avx512-bf16` (665 and 400 GFLOP/s, 512 rows, W4 in groups of 128, 2 cores of Zen 4). But perplexity shows it, where it does
-//! not show bf16: SmolLM2-135M rounded to nearest, 8 windows of WikiText-2, went from 25.49 to 25.58 at w4a16g64 (bf16: 25.49) and from
-//! 19.11 to 19.37 at w8a16.
+//! No kernel quantizes activations to 8 bits. An earlier one did so for many rows, with a scale of 1/127 of the largest value of each group.
+//! It was 1.66 times as fast as `avx512-bf16` (665 and 400 GFLOP/s, 512 rows, W4 in groups of 128, 2 cores of Zen 4), but unlike bf16 it cost
+//! perplexity: SmolLM2-135M rounded to nearest, 8 windows of WikiText-2, went from 25.49 to 25.58 at w4a16g64 (bf16: 25.49) and from 19.11 to
+//! 19.37 at w8a16.
 //!
 //! # What is exact
 //!
-//! Weights are: codes, zero points and scales enter as they are, whatever the path and the kernel. Activations are rounded to what
-//! the table says ([`Operands`]): to integers by about 2^-16 of the largest in the group, to bf16 by 2^-8 of the number itself,
-//! so that bf16 activations are exact there. Integers are summed exactly, other sums are f32: each is over 256 channels at most
-//! before it is scaled and joins a total.
+//! Weights are exact: every path of every kernel uses codes, zero points and scales as they are stored. Activations are rounded to the type
+//! in the table ([`Operands`]): to integers with an error of about 2^-16 of the largest value in the group, or to bf16 with a relative error
+//! of 2^-8, so bf16 activations stay exact there. Integers are summed exactly. Other sums are f32, over at most 256 channels before they are
+//! scaled and added to the total.
 //!
-//! A result that an infinity or NaN takes part in is not a number or infinite; other rows are not touched by it.
+//! If an infinity or NaN takes part in a row, that row's results are NaN or infinite; other rows are unaffected.
 //!
 //! # How it is tested
 //!
-//! `tests/agreement.rs` holds every kernel that the processor can run to the product in f64 and to `scalar`, within the bounds above.
-//! The same under AddressSanitizer:
+//! `tests/agreement.rs` compares every kernel that the processor supports with the product in f64 and with `scalar`, within the bounds above.
+//! The same tests under AddressSanitizer:
 //!
 //! ```text
 //! RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address cargo test --release -p oq-kernels --lib --tests \
 //!     --target x86_64-unknown-linux-gnu
 //! ```
 //!
-//! And `neon` under emulation (`rustup target add aarch64-unknown-linux-musl`; `qemu-aarch64` is in Debian's package `qemu-user`):
+//! `neon` under emulation (`rustup target add aarch64-unknown-linux-musl`; `qemu-aarch64` is in Debian's package `qemu-user`):
 //!
 //! ```text
 //! export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_LINKER=rust-lld CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_RUNNER=qemu-aarch64
