@@ -145,7 +145,16 @@ impl Named {
         }
         let asked = self.revision.as_deref();
         match self.entry.map(|entry| (entry, &entry.source)) {
-            Some((_, Source::Path { path })) => Ok(Place::Directory(in_repository(path))),
+            Some((_, Source::Path { path })) => match in_repository(path) {
+                Some(dir) => Ok(Place::Directory(dir)),
+                None => {
+                    let message = format!(
+                        "{}: comes with the source code ({path}), which is not here: give a model's directory",
+                        self.name
+                    );
+                    Err(CliError::Missing(message).into())
+                }
+            },
             Some((entry, Source::Wheel { bytes, .. })) => Ok(Place::Wheel { entry, bytes: *bytes }),
             Some((_, Source::Hub { repo, revision })) => {
                 Ok(Place::Hub { repo, revision: asked.or(revision.as_deref()) })
@@ -195,9 +204,9 @@ fn not_a_folder(path: &Path) -> String {
     format!("{name}: a file, not a model directory: give {}", folder.display())
 }
 
-/// A path in configs/: below the working directory if it exists there, else in the repository.
-fn in_repository(path: &str) -> PathBuf {
-    if Path::new(path).exists() { PathBuf::from(path) } else { Path::new(REPOSITORY).join(path) }
+/// A path in configs/: below the working directory if it exists there, else in the repository, if that is on this machine.
+fn in_repository(path: &str) -> Option<PathBuf> {
+    [PathBuf::from(path), Path::new(REPOSITORY).join(path)].into_iter().find(|path| path.exists())
 }
 
 /// A data argument as [`oq_data::load_text`] takes it. In configs/ it may name a file of the repository.
