@@ -4,6 +4,7 @@ mod family;
 mod fixtures;
 mod models;
 mod program;
+mod workspace;
 
 pub use family::{check_family, write_random};
 pub use fixtures::{copied, fixture, repository, tokens};
@@ -12,3 +13,4 @@ pub use models::{
     relative_error,
 };
 pub use program::{LIMIT, cargo, examples, kill, omniquant, run, run_json, start, wait};
+pub use workspace::{packages, rust_sources};

@@ -4,9 +4,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
-use oq_tests::repository;
+use oq_tests::{repository, rust_sources};
 use serde_json::Value;
 
 /// Each package of `crates/`, with the workspace packages that it may depend on.
@@ -96,19 +95,9 @@ const UNSAFE: &[&str] = &[
 
 const MAX_LINES: usize = 800;
 
-fn cargo(args: &[&str]) -> String {
-    let output = Command::new(env!("CARGO")).args(args).arg("--offline").current_dir(repository()).output();
-    let output = output.expect("cargo runs");
-    assert!(output.status.success(), "cargo {args:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).expect("cargo writes UTF-8")
-}
-
 /// The workspace's packages by name, from `cargo metadata`.
 fn packages() -> BTreeMap<String, Value> {
-    let metadata = cargo(&["metadata", "--format-version", "1", "--no-deps"]);
-    let metadata: Value = serde_json::from_str(&metadata).expect("metadata is JSON");
-    let packages = metadata["packages"].as_array().expect("a workspace has packages");
-    packages.iter().map(|package| (text(&package["name"]).to_owned(), package.clone())).collect()
+    oq_tests::packages().into_iter().map(|package| (text(&package["name"]).to_owned(), package)).collect()
 }
 
 fn text(value: &Value) -> &str {
@@ -194,24 +183,10 @@ fn every_package_takes_the_lints_of_the_workspace() {
     }
 }
 
-/// All Rust files of the repository: path and text.
-fn sources() -> Vec<(String, String)> {
-    let mut sources = Vec::new();
-    let mut folders: Vec<PathBuf> =
-        ["crates", "xtask", "tests", "benches"].iter().map(|name| repository().join(name)).collect();
-    while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(&folder).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                folders.push(path);
-            } else if path.extension().is_some_and(|extension| extension == "rs") {
-                let name = path.strip_prefix(repository()).expect("it was found there").to_string_lossy().into_owned();
-                sources.push((name, std::fs::read_to_string(&path).unwrap()));
-            }
-        }
-    }
-    sources.sort();
-    sources
+/// All Rust files of the repository: path and text, sorted.
+fn sources() -> BTreeMap<String, String> {
+    let folders = ["crates", "xtask", "tests", "benches"].map(|name| rust_sources(&repository().join(name)));
+    folders.into_iter().flatten().map(|(path, text)| (path.to_string_lossy().into_owned(), text)).collect()
 }
 
 #[test]

@@ -5,19 +5,13 @@
 use std::path::Path;
 use std::process::Command;
 
-use oq_tests::{cargo, examples, fixture, repository, run};
+use oq_tests::{examples, fixture, packages, repository, run};
 use serde_json::Value;
 
 /// Packages of this workspace that nobody else takes.
 const UNPUBLISHED: &[&str] = &["oq-benches", "oq-tests", "xtask"];
 /// A program, which is its own example.
 const PROGRAM: &str = "oq-cli";
-
-fn packages() -> Vec<Value> {
-    let output = run(cargo().args(["metadata", "--format-version", "1", "--no-deps", "--offline"]), 0);
-    let metadata: Value = serde_json::from_slice(&output.stdout).unwrap();
-    metadata["packages"].as_array().unwrap().clone()
-}
 
 #[test]
 fn what_is_published_says_what_it_is() {

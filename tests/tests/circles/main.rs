@@ -10,11 +10,9 @@ mod modules;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
-use oq_tests::repository;
+use oq_tests::{packages, repository, rust_sources};
 use proc_macro2::{TokenStream, TokenTree};
-use serde_json::Value;
 use syn::visit::{self, Visit};
 
 use modules::{ModuleId, Modules, Sources, attributes, each_use, is_for_tests};
@@ -168,36 +166,13 @@ fn told(arrows: &Arrows) -> String {
     text
 }
 
-/// All Rust files below `folder`, by path in the repository.
-fn sources_below(folder: &Path) -> Sources {
-    let (mut sources, mut folders) = (Sources::new(), vec![folder.to_owned()]);
-    while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(&folder).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                folders.push(path);
-            } else if path.extension().is_some_and(|extension| extension == "rs") {
-                let text = std::fs::read_to_string(&path).unwrap();
-                sources.insert(path.strip_prefix(repository()).expect("it lies there").to_owned(), text);
-            }
-        }
-    }
-    sources
-}
-
 #[test]
 fn no_target_has_a_circle_of_files() {
-    let metadata = Command::new(env!("CARGO"))
-        .args(["metadata", "--format-version", "1", "--no-deps", "--offline"])
-        .current_dir(repository())
-        .output()
-        .expect("cargo runs");
-    let metadata: Value = serde_json::from_slice(&metadata.stdout).expect("metadata is JSON");
     let mut found = String::new();
     let mut arrows = 0;
-    for package in metadata["packages"].as_array().expect("a workspace has packages") {
+    for package in packages() {
         let manifest = Path::new(package["manifest_path"].as_str().expect("a path"));
-        let sources = sources_below(manifest.parent().expect("a manifest lies in a folder"));
+        let sources = rust_sources(manifest.parent().expect("a manifest lies in a folder"));
         let targets = package["targets"].as_array().expect("a list of targets");
         // A build script may include a file of another package.
         let targets = targets.iter().filter(|target| target["kind"][0] != "custom-build");
