@@ -141,9 +141,9 @@ pub(crate) struct Journal {
 }
 
 impl Journal {
-    /// Starts a journal in a directory without finished blocks, or opens the existing one if `resume` is set. It is locked until
-    /// dropped.
-    pub(crate) fn open(dir: &Path, asked: &Header, resume: bool) -> Result<Self, JournalError> {
+    /// Starts the journal of a model of `n_blocks` in a directory without finished blocks, or opens the existing one if `resume` is set. It
+    /// is locked until dropped.
+    pub(crate) fn open(dir: &Path, asked: &Header, n_blocks: usize, resume: bool) -> Result<Self, JournalError> {
         let path = dir.join(JOURNAL);
         let io = |source| JournalError::Io { path: path.clone(), source };
         let unwritable = |source| JournalError::Unwritable { dir: dir.to_owned(), source };
@@ -162,19 +162,21 @@ impl Journal {
         let text = std::fs::read_to_string(&path).map_err(io)?;
         let mut lines = text.split_inclusive('\n').filter(|line| line.ends_with('\n'));
         let header: Option<Header> = lines.next().and_then(|line| serde_json::from_str(line).ok());
-        // Blocks of each stage are numbered from 0 without gaps, learned ones first. The first line that does not fit, and all after
-        // it, are dropped.
+        // All blocks are learned before the first is tuned, and both are numbered from 0 without gaps. The first line that does not fit, and
+        // all after it, are dropped.
         let (mut learned, mut tuned) = (Vec::new(), Vec::new());
         let mut kept = text.find('\n').map_or(0, |end| end + 1);
         for line in lines {
-            let next: Option<Finished> = serde_json::from_str(line).ok();
-            let next_tuned = || serde_json::from_str::<Finished<TunedRecord>>(line).ok();
-            if let Some(block) = next.filter(|next| tuned.is_empty() && next.record.index == learned.len()) {
-                learned.push(block);
-            } else if let Some(block) = next_tuned().filter(|next| next.record.tuned == tuned.len()) {
-                tuned.push(block);
+            if learned.len() < n_blocks {
+                match serde_json::from_str::<Finished>(line) {
+                    Ok(block) if block.record.index == learned.len() => learned.push(block),
+                    _ => break,
+                }
             } else {
-                break;
+                match serde_json::from_str::<Finished<TunedRecord>>(line) {
+                    Ok(block) if block.record.tuned == tuned.len() && tuned.len() < n_blocks => tuned.push(block),
+                    _ => break,
+                }
             }
             kept += line.len();
         }
@@ -290,6 +292,8 @@ fn holds_files(dir: &Path) -> std::io::Result<bool> {
 mod tests {
     use super::*;
 
+    const N_BLOCKS: usize = 3;
+
     fn header(recipe: &str) -> Header {
         let identity = Identity {
             version: "1".into(),
@@ -326,7 +330,7 @@ mod tests {
     fn resumes_after_a_torn_line() {
         let dir = tempfile::tempdir().unwrap();
         let id = header("r");
-        let mut journal = Journal::open(dir.path(), &id, false).unwrap();
+        let mut journal = Journal::open(dir.path(), &id, N_BLOCKS, false).unwrap();
         journal.finish_learned(block(0)).unwrap();
         journal.finish_learned(block(1)).unwrap();
         drop(journal);
@@ -334,7 +338,7 @@ mod tests {
         let whole = std::fs::read(&path).unwrap();
         for cut in 0..whole.len() {
             std::fs::write(&path, &whole[..cut]).unwrap();
-            let mut journal = Journal::open(dir.path(), &id, true).unwrap();
+            let mut journal = Journal::open(dir.path(), &id, N_BLOCKS, true).unwrap();
             let lines = whole[..cut].iter().filter(|&&byte| byte == b'\n').count();
             assert_eq!(journal.learned().len(), lines.saturating_sub(1), "cut at {cut}");
             for next in journal.learned().len()..2 {
@@ -349,14 +353,17 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (ours, other) = (header(r#"{"learn":{"epochs":20}}"#), header(r#"{"learn":{"epochs":5}}"#));
         // No block is finished: another run may begin.
-        drop(Journal::open(dir.path(), &other, false).unwrap());
-        let mut journal = Journal::open(dir.path(), &ours, false).unwrap();
-        assert!(matches!(Journal::open(dir.path(), &ours, true), Err(JournalError::Busy { .. })));
+        drop(Journal::open(dir.path(), &other, N_BLOCKS, false).unwrap());
+        let mut journal = Journal::open(dir.path(), &ours, N_BLOCKS, false).unwrap();
+        assert!(matches!(Journal::open(dir.path(), &ours, N_BLOCKS, true), Err(JournalError::Busy { .. })));
         std::fs::write(dir.path().join("0.safetensors"), "").unwrap();
         journal.finish_learned(block(0)).unwrap();
         drop(journal);
-        assert!(matches!(Journal::open(dir.path(), &ours, false), Err(JournalError::Occupied { blocks: 1, .. })));
-        match Journal::open(dir.path(), &other, true) {
+        assert!(matches!(
+            Journal::open(dir.path(), &ours, N_BLOCKS, false),
+            Err(JournalError::Occupied { blocks: 1, .. })
+        ));
+        match Journal::open(dir.path(), &other, N_BLOCKS, true) {
             Err(JournalError::Different { differences, .. }) => {
                 assert_eq!(differences, "recipe (learn.epochs was 20 and is now 5)");
             }
@@ -364,14 +371,14 @@ mod tests {
         }
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("thesis.tex"), "").unwrap();
-        assert!(matches!(Journal::open(dir.path(), &header("a"), true), Err(JournalError::Foreign { .. })));
+        assert!(matches!(Journal::open(dir.path(), &header("a"), N_BLOCKS, true), Err(JournalError::Foreign { .. })));
     }
 
     #[test]
     fn surroundings_are_recorded_when_they_change() {
         let dir = tempfile::tempdir().unwrap();
         let on_threads = |threads| Header { surroundings: Some(on(threads)), ..header("r") };
-        let open = |threads| Journal::open(dir.path(), &on_threads(threads), true).unwrap();
+        let open = |threads| Journal::open(dir.path(), &on_threads(threads), N_BLOCKS, true).unwrap();
         // No block is finished: the run begins with these surroundings.
         drop(open(8));
         assert_eq!(open(1).moved(), None);
@@ -404,19 +411,19 @@ mod tests {
     fn forgets_a_block_and_those_after_it() {
         let dir = tempfile::tempdir().unwrap();
         let id = header("r");
-        let mut journal = Journal::open(dir.path(), &id, false).unwrap();
+        let mut journal = Journal::open(dir.path(), &id, N_BLOCKS, false).unwrap();
         (0..3).for_each(|i| journal.finish_learned(block(i)).unwrap());
         journal.forget(Stage::Learned(1)).unwrap();
         journal.finish_learned(block(1)).unwrap();
         drop(journal);
-        assert_eq!(Journal::open(dir.path(), &id, true).unwrap().learned(), [block(0), block(1)]);
+        assert_eq!(Journal::open(dir.path(), &id, N_BLOCKS, true).unwrap().learned(), [block(0), block(1)]);
     }
 
     #[test]
     fn learned_and_tuned_blocks_are_kept_apart() {
         let dir = tempfile::tempdir().unwrap();
         let id = header("r");
-        let open = || Journal::open(dir.path(), &id, true).unwrap();
+        let open = || Journal::open(dir.path(), &id, 2, true).unwrap();
         let counts = |journal: &Journal| (journal.learned().len(), journal.tuned().len());
         let tuned = |block| {
             let Finished { shard, sha256, source, surroundings, .. } = self::block(block);
@@ -438,11 +445,20 @@ mod tests {
         journal.forget(Stage::Learned(1)).unwrap();
         drop(journal);
         assert_eq!(counts(&open()), (1, 0));
-        // A learned block must not follow a tuned one.
+        // A block is not tuned before all are learned: neither line is believed.
         let mut journal = open();
         journal.finish_tuned(tuned(0)).unwrap();
         journal.finish_learned(block(1)).unwrap();
         drop(journal);
-        assert_eq!(counts(&open()), (1, 1));
+        assert_eq!(counts(&open()), (1, 0));
+        // No more blocks of a stage than the model has.
+        let mut journal = open();
+        (1..3).for_each(|i| journal.finish_learned(block(i)).unwrap());
+        drop(journal);
+        let mut journal = open();
+        assert_eq!(counts(&journal), (2, 0));
+        (0..3).for_each(|i| journal.finish_tuned(tuned(i)).unwrap());
+        drop(journal);
+        assert_eq!(counts(&open()), (2, 2));
     }
 }

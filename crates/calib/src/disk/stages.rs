@@ -112,10 +112,6 @@ impl<'a> Stages<'a> {
             tracing::warn!(shard, "a finished shard is missing or damaged: it is made again");
             journal.forget(stage)?;
         }
-        // Tuned blocks depend on all learned ones.
-        if journal.learned().len() < self.n_blocks && !journal.tuned().is_empty() {
-            journal.forget(Stage::Tuned(0))?;
-        }
         Ok(())
     }
 

@@ -53,7 +53,7 @@ pub fn quantize(
     let surroundings = Some(Surroundings::here(model, tokens, options.device, options.compute));
     let header = Header { identity, surroundings };
     let (sources, identity) = (Sources::new(model), &header.identity);
-    let mut journal = Journal::open(&options.out, &header, options.resume)?;
+    let mut journal = Journal::open(&options.out, &header, n_blocks, options.resume)?;
     check_sources(&sources, &journal, (&options.out, model))?;
     let mut stages = Stages::create(&options.out, model, recipe)?;
     let was_complete = stages.are_complete(&journal)?;
