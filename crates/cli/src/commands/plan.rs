@@ -7,7 +7,7 @@ use anyhow::Result;
 use oq_calib::{Accelerator, Machine, Parts, Plan, Setting};
 use oq_models::family::decoder_of;
 use oq_models::{Compute, Decoder};
-use oq_quant_core::{ActSpec, RotateKind};
+use oq_quant_core::RotateKind;
 use oq_recipe::{BitBudget, Profile, Recipe, Rounding};
 use serde_json::json;
 
@@ -124,7 +124,7 @@ fn text(model: &str, recipe: &Recipe, plan: &Plan, setting: &Setting<'_>) -> Str
         |name: &str, value: String| writeln!(text, "{name:<16}{value}").expect("writing to a string cannot fail");
     line("model", format!("{model}, {} blocks", plan.n_layers));
     line("setting", format!("{} with {}", recipe.scheme, recipe.method));
-    if let ActSpec::PerToken(bits) = recipe.scheme.act {
+    if let Some(bits) = recipe.scheme.act.bits() {
         line("activations", format!("{} bits per token: inputs of linears, queries, keys, values", bits.get()));
     }
     match recipe.rotate.kind {

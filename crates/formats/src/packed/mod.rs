@@ -28,6 +28,7 @@
 //! activations are then not quantized. So the flag is set for all models except those with quantized activations and symmetric weights.
 //! Asymmetric models with quantized activations run in transformers with float activations.
 
+mod blocks;
 mod config;
 mod layout;
 mod online;
