@@ -16,6 +16,7 @@
 
 mod bf16;
 mod grid;
+mod mixture;
 mod pack;
 mod rotate;
 mod site;
@@ -24,6 +25,7 @@ mod tensor;
 
 pub use bf16::{from_bf16, to_bf16};
 pub use grid::{Grid, Range, SCALE_MAX, SCALE_MIN, f16_toward_zero};
+pub use mixture::{Block, Mixture, MixtureModel, Role};
 pub use pack::{PackError, pack_row, packed_words, unpack_row};
 pub use rotate::RotateKind;
 pub use site::{SiteKind, UnknownSite};
