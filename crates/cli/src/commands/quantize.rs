@@ -363,6 +363,8 @@ fn unix_now() -> u64 {
 mod tests {
     use std::fs;
 
+    use oq_calib::JOURNAL;
+
     use super::*;
 
     #[test]
@@ -370,10 +372,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let out = dir.path();
         assert_eq!(room(&out.join("none"), 7), Some(7));
-        fs::create_dir(out.join(UNTUNED)).unwrap();
+        fs::create_dir_all(out.join(UNTUNED)).unwrap();
         fs::write(out.join("model-00001-of-00002.safetensors"), [0; 100]).unwrap();
         fs::write(out.join(UNTUNED).join("model-00001-of-00002.safetensors"), [0; 30]).unwrap();
-        fs::write(out.join("journal.jsonl"), [0; 5]).unwrap();
+        fs::write(out.join(JOURNAL), [0; 5]).unwrap();
         assert_eq!(room(out, 7), Some(137));
         fs::write(out.join("config.json"), "{}").unwrap();
         assert_eq!(room(out, 7), None);
