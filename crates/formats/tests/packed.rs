@@ -154,6 +154,7 @@ fn source_model() -> TempDir {
     fs::write(dir.path().join("config.json"), r#"{"model_type":"llama","torch_dtype":"bfloat16"}"#).unwrap();
     fs::write(dir.path().join("tokenizer.json"), "{}").unwrap();
     fs::write(dir.path().join("README.md"), "not copied").unwrap();
+    fs::write(dir.path().join("LICENSE"), "copied").unwrap();
     dir
 }
 
@@ -204,6 +205,7 @@ fn a_packed_directory_is_complete_and_repeatable() {
     assert_eq!(
         names,
         [
+            "LICENSE",
             "config.json",
             "model-00001-of-00003.safetensors",
             "model-00002-of-00003.safetensors",

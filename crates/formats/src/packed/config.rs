@@ -4,11 +4,15 @@ use oq_quant_core::{ActSpec, Bits, GroupSize, Symmetry, WeightSpec};
 use serde_json::{Map, Value, json};
 
 use super::online::{FORMAT as ROTATED, is_rotated_online};
+use super::portable::{describe_rope, set_dtype};
 use super::scheme::Quantization;
 use crate::FormatError;
 
 const METHOD: &str = "compressed-tensors";
 const FORMAT: &str = "pack-quantized";
+/// The same with quantized activations. Loaders of the format above drop some or all of these activations' quantization in silence; those of
+/// compressed-tensors refuse this name.
+const QUANTIZED_ACTIVATIONS: &str = "pack-quantized-activations";
 const KEY: &str = "quantization_config";
 
 /// The value of `quantization_config` for a model whose linears are quantized as given, except those in `ignore`.
@@ -19,9 +23,10 @@ const KEY: &str = "quantization_config";
 /// `ignore` has module names as in the checkpoint, without `.weight`; it must include `lm_head`.
 pub fn quantization_config(quantization: &Quantization, ignore: &[&str]) -> Value {
     let act = quantization.act();
+    let format = if act == ActSpec::Float { FORMAT } else { QUANTIZED_ACTIVATIONS };
     let groups = quantization.groups().enumerate().map(|(idx, (spec, targets))| {
-        // The format is repeated in the group: with quantized activations, loaders would infer another one.
-        let mut group = json!({"targets": targets, "weights": weights(spec), "format": FORMAT});
+        // The format is repeated in the group, where some loaders look for it.
+        let mut group = json!({"targets": targets, "weights": weights(spec), "format": format});
         if let ActSpec::PerToken(bits) = act {
             group["input_activations"] = json!({"num_bits": bits.get(), "type": "int", "symmetric": false, "strategy": "token",
                 "dynamic": true});
@@ -31,16 +36,13 @@ pub fn quantization_config(quantization: &Quantization, ignore: &[&str]) -> Valu
     let groups: Map<String, Value> = groups.collect();
     let mut config = json!({
         "quant_method": METHOD,
-        "format": FORMAT,
+        "format": format,
         "quantization_status": "compressed",
         "ignore": ignore,
         "config_groups": groups,
     });
-    // The default behaviour of transformers is needed for quantized activations only, and works only without zero points. With this flag,
-    // it decodes all linears by the first group.
-    if let Some(spec) = quantization.uniform()
-        && (act == ActSpec::Float || spec.weight.symmetry == Symmetry::Asymmetric)
-    {
+    // The default behaviour of transformers works only without zero points. With this flag, it decodes all linears by the first group.
+    if act == ActSpec::Float && quantization.uniform().is_some() {
         config["dequantize"] = true.into();
     }
     config
@@ -66,13 +68,8 @@ fn weights(spec: WeightSpec) -> Value {
 /// The packed model's `config.json`: the source's, with the quantization and a dtype that keeps scales exact.
 pub(crate) fn packed_config(source: &Value, quantization: &Quantization, ignore: &[&str]) -> Value {
     let mut config = source.as_object().cloned().unwrap_or_default();
-    // transformers 5 writes `dtype` and reads both; version 4 knows `torch_dtype`.
-    let keys: Vec<&str> = ["dtype", "torch_dtype"].into_iter().filter(|key| config.contains_key(*key)).collect();
-    for key in if keys.is_empty() { vec!["torch_dtype"] } else { keys } {
-        let kept = config.get(key).and_then(Value::as_str).filter(|dtype| *dtype == "float32");
-        let dtype = kept.unwrap_or("float16").to_owned();
-        config.insert(key.to_owned(), dtype.into());
-    }
+    set_dtype(&mut config);
+    describe_rope(&mut config);
     config.insert(KEY.to_owned(), quantization_config(quantization, ignore));
     // Names Python files that are not copied, and that loaders of these architectures do not need.
     config.remove("auto_map");
@@ -92,7 +89,8 @@ pub fn quantization_of(config: &Value) -> Result<Option<Quantization>, FormatErr
     }
     let is_rotated = is_rotated_online(config);
     let format = if is_rotated { ROTATED } else { FORMAT };
-    expect(quantization, "format", &[json!(FORMAT), json!(format)], "\"pack-quantized\"")?;
+    let formats = [FORMAT, QUANTIZED_ACTIVATIONS, format];
+    expect(quantization, "format", &formats.map(Value::from), "\"pack-quantized\"")?;
     expect(quantization, "kv_cache_scheme", &[Value::Null], "absent")?;
     no_transforms(quantization)?;
     let groups = quantization.get("config_groups");
@@ -104,6 +102,9 @@ pub fn quantization_of(config: &Value) -> Result<Option<Quantization>, FormatErr
         let weights = group.get("weights").and_then(Value::as_object);
         let weights = weights.ok_or_else(|| wrong("weights", group.get("weights"), "an object"))?;
         let (weight, act) = (weight_spec(weights)?, act_spec(group)?);
+        if act == ActSpec::Float && group.get("format").is_some_and(|format| format == QUANTIZED_ACTIVATIONS) {
+            return Err(wrong("input_activations", None, "present in a group of this format"));
+        }
         let found = found.get_or_insert_with(|| Quantization::none(act));
         if found.act() != act {
             return Err(wrong("input_activations", group.get("input_activations"), "the same in all groups"));
@@ -134,7 +135,9 @@ fn no_transforms(quantization: &Value) -> Result<(), FormatError> {
 /// Refuses a group of another format, or one that differs from the others in rotation.
 fn format_of(group: &Value, is_rotated: bool) -> Result<(), FormatError> {
     match is_rotated {
-        false => expect(group, "format", &[json!(FORMAT), Value::Null], "\"pack-quantized\""),
+        false => {
+            expect(group, "format", &[json!(FORMAT), json!(QUANTIZED_ACTIVATIONS), Value::Null], "\"pack-quantized\"")
+        }
         true => expect(group, "format", &[json!(ROTATED)], "\"pack-quantized-rotated\" in all groups or in none"),
     }
 }
@@ -245,6 +248,26 @@ mod tests {
     }
 
     #[test]
+    fn quantized_activations_have_a_format_of_their_own() {
+        for (text, format) in
+            [("w4a16g64", FORMAT), ("w8a8", QUANTIZED_ACTIVATIONS), ("w4a4sym", QUANTIZED_ACTIVATIONS)]
+        {
+            let mut config = packed_config(&json!({}), &uniform(text), &["lm_head"]);
+            let quantization = &mut config["quantization_config"];
+            assert_eq!(
+                [&quantization["format"], &quantization["config_groups"]["group_0"]["format"]],
+                [format; 2],
+                "{text}"
+            );
+            assert_eq!(quantization.get("dequantize").is_some(), format == FORMAT, "{text}");
+            // As other programs, and earlier versions of this one, write it.
+            quantization["format"] = FORMAT.into();
+            quantization["config_groups"]["group_0"]["format"] = FORMAT.into();
+            assert_eq!(quantization_of(&config).unwrap(), Some(uniform(text)), "{text}");
+        }
+    }
+
+    #[test]
     fn transforms_that_are_none_are_read_over() {
         for none in [json!(null), json!({}), json!({"config_groups": null}), json!({"config_groups": {}})] {
             let mut config = packed_config(&json!({}), &uniform("w4a16g64"), &["lm_head"]);
@@ -299,7 +322,11 @@ mod tests {
         );
         check_refused(
             |q| second(q, "format", json!(ROTATED)),
-            "format is \"pack-quantized\", expected \"pack-quantized-rotated\" in all groups or in none",
+            "format is \"pack-quantized-activations\", expected \"pack-quantized-rotated\" in all groups or in none",
+        );
+        check_refused(
+            |q| group(q, "input_activations", json!(null)),
+            "input_activations is absent, expected present in a group of this format",
         );
         check_refused(
             |q| second(q, "weights", json!({"num_bits": 2, "strategy": "channel"})),
@@ -324,30 +351,20 @@ mod tests {
     }
 
     #[test]
-    fn loaders_decode_at_once_where_activations_are_none_of_their_business() {
+    fn loaders_are_told_to_decode_at_once() {
         let told = |text: &str| quantization_config(&uniform(text), &[]).get("dequantize").cloned();
         assert_eq!(told("w3a16g64"), Some(json!(true)));
         assert_eq!(told("w3a16sym"), Some(json!(true)));
-        assert_eq!(told("w4a4"), Some(json!(true)));
-        assert_eq!(told("w4a4sym"), None);
         let linears = ["w4a16sym", "w3a16sym"].map(|text| (text.to_owned(), text.parse::<QuantSpec>().unwrap().weight));
         let mixed = Quantization::of_linears(ActSpec::Float, linears);
         assert_eq!(quantization_config(&mixed, &[]).get("dequantize"), None);
     }
 
-    #[track_caller]
-    fn check_dtype(source: Value, expected: Value) {
+    #[test]
+    fn code_that_is_not_copied_is_not_named() {
+        let source = json!({"vocab_size": 8, "auto_map": {"AutoConfig": "configuration_falcon.FalconConfig"}});
         let mut config = packed_config(&source, &uniform("w4a16"), &[]);
         config.as_object_mut().unwrap().remove("quantization_config");
-        assert_eq!(config, expected);
-    }
-
-    #[test]
-    fn the_type_keeps_scales_exact() {
-        check_dtype(json!({"dtype": "bfloat16"}), json!({"dtype": "float16"}));
-        check_dtype(json!({"torch_dtype": "float16"}), json!({"torch_dtype": "float16"}));
-        check_dtype(json!({"torch_dtype": "float32"}), json!({"torch_dtype": "float32"}));
-        let code = json!({"vocab_size": 8, "auto_map": {"AutoConfig": "configuration_falcon.FalconConfig"}});
-        check_dtype(code, json!({"vocab_size": 8, "torch_dtype": "float16"}));
+        assert_eq!(config, json!({"vocab_size": 8, "dtype": "float16", "torch_dtype": "float16"}));
     }
 }
