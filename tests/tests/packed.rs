@@ -150,7 +150,7 @@ fn expected_bytes(model: &Model, spec: QuantSpec) -> f64 {
         let groups = linear.out_features * spec.weight.group.count(linear.in_features);
         let zeros = match spec.weight.symmetry {
             Symmetry::Asymmetric => groups * n_bits,
-            Symmetry::Symmetric => 0,
+            Symmetry::Symmetric | Symmetry::FullRange => 0,
         };
         bits += weights * n_bits + groups * 16 + zeros;
     }

@@ -50,6 +50,7 @@ proptest! {
             bits: Bits::new(bits).unwrap(),
             group: if per_channel { GroupSize::PerChannel } else { GroupSize::channels(group).unwrap() },
             symmetry: if symmetric { Symmetry::Symmetric } else { Symmetry::Asymmetric },
+            storage: oq_quant_core::Storage::Half,
         };
         let cols = group * n_groups;
         let tensor = QuantizedTensor::quantize(&wave(rows * cols, seed), rows, cols, weight).unwrap();
@@ -131,7 +132,7 @@ fn bf16_scales_of_other_writers_are_read() {
     parts.push(OutTensor::from_f32("l.weight_scale", &[3, 1], &[0.5, 0.75, 0.01171875], Dtype::BF16).unwrap());
     let dir = packed_dir(spec, &parts);
     let read = PackedCheckpoint::open(dir.path()).unwrap().linear("l").unwrap();
-    assert_eq!(read.scales().iter().map(|s| s.to_f32()).collect::<Vec<_>>(), [0.5, 0.75, 0.01171875]);
+    assert_eq!(read.half().unwrap().0.iter().map(|s| s.to_f32()).collect::<Vec<_>>(), [0.5, 0.75, 0.01171875]);
     assert_eq!(read.words(), tensor.words());
 }
 

@@ -133,7 +133,7 @@ fn text(model: &str, recipe: &Recipe, plan: &Plan, setting: &Setting<'_>) -> Str
         |name: &str, value: String| writeln!(text, "{name:<16}{value}").expect("writing to a string cannot fail");
     line("model", format!("{model}, {} blocks", plan.n_layers));
     line("setting", format!("{} with {}", recipe.scheme, recipe.method));
-    if let ActSpec::PerToken(bits) = recipe.scheme.act {
+    if let Some(bits) = recipe.scheme.act.bits() {
         line("activations", format!("{} bits per token: inputs of linears, queries, keys, values", bits.get()));
     }
     match recipe.rotate.kind {

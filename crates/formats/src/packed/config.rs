@@ -1,6 +1,6 @@
 //! Converts between a [`Quantization`] and `quantization_config` in `config.json`.
 
-use oq_quant_core::{ActSpec, Bits, GroupSize, Symmetry, WeightSpec};
+use oq_quant_core::{ActSpec, Bits, GroupSize, Storage, Symmetry, WeightSpec};
 use serde_json::{Map, Value, json};
 
 use super::online::{FORMAT as ROTATED, is_rotated_online};
@@ -10,9 +10,16 @@ use crate::FormatError;
 
 const METHOD: &str = "compressed-tensors";
 const FORMAT: &str = "pack-quantized";
-/// The same with quantized activations. Loaders of the format above drop some or all of these activations' quantization in silence; those of
+/// The same with quantized activations. Loaders of the format above drop some or all of the quantization of activations in silence; those of
 /// compressed-tensors refuse this name.
 const QUANTIZED_ACTIVATIONS: &str = "pack-quantized-activations";
+/// Formats of compressed-tensors with float codes.
+const MXFP4: &str = "mxfp4-pack-quantized";
+const NVFP4: &str = "nvfp4-pack-quantized";
+/// A format of our own, with the types of ggml that no format of compressed-tensors holds.
+const BLOCKS: &str = "pack-quantized-blocks";
+/// Of a model whose groups have several formats.
+const MIXED: &str = "mixed-precision";
 const KEY: &str = "quantization_config";
 
 /// The value of `quantization_config` for a model whose linears are quantized as given, except those in `ignore`.
@@ -23,17 +30,25 @@ const KEY: &str = "quantization_config";
 /// `ignore` has module names as in the checkpoint, without `.weight`; it must include `lm_head`.
 pub fn quantization_config(quantization: &Quantization, ignore: &[&str]) -> Value {
     let act = quantization.act();
-    let format = if act == ActSpec::Float { FORMAT } else { QUANTIZED_ACTIVATIONS };
     let groups = quantization.groups().enumerate().map(|(idx, (spec, targets))| {
         // The format is repeated in the group, where some loaders look for it.
-        let mut group = json!({"targets": targets, "weights": weights(spec), "format": format});
-        if let ActSpec::PerToken(bits) = act {
-            group["input_activations"] = json!({"num_bits": bits.get(), "type": "int", "symmetric": false, "strategy": "token",
-                "dynamic": true});
+        let mut group = json!({"targets": targets, "weights": weights(spec), "format": format_of(spec, act)});
+        if let Some(bits) = act.bits() {
+            let symmetric = matches!(act, ActSpec::PerTokenSymmetric(_));
+            group["input_activations"] = json!({"num_bits": bits.get(), "type": "int", "symmetric": symmetric,
+                "strategy": "token", "dynamic": true});
         }
         (format!("group_{idx}"), group)
     });
     let groups: Map<String, Value> = groups.collect();
+    // Our own format, if one linear has it: loaders refuse a model that they would read in part only.
+    let formats: Vec<&str> = quantization.groups().map(|(spec, _)| format_of(spec, act)).collect();
+    let format = match formats[..] {
+        _ if formats.contains(&BLOCKS) => BLOCKS,
+        [first, ref rest @ ..] if rest.iter().all(|other| *other == first) => first,
+        [] => FORMAT,
+        _ => MIXED,
+    };
     let mut config = json!({
         "quant_method": METHOD,
         "format": format,
@@ -41,24 +56,50 @@ pub fn quantization_config(quantization: &Quantization, ignore: &[&str]) -> Valu
         "ignore": ignore,
         "config_groups": groups,
     });
-    // The default behaviour of transformers works only without zero points. With this flag, it decodes all linears by the first group.
-    if act == ActSpec::Float && quantization.uniform().is_some() {
+    // The default behaviour of transformers works only without zero points, and is needed only for quantized activations. With this flag, it
+    // decodes all linears by the first group.
+    if act == ActSpec::Float && quantization.uniform().is_some_and(|spec| spec.weight.storage == Storage::Half) {
         config["dequantize"] = true.into();
     }
     config
+}
+
+/// The format that holds linears of this spec.
+fn format_of(spec: WeightSpec, act: ActSpec) -> &'static str {
+    match spec.storage {
+        Storage::Half if matches!(act, ActSpec::PerToken(_)) => QUANTIZED_ACTIVATIONS,
+        Storage::Half => FORMAT,
+        Storage::HalfMin | Storage::Super => BLOCKS,
+        Storage::E8m0 => MXFP4,
+        Storage::E4m3 => NVFP4,
+    }
 }
 
 fn weights(spec: WeightSpec) -> Value {
     let mut weights = json!({
         "num_bits": spec.bits.get(),
         "type": "int",
-        "symmetric": spec.symmetry == Symmetry::Symmetric,
+        "symmetric": spec.symmetry != Symmetry::Asymmetric,
         "dynamic": false,
     });
+    match spec.storage {
+        Storage::Half if spec.symmetry == Symmetry::FullRange => weights["observer_kwargs"] = json!({FULL_RANGE: true}),
+        Storage::Half => {}
+        Storage::HalfMin | Storage::Super => weights["type"] = spec.to_string().into(),
+        Storage::E8m0 => {
+            weights["type"] = "float".into();
+            weights["scale_dtype"] = "torch.uint8".into();
+        }
+        Storage::E4m3 => {
+            weights["type"] = "float".into();
+            weights["scale_dtype"] = "torch.float8_e4m3fn".into();
+        }
+    }
     match spec.group {
         GroupSize::PerChannel => weights["strategy"] = "channel".into(),
         GroupSize::Channels(n) => {
-            weights["strategy"] = "group".into();
+            let is_nvfp4 = spec.storage == Storage::E4m3;
+            weights["strategy"] = if is_nvfp4 { "tensor_group" } else { "group" }.into();
             weights["group_size"] = n.get().into();
         }
     }
@@ -89,25 +130,26 @@ pub fn quantization_of(config: &Value) -> Result<Option<Quantization>, FormatErr
     }
     let is_rotated = is_rotated_online(config);
     let format = if is_rotated { ROTATED } else { FORMAT };
-    let formats = [FORMAT, QUANTIZED_ACTIVATIONS, format];
-    expect(quantization, "format", &formats.map(Value::from), "\"pack-quantized\"")?;
+    let plain = [FORMAT, QUANTIZED_ACTIVATIONS, MXFP4, NVFP4, BLOCKS, MIXED];
+    let formats: Vec<Value> = plain.into_iter().chain([format]).map(Value::from).collect();
+    expect(quantization, "format", &formats, "\"pack-quantized\"")?;
     expect(quantization, "kv_cache_scheme", &[Value::Null], "absent")?;
     no_transforms(quantization)?;
     let groups = quantization.get("config_groups");
     let groups = groups.and_then(Value::as_object).ok_or_else(|| wrong("config_groups", groups, "an object"))?;
     let mut found: Option<Quantization> = None;
     for group in groups.values() {
-        format_of(group, is_rotated)?;
+        check_format(group, is_rotated)?;
         expect(group, "output_activations", &[Value::Null], "absent")?;
         let weights = group.get("weights").and_then(Value::as_object);
         let weights = weights.ok_or_else(|| wrong("weights", group.get("weights"), "an object"))?;
         let (weight, act) = (weight_spec(weights)?, act_spec(group)?);
-        if act == ActSpec::Float && group.get("format").is_some_and(|format| format == QUANTIZED_ACTIVATIONS) {
-            return Err(wrong("input_activations", None, "present in a group of this format"));
-        }
         let found = found.get_or_insert_with(|| Quantization::none(act));
         if found.act() != act {
             return Err(wrong("input_activations", group.get("input_activations"), "the same in all groups"));
+        }
+        if act == ActSpec::Float && group.get("format").is_some_and(|format| format == QUANTIZED_ACTIVATIONS) {
+            return Err(wrong("input_activations", None, "present in a group of this format"));
         }
         let targets = group.get("targets");
         let names = targets.and_then(Value::as_array).filter(|targets| !targets.is_empty());
@@ -133,10 +175,12 @@ fn no_transforms(quantization: &Value) -> Result<(), FormatError> {
 }
 
 /// Refuses a group of another format, or one that differs from the others in rotation.
-fn format_of(group: &Value, is_rotated: bool) -> Result<(), FormatError> {
+fn check_format(group: &Value, is_rotated: bool) -> Result<(), FormatError> {
     match is_rotated {
         false => {
-            expect(group, "format", &[json!(FORMAT), json!(QUANTIZED_ACTIVATIONS), Value::Null], "\"pack-quantized\"")
+            let formats = [FORMAT, QUANTIZED_ACTIVATIONS, MXFP4, NVFP4, BLOCKS].map(Value::from);
+            let formats: Vec<Value> = formats.into_iter().chain([Value::Null]).collect();
+            expect(group, "format", &formats, "\"pack-quantized\"")
         }
         true => expect(group, "format", &[json!(ROTATED)], "\"pack-quantized-rotated\" in all groups or in none"),
     }
@@ -145,20 +189,30 @@ fn format_of(group: &Value, is_rotated: bool) -> Result<(), FormatError> {
 fn act_spec(group: &Value) -> Result<ActSpec, FormatError> {
     let Some(act) = group.get("input_activations").filter(|value| !value.is_null()) else { return Ok(ActSpec::Float) };
     expect(act, "type", &[json!("int"), Value::Null], "\"int\"")?;
-    expect(act, "symmetric", &[json!(false)], "false (for activations)")?;
+    expect(act, "symmetric", &[json!(false), json!(true), Value::Null], "true or false (for activations)")?;
     expect(act, "dynamic", &[json!(true)], "true (for activations)")?;
     expect(act, "strategy", &[json!("token")], "\"token\" (for activations)")?;
-    Ok(ActSpec::PerToken(bits(act)?))
+    let bits = bits(act)?;
+    // The default of compressed-tensors is symmetric.
+    let asymmetric = act.get("symmetric") == Some(&Value::Bool(false));
+    Ok(if asymmetric { ActSpec::PerToken(bits) } else { ActSpec::PerTokenSymmetric(bits) })
 }
 
 fn weight_spec(weights: &Map<String, Value>) -> Result<WeightSpec, FormatError> {
     let get = |field: &str| weights.get(field).filter(|value| !value.is_null());
     let all = Value::Object(weights.clone());
+    if let Some(spec) = get("type").and_then(Value::as_str).and_then(WeightSpec::named) {
+        return Ok(spec);
+    }
+    if get("type").is_some_and(|kind| kind == "float") {
+        return float_spec(&all);
+    }
     expect(&all, "type", &[json!("int"), Value::Null], "\"int\"")?;
     expect(&all, "dynamic", &[json!(false), Value::Null], "false (for weights)")?;
     // With reordered channels a group is no longer a run of consecutive channels.
     expect(&all, "actorder", &[Value::Null, json!("weight"), json!("static"), json!(false)], "absent or \"weight\"")?;
     let symmetry = match get("symmetric") {
+        None | Some(Value::Bool(true)) if is_full_range(weights) => Symmetry::FullRange,
         None | Some(Value::Bool(true)) => Symmetry::Symmetric,
         Some(Value::Bool(false)) => Symmetry::Asymmetric,
         other => return Err(wrong("symmetric", other, "true or false")),
@@ -172,7 +226,28 @@ fn weight_spec(weights: &Map<String, Value>) -> Result<WeightSpec, FormatError> 
         (Some("group"), _) => return Err(wrong("group_size", get("group_size"), "at least 1")),
         _ => return Err(wrong("strategy", get("strategy"), "\"group\" with a group_size, or \"channel\"")),
     };
-    Ok(WeightSpec { bits: bits(&all)?, group, symmetry })
+    Ok(WeightSpec::integer(bits(&all)?, group, symmetry))
+}
+
+/// The key among an observer's settings that says that all codes are used.
+const FULL_RANGE: &str = "full_range";
+
+fn is_full_range(weights: &Map<String, Value>) -> bool {
+    weights.get("observer_kwargs").and_then(|observer| observer.get(FULL_RANGE)) == Some(&Value::Bool(true))
+}
+
+/// MXFP4 or NVFP4.
+fn float_spec(weights: &Value) -> Result<WeightSpec, FormatError> {
+    expect(weights, "num_bits", &[json!(4)], "4 (for float codes)")?;
+    expect(weights, "symmetric", &[json!(true), Value::Null], "true (for float codes)")?;
+    expect(weights, "dynamic", &[json!(false), Value::Null], "false (for weights)")?;
+    let group = weights.get("group_size");
+    let name = match group.and_then(Value::as_u64) {
+        Some(32) => "mxfp4",
+        Some(16) => "nvfp4",
+        _ => return Err(wrong("group_size", group, "16 or 32 (for float codes)")),
+    };
+    WeightSpec::named(name).ok_or_else(|| wrong("type", weights.get("type"), "a type that is known"))
 }
 
 fn bits(args: &Value) -> Result<Bits, FormatError> {
@@ -204,7 +279,20 @@ mod tests {
 
     #[test]
     fn a_spec_comes_back_from_what_is_written() {
-        for text in ["w4a16g64", "w3a16", "w2a16g128sym", "w8a8", "w4a4sym", "w5a16g32"] {
+        for text in [
+            "w4a16g64",
+            "w3a16",
+            "w2a16g128sym",
+            "w8a8",
+            "w4a4sym",
+            "w5a16g32",
+            "w2a16g64full",
+            "w8a8-int8",
+            "mxfp4",
+            "nvfp4",
+            "q2_k_pure",
+            "q4_1_pure",
+        ] {
             let config = packed_config(&json!({"model_type": "llama"}), &uniform(text), &["lm_head"]);
             assert_eq!(config["quantization_config"]["config_groups"]["group_0"]["targets"], json!(["Linear"]));
             assert_eq!(quantization_of(&config).unwrap(), Some(uniform(text)), "{text}");

@@ -27,13 +27,14 @@
 //! it, each linear is decoded as it is read, into the memory that it would need from the first forward on.
 //!
 //! **Quantized activations.** We quantize the inputs of linears, and queries, keys and values. Loaders do neither with the flag above, and
-//! without it the former only: on tiny-llama the logits of w8a8 differ by 5 % then, and those of w4a4 by 48 % (transformers 5.24,
+//! without it the former only: on tiny-llama the logits of w8a8 differ by 5 % then, and those of w4a4sym by 48 % (transformers 5.24,
 //! compressed-tensors 0.20). So such a model has a format name of its own, `pack-quantized-activations`, which these loaders refuse, instead
 //! of computing something else in silence. `pack-quantized` with `input_activations` is read too.
 //!
 //! **`config.json` and the files beside it.** What has two names is there under both: `dtype` and `torch_dtype`, `rope_parameters` and
 //! `rope_theta` (with `rope_scaling`). Tokenizer, chat template, generation defaults and terms of use are copied.
 
+mod blocks;
 mod config;
 mod layout;
 mod online;
