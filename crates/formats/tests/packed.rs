@@ -155,6 +155,7 @@ fn source_model() -> TempDir {
     fs::write(dir.path().join("config.json"), r#"{"model_type":"llama","torch_dtype":"bfloat16"}"#).unwrap();
     fs::write(dir.path().join("tokenizer.json"), "{}").unwrap();
     fs::write(dir.path().join("README.md"), "not copied").unwrap();
+    fs::write(dir.path().join("LICENSE"), "copied").unwrap();
     dir
 }
 
@@ -205,6 +206,7 @@ fn a_packed_directory_is_complete_and_repeatable() {
     assert_eq!(
         names,
         [
+            "LICENSE",
             "config.json",
             "model-00001-of-00003.safetensors",
             "model-00002-of-00003.safetensors",
@@ -314,10 +316,11 @@ fn an_unfinished_directory_is_not_a_model_and_can_be_finished() {
     fs::copy(whole.path().join("model-00001-of-00003.safetensors"), writer.block_path(0)).unwrap();
     let error = writer.finish(&config, &spec.into(), &["lm_head"]).unwrap_err();
     assert!(error.to_string().contains("model-00002-of-00003.safetensors"), "{error}");
-    fs::write(out.path().join("journal.jsonl"), "").unwrap();
+    fs::create_dir(out.path().join("omniquant")).unwrap();
+    fs::write(out.path().join("omniquant/journal.jsonl"), "").unwrap();
     let error = PackedCheckpoint::open(out.path()).unwrap_err();
     assert!(matches!(error, FormatError::NoConfig { .. }) && error.to_string().contains("--resume"), "{error}");
-    fs::remove_file(out.path().join("journal.jsonl")).unwrap();
+    fs::remove_dir_all(out.path().join("omniquant")).unwrap();
 
     // A second run finds the first shard, and clears what a killed write left.
     fs::write(out.path().join(".omniquant-partial-abc"), "half").unwrap();

@@ -7,7 +7,7 @@ use anyhow::Result;
 use oq_calib::{Accelerator, Machine, Parts, Plan, Setting};
 use oq_models::family::decoder_of;
 use oq_models::{Compute, Decoder};
-use oq_quant_core::RotateKind;
+use oq_quant_core::{ActSpec, QuantSpec, RotateKind, Symmetry, WeightSpec};
 use oq_recipe::{BitBudget, Profile, Recipe, Rounding};
 use serde_json::json;
 
@@ -82,6 +82,15 @@ fn subject(args: &PlanArgs, out: &Output) -> Result<(Machine, Compute, Option<Pr
 pub fn notes(args: &RecipeArgs, recipe: &Recipe, decoder: &dyn Decoder, out: &Output) {
     for key in args.overrides().unread(recipe) {
         out.note(&format!("note: {key} has no effect, because nothing in this run uses it"));
+    }
+    let QuantSpec { weight, act } = recipe.scheme;
+    if act != ActSpec::Float {
+        out.note("note: quantized activations run in this program only: transformers and vLLM refuse such a model");
+    } else if recipe.bits.is_some() && weight.symmetry == Symmetry::Asymmetric {
+        let symmetric = QuantSpec { weight: WeightSpec { symmetry: Symmetry::Symmetric, ..weight }, act };
+        out.note(&format!(
+            "note: transformers refuses several widths with zero points, which this program reads; it loads symmetric ones: --scheme {symmetric}"
+        ));
     }
     let (seqlen, positions) = (recipe.calibration.seqlen, decoder.dims().max_positions);
     if recipe.reads_text() && seqlen > positions {

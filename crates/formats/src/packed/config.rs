@@ -4,11 +4,15 @@ use oq_quant_core::{ActSpec, Bits, GroupSize, Storage, Symmetry, WeightSpec};
 use serde_json::{Map, Value, json};
 
 use super::online::{FORMAT as ROTATED, is_rotated_online};
+use super::portable::{describe_rope, set_dtype};
 use super::scheme::Quantization;
 use crate::FormatError;
 
 const METHOD: &str = "compressed-tensors";
 const FORMAT: &str = "pack-quantized";
+/// The same with quantized activations. Loaders of the format above drop some or all of the quantization of activations in silence; those of
+/// compressed-tensors refuse this name.
+const QUANTIZED_ACTIVATIONS: &str = "pack-quantized-activations";
 /// Formats of compressed-tensors with float codes.
 const MXFP4: &str = "mxfp4-pack-quantized";
 const NVFP4: &str = "nvfp4-pack-quantized";
@@ -27,8 +31,8 @@ const KEY: &str = "quantization_config";
 pub fn quantization_config(quantization: &Quantization, ignore: &[&str]) -> Value {
     let act = quantization.act();
     let groups = quantization.groups().enumerate().map(|(idx, (spec, targets))| {
-        // The format is repeated in the group: with quantized activations, loaders would infer another one.
-        let mut group = json!({"targets": targets, "weights": weights(spec), "format": format_of(spec)});
+        // The format is repeated in the group, where some loaders look for it.
+        let mut group = json!({"targets": targets, "weights": weights(spec), "format": format_of(spec, act)});
         if let Some(bits) = act.bits() {
             let symmetric = matches!(act, ActSpec::PerTokenSymmetric(_));
             group["input_activations"] = json!({"num_bits": bits.get(), "type": "int", "symmetric": symmetric,
@@ -38,7 +42,7 @@ pub fn quantization_config(quantization: &Quantization, ignore: &[&str]) -> Valu
     });
     let groups: Map<String, Value> = groups.collect();
     // Our own format, if one linear has it: loaders refuse a model that they would read in part only.
-    let formats: Vec<&str> = quantization.groups().map(|(spec, _)| format_of(spec)).collect();
+    let formats: Vec<&str> = quantization.groups().map(|(spec, _)| format_of(spec, act)).collect();
     let format = match formats[..] {
         _ if formats.contains(&BLOCKS) => BLOCKS,
         [first, ref rest @ ..] if rest.iter().all(|other| *other == first) => first,
@@ -52,20 +56,18 @@ pub fn quantization_config(quantization: &Quantization, ignore: &[&str]) -> Valu
         "ignore": ignore,
         "config_groups": groups,
     });
-    // The default behaviour of transformers is needed for quantized activations only, and works only without zero points. With this flag,
-    // it decodes all linears by the first group.
-    if let Some(spec) = quantization.uniform()
-        && spec.weight.storage == Storage::Half
-        && (act == ActSpec::Float || spec.weight.symmetry == Symmetry::Asymmetric)
-    {
+    // The default behaviour of transformers works only without zero points, and is needed only for quantized activations. With this flag, it
+    // decodes all linears by the first group.
+    if act == ActSpec::Float && quantization.uniform().is_some_and(|spec| spec.weight.storage == Storage::Half) {
         config["dequantize"] = true.into();
     }
     config
 }
 
 /// The format that holds linears of this spec.
-fn format_of(spec: WeightSpec) -> &'static str {
+fn format_of(spec: WeightSpec, act: ActSpec) -> &'static str {
     match spec.storage {
+        Storage::Half if matches!(act, ActSpec::PerToken(_)) => QUANTIZED_ACTIVATIONS,
         Storage::Half => FORMAT,
         Storage::HalfMin | Storage::Super => BLOCKS,
         Storage::E8m0 => MXFP4,
@@ -107,13 +109,8 @@ fn weights(spec: WeightSpec) -> Value {
 /// The packed model's `config.json`: the source's, with the quantization and a dtype that keeps scales exact.
 pub(crate) fn packed_config(source: &Value, quantization: &Quantization, ignore: &[&str]) -> Value {
     let mut config = source.as_object().cloned().unwrap_or_default();
-    // transformers 5 writes `dtype` and reads both; version 4 knows `torch_dtype`.
-    let keys: Vec<&str> = ["dtype", "torch_dtype"].into_iter().filter(|key| config.contains_key(*key)).collect();
-    for key in if keys.is_empty() { vec!["torch_dtype"] } else { keys } {
-        let kept = config.get(key).and_then(Value::as_str).filter(|dtype| *dtype == "float32");
-        let dtype = kept.unwrap_or("float16").to_owned();
-        config.insert(key.to_owned(), dtype.into());
-    }
+    set_dtype(&mut config);
+    describe_rope(&mut config);
     config.insert(KEY.to_owned(), quantization_config(quantization, ignore));
     // Names Python files that are not copied, and that loaders of these architectures do not need.
     config.remove("auto_map");
@@ -133,7 +130,7 @@ pub fn quantization_of(config: &Value) -> Result<Option<Quantization>, FormatErr
     }
     let is_rotated = is_rotated_online(config);
     let format = if is_rotated { ROTATED } else { FORMAT };
-    let plain = [FORMAT, MXFP4, NVFP4, BLOCKS, MIXED];
+    let plain = [FORMAT, QUANTIZED_ACTIVATIONS, MXFP4, NVFP4, BLOCKS, MIXED];
     let formats: Vec<Value> = plain.into_iter().chain([format]).map(Value::from).collect();
     expect(quantization, "format", &formats, "\"pack-quantized\"")?;
     expect(quantization, "kv_cache_scheme", &[Value::Null], "absent")?;
@@ -150,6 +147,9 @@ pub fn quantization_of(config: &Value) -> Result<Option<Quantization>, FormatErr
         let found = found.get_or_insert_with(|| Quantization::none(act));
         if found.act() != act {
             return Err(wrong("input_activations", group.get("input_activations"), "the same in all groups"));
+        }
+        if act == ActSpec::Float && group.get("format").is_some_and(|format| format == QUANTIZED_ACTIVATIONS) {
+            return Err(wrong("input_activations", None, "present in a group of this format"));
         }
         let targets = group.get("targets");
         let names = targets.and_then(Value::as_array).filter(|targets| !targets.is_empty());
@@ -178,7 +178,8 @@ fn no_transforms(quantization: &Value) -> Result<(), FormatError> {
 fn check_format(group: &Value, is_rotated: bool) -> Result<(), FormatError> {
     match is_rotated {
         false => {
-            let formats = [json!(FORMAT), json!(MXFP4), json!(NVFP4), json!(BLOCKS), Value::Null];
+            let formats = [FORMAT, QUANTIZED_ACTIVATIONS, MXFP4, NVFP4, BLOCKS].map(Value::from);
+            let formats: Vec<Value> = formats.into_iter().chain([Value::Null]).collect();
             expect(group, "format", &formats, "\"pack-quantized\"")
         }
         true => expect(group, "format", &[json!(ROTATED)], "\"pack-quantized-rotated\" in all groups or in none"),
@@ -335,6 +336,26 @@ mod tests {
     }
 
     #[test]
+    fn quantized_activations_have_a_format_of_their_own() {
+        for (text, format) in
+            [("w4a16g64", FORMAT), ("w8a8", QUANTIZED_ACTIVATIONS), ("w4a4sym", QUANTIZED_ACTIVATIONS)]
+        {
+            let mut config = packed_config(&json!({}), &uniform(text), &["lm_head"]);
+            let quantization = &mut config["quantization_config"];
+            assert_eq!(
+                [&quantization["format"], &quantization["config_groups"]["group_0"]["format"]],
+                [format; 2],
+                "{text}"
+            );
+            assert_eq!(quantization.get("dequantize").is_some(), format == FORMAT, "{text}");
+            // As other programs, and earlier versions of this one, write it.
+            quantization["format"] = FORMAT.into();
+            quantization["config_groups"]["group_0"]["format"] = FORMAT.into();
+            assert_eq!(quantization_of(&config).unwrap(), Some(uniform(text)), "{text}");
+        }
+    }
+
+    #[test]
     fn transforms_that_are_none_are_read_over() {
         for none in [json!(null), json!({}), json!({"config_groups": null}), json!({"config_groups": {}})] {
             let mut config = packed_config(&json!({}), &uniform("w4a16g64"), &["lm_head"]);
@@ -389,7 +410,11 @@ mod tests {
         );
         check_refused(
             |q| second(q, "format", json!(ROTATED)),
-            "format is \"pack-quantized\", expected \"pack-quantized-rotated\" in all groups or in none",
+            "format is \"pack-quantized-activations\", expected \"pack-quantized-rotated\" in all groups or in none",
+        );
+        check_refused(
+            |q| group(q, "input_activations", json!(null)),
+            "input_activations is absent, expected present in a group of this format",
         );
         check_refused(
             |q| second(q, "weights", json!({"num_bits": 2, "strategy": "channel"})),
@@ -414,30 +439,20 @@ mod tests {
     }
 
     #[test]
-    fn loaders_decode_at_once_where_activations_are_none_of_their_business() {
+    fn loaders_are_told_to_decode_at_once() {
         let told = |text: &str| quantization_config(&uniform(text), &[]).get("dequantize").cloned();
         assert_eq!(told("w3a16g64"), Some(json!(true)));
         assert_eq!(told("w3a16sym"), Some(json!(true)));
-        assert_eq!(told("w4a4"), Some(json!(true)));
-        assert_eq!(told("w4a4sym"), None);
         let linears = ["w4a16sym", "w3a16sym"].map(|text| (text.to_owned(), text.parse::<QuantSpec>().unwrap().weight));
         let mixed = Quantization::of_linears(ActSpec::Float, linears);
         assert_eq!(quantization_config(&mixed, &[]).get("dequantize"), None);
     }
 
-    #[track_caller]
-    fn check_dtype(source: Value, expected: Value) {
+    #[test]
+    fn code_that_is_not_copied_is_not_named() {
+        let source = json!({"vocab_size": 8, "auto_map": {"AutoConfig": "configuration_falcon.FalconConfig"}});
         let mut config = packed_config(&source, &uniform("w4a16"), &[]);
         config.as_object_mut().unwrap().remove("quantization_config");
-        assert_eq!(config, expected);
-    }
-
-    #[test]
-    fn the_type_keeps_scales_exact() {
-        check_dtype(json!({"dtype": "bfloat16"}), json!({"dtype": "float16"}));
-        check_dtype(json!({"torch_dtype": "float16"}), json!({"torch_dtype": "float16"}));
-        check_dtype(json!({"torch_dtype": "float32"}), json!({"torch_dtype": "float32"}));
-        let code = json!({"vocab_size": 8, "auto_map": {"AutoConfig": "configuration_falcon.FalconConfig"}});
-        check_dtype(code, json!({"vocab_size": 8, "torch_dtype": "float16"}));
+        assert_eq!(config, json!({"vocab_size": 8, "dtype": "float16", "torch_dtype": "float16"}));
     }
 }

@@ -109,6 +109,11 @@ impl Quantization {
         Some(self.specs[place])
     }
 
+    /// All ways in which linears are quantized, each once.
+    pub fn weights(&self) -> &[WeightSpec] {
+        &self.specs
+    }
+
     /// How activations are quantized.
     pub fn act(&self) -> ActSpec {
         self.act
