@@ -204,7 +204,7 @@ fn weight_spec(weights: &Map<String, Value>) -> Result<WeightSpec, FormatError> 
     if let Some(spec) = get("type").and_then(Value::as_str).and_then(WeightSpec::named) {
         return Ok(spec);
     }
-    if get("type").is_some_and(|kind| kind == "float") {
+    if get("type").is_some_and(|kind| kind == "float") && get("symmetric") != Some(&Value::Bool(false)) {
         return float_spec(&all);
     }
     expect(&all, "type", &[json!("int"), Value::Null], "\"int\"")?;
@@ -239,7 +239,6 @@ fn is_full_range(weights: &Map<String, Value>) -> bool {
 /// MXFP4 or NVFP4.
 fn float_spec(weights: &Value) -> Result<WeightSpec, FormatError> {
     expect(weights, "num_bits", &[json!(4)], "4 (for float codes)")?;
-    expect(weights, "symmetric", &[json!(true), Value::Null], "true (for float codes)")?;
     expect(weights, "dynamic", &[json!(false), Value::Null], "false (for weights)")?;
     let group = weights.get("group_size");
     let name = match group.and_then(Value::as_u64) {
