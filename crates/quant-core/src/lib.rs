@@ -17,6 +17,7 @@
 mod bf16;
 mod error;
 mod grid;
+mod mixture;
 mod pack;
 mod rotate;
 mod site;
@@ -28,6 +29,7 @@ mod tensor;
 pub use bf16::{from_bf16, to_bf16};
 pub use error::TensorError;
 pub use grid::{Grid, Ideal, Range, SCALE_MAX, SCALE_MIN, f16_toward_zero};
+pub use mixture::{Block, Mixture, MixtureModel, Role};
 pub use pack::{PackError, pack_row, packed_words, unpack_row};
 pub use rotate::RotateKind;
 pub use site::{SiteKind, UnknownSite};

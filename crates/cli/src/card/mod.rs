@@ -168,6 +168,9 @@ impl Card<'_> {
 
 fn weights(recipe: &Recipe) -> String {
     let weight = recipe.scheme.weight;
+    if recipe.scheme.mixture.is_some() || weight.storage != Storage::Half {
+        return format!("{}, {} bits in most linears", recipe.scheme.to_string().to_uppercase(), weight.bits);
+    }
     let bits = match &recipe.bits {
         Some(bits) => format!("{} bits on average, each linear its own number", bits.average),
         None => format!("{} bits", weight.bits),
@@ -195,6 +198,7 @@ fn activations(act: ActSpec) -> String {
                 "{bits} bits, with a scale and a zero point for each token: inputs of linears, queries, keys and values"
             )
         }
+        ActSpec::PerTokenSymmetric(bits) => format!("{bits} bits, with a scale for each token: inputs of linears"),
     }
 }
 
