@@ -183,12 +183,16 @@ fn weights(recipe: &Recipe) -> String {
         Symmetry::Asymmetric => "a scale and a zero point",
         Symmetry::Symmetric | Symmetry::FullRange => "a scale",
     };
+    if weight.storage != Storage::Half {
+        return format!("{bits}, as the type {}", code(&weight.to_string()));
+    }
     format!("{bits}, with {grid} for {shared}")
 }
 
 fn activations(act: ActSpec) -> String {
     match act {
         ActSpec::Float => "not quantized".to_owned(),
+        ActSpec::PerTokenSymmetric(bits) => format!("{bits} bits, with a scale for each token: inputs of linears"),
         ActSpec::PerToken(bits) => {
             format!(
                 "{bits} bits, with a scale and a zero point for each token: inputs of linears, queries, keys and values"

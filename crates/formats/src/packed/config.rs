@@ -424,7 +424,7 @@ mod tests {
             |q: &mut Value, field: &str, value: Value| q["config_groups"]["group_0"]["weights"][field] = value;
         check_refused(|q| weights(q, "num_bits", json!(1)), "num_bits is 1, expected 2 to 8");
         check_refused(|q| weights(q, "num_bits", json!(-4)), "num_bits is -4");
-        check_refused(|q| weights(q, "type", "float".into()), "type is \"float\"");
+        check_refused(|q| weights(q, "type", "float".into()), "symmetric is false, expected true (for float codes)");
         check_refused(|q| weights(q, "group_size", json!(0)), "group_size is 0");
         check_refused(|q| weights(q, "strategy", "tensor".into()), "strategy is \"tensor\"");
         check_refused(|q| weights(q, "strategy", "channel".into()), "strategy is \"channel\"");
