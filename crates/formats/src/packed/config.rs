@@ -1,15 +1,29 @@
 //! Converts between a [`Quantization`] and `quantization_config` in `config.json`.
 
-use oq_quant_core::{ActSpec, Bits, GroupSize, Symmetry, WeightSpec};
+use oq_quant_core::{ActSpec, GroupSize, Symmetry, WeightSpec};
 use serde_json::{Map, Value, json};
 
+use super::fields::{bits, expect, wrong};
 use super::online::{FORMAT as ROTATED, is_rotated_online};
 use super::scheme::Quantization;
 use crate::FormatError;
+use crate::others::{self, Layout, Packing};
 
 const METHOD: &str = "compressed-tensors";
 const FORMAT: &str = "pack-quantized";
 const KEY: &str = "quantization_config";
+/// Formats that are read beside ours. The tensors of a linear say which of them it has.
+const OTHER_FORMATS: [&str; 7] = [
+    "int-quantized",
+    "float-quantized",
+    "naive-quantized",
+    "mxfp4-pack-quantized",
+    "nvfp4-pack-quantized",
+    "mixed-precision",
+    "dense",
+];
+/// What may stand in `format`.
+const FORMATS: &str = "pack-quantized, int-quantized, float-quantized, naive-quantized, mxfp4- or nvfp4-pack-quantized";
 
 /// The value of `quantization_config` for a model whose linears are quantized as given, except those in `ignore`.
 ///
@@ -76,34 +90,52 @@ pub(crate) fn packed_config(source: &Value, quantization: &Quantization, ignore:
     config.insert(KEY.to_owned(), quantization_config(quantization, ignore));
     // Names Python files that are not copied, and that loaders of these architectures do not need.
     config.remove("auto_map");
+    // What another program stored in FP8 is codes now.
+    config.remove("compression_config");
     Value::Object(config)
 }
 
-/// How a model is quantized according to its config; none if `config.json` has no `quantization_config`.
+/// How a model is quantized according to its config; none if it is in full precision or all its linears are stored in FP8.
 ///
 /// # Errors
-/// [`FormatError::QuantMethod`] for methods other than compressed-tensors, [`FormatError::QuantConfig`] for unsupported settings. Supported
-/// are integer codes per group or per output channel with, at most, dynamic activation quantization per token.
+/// [`FormatError::QuantMethod`] for methods that are not read, [`FormatError::QuantConfig`] for unsupported settings.
 pub fn quantization_of(config: &Value) -> Result<Option<Quantization>, FormatError> {
-    let Some(quantization) = config.get(KEY).filter(|value| !value.is_null()) else { return Ok(None) };
-    let method = quantization.get("quant_method").and_then(Value::as_str).unwrap_or("none given");
-    if method != METHOD {
-        return Err(FormatError::QuantMethod { method: method.to_owned() });
+    Ok(packing_of(config)?.map(|packing| packing.quantization).filter(|quantization| !quantization.is_empty()))
+}
+
+/// How a model is packed, whatever the method; none for a model in full precision.
+pub(crate) fn packing_of(config: &Value) -> Result<Option<Packing>, FormatError> {
+    // Older names of compressed-tensors and of MLX.
+    let keys = [KEY, "compression_config", "quantization"];
+    let found = keys.into_iter().find_map(|key| config.get(key).filter(|value| !value.is_null()));
+    let Some(quantization) = found else { return Ok(None) };
+    let method = quantization.get("quant_method").and_then(Value::as_str);
+    if method != Some(METHOD) {
+        return others::packing(method, quantization).map(Some);
     }
-    let is_rotated = is_rotated_online(config);
+    compressed_tensors(quantization, is_rotated_online(config)).map(Some)
+}
+
+/// Supported are integer codes per group or per output channel with, at most, dynamic activation quantization per token, FP8 and FP4.
+fn compressed_tensors(quantization: &Value, is_rotated: bool) -> Result<Packing, FormatError> {
     let format = if is_rotated { ROTATED } else { FORMAT };
-    expect(quantization, "format", &[json!(FORMAT), json!(format)], "\"pack-quantized\"")?;
+    let named = quantization.get("format").and_then(Value::as_str).filter(|named| OTHER_FORMATS.contains(named));
+    if named.is_none() {
+        expect(quantization, "format", &[json!(FORMAT), json!(format)], FORMATS)?;
+    }
     expect(quantization, "kv_cache_scheme", &[Value::Null], "absent")?;
     no_transforms(quantization)?;
     let groups = quantization.get("config_groups");
     let groups = groups.and_then(Value::as_object).ok_or_else(|| wrong("config_groups", groups, "an object"))?;
     let mut found: Option<Quantization> = None;
+    let (mut block, mut has_float_act) = (None, false);
     for group in groups.values() {
-        format_of(group, is_rotated)?;
+        let format = format_of(group, is_rotated)?.or(named).unwrap_or(FORMAT);
         expect(group, "output_activations", &[Value::Null], "absent")?;
-        let weights = group.get("weights").and_then(Value::as_object);
+        let weights = group.get("weights").filter(|weights| weights.is_object());
         let weights = weights.ok_or_else(|| wrong("weights", group.get("weights"), "an object"))?;
-        let (weight, act) = (weight_spec(weights)?, act_spec(group)?);
+        let act = act_spec(group)?;
+        has_float_act |= group.pointer("/input_activations/type").is_some_and(|kind| kind == "float");
         let found = found.get_or_insert_with(|| Quantization::none(act));
         if found.act() != act {
             return Err(wrong("input_activations", group.get("input_activations"), "the same in all groups"));
@@ -111,13 +143,20 @@ pub fn quantization_of(config: &Value) -> Result<Option<Quantization>, FormatErr
         let targets = group.get("targets");
         let names = targets.and_then(Value::as_array).filter(|targets| !targets.is_empty());
         let names = names.ok_or_else(|| wrong("targets", targets, "a list of modules"))?;
+        let weight = weight_spec(weights, format)?;
+        block = block.or(others::block(weights, "block_structure")?);
         for name in names {
-            found.add(name.as_str().ok_or_else(|| wrong("targets", targets, "a list of modules"))?, weight)?;
+            let name = name.as_str().ok_or_else(|| wrong("targets", targets, "a list of modules"))?;
+            if let Some(weight) = weight {
+                found.add(name, weight)?;
+            }
         }
     }
     let none =
         || FormatError::QuantConfig { field: "config_groups", got: "empty".to_owned(), expected: "a group or more" };
-    found.ok_or_else(none).map(Some)
+    let method = format!("{METHOD} ({})", named.unwrap_or(format));
+    let quantization = found.ok_or_else(none)?;
+    Ok(Packing { method, quantization, layout: Layout::Parts { block }, has_float_act })
 }
 
 /// Refuses configs whose activations and weights are multiplied by matrices other than those of our own format.
@@ -131,30 +170,42 @@ fn no_transforms(quantization: &Value) -> Result<(), FormatError> {
     if is_empty { Ok(()) } else { Err(wrong("transform_config", Some(transforms), "absent or without groups")) }
 }
 
-/// Refuses a group of another format, or one that differs from the others in rotation.
-fn format_of(group: &Value, is_rotated: bool) -> Result<(), FormatError> {
-    match is_rotated {
-        false => expect(group, "format", &[json!(FORMAT), Value::Null], "\"pack-quantized\""),
-        true => expect(group, "format", &[json!(ROTATED)], "\"pack-quantized-rotated\" in all groups or in none"),
+/// A group's own format, if it is one of [`OTHER_FORMATS`]. Refuses unknown ones, and a group that differs from the others in rotation.
+fn format_of(group: &Value, is_rotated: bool) -> Result<Option<&str>, FormatError> {
+    if is_rotated {
+        expect(group, "format", &[json!(ROTATED)], "\"pack-quantized-rotated\" in all groups or in none")?;
+        return Ok(None);
     }
+    let own = group.get("format").and_then(Value::as_str).filter(|named| OTHER_FORMATS.contains(named));
+    if own.is_none() {
+        expect(group, "format", &[json!(FORMAT), Value::Null], FORMATS)?;
+    }
+    Ok(own)
 }
 
 fn act_spec(group: &Value) -> Result<ActSpec, FormatError> {
     let Some(act) = group.get("input_activations").filter(|value| !value.is_null()) else { return Ok(ActSpec::Float) };
-    expect(act, "type", &[json!("int"), Value::Null], "\"int\"")?;
+    if act.get("type").is_some_and(|kind| kind == "float") {
+        return Ok(ActSpec::Float);
+    }
+    expect(act, "type", &[json!("int"), Value::Null], "\"int\" or \"float\"")?;
     expect(act, "symmetric", &[json!(false)], "false (for activations)")?;
     expect(act, "dynamic", &[json!(true)], "true (for activations)")?;
     expect(act, "strategy", &[json!("token")], "\"token\" (for activations)")?;
-    Ok(ActSpec::PerToken(bits(act)?))
+    Ok(ActSpec::PerToken(bits(act, "num_bits")?))
 }
 
-fn weight_spec(weights: &Map<String, Value>) -> Result<WeightSpec, FormatError> {
+/// How integer codes are made; none for floating-point numbers.
+fn weight_spec(weights: &Value, format: &str) -> Result<Option<WeightSpec>, FormatError> {
     let get = |field: &str| weights.get(field).filter(|value| !value.is_null());
-    let all = Value::Object(weights.clone());
-    expect(&all, "type", &[json!("int"), Value::Null], "\"int\"")?;
-    expect(&all, "dynamic", &[json!(false), Value::Null], "false (for weights)")?;
+    expect(weights, "dynamic", &[json!(false), Value::Null], "false (for weights)")?;
     // With reordered channels a group is no longer a run of consecutive channels.
-    expect(&all, "actorder", &[Value::Null, json!("weight"), json!("static"), json!(false)], "absent or \"weight\"")?;
+    expect(weights, "actorder", &[Value::Null, json!("weight"), json!("static"), json!(false)], "absent or \"weight\"")?;
+    if get("type").is_some_and(|kind| kind == "float") {
+        expect(weights, "num_bits", &[json!(4), json!(8)], "4 or 8 (for floating-point weights)")?;
+        return Ok(None);
+    }
+    expect(weights, "type", &[json!("int"), Value::Null], "\"int\" or \"float\"")?;
     let symmetry = match get("symmetric") {
         None | Some(Value::Bool(true)) => Symmetry::Symmetric,
         Some(Value::Bool(false)) => Symmetry::Asymmetric,
@@ -163,30 +214,15 @@ fn weight_spec(weights: &Map<String, Value>) -> Result<WeightSpec, FormatError> 
     let size = get("group_size").and_then(Value::as_i64);
     let group = match (get("strategy").and_then(Value::as_str), size) {
         (Some("channel"), None | Some(-1)) | (None, Some(-1)) => GroupSize::PerChannel,
+        // One scale for the matrix is the same one for each channel.
+        (Some("tensor"), None) if format != FORMAT => GroupSize::PerChannel,
         (Some("group") | None, Some(n @ 1..)) => {
             GroupSize::channels(n as usize).map_err(|_| wrong("group_size", get("group_size"), "at least 1"))?
         }
         (Some("group"), _) => return Err(wrong("group_size", get("group_size"), "at least 1")),
         _ => return Err(wrong("strategy", get("strategy"), "\"group\" with a group_size, or \"channel\"")),
     };
-    Ok(WeightSpec { bits: bits(&all)?, group, symmetry })
-}
-
-fn bits(args: &Value) -> Result<Bits, FormatError> {
-    let field = args.get("num_bits");
-    let number = field.and_then(Value::as_u64).and_then(|bits| u32::try_from(bits).ok());
-    number.and_then(|bits| Bits::new(bits).ok()).ok_or_else(|| wrong("num_bits", field, "2 to 8"))
-}
-
-/// Refuses a field whose value is not in `allowed`; an absent field counts as null.
-fn expect(object: &Value, field: &'static str, allowed: &[Value], expected: &'static str) -> Result<(), FormatError> {
-    let value = object.get(field).unwrap_or(&Value::Null);
-    if allowed.contains(value) { Ok(()) } else { Err(wrong(field, Some(value), expected)) }
-}
-
-fn wrong(field: &'static str, got: Option<&Value>, expected: &'static str) -> FormatError {
-    let got = got.filter(|value| !value.is_null()).map_or("absent".to_owned(), Value::to_string);
-    FormatError::QuantConfig { field, got, expected }
+    Ok(Some(WeightSpec { bits: bits(weights, "num_bits")?, group, symmetry }))
 }
 
 #[cfg(test)]

@@ -28,11 +28,12 @@
 //! activations are then not quantized. So the flag is set for all models except those with quantized activations and symmetric weights.
 //! Asymmetric models with quantized activations run in transformers with float activations.
 
-mod config;
-mod layout;
+pub(crate) mod config;
+pub(crate) mod fields;
+pub(crate) mod layout;
 mod online;
 mod reader;
-mod scheme;
+pub(crate) mod scheme;
 mod writer;
 
 pub use config::{quantization_config, quantization_of};
