@@ -88,7 +88,7 @@ pub fn is_leftover(name: &OsStr) -> bool {
 }
 
 /// Removes the temporary files that a killed run left in `dir`.
-pub(crate) fn remove_leftovers(dir: &Path) -> Result<(), FormatError> {
+pub fn remove_leftovers(dir: &Path) -> Result<(), FormatError> {
     let failed = |source| FormatError::Io { path: dir.to_owned(), source };
     for entry in fs::read_dir(dir).map_err(failed)? {
         let entry = entry.map_err(failed)?;

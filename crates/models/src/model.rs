@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use oq_formats::{
     Checkpoint, Dtype, FormatError, Matrix, PackedCheckpoint, Quantization, TensorView, is_rotated_online, read_config,
 };
-use oq_quant_core::{ActSpec, QuantSpec, QuantizedTensor, RotateKind, TensorError, WeightSpec};
+use oq_quant_core::{ActSpec, QuantSpec, QuantizedTensor, RotateKind, WeightSpec};
 use serde_json::Value;
 use tch::{Device, Tensor};
 
@@ -467,11 +467,10 @@ pub fn check_groups(decoder: &dyn Decoder, spec: WeightSpec) -> Result<(), Model
     for layer in 0..decoder.dims().n_layers {
         for linear in decoder.layer(layer).linears {
             let in_features = linear.in_features;
-            if !spec.group.divides(in_features) {
+            spec.check_row(in_features).map_err(|source| {
                 let linear = format!("{}{}", decoder.block_prefix(layer), linear.name.0);
-                let source = TensorError::GroupDoesNotDivide { group: spec.group.len(in_features), in_features };
-                return Err(ModelError::Quantize { linear, source });
-            }
+                ModelError::Quantize { linear, source }
+            })?;
         }
     }
     Ok(())

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use half::bf16;
 use oq_formats::Matrix;
 use oq_kernels::{Element, KERNELS, Kernel, Operands, PackedLinear};
-use oq_quant_core::{ActSpec, QuantizedTensor, WeightSpec};
+use oq_quant_core::{ActSpec, QuantizedTensor, Stored, WeightSpec};
 use tch::{Kind, Tensor};
 
 use crate::act::{ActPoint, quantize_act};
@@ -54,11 +54,14 @@ pub(crate) struct StoredLinear {
 }
 
 impl StoredLinear {
-    fn spec(&self) -> Option<WeightSpec> {
-        match &self.weight {
-            Matrix::Codes(codes) => Some(codes.spec()),
+    /// What linears that are stacked have in common; none if it has no codes.
+    fn grid(&self) -> Option<(WeightSpec, Option<f32>)> {
+        let Matrix::Codes(codes) = &self.weight else { return None };
+        let global = match codes.stored() {
+            Stored::E4m3 { global, .. } => Some(*global),
             _ => None,
-        }
+        };
+        Some((codes.spec(), global))
     }
 }
 
@@ -74,9 +77,9 @@ impl PackedOps {
         let mut joints = Vec::new();
         for group in groups {
             let group = group?;
-            let spec = group[0].spec();
+            let grid = group[0].grid();
             // All rows of a matrix have the same bits and group size.
-            let alike = spec.is_some() && group.iter().all(|linear| linear.spec() == spec);
+            let alike = grid.is_some() && group.iter().all(|linear| linear.grid() == grid);
             let parts = if alike { vec![group] } else { group.into_iter().map(|linear| vec![linear]).collect() };
             for part in parts {
                 joints.push(Joint::new(part, kernel, compute)?);
@@ -167,7 +170,7 @@ impl BlockOps for PackedOps {
     }
 
     fn act(&self, point: ActPoint, x: Tensor) -> Tensor {
-        quantize_act(self.act, rotate_online(self.online.as_ref(), point, x))
+        quantize_act(self.act, point, rotate_online(self.online.as_ref(), point, x))
     }
 
     fn attention(&self, q: &Tensor, k: &Tensor, v: &Tensor, scores: &Scores<'_>) -> Tensor {

@@ -2,9 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use oq_formats::{FormatError, remove_file};
+use oq_formats::{FormatError, remove_file, remove_leftovers};
 use oq_models::Model;
-use oq_recipe::Recipe;
+use oq_recipe::{RUN_FOLDER, Recipe};
 
 use crate::disk::journal::{Journal, JournalError, Stage};
 use crate::disk::names::{TUNING, UNTUNED};
@@ -36,6 +36,7 @@ impl<'a> Stages<'a> {
     /// Creates the directories, or continues in existing ones.
     pub(crate) fn create(out: &Path, model: &'a Model, recipe: &Recipe) -> Result<Self, StageError> {
         let output = Output::create(out, model, Widths::uniform(recipe.scheme))?;
+        remove_leftovers(&out.join(RUN_FOLDER))?;
         let untuned_dir = out.join(UNTUNED);
         let untuned = || Output::create(&untuned_dir, model, Widths::uniform(recipe.scheme));
         let untuned = (recipe.tune_epochs() > 0).then(untuned).transpose()?;

@@ -71,7 +71,7 @@ fn gptq_spec(config: &Value) -> Result<WeightSpec, FormatError> {
     if ![2, 3, 4, 8].contains(&bits.get()) {
         return Err(wrong("bits", config.get("bits"), "2, 3, 4 or 8"));
     }
-    Ok(WeightSpec { bits, group: group(config)?, symmetry: symmetry(config)? })
+    Ok(WeightSpec::integer(bits, group(config)?, symmetry(config)?))
 }
 
 fn awq(config: &Value) -> Result<Packing, FormatError> {
@@ -89,7 +89,7 @@ fn awq_spec(config: &Value) -> Result<WeightSpec, FormatError> {
         Some(Value::Bool(false)) => Symmetry::Symmetric,
         _ => Symmetry::Asymmetric,
     };
-    Ok(WeightSpec { bits: bits(config, "bits")?, group: group(config)?, symmetry })
+    Ok(WeightSpec::integer(bits(config, "bits")?, group(config)?, symmetry))
 }
 
 fn auto_round(config: &Value) -> Result<Packing, FormatError> {
@@ -136,7 +136,7 @@ fn mlx_spec(config: &Value) -> Result<WeightSpec, FormatError> {
     match group {
         _ if bits.get() == 7 => Err(wrong("bits", config.get("bits"), "2, 3, 4, 5, 6 or 8")),
         GroupSize::PerChannel => Err(wrong("group_size", config.get("group_size"), "at least 1")),
-        GroupSize::Channels(_) => Ok(WeightSpec { bits, group, symmetry: Symmetry::Asymmetric }),
+        GroupSize::Channels(_) => Ok(WeightSpec::integer(bits, group, Symmetry::Asymmetric)),
     }
 }
 

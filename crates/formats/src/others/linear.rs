@@ -8,7 +8,7 @@ use super::gptq::{self, Gptq};
 use super::matrix::Matrix;
 use super::mlx::{self, Mlx};
 use super::parts::{Parts, finite};
-use super::{awq, floats, int8, pack_quantized};
+use super::{awq, fp8, int8, pack_quantized};
 use crate::error::PackedFault;
 use crate::packed::layout::{PACKED, packed_linear, read_shape};
 use crate::{Checkpoint, FormatError};
@@ -33,7 +33,6 @@ enum Kind {
     Int8(Bits),
     /// Rows and channels of a block.
     Fp8(Option<[usize; 2]>),
-    Fp4,
     Dense,
 }
 
@@ -53,7 +52,7 @@ impl<'a> Linear<'a> {
         match self.kind {
             Kind::PackQuantized(spec) => Some(spec.bits.get()),
             Kind::Gptq(Gptq { bits, .. }) | Kind::Mlx(Mlx { bits, .. }) | Kind::Int8(bits) => Some(bits.get()),
-            Kind::Awq(_) | Kind::Fp4 => Some(4),
+            Kind::Awq(_) => Some(4),
             Kind::Fp8(_) => Some(8),
             Kind::Dense => None,
         }
@@ -67,7 +66,6 @@ impl<'a> Linear<'a> {
             Kind::Gptq(gptq) => gptq::shape(parts, gptq.bits),
             Kind::Awq(_) => awq::shape(parts),
             Kind::Mlx(mlx) => mlx::Packed::new(parts, *mlx).map(|packed| packed.shape()),
-            Kind::Fp4 => floats::shape_fp4(parts),
             Kind::Int8(_) | Kind::Fp8(_) | Kind::Dense => parts.matrix(WEIGHT),
         };
         shape.map_err(|fault| FormatError::packed(self.name, fault))
@@ -89,8 +87,7 @@ impl<'a> Linear<'a> {
             Kind::Awq(group) => awq::read(parts, *group),
             Kind::Mlx(mlx) => mlx::Packed::new(parts, *mlx).and_then(|packed| packed.matrix()),
             Kind::Int8(bits) => int8::read(parts, *bits),
-            Kind::Fp8(block) => floats::read_fp8(parts, *block),
-            Kind::Fp4 => floats::read_fp4(parts),
+            Kind::Fp8(block) => fp8::read(parts, *block),
             Kind::Dense => parts.get(WEIGHT).and_then(|view| finite(WEIGHT, view)).map(Matrix::Values),
         };
         matrix.map_err(|fault| FormatError::packed(self.name, fault))
@@ -124,8 +121,8 @@ fn kind_of(
         oq_quant_core::GroupSize::PerChannel => None,
         oq_quant_core::GroupSize::Channels(n) => Some(n.get()),
     };
-    if let Some(packed) = parts.find(PACKED) {
-        return if packed.dtype == Dtype::U8 { Ok(Kind::Fp4) } else { Ok(Kind::PackQuantized(spec()?)) };
+    if parts.find(PACKED).is_some() {
+        return Ok(Kind::PackQuantized(spec()?));
     }
     if parts.find(QWEIGHT).is_some() {
         let spec = spec()?;

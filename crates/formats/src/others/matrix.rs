@@ -78,13 +78,20 @@ impl Integers {
     /// Setting, scales and zero points of a [`QuantizedTensor`]; none if it cannot hold one of them.
     fn parts(&self, len: usize) -> Option<(WeightSpec, Vec<f16>, Vec<u8>)> {
         let group = if len == self.shape[1] { GroupSize::PerChannel } else { GroupSize::channels(len).ok()? };
-        let exact = |&scale: &f32| Some(f16::from_f32(scale)).filter(|half| half.to_f32() == scale && scale > 0.0);
-        let scales = self.scales.iter().map(exact).collect::<Option<_>>()?;
+        let exact = |&scale: &f32| Some(f16::from_f32(scale)).filter(|half| half.to_f32() == scale && scale != 0.0);
+        let scales: Vec<f16> = self.scales.iter().map(exact).collect::<Option<_>>()?;
         let code = |&zero: &i32| u8::try_from(zero).ok().filter(|zero| *zero <= self.bits.max_code());
         let zeros: Vec<u8> = self.zeros.iter().map(code).collect::<Option<_>>()?;
         let is_centred = zeros.iter().all(|zero| *zero == self.bits.centre());
-        let symmetry = if is_centred { Symmetry::Symmetric } else { Symmetry::Asymmetric };
-        Some((WeightSpec { bits: self.bits, group, symmetry }, scales, zeros))
+        let is_positive = scales.iter().all(|scale| scale.is_sign_positive());
+        let symmetry = match (is_centred, is_positive) {
+            (true, true) => Symmetry::Symmetric,
+            // As AutoRound writes them.
+            (true, false) => Symmetry::FullRange,
+            (false, true) => Symmetry::Asymmetric,
+            (false, false) => return None,
+        };
+        Some((WeightSpec::integer(self.bits, group, symmetry), scales, zeros))
     }
 
     fn values(&self, of_channel: &[usize]) -> Vec<f32> {

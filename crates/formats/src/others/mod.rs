@@ -7,7 +7,6 @@
 //! | MLX | `weight` U32 `[out, in n/32]`: each row's codes as one bit stream; `scales` and `biases` `[out, groups]` | `scale code + bias` |
 //! | `int-quantized` | `weight` I8 `[out, in]`; `weight_scale`, and `weight_zero_point` I8 if it is asymmetric, `[out, groups]` or `[1]` | `scale (code - zero)` |
 //! | FP8 | `weight` F8_E4M3 `[out, in]`; `weight_scale` or `weight_scale_inv` for the matrix, each row, each group or each block | `scale e4m3` |
-//! | FP4 | `weight_packed` U8 `[out, in/2]`: two e2m1 numbers; `weight_scale` per 32 in e8m0 (MXFP4), or per 16 in e4m3 with one divisor `weight_global_scale` (NVFP4) | `scale e2m1` |
 //!
 //! Which linears are packed is read from the tensors: a linear that has a plain weight is dense, whatever `config.json` lists. What codes
 //! mean is read from `config.json` ([`packing`]), and sizes are compared with the tensors. Nothing is rounded: a linear whose scales or zero
@@ -15,7 +14,7 @@
 
 mod awq;
 mod config;
-mod floats;
+mod fp8;
 mod gptq;
 mod int8;
 mod linear;

@@ -115,6 +115,11 @@ impl Quantization {
         self.specs.is_empty()
     }
 
+    /// All ways in which linears are quantized, each once.
+    pub fn weights(&self) -> &[WeightSpec] {
+        &self.specs
+    }
+
     /// How activations are quantized.
     pub fn act(&self) -> ActSpec {
         self.act

@@ -1,34 +1,17 @@
 //! Writes packed directories block by block.
 
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
 use super::config::packed_config;
-use super::online;
 use super::scheme::Quantization;
-use crate::atomic::remove_leftovers;
-use crate::atomic::{atomic_write, atomic_write_with};
+use super::{online, side};
+use crate::atomic::{atomic_write, remove_leftovers};
 use crate::checkpoint::{INDEX, shard_contents};
 use crate::config::CONFIG;
 use crate::{FormatError, OutTensor, write_shard};
-
-/// Files of a model directory, besides weights and `config.json`, that are copied if they exist.
-const SIDE_FILES: [&str; 11] = [
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "generation_config.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "preprocessor_config.json",
-];
 
 /// Writes a packed model shard by shard: one per block when it is finished, one for everything outside the blocks, and finally the index,
 /// the tokenizer's files and `config.json`. So a directory without `config.json` is unfinished. Its shards are complete, and an interrupted
@@ -108,9 +91,7 @@ impl PackedWriter {
     /// [`FormatError::MissingShard`] when a block was not written; [`FormatError::TwiceWritten`] when two shards contain the same name.
     pub fn finish(&self, config: &Value, quantization: &Quantization, ignore: &[&str]) -> Result<(), FormatError> {
         self.write_index()?;
-        for name in SIDE_FILES {
-            copy_if_there(&self.source.join(name), &self.dir.join(name))?;
-        }
+        side::copy(&self.source, &self.dir)?;
         let mut config = packed_config(config, quantization, ignore);
         if self.rotated_online {
             online::mark(&mut config);
@@ -151,12 +132,4 @@ fn write_json(path: &Path, value: &Value) -> Result<(), FormatError> {
     let mut text = format!("{value:#}");
     text.push('\n');
     atomic_write(path, text.as_bytes())
-}
-
-fn copy_if_there(from: &Path, to: &Path) -> Result<(), FormatError> {
-    match fs::File::open(from) {
-        Ok(mut file) => atomic_write_with(to, |out| io::copy(&mut file, out).map(drop)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(FormatError::reading(from, error)),
-    }
 }

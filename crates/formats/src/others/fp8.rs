@@ -1,24 +1,19 @@
-//! Weights that are floating-point numbers of 8 or 4 bits.
+//! FP8: weights that are numbers of 8 bits with an exponent (e4m3).
 
 use rayon::prelude::*;
 use safetensors::Dtype;
 
 use super::matrix::Matrix;
-use super::parts::{Parts, check_shape, finite};
+use super::parts::{Parts, finite};
 use crate::TensorView;
 use crate::error::PackedFault;
 
 const WEIGHT: &str = "weight";
 const SCALE: &str = "weight_scale";
 const SCALE_INV: &str = "weight_scale_inv";
-const PACKED: &str = "weight_packed";
-const GLOBAL_SCALE: &str = "weight_global_scale";
 
-/// The magnitudes of e2m1 numbers by their three lowest bits; the fourth is the sign.
-const E2M1: [f32; 8] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];
-
-/// FP8: bytes of e4m3, and scales of any granularity. `block` is how many rows and channels share one, if the config says so.
-pub(crate) fn read_fp8(parts: Parts<'_>, block: Option<[usize; 2]>) -> Result<Matrix, PackedFault> {
+/// Reads bytes of e4m3 and scales of any granularity. `block` is how many rows and channels share one, if the config says so.
+pub(crate) fn read(parts: Parts<'_>, block: Option<[usize; 2]>) -> Result<Matrix, PackedFault> {
     let [rows, cols] = parts.matrix(WEIGHT)?;
     let weight = parts.get(WEIGHT)?;
     let (part, view) = match parts.find(SCALE_INV) {
@@ -62,45 +57,6 @@ fn shared_by(
     }
 }
 
-/// FP4: MXFP4, whose scales are powers of two, or NVFP4.
-pub(crate) fn read_fp4(parts: Parts<'_>) -> Result<Matrix, PackedFault> {
-    let [rows, cols] = shape_fp4(parts)?;
-    let (packed, scale) = (parts.get(PACKED)?, parts.get(SCALE)?);
-    let (group, mut scales) = match scale.dtype {
-        Dtype::F8_E4M3 => (16, scales(SCALE, scale)?),
-        _ => (32, exponents(SCALE, scale)?),
-    };
-    check_shape(SCALE, scale.shape, &[rows, cols.div_ceil(group)])?;
-    if scale.dtype == Dtype::F8_E4M3 {
-        let view = parts.get(GLOBAL_SCALE)?;
-        let global = match finite(GLOBAL_SCALE, view)?[..] {
-            [global] if global > 0.0 => global,
-            _ => return Err(PackedFault::PartShape { part: GLOBAL_SCALE, got: view.shape.to_vec(), expected: vec![1] }),
-        };
-        scales.iter_mut().for_each(|scale| *scale /= global);
-    }
-    let groups = scales.len() / rows;
-    let mut values = vec![0.0; rows * cols];
-    let fill = |(row, (values, bytes)): (usize, (&mut [f32], &[u8]))| {
-        for (pair, byte) in values.chunks_mut(2).zip(bytes) {
-            pair[0] = e2m1(byte & 15);
-            pair[1] = e2m1(byte >> 4);
-        }
-        for (values, scale) in values.chunks_mut(group).zip(&scales[row * groups..]) {
-            values.iter_mut().for_each(|value| *value *= scale);
-        }
-        not_finite(row, values)
-    };
-    values.par_chunks_mut(cols).zip(packed.bytes.par_chunks(cols / 2)).enumerate().try_for_each(fill)?;
-    Ok(Matrix::Values(values))
-}
-
-/// `[out, in]`.
-pub(crate) fn shape_fp4(parts: Parts<'_>) -> Result<[usize; 2], PackedFault> {
-    let [rows, pairs] = parts.matrix(PACKED)?;
-    Ok([rows, 2 * pairs])
-}
-
 fn not_finite(row: usize, values: &[f32]) -> Result<(), PackedFault> {
     match values.iter().position(|value| !value.is_finite()) {
         Some(col) => Err(oq_quant_core::TensorError::NotFinite { row, col, value: values[col] }.into()),
@@ -111,23 +67,9 @@ fn not_finite(row: usize, values: &[f32]) -> Result<(), PackedFault> {
 /// Scales in floating point of any width.
 fn scales(part: &'static str, view: TensorView<'_>) -> Result<Vec<f32>, PackedFault> {
     match view.dtype {
-        Dtype::F8_E4M3 => Ok(view.bytes.iter().map(|&byte| e4m3(byte)).collect()),
-        Dtype::F8_E8M0 => exponents(part, view),
+        Dtype::F8_E8M0 => Ok(view.bytes.iter().map(|&byte| e8m0(byte)).collect()),
         _ => finite(part, view),
     }
-}
-
-/// Scales that are powers of two.
-fn exponents(part: &'static str, view: TensorView<'_>) -> Result<Vec<f32>, PackedFault> {
-    match view.dtype {
-        Dtype::U8 | Dtype::F8_E8M0 => Ok(view.bytes.iter().map(|&byte| e8m0(byte)).collect()),
-        got => Err(PackedFault::PartType { part, got, expected: "F8_E4M3, F8_E8M0 or U8" }),
-    }
-}
-
-fn e2m1(code: u8) -> f32 {
-    let magnitude = E2M1[usize::from(code & 7)];
-    if code & 8 == 0 { magnitude } else { -magnitude }
 }
 
 /// The number of a byte of e4m3, which has no infinity.
@@ -159,6 +101,5 @@ mod tests {
         assert_eq!([0, 1, 8, 0x38, 0x7e, 0xb8].map(e4m3), [0.0, 2f32.powi(-9), 2f32.powi(-6), 1.0, 448.0, -1.0]);
         assert!(e4m3(0x7f).is_nan() && e4m3(0xff).is_nan() && e8m0(255).is_nan());
         assert_eq!([0, 1, 127, 254].map(e8m0), [2f32.powi(-127), 2f32.powi(-126), 1.0, 2f32.powi(127)]);
-        assert_eq!([0, 1, 7, 9, 15].map(e2m1), [0.0, 0.5, 6.0, -0.5, -6.0]);
     }
 }
