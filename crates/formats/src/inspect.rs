@@ -124,8 +124,8 @@ fn part_of(is_packed: bool, tensor: &TensorView<'_>) -> Part {
         return Part::Codes;
     }
     match tensor.name.rsplit_once('.').map_or("", |(_, part)| part) {
-        "weight_scale" | "weight_scale_inv" | "weight_global_scale" | "scales" => Part::Scale,
-        "weight_zero_point" | "qzeros" | "biases" => Part::ZeroPoint,
+        "weight_scale" | "weight_outer_scale" | "weight_global_scale" | "weight_scale_inv" | "scales" => Part::Scale,
+        "weight_zero_point" | "weight_min" | "weight_outer_min" | "qzeros" | "biases" => Part::ZeroPoint,
         "weight_shape" | "g_idx" | "weight_g_idx" | "input_scale" | "input_global_scale" => Part::Other,
         _ => Part::Dense,
     }

@@ -75,9 +75,7 @@ impl Model {
         let mut decoder = read(&config)?;
         let weights = match PackedCheckpoint::open(dir) {
             Ok(packed) => Weights::Packed(packed),
-            Err(FormatError::NotPacked { .. }) => {
-                Weights::Dense(with_model_prefix(Checkpoint::open(dir)?, &*decoder))
-            }
+            Err(FormatError::NotPacked { .. }) => Weights::Dense(with_model_prefix(Checkpoint::open(dir)?, &*decoder)),
             Err(other) => return Err(other.into()),
         };
         refuse_prefix(weights.checkpoint(), &*decoder)?;
@@ -267,7 +265,8 @@ impl Model {
             Kernels::Packed => {
                 let layout = self.decoder.layer(block_idx);
                 let prefix = self.decoder.block_prefix(block_idx);
-                let of_group = |group: &Vec<Linear>| group.iter().map(|linear| self.stored_linear(&prefix, linear)).collect();
+                let of_group =
+                    |group: &Vec<Linear>| group.iter().map(|linear| self.stored_linear(&prefix, linear)).collect();
                 let params = self.load_params(&prefix, &layout, device)?;
                 let ops = PackedOps::new(layout.groups().iter().map(of_group), params, self.act(), compute)?;
                 Ok(Block::Packed(ops.with_online(self.online())))

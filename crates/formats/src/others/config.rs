@@ -104,7 +104,11 @@ fn auto_round(config: &Value) -> Result<Packing, FormatError> {
             (Layout::Awq, gptq_spec)
         }
         _ => {
-            return Err(wrong("packing_format", format, "auto_round, or auto_round:auto_gptq, :gptqmodel or :auto_awq"));
+            return Err(wrong(
+                "packing_format",
+                format,
+                "auto_round, or auto_round:auto_gptq, :gptqmodel or :auto_awq",
+            ));
         }
     };
     let mut quantization = of_all(spec(config)?)?;
@@ -191,8 +195,8 @@ fn objects<'a>(config: &'a Value, field: &'static str) -> Result<Vec<(&'a String
     }
 }
 
-/// The settings of the whole model with a module's own put over them.
+/// The settings of the whole model with a module's own put over them, where it has any.
 fn over(config: &Value, own: &Value) -> Value {
-    let both = config.as_object().into_iter().chain(own.as_object()).flatten();
+    let both = config.as_object().into_iter().chain(own.as_object()).flatten().filter(|(_, value)| !value.is_null());
     Value::Object(both.map(|(field, value)| (field.clone(), value.clone())).collect::<Map<_, _>>())
 }

@@ -30,7 +30,11 @@ pub(crate) fn shape(parts: Parts<'_>, bits: Bits) -> Result<[usize; 2], PackedFa
     if words.is_multiple_of(bits) {
         return Ok([out, words / bits * 32]);
     }
-    Err(PackedFault::PartShape { part: QWEIGHT, got: vec![words, out], expected: vec![words.next_multiple_of(bits), out] })
+    Err(PackedFault::PartShape {
+        part: QWEIGHT,
+        got: vec![words, out],
+        expected: vec![words.next_multiple_of(bits), out],
+    })
 }
 
 pub(crate) fn read(parts: Parts<'_>, Gptq { bits, group, zero_offset }: Gptq) -> Result<Matrix, PackedFault> {

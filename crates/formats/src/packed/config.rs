@@ -241,7 +241,12 @@ fn weight_spec(weights: &Value) -> Result<Option<WeightSpec>, FormatError> {
     expect(weights, "type", &[json!("int"), Value::Null], "\"int\" or \"float\"")?;
     expect(weights, "dynamic", &[json!(false), Value::Null], "false (for weights)")?;
     // With reordered channels a group is no longer a run of consecutive channels.
-    expect(weights, "actorder", &[Value::Null, json!("weight"), json!("static"), json!(false)], "absent or \"weight\"")?;
+    expect(
+        weights,
+        "actorder",
+        &[Value::Null, json!("weight"), json!("static"), json!(false)],
+        "absent or \"weight\"",
+    )?;
     let symmetry = match get("symmetric") {
         None | Some(Value::Bool(true)) if is_full_range(weights) => Symmetry::FullRange,
         None | Some(Value::Bool(true)) => Symmetry::Symmetric,
@@ -393,8 +398,8 @@ mod tests {
     #[test]
     fn refuses_what_it_does_not_read() {
         check_refused(
-            |q| q["quant_method"] = "gptq".into(),
-            "`gptq` is not read, only compressed-tensors (pack-quantized): give the full-precision original",
+            |q| q["quant_method"] = "hqq".into(),
+            "`hqq` is not read, only compressed-tensors, gptq, awq, auto-round, mlx and fp8: give the full-precision original",
         );
         check_refused(|q| q["format"] = "marlin-24".into(), "format is \"marlin-24\"");
         check_refused(|q| q["format"] = ROTATED.into(), "format is \"pack-quantized-rotated\"");
@@ -413,7 +418,7 @@ mod tests {
         );
         check_refused(|q| q["kv_cache_scheme"] = json!({"num_bits": 8}), "kv_cache_scheme");
         let group = |q: &mut Value, field: &str, value: Value| q["config_groups"]["group_0"][field] = value;
-        check_refused(|q| group(q, "format", json!("int-quantized")), "format is \"int-quantized\", expected");
+        check_refused(|q| group(q, "format", json!("marlin-24")), "format is \"marlin-24\", expected");
         check_refused(|q| group(q, "targets", json!([])), "targets is [], expected a list of modules");
         check_refused(|q| group(q, "targets", json!(["Linear", 3])), "targets is [\"Linear\",3]");
         check_refused(|q| group(q, "targets", json!(["re:*"])), "targets is \"re:*\", expected a regular expression");
@@ -443,7 +448,8 @@ mod tests {
             |q: &mut Value, field: &str, value: Value| q["config_groups"]["group_0"]["weights"][field] = value;
         check_refused(|q| weights(q, "num_bits", json!(1)), "num_bits is 1, expected 2 to 8");
         check_refused(|q| weights(q, "num_bits", json!(-4)), "num_bits is -4");
-        check_refused(|q| weights(q, "type", "float".into()), "type is \"float\"");
+        check_refused(|q| weights(q, "type", "float".into()), "symmetric is false, expected true (for float codes)");
+        check_refused(|q| weights(q, "type", "complex".into()), "type is \"complex\", expected \"int\" or \"float\"");
         check_refused(|q| weights(q, "group_size", json!(0)), "group_size is 0");
         check_refused(|q| weights(q, "strategy", "tensor".into()), "strategy is \"tensor\"");
         check_refused(|q| weights(q, "strategy", "channel".into()), "strategy is \"channel\"");
