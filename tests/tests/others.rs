@@ -279,7 +279,7 @@ fn logits_are_those_of_decoded_weights() {
             assert!((by_codes / measure(&model) - 1.0).abs() <= 1e-3, "{name}");
             assert_ne!(answer(&model), answer(&open(dense.path(), Kernels::Dense, Compute::F32)), "{name}");
         }
-        let refused = model.check_quantizable(spec("w4a16g64").weight).unwrap_err();
+        let refused = model.check_quantizable(spec("w4a16g64")).unwrap_err();
         assert!(matches!(refused, ModelError::AlreadyQuantized { .. }), "{refused}");
     }
 }
@@ -312,7 +312,7 @@ fn a_model_in_fp8_is_quantized_like_its_decoded_weights() {
 
     // The embedding and the head would be copied as they are.
     let (packed, _) = repacked(&fp8_layout(true));
-    let refused = Model::open(packed.path()).unwrap().check_quantizable(spec("w4a16g64").weight).unwrap_err();
+    let refused = Model::open(packed.path()).unwrap().check_quantizable(spec("w4a16g64")).unwrap_err();
     assert!(refused.to_string().contains("`model.embed_tokens.weight` is F8_E4M3"), "{refused}");
 }
 

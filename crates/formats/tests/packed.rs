@@ -54,7 +54,7 @@ proptest! {
         };
         let cols = group * n_groups;
         let tensor = QuantizedTensor::quantize(&wave(rows * cols, seed), rows, cols, weight).unwrap();
-        let spec = QuantSpec { weight, act: oq_quant_core::ActSpec::Float };
+        let spec = QuantSpec::uniform(weight, oq_quant_core::ActSpec::Float);
         let dir = packed_dir(spec, &packed_tensors("l", &tensor));
         let model = PackedCheckpoint::open(dir.path()).unwrap();
         prop_assert_eq!(model.quantization().uniform(), Some(spec));

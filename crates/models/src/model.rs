@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use oq_formats::{
     Checkpoint, Dtype, FormatError, Matrix, PackedCheckpoint, Quantization, TensorView, is_rotated_online, read_config,
 };
-use oq_quant_core::{ActSpec, QuantSpec, QuantizedTensor, RotateKind, WeightSpec};
+use oq_quant_core::{ActSpec, QuantSpec, QuantizedTensor, RotateKind};
 use serde_json::Value;
 use tch::{Device, Tensor};
 
@@ -19,6 +19,7 @@ use crate::head::Head;
 use crate::online::Online;
 use crate::packed::{PackedOps, StoredLinear};
 use crate::rotate::Rotator;
+use crate::schemes::quantization_by;
 use crate::structure::{Layer, Linear, Param};
 use crate::tensors::{checked_ids, rows_of, tensor_of};
 
@@ -28,7 +29,7 @@ pub struct Model {
     config: Value,
     decoder: Box<dyn Decoder>,
     weights: Weights,
-    round_to_nearest: Option<QuantSpec>,
+    round_to_nearest: Option<Quantization>,
     form: Form,
     rotator: Option<Rotator>,
     online: Option<Online>,
@@ -106,8 +107,9 @@ impl Model {
     /// When the model is rotated: its stored weights would be rounded before rotation.
     pub fn with_round_to_nearest(self, spec: QuantSpec) -> Result<Self, ModelError> {
         assert!(!self.is_rotated(), "weights are rounded as they are stored");
-        self.check_quantizable(spec.weight)?;
-        Ok(Self { round_to_nearest: Some(spec), ..self })
+        self.check_quantizable(spec)?;
+        let round_to_nearest = Some(quantization_by(&*self.decoder, spec)?);
+        Ok(Self { round_to_nearest, ..self })
     }
 
     /// The same model with its tensors rotated as they are loaded, by matrices that `seed` determines. It computes the same function. A
@@ -167,8 +169,8 @@ impl Model {
     /// Checks that the model can be quantized.
     ///
     /// # Errors
-    /// When it has integer codes already, or the group size does not divide the input features of every linear.
-    pub fn check_quantizable(&self, spec: WeightSpec) -> Result<(), ModelError> {
+    /// When it has integer codes already, or the rows of a linear do not split into groups or blocks.
+    pub fn check_quantizable(&self, scheme: QuantSpec) -> Result<(), ModelError> {
         if let Some(quantization) = self.quantization() {
             return Err(ModelError::AlreadyQuantized { dir: self.dir.clone(), quantization: quantization.clone() });
         }
@@ -179,7 +181,7 @@ impl Model {
                 return Err(FormatError::NotFloat { tensor: param.name.to_owned(), dtype }.into());
             }
         }
-        check_groups(&*self.decoder, spec)
+        quantization_by(&*self.decoder, scheme).map(drop)
     }
 
     /// Its directory.
@@ -208,7 +210,7 @@ impl Model {
     /// How activations are quantized before its products.
     pub fn act(&self) -> ActSpec {
         let of_packed = self.quantization().map(Quantization::act);
-        of_packed.or(self.round_to_nearest.map(|spec| spec.act)).unwrap_or(ActSpec::Float)
+        of_packed.or(self.round_to_nearest.as_ref().map(Quantization::act)).unwrap_or(ActSpec::Float)
     }
 
     /// The operations of a block from [`Self::load_block`].
@@ -301,7 +303,7 @@ impl Model {
     }
 
     fn load_weight(&self, name: &str, linear: &Linear, device: Device) -> Result<Tensor, ModelError> {
-        if let (Weights::Dense(_), None) = (&self.weights, self.round_to_nearest) {
+        if let (Weights::Dense(_), None) = (&self.weights, &self.round_to_nearest) {
             return self.load(&format!("{name}.weight"), device);
         }
         let shape = [linear.out_features as i64, linear.in_features as i64];
@@ -315,9 +317,10 @@ impl Model {
             Weights::Dense(checkpoint) => Matrix::Values(checkpoint.tensor(&format!("{name}.weight"))?.to_f32_vec()?),
         };
         self.checkpoint().release();
-        let Some(spec) = self.round_to_nearest else { return Ok(stored) };
+        let Some(specs) = &self.round_to_nearest else { return Ok(stored) };
+        let spec = specs.weight(name).expect("all linears of the model have a spec");
         let (values, [rows, cols]) = (stored.into_values(), [linear.out_features, linear.in_features]);
-        let rounded = QuantizedTensor::quantize(&values, rows, cols, spec.weight);
+        let rounded = QuantizedTensor::quantize(&values, rows, cols, spec);
         Ok(Matrix::Codes(rounded.map_err(|source| ModelError::Quantize { linear: name.to_owned(), source })?))
     }
 
@@ -456,23 +459,6 @@ fn has_other_head(checkpoint: &Checkpoint, decoder: &dyn Decoder) -> Result<bool
     // In a PyTorch checkpoint, one tensor can have two names.
     let is_one = head.bytes.as_ptr() == embedding.bytes.as_ptr();
     Ok(head.shape == embedding.shape && !is_one && !checkpoint.is_same(LM_HEAD, (checkpoint, tied))?)
-}
-
-/// Checks that the group size divides the input features of every linear.
-///
-/// # Errors
-/// Names the first linear that it does not divide.
-pub fn check_groups(decoder: &dyn Decoder, spec: WeightSpec) -> Result<(), ModelError> {
-    for layer in 0..decoder.dims().n_layers {
-        for linear in decoder.layer(layer).linears {
-            let in_features = linear.in_features;
-            spec.check_row(in_features).map_err(|source| {
-                let linear = format!("{}{}", decoder.block_prefix(layer), linear.name.0);
-                ModelError::Quantize { linear, source }
-            })?;
-        }
-    }
-    Ok(())
 }
 
 /// The tensors outside the blocks, read on each call.

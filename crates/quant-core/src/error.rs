@@ -1,5 +1,6 @@
 //! Why a matrix was refused.
 
+use crate::mixture::Mixture;
 use crate::pack::PackError;
 use crate::spec::{Storage, WeightSpec};
 
@@ -46,6 +47,20 @@ pub enum TensorError {
         spec: WeightSpec,
         /// Channels of a row.
         in_features: usize,
+    },
+    /// A row that is no whole number of the smallest blocks of a mixture.
+    #[error("{mixture} has blocks of 32, which do not divide in_features {in_features}; take a scheme such as w4a16")]
+    NoBlocks {
+        /// The mixture.
+        mixture: Mixture,
+        /// Channels of a row.
+        in_features: usize,
+    },
+    /// A linear of which no mixture says what type it has.
+    #[error("{mixture} has no rule for this linear; take {mixture}_pure or a scheme such as w4a16g64")]
+    NoRole {
+        /// The mixture.
+        mixture: Mixture,
     },
     /// A combination of bits, group, symmetry and storage that no format has, or parts of another storage.
     #[error("{spec:?} is not a grid that exists")]

@@ -6,6 +6,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::spec::{Bits, GroupSize, Symmetry, WeightSpec};
+
 /// A block type of GGUF files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(non_camel_case_types, reason = "the names of llama.cpp, in which the underscore tells 4.0 from 40")]
@@ -51,6 +53,22 @@ impl Block {
             Q4_K => "q4_k",
             Q5_K => "q5_k",
             Q6_K => "q6_k",
+        }
+    }
+
+    /// The grid of its weights.
+    pub fn spec(self) -> WeightSpec {
+        let integer = |bits, symmetry| {
+            let group = GroupSize::channels(32).expect("32 is not 0");
+            WeightSpec::integer(Bits::new(bits).expect("a width"), group, symmetry)
+        };
+        match self {
+            Q4_0 => integer(4, Symmetry::FullRange),
+            Q5_0 => integer(5, Symmetry::FullRange),
+            Q8_0 => integer(8, Symmetry::Symmetric),
+            Q4_1 | Q5_1 | Q2_K | Q3_K | Q4_K | Q5_K | Q6_K => {
+                WeightSpec::named(self.name()).expect("these types have a name")
+            }
         }
     }
 
@@ -107,6 +125,23 @@ pub enum Role {
     Up,
     /// The MLP's last linear.
     Down,
+}
+
+impl Role {
+    /// The role of a linear by its name in a Hugging Face checkpoint, such as `self_attn.q_proj`; `None` for a name that is not known.
+    pub fn of_linear(name: &str) -> Option<Self> {
+        Some(match name.rsplit('.').next()? {
+            "q_proj" => Self::Query,
+            "k_proj" => Self::Key,
+            "v_proj" => Self::Value,
+            "query_key_value" => Self::QueryKeyValue,
+            "o_proj" | "out_proj" | "dense" => Self::AttentionOutput,
+            "gate_proj" => Self::Gate,
+            "up_proj" | "fc1" | "dense_h_to_4h" => Self::Up,
+            "down_proj" | "fc2" | "dense_4h_to_h" => Self::Down,
+            _ => return None,
+        })
+    }
 }
 
 /// What the choice depends on besides the matrix.

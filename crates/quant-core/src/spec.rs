@@ -3,12 +3,13 @@
 //! A spec is written `w<bits>a<bits>[g<group>][sym|full|-int8]`: weight bits, activation bits (16 = not quantized), the number of input
 //! channels in a group (none = one group per output channel), and `sym` for symmetric quantization, `full` for symmetric quantization that
 //! uses all codes, or `-int8` for weights and 8-bit activations that are both symmetric. Types that have a name are written by it: `mxfp4`,
-//! `nvfp4`, and `q4_k_pure` for ggml's Q4_K in all linears.
+//! `nvfp4`, `q4_k_m` for a mixture of ggml's types ([`Mixture`]), and `q4_k_pure` for one of them in all linears.
 
 use std::fmt;
 use std::num::NonZeroUsize;
 use std::str::FromStr;
 
+use crate::mixture::Mixture;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// Width of a code, 2 to 8 bits; a plain number in files.
@@ -253,10 +254,25 @@ impl ActSpec {
 /// A whole setting; `FromStr` and `Display` are inverses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct QuantSpec {
-    /// The weights.
+    /// The weights; of a mixture, most of them.
     pub weight: WeightSpec,
     /// The activations.
     pub act: ActSpec,
+    /// The mixture of types in which some linears have another one than `weight`, if there is one.
+    pub mixture: Option<Mixture>,
+}
+
+impl QuantSpec {
+    /// All linears alike.
+    pub const fn uniform(weight: WeightSpec, act: ActSpec) -> Self {
+        Self { weight, act, mixture: None }
+    }
+}
+
+impl From<Mixture> for QuantSpec {
+    fn from(mixture: Mixture) -> Self {
+        Self { mixture: Some(mixture), ..Self::uniform(mixture.base().spec(), ActSpec::Float) }
+    }
 }
 
 /// Why a setting was refused.
@@ -287,7 +303,10 @@ pub enum SpecError {
 
 impl fmt::Display for QuantSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { weight, act } = self;
+        let Self { weight, act, mixture } = self;
+        if let Some(mixture) = mixture {
+            return mixture.fmt(f);
+        }
         match weight.storage {
             Storage::Half => {}
             Storage::E8m0 | Storage::E4m3 => return weight.fmt(f),
@@ -318,7 +337,10 @@ impl FromStr for QuantSpec {
         let lower = text.to_ascii_lowercase();
         let named = WeightSpec::named(lower.strip_suffix(PURE).unwrap_or(&lower));
         if let Some(weight) = named.filter(|weight| weight.storage.has_float_codes() != lower.ends_with(PURE)) {
-            return Ok(Self { weight, act: ActSpec::Float });
+            return Ok(Self::uniform(weight, ActSpec::Float));
+        }
+        if let Ok(mixture) = lower.parse::<Mixture>() {
+            return Ok(mixture.into());
         }
         let mut rest = lower.as_str();
         let weight_bits = take_number(&mut rest, 'w').ok_or(syntax("no w<bits>"))?;
@@ -339,7 +361,7 @@ impl FromStr for QuantSpec {
             16 => ActSpec::Float,
             bits => ActSpec::PerToken(Bits::new(bits)?),
         };
-        Ok(Self { weight: WeightSpec::integer(Bits::new(weight_bits)?, group, symmetry), act })
+        Ok(Self::uniform(WeightSpec::integer(Bits::new(weight_bits)?, group, symmetry), act))
     }
 }
 

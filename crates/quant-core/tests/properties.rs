@@ -2,8 +2,8 @@
 
 use half::f16;
 use oq_quant_core::{
-    ActSpec, Bits, Clip, Grid, GroupSize, QuantSpec, QuantizedTensor, Range, SCALE_MAX, SCALE_MIN, Storage, Stored,
-    Symmetry, TensorError, WeightSpec, f16_toward_zero, from_e4m3, pack_row, packed_words, unpack_row,
+    ActSpec, Bits, Clip, Grid, GroupSize, Mixture, QuantSpec, QuantizedTensor, Range, SCALE_MAX, SCALE_MIN, Storage,
+    Stored, Symmetry, TensorError, WeightSpec, f16_toward_zero, from_e4m3, pack_row, packed_words, unpack_row,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -176,14 +176,15 @@ fn quant_spec() -> impl Strategy<Value = QuantSpec> {
     ];
     let act = prop_oneof![Just(ActSpec::Float), bits().prop_map(ActSpec::PerToken)];
     let integer = (bits(), group.clone(), symmetry(), act)
-        .prop_map(|(bits, group, symmetry, act)| QuantSpec { weight: WeightSpec::integer(bits, group, symmetry), act });
+        .prop_map(|(bits, group, symmetry, act)| QuantSpec::uniform(WeightSpec::integer(bits, group, symmetry), act));
     let int8 = (bits(), group).prop_map(|(bits, group)| {
         let act = ActSpec::PerTokenSymmetric(Bits::new(8).expect("in range"));
-        QuantSpec { weight: WeightSpec::integer(bits, group, Symmetry::Symmetric), act }
+        QuantSpec::uniform(WeightSpec::integer(bits, group, Symmetry::Symmetric), act)
     });
     let named = proptest::sample::select(NAMED.to_vec())
-        .prop_map(|name| QuantSpec { weight: WeightSpec::named(name).expect("a type"), act: ActSpec::Float });
-    prop_oneof![4 => integer, 1 => int8, 1 => named]
+        .prop_map(|name| QuantSpec::uniform(WeightSpec::named(name).expect("a type"), ActSpec::Float));
+    let mixture = proptest::sample::select(Mixture::ALL.to_vec()).prop_map(QuantSpec::from);
+    prop_oneof![4 => integer, 1 => int8, 1 => named, 1 => mixture]
 }
 
 /// Largest f16 not above `value`, found among all of them.
@@ -390,8 +391,14 @@ proptest! {
         let clipped = QuantizedTensor::quantize_clipped(&matrix.weight, rows, cols, spec, clip, None).unwrap();
         matrix.for_groups(&clipped, |weight, codes, grid| {
             let range = Range::of(weight);
-            let clipped = Grid::new(Range { lo: lo * range.lo, hi: hi * range.hi }, spec.bits, spec.symmetry);
+            let clipped = Grid::new(range.clipped(hi, lo, spec.symmetry), spec.bits, spec.symmetry);
             prop_assert_eq!(grid, clipped);
+            if spec.symmetry != Symmetry::FullRange {
+                prop_assert_eq!(range.clipped(hi, lo, spec.symmetry), Range { lo: lo * range.lo, hi: hi * range.hi });
+            } else if hi > 0.0 && lo > 0.0 && range.hi != -range.lo {
+                // Whatever the clipping, the larger end is code 0.
+                prop_assert_eq!(grid.scale < 0.0, range.hi > -range.lo);
+            }
             prop_assert!(weight.iter().zip(codes).all(|(&w, &code)| code == grid.encode(w)));
             Ok(())
         })?;

@@ -11,7 +11,7 @@ use std::fmt::Write;
 use std::path::Path;
 
 use oq_formats::{Quantization, atomic_write};
-use oq_quant_core::{ActSpec, GroupSize, RotateKind, Symmetry};
+use oq_quant_core::{ActSpec, GroupSize, RotateKind, Storage, Symmetry};
 use oq_recipe::{Method, RUN_FOLDER, Recipe};
 
 use self::markdown::{block, code, command, plain, quoted, table};
@@ -168,6 +168,9 @@ impl Card<'_> {
 
 fn weights(recipe: &Recipe) -> String {
     let weight = recipe.scheme.weight;
+    if recipe.scheme.mixture.is_some() || weight.storage != Storage::Half {
+        return format!("{}, {} bits in most linears", recipe.scheme.to_string().to_uppercase(), weight.bits);
+    }
     let bits = match &recipe.bits {
         Some(bits) => format!("{} bits on average, each linear its own number", bits.average),
         None => format!("{} bits", weight.bits),
@@ -178,19 +181,24 @@ fn weights(recipe: &Recipe) -> String {
     };
     let grid = match weight.symmetry {
         Symmetry::Asymmetric => "a scale and a zero point",
-        Symmetry::Symmetric => "a scale",
+        Symmetry::Symmetric | Symmetry::FullRange => "a scale",
     };
+    if weight.storage != Storage::Half {
+        return format!("{bits}, as the type {}", code(&weight.to_string()));
+    }
     format!("{bits}, with {grid} for {shared}")
 }
 
 fn activations(act: ActSpec) -> String {
     match act {
         ActSpec::Float => "not quantized".to_owned(),
+        ActSpec::PerTokenSymmetric(bits) => format!("{bits} bits, with a scale for each token: inputs of linears"),
         ActSpec::PerToken(bits) => {
             format!(
                 "{bits} bits, with a scale and a zero point for each token: inputs of linears, queries, keys and values"
             )
         }
+        ActSpec::PerTokenSymmetric(bits) => format!("{bits} bits, with a scale for each token: inputs of linears"),
     }
 }
 

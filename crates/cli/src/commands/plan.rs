@@ -83,11 +83,11 @@ pub fn notes(args: &RecipeArgs, recipe: &Recipe, decoder: &dyn Decoder, out: &Ou
     for key in args.overrides().unread(recipe) {
         out.note(&format!("note: {key} has no effect, because nothing in this run uses it"));
     }
-    let QuantSpec { weight, act } = recipe.scheme;
-    if act != ActSpec::Float {
+    let QuantSpec { weight, act, .. } = recipe.scheme;
+    if matches!(act, ActSpec::PerToken(_)) {
         out.note("note: quantized activations run in this program only: transformers and vLLM refuse such a model");
     } else if recipe.bits.is_some() && weight.symmetry == Symmetry::Asymmetric {
-        let symmetric = QuantSpec { weight: WeightSpec { symmetry: Symmetry::Symmetric, ..weight }, act };
+        let symmetric = QuantSpec::uniform(WeightSpec { symmetry: Symmetry::Symmetric, ..weight }, act);
         out.note(&format!(
             "note: transformers refuses several widths with zero points, which this program reads; it loads symmetric ones: --scheme {symmetric}"
         ));
