@@ -37,6 +37,7 @@ mod inspect;
 mod lfs;
 mod mistaken;
 mod mmap;
+mod others;
 pub mod packed;
 #[cfg(feature = "pickle")]
 mod pickle;
@@ -55,6 +56,7 @@ pub use digest::sha256_file;
 pub use error::{FormatError, HeaderFault, PackedFault};
 pub use inspect::{Summary, inspect};
 pub use lfs::{LFS_POINTER, is_lfs_pointer};
+pub use others::Matrix;
 pub use packed::{
     PackedCheckpoint, PackedWriter, Quantization, is_rotated_online, packed_linear, packed_tensors, quantization_of,
 };
