@@ -61,11 +61,8 @@ pub struct Ours {
 
 impl Ours {
     pub fn new(shapes: &[[usize; 2]], bits: u32, group: usize, rows: usize) -> Self {
-        let spec = WeightSpec {
-            bits: Bits::new(bits).expect("a width"),
-            group: GroupSize::channels(group).expect("a group"),
-            symmetry: Symmetry::Asymmetric,
-        };
+        let group = GroupSize::channels(group).expect("a group");
+        let spec = WeightSpec::integer(Bits::new(bits).expect("a width"), group, Symmetry::Asymmetric);
         let tensors: Vec<_> = shapes.iter().map(|shape| random_tensor(*shape, spec)).collect();
         let linears = tensors.iter().map(|tensor| PackedLinear::new(tensor, None).expect("no bias")).collect();
         let [most_out, most_in] = [0, 1].map(|i| shapes.iter().map(|shape| shape[i]).max().expect("a shape"));
@@ -148,8 +145,7 @@ fn int4(tensor: &QuantizedTensor) -> [Tensor; 2] {
     let grids =
         (0..tensor.groups()).flat_map(|group| (0..outs).map(move |row| (row, group))).flat_map(|(row, group)| {
             let grid = tensor.grid(row, group);
-            let scale = grid.scale.to_f32();
-            [scale, (8.0 - f32::from(grid.zero_point)) * scale]
+            [grid.scale, (8.0 - f32::from(grid.zero_point)) * grid.scale]
         });
     let grids = Tensor::from_slice(&grids.collect::<Vec<_>>()).to_kind(Kind::BFloat16);
     let grids = grids.view([tensor.groups() as i64, outs as i64, 2]);

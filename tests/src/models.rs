@@ -58,7 +58,24 @@ pub fn measure(model: &Model) -> f64 {
     result.value()
 }
 
-/// The files of a model, without journal and records: name and bytes.
+/// All files of a directory and of the folders in it: path from there and bytes.
+pub fn files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
+    let (mut found, mut folders) = (BTreeMap::new(), vec![dir.to_owned()]);
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).expect("the folder can be listed") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                let name = path.strip_prefix(dir).expect("it lies in there").to_str().expect("our names are UTF-8");
+                found.insert(name.to_owned(), std::fs::read(&path).expect("it can be read"));
+            }
+        }
+    }
+    found
+}
+
+/// The weights, index and config of a model: name and bytes.
 pub fn model_files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
     let is_model =
         |name: &String| name.ends_with(".safetensors") || name.ends_with("index.json") || name == "config.json";

@@ -8,10 +8,14 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use oq_calib::JOURNAL;
 use oq_formats::{Checkpoint, PackedCheckpoint};
 use oq_quant_core::QuantizedTensor;
 use oq_tests::{fixture, kill, model_files, omniquant, run, run_json};
 use serde_json::Value;
+
+/// The chosen widths.
+const BITS: &str = "omniquant/bits.json";
 
 /// Four blocks, each a few tenths of a second.
 fn quantize(out: &Path, options: &[&str]) -> Command {
@@ -39,7 +43,7 @@ fn each_linear_has_the_width_that_was_chosen() {
     run(&mut quantize(out.path(), &["--bits", "3.25", "--method", "rtn"]), 0);
     let (packed, original) =
         (PackedCheckpoint::open(out.path()).unwrap(), Checkpoint::open(&fixture("tiny-llama")).unwrap());
-    let choice = json(&out.path().join("bits.json"));
+    let choice = json(&out.path().join(BITS));
     let (mut widths, mut bits, mut weights) = (BTreeSet::new(), 0, 0);
     let units = choice["units"].as_array().unwrap();
     // Units: queries, keys and values; output; gate and up; down.
@@ -81,25 +85,25 @@ fn runs_that_are_disturbed_end_in_the_same_bytes() {
     let options = ["--bits", "2.75", "--tune-epochs", "1"];
     run(&mut quantize(whole.path(), &options), 0);
     let expected = model_files(whole.path());
-    let units = json(&whole.path().join("bits.json"))["units"].clone();
+    let units = json(&whole.path().join(BITS))["units"].clone();
     #[track_caller]
     fn check(out: &Path, expected: &BTreeMap<String, Vec<u8>>, units: &Value) {
         assert!(model_files(out) == *expected, "other bytes than an undisturbed run's");
-        assert_eq!(json(&out.join("bits.json"))["units"], *units);
+        assert_eq!(json(&out.join(BITS))["units"], *units);
     }
     for reached in
-        ["journal.jsonl", "bits.json", "untuned/model-00002-of-00005.safetensors", "model-00001-of-00005.safetensors"]
+        [JOURNAL, BITS, "omniquant/untuned/model-00002-of-00005.safetensors", "model-00001-of-00005.safetensors"]
     {
         let out = tempfile::tempdir().unwrap();
         kill(&mut quantize(out.path(), &options), || out.path().join(reached).exists());
-        let chosen = fs::read(out.path().join("bits.json")).ok();
+        let chosen = fs::read(out.path().join(BITS)).ok();
         run(&mut quantize(out.path(), &options), 0);
         check(out.path(), &expected, &units);
         // Sensitivities are not measured again.
-        assert!(chosen.is_none_or(|chosen| chosen == fs::read(out.path().join("bits.json")).unwrap()), "{reached}");
+        assert!(chosen.is_none_or(|chosen| chosen == fs::read(out.path().join(BITS)).unwrap()), "{reached}");
     }
     // If the choice of widths is lost, blocks that depend on it are learned again.
-    fs::remove_file(whole.path().join("bits.json")).unwrap();
+    fs::remove_file(whole.path().join(BITS)).unwrap();
     fs::remove_file(whole.path().join("config.json")).unwrap();
     run(&mut quantize(whole.path(), &options), 0);
     check(whole.path(), &expected, &units);

@@ -3,11 +3,12 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use oq_tests::{fixture, kill, omniquant, run};
+use oq_calib::JOURNAL;
+use oq_recipe::{EVENTS, RUN};
+use oq_tests::{files, fixture, kill, omniquant, run};
 
 /// Two batches of two segments, and one batch of one.
 const SEGMENTS: [&str; 6] = ["--samples", "5", "--batch", "2", "--seqlen", "32"];
@@ -21,10 +22,8 @@ fn quantize(model: &str, args: &[&str], out: &Path) -> Command {
 }
 
 /// The files of the packed model, without the run's records.
-fn files(out: &Path) -> BTreeMap<String, Vec<u8>> {
-    let entries = fs::read_dir(out).unwrap().map(|entry| entry.unwrap());
-    let files = entries.map(|entry| (entry.file_name().into_string().unwrap(), fs::read(entry.path()).unwrap()));
-    files.filter(|(name, _)| !["events.jsonl", "journal.jsonl", "run.json"].contains(&name.as_str())).collect()
+fn model_of(out: &Path) -> BTreeMap<String, Vec<u8>> {
+    files(out).into_iter().filter(|(name, _)| ![EVENTS, JOURNAL, RUN].contains(&name.as_str())).collect()
 }
 
 #[track_caller]
@@ -32,7 +31,7 @@ fn check_same(model: &str, args: &[&str], sizes: &[&str]) {
     let made = |more: &[&str]| {
         let out = tempfile::tempdir().unwrap();
         run(quantize(model, args, out.path()).args(more), 0);
-        files(out.path())
+        model_of(out.path())
     };
     let expected = made(&[]);
     assert!(expected.contains_key("config.json"));
@@ -70,13 +69,12 @@ fn a_killed_run_leaves_no_cache_behind() {
     run(&mut quantize(&whole, "1GiB"), 0);
     kill(&mut quantize(&out, "0"), || out.join("model-00001-of-00005.safetensors").exists());
     // Only files that a run without a cache leaves too. The next run deletes a shard that was being written.
-    for entry in fs::read_dir(&out).unwrap() {
-        let name = entry.unwrap().file_name().into_string().unwrap();
+    for name in files(&out).into_keys() {
         assert!(name.contains(".json") || name.ends_with(".safetensors") || name.starts_with(".omniquant"), "{name}");
     }
     // The place of hidden states is not part of a run's identity: it resumes with another budget.
     run(&mut quantize(&out, "100KB"), 0);
-    assert!(files(&out) == files(&whole));
+    assert!(model_of(&out) == model_of(&whole));
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::Stdio;
 
 use oq_formats::{Checkpoint, OutTensor, write_shard};
-use oq_recipe::{Event, Method, Recipe, RunRecord};
+use oq_recipe::{EVENTS, Event, Method, RUN, Recipe, RunRecord};
 use oq_tests::{fixture, omniquant, repository, run};
 use serde_json::Value;
 
@@ -389,7 +389,7 @@ fn a_run_leaves_records() {
     let stored = json(&["eval", text(&out), "--data", text(&fixture("eval.txt")), "--seqlen", "256"]);
     assert_eq!(report[2]["perplexity"], stored["perplexity"]);
 
-    let record: RunRecord = serde_json::from_slice(&std::fs::read(out.join("run.json")).unwrap()).unwrap();
+    let record: RunRecord = serde_json::from_slice(&std::fs::read(out.join(RUN)).unwrap()).unwrap();
     assert_eq!(record, serde_json::from_value(said["run"].clone()).unwrap());
     assert_eq!((record.model.as_str(), record.blocks.len()), ("tiny-llama", 4));
     assert!(record.blocks.iter().all(|block| block.losses.len() == 1 && block.final_loss.is_some()));
@@ -398,7 +398,7 @@ fn a_run_leaves_records() {
     assert_eq!(recipe, record.recipe);
     assert_eq!((recipe.method, recipe.calibration.samples), (Method::Omniquant, 2));
 
-    let lines = std::fs::read_to_string(out.join("events.jsonl")).unwrap();
+    let lines = std::fs::read_to_string(out.join(EVENTS)).unwrap();
     let events: Vec<Event> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let [Event::RunStarted { blocks: 4, .. }, blocks @ .., Event::RunFinished { .. }] = &events[..] else {
         panic!("{lines}");

@@ -153,7 +153,8 @@ fn experts_have_widths_of_their_own() {
     let segments: Vec<Vec<u32>> = ids.chunks(32).map(<[u32]>::to_vec).collect();
     let options = Options::new(out.path().join("packed"));
     quantize(&model, &recipe, &segments, &options, &mut |_| ControlFlow::Continue(())).unwrap();
-    let chosen: Value = serde_json::from_slice(&std::fs::read(options.out.join("bits.json")).unwrap()).unwrap();
+    let chosen: Value =
+        serde_json::from_slice(&std::fs::read(options.out.join("omniquant/bits.json")).unwrap()).unwrap();
     let units = chosen["units"].as_array().unwrap();
     let of = |linear: LinearName| units.iter().filter(move |unit| unit["linears"][0] == linear.0);
     assert!(of(up(3)).all(|unit| unit["divergence"][0].as_f64().unwrap() > 0.0));

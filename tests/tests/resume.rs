@@ -11,15 +11,17 @@ use std::sync::OnceLock;
 use std::thread::scope;
 use std::time::{Duration, Instant};
 
+use oq_calib::JOURNAL;
 use oq_random::SplitMix64;
-use oq_tests::{LIMIT, copied, fixture, kill, omniquant, run, start, wait};
+use oq_recipe::{EVENTS, RECIPE, RUN, RUN_FOLDER};
+use oq_tests::{LIMIT, copied, files, fixture, kill, omniquant, run, start, wait};
 use serde_json::Value;
 use tempfile::TempDir;
 
 /// Number of killed runs. The first kill of each is spread evenly over the duration of a run.
 const ROUNDS: u64 = 20;
 /// Files with timings, which are not part of the model.
-const RECORDS: [&str; 4] = ["events.jsonl", "journal.jsonl", "recipe.toml", "run.json"];
+const RECORDS: [&str; 4] = [EVENTS, JOURNAL, RECIPE, RUN];
 
 /// The model's only shard.
 const WEIGHTS: &str = "model.safetensors";
@@ -72,15 +74,12 @@ fn whole() -> &'static Whole {
     })
 }
 
-fn files(dir: &Path) -> Files {
-    let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap());
-    entries.map(|entry| (entry.file_name().into_string().unwrap(), fs::read(entry.path()).unwrap())).collect()
-}
-
 /// Makes `dir` the output directory of a finished, undisturbed run.
 fn finished(dir: &Path) {
     for (name, bytes) in &whole().files {
-        fs::write(dir.join(name), bytes).unwrap();
+        let path = dir.join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, bytes).unwrap();
     }
 }
 
@@ -100,12 +99,14 @@ fn check_whole(what: &str, out: &Path) {
 }
 
 fn finished_blocks(out: &Path) -> usize {
-    fs::read_to_string(out.join("journal.jsonl")).map_or(0, |journal| journal.lines().count().saturating_sub(1))
+    fs::read_to_string(out.join(JOURNAL)).map_or(0, |journal| journal.lines().count().saturating_sub(1))
 }
 
 fn has_temporary_file(out: &Path) -> bool {
-    let entries = fs::read_dir(out).into_iter().flatten().flatten();
-    entries.map(|entry| entry.file_name()).any(|name| name.to_string_lossy().starts_with('.'))
+    let folders =
+        [out.to_owned(), out.join(RUN_FOLDER)].map(|folder| fs::read_dir(folder).into_iter().flatten().flatten());
+    let mut entries = folders.into_iter().flatten();
+    entries.any(|entry| entry.file_name().to_string_lossy().starts_with('.'))
 }
 
 /// Kills runs into one directory until one ends by itself. Returns the number of finished blocks at each kill.
@@ -181,7 +182,7 @@ fn sigterm_stops_and_says_how_to_go_on() {
 /// Changes the weights of a copy of the model while block 1 is learned, and waits until the run ends.
 fn changed_under_a_run(change: impl FnOnce(&Path)) -> (TempDir, TempDir, Output) {
     let (model, dir) = (copied("tiny-llama"), tempfile::tempdir().unwrap());
-    let events = || fs::read_to_string(dir.path().join("events.jsonl")).unwrap_or_default();
+    let events = || fs::read_to_string(dir.path().join(EVENTS)).unwrap_or_default();
     let learns = || events().lines().any(|line| line.contains("\"epoch\"") && line.contains("\"block\":1,"));
     let mut child = start(&mut quantize_model(model.path(), dir.path()), learns);
     change(&model.path().join(WEIGHTS));
@@ -296,7 +297,7 @@ fn damaged_files_are_made_again() {
     check_mended("a vanished head", |out| fs::remove_file(out.join("model-00005-of-00005.safetensors")).unwrap());
     check_mended("a vanished index", |out| fs::remove_file(out.join("model.safetensors.index.json")).unwrap());
     check_mended("a vanished config", |out| fs::remove_file(out.join("config.json")).unwrap());
-    check_mended("a vanished record", |out| fs::remove_file(out.join("run.json")).unwrap());
+    check_mended("a vanished record", |out| fs::remove_file(out.join(RUN)).unwrap());
 }
 
 #[test]
@@ -313,19 +314,23 @@ fn a_model_that_is_made_again_is_not_finished() {
 
 #[test]
 fn what_a_kill_leaves_is_cleared_away() {
-    check_mended("a temporary file", |out| fs::write(out.join(".omniquant-partial-abc"), b"half").unwrap());
+    check_mended("temporary files", |out| {
+        for folder in [out, &out.join(RUN_FOLDER)] {
+            fs::write(folder.join(".omniquant-partial-abc"), b"half").unwrap();
+        }
+    });
     check_mended("half a line", |out| {
         fs::remove_file(out.join("config.json")).unwrap();
-        for name in ["journal.jsonl", "events.jsonl"] {
+        for name in [JOURNAL, EVENTS] {
             let mut text = fs::read(out.join(name)).unwrap();
             text.truncate(text.len() - 10);
             fs::write(out.join(name), text).unwrap();
         }
     });
     let stderr = check_mended("a shard without its line", |out| {
-        let journal = fs::read_to_string(out.join("journal.jsonl")).unwrap();
+        let journal = fs::read_to_string(out.join(JOURNAL)).unwrap();
         let lines: Vec<&str> = journal.split_inclusive('\n').take(4).collect();
-        fs::write(out.join("journal.jsonl"), lines.concat()).unwrap();
+        fs::write(out.join(JOURNAL), lines.concat()).unwrap();
     });
     assert!(stderr.is_empty(), "{stderr}");
 }
@@ -399,11 +404,11 @@ fn blocks_of_another_checkpoint_are_refused() {
     }
 
     // Journals of earlier versions do not have the digest.
-    let mut lines = fs::read_to_string(out.join("journal.jsonl")).unwrap();
+    let mut lines = fs::read_to_string(out.join(JOURNAL)).unwrap();
     while let Some(start) = lines.find(",\"source\":\"") {
         lines.replace_range(start..start + ",\"source\":\"\"".len() + 64, "");
     }
-    fs::write(out.join("journal.jsonl"), lines).unwrap();
+    fs::write(out.join(JOURNAL), lines).unwrap();
     run(&mut resume(out), 0);
     check_whole("a journal without sources", out);
 }
@@ -418,7 +423,7 @@ fn a_run_goes_on_with_other_threads_and_says_so() {
     let output = run(quantize_on("2", &fixture("tiny-llama"), out).arg("--resume").env("RUST_LOG", "warn"), 0);
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert!(stderr.contains("threads was 1 and is now 2"), "{stderr}");
-    let journal = fs::read_to_string(out.join("journal.jsonl")).unwrap();
+    let journal = fs::read_to_string(out.join(JOURNAL)).unwrap();
     let lines: Vec<Value> = journal.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let threads: Vec<_> = lines.iter().map(|line| line["surroundings"]["threads"].as_u64()).collect();
     assert_eq!(threads, [Some(1), None, None, None, Some(2)]);
@@ -427,6 +432,31 @@ fn a_run_goes_on_with_other_threads_and_says_so() {
     assert!(got.keys().eq(expected.keys()), "{:?}", got.keys());
     let first = "model-00001-of-00005.safetensors";
     assert!(got[first] == expected[first] && got["config.json"] == expected["config.json"]);
+}
+
+#[test]
+fn a_run_of_an_earlier_version_is_named_as_such() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path();
+    finished(out);
+    // As earlier versions laid it out.
+    for entry in fs::read_dir(out.join(RUN_FOLDER)).unwrap().map(|entry| entry.unwrap()) {
+        fs::rename(entry.path(), out.join(entry.file_name())).unwrap();
+    }
+    fs::remove_dir(out.join(RUN_FOLDER)).unwrap();
+    for mut command in [quantize(out), resume(out)] {
+        check_refused(
+            &mut command,
+            out,
+            &["holds a run of an earlier version of this program", "choose another --out"],
+        );
+    }
+    // Its model is read all the same, once it is finished.
+    run(omniquant().arg("inspect").arg(out), 0);
+    fs::remove_file(out.join("config.json")).unwrap();
+    let output = run(omniquant().arg("inspect").arg(out), 3);
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(stderr.contains("an unfinished run of an earlier version of this program"), "{stderr}");
 }
 
 #[test]

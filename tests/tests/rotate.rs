@@ -189,7 +189,11 @@ fn a_model_that_is_rotated_while_it_runs_is_the_same_in_pieces_and_in_packed_pro
     // Without quantized activations, rotating queries and keys leaves the scores unchanged.
     let d = model.decoder().dims().head_dim as i64;
     let queries = Tensor::randn([1, 2, 5, d], (Kind::Float, Device::Cpu));
-    let expected = quantize_act(model.act(), Orthogonal::hadamard(d as usize).unwrap().apply(&queries));
+    let expected = quantize_act(
+        model.act(),
+        oq_models::ActPoint::QueryKey,
+        Orthogonal::hadamard(d as usize).unwrap().apply(&queries),
+    );
     for kernels in [Kernels::Dense, Kernels::Packed] {
         let block = Model::open(out.path()).unwrap().with_form(form(kernels)).unwrap().block(1, Device::Cpu).unwrap();
         let seen = block.with_ops(|ops| ops.act(ActPoint::QueryKey, queries.shallow_clone()));

@@ -9,9 +9,9 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
-use oq_calib::{CalibError, Notice, Nth, Outcome};
+use oq_calib::{CalibError, Notice, Nth, Outcome, UNTUNED};
 use oq_models::Model;
-use oq_recipe::{Overrides, Recipe};
+use oq_recipe::{EVENTS, Overrides, RUN, Recipe};
 use oq_tests::{fixture, in_f32, kill, model_files, omniquant, run, start, tokens};
 use serde_json::Value;
 
@@ -38,7 +38,7 @@ fn whole() -> &'static Files {
     WHOLE.get_or_init(|| {
         let dir = tempfile::tempdir().unwrap();
         run(&mut quantize(dir.path()), 0);
-        assert!(!dir.path().join("untuned").exists());
+        assert!(!dir.path().join(UNTUNED).exists());
         model_files(dir.path())
     })
 }
@@ -46,11 +46,11 @@ fn whole() -> &'static Files {
 #[track_caller]
 fn check_whole(out: &Path) {
     assert!(model_files(out) == *whole(), "other bytes than an undisturbed run's");
-    assert!(!out.join("untuned").exists());
+    assert!(!out.join(UNTUNED).exists());
 }
 
 fn events(out: &Path) -> Vec<Value> {
-    let text = fs::read_to_string(out.join("events.jsonl")).unwrap_or_default();
+    let text = fs::read_to_string(out.join(EVENTS)).unwrap_or_default();
     text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
 }
 
@@ -69,7 +69,7 @@ fn check_killed(reached: impl Fn(&Path) -> bool) {
 
 #[test]
 fn killed_runs_end_in_the_same_bytes() {
-    check_killed(|out| out.join("untuned/model-00004-of-00005.safetensors").exists());
+    check_killed(|out| out.join("omniquant/untuned/model-00004-of-00005.safetensors").exists());
     check_killed(|out| tuned_epochs(out) == 1);
     check_killed(|out| tuned_epochs(out) == 3);
     check_killed(|out| out.join("model-00001-of-00005.safetensors").exists());
@@ -113,7 +113,7 @@ fn damage_is_mended() {
 fn tuning_starts_again_where_its_blocks_do() {
     let dir = tempfile::tempdir().unwrap();
     kill(&mut quantize(dir.path()), || tuned_epochs(dir.path()) == 1);
-    fs::write(dir.path().join("untuned/model-00004-of-00005.safetensors"), b"").unwrap();
+    fs::write(dir.path().join("omniquant/untuned/model-00004-of-00005.safetensors"), b"").unwrap();
     run(&mut quantize(dir.path()), 0);
     check_whole(dir.path());
     let is_first = |event: &&Value| event["event"] == "tuned" && event["epoch"] == 0;
@@ -124,14 +124,14 @@ fn tuning_starts_again_where_its_blocks_do() {
 fn blocks_of_two_tunings_are_not_mixed() {
     let dir = tempfile::tempdir().unwrap();
     let [first, third] = [1, 3].map(|shard| dir.path().join(format!("model-0000{shard}-of-00005.safetensors")));
-    let mut child = start(&mut quantize(dir.path()), || dir.path().join("untuned").exists());
+    let mut child = start(&mut quantize(dir.path()), || dir.path().join(UNTUNED).exists());
     // A directory with this name prevents the third tuned block from being written.
     fs::create_dir(&third).unwrap();
     assert!(!child.wait().unwrap().success());
     fs::remove_dir(&third).unwrap();
     let written = || fs::metadata(&first).unwrap().modified().unwrap();
     let before = written();
-    fs::remove_file(dir.path().join("untuned/tuning.safetensors")).unwrap();
+    fs::remove_file(dir.path().join("omniquant/untuned/tuning.safetensors")).unwrap();
     run(&mut quantize(dir.path()), 0);
     check_whole(dir.path());
     assert_ne!(written(), before, "the first block was left as it was");
@@ -147,7 +147,7 @@ fn predictions_come_nearer() {
     let tuned = |out: &Path, epochs| run(&mut quantize_with(out, ["32", "256"], [epochs, "5e-3"]), 0);
     let dir = tempfile::tempdir().unwrap();
     tuned(dir.path(), "3");
-    let record: Value = serde_json::from_slice(&fs::read(dir.path().join("run.json")).unwrap()).unwrap();
+    let record: Value = serde_json::from_slice(&fs::read(dir.path().join(RUN)).unwrap()).unwrap();
     assert_eq!(record["tuning"].as_array().map(Vec::len), Some(3));
 
     let perplexity = |dir: &Path| {

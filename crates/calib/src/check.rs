@@ -1,6 +1,6 @@
 //! Checks that need no weights.
 
-use oq_models::{Decoder, Model, ModelError, Rotator, check_groups};
+use oq_models::{Decoder, Model, ModelError, Rotator, quantization_by};
 use oq_recipe::Recipe;
 
 use crate::block::sites::{SiteError, sites_of};
@@ -11,13 +11,13 @@ use crate::error::CalibError;
 /// # Errors
 /// If groups do not divide a linear's inputs, or if the model lacks a site or a rotation that the recipe asks for.
 pub fn check(model: &Model, recipe: &Recipe) -> Result<(), CalibError> {
-    model.check_quantizable(recipe.scheme.weight)?;
+    model.check_quantizable(recipe.scheme)?;
     check_sites(model.decoder(), recipe)
 }
 
 /// Refuses a recipe that does not suit a model of this shape.
 pub(crate) fn check_sites(decoder: &dyn Decoder, recipe: &Recipe) -> Result<(), CalibError> {
-    check_groups(decoder, recipe.scheme.weight)?;
+    quantization_by(decoder, recipe.scheme)?;
     Rotator::check(decoder, recipe.rotate.kind).map_err(ModelError::from)?;
     let (mut is_any, mut can_shift) = (false, false);
     for layer in 0..decoder.dims().n_layers {

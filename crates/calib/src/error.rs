@@ -154,6 +154,7 @@ impl From<StageError> for CalibError {
         match error {
             StageError::Format(error) => Self::Format(error),
             StageError::Journal(error) => Self::Journal(error),
+            StageError::Model(error) => error.into(),
         }
     }
 }

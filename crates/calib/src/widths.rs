@@ -1,46 +1,43 @@
-//! How the linears of a run are quantized: all alike, or each with its own width.
+//! How the linears of a run are quantized: all alike, or each in its own way.
 
 use std::collections::BTreeMap;
 
 use oq_formats::Quantization;
-use oq_models::{Decoder, LinearName};
-use oq_quant_core::{Bits, QuantSpec, WeightSpec};
+use oq_models::{Decoder, LinearName, ModelError, specs_of_layer};
+use oq_quant_core::{ActSpec, QuantSpec, WeightSpec};
 
 /// How each linear of a model is quantized.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Widths {
-    spec: QuantSpec,
-    /// Widths of the linears of each block; empty if all have the scheme's.
-    blocks: Vec<BTreeMap<LinearName, Bits>>,
+    act: ActSpec,
+    /// Block by block.
+    blocks: Vec<BTreeMap<LinearName, WeightSpec>>,
 }
 
 impl Widths {
-    /// All linears as `spec` says.
-    pub(crate) fn uniform(spec: QuantSpec) -> Self {
-        Self { spec, blocks: Vec::new() }
+    /// As a scheme says.
+    pub(crate) fn of_scheme(decoder: &dyn Decoder, scheme: QuantSpec) -> Result<Self, ModelError> {
+        let of_block = |block| Ok(specs_of_layer(decoder, scheme, block)?.into_iter().collect());
+        let blocks = (0..decoder.dims().n_layers).map(of_block).collect::<Result<_, ModelError>>()?;
+        Ok(Self { act: scheme.act, blocks })
     }
 
-    /// Widths of all linears, block by block; everything else as `spec` says.
-    pub(crate) fn of_blocks(spec: QuantSpec, blocks: Vec<BTreeMap<LinearName, Bits>>) -> Self {
-        Self { spec, blocks }
+    /// All linears, block by block.
+    pub(crate) fn of_blocks(act: ActSpec, blocks: Vec<BTreeMap<LinearName, WeightSpec>>) -> Self {
+        Self { act, blocks }
     }
 
     /// How a linear is quantized.
     pub(crate) fn of(&self, block: usize, linear: LinearName) -> WeightSpec {
-        let bits = self.blocks.get(block).map_or(self.spec.weight.bits, |widths| widths[&linear]);
-        WeightSpec { bits, ..self.spec.weight }
+        self.blocks[block][&linear]
     }
 
     /// The same for the packed model's config.
     pub(crate) fn quantization(&self, decoder: &dyn Decoder) -> Quantization {
-        if self.blocks.is_empty() {
-            return self.spec.into();
-        }
-        let linears = (0..self.blocks.len()).flat_map(|block| {
+        let linears = self.blocks.iter().enumerate().flat_map(|(block, specs)| {
             let prefix = decoder.block_prefix(block);
-            let names = self.blocks[block].keys();
-            names.map(move |&name| (format!("{prefix}{}", name.0), self.of(block, name))).collect::<Vec<_>>()
+            specs.iter().map(move |(name, &spec)| (format!("{prefix}{}", name.0), spec))
         });
-        Quantization::of_linears(self.spec.act, linears)
+        Quantization::of_linears(self.act, linears)
     }
 }

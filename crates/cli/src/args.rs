@@ -155,7 +155,8 @@ pub struct QuantizeArgs {
   omniquant eval llama2-7b-w4 --windows 8
   omniquant eval llama2-7b-w4 --kernels packed --compute bf16
   omniquant eval tiny-llama --rtn w3a16g64 --json
-  omniquant eval llama2-7b-w4 --tasks piqa,arc_easy --data-dir data")]
+  omniquant eval llama2-7b-w4 --tasks piqa,arc_easy --data-dir data
+  omniquant eval llama2-7b-w4 --card")]
 pub struct EvalArgs {
     #[command(flatten)]
     pub model: ModelArgs,
@@ -184,6 +185,9 @@ pub struct EvalArgs {
     /// The output head: stored (as stored, converted to f32 here) or w8 (rounded to 8 bits)
     #[arg(long, value_name = "HEAD", value_enum, default_value_t = HeadArg::Stored)]
     pub head: HeadArg,
+    /// Also write the result to the model's card, the README.md of a directory that `omniquant quantize` wrote
+    #[arg(long, conflicts_with_all = ["rtn", "head"])]
+    pub card: bool,
     /// auto, cpu or cuda:N
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     pub device: DeviceArg,

@@ -1,6 +1,7 @@
 //! The `omniquant` command: quantizes, evaluates, runs and inspects models.
 
 mod args;
+mod card;
 mod commands;
 mod exit;
 mod machine;

@@ -25,7 +25,7 @@ fn fetch(hub: &Hub) -> Result<std::path::PathBuf, DataError> {
 #[test]
 fn a_model_arrives_in_the_shared_layout_and_is_not_fetched_twice() {
     let weights = weights();
-    let files = [CONFIG, ("tokenizer.json", b"{\"t\": 1}"), ("README.md", b"no"), ("model.safetensors", &weights)];
+    let files = [CONFIG, ("tokenizer.json", b"{\"t\": 1}"), ("train.log", b"no"), ("model.safetensors", &weights)];
     let server = FakeHub::start(REPO, &files, Faults::default());
     let cache = tempfile::tempdir().unwrap();
     let mut hub = server.client(cache.path(), Some("secret"));
@@ -37,7 +37,7 @@ fn a_model_arrives_in_the_shared_layout_and_is_not_fetched_twice() {
     assert_eq!(std::fs::read_to_string(repo.join("refs/main")).unwrap(), COMMIT);
     assert_eq!(std::fs::read(dir.join("model.safetensors")).unwrap(), weights);
     assert_eq!(std::fs::read(dir.join("tokenizer.json")).unwrap(), b"{\"t\": 1}");
-    assert!(!dir.join("README.md").exists());
+    assert!(!dir.join("train.log").exists());
     let blob = Path::new("../../blobs").join(sha256(&weights));
     assert_eq!(std::fs::read_link(dir.join("model.safetensors")).unwrap(), blob);
     assert!(events.iter().any(|event| event.starts_with("Finished { file: \"model.safetensors\", total: 300000")));

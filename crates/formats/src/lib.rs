@@ -57,9 +57,10 @@ pub use digest::sha256_file;
 pub use error::{FormatError, HeaderFault, PackedFault};
 pub use inspect::{Summary, inspect};
 pub use lfs::{LFS_POINTER, is_lfs_pointer};
-pub use model_files::{copy_side_files, shard_name, write_index, write_json};
+pub use model_files::{shard_name, write_index, write_json};
 pub use packed::{
-    PackedCheckpoint, PackedWriter, Quantization, is_rotated_online, packed_linear, packed_tensors, quantization_of,
+    PackedCheckpoint, PackedWriter, Quantization, copy_side_files, is_rotated_online, packed_linear, packed_tensors,
+    quantization_of,
 };
 #[cfg(feature = "pickle")]
 pub use pickle::PickleFault;

@@ -18,11 +18,15 @@ pub(crate) fn what_lies_in(dir: &Path) -> Option<String> {
              this is saved to"
         ));
     }
-    if has("journal.jsonl") {
+    if has("omniquant/journal.jsonl") {
         return Some(
             "the output of a run that is not finished: give the same `omniquant quantize` again, with --resume"
                 .to_owned(),
         );
+    }
+    if has("journal.jsonl") {
+        let what = "an unfinished run of an earlier version of this program, which alone can resume it: quantize again, into another --out";
+        return Some(what.to_owned());
     }
     let mut names: Vec<String> =
         fs::read_dir(dir).ok()?.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();

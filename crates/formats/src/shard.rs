@@ -114,7 +114,7 @@ impl<'a> OutTensor<'a> {
         Self::from_elements(name, Dtype::I64, shape, to_bytes(values, i64::to_le_bytes))
     }
 
-    fn from_elements(name: String, dtype: Dtype, shape: &[usize], bytes: Vec<u8>) -> Self {
+    pub(crate) fn from_elements(name: String, dtype: Dtype, shape: &[usize], bytes: Vec<u8>) -> Self {
         debug_assert_eq!(byte_len(dtype, shape), Some(bytes.len()), "{name}");
         Self { name, dtype, shape: shape.to_vec(), bytes: bytes.into(), from: None }
     }

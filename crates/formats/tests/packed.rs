@@ -50,10 +50,11 @@ proptest! {
             bits: Bits::new(bits).unwrap(),
             group: if per_channel { GroupSize::PerChannel } else { GroupSize::channels(group).unwrap() },
             symmetry: if symmetric { Symmetry::Symmetric } else { Symmetry::Asymmetric },
+            storage: oq_quant_core::Storage::Half,
         };
         let cols = group * n_groups;
         let tensor = QuantizedTensor::quantize(&wave(rows * cols, seed), rows, cols, weight).unwrap();
-        let spec = QuantSpec { weight, act: oq_quant_core::ActSpec::Float };
+        let spec = QuantSpec::uniform(weight, oq_quant_core::ActSpec::Float);
         let dir = packed_dir(spec, &packed_tensors("l", &tensor));
         let model = PackedCheckpoint::open(dir.path()).unwrap();
         prop_assert_eq!(model.quantization().uniform(), Some(spec));
@@ -131,7 +132,7 @@ fn bf16_scales_of_other_writers_are_read() {
     parts.push(OutTensor::from_f32("l.weight_scale", &[3, 1], &[0.5, 0.75, 0.01171875], Dtype::BF16).unwrap());
     let dir = packed_dir(spec, &parts);
     let read = PackedCheckpoint::open(dir.path()).unwrap().linear("l").unwrap();
-    assert_eq!(read.scales().iter().map(|s| s.to_f32()).collect::<Vec<_>>(), [0.5, 0.75, 0.01171875]);
+    assert_eq!(read.half().unwrap().0.iter().map(|s| s.to_f32()).collect::<Vec<_>>(), [0.5, 0.75, 0.01171875]);
     assert_eq!(read.words(), tensor.words());
 }
 
@@ -154,6 +155,7 @@ fn source_model() -> TempDir {
     fs::write(dir.path().join("config.json"), r#"{"model_type":"llama","torch_dtype":"bfloat16"}"#).unwrap();
     fs::write(dir.path().join("tokenizer.json"), "{}").unwrap();
     fs::write(dir.path().join("README.md"), "not copied").unwrap();
+    fs::write(dir.path().join("LICENSE"), "copied").unwrap();
     dir
 }
 
@@ -204,6 +206,7 @@ fn a_packed_directory_is_complete_and_repeatable() {
     assert_eq!(
         names,
         [
+            "LICENSE",
             "config.json",
             "model-00001-of-00003.safetensors",
             "model-00002-of-00003.safetensors",
@@ -313,10 +316,11 @@ fn an_unfinished_directory_is_not_a_model_and_can_be_finished() {
     fs::copy(whole.path().join("model-00001-of-00003.safetensors"), writer.block_path(0)).unwrap();
     let error = writer.finish(&config, &spec.into(), &["lm_head"]).unwrap_err();
     assert!(error.to_string().contains("model-00002-of-00003.safetensors"), "{error}");
-    fs::write(out.path().join("journal.jsonl"), "").unwrap();
+    fs::create_dir(out.path().join("omniquant")).unwrap();
+    fs::write(out.path().join("omniquant/journal.jsonl"), "").unwrap();
     let error = PackedCheckpoint::open(out.path()).unwrap_err();
     assert!(matches!(error, FormatError::NoConfig { .. }) && error.to_string().contains("--resume"), "{error}");
-    fs::remove_file(out.path().join("journal.jsonl")).unwrap();
+    fs::remove_dir_all(out.path().join("omniquant")).unwrap();
 
     // A second run finds the first shard, and clears what a killed write left.
     fs::write(out.path().join(".omniquant-partial-abc"), "half").unwrap();

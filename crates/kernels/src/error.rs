@@ -1,6 +1,7 @@
 //! What a product is refused for.
 
 use oq_isa::IsaError;
+use oq_quant_core::WeightSpec;
 
 /// Why a product was not computed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -17,6 +18,12 @@ pub enum KernelError {
         expected: usize,
         /// Values there are.
         got: usize,
+    },
+    /// Weights of a type that kernels do not multiply.
+    #[error("kernels multiply integer codes with f16 scales and integer zero points, not {spec}")]
+    Storage {
+        /// How the weights are quantized.
+        spec: WeightSpec,
     },
     /// No kernel has that name, or the processor lacks its instructions.
     #[error(transparent)]

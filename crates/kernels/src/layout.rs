@@ -19,6 +19,7 @@ use half::f16;
 use oq_quant_core::QuantizedTensor;
 use rayon::prelude::*;
 
+use crate::error::KernelError;
 use crate::memory::Rows;
 
 /// Columns of a strip.
@@ -169,7 +170,11 @@ enum ZeroPoints {
 
 impl Layout {
     /// Rearranges a packed matrix; strips are done in parallel.
-    pub(crate) fn new(tensor: &QuantizedTensor) -> Self {
+    ///
+    /// # Errors
+    /// When its scales are not f16 numbers with integer zero points.
+    pub(crate) fn new(tensor: &QuantizedTensor) -> Result<Self, KernelError> {
+        let (scales, zero_points) = tensor.half().ok_or(KernelError::Storage { spec: tensor.spec() })?;
         let [out_features, in_features] = tensor.shape();
         let bits = tensor.spec().bits;
         let width = Width::holding(bits.get());
@@ -197,9 +202,9 @@ impl Layout {
         let zero_points = if tensor.is_symmetric() {
             ZeroPoints::Centre([bits.centre(); STRIP])
         } else {
-            ZeroPoints::Each(by_strip(tensor.zero_points(), out_features, groups))
+            ZeroPoints::Each(by_strip(zero_points, out_features, groups))
         };
-        Self {
+        Ok(Self {
             width,
             out_features,
             in_features,
@@ -208,9 +213,9 @@ impl Layout {
             groups,
             segments: segments(groups, group_rows, SEGMENT / width.block() * width.words()),
             words,
-            scales: by_strip(tensor.scales(), out_features, groups),
+            scales: by_strip(scales, out_features, groups),
             zero_points,
-        }
+        })
     }
 
     pub(crate) fn strips(&self) -> usize {
@@ -294,7 +299,7 @@ mod tests {
 
     fn tensor(bits: u32, group: Option<usize>, rows: usize, cols: usize) -> QuantizedTensor {
         let group = group.map_or(GroupSize::PerChannel, |n| GroupSize::channels(n).unwrap());
-        let spec = WeightSpec { bits: Bits::new(bits).unwrap(), group, symmetry: Symmetry::Asymmetric };
+        let spec = WeightSpec::integer(Bits::new(bits).unwrap(), group, Symmetry::Asymmetric);
         let weight: Vec<f32> = (0..rows * cols).map(|i| ((i * i) as f32 * 0.7).sin() * (i % 7) as f32).collect();
         QuantizedTensor::quantize(&weight, rows, cols, spec).unwrap()
     }
@@ -303,7 +308,7 @@ mod tests {
     #[track_caller]
     fn check_round_trip(bits: u32, group: Option<usize>, rows: usize, cols: usize) {
         let tensor = tensor(bits, group, rows, cols);
-        let layout = Layout::new(&tensor);
+        let layout = Layout::new(&tensor).unwrap();
         let (block, words) = (layout.width.block(), layout.width.words());
         let mut codes = vec![0; cols];
         for row in 0..rows {
@@ -316,7 +321,7 @@ mod tests {
             }
             for group in 0..layout.groups {
                 let grid = tensor.grid(row, group);
-                assert_eq!(layout.scales(strip)[group][col], grid.scale);
+                assert_eq!(layout.scales(strip)[group][col].to_f32(), grid.scale);
                 assert_eq!(layout.zero_points(strip, group)[col], grid.zero_point);
             }
         }
@@ -340,14 +345,14 @@ mod tests {
     fn bytes_are_those_of_the_codes_and_grids() {
         // 64 x 256 in groups of 128: codes, a scale of 2 bytes and a zero point of 1 per group.
         for bits in [2, 3, 4, 8] {
-            let layout = Layout::new(&tensor(bits, Some(128), 64, 256));
+            let layout = Layout::new(&tensor(bits, Some(128), 64, 256)).unwrap();
             assert_eq!(layout.bytes(), 64 * 256 * bits as usize / 8 + 64 * 2 * 3);
         }
     }
 
     #[test]
     fn segments_cut_long_groups() {
-        let layout = Layout::new(&tensor(3, None, 1, 1300));
+        let layout = Layout::new(&tensor(3, None, 1, 1300)).unwrap();
         // 1300 channels padded to 1312: 41 blocks of 3 words; 256 channels are 8 blocks.
         let expected = [(0, 24), (24, 48), (48, 72), (72, 96), (96, 120), (120, 123)];
         let found: Vec<_> = layout.segments.iter().map(|s| (s.start, s.end)).collect();

@@ -38,14 +38,15 @@ impl PackedLinear {
     /// Rearranges a packed matrix for the kernel that [`Kernel::chosen`] returns; `bias` is `[out_features]`.
     ///
     /// # Errors
-    /// When `bias` has another length, or `OMNIQUANT_KERNEL` names a kernel that cannot be used.
+    /// When `bias` has another length, the weights' scales are not f16 numbers with integer zero points, or `OMNIQUANT_KERNEL` names a
+    /// kernel that cannot be used.
     pub fn new(weight: &QuantizedTensor, bias: Option<&[f32]>) -> Result<Self, KernelError> {
         let kernel = Kernel::chosen()?;
         let [out_features, _] = weight.shape();
         if let Some(bias) = bias {
             check_len("bias", &[out_features], bias.len())?;
         }
-        Ok(Self { layout: Layout::new(weight), bias: bias.map(<[f32]>::to_vec), kernel })
+        Ok(Self { layout: Layout::new(weight)?, bias: bias.map(<[f32]>::to_vec), kernel })
     }
 
     /// The same layer on another kernel.

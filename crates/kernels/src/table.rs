@@ -99,7 +99,7 @@ mod tests {
     #[test]
     fn activations_become_the_nearest_integers() {
         let spec: QuantSpec = "w4a16".parse().unwrap();
-        let layout = Layout::new(&QuantizedTensor::quantize(&[0.5; 16], 1, 16, spec.weight).unwrap());
+        let layout = Layout::new(&QuantizedTensor::quantize(&[0.5; 16], 1, 16, spec.weight).unwrap()).unwrap();
         // Of steps of 1, as the largest is 32767.
         let x = [0.0, 0.49, 0.5, 1.5, -0.5, -1.5, 32767.0, -32767.0, -32766.6, 7.0, -8.4, 2.5, 3.5, 0.0, 0.0, 100.5];
         let expected = [0, 0, 0, 2, 0, -2, 32767, -32767, -32767, 7, -8, 2, 4, 0, 0, 100];

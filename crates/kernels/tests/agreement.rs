@@ -66,7 +66,7 @@ impl Case {
                 let spans = x
                     .chunks(group)
                     .enumerate()
-                    .map(|(i, x)| tensor.grid(out, i).scale.to_f64() * 256.0 * sum_of_sizes(x));
+                    .map(|(i, x)| f64::from(tensor.grid(out, i).scale.abs()) * 256.0 * sum_of_sizes(x));
                 span.push(spans.sum());
             }
         }
@@ -138,7 +138,7 @@ impl Case {
 
 fn spec(bits: u32, group: usize, symmetry: Symmetry) -> WeightSpec {
     let group = if group == 0 { GroupSize::PerChannel } else { GroupSize::channels(group).unwrap() };
-    WeightSpec { bits: Bits::new(bits).unwrap(), group, symmetry }
+    WeightSpec::integer(Bits::new(bits).unwrap(), group, symmetry)
 }
 
 /// Input channels and channels of a group; 0 is one group per output channel.
@@ -160,7 +160,7 @@ const GROUPS: [(usize, usize); 14] = [
 ];
 
 fn check_shapes(bits: u32) {
-    for symmetry in [Symmetry::Asymmetric, Symmetry::Symmetric] {
+    for symmetry in [Symmetry::Asymmetric, Symmetry::Symmetric, Symmetry::FullRange] {
         for (ins, group) in GROUPS {
             let spec = spec(bits, group, symmetry);
             for rows in [0, 1, 2, 5, 31, 33] {
@@ -208,7 +208,7 @@ fn every_number_of_rows() {
 #[test]
 fn widths_between_are_held_in_8_bits() {
     for bits in [5, 6, 7] {
-        for symmetry in [Symmetry::Asymmetric, Symmetry::Symmetric] {
+        for symmetry in [Symmetry::Asymmetric, Symmetry::Symmetric, Symmetry::FullRange] {
             Case::new(spec(bits, 32, symmetry), 3, [40, 96], true).check_all();
             Case::new(spec(bits, 0, symmetry), 20, [40, 50], false).check_all();
         }

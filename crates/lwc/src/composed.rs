@@ -2,10 +2,10 @@
 //!
 //! Groups are the middle axis: weights are `[out, groups, len]`, and values per group are `[out, groups, 1]`.
 
-use oq_quant_core::{SCALE_MAX, SCALE_MIN};
-use tch::{Kind, Tensor};
+use oq_quant_core::{Ideal, SCALE_MAX, SCALE_MIN};
+use tch::{Device, Kind, Tensor};
 
-use crate::levels::{ClipTensors, Levels};
+use crate::levels::{ClipTensors, Levels, Zero};
 use crate::strengths::LwcGrads;
 
 /// Grids of all groups, each part `[out, groups, 1]`.
@@ -18,6 +18,8 @@ struct Grids {
     hi: Tensor,
     lo: Tensor,
     scale: Tensor,
+    /// Value of code 0 of grids with a minimum, else 0.
+    base: Tensor,
     /// 1 where the scale was not clamped.
     live: Tensor,
     /// Codes of the two ends, minus the zero point.
@@ -25,31 +27,72 @@ struct Grids {
     highest: Tensor,
 }
 
-/// Differentiable with respect to `weight` and `clip`, except for the zero point.
+/// Differentiable with respect to `weight` and `clip`, except for the zero point. Gradients pass through the rounding of scales and minima.
 fn grids(levels: Levels, weight: &Tensor, clip: &ClipTensors) -> Grids {
     let max = weight.amax(-1, true).clamp_min(0.0);
     let min = weight.amin(-1, true).clamp_max(0.0);
     let hi = &max * clip.hi.unsqueeze(-1);
     let lo = &min * clip.lo.unsqueeze(-1);
-    let width = match levels.centre {
-        None => &hi - &lo,
-        Some(_) => hi.maximum(&-&lo),
+    let width = match levels.zero {
+        Zero::Code | Zero::Minimum => &hi - &lo,
+        Zero::Centre(_) | Zero::FullRange(_) => hi.maximum(&-&lo),
     };
     let free = width / levels.steps;
-    let scale = free.clamp(f64::from(SCALE_MIN), f64::from(SCALE_MAX));
-    let live = free.eq_tensor(&scale);
-    let zero_point = match levels.centre {
-        None => (-&lo / &scale).detach().round().clamp(0.0, levels.max_code),
-        Some(centre) => scale.detach().full_like(centre),
+    let size = free.clamp(f64::from(SCALE_MIN), f64::from(SCALE_MAX));
+    let live = free.eq_tensor(&size);
+    let scale = match levels.zero {
+        Zero::FullRange(_) => {
+            // The larger end alone has the gradient, also where both are equal.
+            let upwards = hi.ge_tensor(&-&lo);
+            let ends = hi.where_self(&upwards, &-&lo) / levels.steps;
+            let ends = ends.clamp(f64::from(SCALE_MIN), f64::from(SCALE_MAX));
+            (-&ends).where_self(&upwards, &ends)
+        }
+        _ => size,
+    };
+    let base = if levels.zero == Zero::Minimum { lo.shallow_clone() } else { lo.zeros_like() };
+    let (scale, base) = if levels.rounds_scales() { stored(levels, &scale, &base) } else { (scale, base) };
+    let zero_point = match levels.zero {
+        Zero::Code => (-&lo / &scale).detach().round().clamp(0.0, levels.max_code),
+        Zero::Minimum => scale.detach().zeros_like(),
+        Zero::Centre(centre) | Zero::FullRange(centre) => scale.detach().full_like(centre),
     };
     let (lowest, highest) = (0.0 - &zero_point, levels.max_code - &zero_point);
-    Grids { max, min, hi, lo, scale, live, lowest, highest }
+    Grids { max, min, hi, lo, scale, base, live, lowest, highest }
 }
 
-/// For each group: the scale, and the codes of both ends minus the zero point, `[out, groups]`.
-pub fn grids_of(levels: Levels, weight: &Tensor, clip: &ClipTensors) -> [Tensor; 3] {
-    let Grids { scale, lowest, highest, .. } = grids(levels, &in_groups(weight, clip), clip);
-    [scale, lowest, highest].map(|part| part.squeeze_dim(-1))
+/// Scales and minima, `[out, groups, 1]`, as they are stored; computed on the CPU. Gradients pass through.
+fn stored(levels: Levels, scale: &Tensor, base: &Tensor) -> (Tensor, Tensor) {
+    let values = |part: &Tensor| {
+        let part = part.detach().to_device(Device::Cpu).to_kind(Kind::Float).contiguous().view(-1);
+        Vec::<f32>::try_from(part).expect("a vector of f32")
+    };
+    let pairs = values(scale).into_iter().zip(values(base));
+    let mut ideals: Vec<Ideal> = pairs.map(|(scale, base)| Ideal { scale, depth: -base }).collect();
+    ideals.chunks_mut(levels.groups_of_unit()).for_each(|unit| levels.round(unit));
+    let rounded = |of: &dyn Fn(&Ideal) -> f32, like: &Tensor| {
+        let rounded = Tensor::from_slice(&ideals.iter().map(of).collect::<Vec<f32>>());
+        let rounded = rounded.view_as(like).to_device(like.device()).to_kind(like.kind());
+        like + (rounded - like).detach()
+    };
+    (rounded(&|ideal| ideal.scale, scale), rounded(&|ideal| -ideal.depth, base))
+}
+
+/// The nearest integers or e2m1 numbers; ties to the even one. Beyond 6 to even numbers.
+pub fn nearest(has_float_codes: bool, places: &Tensor) -> Tensor {
+    if !has_float_codes {
+        return places.round();
+    }
+    let size = places.abs();
+    let (coarse, middle) = (size.ge(4.0), size.ge(2.0));
+    let step = size.full_like(0.5).masked_fill(&middle, 1.0).masked_fill(&coarse, 2.0);
+    (places / &step).round() * step
+}
+
+/// For each group: the scale, the value of code 0, and the codes of both ends minus the zero point, `[out, groups]`.
+pub fn grids_of(levels: Levels, weight: &Tensor, clip: &ClipTensors) -> [Tensor; 4] {
+    let Grids { scale, base, lowest, highest, .. } = grids(levels, &in_groups(weight, clip), clip);
+    [scale, base, lowest, highest].map(|part| part.squeeze_dim(-1))
 }
 
 /// `[out, in]` -> `[out, groups, len]`.
@@ -67,21 +110,20 @@ fn shifted(places: Tensor, offsets: Option<&Tensor>, clip: &ClipTensors) -> Tens
 pub fn fake_quantize(levels: Levels, weight: &Tensor, offsets: Option<&Tensor>, clip: &ClipTensors) -> Tensor {
     let groups = in_groups(weight, clip);
     let grids = grids(levels, &groups, clip);
-    let mut codes = shifted(&groups / &grids.scale, offsets, clip)
-        .round_()
-        .clamp_tensor_(Some(&grids.lowest), Some(&grids.highest));
-    codes.g_mul_(&grids.scale).view_as(weight)
+    let places = shifted((&groups - &grids.base) / &grids.scale, offsets, clip);
+    let mut codes = nearest(levels.has_float_codes, &places).clamp_tensor_(Some(&grids.lowest), Some(&grids.highest));
+    codes.g_mul_(&grids.scale).g_add_(&grids.base).view_as(weight)
 }
 
 /// `w [out, in]` -> `w' [out, in]`, with a gradient through the rounding of codes but not through their clamp.
 pub fn fake_quantize_autograd(levels: Levels, weight: &Tensor, offsets: Option<&Tensor>, clip: &ClipTensors) -> Tensor {
     let groups = in_groups(weight, clip);
     let grids = grids(levels, &groups, clip);
-    let place = shifted(&groups / &grids.scale, offsets, clip);
-    // The residual is at most one half and exact, so the sum is the rounded number itself.
-    let rounded = &place + (place.round() - &place).detach();
+    let place = shifted((&groups - &grids.base) / &grids.scale, offsets, clip);
+    // The residual is at most one half (of a float code, one) and exact, so the sum is the rounded number itself.
+    let rounded = &place + (nearest(levels.has_float_codes, &place) - &place).detach();
     let codes = rounded.clamp_tensor(Some(&grids.lowest), Some(&grids.highest));
-    (codes * &grids.scale).view_as(weight)
+    (codes * &grids.scale + &grids.base).view_as(weight)
 }
 
 /// `w [out, in]`, `dL/dw' [out, in]` -> strengths' gradients `[out, groups]`.
@@ -94,8 +136,8 @@ pub fn gradients(
 ) -> LwcGrads {
     let (weight, grad) = (in_groups(weight, clip), in_groups(grad, clip));
     let grids = grids(levels, &weight, clip);
-    let (residual, _) = residuals(&grids, &weight, offsets, clip);
-    strength_gradients(&grids, clip, &end_gradients(levels, &grids, &residual, &grad))
+    let (residual, inside) = residuals(levels, &grids, &weight, offsets, clip);
+    strength_gradients(&grids, clip, &end_gradients(levels, &grids, (&residual, &inside), &grad))
 }
 
 /// Like [`gradients`], with `dL/dw [out, in]`.
@@ -108,8 +150,8 @@ pub fn gradients_with_weight(
 ) -> (LwcGrads, Tensor) {
     let (groups, grad) = (in_groups(weight, clip), in_groups(grad, clip));
     let grids = grids(levels, &groups, clip);
-    let (residual, inside) = residuals(&grids, &groups, offsets, clip);
-    let ends = end_gradients(levels, &grids, &residual, &grad);
+    let (residual, inside) = residuals(levels, &grids, &groups, offsets, clip);
+    let ends = end_gradients(levels, &grids, (&residual, &inside), &grad);
     let mut d_weight = grad * inside;
     for (extreme, fraction, d_end) in [(&grids.max, &clip.hi, &ends.hi), (&grids.min, &clip.lo, &ends.lo)] {
         let here = groups.eq_tensor(extreme);
@@ -120,25 +162,39 @@ pub fn gradients_with_weight(
     (strength_gradients(&grids, clip, &ends), d_weight.view_as(weight))
 }
 
-/// `dw'/ds` of each weight, `(q - z) - k w / s`, and `k`: whether its code was not clamped.
-fn residuals(grids: &Grids, weight: &Tensor, offsets: Option<&Tensor>, clip: &ClipTensors) -> (Tensor, Tensor) {
-    let place = weight / &grids.scale;
-    let rounded = shifted(place.shallow_clone(), offsets, clip).round();
+/// `dw'/ds` of each weight, `(q - z) - k (w - base) / s`, and `k`: whether its code was not clamped.
+fn residuals(
+    levels: Levels,
+    grids: &Grids,
+    weight: &Tensor,
+    offsets: Option<&Tensor>,
+    clip: &ClipTensors,
+) -> (Tensor, Tensor) {
+    let place = (weight - &grids.base) / &grids.scale;
+    let rounded = nearest(levels.has_float_codes, &shifted(place.shallow_clone(), offsets, clip));
     let code = rounded.clamp_tensor(Some(&grids.lowest), Some(&grids.highest));
     let inside = code.eq_tensor(&rounded);
     ((&code - place).where_self(&inside, &code), inside)
 }
 
 /// `dL/dhi` and `dL/dlo`, each `[out, groups, 1]`.
-fn end_gradients(levels: Levels, grids: &Grids, residual: &Tensor, grad: &Tensor) -> ClipTensors {
-    let d_scale = (grad * residual).sum_dim_intlist(-1, true, None::<Kind>) * &grids.live / levels.steps;
-    match levels.centre {
-        None => ClipTensors { lo: -&d_scale, hi: d_scale },
-        Some(_) => {
+fn end_gradients(levels: Levels, grids: &Grids, (residual, inside): (&Tensor, &Tensor), grad: &Tensor) -> ClipTensors {
+    let sum = |terms: Tensor| terms.sum_dim_intlist(-1, true, None::<Kind>);
+    let d_scale = sum(grad * residual) * &grids.live / levels.steps;
+    match levels.zero {
+        Zero::Code => ClipTensors { lo: -&d_scale, hi: d_scale },
+        // A clamped weight moves with the minimum.
+        Zero::Minimum => ClipTensors { lo: sum(grad * inside.logical_not()) - &d_scale, hi: d_scale },
+        Zero::Centre(_) => {
             // 1, 1/2 or 0, as the upper end is larger than, equal to or smaller than the lower end.
             let hi_part = ((&grids.hi + &grids.lo).sign() + 1.0) / 2.0;
             let hi = &d_scale * hi_part;
             ClipTensors { lo: &hi - d_scale, hi }
+        }
+        Zero::FullRange(_) => {
+            let upwards = grids.hi.ge_tensor(&-&grids.lo).to_kind(d_scale.kind());
+            let hi = -&d_scale * &upwards;
+            ClipTensors { lo: (&upwards - 1.0) * d_scale, hi }
         }
     }
 }
@@ -160,7 +216,7 @@ pub fn moved_offsets(
     rate: f64,
 ) -> Tensor {
     let groups = in_groups(weight, clip);
-    let (_, inside) = residuals(&grids(levels, &groups, clip), &groups, Some(offsets), clip);
+    let (_, inside) = residuals(levels, &grids(levels, &groups, clip), &groups, Some(offsets), clip);
     offsets - grad.sign() * inside.view_as(weight) * rate
 }
 
@@ -173,6 +229,7 @@ pub fn search(
     choices: &[f64],
     shape: &ClipTensors,
 ) -> ClipTensors {
+    let levels = levels.of_groups_alone();
     let error = |clip: &ClipTensors| {
         let off = (fake_quantize(levels, weight, None, clip) - weight).square() * importance;
         in_groups(&off, clip).sum_dim_intlist(-1, false, None::<Kind>)

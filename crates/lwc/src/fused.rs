@@ -6,11 +6,11 @@
 use std::ops::{Add, Div, Mul, Sub};
 
 use half::bf16;
-use oq_quant_core::{SCALE_MAX, SCALE_MIN, from_bf16, to_bf16};
+use oq_quant_core::{Ideal, SCALE_MAX, SCALE_MIN, from_bf16, to_bf16};
 use oq_slices::Number;
 use rayon::prelude::*;
 
-use crate::levels::Levels;
+use crate::levels::{Levels, Zero};
 
 /// Independent sums; as many as fill the vector registers of common machines.
 const LANES: usize = 16;
@@ -104,17 +104,43 @@ pub struct Groups<'a, T> {
     pub clip_hi: &'a [T],
     /// Fraction of the minimum, `[out, groups]`.
     pub clip_lo: &'a [T],
+    /// Scales and minima as they are stored, `[out, groups]`; empty if learning does not see them rounded.
+    pub stored: &'a [Ideal],
 }
 
 impl<'a, T: Real> Groups<'a, T> {
     /// Each group with its grid.
     fn par_iter(&self) -> impl IndexedParallelIterator<Item = (Group<'a, T>, Grid<T>)> {
-        let Self { levels, offsets, len, .. } = *self;
+        let Self { levels, offsets, len, stored, .. } = *self;
         let clips = self.clip_hi.par_iter().zip(self.clip_lo);
         self.weight.par_chunks(len).zip(clips).enumerate().map(move |(idx, (weight, (&a, &b)))| {
             let offsets = if offsets.len() == len { offsets } else { &offsets[idx * len..][..len] };
-            (Group { weight, offsets }, Grid::new(levels, extremes(weight), a, b))
+            let grid = Grid::new(levels, extremes(weight), a, b);
+            let grid = match stored.get(idx) {
+                Some(stored) => grid.with(levels, stored),
+                None => grid,
+            };
+            (Group { weight, offsets }, grid)
         })
+    }
+
+    /// Scales and minima of all groups as they are stored: what [`Self::stored`] should be. A pass over the weights.
+    pub fn rounded(&self) -> Vec<Ideal> {
+        if !self.levels.rounds_scales() {
+            return Vec::new();
+        }
+        let unit = self.levels.groups_of_unit();
+        let mut stored = vec![Ideal::default(); self.clip_hi.len()];
+        let clips = self.clip_hi.par_chunks(unit).zip(self.clip_lo.par_chunks(unit));
+        let units = self.weight.par_chunks(unit * self.len).zip(clips);
+        stored.par_chunks_mut(unit).zip(units).for_each(|(stored, (weight, (a, b)))| {
+            let clips = a.iter().zip(b);
+            for ((stored, weight), (&a, &b)) in stored.iter_mut().zip(weight.chunks(self.len)).zip(clips) {
+                *stored = Grid::new(self.levels, extremes(weight), a, b).ideal();
+            }
+            self.levels.round(stored);
+        });
+        stored
     }
 }
 
@@ -134,15 +160,20 @@ struct Grid<T> {
     a: T,
     b: T,
     scale: T,
+    /// Value of code 0 of a grid with a minimum, at most 0; else 0.
+    base: T,
     /// Codes of the two ends, minus the zero point.
     lowest: T,
     highest: T,
+    has_float_codes: bool,
     /// Just beyond the ends: far enough to detect clamping, close enough to be rounded by [`Real::ROUNDER`].
     below: T,
     above: T,
     /// `ds/dhi` and `-ds/dlo`.
     hi_slope: T,
     lo_slope: T,
+    /// `-dbase/d(-lo)`: 1 for a grid with a minimum.
+    base_slope: T,
 }
 
 impl<T: Real> Grid<T> {
@@ -150,56 +181,96 @@ impl<T: Real> Grid<T> {
     fn new(levels: Levels, (max, min): (T, T), a: T, b: T) -> Self {
         let (hi, depth) = (a * max, T::ZERO - b * min);
         let one = T::of(1.0);
-        let (width, hi_part) = match levels.centre {
-            None => (hi + depth, one),
-            Some(_) if hi > depth => (hi, one),
-            Some(_) if hi == depth => (hi, T::of(0.5)),
-            Some(_) => (depth, T::ZERO),
+        let (width, hi_part) = match levels.zero {
+            Zero::Code | Zero::Minimum => (hi + depth, one),
+            Zero::FullRange(_) if hi >= depth => (hi, one),
+            Zero::Centre(_) if hi > depth => (hi, one),
+            Zero::Centre(_) if hi == depth => (hi, T::of(0.5)),
+            Zero::Centre(_) | Zero::FullRange(_) => (depth, T::ZERO),
         };
         let (steps, max_code) = (T::of(levels.steps), T::of(levels.max_code));
         let free = width / steps;
-        let scale = free.clamped(T::of(f64::from(SCALE_MIN)), T::of(f64::from(SCALE_MAX)));
-        let slope = if free == scale { one / steps } else { T::ZERO };
-        let (zero_point, lo_part) = match levels.centre {
-            None => (round((depth / scale).clamped(T::ZERO, max_code)), one),
-            Some(centre) => (T::of(centre), one - hi_part),
+        let size = free.clamped(T::of(f64::from(SCALE_MIN)), T::of(f64::from(SCALE_MAX)));
+        let slope = if free == size { one / steps } else { T::ZERO };
+        // Code 0 lies below the zero point, so a scale is negative if the larger end is positive.
+        let (scale, hi_sign) = match levels.zero {
+            Zero::FullRange(_) if hi >= depth => (T::ZERO - size, T::of(-1.0)),
+            _ => (size, one),
+        };
+        let (zero_point, lo_part) = match levels.zero {
+            Zero::Code => (round((depth / scale).clamped(T::ZERO, max_code)), one),
+            Zero::Minimum => (T::ZERO, one),
+            Zero::Centre(centre) | Zero::FullRange(centre) => (T::of(centre), one - hi_part),
         };
         let (lowest, highest) = (T::ZERO - zero_point, max_code - zero_point);
-        Self {
+        let has_minimum = levels.zero == Zero::Minimum;
+        // The next float codes beyond the ends would be two further.
+        let beyond = T::of(if levels.has_float_codes { 2.0 } else { 1.0 });
+        let grid = Self {
             max,
             min,
             a,
             b,
             scale,
+            base: if has_minimum { T::ZERO - depth } else { T::ZERO },
             lowest,
             highest,
-            below: lowest - one,
-            above: highest + one,
-            hi_slope: slope * hi_part,
+            has_float_codes: levels.has_float_codes,
+            below: lowest - beyond,
+            above: highest + beyond,
+            hi_slope: slope * hi_part * hi_sign,
             lo_slope: slope * lo_part,
+            base_slope: if has_minimum { one } else { T::ZERO },
+        };
+        // Float codes have scales that are far from the exact ones, each rounded by itself.
+        if levels.has_float_codes {
+            let mut unit = [grid.ideal()];
+            levels.round(&mut unit);
+            return grid.with(levels, &unit[0]);
         }
+        grid
     }
 
-    /// `w / s`, the code of `w` minus the zero point, and whether that code was not clamped.
+    /// The scale and the minimum.
+    fn ideal(&self) -> Ideal {
+        let of = |value: T| value.to_f64() as f32;
+        Ideal { scale: of(self.scale), depth: of(T::ZERO - self.base) }
+    }
+
+    /// The same grid with a scale and a minimum as they are stored. Gradients pass through their rounding.
+    fn with(self, levels: Levels, stored: &Ideal) -> Self {
+        let scale = T::of(f64::from(stored.scale));
+        let base = T::ZERO - T::of(f64::from(stored.depth));
+        let base = if levels.zero == Zero::Minimum { base } else { self.base };
+        Self { scale, base, ..self }
+    }
+
+    /// `(w - base) / s`, the code of `w` minus the zero point, and whether that code was not clamped.
     #[inline(always)]
     fn encode(&self, weight: T, offset: T) -> (T, T, bool) {
-        let place = weight / self.scale;
-        let rounded = round((place + offset).clamped(self.below, self.above));
+        let place = (weight - self.base) / self.scale;
+        let near = (place + offset).clamped(self.below, self.above);
+        let rounded = if self.has_float_codes { round_e2m1(near) } else { round(near) };
         let code = rounded.clamped(self.lowest, self.highest);
         (place, code, code == rounded)
     }
 
-    /// `dw'/ds` of a weight: `(q - z) - k w / s`.
+    /// `dw'/ds` of a weight: `(q - z) - k (w - base) / s`.
     #[inline(always)]
     fn residual(&self, weight: T, offset: T) -> T {
         let (place, code, inside) = self.encode(weight, offset);
         code - if inside { place } else { T::ZERO }
     }
 
-    /// `dL/dhi` and `-dL/dlo` from the sum of `G dw'/ds`.
-    fn end_gradients(&self, sum: f64) -> (T, T) {
-        let sum = T::of(sum);
-        (sum * self.hi_slope, sum * self.lo_slope)
+    /// `dL/dhi` and `-dL/dlo` of a group.
+    fn end_gradients<S: Stored<T>>(&self, group: Group<'_, T>, grad: &[S]) -> (T, T) {
+        let sum = T::of(sum_of(group, grad, |w, v, g| g * self.residual(w, v)));
+        if self.base_slope == T::ZERO {
+            return (sum * self.hi_slope, sum * self.lo_slope);
+        }
+        // A clamped weight moves with the minimum: dw'/dbase = 1 - k.
+        let clamped = sum_of(group, grad, |w, v, g| if self.encode(w, v).2 { T::ZERO } else { g });
+        (sum * self.hi_slope, sum * self.lo_slope - T::of(clamped) * self.base_slope)
     }
 
     /// `dL/dgamma` and `dL/dbeta`.
@@ -214,7 +285,7 @@ pub fn fake_quantize<T: Real, S: Stored<T>>(groups: &Groups<'_, T>, out: &mut [S
     groups.par_iter().zip(out.par_chunks_mut(groups.len)).for_each(|((group, grid), out)| {
         for ((out, &w), &v) in out.iter_mut().zip(group.weight).zip(group.offsets) {
             let (_, code, _) = grid.encode(w, v);
-            *out = S::from_real(code * grid.scale);
+            *out = S::from_real(code * grid.scale + grid.base);
         }
     });
 }
@@ -224,8 +295,7 @@ pub fn gradients<T: Real, S: Stored<T>>(groups: &Groups<'_, T>, grad: &[S], gamm
     let strengths = gamma.par_iter_mut().zip(beta);
     groups.par_iter().zip(grad.par_chunks(groups.len)).zip(strengths).for_each(
         |(((group, grid), grad), (gamma, beta))| {
-            let sum = sum_of(group, grad, |w, v, g| g * grid.residual(w, v));
-            (*gamma, *beta) = grid.strength_gradients(grid.end_gradients(sum));
+            (*gamma, *beta) = grid.strength_gradients(grid.end_gradients(group, grad));
         },
     );
 }
@@ -245,8 +315,7 @@ pub fn gradients_with_weight<T: Real, S: Stored<T>>(
         .zip(strengths)
         .zip(d_weight.par_chunks_mut(groups.len))
         .for_each(|((((group, grid), grad), (gamma, beta)), d_weight)| {
-            let sum = sum_of(group, grad, |w, v, g| g * grid.residual(w, v));
-            let (d_hi, d_depth) = grid.end_gradients(sum);
+            let (d_hi, d_depth) = grid.end_gradients(group, grad);
             (*gamma, *beta) = grid.strength_gradients((d_hi, d_depth));
             // Weights that are tied for an extreme share its gradient.
             let pull_max = d_hi * grid.a / T::of(count(group.weight, grid.max));
@@ -289,7 +358,7 @@ pub fn search<T: Real>(groups: &Groups<'_, T>, importance: &[T], choices: &[T], 
             let grid = Grid::new(groups.levels, ends, a, b);
             let squared = |w, _, importance: T| {
                 let (_, code, _) = grid.encode(w, T::ZERO);
-                let off = w - code * grid.scale;
+                let off = w - (code * grid.scale + grid.base);
                 importance * off * off
             };
             sum_of(group, importance, squared)
@@ -310,6 +379,20 @@ pub fn search<T: Real>(groups: &Groups<'_, T>, importance: &[T], choices: &[T], 
 #[inline(always)]
 fn round<T: Real>(x: T) -> T {
     (x + T::ROUNDER) - T::ROUNDER
+}
+
+/// Rounds to the nearest e2m1 number, ties to the even one; beyond 6 to even numbers.
+#[inline(always)]
+fn round_e2m1<T: Real>(x: T) -> T {
+    let size = if x < T::ZERO { T::ZERO - x } else { x };
+    let step = T::of(if size < T::of(2.0) {
+        0.5
+    } else if size < T::of(4.0) {
+        1.0
+    } else {
+        2.0
+    });
+    round(x / step) * step
 }
 
 /// Maximum and minimum, widened to contain 0.

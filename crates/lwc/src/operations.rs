@@ -17,7 +17,8 @@ impl Lwc {
     /// # Panics
     /// When `weight` is not `[out, in]` or `importance` not `[in]`.
     pub fn start_from_search(&mut self, weight: &Tensor, importance: &Tensor) {
-        let (weight, levels) = (self.prepared(weight), Levels::new(self.spec));
+        let weight = self.prepared(weight);
+        let levels = Levels::new(self.spec, &weight);
         assert_eq!(importance.size(), [self.in_features as i64], "mean squares of the inputs");
         let importance = importance.detach().to_kind(weight.kind()).contiguous();
         let clip = no_grad(|| match fused_kinds(&weight, weight.kind()) {
@@ -47,7 +48,8 @@ impl Lwc {
             Some((Kind::Double, Kind::Double)) => self.fake_quantize_fused::<f64, f64>(&weight, &clip),
             Some((Kind::Float, Kind::BFloat16)) => self.fake_quantize_fused::<f32, bf16>(&weight, &clip),
             Some((Kind::Float, Kind::Float)) => self.fake_quantize_fused::<f32, f32>(&weight, &clip),
-            _ => composed::fake_quantize(Levels::new(self.spec), &weight, self.offsets.as_ref(), &clip).to_kind(kind),
+            _ => composed::fake_quantize(Levels::new(self.spec, &weight), &weight, self.offsets.as_ref(), &clip)
+                .to_kind(kind),
         })
     }
 
@@ -63,7 +65,7 @@ impl Lwc {
             Some((Kind::Float, Kind::Float)) => self.gradients_fused::<f32, f32>(&weight, &grad, &clip),
             _ => {
                 let grad = grad.to_kind(weight.kind());
-                composed::gradients(Levels::new(self.spec), &weight, self.offsets.as_ref(), &grad, &clip)
+                composed::gradients(Levels::new(self.spec, &weight), &weight, self.offsets.as_ref(), &grad, &clip)
             }
         })
     }
@@ -80,7 +82,13 @@ impl Lwc {
             Some((Kind::Float, Kind::Float)) => self.gradients_with_weight_fused::<f32, f32>(&weight, &grad, &clip),
             _ => {
                 let grad = grad.to_kind(weight.kind());
-                composed::gradients_with_weight(Levels::new(self.spec), &weight, self.offsets.as_ref(), &grad, &clip)
+                composed::gradients_with_weight(
+                    Levels::new(self.spec, &weight),
+                    &weight,
+                    self.offsets.as_ref(),
+                    &grad,
+                    &clip,
+                )
             }
         })
     }
@@ -95,7 +103,7 @@ impl Lwc {
         self.check_shape(weight).unwrap_or_else(|error| panic!("{error}"));
         let clip = ClipTensors { hi: self.gamma.sigmoid(), lo: self.beta.sigmoid() };
         let weight = weight.to_kind(self.gamma.kind());
-        composed::fake_quantize_autograd(Levels::new(self.spec), &weight, self.offsets.as_ref(), &clip)
+        composed::fake_quantize_autograd(Levels::new(self.spec, &weight), &weight, self.offsets.as_ref(), &clip)
     }
 
     /// Final codes of a weight `[out, in]`, with scales that are f16 numbers. Computed on the CPU.
@@ -111,13 +119,19 @@ impl Lwc {
         Ok(tensors::quantize(&weight, [rows, cols], self.spec, &clip, offsets.as_ref())?)
     }
 
-    /// For each group of a weight `[out, in]`: the scale, and the codes of both ends minus the zero point, `[out, groups]` each.
+    /// For each group of a weight `[out, in]`: the scale, the value of code 0 of grids with a minimum (else 0), and the codes of both ends
+    /// minus the zero point, `[out, groups]` each.
     ///
     /// # Panics
     /// When `weight` is not `[out, in]`.
-    pub fn grids(&self, weight: &Tensor) -> [Tensor; 3] {
+    pub fn grids(&self, weight: &Tensor) -> [Tensor; 4] {
         let weight = self.prepared(weight);
-        no_grad(|| composed::grids_of(Levels::new(self.spec), &weight, &self.clip()))
+        no_grad(|| composed::grids_of(Levels::new(self.spec, &weight), &weight, &self.clip()))
+    }
+
+    /// The codes nearest to places on a grid: integers, or e2m1 numbers.
+    pub fn nearest(&self, places: &Tensor) -> Tensor {
+        composed::nearest(self.spec.storage.has_float_codes(), places)
     }
 
     /// Learns how weights are rounded: moves the offsets against the sign of `grad = dL/dw'` `[out, in]` by `rate` units of the scale
@@ -143,7 +157,8 @@ impl Lwc {
             }
             _ => {
                 let grad = grad.to_kind(weight.kind());
-                offsets = composed::moved_offsets(Levels::new(self.spec), &weight, &offsets, &grad, &clip, rate);
+                offsets =
+                    composed::moved_offsets(Levels::new(self.spec, &weight), &weight, &offsets, &grad, &clip, rate);
             }
         });
         self.offsets = Some(offsets);

@@ -54,9 +54,7 @@ pub enum LwcError {
 impl Lwc {
     /// Strengths of [`START`] for a weight `[out_features, in_features]`. Fails if the group size does not divide `in_features`.
     pub fn new(out_features: usize, in_features: usize, spec: WeightSpec, device: Device) -> Result<Self, LwcError> {
-        if !spec.group.divides(in_features) {
-            return Err(TensorError::GroupDoesNotDivide { group: spec.group.len(in_features), in_features }.into());
-        }
+        spec.check_row(in_features)?;
         let strength =
             || Tensor::full([out_features as i64, spec.group.count(in_features) as i64], START, (Kind::Float, device));
         Ok(Self { gamma: strength(), beta: strength(), offsets: None, spec, in_features })

@@ -4,7 +4,7 @@
 
 #![allow(unsafe_code, reason = "the loops are our own, which read and write tensors where they lie")]
 
-use oq_quant_core::{Clip, QuantizedTensor, TensorError, WeightSpec};
+use oq_quant_core::{Clip, Ideal, QuantizedTensor, TensorError, WeightSpec};
 use oq_slices as slices;
 use tch::Tensor;
 
@@ -33,7 +33,7 @@ impl Lwc {
         let (clip, zeros, choices) = (self.clip(), self.zeros(), choices().map(T::of));
         let shape = clip.hi.size();
         // SAFETY: only tensors that are made here are written meanwhile.
-        let (groups, importance) = unsafe { (self.groups(weight, &zeros, &clip), slices::of(importance)) };
+        let (groups, importance) = unsafe { (self.groups(weight, &zeros, &clip, &[]), slices::of(importance)) };
         // Each weight gets its nearest code, whatever was learned.
         let groups = fused::Groups { offsets: &zeros, ..groups };
         let [hi, lo] = slices::filled([&shape[..]; 2], |[hi, lo]| fused::search(&groups, importance, &choices, hi, lo));
@@ -45,9 +45,9 @@ impl Lwc {
         weight: &Tensor,
         clip: &ClipTensors,
     ) -> Tensor {
-        let (zeros, shape) = (self.zeros::<T>(), weight.size());
+        let (zeros, stored, shape) = (self.zeros::<T>(), self.stored::<T>(weight, clip), weight.size());
         // SAFETY: only a tensor that is made here is written meanwhile.
-        let groups = unsafe { self.groups(weight, &zeros, clip) };
+        let groups = unsafe { self.groups(weight, &zeros, clip, &stored) };
         let [out] = slices::filled([&shape], |[out]: [&mut [S]; 1]| fused::fake_quantize(&groups, out));
         out
     }
@@ -58,9 +58,9 @@ impl Lwc {
         grad: &Tensor,
         clip: &ClipTensors,
     ) -> LwcGrads {
-        let (zeros, shape) = (self.zeros::<T>(), clip.hi.size());
+        let (zeros, stored, shape) = (self.zeros::<T>(), self.stored::<T>(weight, clip), clip.hi.size());
         // SAFETY: only tensors that are made here are written meanwhile.
-        let (groups, grad) = unsafe { (self.groups(weight, &zeros, clip), slices::of::<S>(grad)) };
+        let (groups, grad) = unsafe { (self.groups(weight, &zeros, clip, &stored), slices::of::<S>(grad)) };
         let [gamma, beta] =
             slices::filled([&shape[..]; 2], |[gamma, beta]| fused::gradients(&groups, grad, gamma, beta));
         LwcGrads { gamma, beta }
@@ -72,9 +72,10 @@ impl Lwc {
         grad: &Tensor,
         clip: &ClipTensors,
     ) -> (LwcGrads, Tensor) {
-        let (zeros, of_clip, of_weight) = (self.zeros::<T>(), clip.hi.size(), weight.size());
+        let (zeros, stored) = (self.zeros::<T>(), self.stored::<T>(weight, clip));
+        let (of_clip, of_weight) = (clip.hi.size(), weight.size());
         // SAFETY: only tensors that are made here are written meanwhile.
-        let (groups, grad) = unsafe { (self.groups(weight, &zeros, clip), slices::of::<S>(grad)) };
+        let (groups, grad) = unsafe { (self.groups(weight, &zeros, clip, &stored), slices::of::<S>(grad)) };
         let shapes = [&of_clip[..], &of_clip, &of_weight];
         let [gamma, beta, d_weight] = slices::filled(shapes, |[gamma, beta, d_weight]| {
             fused::gradients_with_weight(&groups, grad, gamma, beta, d_weight);
@@ -97,9 +98,9 @@ impl Lwc {
         assert!(self.offsets.is_none(), "offsets are moved while they are read");
         let read = [weight, grad, &clip.hi, &clip.lo];
         assert!(read.into_iter().all(|read| !slices::overlap(read, offsets)), "offsets share memory with what is read");
-        let zeros = self.zeros::<T>();
+        let (zeros, stored) = (self.zeros::<T>(), self.stored::<T>(weight, clip));
         // SAFETY: only the offsets are written meanwhile, and they lie elsewhere.
-        let (groups, grad) = unsafe { (self.groups(weight, &zeros, clip), slices::of::<S>(grad)) };
+        let (groups, grad) = unsafe { (self.groups(weight, &zeros, clip, &stored), slices::of::<S>(grad)) };
         // SAFETY: nothing that is read meanwhile lies there, and no libtorch operation runs.
         let offsets = unsafe { slices::of_mut(offsets) };
         fused::move_offsets(&groups, grad, T::of(rate), offsets);
@@ -110,6 +111,13 @@ impl Lwc {
         vec![T::ZERO; self.spec.group.len(self.in_features)]
     }
 
+    /// Scales and minima of all groups as they are stored; none where learning does not see them rounded.
+    fn stored<T: fused::Real>(&self, weight: &Tensor, clip: &ClipTensors) -> Vec<Ideal> {
+        let zeros = self.zeros::<T>();
+        // SAFETY: nothing is written meanwhile.
+        unsafe { self.groups(weight, &zeros, clip, &[]) }.rounded()
+    }
+
     /// # Safety
     /// Same as [`slices::of`], for the weight, the fractions and the offsets.
     unsafe fn groups<'a, T: fused::Real>(
@@ -117,12 +125,13 @@ impl Lwc {
         weight: &'a Tensor,
         zeros: &'a [T],
         clip: &'a ClipTensors,
+        stored: &'a [Ideal],
     ) -> fused::Groups<'a, T> {
+        let (len, levels) = (self.spec.group.len(self.in_features), Levels::new(self.spec, weight));
         // SAFETY: promised by the caller.
-        let [weight, clip_hi, clip_lo] = [weight, &clip.hi, &clip.lo].map(|x| unsafe { slices::of(x) });
+        let [slice, clip_hi, clip_lo] = [weight, &clip.hi, &clip.lo].map(|x| unsafe { slices::of(x) });
         // SAFETY: promised by the caller.
         let offsets = self.offsets.as_ref().map_or(zeros, |x| unsafe { slices::of(x) });
-        let (len, levels) = (self.spec.group.len(self.in_features), Levels::new(self.spec));
-        fused::Groups { weight, offsets, len, levels, clip_hi, clip_lo }
+        fused::Groups { weight: slice, offsets, len, levels, clip_hi, clip_lo, stored }
     }
 }

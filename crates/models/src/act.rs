@@ -1,4 +1,4 @@
-//! Dynamic per-token quantization of activations on asymmetric grids (OmniQuant, section 4.1).
+//! Dynamic per-token quantization of activations (OmniQuant, section 4.1).
 
 use oq_quant_core::{ActSpec, Bits, SCALE_MAX, SCALE_MIN};
 use tch::{Kind, Tensor, no_grad, with_grad};
@@ -16,12 +16,34 @@ pub enum ActPoint {
     Value,
 }
 
-/// Fake-quantizes an activation as `spec` says; the shape stays. [`ActSpec::Float`] returns `x`.
-pub fn quantize_act(spec: ActSpec, x: Tensor) -> Tensor {
-    match spec {
-        ActSpec::Float => x,
-        ActSpec::PerToken(bits) => fake_quantize_tokens(&x, bits),
+/// Fake-quantizes an activation at `point` as `spec` says; the shape stays. [`ActSpec::Float`] returns `x`, and
+/// [`ActSpec::PerTokenSymmetric`], which is for products of integers, leaves queries, keys and values as they are.
+pub fn quantize_act(spec: ActSpec, point: ActPoint, x: Tensor) -> Tensor {
+    match (spec, point) {
+        (ActSpec::Float, _) | (ActSpec::PerTokenSymmetric(_), ActPoint::QueryKey | ActPoint::Value) => x,
+        (ActSpec::PerToken(bits), _) => fake_quantize_tokens(&x, bits),
+        (ActSpec::PerTokenSymmetric(bits), ActPoint::LinearInput | ActPoint::Inner) => {
+            fake_quantize_tokens_symmetric(&x, bits)
+        }
     }
+}
+
+/// Quantizes and dequantizes each token around zero: `x [.., n]` -> `[.., n]`, with codes from `-(2^(bits-1) - 1)` to `2^(bits-1) - 1`.
+/// Types narrower than f32 are converted to f32 first.
+///
+/// ```text
+/// s = clamp(max |x| / (2^(bits-1) - 1), ..)     x' = round(x / s) s
+/// ```
+///
+/// Differentiable like [`fake_quantize_tokens`]. No level is clamped, because the largest number is the end of the grid.
+pub fn fake_quantize_tokens_symmetric(x: &Tensor, bits: Bits) -> Tensor {
+    let x = if x.kind() == Kind::Double { x.shallow_clone() } else { x.to_kind(Kind::Float) };
+    let steps = f64::from(bits.centre() - 1);
+    let largest = if x.requires_grad() { x.abs().max_dim(-1, true).0 } else { x.abs().amax([-1], true) };
+    let scale = (largest / steps).clamp(f64::from(SCALE_MIN), f64::from(SCALE_MAX));
+    let place = &x / &scale;
+    let level = &place + (place.round().clamp(-steps, steps) - &place).detach();
+    level * scale
 }
 
 /// Quantizes and dequantizes each token: `x [.., n]` -> `[.., n]`. Each row of `n` has its own grid, from its minimum to its maximum, 0
@@ -93,6 +115,24 @@ mod tests {
             let (ours, theirs) = (grad(&ours), grad(&theirs));
             assert!(difference(&ours, &theirs) <= TOLERANCE * theirs.abs().max().double_value(&[]), "{bits:?}");
         }
+    }
+
+    #[test]
+    fn symmetric_levels_are_integers_up_to_the_largest_number() {
+        tch::manual_seed(2);
+        let bits = Bits::new(8).expect("in range");
+        let x = Tensor::randn([4, 64], (Kind::Float, Device::Cpu)) * 3.0;
+        let y = fake_quantize_tokens_symmetric(&x, bits);
+        let scale = x.abs().amax([-1], true) / 127.0;
+        let levels = &y / &scale;
+        // A level is a product and a quotient away from its integer; 127 has 7 of 24 digits.
+        assert!((&levels - levels.round()).abs().max().double_value(&[]) < 1e-4);
+        // Half a step, and f32's rounding of places up to 127.
+        assert!(((x - y) / scale).abs().max().double_value(&[]) < 0.5 + 1e-4);
+        let of = |point, x: &Tensor| quantize_act(ActSpec::PerTokenSymmetric(bits), point, x.shallow_clone());
+        let x = Tensor::from_slice(&[0.3f32, -1.0, 0.5]);
+        assert_eq!(of(ActPoint::Value, &x), x);
+        assert_ne!(of(ActPoint::Inner, &x), x);
     }
 
     #[test]

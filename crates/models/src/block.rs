@@ -167,7 +167,7 @@ impl BlockOps for DenseOps<'_> {
     }
 
     fn act(&self, point: ActPoint, x: Tensor) -> Tensor {
-        self.compute.cast(quantize_act(self.act, self.weights.rotate_online(point, x)))
+        self.compute.cast(quantize_act(self.act, point, self.weights.rotate_online(point, x)))
     }
 
     fn param(&self, name: &str) -> Tensor {

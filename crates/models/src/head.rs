@@ -119,11 +119,8 @@ impl Matrix {
 fn in_8_bits(view: &TensorView<'_>, slab: usize) -> Result<QuantizedTensor, ModelError> {
     let (vocab, width) = (view.shape[0], view.shape[1]);
     let group = 1 << width.trailing_zeros().min(6);
-    let spec = WeightSpec {
-        bits: Bits::new(8).expect("8 bits are supported"),
-        group: GroupSize::channels(group).expect("a power of two is not 0"),
-        symmetry: Symmetry::Asymmetric,
-    };
+    let group = GroupSize::channels(group).expect("a power of two is not 0");
+    let spec = WeightSpec::integer(Bits::new(8).expect("8 bits are supported"), group, Symmetry::Asymmetric);
     let rows = (slab / width).max(1);
     let row_bytes = view.bytes.len() / vocab;
     let slabs = view.bytes.chunks(rows * row_bytes).map(|bytes| {

@@ -24,6 +24,7 @@ mod opt;
 mod packed;
 mod rope;
 mod rotate;
+mod schemes;
 mod structure;
 mod tensors;
 
@@ -35,11 +36,12 @@ pub use error::{ModelError, RotateError};
 pub use family::FAMILIES;
 pub use form::{Block, Form, Kernels};
 pub use head::{Head, HeadKind};
-pub use model::{Model, Outer, ReadDecoder, check_groups};
+pub use model::{Model, Outer, ReadDecoder};
 pub use online::Online;
 pub use packed::PackedOps;
 pub use rope::Rotary;
 pub use rotate::Rotator;
+pub use schemes::{quantization_by, specs_of_layer};
 pub use structure::{Attention, Dims, Layer, LayerResidual, Linear, LinearName, Param, Residual, intern};
 pub use tensors::tensor_of;
 

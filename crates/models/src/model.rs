@@ -7,7 +7,7 @@ use oq_formats::{
     Checkpoint, Dtype, FormatError, PackedCheckpoint, Quantization, TensorView, is_rotated_online, quantization_of,
     read_config,
 };
-use oq_quant_core::{ActSpec, QuantSpec, QuantizedTensor, RotateKind, TensorError, WeightSpec};
+use oq_quant_core::{ActSpec, QuantSpec, QuantizedTensor, RotateKind};
 use serde_json::Value;
 use tch::{Device, Tensor};
 
@@ -20,6 +20,7 @@ use crate::head::Head;
 use crate::online::Online;
 use crate::packed::{Codes, PackedOps};
 use crate::rotate::Rotator;
+use crate::schemes::quantization_by;
 use crate::structure::{Layer, Linear, Param};
 use crate::tensors::{rows_of, tensor_of};
 
@@ -29,7 +30,7 @@ pub struct Model {
     config: Value,
     decoder: Box<dyn Decoder>,
     weights: Weights,
-    round_to_nearest: Option<QuantSpec>,
+    round_to_nearest: Option<Quantization>,
     form: Form,
     rotator: Option<Rotator>,
     online: Option<Online>,
@@ -99,8 +100,9 @@ impl Model {
     /// When the model is rotated: its stored weights would be rounded before rotation.
     pub fn with_round_to_nearest(self, spec: QuantSpec) -> Result<Self, ModelError> {
         assert!(!self.is_rotated(), "weights are rounded as they are stored");
-        self.check_quantizable(spec.weight)?;
-        Ok(Self { round_to_nearest: Some(spec), ..self })
+        self.check_quantizable(spec)?;
+        let round_to_nearest = Some(quantization_by(&*self.decoder, spec)?);
+        Ok(Self { round_to_nearest, ..self })
     }
 
     /// The same model with its tensors rotated as they are loaded, by matrices that `seed` determines. It computes the same function. A
@@ -160,12 +162,12 @@ impl Model {
     /// Checks that the model can be quantized.
     ///
     /// # Errors
-    /// When it is packed already, or the group size does not divide the input features of every linear.
-    pub fn check_quantizable(&self, spec: WeightSpec) -> Result<(), ModelError> {
+    /// When it is packed already, or the rows of a linear do not split into groups or blocks.
+    pub fn check_quantizable(&self, scheme: QuantSpec) -> Result<(), ModelError> {
         if let Some(quantization) = self.quantization() {
             return Err(ModelError::AlreadyQuantized { dir: self.dir.clone(), quantization: quantization.clone() });
         }
-        check_groups(&*self.decoder, spec)
+        quantization_by(&*self.decoder, scheme).map(drop)
     }
 
     /// Its directory.
@@ -194,7 +196,7 @@ impl Model {
     /// How activations are quantized before its products.
     pub fn act(&self) -> ActSpec {
         let of_packed = self.quantization().map(Quantization::act);
-        of_packed.or(self.round_to_nearest.map(|spec| spec.act)).unwrap_or(ActSpec::Float)
+        of_packed.or(self.round_to_nearest.as_ref().map(Quantization::act)).unwrap_or(ActSpec::Float)
     }
 
     /// The operations of a block from [`Self::load_block`].
@@ -296,12 +298,13 @@ impl Model {
     /// A linear's codes, if the model is packed or rounded as it is loaded.
     fn quantized(&self, name: &str, linear: &Linear) -> Result<Option<QuantizedTensor>, ModelError> {
         let quantize_error = |source| ModelError::Quantize { linear: name.to_owned(), source };
-        let quantized = match (&self.weights, self.round_to_nearest) {
+        let quantized = match (&self.weights, &self.round_to_nearest) {
             (Weights::Packed(packed), _) => packed.linear(name)?,
             (Weights::Dense(_), None) => return Ok(None),
-            (Weights::Dense(checkpoint), Some(spec)) => {
+            (Weights::Dense(checkpoint), Some(specs)) => {
                 let weight = checkpoint.tensor(&format!("{name}.weight"))?.to_f32_vec()?;
-                QuantizedTensor::quantize(&weight, linear.out_features, linear.in_features, spec.weight)
+                let spec = specs.weight(name).expect("all linears of the model have a spec");
+                QuantizedTensor::quantize(&weight, linear.out_features, linear.in_features, spec)
                     .map_err(quantize_error)?
             }
         };
@@ -432,24 +435,6 @@ fn has_other_head(checkpoint: &Checkpoint, decoder: &dyn Decoder) -> Result<bool
     // In a PyTorch checkpoint, one tensor can have two names.
     let is_one = head.bytes.as_ptr() == embedding.bytes.as_ptr();
     Ok(head.shape == embedding.shape && !is_one && !checkpoint.is_same(LM_HEAD, (checkpoint, tied))?)
-}
-
-/// Checks that the group size divides the input features of every linear.
-///
-/// # Errors
-/// Names the first linear that it does not divide.
-pub fn check_groups(decoder: &dyn Decoder, spec: WeightSpec) -> Result<(), ModelError> {
-    for layer in 0..decoder.dims().n_layers {
-        for linear in decoder.layer(layer).linears {
-            let in_features = linear.in_features;
-            if !spec.group.divides(in_features) {
-                let linear = format!("{}{}", decoder.block_prefix(layer), linear.name.0);
-                let source = TensorError::GroupDoesNotDivide { group: spec.group.len(in_features), in_features };
-                return Err(ModelError::Quantize { linear, source });
-            }
-        }
-    }
-    Ok(())
 }
 
 /// The tensors outside the blocks, read on each call.

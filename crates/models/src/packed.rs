@@ -128,7 +128,7 @@ impl BlockOps for PackedOps {
     }
 
     fn act(&self, point: ActPoint, x: Tensor) -> Tensor {
-        quantize_act(self.act, rotate_online(self.online.as_ref(), point, x))
+        quantize_act(self.act, point, rotate_online(self.online.as_ref(), point, x))
     }
 
     fn attention(&self, q: &Tensor, k: &Tensor, v: &Tensor, scores: &Scores<'_>) -> Tensor {

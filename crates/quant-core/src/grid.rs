@@ -9,7 +9,8 @@
 
 use half::f16;
 
-use crate::spec::{Bits, Symmetry};
+use crate::small_floats::{E2M1_MAX, from_e2m1, to_e2m1};
+use crate::spec::{Bits, Symmetry, WeightSpec};
 
 /// Smallest scale, the f16 number nearest to 1e-5. It avoids a division by zero in groups of zeros, or nearly so (the paper's code clamps
 /// alike).
@@ -34,63 +35,75 @@ impl Range {
     }
 }
 
-/// The values that the codes of one group stand for.
+/// The values that the codes of one group stand for: `scale * (code - zero_point) + base`, or `scale * e2m1(code)`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Grid {
-    /// Difference between consecutive values; an f16 number.
-    pub scale: f16,
-    /// Code that stands for zero.
+    /// Difference between consecutive values. It is negative if the smallest code is the largest value.
+    pub scale: f32,
+    /// Code that stands for `base`.
     pub zero_point: u8,
     /// Largest code.
     pub max_code: u8,
+    /// 0, or at most 0 for grids with a minimum.
+    pub base: f32,
+    /// Whether codes are e2m1 numbers.
+    pub has_float_codes: bool,
 }
 
 impl Grid {
-    /// The MinMax grid of a range.
+    /// The MinMax grid of a range, with a scale that is an f16 number.
     ///
-    /// Symmetric grids have `2^(bits-1) - 1` codes on either side of the centre code `2^(bits-1)`.
+    /// Symmetric grids have `2^(bits-1) - 1` codes on either side of the centre code `2^(bits-1)`; full-range ones have one more on the side
+    /// of the larger end.
     pub fn new(range: Range, bits: Bits, symmetry: Symmetry) -> Self {
         let max_code = bits.max_code();
+        let ideal = Ideal::of_integers(range, bits, symmetry);
+        // At most 128 steps, so rounding the scale moves the end of a range around zero by at most half a step.
+        let nearest = f16::from_f32(ideal.scale);
         match symmetry {
             Symmetry::Asymmetric => {
-                let scale = scale(range.hi - range.lo, max_code);
-                let nearest = Self::asymmetric(range, f16::from_f32(scale), max_code);
-                if nearest.encode(range.hi) == max_code {
-                    return nearest;
+                let rounded = Self::asymmetric(range, nearest, max_code);
+                if rounded.encode(range.hi) == max_code {
+                    return rounded;
                 }
-                Self::asymmetric(range, f16_toward_zero(scale), max_code)
+                Self::asymmetric(range, f16_toward_zero(ideal.scale), max_code)
             }
-            Symmetry::Symmetric => {
-                let centre = bits.centre();
-                // At most 127 steps, so rounding the scale moves the end by less than half a step.
-                let scale = f16::from_f32(scale(range.hi.max(-range.lo), centre - 1));
-                Self { scale, zero_point: centre, max_code }
-            }
+            Symmetry::Symmetric | Symmetry::FullRange => Self::integer(nearest.to_f32(), bits.centre(), max_code),
         }
+    }
+
+    /// A grid of integer codes with `base` 0.
+    pub(crate) fn integer(scale: f32, zero_point: u8, max_code: u8) -> Self {
+        Self { scale, zero_point, max_code, base: 0.0, has_float_codes: false }
     }
 
     fn asymmetric(range: Range, scale: f16, max_code: u8) -> Self {
         // At most Q by construction, except for the rounding of the scale.
         let zero_point = (-range.lo / scale.to_f32()).round().min(f32::from(max_code)) as u8;
-        Self { scale, zero_point, max_code }
+        Self::integer(scale.to_f32(), zero_point, max_code)
     }
 
-    /// Nearest code of one weight; ties are rounded away from zero.
+    /// Nearest code of one weight; ties between integers are rounded away from zero.
     #[inline]
     pub fn encode(&self, weight: f32) -> u8 {
-        self.encode_with(weight, 0.0, self.scale.to_f32())
+        self.encode_with(weight, 0.0)
     }
 
     #[inline]
-    fn encode_with(&self, weight: f32, offset: f32, scale: f32) -> u8 {
-        let code = (weight / scale + offset).round() + f32::from(self.zero_point);
+    fn encode_with(&self, weight: f32, offset: f32) -> u8 {
+        let place = (weight - self.base) / self.scale + offset;
+        if self.has_float_codes {
+            return to_e2m1(place);
+        }
+        let code = place.round() + f32::from(self.zero_point);
         code.clamp(0.0, f32::from(self.max_code)) as u8
     }
 
     /// Value of a code.
     #[inline]
     pub fn decode(&self, code: u8) -> f32 {
-        (f32::from(code) - f32::from(self.zero_point)) * self.scale.to_f32()
+        let number = if self.has_float_codes { from_e2m1(code) } else { f32::from(code) - f32::from(self.zero_point) };
+        number * self.scale + self.base
     }
 
     /// Codes of a whole group.
@@ -99,9 +112,8 @@ impl Grid {
     /// When `codes` and `group` differ in length.
     pub fn encode_all(&self, group: &[f32], codes: &mut [u8]) {
         assert_eq!(codes.len(), group.len(), "encode_all: codes and weights");
-        let scale = self.scale.to_f32();
         for (code, &weight) in codes.iter_mut().zip(group) {
-            *code = self.encode_with(weight, 0.0, scale);
+            *code = self.encode_with(weight, 0.0);
         }
     }
 
@@ -112,9 +124,8 @@ impl Grid {
     pub fn encode_shifted(&self, group: &[f32], offsets: &[f32], codes: &mut [u8]) {
         assert_eq!(codes.len(), group.len(), "encode_shifted: codes and weights");
         assert_eq!(offsets.len(), group.len(), "encode_shifted: offsets and weights");
-        let scale = self.scale.to_f32();
         for ((code, &weight), &offset) in codes.iter_mut().zip(group).zip(offsets) {
-            *code = self.encode_with(weight, offset, scale);
+            *code = self.encode_with(weight, offset);
         }
     }
 
@@ -126,6 +137,39 @@ impl Grid {
         assert_eq!(codes.len(), group.len(), "decode_all: codes and weights");
         for (weight, &code) in group.iter_mut().zip(codes) {
             *weight = self.decode(code);
+        }
+    }
+}
+
+/// The numbers of a grid: before they are rounded to what is stored, or after.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Ideal {
+    /// Its size is within `[SCALE_MIN, SCALE_MAX]` before it is rounded.
+    pub scale: f32,
+    /// Distance of the smallest value from zero, at least 0; 0 unless the grid is asymmetric.
+    pub depth: f32,
+}
+
+impl Ideal {
+    /// The grid of a range, of a type of any kind.
+    pub(crate) fn of(range: Range, spec: WeightSpec) -> Self {
+        if spec.storage.has_float_codes() {
+            let scale = range.hi.max(-range.lo) / E2M1_MAX;
+            return Self { scale: scale.clamp(SCALE_MIN, SCALE_MAX), depth: 0.0 };
+        }
+        Self::of_integers(range, spec.bits, spec.symmetry)
+    }
+
+    fn of_integers(range: Range, bits: Bits, symmetry: Symmetry) -> Self {
+        let Range { lo, hi } = range;
+        let centre = bits.centre();
+        match symmetry {
+            Symmetry::Asymmetric => Self { scale: scale(hi - lo, bits.max_code()), depth: -lo },
+            Symmetry::Symmetric => Self { scale: scale(hi.max(-lo), centre - 1), depth: 0.0 },
+            Symmetry::FullRange => {
+                let size = scale(hi.max(-lo), centre);
+                Self { scale: if hi >= -lo { -size } else { size }, depth: 0.0 }
+            }
         }
     }
 }
@@ -148,7 +192,7 @@ mod tests {
     #[track_caller]
     fn check(lo: f32, hi: f32, symmetry: Symmetry, scale: f32, zero_point: u8) {
         let grid = Grid::new(Range { lo, hi }, Bits::new(4).unwrap(), symmetry);
-        assert_eq!(grid, Grid { scale: f16::from_f32(scale), zero_point, max_code: 15 });
+        assert_eq!(grid, Grid::integer(f16::from_f32(scale).to_f32(), zero_point, 15));
     }
 
     #[test]
@@ -163,6 +207,10 @@ mod tests {
         check(0.0, 0.0, Symmetry::Symmetric, SCALE_MIN, 8);
         check(-f32::MAX, f32::MAX, Symmetry::Asymmetric, SCALE_MAX, 15);
         check(-f32::MAX, f32::MAX, Symmetry::Symmetric, SCALE_MAX, 8);
+        // The larger end is code 0, whichever it is.
+        check(-0.5, 1.0, Symmetry::FullRange, -0.125, 8);
+        check(-1.0, 0.5, Symmetry::FullRange, 0.125, 8);
+        check(0.0, 0.0, Symmetry::FullRange, -SCALE_MIN, 8);
     }
 
     #[test]
@@ -176,7 +224,7 @@ mod tests {
     #[test]
     fn asymmetric_scales_are_nearest_where_the_codes_of_the_ends_allow() {
         // Steps between f16 numbers about 1: 1/1024. Three quarters of one lie nearer to the number above.
-        let (below, above) = (f16::from_f32(1.0), f16::from_f32(1.0 + 1.0 / 1024.0));
+        let (below, above) = (1.0, 1.0 + 1.0 / 1024.0);
         let exact: f32 = 1.0 + 0.75 / 1024.0;
         let scale = |lo, hi| {
             Grid::new(Range { lo: lo * exact, hi: hi * exact }, Bits::new(4).unwrap(), Symmetry::Asymmetric).scale

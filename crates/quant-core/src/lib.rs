@@ -1,5 +1,5 @@
-//! The quantizer on slices: settings ([`QuantSpec`]), MinMax grids ([`Grid`]), bit-stream packing ([`pack_row`]) and packed matrices
-//! ([`QuantizedTensor`]).
+//! The quantizer on slices: settings ([`QuantSpec`]), MinMax grids ([`Grid`]), how files store them ([`Stored`]), bit-stream packing
+//! ([`pack_row`]) and packed matrices ([`QuantizedTensor`]).
 //!
 //! No tensor library, no unsafe code, no state: every function takes slices and returns values.
 //!
@@ -15,20 +15,28 @@
 //! ```
 
 mod bf16;
+mod error;
 mod grid;
+mod mixture;
 mod pack;
 mod rotate;
 mod site;
+mod small_floats;
 mod spec;
+mod stored;
 mod tensor;
 
 pub use bf16::{from_bf16, to_bf16};
-pub use grid::{Grid, Range, SCALE_MAX, SCALE_MIN, f16_toward_zero};
+pub use error::TensorError;
+pub use grid::{Grid, Ideal, Range, SCALE_MAX, SCALE_MIN, f16_toward_zero};
+pub use mixture::{Block, Mixture, MixtureModel, Role};
 pub use pack::{PackError, pack_row, packed_words, unpack_row};
 pub use rotate::RotateKind;
 pub use site::{SiteKind, UnknownSite};
-pub use spec::{ActSpec, Bits, GroupSize, QuantSpec, SpecError, Symmetry, WeightSpec};
-pub use tensor::{Clip, QuantizedTensor, TensorError};
+pub use small_floats::{E2M1_MAX, from_e2m1, from_e4m3, from_e8m0, to_e2m1, to_e4m3, to_e8m0};
+pub use spec::{ActSpec, Bits, GroupSize, QuantSpec, SpecError, Storage, Symmetry, WeightSpec};
+pub use stored::{Stored, global_scale, round_stored};
+pub use tensor::{Clip, QuantizedTensor};
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

@@ -1,12 +1,15 @@
 //! Quantization settings such as `w3a16g64`, parsed once.
 //!
-//! A spec is written `w<bits>a<bits>[g<group>][sym]`: weight bits, activation bits (16 = not quantized), the number of input channels in a
-//! group (none = one group per output channel), and `sym` for symmetric quantization.
+//! A spec is written `w<bits>a<bits>[g<group>][sym|full|-int8]`: weight bits, activation bits (16 = not quantized), the number of input
+//! channels in a group (none = one group per output channel), and `sym` for symmetric quantization, `full` for symmetric quantization that
+//! uses all codes, or `-int8` for weights and 8-bit activations that are both symmetric. Types that have a name are written by it: `mxfp4`,
+//! `nvfp4`, `q4_k_m` for a mixture of ggml's types ([`Mixture`]), and `q4_k_pure` for one of them in all linears.
 
 use std::fmt;
 use std::num::NonZeroUsize;
 use std::str::FromStr;
 
+use crate::mixture::Mixture;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// Width of a code, 2 to 8 bits; a plain number in files.
@@ -112,6 +115,36 @@ pub enum Symmetry {
     Asymmetric,
     /// The range is symmetric around zero: code `2^(bits-1)` is zero.
     Symmetric,
+    /// Code `2^(bits-1)` is zero, and code 0 is the largest weight: the scale has the sign that makes it so. All codes are used, where
+    /// [`Self::Symmetric`] leaves one out.
+    FullRange,
+}
+
+/// How the scales of groups are stored, and with them what codes stand for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Storage {
+    /// An f16 scale and an integer zero point per group.
+    #[default]
+    Half,
+    /// An f16 scale and an f16 minimum per group (ggml's Q4_1 and Q5_1, MLX).
+    HalfMin,
+    /// A scale, and with [`Symmetry::Asymmetric`] a minimum, of few bits per group, in units of f16 numbers per super-block of 256 input
+    /// channels (ggml's K types).
+    Super,
+    /// Codes are e2m1 numbers, the scale is a power of two (MXFP4).
+    E8m0,
+    /// Codes are e2m1 numbers, the scale is an e4m3 number in units of one f32 number per matrix (NVFP4).
+    E4m3,
+}
+
+impl Storage {
+    /// Input channels of a super-block of [`Self::Super`].
+    pub const SUPER: usize = 256;
+
+    /// Whether codes are e2m1 numbers instead of integers.
+    pub fn has_float_codes(self) -> bool {
+        matches!(self, Self::E8m0 | Self::E4m3)
+    }
 }
 
 /// How weights are quantized.
@@ -123,6 +156,78 @@ pub struct WeightSpec {
     pub group: GroupSize,
     /// Which code stands for zero.
     pub symmetry: Symmetry,
+    /// How scales are stored.
+    pub storage: Storage,
+}
+
+impl WeightSpec {
+    /// Integer codes with an f16 scale and an integer zero point per group.
+    pub const fn integer(bits: Bits, group: GroupSize, symmetry: Symmetry) -> Self {
+        Self { bits, group, symmetry, storage: Storage::Half }
+    }
+
+    /// The spec of a type that is known by a name of its own: `q4_k`, `q4_1`, `mxfp4`. (Types such as `q4_0` are those of
+    /// [`Self::integer`]: 4 bits, groups of 32, full range.)
+    pub fn named(name: &str) -> Option<Self> {
+        NAMED.iter().find(|named| named.0 == name).map(Self::of_row)
+    }
+
+    fn of_row(&(_, bits, group, symmetry, storage): &Named) -> Self {
+        let group = NonZeroUsize::new(group).expect("no group of the table is empty");
+        Self { bits: Bits(bits), group: GroupSize::Channels(group), symmetry, storage }
+    }
+
+    /// Whether there is such a grid: any with [`Storage::Half`], those of the table otherwise.
+    pub fn exists(self) -> bool {
+        self.storage == Storage::Half || NAMED.iter().any(|named| Self::of_row(named) == self)
+    }
+
+    /// Input channels whose grids depend on each other: those of a super-block, else those of a group.
+    pub fn unit(self, in_features: usize) -> usize {
+        match self.storage {
+            Storage::Super => Storage::SUPER,
+            _ => self.group.len(in_features),
+        }
+    }
+}
+
+type Named = (&'static str, u8, usize, Symmetry, Storage);
+
+/// Types with a name of their own: name, bits, group, zero, scales.
+const NAMED: [Named; 9] = [
+    ("q2_k", 2, 16, Symmetry::Asymmetric, Storage::Super),
+    ("q3_k", 3, 16, Symmetry::FullRange, Storage::Super),
+    ("q4_k", 4, 32, Symmetry::Asymmetric, Storage::Super),
+    ("q5_k", 5, 32, Symmetry::Asymmetric, Storage::Super),
+    ("q6_k", 6, 16, Symmetry::FullRange, Storage::Super),
+    ("q4_1", 4, 32, Symmetry::Asymmetric, Storage::HalfMin),
+    ("q5_1", 5, 32, Symmetry::Asymmetric, Storage::HalfMin),
+    ("mxfp4", 4, 32, Symmetry::Symmetric, Storage::E8m0),
+    ("nvfp4", 4, 16, Symmetry::Symmetric, Storage::E4m3),
+];
+
+impl fmt::Display for WeightSpec {
+    /// The name of a type that has one, else `w4g64sym`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(named) = NAMED.iter().find(|named| Self::of_row(named) == *self) {
+            return f.write_str(named.0);
+        }
+        write!(f, "w{}", self.bits.get())?;
+        self.fmt_group(f)
+    }
+}
+
+impl WeightSpec {
+    fn fmt_group(self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let GroupSize::Channels(n) = self.group {
+            write!(f, "g{n}")?;
+        }
+        f.write_str(match self.symmetry {
+            Symmetry::Asymmetric => "",
+            Symmetry::Symmetric => "sym",
+            Symmetry::FullRange => "full",
+        })
+    }
 }
 
 /// How the inputs of linears (and Q, K, V) are quantized.
@@ -132,15 +237,42 @@ pub enum ActSpec {
     Float,
     /// Asymmetric and dynamic, with a scale and zero point per token.
     PerToken(Bits),
+    /// Symmetric and dynamic, with a scale per token: what processors multiply as integers.
+    PerTokenSymmetric(Bits),
+}
+
+impl ActSpec {
+    /// Width of a code; none if activations are not quantized.
+    pub fn bits(self) -> Option<Bits> {
+        match self {
+            Self::Float => None,
+            Self::PerToken(bits) | Self::PerTokenSymmetric(bits) => Some(bits),
+        }
+    }
 }
 
 /// A whole setting; `FromStr` and `Display` are inverses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct QuantSpec {
-    /// The weights.
+    /// The weights; of a mixture, most of them.
     pub weight: WeightSpec,
     /// The activations.
     pub act: ActSpec,
+    /// The mixture of types in which some linears have another one than `weight`, if there is one.
+    pub mixture: Option<Mixture>,
+}
+
+impl QuantSpec {
+    /// All linears alike.
+    pub const fn uniform(weight: WeightSpec, act: ActSpec) -> Self {
+        Self { weight, act, mixture: None }
+    }
+}
+
+impl From<Mixture> for QuantSpec {
+    fn from(mixture: Mixture) -> Self {
+        Self { mixture: Some(mixture), ..Self::uniform(mixture.base().spec(), ActSpec::Float) }
+    }
 }
 
 /// Why a setting was refused.
@@ -156,9 +288,10 @@ pub enum SpecError {
     /// `g0`.
     #[error("group size 0: leave `g` out for one group per output channel")]
     EmptyGroup,
-    /// Not of the form `w<bits>a<bits>[g<group>][sym]`.
+    /// Neither a name nor of the form `w<bits>a<bits>[g<group>][sym|full|-int8]`.
     #[error(
-        "`{text}` is not a setting: expected w<bits>a<bits>[g<group>][sym], such as w4a16g128, w3a16 or w8a8 ({why})"
+        "`{text}` is not a setting: expected w<bits>a<bits>[g<group>][sym|full|-int8], such as w4a16g128, w3a16 or w8a8, or a name such as \
+         q4_k_m or mxfp4 ({why})"
     )]
     Syntax {
         /// What was given.
@@ -170,20 +303,31 @@ pub enum SpecError {
 
 impl fmt::Display for QuantSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let act = match self.act {
-            ActSpec::Float => 16,
-            ActSpec::PerToken(bits) => bits.get(),
-        };
-        write!(f, "w{}a{act}", self.weight.bits.get())?;
-        if let GroupSize::Channels(n) = self.weight.group {
-            write!(f, "g{n}")?;
+        let Self { weight, act, mixture } = self;
+        if let Some(mixture) = mixture {
+            return mixture.fmt(f);
         }
-        match self.weight.symmetry {
-            Symmetry::Asymmetric => Ok(()),
-            Symmetry::Symmetric => f.write_str("sym"),
+        match weight.storage {
+            Storage::Half => {}
+            Storage::E8m0 | Storage::E4m3 => return weight.fmt(f),
+            Storage::HalfMin | Storage::Super => return write!(f, "{weight}{PURE}"),
+        }
+        let act_bits = act.bits().map_or(16, Bits::get);
+        write!(f, "w{}a{act_bits}", weight.bits.get())?;
+        match act {
+            ActSpec::PerTokenSymmetric(_) => {
+                WeightSpec { symmetry: Symmetry::Asymmetric, ..*weight }.fmt_group(f)?;
+                f.write_str(INT8)
+            }
+            ActSpec::Float | ActSpec::PerToken(_) => weight.fmt_group(f),
         }
     }
 }
+
+/// Ending of the types that llama.cpp also uses as names of mixtures.
+const PURE: &str = "_pure";
+/// Ending of settings whose weights and activations are symmetric.
+const INT8: &str = "-int8";
 
 impl FromStr for QuantSpec {
     type Err = SpecError;
@@ -191,6 +335,13 @@ impl FromStr for QuantSpec {
     fn from_str(text: &str) -> Result<Self, SpecError> {
         let syntax = |why| SpecError::Syntax { text: text.to_owned(), why };
         let lower = text.to_ascii_lowercase();
+        let named = WeightSpec::named(lower.strip_suffix(PURE).unwrap_or(&lower));
+        if let Some(weight) = named.filter(|weight| weight.storage.has_float_codes() != lower.ends_with(PURE)) {
+            return Ok(Self::uniform(weight, ActSpec::Float));
+        }
+        if let Ok(mixture) = lower.parse::<Mixture>() {
+            return Ok(mixture.into());
+        }
         let mut rest = lower.as_str();
         let weight_bits = take_number(&mut rest, 'w').ok_or(syntax("no w<bits>"))?;
         let act_bits = take_number(&mut rest, 'a').ok_or(syntax("no a<bits>"))?;
@@ -200,14 +351,17 @@ impl FromStr for QuantSpec {
         };
         let symmetry = match rest {
             "" => Symmetry::Asymmetric,
-            "sym" => Symmetry::Symmetric,
-            _ => return Err(syntax("what follows is neither g<group> nor sym")),
+            "sym" | INT8 => Symmetry::Symmetric,
+            "full" => Symmetry::FullRange,
+            _ => return Err(syntax("what follows is neither g<group> nor sym, full or -int8")),
         };
         let act = match act_bits {
+            8 if rest == INT8 => ActSpec::PerTokenSymmetric(Bits::new(act_bits)?),
+            _ if rest == INT8 => return Err(syntax("-int8 needs a8")),
             16 => ActSpec::Float,
             bits => ActSpec::PerToken(Bits::new(bits)?),
         };
-        Ok(Self { weight: WeightSpec { bits: Bits::new(weight_bits)?, group, symmetry }, act })
+        Ok(Self::uniform(WeightSpec::integer(Bits::new(weight_bits)?, group, symmetry), act))
     }
 }
 
@@ -254,6 +408,8 @@ mod tests {
         check_refused("a16w4", "no w<bits>");
         check_refused("w4a16g", "neither g<group> nor sym");
         check_refused("w4a16g128x", "neither g<group> nor sym");
+        check_refused("w4a16-int8", "-int8 needs a8");
+        check_refused("mxfp4_pure", "no w<bits>");
         check_refused("w99999999999a16", "no w<bits>");
         check_refused("", "no w<bits>");
     }

@@ -3,9 +3,11 @@
 use half::f16;
 use rayon::prelude::*;
 
-use crate::grid::{Grid, Range, SCALE_MAX, SCALE_MIN};
+use crate::error::TensorError;
+use crate::grid::{Grid, Range};
 use crate::pack::{PackError, pack_row, packed_words, unpack_row};
-use crate::spec::{Symmetry, WeightSpec};
+use crate::spec::{Storage, Symmetry, WeightSpec};
+use crate::stored::{Stored, global_scale};
 
 /// The fractions of a group's maximum and minimum at which it is clipped, both in [0, 1]: what weight clipping learns.
 #[derive(Clone, Copy, Debug)]
@@ -16,105 +18,15 @@ pub struct Clip<'a> {
     pub lo: &'a [f32],
 }
 
-/// Codes, scales and zero points of a matrix `[rows, cols]` = `[out_features, in_features]`. Always valid: the sizes of the parts agree,
-/// every scale is a positive number, and every zero point is a code (the centre code if quantization is symmetric).
+/// Codes and scales of a matrix `[rows, cols]` = `[out_features, in_features]`. Always valid: the sizes of the parts agree, every scale is a
+/// number, and every zero point is a code (the centre code if quantization is symmetric).
 #[derive(Clone, Debug, PartialEq)]
 pub struct QuantizedTensor {
     spec: WeightSpec,
     rows: usize,
     cols: usize,
     words: Vec<u32>,
-    scales: Vec<f16>,
-    zero_points: Vec<u8>,
-}
-
-/// Why a matrix was not quantized or was refused.
-#[derive(Clone, Debug, PartialEq, thiserror::Error)]
-#[non_exhaustive]
-pub enum TensorError {
-    /// Groups must split a row into equal parts.
-    #[error("group {group} does not divide in_features {in_features}; take {}", one_that_does(*group, *in_features))]
-    GroupDoesNotDivide {
-        /// Channels of a group.
-        group: usize,
-        /// Channels of a row.
-        in_features: usize,
-    },
-    /// A part has the wrong length.
-    #[error("{part}: {expected} values expected for [{rows}, {cols}], got {got}")]
-    Length {
-        /// Which part.
-        part: &'static str,
-        /// Output channels.
-        rows: usize,
-        /// Input channels.
-        cols: usize,
-        /// Expected number of values.
-        expected: usize,
-        /// Actual number of values.
-        got: usize,
-    },
-    /// NaN or infinity among the weights.
-    #[error("weight [{row}, {col}] is {value}")]
-    NotFinite {
-        /// Output channel.
-        row: usize,
-        /// Input channel.
-        col: usize,
-        /// The value.
-        value: f32,
-    },
-    /// A scale that is not a positive number.
-    #[error("scale {index} is {value}, not a positive number")]
-    BadScale {
-        /// Which group.
-        index: usize,
-        /// The value.
-        value: f32,
-    },
-    /// A zero point beyond the largest code.
-    #[error("zero point {index} is {value}, beyond the largest code {max_code}")]
-    BadZeroPoint {
-        /// Which group.
-        index: usize,
-        /// The value.
-        value: u8,
-        /// Largest code.
-        max_code: u8,
-    },
-    /// A zero point other than the centre code, although quantization is symmetric.
-    #[error("zero point {index} is {value}, but symmetric quantization has zero point {centre}")]
-    OffCentre {
-        /// Which group.
-        index: usize,
-        /// The value.
-        value: u8,
-        /// The centre code.
-        centre: u8,
-    },
-    /// A clipping fraction outside of [0, 1].
-    #[error("{part} {index} is {value}, not between 0 and 1")]
-    BadClip {
-        /// `clip.hi` or `clip.lo`.
-        part: &'static str,
-        /// Which group.
-        index: usize,
-        /// The value.
-        value: f32,
-    },
-    /// An offset that is not a number.
-    #[error("offset [{row}, {col}] is {value}")]
-    BadOffset {
-        /// Output channel.
-        row: usize,
-        /// Input channel.
-        col: usize,
-        /// The value.
-        value: f32,
-    },
-    /// The bit stream does not fit.
-    #[error(transparent)]
-    Pack(#[from] PackError),
+    stored: Stored,
 }
 
 impl QuantizedTensor {
@@ -168,70 +80,73 @@ impl QuantizedTensor {
             let col = weight.iter().position(|w| !w.is_finite()).expect("the row has one");
             return Err(TensorError::NotFinite { row, col, value: weight[col] });
         }
+        let global = match spec.storage {
+            Storage::E4m3 => global_scale(weight.par_iter().map(|w| w.abs()).reduce(|| 0.0, f32::max)),
+            _ => 1.0,
+        };
         let row_words = packed_words(cols, spec.bits);
         let mut words = vec![0u32; rows * row_words];
-        let mut scales = vec![f16::ZERO; rows * groups];
-        let mut zero_points = vec![0u8; rows * groups];
-        words
+        let scales: Vec<Stored> = words
             .par_chunks_mut(row_words)
-            .zip(scales.par_chunks_mut(groups))
-            .zip(zero_points.par_chunks_mut(groups))
             .zip(weight.par_chunks(cols))
             .enumerate()
-            .try_for_each_init(
+            .map_init(
                 || vec![0u8; cols],
-                |codes, (row, (((words, scales), zero_points), weight))| {
+                |codes, (row, (words, weight))| {
                     let len = cols / groups;
+                    let ranges = weight.chunks(len).enumerate();
+                    let ranges: Vec<Range> =
+                        ranges.map(|(i, weight)| clip(row * groups + i, Range::of(weight))).collect();
+                    let mut stored = Stored::empty(spec, global);
+                    stored.extend(spec, &ranges);
                     for (i, (codes, weight)) in codes.chunks_mut(len).zip(weight.chunks(len)).enumerate() {
-                        let range = clip(row * groups + i, Range::of(weight));
-                        let grid = Grid::new(range, spec.bits, spec.symmetry);
+                        let grid = stored.grid(spec, i);
                         match offsets {
                             None => grid.encode_all(weight, codes),
                             Some(offsets) => {
                                 grid.encode_shifted(weight, &offsets[row * cols + i * len..][..len], codes);
                             }
                         }
-                        scales[i] = grid.scale;
-                        zero_points[i] = grid.zero_point;
                     }
-                    pack_row(codes, spec.bits, words)
+                    pack_row(codes, spec.bits, words).map(|()| stored)
                 },
-            )?;
-        Ok(Self { spec, rows, cols, words, scales, zero_points })
+            )
+            .collect::<Result<_, PackError>>()?;
+        let mut stored = Stored::empty(spec, global);
+        scales.into_iter().for_each(|row| stored.append(row));
+        Ok(Self { spec, rows, cols, words, stored })
     }
 
-    /// Builds a matrix from parts that were read from a file, after checking that they fit together.
+    /// Builds a matrix of [`Storage::Half`] from parts that were read from a file, after checking that they fit together.
     ///
     /// `words` is `[rows, packed_words(cols)]`, `scales` and `zero_points` are `[rows, groups]`.
     pub fn from_parts(
         spec: WeightSpec,
-        [rows, cols]: [usize; 2],
+        shape: [usize; 2],
         words: Vec<u32>,
         scales: Vec<f16>,
         zero_points: Vec<u8>,
     ) -> Result<Self, TensorError> {
-        let groups = check_groups(spec, cols)?;
-        // Saturating: no length that a slice can have equals the product of a hostile header.
-        check_len("packed codes", [rows, cols], rows.saturating_mul(packed_words(cols, spec.bits)), words.len())?;
-        check_len("scales", [rows, cols], rows.saturating_mul(groups), scales.len())?;
-        check_len("zero points", [rows, cols], rows.saturating_mul(groups), zero_points.len())?;
-        if let Some(index) = scales.iter().position(|s| !s.is_finite() || s.to_f32() <= 0.0) {
-            return Err(TensorError::BadScale { index, value: scales[index].to_f32() });
-        }
-        let max_code = spec.bits.max_code();
-        if let Some(index) = zero_points.iter().position(|&z| z > max_code) {
-            return Err(TensorError::BadZeroPoint { index, value: zero_points[index], max_code });
-        }
-        let centre = spec.bits.centre();
-        if spec.symmetry == Symmetry::Symmetric
-            && let Some(index) = zero_points.iter().position(|&z| z != centre)
-        {
-            return Err(TensorError::OffCentre { index, value: zero_points[index], centre });
-        }
-        Ok(Self { spec, rows, cols, words, scales, zero_points })
+        Self::from_stored(spec, shape, words, Stored::Half { scales, zero_points })
     }
 
-    /// The same codes with scales that are multiplied by `factors`, `[rows, groups]`, rounded to f16, and clamped to the allowed range.
+    /// Builds a matrix from parts that were read from a file, after checking that they fit together. `words` is
+    /// `[rows, packed_words(cols)]`.
+    pub fn from_stored(
+        spec: WeightSpec,
+        [rows, cols]: [usize; 2],
+        words: Vec<u32>,
+        stored: Stored,
+    ) -> Result<Self, TensorError> {
+        check_groups(spec, cols)?;
+        // Saturating: no length that a slice can have equals the product of a hostile header.
+        check_len("packed codes", [rows, cols], rows.saturating_mul(packed_words(cols, spec.bits)), words.len())?;
+        stored.check(spec, [rows, cols])?;
+        Ok(Self { spec, rows, cols, words, stored })
+    }
+
+    /// The same codes with scales (and minima) that are multiplied by `factors`, `[rows, scale_groups]`, rounded to f16, and clamped to the
+    /// allowed range.
     ///
     /// # Errors
     /// When a product is not a number.
@@ -239,14 +154,9 @@ impl QuantizedTensor {
     /// # Panics
     /// When `factors` has a different length.
     pub fn rescaled(&self, factors: &[f32]) -> Result<Self, TensorError> {
-        assert_eq!(factors.len(), self.scales.len(), "rescaled: factors, one for each scale");
-        let rescaled = |(index, (scale, factor)): (usize, (&f16, &f32))| {
-            let value = scale.to_f32() * factor;
-            let scale = f16::from_f32(value.clamp(SCALE_MIN, SCALE_MAX));
-            if value.is_nan() { Err(TensorError::BadScale { index, value }) } else { Ok(scale) }
-        };
-        let scales = self.scales.iter().zip(factors).enumerate().map(rescaled).collect::<Result<_, _>>()?;
-        Ok(Self { scales, ..self.clone() })
+        let expected = self.rows * self.scale_groups();
+        assert_eq!(factors.len(), expected, "rescaled: factors, one for each scale");
+        Ok(Self { stored: self.stored.rescaled(factors)?, ..self.clone() })
     }
 
     /// Stacks matrices vertically into one.
@@ -254,16 +164,22 @@ impl QuantizedTensor {
     /// # Panics
     /// When there are none, or one differs from the first in its spec or number of columns.
     pub fn stack(parts: &[Self]) -> Self {
-        let first = parts.first().expect("a stack of matrices: none given");
-        let like_first = |part: &Self| (part.spec, part.cols) == (first.spec, first.cols);
-        assert!(parts.iter().all(like_first), "a stack of matrices: settings and widths differ");
-        Self {
-            spec: first.spec,
-            rows: parts.iter().map(|part| part.rows).sum(),
-            cols: first.cols,
-            words: parts.iter().flat_map(|part| &part.words).copied().collect(),
-            scales: parts.iter().flat_map(|part| &part.scales).copied().collect(),
-            zero_points: parts.iter().flat_map(|part| &part.zero_points).copied().collect(),
+        let (first, rest) = parts.split_first().expect("a stack of matrices: none given");
+        let mut all = first.clone();
+        for part in rest {
+            let alike = (part.spec, part.cols, part.global()) == (first.spec, first.cols, first.global());
+            assert!(alike, "a stack of matrices: settings and widths differ");
+            all.rows += part.rows;
+            all.words.extend(&part.words);
+            all.stored.append(part.stored.clone());
+        }
+        all
+    }
+
+    fn global(&self) -> Option<f32> {
+        match self.stored {
+            Stored::E4m3 { global, .. } => Some(global),
+            _ => None,
         }
     }
 
@@ -305,7 +221,7 @@ impl QuantizedTensor {
             .expect("a row has as many words as its codes take: that was checked when the tensor was made");
     }
 
-    /// Scale and zero point of one group of a row.
+    /// The values that the codes of one group of a row stand for.
     ///
     /// # Panics
     /// When there is no such row or group.
@@ -313,8 +229,7 @@ impl QuantizedTensor {
         // A group beyond the row's last is the next row's first in memory.
         assert!(group < self.groups(), "grid: group {group} of {}", self.groups());
         assert!(row < self.rows, "grid: row {row} of {}", self.rows);
-        let at = row * self.groups() + group;
-        Grid { scale: self.scales[at], zero_point: self.zero_points[at], max_code: self.spec.bits.max_code() }
+        self.stored.grid(self.spec, row * self.groups() + group)
     }
 
     /// How the matrix was quantized.
@@ -337,29 +252,33 @@ impl QuantizedTensor {
         &self.words
     }
 
-    /// `[rows, groups]`.
-    pub fn scales(&self) -> &[f16] {
-        &self.scales
+    /// What is stored beside the codes.
+    pub fn stored(&self) -> &Stored {
+        &self.stored
     }
 
-    /// `[rows, groups]`; all equal to the centre code if quantization is symmetric.
-    pub fn zero_points(&self) -> &[u8] {
-        &self.zero_points
+    /// Scales and zero points, `[rows, groups]` each, of a matrix with [`Storage::Half`]: zero points all equal the centre code unless
+    /// quantization is asymmetric.
+    pub fn half(&self) -> Option<(&[f16], &[u8])> {
+        match &self.stored {
+            Stored::Half { scales, zero_points } => Some((scales, zero_points)),
+            _ => None,
+        }
     }
 
-    /// Whether zero points must be stored beside the scales.
+    /// Parts of a row that have a scale of their own that can take any value: groups or super-blocks. 0 for float codes, whose scales
+    /// cannot.
+    pub fn scale_groups(&self) -> usize {
+        match self.spec.storage {
+            Storage::Half | Storage::HalfMin => self.groups(),
+            Storage::Super => self.cols / Storage::SUPER,
+            Storage::E8m0 | Storage::E4m3 => 0,
+        }
+    }
+
+    /// Whether the spec alone says what code zero has.
     pub fn is_symmetric(&self) -> bool {
-        self.spec.symmetry == Symmetry::Symmetric
-    }
-}
-
-/// The largest power of two that is at most `group`, if groups of this size are worth their scales.
-fn one_that_does(group: usize, in_features: usize) -> String {
-    const LEAST: u32 = 3; // 8 channels.
-    let largest = in_features.trailing_zeros().min(group.checked_ilog2().unwrap_or(0));
-    match in_features {
-        1.. if largest >= LEAST => format!("one that does, such as g{}", 1usize << largest),
-        _ => "one that does, or leave `g` out for one group per channel".to_owned(),
+        self.spec.symmetry != Symmetry::Asymmetric
     }
 }
 
@@ -368,10 +287,25 @@ fn check_len(part: &'static str, [rows, cols]: [usize; 2], expected: usize, got:
 }
 
 fn check_groups(spec: WeightSpec, in_features: usize) -> Result<usize, TensorError> {
-    if spec.group.divides(in_features) {
-        Ok(spec.group.count(in_features))
-    } else {
-        Err(TensorError::GroupDoesNotDivide { group: spec.group.len(in_features), in_features })
+    spec.check_row(in_features)?;
+    Ok(spec.group.count(in_features))
+}
+
+impl WeightSpec {
+    /// Checks that rows of `in_features` channels can be quantized so.
+    ///
+    /// # Errors
+    /// [`TensorError::NoSuchGrid`], and what does not divide the row.
+    pub fn check_row(self, in_features: usize) -> Result<(), TensorError> {
+        if !self.exists() {
+            Err(TensorError::NoSuchGrid { spec: self })
+        } else if self.storage == Storage::Super && !in_features.is_multiple_of(Storage::SUPER) {
+            Err(TensorError::NoSuperBlocks { spec: self, in_features })
+        } else if self.group.divides(in_features) {
+            Ok(())
+        } else {
+            Err(TensorError::GroupDoesNotDivide { group: self.group.len(in_features), in_features })
+        }
     }
 }
 

@@ -138,7 +138,8 @@ pub enum Preset {
 impl Preset {
     pub(crate) const ALL: [Self; 4] = [Self::Paper, Self::Fast, Self::Default, Self::Best];
 
-    pub(crate) const fn name(self) -> &'static str {
+    /// As the command line writes it.
+    pub const fn name(self) -> &'static str {
         match self {
             Self::Paper => "paper",
             Self::Fast => "fast",

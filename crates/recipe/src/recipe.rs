@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
-use oq_quant_core::QuantSpec;
+use oq_quant_core::{QuantSpec, Storage};
 
 use crate::choices::{Family, Method, Start};
-use crate::error::RecipeError;
+use crate::error::{RecipeError, refused};
 use crate::model::ModelEntry;
 use crate::parse::parse;
 use crate::patch::RecipeFile;
@@ -98,7 +98,15 @@ impl Recipe {
     }
 
     fn validate(&self) -> Result<(), RecipeError> {
-        keys().try_for_each(|key| (key.check)(self))
+        keys().try_for_each(|key| (key.check)(self))?;
+        let QuantSpec { weight, mixture, .. } = self.scheme;
+        match &self.bits {
+            Some(budget) if mixture.is_some() || weight.storage != Storage::Half => {
+                let allowed = format!("left out with {}, whose types have widths of their own", self.scheme);
+                Err(refused("bits.average", budget.average, allowed))
+            }
+            _ => Ok(()),
+        }
     }
 }
 

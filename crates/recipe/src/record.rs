@@ -6,12 +6,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::tables::Recipe;
 
-/// The events, one line for each [`Event`].
-pub const EVENTS: &str = "events.jsonl";
+/// The folder of an output directory that has everything about the run. All other files are the model, which can be published without it.
+pub const RUN_FOLDER: &str = "omniquant";
+/// The events, one line for each [`Event`]. This path and the next ones start at the output directory.
+pub const EVENTS: &str = "omniquant/events.jsonl";
 /// The [`RunRecord`].
-pub const RUN: &str = "run.json";
+pub const RUN: &str = "omniquant/run.json";
 /// The [`Recipe`].
-pub const RECIPE: &str = "recipe.toml";
+pub const RECIPE: &str = "omniquant/recipe.toml";
 /// All files in which a run is recorded.
 pub const RECORDS: [&str; 3] = [EVENTS, RUN, RECIPE];
 

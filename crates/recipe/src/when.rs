@@ -47,13 +47,19 @@ pub struct When {
 /// Activation bits as in a scheme: 2 to 8, or 16 if activations are not quantized.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "u32")]
-struct ActBits(ActSpec);
+struct ActBits(Option<Bits>);
+
+impl ActBits {
+    fn of(act: ActSpec) -> Self {
+        Self(act.bits())
+    }
+}
 
 impl TryFrom<u32> for ActBits {
     type Error = SpecError;
 
     fn try_from(bits: u32) -> Result<Self, SpecError> {
-        Ok(Self(if bits == 16 { ActSpec::Float } else { ActSpec::PerToken(Bits::new(bits)?) }))
+        Ok(Self(if bits == 16 { None } else { Some(Bits::new(bits)?) }))
     }
 }
 
@@ -64,7 +70,7 @@ impl When {
         }
         one_of(&self.scheme, case.scheme)
             && one_of(&self.weight_bits, case.scheme.weight.bits)
-            && one_of(&self.act_bits, ActBits(case.scheme.act))
+            && one_of(&self.act_bits, ActBits::of(case.scheme.act))
             && one_of(&self.family, case.family)
             && one_of(&self.method, case.method)
             && self.chat.is_none_or(|chat| chat == case.chat)

@@ -4,8 +4,10 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
+use oq_calib::JOURNAL;
 use oq_formats::Dtype;
-use oq_tests::{copied, omniquant, run};
+use oq_recipe::{EVENTS, RUN};
+use oq_tests::{copied, files, omniquant, run};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -86,7 +88,7 @@ fn activations_that_float16_does_not_hold() {
         let mut command = quantize(model, out.path());
         command.args(["--scheme", "w4a16g64", "--calib", CALIB]).args(args).env("RUST_LOG", "warn");
         let stderr = String::from_utf8(run(&mut command, 0).stderr).unwrap();
-        let record: Value = serde_json::from_slice(&fs::read(out.path().join("run.json")).unwrap()).unwrap();
+        let record: Value = serde_json::from_slice(&fs::read(out.path().join(RUN)).unwrap()).unwrap();
         let blocks = record["blocks"].as_array().unwrap();
         (stderr, blocks.iter().map(|block| block["beyond_f16"].as_f64()).collect::<Vec<_>>())
     };
@@ -114,7 +116,7 @@ mount -t tmpfs -o "size=$2" tmpfs "$disk" || exit 77
 shift 3
 "$@" --out "$disk/out" 2>"$answers/full"
 echo $? >"$answers/full-code"
-ls -A "$disk/out" >"$answers/left"
+ls -AR "$disk/out" >"$answers/left"
 mount -o remount,size=64m "$disk" || exit 77
 "$@" --out "$disk/out" --resume 2>"$answers/resumed"
 echo $? >"$answers/resumed-code"
@@ -152,16 +154,16 @@ fn check_small_disk(size: &str, more: &[&str], says: &str, expected: &TempDir) {
     let resumed = answer("resumed");
     assert_eq!(answer("resumed-code").trim(), "0", "{size}: {resumed}");
     let out = answers.path().join("out");
-    assert_eq!(names(&out), names(expected.path()), "{size}");
-    for name in names(&out) {
-        let read = |dir: &Path| fs::read(dir.join(&name)).unwrap();
+    let (got, expected) = (files(&out), files(expected.path()));
+    assert!(got.keys().eq(expected.keys()), "{size}: {:?}", got.keys());
+    for (name, bytes) in got {
         match name.as_str() {
-            "run.json" | "journal.jsonl" => {}
-            "events.jsonl" => {
-                let events = String::from_utf8(read(&out)).unwrap();
+            RUN | JOURNAL => {}
+            EVENTS => {
+                let events = String::from_utf8(bytes).unwrap();
                 events.lines().for_each(|line| drop(serde_json::from_str::<Value>(line).expect("a line of JSON")));
             }
-            _ => assert!(read(&out) == read(expected.path()), "{size}: {name} differs"),
+            _ => assert!(bytes == expected[&name], "{size}: {name} differs"),
         }
     }
 }

@@ -33,7 +33,7 @@ pub(crate) fn fill(linears: &[Rounded<'_>], moments: &Moments) {
 
 /// [`fill`], with `at_once` weights at a time.
 fn fill_by(at_once: i64, linears: &[Rounded<'_>], moments: &Moments) {
-    let all_grids: Vec<[Tensor; 3]> = linears.iter().map(|linear| linear.clip.grids(linear.weight)).collect();
+    let all_grids: Vec<[Tensor; 4]> = linears.iter().map(|linear| linear.clip.grids(linear.weight)).collect();
     let mut next = 0;
     for products in &moments.products {
         let (first, n) = (next, products.size()[0]);
@@ -46,7 +46,7 @@ fn fill_by(at_once: i64, linears: &[Rounded<'_>], moments: &Moments) {
             );
             continue;
         };
-        for (Rounded { weight, offsets, .. }, grids) in linears.iter().zip(&all_grids) {
+        for (Rounded { weight, clip, offsets }, grids) in linears.iter().zip(&all_grids) {
             let group = weight.size()[1] / grids[0].size()[1];
             let groups = ((&order + first).divide_scalar_mode(group, "floor")).to_kind(Kind::Int64);
             let groups = Vec::<i64>::try_from(groups).expect("a vector of i64");
@@ -56,7 +56,8 @@ fn fill_by(at_once: i64, linears: &[Rounded<'_>], moments: &Moments) {
                 let len = step.min(rows - row);
                 let columns = weight.narrow(0, row, len).narrow(1, first, n).index_select(1, &order);
                 let grids = grids.each_ref().map(|part| part.narrow(0, row, len).transpose(0, 1).contiguous()); // [groups, len]
-                let found = part_offsets(&columns.transpose(0, 1).contiguous(), &factor, &grids, &groups);
+                let columns = columns.transpose(0, 1).contiguous();
+                let found = part_offsets(&columns, &factor, &grids, &groups, &|places| clip.nearest(places));
                 let back = found.transpose(0, 1).index_select(1, &order.argsort(0, false));
                 offsets.narrow(0, row, len).narrow(1, first, n).copy_(&back);
             }
@@ -111,8 +112,15 @@ fn factor_of(products: &Tensor, order: &Tensor, damping: f64) -> Option<Tensor> 
     (failed.int64_value(&[]) == 0 && upper.isfinite().all().int64_value(&[]) == 1).then_some(upper)
 }
 
-/// Offsets `[n, len]` of columns `[n, len]`, rounded in this order on grids `[groups, len]` (scale, lowest and highest code).
-fn part_offsets(columns: &Tensor, factor: &Tensor, [scale, lowest, highest]: &[Tensor; 3], groups: &[i64]) -> Tensor {
+/// Offsets `[n, len]` of columns `[n, len]`, rounded in this order on grids `[groups, len]` (scale, value of code 0, lowest and highest
+/// code); `nearest` rounds places.
+fn part_offsets(
+    columns: &Tensor,
+    factor: &Tensor,
+    [scale, base, lowest, highest]: &[Tensor; 4],
+    groups: &[i64],
+    nearest: &dyn Fn(&Tensor) -> Tensor,
+) -> Tensor {
     let n = columns.size()[0];
     let work = columns.copy();
     let offsets = columns.empty_like();
@@ -121,11 +129,11 @@ fn part_offsets(columns: &Tensor, factor: &Tensor, [scale, lowest, highest]: &[T
         let (batch, factors) = (work.narrow(0, first, len), factor.narrow(0, first, len));
         let errors = batch.empty_like();
         for (i, &group) in (0..len).zip(&groups[first as usize..]) {
-            let (column, scale) = (batch.get(i), scale.get(group));
-            let place = &column / &scale;
-            let code = place.round().maximum(&lowest.get(group)).minimum(&highest.get(group));
-            offsets.get(first + i).copy_(&(&place - columns.get(first + i) / &scale));
-            let error = (column - code * scale) / factors.get(i).get(first + i); // [len]
+            let (column, scale, base) = (batch.get(i), scale.get(group), base.get(group));
+            let place = (&column - &base) / &scale;
+            let code = nearest(&place).maximum(&lowest.get(group)).minimum(&highest.get(group));
+            offsets.get(first + i).copy_(&(&place - (columns.get(first + i) - &base) / &scale));
+            let error = (column - (code * scale + base)) / factors.get(i).get(first + i); // [len]
             let after = len - i - 1;
             if after > 0 {
                 let row = factors.get(i).narrow(0, first + i + 1, after);
@@ -199,7 +207,7 @@ mod tests {
             let inverse = damped.index_select(0, &among).index_select(1, &among).inverse();
             let row: Vec<f64> = Vec::try_from(inverse.get(0)).expect("f64");
             for (r, work) in work.iter_mut().enumerate() {
-                let [s, lo, hi] = grids.each_ref().map(|part| part.double_value(&[r as i64, column / group]));
+                let [s, _, lo, hi] = grids.each_ref().map(|part| part.double_value(&[r as i64, column / group]));
                 let c = column as usize;
                 offsets[r * n + c] = (work[c] - original[r][c]) / s;
                 let error = (work[c] - (work[c] / s).round_ties_even().clamp(lo, hi) * s) / row[0];
@@ -232,7 +240,7 @@ mod tests {
     fn compensation_beats_rounding_to_nearest() {
         let (x, moments) = inputs(4, 96);
         let weight = noise(14, &[20, 96]);
-        for scheme in ["w4a16g32", "w3a16g48", "w2a16", "w3a16g32sym"] {
+        for scheme in ["w4a16g32", "w3a16g48", "w2a16", "w3a16g32sym", "w3a16g32full", "q4_1_pure", "mxfp4", "nvfp4"] {
             let mut clip = start(&weight, &moments, scheme);
             let nearest = error(&clip, &weight, &x);
             clip.offsets = Some(offsets(&clip, &weight, &moments));

@@ -89,7 +89,7 @@ impl BlockOps for StudentOps<'_> {
     }
 
     fn act(&self, point: ActPoint, x: Tensor) -> Tensor {
-        self.compute.cast(quantize_act(self.act, self.weights.rotate_online(point, x)))
+        self.compute.cast(quantize_act(self.act, point, self.weights.rotate_online(point, x)))
     }
 
     fn attention(&self, q: &Tensor, k: &Tensor, v: &Tensor, scores: &Scores<'_>) -> Tensor {

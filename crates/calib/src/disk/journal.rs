@@ -1,4 +1,4 @@
-//! The journal beside the output: one JSON line per finished shard, so that a killed run can be resumed.
+//! The journal of a run: one JSON line per finished shard, so that a killed run can be resumed.
 //!
 //! The first line has everything that decides the result, and the surroundings in which the run began. A line is appended and synced
 //! once the block's shard is in place. A torn last line counts as not written.
@@ -8,11 +8,11 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use oq_formats::is_leftover;
-use oq_recipe::{BlockRecord, RECORDS};
+use oq_recipe::{BlockRecord, RECORDS, RUN_FOLDER};
 use serde::{Deserialize, Serialize};
 
 use crate::disk::identity::{Identity, Surroundings};
-use crate::disk::names::{JOURNAL, UNTUNED, WIDTHS};
+use crate::disk::names::{EARLIER_JOURNAL, JOURNAL, UNTUNED, WIDTHS};
 use crate::nth::Nth;
 
 /// The first line.
@@ -78,6 +78,12 @@ pub enum JournalError {
     /// The directory has files that do not belong to a run.
     #[error("{} is not empty and does not hold a run of this program: choose another --out", dir.display())]
     Foreign {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// The directory holds a run of an earlier version, which kept its journal elsewhere.
+    #[error("{} holds a run of an earlier version of this program, which alone can resume it: choose another --out", dir.display())]
+    Earlier {
         /// The directory.
         dir: PathBuf,
     },
@@ -150,8 +156,11 @@ impl Journal {
         std::fs::create_dir_all(dir).map_err(unwritable)?;
         let holds_files = holds_files(dir).map_err(io)?;
         if holds_files && !path.exists() {
-            return Err(JournalError::Foreign { dir: dir.to_owned() });
+            let dir = dir.to_owned();
+            let is_earlier = dir.join(EARLIER_JOURNAL).exists();
+            return Err(if is_earlier { JournalError::Earlier { dir } } else { JournalError::Foreign { dir } });
         }
+        std::fs::create_dir_all(dir.join(RUN_FOLDER)).map_err(unwritable)?;
         let file = OpenOptions::new().create(true).append(true).open(&path).map_err(unwritable)?;
         match file.try_lock() {
             Ok(()) => {}
@@ -274,15 +283,17 @@ fn append(path: &Path, mut file: &File, line: &impl Serialize) -> Result<(), Jou
     written.map_err(|source| JournalError::Io { path: path.to_owned(), source })
 }
 
-/// Whether `dir` has anything besides a torn journal, the run's own records and unfinished temporary files.
-fn holds_files(dir: &Path) -> std::io::Result<bool> {
-    for entry in std::fs::read_dir(dir)? {
-        let entry = entry?;
-        let name = entry.file_name();
-        let is_own = [JOURNAL, WIDTHS].iter().chain(&RECORDS).any(|own| name == *own);
-        let is_empty = name == UNTUNED && holds_files(&entry.path()).is_ok_and(|holds| !holds);
-        if !(is_own || is_empty || is_leftover(&name)) {
-            return Ok(true);
+/// Whether `out` has anything besides a torn journal, the run's own records and unfinished temporary files.
+fn holds_files(out: &Path) -> std::io::Result<bool> {
+    let is_own = |path: &Path| [JOURNAL, WIDTHS].iter().chain(&RECORDS).any(|own| path == out.join(own));
+    let folders = [RUN_FOLDER, UNTUNED].map(|folder| out.join(folder));
+    for dir in [out].into_iter().chain(folders.iter().map(PathBuf::as_path).filter(|dir| dir.is_dir())) {
+        for entry in std::fs::read_dir(dir)? {
+            let entry = entry?;
+            let path = entry.path();
+            if !(folders.contains(&path) || is_own(&path) || is_leftover(&entry.file_name())) {
+                return Ok(true);
+            }
         }
     }
     Ok(false)

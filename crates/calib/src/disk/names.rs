@@ -1,10 +1,29 @@
-//! Names of the files that a run keeps in its output directory, beside the packed model and its records ([`oq_recipe::RECORDS`]).
+//! Paths of the files that a run keeps in its output directory, from there. They are in [`oq_recipe::RUN_FOLDER`], like the run's records
+//! ([`oq_recipe::RECORDS`]).
 
 /// The journal: one line for each finished shard.
-pub const JOURNAL: &str = "journal.jsonl";
+pub const JOURNAL: &str = "omniquant/journal.jsonl";
 /// Folder of learned blocks that will be tuned.
-pub const UNTUNED: &str = "untuned";
+pub const UNTUNED: &str = "omniquant/untuned";
 /// In that folder: the state of tuning.
 pub(crate) const TUNING: &str = "tuning.safetensors";
 /// The width of each linear, if average bits were requested.
-pub(crate) const WIDTHS: &str = "bits.json";
+pub(crate) const WIDTHS: &str = "omniquant/bits.json";
+/// Where earlier versions kept the journal.
+pub(crate) const EARLIER_JOURNAL: &str = "journal.jsonl";
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use oq_recipe::{RECORDS, RUN_FOLDER};
+
+    use super::*;
+
+    #[test]
+    fn all_of_a_run_is_in_one_folder() {
+        for path in RECORDS.into_iter().chain([JOURNAL, UNTUNED, WIDTHS]) {
+            assert_eq!(Path::new(path).parent(), Some(Path::new(RUN_FOLDER)), "{path}");
+        }
+    }
+}

@@ -2,9 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use oq_formats::{FormatError, remove_file};
-use oq_models::Model;
-use oq_recipe::Recipe;
+use oq_formats::{FormatError, remove_file, remove_leftovers};
+use oq_models::{Model, ModelError};
+use oq_recipe::{RUN_FOLDER, Recipe};
 
 use crate::disk::journal::{Journal, JournalError, Stage};
 use crate::disk::names::{TUNING, UNTUNED};
@@ -20,6 +20,9 @@ pub(crate) enum StageError {
     /// The journal cannot be written.
     #[error(transparent)]
     Journal(#[from] JournalError),
+    /// The scheme does not suit the model.
+    #[error(transparent)]
+    Model(#[from] ModelError),
 }
 
 /// The shards of a run. Its journal has a line for each: learned blocks first, then tuned ones, if there are any.
@@ -35,9 +38,11 @@ pub(crate) struct Stages<'a> {
 impl<'a> Stages<'a> {
     /// Creates the directories, or continues in existing ones.
     pub(crate) fn create(out: &Path, model: &'a Model, recipe: &Recipe) -> Result<Self, StageError> {
-        let output = Output::create(out, model, Widths::uniform(recipe.scheme))?;
+        let widths = Widths::of_scheme(model.decoder(), recipe.scheme)?;
+        let output = Output::create(out, model, widths.clone())?;
+        remove_leftovers(&out.join(RUN_FOLDER))?;
         let untuned_dir = out.join(UNTUNED);
-        let untuned = || Output::create(&untuned_dir, model, Widths::uniform(recipe.scheme));
+        let untuned = || Output::create(&untuned_dir, model, widths);
         let untuned = (recipe.tune_epochs() > 0).then(untuned).transpose()?;
         Ok(Self { output, untuned, untuned_dir, n_blocks: model.decoder().dims().n_layers })
     }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use oq_formats::{FormatError, atomic_write};
 use oq_models::{Decoder, Layer};
-use oq_quant_core::{Bits, QuantSpec};
+use oq_quant_core::{Bits, QuantSpec, WeightSpec};
 use oq_recipe::BitBudget;
 use serde::{Deserialize, Serialize};
 
@@ -95,10 +95,10 @@ impl Choice {
         for unit in &self.units {
             for name in &unit.linears {
                 let linear = layers.get(unit.block)?.linears.iter().find(|linear| linear.name.0 == name)?;
-                blocks[unit.block].insert(linear.name, unit.bits);
+                blocks[unit.block].insert(linear.name, WeightSpec { bits: unit.bits, ..spec.weight });
             }
         }
         let is_whole = blocks.iter().zip(&layers).all(|(widths, layer)| widths.len() == layer.linears.len());
-        is_whole.then(|| Widths::of_blocks(spec, blocks))
+        is_whole.then(|| Widths::of_blocks(spec.act, blocks))
     }
 }

@@ -62,7 +62,7 @@ pub(crate) struct Progress {
     sum: f64,
 }
 
-/// Learned changes of a block, by tensor, zero at first: logarithms of the factors on scales `[out, groups]` and on norms, and
+/// Learned changes of a block, by tensor, zero at first: logarithms of the factors on scales `[out, scale groups]` and on norms, and
 /// additions to biases in units of their root mean square.
 struct Changes {
     tensors: BTreeMap<String, Tensor>,
@@ -71,8 +71,10 @@ struct Changes {
 
 impl Changes {
     fn new(block: &Merged, place: Place, lr: f64) -> Self {
-        let of_scales = block.codes.iter().map(|(&name, packed)| {
-            let [rows, groups] = [packed.shape()[0], packed.groups()].map(|n| n as i64);
+        // Float codes have scales that take few values: these stay.
+        let with_scales = block.codes.iter().filter(|(_, packed)| packed.scale_groups() > 0);
+        let of_scales = with_scales.map(|(&name, packed)| {
+            let [rows, groups] = [packed.shape()[0], packed.scale_groups()].map(|n| n as i64);
             (name.weight(), vec![rows, groups])
         });
         let of_params = block.params.iter().map(|(name, tensor)| (name.clone(), tensor.size()));
@@ -87,9 +89,11 @@ impl Changes {
         let of_params = packed.params.iter().map(|(name, param)| (name.clone(), self.of_param(name, param)));
         let of_linears = packed.codes.iter().map(|(&name, codes)| {
             let (name, shape) = (name.weight(), codes.shape().map(|n| n as i64));
-            let change = &self.tensors[&name];
             let values = Tensor::from_slice(&codes.dequantize()).to_device(place.device);
-            let weight = values.view([shape[0], change.size()[1], -1]) * change.exp().unsqueeze(-1);
+            let weight = match self.tensors.get(&name) {
+                Some(change) => values.view([shape[0], change.size()[1], -1]) * change.exp().unsqueeze(-1),
+                None => values,
+            };
             (name, weight.view(shape).to_kind(place.compute.kind()))
         });
         of_params.chain(of_linears).collect()
@@ -206,7 +210,8 @@ impl<'a> Tuner<'a> {
             let x = self.inputs.get(block);
             let (of_x, of_leaves) = self.link(block, &leaves, |link| link.backward(&x, &grad));
             let changes = &mut self.blocks[block];
-            let of_changes = leaves.iter().zip(&of_leaves);
+            // In the order of the changes: both are sorted by name.
+            let of_changes = leaves.iter().zip(&of_leaves).filter(|((name, _), _)| changes.tensors.contains_key(*name));
             let of_changes: Vec<Tensor> =
                 of_changes.map(|((name, leaf), grad)| changes.gradient(name, &packed, &leaf.detach(), grad)).collect();
             on_block(changes, of_changes);
@@ -228,7 +233,8 @@ impl<'a> Tuner<'a> {
         let Merged { codes, params } = self.subject.blocks.read_block(block, self.subject.place.device)?;
         let changes = &self.blocks[block];
         let codes = codes.into_iter().map(|(name, packed)| {
-            let factors = Vec::<f32>::try_from(changes.tensors[&name.weight()].exp().view(-1)).expect("f32");
+            let Some(change) = changes.tensors.get(&name.weight()) else { return Ok((name, packed)) };
+            let factors = Vec::<f32>::try_from(change.exp().view(-1)).expect("f32");
             let rescaled = packed.rescaled(&factors);
             Ok((name, rescaled.map_err(|error| PassError::of_linear(self.subject.model, block, name, error))?))
         });

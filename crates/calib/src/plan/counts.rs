@@ -4,8 +4,8 @@ use std::cell::RefCell;
 use std::collections::BTreeSet;
 
 use oq_let::{Action, Site};
-use oq_models::{ActPoint, Attention, BlockOps, Compute, Decoder, Dims, Layer, Linear, LinearName};
-use oq_quant_core::{ActSpec, Bits, RotateKind, packed_words};
+use oq_models::{ActPoint, Attention, BlockOps, Compute, Decoder, Dims, Layer, Linear, LinearName, specs_of_layer};
+use oq_quant_core::{ActSpec, Bits, RotateKind, WeightSpec, packed_words};
 use oq_recipe::{Calibration, Recipe, Rounding};
 use oq_rotation::SLAB;
 use tch::{Device, Kind, Tensor};
@@ -97,17 +97,18 @@ impl Counts {
         recipe: &Recipe,
         compute: Compute,
     ) -> Result<Vec<(Self, u64)>, SiteError> {
-        let mut kinds: Vec<(Layer, usize, u64)> = Vec::new();
+        let mut kinds: Vec<((Layer, Specs), usize, u64)> = Vec::new();
         for idx in 0..decoder.dims().n_layers {
-            let layer = decoder.layer(idx);
-            match kinds.iter_mut().find(|(kind, ..)| *kind == layer) {
+            let specs = specs_of_layer(decoder, recipe.scheme, idx).expect("the scheme was checked against the model");
+            let kind = (decoder.layer(idx), specs);
+            match kinds.iter_mut().find(|(known, ..)| *known == kind) {
                 Some((_, _, n)) => *n += 1,
-                None => kinds.push((layer, idx, 1)),
+                None => kinds.push((kind, idx, 1)),
             }
         }
-        let counts = kinds.iter().map(|&(ref layer, idx, n)| {
+        let counts = kinds.iter().map(|&((ref layer, ref specs), idx, n)| {
             let sites = sites_of(decoder, recipe, idx)?;
-            Ok((Self::new(decoder, (idx, layer), recipe, &sites, compute), n))
+            Ok((Self::new(decoder, (idx, layer, specs), recipe, &sites, compute), n))
         });
         let mut counts = counts.collect::<Result<Vec<_>, SiteError>>()?;
         counts.sort_by_key(|(counts, _)| std::cmp::Reverse(counts.weights));
@@ -117,12 +118,11 @@ impl Counts {
     /// `sites`: those that the recipe transforms.
     fn new(
         decoder: &dyn Decoder,
-        (layer, layout): (usize, &Layer),
+        (layer, layout, specs): (usize, &Layer, &Specs),
         recipe: &Recipe,
         sites: &[Site],
         compute: Compute,
     ) -> Self {
-        let spec = recipe.scheme.weight;
         let Attention { n_heads, n_kv_heads, head_dim, .. } = layout.attention;
         let dims = Dims { n_heads, n_kv_heads, head_dim, intermediate: layout.intermediate, ..decoder.dims() };
         let Calibration { samples, seqlen, batch, .. } = recipe.calibration;
@@ -165,7 +165,9 @@ impl Counts {
             moved: sum(&moved),
             moved_twice: sum(&moved_twice),
             first: sum(&|name| !differentiated.contains(&name)),
-            grids: layout.linears.iter().map(|l| (l.out_features * spec.group.count(l.in_features)) as u64).sum(),
+            grids: with_specs(layout, specs)
+                .map(|(l, spec)| (l.out_features * spec.group.count(l.in_features)) as u64)
+                .sum(),
             offsets: if compensates || (learns && recipe.learn.rounding == Rounding::Learned) {
                 sum(&|_| true)
             } else {
@@ -188,7 +190,7 @@ impl Counts {
                 Compute::Bf16 => 2,
             },
             quantizes_act: recipe.scheme.act != ActSpec::Float,
-            block_bytes: packed_bytes(layout, recipe) + norms * F16,
+            block_bytes: packed_bytes(layout, specs, recipe) + norms * F16,
             outer_bytes: outer_bytes(decoder, recipe),
         }
     }
@@ -257,24 +259,31 @@ fn numbers(shape: &[usize]) -> u64 {
     shape.iter().product::<usize>() as u64
 }
 
+/// How the linears of a layer are quantized, in the layer's order.
+type Specs = Vec<(LinearName, WeightSpec)>;
+
+fn with_specs<'a>(layout: &'a Layer, specs: &'a Specs) -> impl Iterator<Item = (&'a Linear, WeightSpec)> {
+    layout.linears.iter().zip(specs).map(|(linear, &(_, spec))| (linear, spec))
+}
+
 /// Bytes of a layer's packed linears.
-fn packed_bytes(layout: &Layer, recipe: &Recipe) -> u64 {
-    let spec = recipe.scheme.weight;
-    let at_width = |bits: Bits| {
-        let of_linear = |linear: &Linear| {
+fn packed_bytes(layout: &Layer, specs: &Specs, recipe: &Recipe) -> u64 {
+    let at_width = |width: Option<Bits>| {
+        let of_linear = |(linear, spec): (&Linear, WeightSpec)| {
+            let bits = width.unwrap_or(spec.bits);
             let (rows, groups) = (linear.out_features, spec.group.count(linear.in_features));
             let words = rows * packed_words(linear.in_features, bits) + packed_words(rows, bits) * groups;
             let half = rows * groups + if linear.bias { rows } else { 0 };
             words as u64 * 4 + half as u64 * F16
         };
-        layout.linears.iter().map(of_linear).sum::<u64>()
+        with_specs(layout, specs).map(of_linear).sum::<u64>()
     };
     match &recipe.bits {
-        None => at_width(spec.bits),
+        None => at_width(None),
         // Interpolated between the sizes at the widths around the average.
         Some(budget) => {
             let [below, above] = [budget.average.floor(), budget.average.ceil()]
-                .map(|bits| Bits::new(bits as u32).map_or(0, at_width) as f64);
+                .map(|bits| Bits::new(bits as u32).map_or(0, |bits| at_width(Some(bits))) as f64);
             (below + (above - below) * budget.average.fract()).ceil() as u64
         }
     }

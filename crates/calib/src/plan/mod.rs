@@ -8,7 +8,7 @@ mod suggest;
 mod time;
 
 use oq_let::Site;
-use oq_models::Decoder;
+use oq_models::{Decoder, specs_of_layer};
 use oq_quant_core::SiteKind;
 use oq_recipe::Recipe;
 use serde::Serialize;
@@ -110,9 +110,10 @@ impl Plan {
         let kinds = Counts::of_kinds(decoder, recipe, setting.compute)?;
         let (counts, _) = &kinds[0];
         let sites = sites_of(decoder, recipe, counts.layer)?;
-        let linears = decoder.layer(counts.layer).linears.into_iter().map(|linear| {
+        let specs = specs_of_layer(decoder, recipe.scheme, counts.layer)?;
+        let linears = decoder.layer(counts.layer).linears.into_iter().zip(specs).map(|(linear, (_, spec))| {
             let (rows, cols) = (linear.out_features, linear.in_features);
-            let n_groups = rows * recipe.scheme.weight.group.count(cols);
+            let n_groups = rows * spec.group.count(cols);
             LinearPlan { name: linear.name.0, out_features: rows, in_features: cols, n_groups }
         });
         let linears: Vec<LinearPlan> = linears.collect();

@@ -7,7 +7,12 @@ use oq_recipe::{Key, Overrides, keys};
 
 /// The values given for these options.
 #[derive(Clone, Debug, Default)]
-pub struct KeyArgs(pub Overrides);
+pub struct KeyArgs {
+    /// As settings of a recipe.
+    pub overrides: Overrides,
+    /// As they were given: option and value.
+    pub words: Vec<(String, String)>,
+}
 
 impl Args for KeyArgs {
     fn augment_args(command: Command) -> Command {
@@ -32,7 +37,8 @@ impl FromArgMatches for KeyArgs {
             // A list may be split over several options.
             let text = words.map(String::as_str).collect::<Vec<_>>().join(",");
             let refused = |allowed| Error::raw(ErrorKind::ValueValidation, format!("{}: {allowed}\n", key.path));
-            key.set(&mut self.0, &text).map_err(refused)?;
+            key.set(&mut self.overrides, &text).map_err(refused)?;
+            self.words.extend(key.option.map(|option| (flag(option.name), text)));
         }
         Ok(())
     }
@@ -46,4 +52,9 @@ fn arg(key: &'static Key) -> Option<Arg> {
     let action = if option.is_list { ArgAction::Append } else { ArgAction::Set };
     let arg = Arg::new(option.name).long(option.name.replace('_', "-")).value_name(option.value_name).help(option.help);
     Some(arg.action(action).value_parser(parser))
+}
+
+/// An option as it is typed.
+fn flag(name: &str) -> String {
+    format!("--{}", name.replace('_', "-"))
 }

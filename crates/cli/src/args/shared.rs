@@ -8,6 +8,7 @@ use oq_recipe::{Method, Overrides, Preset};
 
 use super::keys::KeyArgs;
 use super::values::{ComputeArg, DeviceArg, HeadArg, KernelsArg};
+use crate::card::last_part;
 
 /// Which model.
 #[derive(Clone, Debug, Args)]
@@ -51,7 +52,23 @@ pub struct RecipeArgs {
 impl RecipeArgs {
     pub fn overrides(&self) -> Overrides {
         let use_let = if self.no_let { Some(false) } else { self.use_let.then_some(true) };
-        Overrides { method: self.method, preset: self.preset, use_let, ..self.keys.0.clone() }
+        Overrides { method: self.method, preset: self.preset, use_let, ..self.keys.overrides.clone() }
+    }
+
+    /// These options as they are typed, in a fixed order; paths without their folders.
+    pub fn words(&self) -> Vec<String> {
+        let recipe = self.recipe.as_ref().map(|file| last_part(&file.to_string_lossy()));
+        let valued = [
+            ("--scheme", self.scheme.map(|scheme| scheme.to_string())),
+            ("--recipe", recipe),
+            ("--preset", self.preset.map(|preset| preset.name().to_owned())),
+            ("--method", self.method.map(|method| method.to_string())),
+        ];
+        let valued = valued.into_iter().filter_map(|(option, value)| Some([option.to_owned(), value?]));
+        let flags = [("--let", self.use_let), ("--no-let", self.no_let)];
+        let flags = flags.into_iter().filter(|(_, is_given)| *is_given).map(|(flag, _)| flag.to_owned());
+        let keys = self.keys.words.iter().map(|(option, value)| [option.clone(), last_part(value)]);
+        valued.flatten().chain(flags).chain(keys.flatten()).collect()
     }
 }
 

@@ -11,6 +11,7 @@ use serde_json::json;
 use tch::Device;
 
 use crate::args::{EvalArgs, EvalDataArgs, HeadArg};
+use crate::card::{self, Measured};
 use crate::commands::running;
 use crate::exit::CliError;
 use crate::machine;
@@ -24,6 +25,13 @@ pub fn run(args: &EvalArgs, out: &Output) -> Result<()> {
     let device = machine::device(args.device)?;
     let named = Named::new(&args.model)?;
     let dir = named.directory(out)?;
+    if args.card {
+        if !Path::new(&named.name).is_dir() {
+            let message = format!("{}: --card writes to a directory: give the model's", named.name);
+            return Err(CliError::Usage(message).into());
+        }
+        card::check(&dir)?;
+    }
     let mut model = Model::open(&dir)?;
     if let Some(spec) = args.rtn {
         model = model.with_round_to_nearest(spec)?;
@@ -42,6 +50,9 @@ pub fn run(args: &EvalArgs, out: &Output) -> Result<()> {
     let subject = Subject::new(named.entry, &model, &args.data, args.seqlen, out)?;
     let started = std::time::Instant::now();
     let result = subject.measure(&model, device, "measuring", out)?;
+    if args.card {
+        card::add(&dir, &[subject.measured(card::THIS, &result)])?;
+    }
     let tokens = subject.ids.len();
     let windows = result.window_nll.len();
     let value = json!({"model": named.name, "rtn": args.rtn, "quantized": model.quantization(), "data": subject.data,
@@ -59,7 +70,7 @@ pub fn run(args: &EvalArgs, out: &Output) -> Result<()> {
 fn ask(args: &EvalArgs, named: &Named, model: &Model, (form, device): (Form, Device), out: &Output) -> Result<()> {
     let started = std::time::Instant::now();
     let tokenizer = Tokenizer::open(model.dir())?;
-    let (mut values, mut lines) = (Vec::new(), Vec::new());
+    let (mut values, mut lines, mut measured) = (Vec::new(), Vec::new(), Vec::new());
     // Make sure that all of them exist before the first is evaluated.
     let load = |&task: &Task| Ok((task, task.load(args.data.data_dir.as_deref())?));
     for (task, mut items) in args.tasks.iter().map(load).collect::<Result<Vec<_>>>()? {
@@ -71,10 +82,14 @@ fn ask(args: &EvalArgs, named: &Named, model: &Model, (form, device): (Form, Dev
         let shown = |accuracy: f64| format!("{:6.2} +- {:.2}", 100.0 * accuracy, 100.0 * result.error_of(accuracy));
         let normalized = task.is_normalized().then_some(result.normalized);
         let per_character = normalized.map_or(String::new(), |value| format!("   per character {}", shown(value)));
+        measured.push(card::accuracy(task.name(), result.items, result.plain));
         lines.push(format!("{:<14}{:>6} items {}{per_character}", task.name(), result.items, shown(result.plain)));
         values.push(json!({"task": task.name(), "items": result.items, "accuracy": result.plain,
             "accuracy_error": result.error_of(result.plain), "accuracy_per_character": normalized,
             "accuracy_per_character_error": normalized.map(|value| result.error_of(value))}));
+    }
+    if args.card {
+        card::add(model.dir(), &measured)?;
     }
     let value = json!({"model": named.name, "rtn": args.rtn, "quantized": model.quantization(), "tasks": values,
         "kernels": form.kernels.name(), "compute": form.compute.name(), "head": form.head.name(), "device": machine::device_name(device),
@@ -127,6 +142,11 @@ impl Subject {
         let bar = out.bar(what);
         let mut on = |progress: Progress| bar.set(progress.done, progress.total);
         Ok(perplexity(model, &self.ids, self.seqlen, self.windows, device, &mut on)?)
+    }
+
+    /// The result as a line of a model's card.
+    pub fn measured(&self, model: &str, result: &Perplexity) -> Measured {
+        card::perplexity(model, &self.data, result.window_nll.len(), result.seqlen, result.value())
     }
 
     /// `wikitext2, 8 windows of 2048`.

@@ -7,7 +7,7 @@ use anyhow::Result;
 use oq_calib::{Accelerator, Machine, Parts, Plan, Setting};
 use oq_models::family::decoder_of;
 use oq_models::{Compute, Decoder};
-use oq_quant_core::{ActSpec, RotateKind};
+use oq_quant_core::{ActSpec, QuantSpec, RotateKind, Symmetry, WeightSpec};
 use oq_recipe::{BitBudget, Profile, Recipe, Rounding};
 use serde_json::json;
 
@@ -83,6 +83,15 @@ pub fn notes(args: &RecipeArgs, recipe: &Recipe, decoder: &dyn Decoder, out: &Ou
     for key in args.overrides().unread(recipe) {
         out.note(&format!("note: {key} has no effect, because nothing in this run uses it"));
     }
+    let QuantSpec { weight, act, .. } = recipe.scheme;
+    if matches!(act, ActSpec::PerToken(_)) {
+        out.note("note: quantized activations run in this program only: transformers and vLLM refuse such a model");
+    } else if recipe.bits.is_some() && weight.symmetry == Symmetry::Asymmetric {
+        let symmetric = QuantSpec::uniform(WeightSpec { symmetry: Symmetry::Symmetric, ..weight }, act);
+        out.note(&format!(
+            "note: transformers refuses several widths with zero points, which this program reads; it loads symmetric ones: --scheme {symmetric}"
+        ));
+    }
     let (seqlen, positions) = (recipe.calibration.seqlen, decoder.dims().max_positions);
     if recipe.reads_text() && seqlen > positions {
         out.note(&format!(
@@ -124,7 +133,7 @@ fn text(model: &str, recipe: &Recipe, plan: &Plan, setting: &Setting<'_>) -> Str
         |name: &str, value: String| writeln!(text, "{name:<16}{value}").expect("writing to a string cannot fail");
     line("model", format!("{model}, {} blocks", plan.n_layers));
     line("setting", format!("{} with {}", recipe.scheme, recipe.method));
-    if let ActSpec::PerToken(bits) = recipe.scheme.act {
+    if let Some(bits) = recipe.scheme.act.bits() {
         line("activations", format!("{} bits per token: inputs of linears, queries, keys, values", bits.get()));
     }
     match recipe.rotate.kind {

@@ -19,6 +19,7 @@ use serde_json::json;
 use tch::Device;
 
 use crate::args::QuantizeArgs;
+use crate::card::{self, Card, Measured, Origin};
 use crate::commands::eval::{Subject, tokens};
 use crate::commands::plan::{about, notes, refuse, text_bytes};
 use crate::commands::running::Interrupt;
@@ -42,9 +43,7 @@ pub fn run(args: &QuantizeArgs, out: &Output) -> Result<()> {
     let recipe = named.recipe(&args.recipe, Some(&config))?;
     let decoder = decoder_of(&config)?;
     notes(&args.recipe, &recipe, &*decoder, out);
-    let bits = recipe.bits.as_ref().map_or_else(String::new, |bits| format!("-{}bits", bits.average));
-    let default_out = || PathBuf::from(format!("{}-{}{bits}", named.stem(), recipe.scheme));
-    let dir = args.out.clone().unwrap_or_else(default_out);
+    let dir = args.out.clone().unwrap_or_else(|| output_name(&named, &recipe).into());
     let compute = machine::compute(args.compute, device);
     // The profile only affects the estimate of time.
     let profile = profile::stored(device).unwrap_or_else(|error| {
@@ -83,7 +82,15 @@ pub fn run(args: &QuantizeArgs, out: &Output) -> Result<()> {
     let job = Job { named: &named, recipe: &recipe, model: &model, dir: &dir, device, compute, cache_memory };
     let record = job.run(&segments, args.resume, out)?;
     let summary = oq_formats::inspect(&dir)?;
+    job.write_card(args, &summary)?;
     let report = subject.map_or_else(|| Ok(Vec::new()), |subject| job.report(&subject, out));
+    let report = report.and_then(|rows| {
+        let measured: Vec<Measured> = rows.iter().map(|row| row.measured.clone()).collect();
+        if !rows.is_empty() && card::check(&dir).is_ok() {
+            card::add(&dir, &measured)?;
+        }
+        Ok(rows)
+    });
     let (report, failed) = match report {
         Ok(report) => (report, None),
         Err(error) => (Vec::new(), Some(error.context("the model was quantized, but the report failed"))),
@@ -92,6 +99,12 @@ pub fn run(args: &QuantizeArgs, out: &Output) -> Result<()> {
         "run": record, "report": report});
     out.result(&value, || summary_text(&dir, &summary, &record, &report))?;
     failed.map_or(Ok(()), Err)
+}
+
+/// A name for the packed model.
+fn output_name(named: &Named, recipe: &Recipe) -> String {
+    let bits = recipe.bits.as_ref().map_or_else(String::new, |bits| format!("-{}bits", bits.average));
+    format!("{}-{}{bits}", named.stem(), recipe.scheme)
 }
 
 /// The calibration segments: those of the blocks, then those of each pass of tuning.
@@ -174,6 +187,9 @@ struct Row {
     name: String,
     perplexity: f64,
     subject: String,
+    /// The same for the model's card.
+    #[serde(skip)]
+    measured: Measured,
 }
 
 impl Job<'_> {
@@ -259,20 +275,48 @@ impl Job<'_> {
         Ok(record)
     }
 
+    /// Writes the model's card, unless the directory has one.
+    fn write_card(&self, args: &QuantizeArgs, summary: &Summary) -> Result<()> {
+        let Self { named, recipe, model, .. } = self;
+        let source = if Path::new(&named.name).is_dir() { named.stem() } else { args.model.name.clone() };
+        let options = args.recipe.words();
+        let words = ["omniquant", "quantize", &source].into_iter().chain(options.iter().map(String::as_str));
+        let revision = args.model.revision.iter().flat_map(|revision| ["--revision", revision]);
+        let field = args.eval.text_field.iter().flat_map(|field| ["--text-field", field]);
+        let command: Vec<&str> = words.chain(revision).chain(field).collect();
+        let card = Card {
+            name: &output_name(named, recipe),
+            model: &source,
+            origin: &Origin::new(named, model.dir(), model.config()),
+            recipe,
+            quantization: summary.quantized.as_ref().expect("the model is packed"),
+            bits_per_code: summary.bits_per_code().unwrap_or_default(),
+            bits_per_weight: summary.bits_per_weight().unwrap_or_default(),
+            bytes: [model.checkpoint().total_bytes(), summary.total_bytes],
+            command: &command,
+        };
+        card.write(self.dir)
+    }
+
     /// Perplexity in full precision, rounded to nearest, and of the packed model.
     fn report(&self, subject: &Subject, out: &Output) -> Result<Vec<Row>> {
         let measure = |name: String, model: &Model| -> Result<Row> {
             let result = subject.measure(model, self.device, &name, out)?;
-            Ok(Row { name, perplexity: result.value(), subject: subject.describe(&result) })
+            let is_this = model.dir() == self.dir;
+            let measured = subject.measured(if is_this { card::THIS } else { &name }, &result);
+            Ok(Row { name, perplexity: result.value(), subject: subject.describe(&result), measured })
         };
         let full = measure("full precision".to_owned(), self.model)?;
         let rounded = Model::open(self.model.dir())?.with_round_to_nearest(self.recipe.scheme)?;
-        let rounded = measure("round to nearest".to_owned(), &rounded)?;
+        let mut rounded = measure("round to nearest".to_owned(), &rounded)?;
         let is_rotated = self.recipe.rotate.kind != RotateKind::None;
         let name = match self.recipe.method {
             Method::Rtn if self.recipe.bits.is_some() => "mixed bits",
             Method::Rtn if is_rotated => "rotated and rounded",
-            Method::Rtn => return Ok(vec![full, rounded]),
+            Method::Rtn => {
+                rounded.measured.model = card::THIS.to_owned();
+                return Ok(vec![full, rounded]);
+            }
             Method::Smoothquant => "SmoothQuant",
             Method::Omniquant => "OmniQuant",
         };
@@ -363,6 +407,8 @@ fn unix_now() -> u64 {
 mod tests {
     use std::fs;
 
+    use oq_calib::JOURNAL;
+
     use super::*;
 
     #[test]
@@ -370,10 +416,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let out = dir.path();
         assert_eq!(room(&out.join("none"), 7), Some(7));
-        fs::create_dir(out.join(UNTUNED)).unwrap();
+        fs::create_dir_all(out.join(UNTUNED)).unwrap();
         fs::write(out.join("model-00001-of-00002.safetensors"), [0; 100]).unwrap();
         fs::write(out.join(UNTUNED).join("model-00001-of-00002.safetensors"), [0; 30]).unwrap();
-        fs::write(out.join("journal.jsonl"), [0; 5]).unwrap();
+        fs::write(out.join(JOURNAL), [0; 5]).unwrap();
         assert_eq!(room(out, 7), Some(137));
         fs::write(out.join("config.json"), "{}").unwrap();
         assert_eq!(room(out, 7), None);

@@ -13,7 +13,7 @@ use crate::error::{DataError, read_json};
 const CONFIG: &str = "config.json";
 
 /// Files that are fetched if the repository has them.
-const SMALL_FILES: [&str; 10] = [
+const SMALL_FILES: [&str; 13] = [
     "generation_config.json",
     "tokenizer.json",
     "tokenizer.model",
@@ -24,6 +24,10 @@ const SMALL_FILES: [&str; 10] = [
     "merges.txt",
     "chat_template.jinja",
     "chat_template.json",
+    // For the card of a model that is made from this one.
+    "README.md",
+    "LICENSE",
+    "USE_POLICY.md",
 ];
 
 /// Weights in order of preference, each as (index of shards, single file). The single file is tried first.

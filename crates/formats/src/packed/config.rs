@@ -1,14 +1,25 @@
 //! Converts between a [`Quantization`] and `quantization_config` in `config.json`.
 
-use oq_quant_core::{ActSpec, Bits, GroupSize, Symmetry, WeightSpec};
+use oq_quant_core::{ActSpec, Bits, GroupSize, Storage, Symmetry, WeightSpec};
 use serde_json::{Map, Value, json};
 
 use super::online::{FORMAT as ROTATED, is_rotated_online};
+use super::portable::{describe_rope, set_dtype};
 use super::scheme::Quantization;
 use crate::FormatError;
 
 const METHOD: &str = "compressed-tensors";
 const FORMAT: &str = "pack-quantized";
+/// The same with quantized activations. Loaders of the format above drop some or all of the quantization of activations in silence; those of
+/// compressed-tensors refuse this name.
+const QUANTIZED_ACTIVATIONS: &str = "pack-quantized-activations";
+/// Formats of compressed-tensors with float codes.
+const MXFP4: &str = "mxfp4-pack-quantized";
+const NVFP4: &str = "nvfp4-pack-quantized";
+/// A format of our own, with the types of ggml that no format of compressed-tensors holds.
+const BLOCKS: &str = "pack-quantized-blocks";
+/// Of a model whose groups have several formats.
+const MIXED: &str = "mixed-precision";
 const KEY: &str = "quantization_config";
 
 /// The value of `quantization_config` for a model whose linears are quantized as given, except those in `ignore`.
@@ -20,43 +31,75 @@ const KEY: &str = "quantization_config";
 pub fn quantization_config(quantization: &Quantization, ignore: &[&str]) -> Value {
     let act = quantization.act();
     let groups = quantization.groups().enumerate().map(|(idx, (spec, targets))| {
-        // The format is repeated in the group: with quantized activations, loaders would infer another one.
-        let mut group = json!({"targets": targets, "weights": weights(spec), "format": FORMAT});
-        if let ActSpec::PerToken(bits) = act {
-            group["input_activations"] = json!({"num_bits": bits.get(), "type": "int", "symmetric": false, "strategy": "token",
-                "dynamic": true});
+        // The format is repeated in the group, where some loaders look for it.
+        let mut group = json!({"targets": targets, "weights": weights(spec), "format": format_of(spec, act)});
+        if let Some(bits) = act.bits() {
+            let symmetric = matches!(act, ActSpec::PerTokenSymmetric(_));
+            group["input_activations"] = json!({"num_bits": bits.get(), "type": "int", "symmetric": symmetric,
+                "strategy": "token", "dynamic": true});
         }
         (format!("group_{idx}"), group)
     });
     let groups: Map<String, Value> = groups.collect();
+    // Our own format, if one linear has it: loaders refuse a model that they would read in part only.
+    let formats: Vec<&str> = quantization.groups().map(|(spec, _)| format_of(spec, act)).collect();
+    let format = match formats[..] {
+        _ if formats.contains(&BLOCKS) => BLOCKS,
+        [first, ref rest @ ..] if rest.iter().all(|other| *other == first) => first,
+        [] => FORMAT,
+        _ => MIXED,
+    };
     let mut config = json!({
         "quant_method": METHOD,
-        "format": FORMAT,
+        "format": format,
         "quantization_status": "compressed",
         "ignore": ignore,
         "config_groups": groups,
     });
-    // The default behaviour of transformers is needed for quantized activations only, and works only without zero points. With this flag,
-    // it decodes all linears by the first group.
-    if let Some(spec) = quantization.uniform()
-        && (act == ActSpec::Float || spec.weight.symmetry == Symmetry::Asymmetric)
-    {
+    // The default behaviour of transformers works only without zero points, and is needed only for quantized activations. With this flag, it
+    // decodes all linears by the first group.
+    if act == ActSpec::Float && quantization.uniform().is_some_and(|spec| spec.weight.storage == Storage::Half) {
         config["dequantize"] = true.into();
     }
     config
+}
+
+/// The format that holds linears of this spec.
+fn format_of(spec: WeightSpec, act: ActSpec) -> &'static str {
+    match spec.storage {
+        Storage::Half if matches!(act, ActSpec::PerToken(_)) => QUANTIZED_ACTIVATIONS,
+        Storage::Half => FORMAT,
+        Storage::HalfMin | Storage::Super => BLOCKS,
+        Storage::E8m0 => MXFP4,
+        Storage::E4m3 => NVFP4,
+    }
 }
 
 fn weights(spec: WeightSpec) -> Value {
     let mut weights = json!({
         "num_bits": spec.bits.get(),
         "type": "int",
-        "symmetric": spec.symmetry == Symmetry::Symmetric,
+        "symmetric": spec.symmetry != Symmetry::Asymmetric,
         "dynamic": false,
     });
+    match spec.storage {
+        Storage::Half if spec.symmetry == Symmetry::FullRange => weights["observer_kwargs"] = json!({FULL_RANGE: true}),
+        Storage::Half => {}
+        Storage::HalfMin | Storage::Super => weights["type"] = spec.to_string().into(),
+        Storage::E8m0 => {
+            weights["type"] = "float".into();
+            weights["scale_dtype"] = "torch.uint8".into();
+        }
+        Storage::E4m3 => {
+            weights["type"] = "float".into();
+            weights["scale_dtype"] = "torch.float8_e4m3fn".into();
+        }
+    }
     match spec.group {
         GroupSize::PerChannel => weights["strategy"] = "channel".into(),
         GroupSize::Channels(n) => {
-            weights["strategy"] = "group".into();
+            let is_nvfp4 = spec.storage == Storage::E4m3;
+            weights["strategy"] = if is_nvfp4 { "tensor_group" } else { "group" }.into();
             weights["group_size"] = n.get().into();
         }
     }
@@ -66,13 +109,8 @@ fn weights(spec: WeightSpec) -> Value {
 /// The packed model's `config.json`: the source's, with the quantization and a dtype that keeps scales exact.
 pub(crate) fn packed_config(source: &Value, quantization: &Quantization, ignore: &[&str]) -> Value {
     let mut config = source.as_object().cloned().unwrap_or_default();
-    // transformers 5 writes `dtype` and reads both; version 4 knows `torch_dtype`.
-    let keys: Vec<&str> = ["dtype", "torch_dtype"].into_iter().filter(|key| config.contains_key(*key)).collect();
-    for key in if keys.is_empty() { vec!["torch_dtype"] } else { keys } {
-        let kept = config.get(key).and_then(Value::as_str).filter(|dtype| *dtype == "float32");
-        let dtype = kept.unwrap_or("float16").to_owned();
-        config.insert(key.to_owned(), dtype.into());
-    }
+    set_dtype(&mut config);
+    describe_rope(&mut config);
     config.insert(KEY.to_owned(), quantization_config(quantization, ignore));
     // Names Python files that are not copied, and that loaders of these architectures do not need.
     config.remove("auto_map");
@@ -92,14 +130,16 @@ pub fn quantization_of(config: &Value) -> Result<Option<Quantization>, FormatErr
     }
     let is_rotated = is_rotated_online(config);
     let format = if is_rotated { ROTATED } else { FORMAT };
-    expect(quantization, "format", &[json!(FORMAT), json!(format)], "\"pack-quantized\"")?;
+    let plain = [FORMAT, QUANTIZED_ACTIVATIONS, MXFP4, NVFP4, BLOCKS, MIXED];
+    let formats: Vec<Value> = plain.into_iter().chain([format]).map(Value::from).collect();
+    expect(quantization, "format", &formats, "\"pack-quantized\"")?;
     expect(quantization, "kv_cache_scheme", &[Value::Null], "absent")?;
     no_transforms(quantization)?;
     let groups = quantization.get("config_groups");
     let groups = groups.and_then(Value::as_object).ok_or_else(|| wrong("config_groups", groups, "an object"))?;
     let mut found: Option<Quantization> = None;
     for group in groups.values() {
-        format_of(group, is_rotated)?;
+        check_format(group, is_rotated)?;
         expect(group, "output_activations", &[Value::Null], "absent")?;
         let weights = group.get("weights").and_then(Value::as_object);
         let weights = weights.ok_or_else(|| wrong("weights", group.get("weights"), "an object"))?;
@@ -107,6 +147,9 @@ pub fn quantization_of(config: &Value) -> Result<Option<Quantization>, FormatErr
         let found = found.get_or_insert_with(|| Quantization::none(act));
         if found.act() != act {
             return Err(wrong("input_activations", group.get("input_activations"), "the same in all groups"));
+        }
+        if act == ActSpec::Float && group.get("format").is_some_and(|format| format == QUANTIZED_ACTIVATIONS) {
+            return Err(wrong("input_activations", None, "present in a group of this format"));
         }
         let targets = group.get("targets");
         let names = targets.and_then(Value::as_array).filter(|targets| !targets.is_empty());
@@ -132,9 +175,13 @@ fn no_transforms(quantization: &Value) -> Result<(), FormatError> {
 }
 
 /// Refuses a group of another format, or one that differs from the others in rotation.
-fn format_of(group: &Value, is_rotated: bool) -> Result<(), FormatError> {
+fn check_format(group: &Value, is_rotated: bool) -> Result<(), FormatError> {
     match is_rotated {
-        false => expect(group, "format", &[json!(FORMAT), Value::Null], "\"pack-quantized\""),
+        false => {
+            let formats = [FORMAT, QUANTIZED_ACTIVATIONS, MXFP4, NVFP4, BLOCKS].map(Value::from);
+            let formats: Vec<Value> = formats.into_iter().chain([Value::Null]).collect();
+            expect(group, "format", &formats, "\"pack-quantized\"")
+        }
         true => expect(group, "format", &[json!(ROTATED)], "\"pack-quantized-rotated\" in all groups or in none"),
     }
 }
@@ -142,20 +189,30 @@ fn format_of(group: &Value, is_rotated: bool) -> Result<(), FormatError> {
 fn act_spec(group: &Value) -> Result<ActSpec, FormatError> {
     let Some(act) = group.get("input_activations").filter(|value| !value.is_null()) else { return Ok(ActSpec::Float) };
     expect(act, "type", &[json!("int"), Value::Null], "\"int\"")?;
-    expect(act, "symmetric", &[json!(false)], "false (for activations)")?;
+    expect(act, "symmetric", &[json!(false), json!(true), Value::Null], "true or false (for activations)")?;
     expect(act, "dynamic", &[json!(true)], "true (for activations)")?;
     expect(act, "strategy", &[json!("token")], "\"token\" (for activations)")?;
-    Ok(ActSpec::PerToken(bits(act)?))
+    let bits = bits(act)?;
+    // The default of compressed-tensors is symmetric.
+    let asymmetric = act.get("symmetric") == Some(&Value::Bool(false));
+    Ok(if asymmetric { ActSpec::PerToken(bits) } else { ActSpec::PerTokenSymmetric(bits) })
 }
 
 fn weight_spec(weights: &Map<String, Value>) -> Result<WeightSpec, FormatError> {
     let get = |field: &str| weights.get(field).filter(|value| !value.is_null());
     let all = Value::Object(weights.clone());
+    if let Some(spec) = get("type").and_then(Value::as_str).and_then(WeightSpec::named) {
+        return Ok(spec);
+    }
+    if get("type").is_some_and(|kind| kind == "float") {
+        return float_spec(&all);
+    }
     expect(&all, "type", &[json!("int"), Value::Null], "\"int\"")?;
     expect(&all, "dynamic", &[json!(false), Value::Null], "false (for weights)")?;
     // With reordered channels a group is no longer a run of consecutive channels.
     expect(&all, "actorder", &[Value::Null, json!("weight"), json!("static"), json!(false)], "absent or \"weight\"")?;
     let symmetry = match get("symmetric") {
+        None | Some(Value::Bool(true)) if is_full_range(weights) => Symmetry::FullRange,
         None | Some(Value::Bool(true)) => Symmetry::Symmetric,
         Some(Value::Bool(false)) => Symmetry::Asymmetric,
         other => return Err(wrong("symmetric", other, "true or false")),
@@ -169,7 +226,28 @@ fn weight_spec(weights: &Map<String, Value>) -> Result<WeightSpec, FormatError> 
         (Some("group"), _) => return Err(wrong("group_size", get("group_size"), "at least 1")),
         _ => return Err(wrong("strategy", get("strategy"), "\"group\" with a group_size, or \"channel\"")),
     };
-    Ok(WeightSpec { bits: bits(&all)?, group, symmetry })
+    Ok(WeightSpec::integer(bits(&all)?, group, symmetry))
+}
+
+/// The key among an observer's settings that says that all codes are used.
+const FULL_RANGE: &str = "full_range";
+
+fn is_full_range(weights: &Map<String, Value>) -> bool {
+    weights.get("observer_kwargs").and_then(|observer| observer.get(FULL_RANGE)) == Some(&Value::Bool(true))
+}
+
+/// MXFP4 or NVFP4.
+fn float_spec(weights: &Value) -> Result<WeightSpec, FormatError> {
+    expect(weights, "num_bits", &[json!(4)], "4 (for float codes)")?;
+    expect(weights, "symmetric", &[json!(true), Value::Null], "true (for float codes)")?;
+    expect(weights, "dynamic", &[json!(false), Value::Null], "false (for weights)")?;
+    let group = weights.get("group_size");
+    let name = match group.and_then(Value::as_u64) {
+        Some(32) => "mxfp4",
+        Some(16) => "nvfp4",
+        _ => return Err(wrong("group_size", group, "16 or 32 (for float codes)")),
+    };
+    WeightSpec::named(name).ok_or_else(|| wrong("type", weights.get("type"), "a type that is known"))
 }
 
 fn bits(args: &Value) -> Result<Bits, FormatError> {
@@ -201,7 +279,20 @@ mod tests {
 
     #[test]
     fn a_spec_comes_back_from_what_is_written() {
-        for text in ["w4a16g64", "w3a16", "w2a16g128sym", "w8a8", "w4a4sym", "w5a16g32"] {
+        for text in [
+            "w4a16g64",
+            "w3a16",
+            "w2a16g128sym",
+            "w8a8",
+            "w4a4sym",
+            "w5a16g32",
+            "w2a16g64full",
+            "w8a8-int8",
+            "mxfp4",
+            "nvfp4",
+            "q2_k_pure",
+            "q4_1_pure",
+        ] {
             let config = packed_config(&json!({"model_type": "llama"}), &uniform(text), &["lm_head"]);
             assert_eq!(config["quantization_config"]["config_groups"]["group_0"]["targets"], json!(["Linear"]));
             assert_eq!(quantization_of(&config).unwrap(), Some(uniform(text)), "{text}");
@@ -242,6 +333,26 @@ mod tests {
         assert_eq!(["x.up_proj", "x.down_proj", "x.o_proj"].map(bits), [Some(4), Some(8), Some(4)]);
         let again = json!({"quantization_config": quantization_config(&read, &[])});
         assert_eq!(quantization_of(&again).unwrap(), Some(read));
+    }
+
+    #[test]
+    fn quantized_activations_have_a_format_of_their_own() {
+        for (text, format) in
+            [("w4a16g64", FORMAT), ("w8a8", QUANTIZED_ACTIVATIONS), ("w4a4sym", QUANTIZED_ACTIVATIONS)]
+        {
+            let mut config = packed_config(&json!({}), &uniform(text), &["lm_head"]);
+            let quantization = &mut config["quantization_config"];
+            assert_eq!(
+                [&quantization["format"], &quantization["config_groups"]["group_0"]["format"]],
+                [format; 2],
+                "{text}"
+            );
+            assert_eq!(quantization.get("dequantize").is_some(), format == FORMAT, "{text}");
+            // As other programs, and earlier versions of this one, write it.
+            quantization["format"] = FORMAT.into();
+            quantization["config_groups"]["group_0"]["format"] = FORMAT.into();
+            assert_eq!(quantization_of(&config).unwrap(), Some(uniform(text)), "{text}");
+        }
     }
 
     #[test]
@@ -299,7 +410,11 @@ mod tests {
         );
         check_refused(
             |q| second(q, "format", json!(ROTATED)),
-            "format is \"pack-quantized\", expected \"pack-quantized-rotated\" in all groups or in none",
+            "format is \"pack-quantized-activations\", expected \"pack-quantized-rotated\" in all groups or in none",
+        );
+        check_refused(
+            |q| group(q, "input_activations", json!(null)),
+            "input_activations is absent, expected present in a group of this format",
         );
         check_refused(
             |q| second(q, "weights", json!({"num_bits": 2, "strategy": "channel"})),
@@ -324,30 +439,20 @@ mod tests {
     }
 
     #[test]
-    fn loaders_decode_at_once_where_activations_are_none_of_their_business() {
+    fn loaders_are_told_to_decode_at_once() {
         let told = |text: &str| quantization_config(&uniform(text), &[]).get("dequantize").cloned();
         assert_eq!(told("w3a16g64"), Some(json!(true)));
         assert_eq!(told("w3a16sym"), Some(json!(true)));
-        assert_eq!(told("w4a4"), Some(json!(true)));
-        assert_eq!(told("w4a4sym"), None);
         let linears = ["w4a16sym", "w3a16sym"].map(|text| (text.to_owned(), text.parse::<QuantSpec>().unwrap().weight));
         let mixed = Quantization::of_linears(ActSpec::Float, linears);
         assert_eq!(quantization_config(&mixed, &[]).get("dequantize"), None);
     }
 
-    #[track_caller]
-    fn check_dtype(source: Value, expected: Value) {
+    #[test]
+    fn code_that_is_not_copied_is_not_named() {
+        let source = json!({"vocab_size": 8, "auto_map": {"AutoConfig": "configuration_falcon.FalconConfig"}});
         let mut config = packed_config(&source, &uniform("w4a16"), &[]);
         config.as_object_mut().unwrap().remove("quantization_config");
-        assert_eq!(config, expected);
-    }
-
-    #[test]
-    fn the_type_keeps_scales_exact() {
-        check_dtype(json!({"dtype": "bfloat16"}), json!({"dtype": "float16"}));
-        check_dtype(json!({"torch_dtype": "float16"}), json!({"torch_dtype": "float16"}));
-        check_dtype(json!({"torch_dtype": "float32"}), json!({"torch_dtype": "float32"}));
-        let code = json!({"vocab_size": 8, "auto_map": {"AutoConfig": "configuration_falcon.FalconConfig"}});
-        check_dtype(code, json!({"vocab_size": 8, "torch_dtype": "float16"}));
+        assert_eq!(config, json!({"vocab_size": 8, "dtype": "float16", "torch_dtype": "float16"}));
     }
 }

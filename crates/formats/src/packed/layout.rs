@@ -1,8 +1,10 @@
 //! Converts between a [`QuantizedTensor`] and the tensors of a packed linear.
 
 use half::f16;
-use oq_quant_core::{Bits, QuantizedTensor, Symmetry, WeightSpec, pack_row, packed_words, unpack_row};
+use oq_quant_core::{Bits, QuantizedTensor, Storage, Stored, Symmetry, WeightSpec, pack_row, packed_words, unpack_row};
 use safetensors::Dtype;
+
+use super::blocks;
 
 use crate::{Checkpoint, FormatError, OutTensor, PackedFault, TensorView};
 
@@ -16,14 +18,15 @@ pub(super) const SHAPE: &str = "weight_shape";
 pub fn packed_tensors(name: &str, tensor: &QuantizedTensor) -> Vec<OutTensor<'static>> {
     let [rows, cols] = tensor.shape();
     let (groups, bits) = (tensor.groups(), tensor.spec().bits);
+    let Stored::Half { scales, zero_points } = tensor.stored() else { return blocks::tensors(name, tensor) };
     let part = |part| format!("{name}.{part}");
     let mut parts = vec![
         OutTensor::from_i32(part(PACKED), &[rows, packed_words(cols, bits)], tensor.words()),
-        OutTensor::from_f16(part(SCALE), &[rows, groups], tensor.scales()),
+        OutTensor::from_f16(part(SCALE), &[rows, groups], scales),
         OutTensor::from_i64(part(SHAPE), &[2], &[rows as i64, cols as i64]),
     ];
     if !tensor.is_symmetric() {
-        let words = pack_columns(tensor.zero_points(), groups, bits);
+        let words = pack_columns(zero_points, groups, bits);
         parts.push(OutTensor::from_i32(part(ZERO_POINT), &[packed_words(rows, bits), groups], &words));
     }
     parts
@@ -42,7 +45,11 @@ pub(super) fn read_shape(checkpoint: &Checkpoint, name: &str, spec: WeightSpec) 
     checked_shape(checkpoint, name, spec).map(|(shape, _)| shape).map_err(|fault| FormatError::packed(name, fault))
 }
 
-fn part<'a>(checkpoint: &'a Checkpoint, name: &str, part: &'static str) -> Result<TensorView<'a>, PackedFault> {
+pub(super) fn part<'a>(
+    checkpoint: &'a Checkpoint,
+    name: &str,
+    part: &'static str,
+) -> Result<TensorView<'a>, PackedFault> {
     checkpoint.tensor(&format!("{name}.{part}")).map_err(|_| PackedFault::Missing { part })
 }
 
@@ -50,11 +57,15 @@ fn try_read(checkpoint: &Checkpoint, name: &str, spec: WeightSpec) -> Result<Qua
     let part = |which| part(checkpoint, name, which);
     let ([rows, cols], packed) = checked_shape(checkpoint, name, spec)?;
     let groups = spec.group.count(cols);
+    if spec.storage != Storage::Half {
+        let stored = blocks::stored(checkpoint, name, spec, [rows, cols])?;
+        return Ok(QuantizedTensor::from_stored(spec, [rows, cols], words(PACKED, packed)?, stored)?);
+    }
     let scale = part(SCALE)?;
     check_shape(SCALE, scale.shape, &[rows, groups])?;
 
     let zero_points = match spec.symmetry {
-        Symmetry::Symmetric => vec![spec.bits.centre(); rows * groups],
+        Symmetry::Symmetric | Symmetry::FullRange => vec![spec.bits.centre(); rows * groups],
         Symmetry::Asymmetric => {
             let zeros = part(ZERO_POINT)?;
             check_shape(ZERO_POINT, zeros.shape, &[packed_words(rows, spec.bits), groups])?;
@@ -71,6 +82,9 @@ fn checked_shape<'a>(
     name: &str,
     spec: WeightSpec,
 ) -> Result<([usize; 2], TensorView<'a>), PackedFault> {
+    if spec.storage.has_float_codes() {
+        return blocks::shape_of_float_codes(checkpoint, name);
+    }
     let [rows, cols] = shape(part(checkpoint, name, SHAPE)?)?;
     let packed = part(checkpoint, name, PACKED)?;
     check_shape(PACKED, packed.shape, &[rows, packed_words(cols, spec.bits)])?;
@@ -93,7 +107,7 @@ fn shape(view: TensorView<'_>) -> Result<[usize; 2], PackedFault> {
     }
 }
 
-fn check_shape(part: &'static str, got: &[usize], expected: &[usize]) -> Result<(), PackedFault> {
+pub(super) fn check_shape(part: &'static str, got: &[usize], expected: &[usize]) -> Result<(), PackedFault> {
     if got == expected {
         return Ok(());
     }
@@ -102,7 +116,8 @@ fn check_shape(part: &'static str, got: &[usize], expected: &[usize]) -> Result<
 
 fn words(part: &'static str, view: TensorView<'_>) -> Result<Vec<u32>, PackedFault> {
     match view.dtype {
-        Dtype::I32 | Dtype::U32 => {
+        // Float codes lie two to a byte: the same stream.
+        Dtype::I32 | Dtype::U32 | Dtype::U8 => {
             Ok(view.bytes.as_chunks().0.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect())
         }
         got => Err(PackedFault::PartType { part, got, expected: "I32" }),
@@ -110,7 +125,7 @@ fn words(part: &'static str, view: TensorView<'_>) -> Result<Vec<u32>, PackedFau
 }
 
 /// Scales as f16. Other writers store them as bf16 or f32, which is accepted if f16 holds them exactly.
-fn scales(view: TensorView<'_>) -> Result<Vec<f16>, PackedFault> {
+pub(super) fn scales(view: TensorView<'_>) -> Result<Vec<f16>, PackedFault> {
     let values = view.to_f32_vec().map_err(|_| PackedFault::PartType {
         part: SCALE,
         got: view.dtype,

@@ -109,6 +109,11 @@ impl Quantization {
         Some(self.specs[place])
     }
 
+    /// All ways in which linears are quantized, each once.
+    pub fn weights(&self) -> &[WeightSpec] {
+        &self.specs
+    }
+
     /// How activations are quantized.
     pub fn act(&self) -> ActSpec {
         self.act
@@ -117,7 +122,7 @@ impl Quantization {
     /// The spec of all linears, if they are alike.
     pub fn uniform(&self) -> Option<QuantSpec> {
         match self.specs[..] {
-            [weight] => Some(QuantSpec { weight, act: self.act }),
+            [weight] => Some(QuantSpec::uniform(weight, self.act)),
             _ => None,
         }
     }
@@ -141,7 +146,7 @@ impl fmt::Display for Quantization {
         specs.sort_by_key(|spec| spec.bits);
         for (idx, &weight) in specs.iter().enumerate() {
             let comma = if idx > 0 { ", " } else { "" };
-            write!(f, "{comma}{}", QuantSpec { weight, act: self.act })?;
+            write!(f, "{comma}{}", QuantSpec::uniform(weight, self.act))?;
         }
         Ok(())
     }

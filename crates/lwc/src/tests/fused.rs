@@ -3,7 +3,7 @@
 use oq_quant_core::{Bits, GroupSize, Symmetry, WeightSpec};
 use tch::{Device, Kind, Tensor};
 
-use super::noise;
+use super::{NAMED, noise};
 use crate::levels::Levels;
 use crate::{Lwc, START, composed};
 
@@ -74,7 +74,7 @@ fn check(spec: WeightSpec, in_features: i64, kind: Kind, tolerance: f64, offsets
     let offsets = lwc.offsets.as_ref().map(Tensor::copy);
     let offsets = offsets.as_ref();
     let (weight, grad) = (rows(in_features, kind), noise(2, [OUT, in_features], kind));
-    let (levels, clip) = (Levels::new(spec), lwc.clip());
+    let (levels, clip) = (Levels::new(spec, &weight), lwc.clip());
 
     // The same operations on the same numbers, element by element: equal to the last bit.
     assert_eq!(
@@ -119,11 +119,11 @@ fn check(spec: WeightSpec, in_features: i64, kind: Kind, tolerance: f64, offsets
 #[test]
 fn fused_is_composed() {
     for bits in Bits::ALL {
-        for symmetry in [Symmetry::Asymmetric, Symmetry::Symmetric] {
+        for symmetry in [Symmetry::Asymmetric, Symmetry::Symmetric, Symmetry::FullRange] {
             // Whole lanes, part of them, and more than a block of the sum.
             for (group, in_features) in [(Some(64), 192), (Some(20), 60), (Some(3), 12), (None, 50), (None, 2100)] {
                 let group = group.map_or(GroupSize::PerChannel, |n| GroupSize::channels(n).unwrap());
-                let spec = WeightSpec { bits, group, symmetry };
+                let spec = WeightSpec::integer(bits, group, symmetry);
                 let offsets = |kind| Some(noise(5, [OUT, in_features], kind));
                 check(spec, in_features, Kind::Float, ORDER_OF_SUM_F32, None);
                 check(spec, in_features, Kind::Float, OFFSETS * ORDER_OF_SUM_F32, offsets(Kind::Float));
@@ -135,12 +135,19 @@ fn fused_is_composed() {
 }
 
 #[test]
+fn fused_is_composed_for_types_with_a_name() {
+    for spec in NAMED.map(|name| WeightSpec::named(name).unwrap()) {
+        let offsets = |kind| Some(noise(5, [OUT, 512], kind));
+        check(spec, 512, Kind::Float, ORDER_OF_SUM_F32, None);
+        check(spec, 512, Kind::Float, OFFSETS * ORDER_OF_SUM_F32, offsets(Kind::Float));
+        check(spec, 512, Kind::Double, ORDER_OF_SUM_F64, None);
+        check(spec, 512, Kind::Double, OFFSETS * ORDER_OF_SUM_F64, offsets(Kind::Double));
+    }
+}
+
+#[test]
 fn what_is_not_a_number_is_not_hidden() {
-    let spec = WeightSpec {
-        bits: Bits::new(4).unwrap(),
-        group: GroupSize::channels(32).unwrap(),
-        symmetry: Symmetry::Asymmetric,
-    };
+    let spec = WeightSpec::integer(Bits::new(4).unwrap(), GroupSize::channels(32).unwrap(), Symmetry::Asymmetric);
     let lwc = Lwc::new(2, 64, spec, Device::Cpu).unwrap();
     let (weight, grad) = (noise(1, [2, 64], Kind::Float), Tensor::ones([2, 64], (Kind::Float, Device::Cpu)));
     let groups = |t: &Tensor| Vec::<Vec<bool>>::try_from(t.isnan()).unwrap();
@@ -163,11 +170,7 @@ fn what_is_not_a_number_is_not_hidden() {
 
 #[test]
 fn offsets_that_share_memory_with_what_is_read_are_moved_all_the_same() {
-    let spec = WeightSpec {
-        bits: Bits::new(3).unwrap(),
-        group: GroupSize::channels(8).unwrap(),
-        symmetry: Symmetry::Asymmetric,
-    };
+    let spec = WeightSpec::integer(Bits::new(3).unwrap(), GroupSize::channels(8).unwrap(), Symmetry::Asymmetric);
     for kind in [Kind::Float, Kind::Double] {
         let weight = noise(1, [OUT, 32], kind);
         let moved = |grad: &dyn Fn(&Tensor) -> Tensor| {

@@ -1,10 +1,10 @@
 //! The closed-form gradient, in f64: against autograd of the definition, and against finite differences of what the
 //! straight-through estimator differentiates.
 
-use oq_quant_core::{Bits, GroupSize, SCALE_MAX, SCALE_MIN, Symmetry, WeightSpec};
+use oq_quant_core::{Bits, GroupSize, SCALE_MAX, SCALE_MIN, Storage, Symmetry, WeightSpec};
 use tch::{Device, Kind, Tensor};
 
-use super::noise;
+use super::{NAMED, noise};
 use crate::{Lwc, LwcGrads};
 
 /// Roundings of f64 in a sum of at most some hundred terms, as a fraction of what the terms come to.
@@ -75,13 +75,21 @@ fn check_autograd(case: &Case) {
     assert_eq!((alone.gamma, alone.beta), (grads.gamma, grads.beta));
 }
 
+/// [`for_specs`], and the types that have a name.
+fn for_all_types(mut check: impl FnMut(WeightSpec, i64)) {
+    for_specs(&mut check);
+    for name in NAMED {
+        check(WeightSpec::named(name).expect("a type"), 512);
+    }
+}
+
 /// All bits and symmetries, in groups of 32, of 5 and of a whole row.
 fn for_specs(mut check: impl FnMut(WeightSpec, i64)) {
     for bits in Bits::ALL {
-        for symmetry in [Symmetry::Asymmetric, Symmetry::Symmetric] {
+        for symmetry in [Symmetry::Asymmetric, Symmetry::Symmetric, Symmetry::FullRange] {
             for (group, cols) in [(Some(32), 96), (Some(5), 20), (None, 120)] {
                 let group = group.map_or(GroupSize::PerChannel, |n| GroupSize::channels(n).expect("not 0"));
-                check(WeightSpec { bits, group, symmetry }, cols);
+                check(WeightSpec::integer(bits, group, symmetry), cols);
             }
         }
     }
@@ -89,12 +97,12 @@ fn for_specs(mut check: impl FnMut(WeightSpec, i64)) {
 
 #[test]
 fn closed_form_is_autograd() {
-    for_specs(|spec, cols| check_autograd(&Case::new(spec, noise(14, [8, cols], Kind::Double))));
+    for_all_types(|spec, cols| check_autograd(&Case::new(spec, noise(14, [8, cols], Kind::Double))));
 }
 
 #[test]
 fn closed_form_is_autograd_where_codes_have_offsets() {
-    for_specs(|spec, cols| {
+    for_all_types(|spec, cols| {
         let mut case = Case::new(spec, noise(14, [8, cols], Kind::Double));
         case.lwc.offsets = Some(noise(15, [8, cols], Kind::Double));
         check_autograd(&case);
@@ -103,7 +111,7 @@ fn closed_form_is_autograd_where_codes_have_offsets() {
 
 #[test]
 fn closed_form_is_autograd_in_groups_of_one_sign() {
-    for_specs(|spec, cols| {
+    for_all_types(|spec, cols| {
         let weight = noise(14, [8, cols], Kind::Double).abs();
         check_autograd(&Case::new(spec, -&weight));
         // With a zero among them: the extreme that the range is widened to.
@@ -115,7 +123,7 @@ fn closed_form_is_autograd_in_groups_of_one_sign() {
 
 #[test]
 fn closed_form_is_autograd_in_constant_and_zero_groups() {
-    for_specs(|spec, cols| {
+    for_all_types(|spec, cols| {
         for value in [0.75, -0.75, 0.0] {
             check_autograd(&Case::new(spec, Tensor::full([2, cols], value, (Kind::Double, Device::Cpu))));
         }
@@ -124,7 +132,7 @@ fn closed_form_is_autograd_in_constant_and_zero_groups() {
 
 #[test]
 fn closed_form_is_autograd_where_extremes_are_shared() {
-    for_specs(|spec, cols| {
+    for_all_types(|spec, cols| {
         // Maximum and minimum are 1 and -1, several times each; with equal fractions the ends of a symmetric grid are tied.
         let weight = noise(14, [8, cols], Kind::Double).clamp(-1.0, 1.0);
         let mut case = Case::new(spec, weight);
@@ -154,7 +162,9 @@ fn closed_form_is_autograd_where_the_scale_is_clamped() {
 /// One group as the straight-through estimator sees it at a point: the residual of each rounding, which codes are clamped and
 /// whether the scale is, all held fixed while the strengths and weights move.
 struct Surrogate {
-    symmetric: bool,
+    spec: WeightSpec,
+    /// Whether the larger end was the positive one.
+    upwards: bool,
     steps: f64,
     /// The scale, where it was clamped.
     clamped_scale: Option<f64>,
@@ -168,19 +178,29 @@ fn sigmoid(x: f64) -> f64 {
 
 impl Surrogate {
     fn at(spec: WeightSpec, weight: &[f64], gamma: f64, beta: f64) -> Self {
-        let symmetric = spec.symmetry == Symmetry::Symmetric;
         let (max_code, centre) = (f64::from(spec.bits.max_code()), f64::from(spec.bits.centre()));
-        let steps = if symmetric { centre - 1.0 } else { max_code };
-        let mut surrogate = Self { symmetric, steps, clamped_scale: None, codes: Vec::new() };
-        let free = surrogate.scale(weight, gamma, beta);
-        let scale = free.clamp(f64::from(SCALE_MIN), f64::from(SCALE_MAX));
-        surrogate.clamped_scale = (scale != free).then_some(scale);
+        let steps = match spec.symmetry {
+            Symmetry::Asymmetric => max_code,
+            Symmetry::Symmetric => centre - 1.0,
+            Symmetry::FullRange => centre,
+        };
+        let hi = sigmoid(gamma) * weight.iter().copied().fold(0.0, f64::max);
         let lo = sigmoid(beta) * weight.iter().copied().fold(0.0, f64::min);
-        let zero = if symmetric { centre } else { (-lo / scale).round_ties_even().min(max_code) };
+        let mut surrogate = Self { spec, upwards: hi >= -lo, steps, clamped_scale: None, codes: Vec::new() };
+        let free = surrogate.scale(weight, gamma, beta);
+        let scale = free.abs().clamp(f64::from(SCALE_MIN), f64::from(SCALE_MAX)).copysign(free);
+        surrogate.clamped_scale = (scale != free).then_some(scale);
+        let base = surrogate.base(weight, beta);
+        let zero = match spec.symmetry {
+            Symmetry::Asymmetric if spec.storage == Storage::HalfMin => 0.0,
+            Symmetry::Asymmetric => (-lo / scale).round_ties_even().min(max_code),
+            Symmetry::Symmetric | Symmetry::FullRange => centre,
+        };
         let code = |w: &f64| {
-            let rounded = (w / scale).round_ties_even();
+            let place = (w - base) / scale;
+            let rounded = place.round_ties_even();
             let code = (rounded + zero).clamp(0.0, max_code);
-            if code == rounded + zero { Ok(rounded - w / scale) } else { Err(code - zero) }
+            if code == rounded + zero { Ok(rounded - place) } else { Err(code - zero) }
         };
         surrogate.codes = weight.iter().map(code).collect();
         surrogate
@@ -189,14 +209,27 @@ impl Surrogate {
     fn scale(&self, weight: &[f64], gamma: f64, beta: f64) -> f64 {
         let hi = sigmoid(gamma) * weight.iter().copied().fold(0.0, f64::max);
         let lo = sigmoid(beta) * weight.iter().copied().fold(0.0, f64::min);
-        self.clamped_scale.unwrap_or(if self.symmetric { hi.max(-lo) } else { hi - lo } / self.steps)
+        let free = match self.spec.symmetry {
+            Symmetry::Asymmetric => hi - lo,
+            Symmetry::Symmetric => hi.max(-lo),
+            Symmetry::FullRange if self.upwards => -hi,
+            Symmetry::FullRange => -lo,
+        };
+        self.clamped_scale.unwrap_or(free / self.steps)
+    }
+
+    /// The value of code 0 of a grid with a minimum.
+    fn base(&self, weight: &[f64], beta: f64) -> f64 {
+        let lo = sigmoid(beta) * weight.iter().copied().fold(0.0, f64::min);
+        if self.spec.storage == Storage::HalfMin { lo } else { 0.0 }
     }
 
     fn loss(&self, weight: &[f64], grad: &[f64], gamma: f64, beta: f64) -> f64 {
         let scale = self.scale(weight, gamma, beta);
+        let base = self.base(weight, beta);
         let value = |(w, code): (&f64, &Result<f64, f64>)| match code {
-            Ok(residual) => (w / scale + residual) * scale,
-            Err(code) => code * scale,
+            Ok(residual) => ((w - base) / scale + residual) * scale + base,
+            Err(code) => code * scale + base,
         };
         weight.iter().zip(&self.codes).map(value).zip(grad).map(|(value, g)| value * g).sum()
     }
@@ -236,10 +269,13 @@ fn check_differences(spec: WeightSpec, case: &Case) {
 
 #[test]
 fn closed_form_is_the_slope_of_the_straight_through_surrogate() {
-    for_specs(|spec, cols| {
+    let with_minimum = ["q4_1", "q5_1"].map(|name| WeightSpec::named(name).expect("a type"));
+    let mut check = |spec, cols| {
         let weight = noise(14, [4, cols], Kind::Double);
         for weight in [weight.abs() + 0.1, -weight.abs() - 0.1, &weight * 1e-8, &weight * 1e9, weight] {
             check_differences(spec, &Case::new(spec, weight));
         }
-    });
+    };
+    for_specs(&mut check);
+    with_minimum.into_iter().for_each(|spec| check(spec, 96));
 }

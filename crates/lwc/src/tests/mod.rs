@@ -9,6 +9,9 @@ mod search;
 use oq_random::SplitMix64;
 use tch::{Kind, Tensor};
 
+/// Types that have a name.
+const NAMED: [&str; 9] = ["q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q4_1", "q5_1", "mxfp4", "nvfp4"];
+
 /// Numbers of about unit size and both signs, none the same as another. Not from libtorch's generator, which all threads of
 /// the tests fraction.
 fn noise(seed: u64, size: [i64; 2], kind: Kind) -> Tensor {

@@ -16,14 +16,14 @@ fn spec(text: &str) -> WeightSpec {
 
 /// Error of each group, `[out, groups]`, weighed by `importance`.
 fn errors(spec: WeightSpec, weight: &Tensor, importance: &Tensor, clip: &ClipTensors) -> Tensor {
-    let off = composed::fake_quantize(Levels::new(spec), weight, None, clip) - weight;
+    let off = composed::fake_quantize(Levels::new(spec, weight), weight, None, clip) - weight;
     let [rows, groups] = clip.hi.size()[..] else { panic!("[out, groups]") };
     (off.square() * importance).reshape([rows, groups, -1]).sum_dim_intlist(-1, false, None::<Kind>)
 }
 
 #[test]
 fn finds_the_least_error() {
-    for text in ["w2a16g32", "w3a16g96", "w3a16g48sym", "w4a16"] {
+    for text in ["w2a16g32", "w3a16g96", "w3a16g48sym", "w3a16g48full", "w4a16", "q4_1_pure", "mxfp4"] {
         let spec = spec(text);
         let weight = noise(1, SIZE, Kind::Double).pow_tensor_scalar(3); // long tails, so that clipping pays
         let importance = noise(2, [1, SIZE[1]], Kind::Double).square().view(-1);
@@ -36,9 +36,14 @@ fn finds_the_least_error() {
         let mut searched = lwc();
         searched.start_from_search(&weight, &importance);
         let found = errors(spec, &weight, &importance, &searched.clip());
-        assert!(found.sum(Kind::Double).double_value(&[]) < 0.9 * before.sum(Kind::Double).double_value(&[]), "{text}");
+        // Scales that are powers of two gain little.
+        let gain = if spec.storage.has_float_codes() { 1.0 } else { 0.9 };
+        assert!(
+            found.sum(Kind::Double).double_value(&[]) < gain * before.sum(Kind::Double).double_value(&[]),
+            "{text}"
+        );
 
-        let composed = composed::search(Levels::new(spec), &weight, &importance, &choices(), &lwc().clip());
+        let composed = composed::search(Levels::new(spec, &weight), &weight, &importance, &choices(), &lwc().clip());
         let composed = errors(spec, &weight, &importance, &composed);
         // Sums in another order, and fractions that went through a logarithm and back, to f64's digits.
         let difference = ((&found - composed) / &before).abs().max().double_value(&[]);
@@ -60,7 +65,7 @@ fn f32_groups_of_any_width_and_learned_offsets_change_nothing() {
     let weight = noise(3, SIZE, Kind::Float).pow_tensor_scalar(3);
     let importance = noise(4, [1, SIZE[1]], Kind::Float).square().view(-1);
     let mut lwc = Lwc::new(SIZE[0] as usize, SIZE[1] as usize, spec, Device::Cpu).unwrap();
-    let composed = composed::search(Levels::new(spec), &weight, &importance, &choices(), &lwc.clip());
+    let composed = composed::search(Levels::new(spec, &weight), &weight, &importance, &choices(), &lwc.clip());
     let composed = errors(spec, &weight, &importance, &composed);
     for _ in 0..2 {
         lwc.start_from_search(&weight, &importance);
