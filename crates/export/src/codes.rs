@@ -1,20 +1,21 @@
 //! Codes, scales and zero points of a [`QuantizedTensor`] in the orders that formats want.
 
 use half::f16;
-use oq_quant_core::{QuantizedTensor, pack_row, packed_words};
+use oq_quant_core::{QuantizedTensor, Stored, pack_row, packed_words};
 use rayon::prelude::*;
 
 /// Columns that are transposed together, so that what is read of a row is a line of the cache.
 const STRIP: usize = 16;
 
-/// Scales, `[rows, groups]`.
-pub(crate) fn scales(tensor: &QuantizedTensor) -> &[f16] {
-    tensor.scales()
-}
-
-/// Zero points, `[rows, groups]`.
-pub(crate) fn zero_points(tensor: &QuantizedTensor) -> &[u8] {
-    tensor.zero_points()
+/// Scales and zero points, `[rows, groups]`.
+///
+/// # Panics
+/// When the tensor stores something else, which the formats that ask for these do not hold.
+pub(crate) fn scales_and_zeros(tensor: &QuantizedTensor) -> (&[f16], &[u8]) {
+    match tensor.stored() {
+        Stored::Half { scales, zero_points } => (scales, zero_points),
+        other => panic!("f16 scales and zero points: {other:?} has none"),
+    }
 }
 
 /// `values` `[rows, cols]` as `[cols, rows]`.
@@ -36,7 +37,7 @@ pub(crate) fn transposed<T: Copy + Default + Send + Sync>(values: &[T], cols: us
 pub(crate) fn zero_stream(tensor: &QuantizedTensor, change: fn(u8) -> u8) -> Vec<u32> {
     let [rows, _] = tensor.shape();
     let bits = tensor.spec().bits;
-    let zeros: Vec<u8> = transposed(zero_points(tensor), tensor.groups()).into_iter().map(change).collect();
+    let zeros: Vec<u8> = transposed(scales_and_zeros(tensor).1, tensor.groups()).into_iter().map(change).collect();
     let mut words = vec![0; packed_words(rows, bits) * tensor.groups()];
     for (zeros, words) in zeros.chunks(rows).zip(words.chunks_mut(packed_words(rows, bits))) {
         pack_row(zeros, bits, words).expect("zero points of a quantized tensor are codes");

@@ -1,6 +1,6 @@
 //! Limits that several formats share, with the words for what exceeds them.
 
-use oq_quant_core::{ActSpec, GroupSize, WeightSpec};
+use oq_quant_core::{GroupSize, Storage, WeightSpec};
 
 use crate::subject::Subject;
 
@@ -11,9 +11,19 @@ pub(crate) fn one_setting(subject: &Subject) -> Result<WeightSpec, String> {
 
 /// Activations are not quantized.
 pub(crate) fn float_activations(subject: &Subject) -> Result<(), String> {
-    match subject.act() {
-        ActSpec::Float => Ok(()),
-        ActSpec::PerToken(bits) => Err(format!("it has no place for activations of {bits} bits")),
+    match subject.act().bits() {
+        None => Ok(()),
+        Some(bits) => Err(format!("it has no place for activations of {bits} bits")),
+    }
+}
+
+/// Groups have an f16 scale and an integer zero point.
+pub(crate) fn integer_grid(weight: WeightSpec) -> Result<(), String> {
+    match weight.storage {
+        Storage::Half => Ok(()),
+        _ => {
+            Err(format!("its groups have an f16 scale and an integer zero point each, and those of {weight} have not"))
+        }
     }
 }
 

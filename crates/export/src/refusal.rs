@@ -76,10 +76,10 @@ fn limits(format: &Format, subject: &Subject) -> Result<(), String> {
 fn nearest(format: &Format, subject: &Subject) -> Option<Subject> {
     let symmetric = subject.weights().iter().map(|&weight| WeightSpec { symmetry: Symmetry::Symmetric, ..weight });
     let symmetric = subject.quantized(subject.act(), symmetric);
-    let uniform = uniform_candidates(subject).filter(|candidate| limits(format, candidate).is_ok());
-    if limits(format, &symmetric).is_ok() {
+    if symmetric.weights().iter().all(|weight| weight.exists()) && limits(format, &symmetric).is_ok() {
         return Some(symmetric);
     }
+    let uniform = uniform_candidates(subject).filter(|candidate| limits(format, candidate).is_ok());
     uniform.min_by(|a, b| distance(subject, a).total_cmp(&distance(subject, b)))
 }
 
@@ -87,13 +87,14 @@ fn uniform_candidates(subject: &Subject) -> impl Iterator<Item = Subject> {
     let like = subject.weights()[0];
     let sizes = [32, 64, 128].map(|n| GroupSize::channels(n).expect("not 0"));
     let groups = [like.group, GroupSize::PerChannel].into_iter().chain(sizes);
-    let acts = [subject.act(), ActSpec::PerToken(Bits::ALL[Bits::ALL.len() - 1]), ActSpec::Float];
+    let eight = Bits::new(8).expect("a width of codes");
+    let acts = [subject.act(), ActSpec::PerTokenSymmetric(eight), ActSpec::Float];
     let weights = Bits::ALL.into_iter().flat_map(move |bits| {
         let symmetries = [Symmetry::Asymmetric, Symmetry::Symmetric];
         let groups = groups.clone();
         symmetries
             .into_iter()
-            .flat_map(move |symmetry| groups.clone().map(move |group| WeightSpec { bits, group, symmetry }))
+            .flat_map(move |symmetry| groups.clone().map(move |group| WeightSpec::integer(bits, group, symmetry)))
     });
     weights.flat_map(move |weight| acts.map(|act| subject.quantized(act, [weight])))
 }
@@ -103,9 +104,9 @@ fn distance(subject: &Subject, candidate: &Subject) -> f64 {
     const ACTIVATIONS: f64 = 1000.0;
     const BITS: f64 = 10.0;
     const SYMMETRY: f64 = 2.0;
-    let act = match (subject.act(), candidate.act()) {
-        (ActSpec::Float, ActSpec::Float) => 0.0,
-        (ActSpec::PerToken(a), ActSpec::PerToken(b)) => BITS * f64::from(a.get().abs_diff(b.get())),
+    let act = match (subject.act().bits(), candidate.act().bits()) {
+        (None, None) => 0.0,
+        (Some(a), Some(b)) => BITS * f64::from(a.get().abs_diff(b.get())),
         _ => ACTIVATIONS,
     };
     let to = candidate.weights()[0];

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use oq_formats::{FormatError, PackedCheckpoint, is_rotated_online};
-use oq_quant_core::{ActSpec, QuantSpec, WeightSpec};
+use oq_quant_core::{ActSpec, Mixture, QuantSpec, WeightSpec};
 
 /// A scheme, or a model with its schemes and shapes. Formats decide by it whether they hold the model.
 #[derive(Clone, Debug, PartialEq)]
@@ -17,12 +17,14 @@ pub struct Subject {
     shapes: Vec<(String, [usize; 2])>,
     /// `model_type` of its config, if there is a model.
     architecture: Option<String>,
+    /// The mixture that the schemes are from.
+    mixture: Option<Mixture>,
 }
 
 impl From<QuantSpec> for Subject {
     /// Any model of this scheme.
     fn from(spec: QuantSpec) -> Self {
-        Self::new(spec.act, [spec.weight])
+        Self { mixture: spec.mixture, ..Self::new(spec.act, [spec.weight]) }
     }
 }
 
@@ -39,7 +41,7 @@ impl Subject {
             }
         }
         assert!(!distinct.is_empty(), "a subject: no scheme given");
-        Self { weights: distinct, act, rotated_online: false, shapes: Vec::new(), architecture: None }
+        Self { weights: distinct, act, rotated_online: false, shapes: Vec::new(), architecture: None, mixture: None }
     }
 
     /// A packed model.
@@ -74,7 +76,7 @@ impl Subject {
 
     /// The same model, quantized otherwise.
     pub(crate) fn quantized(&self, act: ActSpec, weights: impl IntoIterator<Item = WeightSpec>) -> Self {
-        Self { weights: Self::new(act, weights).weights, act, ..self.clone() }
+        Self { weights: Self::new(act, weights).weights, act, mixture: None, ..self.clone() }
     }
 
     /// The different settings of its linears.
@@ -109,11 +111,14 @@ impl Subject {
 impl fmt::Display for Subject {
     /// All settings, the fewest bits first: `w2a16g64, w4a16g64`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(mixture) = self.mixture {
+            return mixture.fmt(f);
+        }
         let mut weights = self.weights.clone();
         weights.sort_by_key(|weight| weight.bits);
         for (idx, &weight) in weights.iter().enumerate() {
             let comma = if idx > 0 { ", " } else { "" };
-            write!(f, "{comma}{}", QuantSpec { weight, act: self.act })?;
+            write!(f, "{comma}{}", QuantSpec::uniform(weight, self.act))?;
         }
         Ok(())
     }

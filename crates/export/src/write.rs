@@ -171,7 +171,7 @@ fn units<'a>(model: &'a PackedCheckpoint, format: &Format) -> Result<Vec<Unit<'a
             units.push(Unit { name, tensors: vec![(converted(checkpoint, name, others)?, Source::Tensor)] });
             continue;
         };
-        let spec = QuantSpec { weight: model.weight(linear)?, act: model.quantization().act() };
+        let spec = QuantSpec::uniform(model.weight(linear)?, model.quantization().act());
         match (format.tensors)(spec, model.linear_shape(linear)?) {
             Tensors::AsPacked => {
                 units.push(Unit { name, tensors: vec![(converted(checkpoint, name, None)?, Source::Tensor)] });
@@ -257,12 +257,6 @@ fn config(model: &PackedCheckpoint, format: &Format) -> Value {
         config.shift_remove("quantization_config");
     }
     (format.configure)(model, &mut config);
-    // transformers 5 writes it among `rope_parameters`, where some programs do not look.
-    if config.get("rope_theta").is_none()
-        && let Some(theta) = config.pointer("/rope_parameters/rope_theta").cloned()
-    {
-        config["rope_theta"] = theta;
-    }
     config
 }
 

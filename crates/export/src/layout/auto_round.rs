@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::{awq, gptq};
 use crate::format::Format;
-use crate::limits::{float_activations, group_size, multiples, one_setting};
+use crate::limits::{float_activations, group_size, integer_grid, multiples, one_setting};
 use crate::subject::Subject;
 
 /// The row of the table.
@@ -35,7 +35,7 @@ enum Packing {
 
 fn packing(weight: WeightSpec) -> Packing {
     match (weight.symmetry, weight.bits.get()) {
-        (Symmetry::Symmetric, _) => Packing::Gptq,
+        (Symmetry::Symmetric | Symmetry::FullRange, _) => Packing::Gptq,
         (Symmetry::Asymmetric, 4) => Packing::Awq,
         (Symmetry::Asymmetric, _) => Packing::Own,
     }
@@ -43,7 +43,7 @@ fn packing(weight: WeightSpec) -> Packing {
 
 fn holds(subject: &Subject) -> Result<(), String> {
     float_activations(subject)?;
-    one_setting(subject).map(drop)
+    integer_grid(one_setting(subject)?)
 }
 
 fn configure(model: &PackedCheckpoint, config: &mut Value) {
@@ -57,7 +57,7 @@ fn configure(model: &PackedCheckpoint, config: &mut Value) {
         },
         "bits": spec.weight.bits.get(),
         "group_size": group_size(spec.weight.group),
-        "sym": spec.weight.symmetry == Symmetry::Symmetric,
+        "sym": spec.weight.symmetry != Symmetry::Asymmetric,
         "data_type": "int",
         "block_name_to_quantize": blocks(model),
     });

@@ -6,9 +6,9 @@ use serde_json::{Value, json};
 
 use super::compressed::ignored;
 use super::gptq::fill_scales;
-use crate::codes::{nibbles_of_rows, transposed, zero_points};
+use crate::codes::{nibbles_of_rows, scales_and_zeros, transposed};
 use crate::format::{Format, Part, Tensors};
-use crate::limits::{bits, float_activations, group_size, groups, multiples, one_setting};
+use crate::limits::{bits, float_activations, group_size, groups, integer_grid, multiples, one_setting};
 use crate::subject::Subject;
 
 /// Which of eight output channels is in each nibble of a word, the lowest first.
@@ -17,7 +17,7 @@ const ORDER: [usize; 8] = [0, 2, 4, 6, 1, 3, 5, 7];
 /// The row of the table.
 pub(crate) const FORMAT: Format = Format {
     name: "awq",
-    about: "4 bits, one setting for all linears; in groups of 32, 64 or 128",
+    about: "4 bits, one setting for all linears; in groups of 32, 64 or 128, or per channel",
     holds,
     fits: |_, shape| multiples(shape, [8, 1]),
     tensors: |spec, shape| tensors(spec.weight, shape),
@@ -28,8 +28,9 @@ pub(crate) const FORMAT: Format = Format {
 fn holds(subject: &Subject) -> Result<(), String> {
     float_activations(subject)?;
     let weight = one_setting(subject)?;
+    integer_grid(weight)?;
     bits(weight, &[4])?;
-    groups(weight, &[32, 64, 128], false)
+    groups(weight, &[32, 64, 128], true)
 }
 
 /// The tensors of a linear.
@@ -48,7 +49,7 @@ fn fill_codes(tensor: &QuantizedTensor) -> Result<Vec<u8>, String> {
 }
 
 fn fill_zeros(tensor: &QuantizedTensor) -> Result<Vec<u8>, String> {
-    let zeros = transposed(zero_points(tensor), tensor.groups());
+    let zeros = transposed(scales_and_zeros(tensor).1, tensor.groups());
     let word = |eight: &[u8]| ORDER.iter().rev().fold(0u32, |word, &row| word << 4 | u32::from(eight[row]));
     let words: Vec<u32> = zeros.chunks_exact(8).map(word).collect();
     Ok(to_bytes(&words, u32::to_le_bytes))
@@ -62,7 +63,7 @@ fn configure(model: &PackedCheckpoint, config: &mut Value) {
         "group_size": group_size(spec.weight.group),
         // Zero points are stored in either case.
         "zero_point": true,
-        "sym": spec.weight.symmetry == Symmetry::Symmetric,
+        "sym": spec.weight.symmetry != Symmetry::Asymmetric,
         "version": "gemm",
         "modules_to_not_convert": ignored(model),
     });

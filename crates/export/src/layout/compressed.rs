@@ -6,11 +6,11 @@
 use half::f16;
 use oq_formats::packed::quantization_config;
 use oq_formats::{Dtype, PackedCheckpoint, to_bytes};
-use oq_quant_core::{ActSpec, GroupSize, QuantSpec, QuantizedTensor, Symmetry};
+use oq_quant_core::{ActSpec, GroupSize, QuantSpec, QuantizedTensor, Storage, Symmetry, WeightSpec};
 use rayon::prelude::*;
 use serde_json::{Value, json};
 
-use crate::codes::scales;
+use crate::codes::scales_and_zeros;
 use crate::format::{Format, Part, Tensors};
 use crate::limits::any_shape;
 use crate::subject::Subject;
@@ -18,7 +18,7 @@ use crate::subject::Subject;
 /// The row of the table.
 pub(crate) const FORMAT: Format = Format {
     name: "compressed-tensors",
-    about: "2 to 8 bits in groups or per channel, several widths if symmetric; w8a8sym per channel (int-quantized)",
+    about: "2 to 8 bits in groups or per channel, several widths if symmetric; w8a8-int8, mxfp4, nvfp4",
     holds,
     fits: any_shape,
     tensors: |spec, shape| if is_int8(spec) { Tensors::Parts(int8_parts(shape)) } else { Tensors::AsPacked },
@@ -28,21 +28,31 @@ pub(crate) const FORMAT: Format = Format {
 
 fn holds(subject: &Subject) -> Result<(), String> {
     let act = subject.act();
-    let is_symmetric = subject.weights().iter().all(|weight| weight.symmetry == Symmetry::Symmetric);
+    let uniform = subject.uniform();
+    let plain = |weight: &WeightSpec| weight.storage == Storage::Half && weight.symmetry != Symmetry::Asymmetric;
+    if let Some(weight) = subject.weights().iter().find(|weight| is_foreign(weight.storage)) {
+        return Err(format!("it has no place for the scales of {weight}"));
+    }
     match act {
-        ActSpec::Float if is_symmetric || subject.uniform().is_some() => Ok(()),
-        ActSpec::Float => Err("loaders take several settings only if all are symmetric".to_owned()),
-        ActSpec::PerToken(_) if subject.uniform().is_some_and(|weight| is_int8(QuantSpec { weight, act })) => Ok(()),
-        ActSpec::PerToken(_) => {
-            let why = "of quantized activations, loaders take 8 bits, with symmetric 8-bit weights per channel";
+        ActSpec::Float if uniform.is_some() || subject.weights().iter().all(plain) => Ok(()),
+        ActSpec::Float => Err("loaders take several settings only if all are integers and symmetric".to_owned()),
+        _ if uniform.is_some_and(|weight| is_int8(QuantSpec::uniform(weight, act))) => Ok(()),
+        _ => {
+            let why =
+                "of quantized activations, loaders take 8 bits, symmetric, with symmetric 8-bit weights per channel";
             Err(why.to_owned())
         }
     }
 }
 
+/// Whether the scales are those of ggml's types.
+fn is_foreign(storage: Storage) -> bool {
+    matches!(storage, Storage::HalfMin | Storage::Super)
+}
+
 /// Whether products are those of 8-bit integers.
-fn is_int8(QuantSpec { weight, act }: QuantSpec) -> bool {
-    let is_8 = weight.bits.get() == 8 && matches!(act, ActSpec::PerToken(bits) if bits.get() == 8);
+fn is_int8(QuantSpec { weight, act, .. }: QuantSpec) -> bool {
+    let is_8 = weight.bits.get() == 8 && matches!(act, ActSpec::PerTokenSymmetric(bits) if bits.get() == 8);
     is_8 && weight.symmetry == Symmetry::Symmetric && weight.group == GroupSize::PerChannel
 }
 
@@ -53,7 +63,7 @@ fn int8_parts([rows, cols]: [usize; 2]) -> Vec<Part> {
             name: "weight_scale",
             dtype: Dtype::F16,
             shape: vec![rows, 1],
-            fill: |tensor| Ok(to_bytes(scales(tensor), f16::to_le_bytes)),
+            fill: |tensor| Ok(to_bytes(scales_and_zeros(tensor).0, f16::to_le_bytes)),
         },
     ]
 }

@@ -9,9 +9,9 @@ use oq_formats::{Dtype, PackedCheckpoint, to_bytes};
 use oq_quant_core::{QuantizedTensor, Symmetry, WeightSpec, packed_words};
 use serde_json::{Value, json};
 
-use crate::codes::{scales, transposed, zero_stream};
+use crate::codes::{scales_and_zeros, transposed, zero_stream};
 use crate::format::{Format, Part, Tensors};
-use crate::limits::{bits, float_activations, group_size, groups, multiples, one_setting};
+use crate::limits::{bits, float_activations, group_size, groups, integer_grid, multiples, one_setting};
 use crate::subject::Subject;
 
 /// The row of the table.
@@ -21,7 +21,7 @@ pub(crate) const FORMAT: Format = Format {
     holds,
     fits: |_, shape| multiples(shape, [32, 32]),
     tensors: |spec, shape| match spec.weight.symmetry {
-        Symmetry::Symmetric => tensors(spec.weight, shape, fill_zeros_less_one),
+        Symmetry::Symmetric | Symmetry::FullRange => tensors(spec.weight, shape, fill_zeros_less_one),
         Symmetry::Asymmetric => tensors(spec.weight, shape, fill_zeros),
     },
     configure,
@@ -31,6 +31,7 @@ pub(crate) const FORMAT: Format = Format {
 fn holds(subject: &Subject) -> Result<(), String> {
     float_activations(subject)?;
     let weight = one_setting(subject)?;
+    integer_grid(weight)?;
     bits(weight, &[2, 3, 4, 8])?;
     // gptqmodel's 4-bit kernel on a CPU takes these groups only, and fails on whole rows once it runs.
     groups(weight, &[32, 64, 128, 256], weight.bits.get() != 4)
@@ -70,7 +71,7 @@ pub(crate) fn fill_zeros_less_one(tensor: &QuantizedTensor) -> Result<Vec<u8>, S
 
 /// Scales `[groups, out]`.
 pub(crate) fn fill_scales(tensor: &QuantizedTensor) -> Result<Vec<u8>, String> {
-    Ok(to_bytes(&transposed(scales(tensor), tensor.groups()), f16::to_le_bytes))
+    Ok(to_bytes(&transposed(scales_and_zeros(tensor).0, tensor.groups()), f16::to_le_bytes))
 }
 
 fn fill_group_of_channel(tensor: &QuantizedTensor) -> Result<Vec<u8>, String> {
@@ -82,7 +83,7 @@ fn fill_group_of_channel(tensor: &QuantizedTensor) -> Result<Vec<u8>, String> {
 
 fn configure(model: &PackedCheckpoint, config: &mut Value) {
     let Some(spec) = model.quantization().uniform() else { return };
-    let is_symmetric = spec.weight.symmetry == Symmetry::Symmetric;
+    let is_symmetric = spec.weight.symmetry != Symmetry::Asymmetric;
     config["quantization_config"] = json!({
         "quant_method": "gptq",
         "bits": spec.weight.bits.get(),

@@ -1,16 +1,16 @@
 //! MLX, mode `affine`: codes as a bit stream, `w = scales * q + biases`.
 //!
-//! `biases = -scale * zero_point` has up to three bits (of 2-bit codes) to eight (of 8-bit codes) more than an f16. Symmetric models have a
-//! power of two there, and are written in f16; asymmetric ones in f32, so that every weight is exact.
+//! `biases = -scale * zero_point` has up to eight bits more than an f16. The zero points of symmetric models are a power of two, so these
+//! are written in f16; asymmetric ones in f32, so that every weight is exact. Grids with a minimum (`q4_1`) are what MLX has itself.
 
 use half::f16;
 use oq_formats::{Dtype, PackedCheckpoint, to_bytes};
-use oq_quant_core::{QuantizedTensor, Symmetry, WeightSpec, packed_words};
+use oq_quant_core::{QuantizedTensor, Storage, Stored, Symmetry, WeightSpec, packed_words};
 use serde_json::{Value, json};
 
-use crate::codes::{scales, zero_points};
+use crate::codes::scales_and_zeros;
 use crate::format::{Format, Part, Tensors};
-use crate::limits::{bits, float_activations, group_size, groups, multiples};
+use crate::limits::{bits, float_activations, group_size, groups, integer_grid, multiples};
 use crate::subject::Subject;
 
 /// The row of the table.
@@ -35,6 +35,9 @@ fn holds(subject: &Subject) -> Result<(), String> {
         return Err(format!("mlx-lm has {}, not {architecture}", ARCHITECTURES.join(", ")));
     }
     subject.weights().iter().try_for_each(|&weight| {
+        if weight.storage != Storage::HalfMin {
+            integer_grid(weight)?;
+        }
         bits(weight, &[2, 3, 4, 5, 6, 8])?;
         groups(weight, &[32, 64, 128], false)
     })
@@ -48,9 +51,9 @@ fn tensors(weight: WeightSpec, [rows, cols]: [usize; 2]) -> Tensors {
         shape: vec![rows, packed_words(cols, weight.bits)],
         fill: |tensor| Ok(to_bytes(tensor.words(), u32::to_le_bytes)),
     };
-    let (dtype, scales, biases): (_, Fill, Fill) = match weight.symmetry {
-        Symmetry::Symmetric => (Dtype::F16, fill_half_scales, fill_half_biases),
-        Symmetry::Asymmetric => (Dtype::F32, fill_scales, fill_biases),
+    let (dtype, scales, biases): (_, Fill, Fill) = match (weight.storage, weight.symmetry) {
+        (Storage::Half, Symmetry::Asymmetric) => (Dtype::F32, fill_scales, fill_biases),
+        _ => (Dtype::F16, fill_half_scales, fill_half_biases),
     };
     Tensors::Parts(vec![
         codes,
@@ -62,16 +65,20 @@ fn tensors(weight: WeightSpec, [rows, cols]: [usize; 2]) -> Tensors {
 type Fill = fn(&QuantizedTensor) -> Result<Vec<u8>, String>;
 
 fn fill_half_scales(tensor: &QuantizedTensor) -> Result<Vec<u8>, String> {
-    Ok(to_bytes(scales(tensor), f16::to_le_bytes))
+    let scales = match tensor.stored() {
+        Stored::HalfMin { scales, .. } => scales,
+        _ => scales_and_zeros(tensor).0,
+    };
+    Ok(to_bytes(scales, f16::to_le_bytes))
 }
 
 fn fill_scales(tensor: &QuantizedTensor) -> Result<Vec<u8>, String> {
-    let scales: Vec<f32> = scales(tensor).iter().map(|scale| scale.to_f32()).collect();
+    let scales: Vec<f32> = scales_and_zeros(tensor).0.iter().map(|scale| scale.to_f32()).collect();
     Ok(to_bytes(&scales, f32::to_le_bytes))
 }
 
 fn biases(tensor: &QuantizedTensor) -> impl Iterator<Item = f32> {
-    let (scales, zeros) = (scales(tensor), zero_points(tensor));
+    let (scales, zeros) = scales_and_zeros(tensor);
     // Exact in f32: 11 bits of a scale times 8 of a zero point.
     scales.iter().zip(zeros).map(|(scale, &zero)| -scale.to_f32() * f32::from(zero))
 }
@@ -81,6 +88,9 @@ fn fill_biases(tensor: &QuantizedTensor) -> Result<Vec<u8>, String> {
 }
 
 fn fill_half_biases(tensor: &QuantizedTensor) -> Result<Vec<u8>, String> {
+    if let Stored::HalfMin { minima, .. } = tensor.stored() {
+        return Ok(to_bytes(minima, f16::to_le_bytes));
+    }
     let half = |bias: f32| match f16::from_f32(bias) {
         half if half.to_f32() == bias => Ok(half),
         _ => Err(format!("a bias of {bias} is not an f16 number, which mlx needs here")),
