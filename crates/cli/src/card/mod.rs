@@ -63,7 +63,8 @@ impl Card<'_> {
         let mut say = |part: &str| write!(text, "\n{part}").expect("writing to a string cannot fail");
         say(&format!("# {}\n", plain(self.name)));
         say(&format!("{}\n", self.introduction()));
-        say(&table(["", ""], self.properties()));
+        let scheme = code(&self.quantization.to_string());
+        say(&table(["scheme", &scheme], self.properties()));
         say("## Quality\n");
         let measure = [command(["omniquant", "eval", self.model]), command(["omniquant", "eval", self.name, "--card"])];
         let nothing = format!(
@@ -139,10 +140,9 @@ impl Card<'_> {
     }
 
     fn properties(&self) -> Vec<[String; 2]> {
-        let Self { recipe, quantization, .. } = self;
+        let recipe = self.recipe;
         let mut rows = Vec::new();
         let mut row = |name: &str, value: String| rows.push([name.to_owned(), value]);
-        row("scheme", code(&quantization.to_string()));
         row("weights", weights(recipe));
         row("activations", activations(recipe.scheme.act));
         row("not quantized", "embeddings, output head, norms, biases".to_owned());
@@ -211,16 +211,20 @@ fn method(recipe: &Recipe) -> String {
         Method::Omniquant => {
             let learn = &recipe.learn;
             let mut parts = vec![
-                format!("clipping learned in {} epochs from `{}`", learn.epochs, learn.start),
+                format!("clipping learned in {} from `{}`", epochs(learn.epochs), learn.start),
                 format!("rounding {}", learn.rounding),
             ];
             parts.extend((!sites.is_empty()).then(rescaled));
-            let tuned = || format!("all blocks tuned together in {} epochs", recipe.tune.epochs);
+            let tuned = || format!("all blocks tuned together in {}", epochs(recipe.tune.epochs));
             parts.extend((recipe.tune.epochs > 0).then(tuned));
             parts
         }
     };
     parts.join(", ")
+}
+
+fn epochs(n: usize) -> String {
+    if n == 1 { "1 epoch".to_owned() } else { format!("{n} epochs") }
 }
 
 /// The last part of a path, so that a card does not tell where somebody keeps things.

@@ -30,11 +30,8 @@ pub const PROGRAMS: [Program; 3] = [
     Program { name: "vLLM", opens: in_vllm, example: of_vllm },
 ];
 
-fn in_omniquant(facts: &Facts<'_>) -> Result<&'static str, &'static str> {
-    Ok(match facts.quantization.act() {
-        ActSpec::Float => "yes; on a CPU it multiplies with the packed weights",
-        _ => "yes",
-    })
+fn in_omniquant(_: &Facts<'_>) -> Result<&'static str, &'static str> {
+    Ok("yes")
 }
 
 fn of_omniquant(place: &str) -> (&'static str, String) {
@@ -44,18 +41,19 @@ fn of_omniquant(place: &str) -> (&'static str, String) {
 fn in_transformers(facts: &Facts<'_>) -> Result<&'static str, &'static str> {
     let weights = facts.quantization.weights();
     let is_asymmetric = weights.iter().any(|weight| weight.symmetry == Symmetry::Asymmetric);
-    if weights.iter().any(is_block_of_ggml) {
-        return Err("no: it does not know these types, so it refuses the model");
+    if facts.is_rotated {
+        return Err("no: it does not rotate activations, so it refuses the model");
     }
     match facts.quantization.act() {
-        _ if facts.is_rotated => Err("no: it does not rotate activations, so it refuses the model"),
-        ActSpec::Float if weights.len() > 1 && is_asymmetric => {
-            Err("no: it opens several widths only if they are symmetric")
+        ActSpec::PerToken(_) => Err("no: it would not quantize all activations, so it refuses the model"),
+        _ if weights.iter().any(is_block_of_ggml) => Err("no: it does not know these types, so it refuses the model"),
+        _ if weights.len() > 1 && is_asymmetric => Err("no: it opens several widths only if they are symmetric"),
+        _ if weights.iter().any(|weight| weight.storage.has_float_codes()) => {
+            Ok("yes, with `compressed-tensors` 0.20 or newer, in bfloat16")
         }
-        ActSpec::Float => Ok(
+        _ => Ok(
             "yes, with `compressed-tensors` 0.18 or newer; it decodes the weights, so it needs the memory of the original",
         ),
-        _ => Err("no: it would not quantize all activations, so it refuses the model"),
     }
 }
 
@@ -83,6 +81,12 @@ fn in_vllm(facts: &Facts<'_>) -> Result<&'static str, &'static str> {
     let has_only = |widths: &[u32]| weights.iter().all(|weight| widths.contains(&weight.bits.get()));
     if facts.is_rotated || facts.quantization.act() != ActSpec::Float {
         return Err("no: it has no kernels for activations like these");
+    }
+    if weights.iter().any(is_block_of_ggml) {
+        return Err("no: it does not know these types");
+    }
+    if weights.iter().any(|weight| weight.storage.has_float_codes() || weight.symmetry == Symmetry::FullRange) {
+        return Err("not tried with these types");
     }
     match weights.len() {
         1 if has_only(&[4]) => Ok("yes, on CPUs and on CUDA devices"),
@@ -118,6 +122,10 @@ mod tests {
         check("w7a16g64", [true, true, false]);
         check("w8a8", [true, false, false]);
         check("w4a4sym", [true, false, false]);
+        check("w8a8-int8", [true, true, false]);
+        check("mxfp4", [true, true, false]);
+        check("q4_1_pure", [true, false, false]);
+        check("w4a16g64full", [true, true, false]);
         let spec: QuantSpec = "w4a4".parse().unwrap();
         assert_eq!(opens(&spec.into(), true), [true, false, false]);
         let mixed = |symmetry: &str| {
