@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::Stdio;
 
 use oq_formats::{Checkpoint, OutTensor, write_shard};
-use oq_recipe::{EVENTS, Event, Method, RUN, Recipe, RunRecord};
+use oq_recipe::{EVENTS, Event, Method, RECIPE, RUN, Recipe, RunRecord};
 use oq_tests::{fixture, omniquant, repository, run};
 use serde_json::Value;
 
@@ -393,7 +393,7 @@ fn a_run_leaves_records() {
     assert_eq!(record, serde_json::from_value(said["run"].clone()).unwrap());
     assert_eq!((record.model.as_str(), record.blocks.len()), ("tiny-llama", 4));
     assert!(record.blocks.iter().all(|block| block.losses.len() == 1 && block.final_loss.is_some()));
-    let toml = std::fs::read_to_string(out.join("recipe.toml")).unwrap();
+    let toml = std::fs::read_to_string(out.join(RECIPE)).unwrap();
     let recipe = Recipe::parse(&toml, Path::new("recipe.toml")).unwrap();
     assert_eq!(recipe, record.recipe);
     assert_eq!((recipe.method, recipe.calibration.samples), (Method::Omniquant, 2));

@@ -55,6 +55,7 @@ const DEPEND_ON: &[(&str, &[&str])] = &[
             "oq-models",
             "oq-calib",
             "oq-eval",
+            "oq-export",
             "oq-generate",
         ],
     ),

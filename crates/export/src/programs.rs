@@ -49,8 +49,11 @@ const fn row(
 }
 
 /// Every program of a format, as of November 2026.
-static PROGRAMS: [Program; 24] = [
+static PROGRAMS: [Program; 25] = [
     row(CT, TRANSFORMERS_CT, DECODED, Run, |subject| is_float(subject) && has_integer_codes(subject)),
+    row(CT, TRANSFORMERS_CT, "decodes the weights when it loads them, to bfloat16", Run, |subject| {
+        is_float(subject) && all(subject, |w| w.storage.has_float_codes())
+    }),
     row(CT, VLLM_CPU, "4-bit kernel", Run, |subject| all(subject, |w| is_integer(w, &[4]))),
     row(CT, VLLM_CPU, "products of 8-bit integers", Run, |subject| !is_float(subject)),
     row(CT, VLLM_CUDA, MARLIN, Read, |subject| is_float(subject) && all(subject, is_for_marlin)),

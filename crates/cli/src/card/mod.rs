@@ -10,15 +10,17 @@ use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::path::Path;
 
-use oq_formats::{Quantization, atomic_write};
+use oq_export::Subject;
+use oq_formats::atomic_write;
 use oq_quant_core::{ActSpec, GroupSize, RotateKind, Storage, Symmetry};
 use oq_recipe::{Method, RUN_FOLDER, Recipe};
 
 use self::markdown::{block, code, command, plain, quoted, table};
-use self::programs::{Facts, PROGRAMS};
+use self::programs::{cells, example, examples, others};
 use crate::output::bytes;
 
 pub use self::origin::Origin;
+pub use self::programs::warning;
 pub use self::results::{Measured, THIS, accuracy, add, check, perplexity};
 
 /// The card's file.
@@ -32,10 +34,10 @@ pub struct Card<'a> {
     pub model: &'a str,
     /// Where it comes from.
     pub origin: &'a Origin,
-    /// How it was quantized.
+    /// The settings of the run.
     pub recipe: &'a Recipe,
-    /// How each linear was quantized.
-    pub quantization: &'a Quantization,
+    /// How it was quantized.
+    pub subject: &'a Subject,
     /// Mean bits of a code.
     pub bits_per_code: f64,
     /// Mean bits of a quantized weight, with scales and zero points.
@@ -58,12 +60,13 @@ impl Card<'_> {
 
     /// The text of the card.
     fn text(&self) -> String {
-        let (recipe, facts) = (self.recipe, self.facts());
+        let recipe = self.recipe;
         let mut text = self.front_matter();
         let mut say = |part: &str| write!(text, "\n{part}").expect("writing to a string cannot fail");
         say(&format!("# {}\n", plain(self.name)));
         say(&format!("{}\n", self.introduction()));
-        say(&table(["", ""], self.properties()));
+        let scheme = code(&self.subject.to_string());
+        say(&table(["scheme", &scheme], self.properties()));
         say("## Quality\n");
         let measure = [command(["omniquant", "eval", self.model]), command(["omniquant", "eval", self.name, "--card"])];
         let nothing = format!(
@@ -73,14 +76,20 @@ impl Card<'_> {
         );
         say(&results::section(&[], &nothing));
         say("## How to run it\n");
-        let programs = PROGRAMS.iter().map(|program| {
-            let (Ok(answer) | Err(answer)) = (program.opens)(&facts);
-            [program.name.to_owned(), answer.to_owned()]
-        });
-        say(&table(["program", "opens it"], programs));
-        for program in PROGRAMS.iter().filter(|program| (program.opens)(&facts).is_ok()) {
-            let (language, example) = (program.example)(self.name);
-            say(&format!("{}:\n\n{}", program.name, block(language, &example)));
+        let others = others(self.subject);
+        let own = ["omniquant", "with packed or decoded weights", "tested"].map(str::to_owned);
+        let opened = others.as_deref().unwrap_or_default();
+        let rows = [own].into_iter().chain(opened.iter().map(|program| cells(program)));
+        say(&table(["program", "how it computes", ""], rows));
+        match &others {
+            Err(refusal) => say(&format!("Other programs refuse this model: {}.\n", plain(&refusal.why))),
+            Ok(programs) if programs.is_empty() => say("Other programs were not tried on it.\n"),
+            Ok(_) => {}
+        }
+        let (language, own) = example(self.name);
+        say(&block(language, &own));
+        for (name, language, text) in examples(opened, self.name) {
+            say(&format!("{name}:\n\n{}", block(language, &text)));
         }
         say("## How it was made\n");
         say(&block("sh", &command(self.command.iter().copied())));
@@ -93,10 +102,6 @@ impl Card<'_> {
         text
     }
 
-    fn facts(&self) -> Facts<'_> {
-        Facts { quantization: self.quantization, is_rotated: self.recipe.rotate.kind == RotateKind::Online }
-    }
-
     /// What programs read of a card.
     fn front_matter(&self) -> String {
         let mut lines: Vec<String> = Vec::new();
@@ -107,13 +112,14 @@ impl Card<'_> {
             lines.push("base_model_relation: quantized".to_owned());
         }
         lines.extend(self.origin.terms.iter().map(|(key, value)| format!("{key}: {}", quoted(value))));
-        let in_transformers = PROGRAMS.iter().any(|it| it.name == "transformers" && (it.opens)(&self.facts()).is_ok());
+        let opened = others(self.subject).unwrap_or_default();
+        let in_transformers = opened.iter().any(|program| program.name.starts_with("transformers"));
         lines.push(format!("library_name: {}", if in_transformers { "transformers" } else { "omniquant" }));
         lines.extend(
             ["pipeline_tag: text-generation", "tags:", "- omniquant", "- quantized", "- compressed-tensors"]
                 .map(str::to_owned),
         );
-        let widths: BTreeSet<u32> = self.quantization.weights().iter().map(|weight| weight.bits.get()).collect();
+        let widths: BTreeSet<u32> = self.subject.weights().iter().map(|weight| weight.bits.get()).collect();
         lines.extend(widths.iter().map(|bits| format!("- {bits}-bit")));
         format!("---\n{}\n---\n", lines.join("\n"))
     }
@@ -139,10 +145,9 @@ impl Card<'_> {
     }
 
     fn properties(&self) -> Vec<[String; 2]> {
-        let Self { recipe, quantization, .. } = self;
+        let recipe = self.recipe;
         let mut rows = Vec::new();
         let mut row = |name: &str, value: String| rows.push([name.to_owned(), value]);
-        row("scheme", code(&quantization.to_string()));
         row("weights", weights(recipe));
         row("activations", activations(recipe.scheme.act));
         row("not quantized", "embeddings, output head, norms, biases".to_owned());
@@ -210,16 +215,20 @@ fn method(recipe: &Recipe) -> String {
         Method::Omniquant => {
             let learn = &recipe.learn;
             let mut parts = vec![
-                format!("clipping learned in {} epochs from `{}`", learn.epochs, learn.start),
+                format!("clipping learned in {} from `{}`", epochs(learn.epochs), learn.start),
                 format!("rounding {}", learn.rounding),
             ];
             parts.extend((!sites.is_empty()).then(rescaled));
-            let tuned = || format!("all blocks tuned together in {} epochs", recipe.tune.epochs);
+            let tuned = || format!("all blocks tuned together in {}", epochs(recipe.tune.epochs));
             parts.extend((recipe.tune.epochs > 0).then(tuned));
             parts
         }
     };
     parts.join(", ")
+}
+
+fn epochs(n: usize) -> String {
+    if n == 1 { "1 epoch".to_owned() } else { format!("{n} epochs") }
 }
 
 /// The last part of a path, so that a card does not tell where somebody keeps things.

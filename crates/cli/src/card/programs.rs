@@ -1,66 +1,63 @@
-//! The programs that a packed model is for: which models each opens, as it was found by trying, and how.
+//! How to run a packed model. The table of `oq-export` says which programs of others open it.
 
-use oq_formats::Quantization;
-use oq_quant_core::{ActSpec, Storage, Symmetry, WeightSpec};
+use oq_export::{Evidence, Program, Refusal, Subject, check, find, programs};
+use oq_quant_core::{ActSpec, QuantSpec, Symmetry, WeightSpec};
+use oq_recipe::Recipe;
 
 use super::markdown::{command, quoted};
 
-/// What decides which programs open a model.
-pub struct Facts<'a> {
-    /// How it is quantized.
-    pub quantization: &'a Quantization,
-    /// Whether its activations are rotated at run time.
-    pub is_rotated: bool,
+/// The format that packed models have, unless activations are quantized.
+const LAYOUT: &str = "compressed-tensors";
+
+/// The programs of others that open a packed model as it is.
+///
+/// # Errors
+/// Why they refuse it.
+pub fn others(subject: &Subject) -> Result<Vec<&'static Program>, Refusal> {
+    let layout = find(LAYOUT).expect("it is in the table");
+    check(layout, subject)?;
+    // Those that are left have another layout there.
+    Ok(if subject.act() == ActSpec::Float { programs(layout, subject) } else { Vec::new() })
 }
 
-/// A program.
-pub struct Program {
-    /// Its name.
-    pub name: &'static str,
-    /// How it opens such a model, or why not.
-    pub opens: fn(&Facts<'_>) -> Result<&'static str, &'static str>,
-    /// Language and text of an example, for a model in this place.
-    pub example: fn(&str) -> (&'static str, String),
+/// Says before a run that other programs will refuse its result.
+pub fn warning(recipe: &Recipe) -> Option<String> {
+    let QuantSpec { weight, act, .. } = recipe.scheme;
+    let is_online = recipe.rotate.kind == oq_quant_core::RotateKind::Online;
+    let (subject, symmetric) = match &recipe.bits {
+        None => (Subject::from(recipe.scheme), None),
+        Some(bits) => {
+            let symmetric = WeightSpec { symmetry: Symmetry::Symmetric, ..weight };
+            let weights = bits.choices.iter().map(|&bits| WeightSpec { bits, ..weight });
+            (Subject::new(act, weights), Some(QuantSpec { weight: symmetric, ..recipe.scheme }))
+        }
+    };
+    let refusal = others(&subject.rotated_online(is_online)).err()?;
+    // A refusal would list all widths.
+    let why = match symmetric.filter(|_| act == ActSpec::Float && !is_online) {
+        Some(symmetric) => format!("{}; --scheme {symmetric} would do", refusal.why),
+        None => refusal.to_string(),
+    };
+    Some(format!("only this program opens the result as it is: {why}"))
 }
 
-/// All of them.
-pub const PROGRAMS: [Program; 3] = [
-    Program { name: "omniquant", opens: in_omniquant, example: of_omniquant },
-    Program { name: "transformers", opens: in_transformers, example: of_transformers },
-    Program { name: "vLLM", opens: in_vllm, example: of_vllm },
-];
-
-fn in_omniquant(facts: &Facts<'_>) -> Result<&'static str, &'static str> {
-    Ok(match facts.quantization.act() {
-        ActSpec::Float => "yes; on a CPU it multiplies with the packed weights",
-        _ => "yes",
-    })
+/// Cells of a table: the program, how it computes, how that is known.
+pub fn cells(program: &Program) -> [String; 3] {
+    let known = match program.evidence {
+        Evidence::Run => "tested",
+        Evidence::Read => "by its source code",
+    };
+    [program.name, program.path, known].map(str::to_owned)
 }
 
-fn of_omniquant(place: &str) -> (&'static str, String) {
+/// Language and text of an example for our own program.
+pub fn example(place: &str) -> (&'static str, String) {
     ("sh", command(["omniquant", "generate", place, "--prompt", "Once upon a time"]))
 }
 
-fn in_transformers(facts: &Facts<'_>) -> Result<&'static str, &'static str> {
-    let weights = facts.quantization.weights();
-    let is_asymmetric = weights.iter().any(|weight| weight.symmetry == Symmetry::Asymmetric);
-    if weights.iter().any(is_block_of_ggml) {
-        return Err("no: it does not know these types, so it refuses the model");
-    }
-    match facts.quantization.act() {
-        _ if facts.is_rotated => Err("no: it does not rotate activations, so it refuses the model"),
-        ActSpec::Float if weights.len() > 1 && is_asymmetric => {
-            Err("no: it opens several widths only if they are symmetric")
-        }
-        ActSpec::Float => Ok(
-            "yes, with `compressed-tensors` 0.18 or newer; it decodes the weights, so it needs the memory of the original",
-        ),
-        _ => Err("no: it would not quantize all activations, so it refuses the model"),
-    }
-}
-
-fn of_transformers(place: &str) -> (&'static str, String) {
-    let code = format!(
+/// The same for programs of others: with their names.
+pub fn examples(programs: &[&Program], place: &str) -> Vec<(&'static str, &'static str, String)> {
+    let transformers = format!(
         "from transformers import AutoModelForCausalLM, AutoTokenizer
 
 place = {}
@@ -70,71 +67,62 @@ ids = tokenizer(\"Once upon a time\", return_tensors=\"pt\")
 print(tokenizer.decode(model.generate(**ids, max_new_tokens=32)[0]))",
         quoted(place)
     );
-    ("python", code)
-}
-
-/// Whether its layout is our own.
-fn is_block_of_ggml(weight: &WeightSpec) -> bool {
-    matches!(weight.storage, Storage::HalfMin | Storage::Super)
-}
-
-fn in_vllm(facts: &Facts<'_>) -> Result<&'static str, &'static str> {
-    let weights = facts.quantization.weights();
-    let has_only = |widths: &[u32]| weights.iter().all(|weight| widths.contains(&weight.bits.get()));
-    if facts.is_rotated || facts.quantization.act() != ActSpec::Float {
-        return Err("no: it has no kernels for activations like these");
-    }
-    match weights.len() {
-        1 if has_only(&[4]) => Ok("yes, on CPUs and on CUDA devices"),
-        _ if has_only(&[2, 3, 4, 5, 6, 8]) => {
-            Ok("it has kernels for CUDA devices of compute capability 7.5 and newer (not tested), and none for CPUs")
-        }
-        _ => Err("no: it has no kernel for 7 bits"),
-    }
-}
-
-fn of_vllm(place: &str) -> (&'static str, String) {
-    ("sh", command(["vllm", "serve", place, "--dtype", "float16"]))
+    let vllm = command(["vllm", "serve", place, "--dtype", "float16"]);
+    let all = [("transformers", "python", transformers), ("vLLM", "sh", vllm)];
+    all.into_iter().filter(|(name, ..)| programs.iter().any(|program| program.name.starts_with(name))).collect()
 }
 
 #[cfg(test)]
 mod tests {
-    use oq_quant_core::QuantSpec;
+    use oq_recipe::Overrides;
 
     use super::*;
 
-    fn opens(quantization: &Quantization, is_rotated: bool) -> [bool; 3] {
-        PROGRAMS.map(|program| (program.opens)(&Facts { quantization, is_rotated }).is_ok())
+    fn names(scheme: &str) -> Vec<&'static str> {
+        let programs = others(&scheme.parse::<QuantSpec>().unwrap().into()).unwrap_or_default();
+        examples(&programs, "a").into_iter().map(|(name, ..)| name).collect()
     }
 
     #[test]
-    fn each_program_opens_what_it_was_found_to_open() {
-        #[track_caller]
-        fn check(scheme: &str, expected: [bool; 3]) {
-            assert_eq!(opens(&scheme.parse::<QuantSpec>().unwrap().into(), false), expected, "{scheme}");
+    fn examples_are_for_the_programs_that_open_it() {
+        assert_eq!(names("w4a16g64"), ["transformers", "vLLM"]);
+        assert_eq!(names("w7a16g64"), ["transformers"]);
+        assert_eq!(names("mxfp4"), ["transformers"]);
+        for scheme in ["w8a8", "w4a4sym", "w8a8-int8", "q4_1_pure"] {
+            assert!(names(scheme).is_empty(), "{scheme}");
         }
-        check("w4a16g64", [true, true, true]);
-        check("w2a16sym", [true, true, true]);
-        check("w7a16g64", [true, true, false]);
-        check("w8a8", [true, false, false]);
-        check("w4a4sym", [true, false, false]);
-        let spec: QuantSpec = "w4a4".parse().unwrap();
-        assert_eq!(opens(&spec.into(), true), [true, false, false]);
-        let mixed = |symmetry: &str| {
-            let weight = |scheme: String| -> WeightSpec { scheme.parse::<QuantSpec>().unwrap().weight };
-            let linears = [2, 4].map(|bits| (bits.to_string(), weight(format!("w{bits}a16g64{symmetry}"))));
-            Quantization::of_linears(ActSpec::Float, linears)
-        };
-        assert_eq!(opens(&mixed(""), false), [true, false, true]);
-        assert_eq!(opens(&mixed("sym"), false), [true, true, true]);
     }
 
     #[test]
     fn examples_quote_the_place() {
-        for program in PROGRAMS {
-            let (language, text) = (program.example)("a \"b\"; c");
+        let programs = others(&"w4a16g64".parse::<QuantSpec>().unwrap().into()).unwrap();
+        for (name, language, text) in examples(&programs, "a \"b\"; c") {
             let quoted = if language == "python" { "\"a \\\"b\\\"; c\"" } else { "'a \"b\"; c'" };
-            assert!(text.contains(quoted), "{text}");
+            assert!(text.contains(quoted), "{name}: {text}");
         }
+    }
+
+    #[track_caller]
+    fn check_warning(scheme: &str, overrides: &Overrides, parts: &[&str]) {
+        let warning = warning(&Recipe::resolve(scheme.parse().unwrap(), None, None, overrides).unwrap());
+        match parts {
+            [] => assert_eq!(warning, None, "{scheme}"),
+            _ => assert!(
+                parts.iter().all(|part| warning.as_ref().is_some_and(|text| text.contains(part))),
+                "{warning:?}"
+            ),
+        }
+    }
+
+    #[test]
+    fn what_others_refuse_is_said_with_what_would_do() {
+        let usual = Overrides::default();
+        check_warning("w4a16g64", &usual, &[]);
+        check_warning("w8a8-int8", &usual, &[]);
+        check_warning("w8a8", &usual, &["only this program opens the result", "w8a8-int8 would do"]);
+        check_warning("w4a4", &usual, &["rotated while it runs"]);
+        let mixed = Overrides::default().bits(3.25);
+        check_warning("w3a16g64", &mixed, &["symmetric; --scheme w3a16g64sym would do"]);
+        check_warning("w3a16g64sym", &mixed, &[]);
     }
 }

@@ -16,7 +16,7 @@ fn card(recipe: &Recipe, origin: &Origin, model: &str) -> String {
         model,
         origin,
         recipe,
-        quantization: &recipe.scheme.into(),
+        subject: &Subject::from(recipe.scheme).rotated_online(recipe.rotate.kind == RotateKind::Online),
         bits_per_code: f64::from(recipe.scheme.weight.bits.get()),
         bits_per_weight: 4.25,
         bytes: [1 << 20, 1 << 18],
@@ -58,10 +58,8 @@ fn a_card_says_what_the_model_is() {
 fn what_other_programs_refuse_is_not_offered_to_them() {
     let text = card(&recipe("w4a4", &Overrides::default()), &Origin::default(), "mine");
     assert!(text.starts_with("---\nlibrary_name: omniquant\n"), "{text}");
-    assert!(
-        text.contains("| transformers | no: it does not rotate activations") && !text.contains("from_pretrained"),
-        "{text}"
-    );
+    assert!(text.contains("Other programs refuse this model: its activations are rotated"), "{text}");
+    assert!(!text.contains("from_pretrained") && !text.contains("vllm"), "{text}");
     assert!(text.contains("| activations | 4 bits, with a scale and a zero point for each token"), "{text}");
     assert!(text.contains("This is `mine`, ") && text.contains("The original's terms of use apply."), "{text}");
 }
@@ -83,13 +81,13 @@ fn a_file_that_is_there_is_left_alone() {
     let dir = tempfile::tempdir().unwrap();
     let recipe = recipe("w4a16g64", &Overrides::default());
     let spec: QuantSpec = recipe.scheme;
-    let (origin, quantization) = (known(), spec.into());
+    let (origin, subject) = (known(), Subject::from(spec));
     let card = Card {
         name: "a",
         model: "b",
         origin: &origin,
         recipe: &recipe,
-        quantization: &quantization,
+        subject: &subject,
         bits_per_code: 4.0,
         bits_per_weight: 4.25,
         bytes: [2, 1],

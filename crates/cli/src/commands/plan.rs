@@ -7,7 +7,7 @@ use anyhow::Result;
 use oq_calib::{Accelerator, Machine, Parts, Plan, Setting};
 use oq_models::family::decoder_of;
 use oq_models::{Compute, Decoder};
-use oq_quant_core::{ActSpec, QuantSpec, RotateKind, Symmetry, WeightSpec};
+use oq_quant_core::RotateKind;
 use oq_recipe::{BitBudget, Profile, Recipe, Rounding};
 use serde_json::json;
 
@@ -15,7 +15,7 @@ use crate::args::{ComputeArg, PlanArgs, PlanDeviceArg, RecipeArgs};
 use crate::exit::CliError;
 use crate::output::{Output, bytes};
 use crate::resolve::{Named, data_path};
-use crate::{machine, profile};
+use crate::{card, machine, profile};
 
 /// Bytes of WikiText-2's splits, the first rounded.
 const DATASET_BYTES: &[(&str, u64)] = &[
@@ -83,14 +83,8 @@ pub fn notes(args: &RecipeArgs, recipe: &Recipe, decoder: &dyn Decoder, out: &Ou
     for key in args.overrides().unread(recipe) {
         out.note(&format!("note: {key} has no effect, because nothing in this run uses it"));
     }
-    let QuantSpec { weight, act, .. } = recipe.scheme;
-    if matches!(act, ActSpec::PerToken(_)) {
-        out.note("note: quantized activations run in this program only: transformers and vLLM refuse such a model");
-    } else if recipe.bits.is_some() && weight.symmetry == Symmetry::Asymmetric {
-        let symmetric = QuantSpec::uniform(WeightSpec { symmetry: Symmetry::Symmetric, ..weight }, act);
-        out.note(&format!(
-            "note: transformers refuses several widths with zero points, which this program reads; it loads symmetric ones: --scheme {symmetric}"
-        ));
+    if let Some(warning) = card::warning(recipe) {
+        out.note(&format!("note: {warning}"));
     }
     let (seqlen, positions) = (recipe.calibration.seqlen, decoder.dims().max_positions);
     if recipe.reads_text() && seqlen > positions {

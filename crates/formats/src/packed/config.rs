@@ -117,7 +117,7 @@ fn weights(spec: WeightSpec) -> Value {
 /// The packed model's `config.json`: the source's, with the quantization and a dtype that keeps scales exact.
 pub(crate) fn packed_config(source: &Value, quantization: &Quantization, ignore: &[&str]) -> Value {
     let mut config = source.as_object().cloned().unwrap_or_default();
-    set_dtype(&mut config);
+    set_dtype(&mut config, quantization.weights().iter().any(|weight| weight.storage.has_float_codes()));
     describe_rope(&mut config);
     config.insert(KEY.to_owned(), quantization_config(quantization, ignore));
     // Names Python files that are not copied, and that loaders of these architectures do not need.

@@ -20,7 +20,8 @@
 //! **The type in `config.json`.** Loaders may convert scales to the model's type, whatever the file holds. f16 and f32 hold our f16 scales
 //! exactly; bf16 would cut three of their eleven bits, an error of up to 0.4 % that all weights of a group share. So a model that computed
 //! in bf16 asks for `float16` once it is packed (its bf16 tensors are cast on loading), and one that computed in f32 still asks for
-//! `float32`. To run in bf16 nevertheless, tell the loader so.
+//! `float32`. To run in bf16 nevertheless, tell the loader so. Float codes (MXFP4, NVFP4) ask
+//! for `bfloat16`, the only type that compressed-tensors 0.20 decodes them to.
 //!
 //! **`"dequantize": true`.** Without it, transformers first creates empty modules for the packed tensors, and up to compressed-tensors 0.20
 //! it gives `weight_zero_point` its unpacked shape there. Asymmetric models then fail to load, and Falcon's linears fail in any case. With

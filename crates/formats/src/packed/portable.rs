@@ -6,12 +6,17 @@ use serde_json::{Map, Value};
 const DTYPE: [&str; 2] = ["dtype", "torch_dtype"];
 
 /// Sets the type that a model is loaded in.
-pub(super) fn set_dtype(config: &mut Map<String, Value>) {
+pub(super) fn set_dtype(config: &mut Map<String, Value>, has_float_codes: bool) {
     let dtype = DTYPE.iter().find_map(|key| config.get(*key).and_then(Value::as_str));
-    // f16 and f32 hold scales exactly.
-    let dtype = dtype.filter(|dtype| *dtype == "float32").unwrap_or("float16").to_owned();
+    let dtype = match dtype {
+        // compressed-tensors 0.20 decodes float codes to bf16 and fails in other types.
+        _ if has_float_codes => "bfloat16",
+        // f16 and f32 hold scales exactly.
+        Some("float32") => "float32",
+        _ => "float16",
+    };
     for key in DTYPE {
-        config.insert(key.to_owned(), dtype.clone().into());
+        config.insert(key.to_owned(), dtype.into());
     }
 }
 
@@ -95,15 +100,16 @@ mod tests {
 
     #[test]
     fn the_type_keeps_scales_exact() {
-        for (source, expected) in [
-            (json!({"dtype": "bfloat16"}), "float16"),
-            (json!({"torch_dtype": "float16"}), "float16"),
-            (json!({"torch_dtype": "float32"}), "float32"),
-            (json!({"dtype": "float32", "torch_dtype": "float16"}), "float32"),
-            (json!({}), "float16"),
+        for (source, has_float_codes, expected) in [
+            (json!({"dtype": "bfloat16"}), false, "float16"),
+            (json!({"torch_dtype": "float16"}), false, "float16"),
+            (json!({"torch_dtype": "float32"}), false, "float32"),
+            (json!({"dtype": "float32", "torch_dtype": "float16"}), false, "float32"),
+            (json!({}), false, "float16"),
+            (json!({"dtype": "float32"}), true, "bfloat16"),
         ] {
             let mut config = source.as_object().unwrap().clone();
-            set_dtype(&mut config);
+            set_dtype(&mut config, has_float_codes);
             assert_eq!(Value::Object(config), json!({"dtype": expected, "torch_dtype": expected}));
         }
     }
