@@ -5,6 +5,7 @@ use serde::Serialize;
 
 use self::Evidence::{Read, Run};
 use crate::format::Format;
+use crate::layout::mlx;
 use crate::subject::Subject;
 
 /// How a statement of [`Program`] is known.
@@ -65,7 +66,7 @@ static PROGRAMS: [Program; 24] = [
     row(AWQ, VLLM_CPU, "4-bit kernel", Run, |_| true),
     row(AWQ, VLLM_CUDA, MARLIN, Read, |_| true),
     row(AWQ, TRANSFORMERS_GPTQ, "4-bit kernel of libtorch", Run, |subject| all(subject, is_grouped)),
-    row(AWQ, MLX, "4-bit kernel", Run, |subject| all(subject, is_grouped) && is_for_mlx(subject)),
+    row(AWQ, MLX, "4-bit kernel", Run, |subject| all(subject, is_grouped) && mlx::runs(subject)),
     row(AUTO_ROUND, "transformers 5.24 with auto-round 0.16", DECODES, Run, |subject| {
         all(subject, |w| !is_integer(w, &[4]) || is_symmetric(w))
     }),
@@ -74,7 +75,7 @@ static PROGRAMS: [Program; 24] = [
     row("mlx", "mlx-lm 0.32 on Metal", "kernels for each width", Read, |_| true),
     row("dense", TRANSFORMERS, DENSE, Run, |_| true),
     row("dense", VLLM_CPU, DENSE, Run, |_| true),
-    row("dense", MLX, DENSE, Run, is_for_mlx),
+    row("dense", MLX, DENSE, Run, mlx::runs),
     row("dense-bf16", TRANSFORMERS, DENSE, Run, |_| true),
     row("dense-bf16", VLLM_CPU, DENSE, Run, |_| true),
     row("dense-f32", TRANSFORMERS, DENSE, Run, |_| true),

@@ -39,6 +39,7 @@ mod lfs;
 mod mistaken;
 mod mmap;
 mod model_files;
+mod others;
 pub mod packed;
 #[cfg(feature = "pickle")]
 mod pickle;
@@ -46,6 +47,7 @@ mod scratch;
 #[cfg(feature = "sentencepiece")]
 mod sentencepiece;
 mod shard;
+mod side;
 mod text;
 mod view;
 mod word_split;
@@ -58,9 +60,9 @@ pub use error::{FormatError, HeaderFault, PackedFault};
 pub use inspect::{Summary, inspect};
 pub use lfs::{LFS_POINTER, is_lfs_pointer};
 pub use model_files::{shard_name, write_index, write_json};
+pub use others::Matrix;
 pub use packed::{
-    PackedCheckpoint, PackedWriter, Quantization, copy_side_files, is_rotated_online, packed_linear, packed_tensors,
-    quantization_of,
+    PackedCheckpoint, PackedWriter, Quantization, is_rotated_online, packed_linear, packed_tensors, quantization_of,
 };
 #[cfg(feature = "pickle")]
 pub use pickle::PickleFault;
@@ -69,6 +71,7 @@ pub use scratch::Scratch;
 #[cfg(feature = "sentencepiece")]
 pub use sentencepiece::{SentencePieceModel, SpacePrefix};
 pub use shard::{OutTensor, TensorPlan, write_planned, write_shard};
+pub use side::copy_side_files;
 pub use text::without_mark;
 pub use view::{TensorView, to_bytes};
 pub use word_split::word_split;

@@ -1,4 +1,4 @@
-//! The index of a model directory, and the names of its shards.
+//! The names and the index of a model directory's shards.
 
 use std::collections::BTreeMap;
 use std::path::Path;

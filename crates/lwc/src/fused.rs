@@ -181,9 +181,11 @@ impl<T: Real> Grid<T> {
     fn new(levels: Levels, (max, min): (T, T), a: T, b: T) -> Self {
         let (hi, depth) = (a * max, T::ZERO - b * min);
         let one = T::of(1.0);
+        // Not of the clipped ends: learning must not turn the codes of a group.
+        let upwards = max >= T::ZERO - min;
         let (width, hi_part) = match levels.zero {
             Zero::Code | Zero::Minimum => (hi + depth, one),
-            Zero::FullRange(_) if hi >= depth => (hi, one),
+            Zero::FullRange(_) if upwards => (hi, one),
             Zero::Centre(_) if hi > depth => (hi, one),
             Zero::Centre(_) if hi == depth => (hi, T::of(0.5)),
             Zero::Centre(_) | Zero::FullRange(_) => (depth, T::ZERO),
@@ -194,7 +196,7 @@ impl<T: Real> Grid<T> {
         let slope = if free == size { one / steps } else { T::ZERO };
         // Code 0 lies below the zero point, so a scale is negative if the larger end is positive.
         let (scale, hi_sign) = match levels.zero {
-            Zero::FullRange(_) if hi >= depth => (T::ZERO - size, T::of(-1.0)),
+            Zero::FullRange(_) if upwards => (T::ZERO - size, T::of(-1.0)),
             _ => (size, one),
         };
         let (zero_point, lo_part) = match levels.zero {

@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::config::packed_config;
+use super::online;
 use super::scheme::Quantization;
-use super::{online, side};
 use crate::atomic::remove_leftovers;
 use crate::config::CONFIG;
 use crate::model_files::{shard_name, write_index, write_json};
+use crate::side::copy_side_files;
 use crate::{FormatError, OutTensor, write_shard};
 
 /// Writes a packed model shard by shard: one per block when it is finished, one for everything outside the blocks, and finally the index,
@@ -92,7 +93,7 @@ impl PackedWriter {
     pub fn finish(&self, config: &Value, quantization: &Quantization, ignore: &[&str]) -> Result<(), FormatError> {
         let shards: Vec<String> = (0..=self.n_blocks).map(|shard_idx| self.shard_name(shard_idx)).collect();
         write_index(&self.dir, &shards)?;
-        side::copy(&self.source, &self.dir)?;
+        copy_side_files(&self.source, &self.dir)?;
         let mut config = packed_config(config, quantization, ignore);
         if self.rotated_online {
             online::mark(&mut config);

@@ -40,7 +40,7 @@ const TEMPLATES: &str = "additional_chat_templates";
 ///
 /// # Errors
 /// When a file cannot be read or written.
-pub fn copy(source: &Path, dir: &Path) -> Result<(), FormatError> {
+pub fn copy_side_files(source: &Path, dir: &Path) -> Result<(), FormatError> {
     for name in READ.into_iter().chain(TERMS) {
         copy_if_there(&source.join(name), &dir.join(name))?;
     }
@@ -130,7 +130,7 @@ mod tests {
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, text).unwrap();
         }
-        copy(source.path(), dir.path()).unwrap();
+        copy_side_files(source.path(), dir.path()).unwrap();
         for (name, text) in files.iter().filter(|(name, _)| READ.contains(name) || TERMS.contains(name)) {
             assert_eq!(fs::read_to_string(dir.path().join(name)).unwrap(), *text, "{name}");
         }
