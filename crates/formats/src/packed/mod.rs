@@ -49,5 +49,4 @@ pub use layout::{packed_linear, packed_tensors};
 pub use online::is_rotated_online;
 pub use reader::PackedCheckpoint;
 pub use scheme::Quantization;
-pub use side::copy as copy_side_files;
 pub use writer::PackedWriter;
