@@ -59,7 +59,9 @@ static PROGRAMS: [Program; 24] = [
         is_float(subject) && all(subject, |w| is_integer(w, &[2, 3, 4, 5, 6, 8])) && !all(subject, is_for_marlin)
     }),
     row(CT, VLLM_CUDA, "products of 8-bit integers", Read, |subject| !is_float(subject)),
-    row(GPTQ, TRANSFORMERS_GPTQ, "4-bit kernel of libtorch", Run, |subject| all(subject, |w| is_integer(w, &[4]))),
+    row(GPTQ, TRANSFORMERS_GPTQ, "4-bit kernel of libtorch", Run, |subject| {
+        all(subject, |w| is_integer(w, &[4]) && is_grouped(w))
+    }),
     row(GPTQ, TRANSFORMERS_GPTQ, DECODES, Run, |subject| all(subject, |w| is_integer(w, &[2, 3, 8]))),
     row(GPTQ, VLLM_CPU, "4-bit kernel", Run, |subject| all(subject, |w| is_integer(w, &[4]) && is_symmetric(w))),
     row(GPTQ, VLLM_CUDA, MARLIN, Read, |subject| all(subject, |w| is_integer(w, &[4, 8]) && is_symmetric(w))),

@@ -193,7 +193,7 @@ const GROUPS: [&str; 4] = ["g32", "g64", "g128", ""];
 #[test]
 fn gptq_is_exact() {
     for scheme in schemes(&WIDTHS, &GROUPS) {
-        if scheme.starts_with("w4") && !scheme.contains('g') {
+        if scheme == "w4a16" {
             continue;
         }
         let read = if scheme.ends_with("sym") {

@@ -134,6 +134,9 @@ fn shapes_and_architectures_decide_too() {
     check_shape("awq", &odd, "out_features must be a multiple of 8");
     check_shape("auto-round", &odd, "out_features must be a multiple of 32");
     check_shape("mlx", &odd, "out_features must be a multiple of 64");
+    for format in ["gptq", "awq", "auto-round"] {
+        check_shape(format, &model("falcon", [128, 128]), "do not replace Falcon's own class of linears");
+    }
     check_shape("mlx", &model("opt", [128, 128]), "mlx-lm has llama, mistral, qwen2, qwen3, not opt");
     // Groups that would not divide the rows are none that would do.
     let rows = |scheme: &str, cols| of(&[scheme]).of_model("llama", [("x".to_owned(), [64, cols])]);
@@ -156,6 +159,7 @@ fn what_is_held_is_opened() {
         }
     }
     let on_a_cpu = |found: &[(&str, Evidence)]| found.iter().any(|(name, _)| *name == "vLLM 0.32 on a CPU");
+    assert!(on_a_cpu(&opened("gptq", "w4a16sym")) && opened("gptq", "w4a16sym").len() == 2);
     assert!(on_a_cpu(&opened("gptq", "w4a16g64sym")) && !on_a_cpu(&opened("gptq", "w4a16g64")));
     assert!(on_a_cpu(&opened("compressed-tensors", "w4a16")) && !on_a_cpu(&opened("compressed-tensors", "w3a16g64")));
     let opt = of(&["w4a16g64"]).of_model("opt", []);

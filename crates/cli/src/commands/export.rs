@@ -22,16 +22,19 @@ pub fn run(args: &ExportArgs, out: &Output) -> Result<()> {
 pub fn places(dir: &Path, formats: &[&'static Format], out: Option<&Path>) -> Result<Vec<(&'static Format, PathBuf)>> {
     let mut places = Vec::new();
     for &format in formats {
-        if places.iter().any(|(other, _): &(&Format, _)| other.name == format.name) {
+        if places.iter().any(|(other, _): &(&Format, PathBuf)| other.name == format.name) {
             return Err(CliError::Usage(format!("{} is listed twice", format.name)).into());
         }
         let place = match out {
             Some(out) if formats.len() == 1 => out.to_owned(),
             Some(out) => out.join(format.name),
             None => {
-                let mut name = dir.components().as_path().as_os_str().to_owned();
+                let name = dir.file_name().ok_or_else(|| {
+                    CliError::Usage(format!("{}: has no name to add the format to: give --out", dir.display()))
+                })?;
+                let mut name = name.to_owned();
                 name.push(format!("-{}", format.name));
-                name.into()
+                dir.with_file_name(name)
             }
         };
         check_directory(&place)?;
@@ -47,6 +50,9 @@ pub fn export_all(
     options: &Options,
     out: &Output,
 ) -> Result<Vec<Exported>> {
+    if places.is_empty() {
+        return Ok(Vec::new());
+    }
     let model = PackedCheckpoint::open(dir)?;
     let subject = Subject::of(&model)?;
     places.iter().try_for_each(|(format, _)| check(format, &subject))?;
