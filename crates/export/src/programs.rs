@@ -50,7 +50,7 @@ const fn row(
 }
 
 /// Every program of a format, as of November 2026.
-static PROGRAMS: [Program; 24] = [
+static PROGRAMS: [Program; 26] = [
     row(CT, TRANSFORMERS_CT, DECODED, Run, |subject| is_float(subject) && has_integer_codes(subject)),
     row(CT, VLLM_CPU, "4-bit kernel", Run, |subject| all(subject, |w| is_integer(w, &[4]))),
     row(CT, VLLM_CPU, "products of 8-bit integers", Run, |subject| !is_float(subject)),
@@ -72,12 +72,16 @@ static PROGRAMS: [Program; 24] = [
     row(AUTO_ROUND, "transformers 5.24 with auto-round 0.16", DECODES, Run, |subject| {
         all(subject, |w| !is_integer(w, &[4]) || is_symmetric(w))
     }),
+    row(AUTO_ROUND, "transformers 5.24 with auto-round 0.16 and gptqmodel 7.7", DECODES, Run, |subject| {
+        all(subject, |w| is_integer(w, &[4]) && !is_symmetric(w))
+    }),
     row(AUTO_ROUND, VLLM_CPU, "4-bit kernel", Run, |subject| all(subject, |w| is_integer(w, &[4]))),
     row("mlx", MLX, "kernels for each width", Run, |_| true),
     row("mlx", "mlx-lm 0.32 on Metal", "kernels for each width", Read, |_| true),
     row("dense", TRANSFORMERS, DENSE, Run, |_| true),
     row("dense", VLLM_CPU, DENSE, Run, |_| true),
     row("dense", MLX, DENSE, Run, mlx::runs),
+    row("dense", "mistralrs 0.9 on a CPU", DENSE, Run, mlx::runs),
     row("dense-bf16", TRANSFORMERS, DENSE, Run, |_| true),
     row("dense-bf16", VLLM_CPU, DENSE, Run, |_| true),
     row("dense-f32", TRANSFORMERS, DENSE, Run, |_| true),

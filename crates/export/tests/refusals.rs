@@ -47,7 +47,7 @@ fn widths_and_groups_have_a_nearest_one() {
         "gptq",
         &["w4a16"],
         "its groups have 32, 64, 128 or 256 channels, and are not whole rows",
-        "w4a16g128",
+        "w4a16sym",
     );
     check_refused("gptq", &["w4a16g48"], "not 48", "w4a16g64");
     check_refused("mlx", &["w4a16"], "and are not whole rows", "w4a16g128");
@@ -94,7 +94,7 @@ fn quantized_activations_go_to_int8() {
 fn scales_of_other_kinds_need_a_place() {
     check_refused("compressed-tensors", &["q4_k_pure"], "no place for the scales of q4_k", "w4a16g32");
     check_refused("gptq", &["q4_k_pure"], "those of q4_k have not", "w4a16g32");
-    check_refused("auto-round", &["q6_k_pure"], "those of q6_k have not", "w6a16g32full");
+    check_refused("auto-round", &["q6_k_pure"], "those of q6_k have not", "w6a16g16sym");
     check_refused("awq", &["mxfp4"], "those of mxfp4 have not", "w4a16g32sym");
     check_refused("mlx", &["nvfp4"], "those of nvfp4 have not", "w4a16g32sym");
     for (format, scheme) in [
