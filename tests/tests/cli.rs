@@ -69,6 +69,8 @@ fn helps() {
         "inspect",
         "logits",
         "convert",
+        "export",
+        "formats",
         "doctor",
         "completions",
     ];
@@ -374,7 +376,7 @@ fn a_run_leaves_records() {
     let quantize = ["quantize", "tiny-llama", "--scheme", "w2a16g64", "--samples", "2", "--epochs", "1"];
     let size = ["--seqlen", "64", "--report", "--out", text(&out)];
     let said = json(&[&quantize[..], &size].concat());
-    check_keys(&said, "out bytes bits_per_weight run report");
+    check_keys(&said, "out bytes bits_per_weight run report exports");
     assert_eq!(said["out"], text(&out));
     // 2 bits per weight, and 16 + 2 bits per group of 64.
     assert_eq!(said["bits_per_weight"], 2.0 + 18.0 / 64.0);

@@ -55,6 +55,7 @@ fn examples_run() {
         ("continue_text", &[llama, "The old man"], &["The old man", "40 tokens at", "ended by max_tokens"]),
         ("elements", &[], &["share memory: false, a view of one: true"]),
         ("flatten", &[], &["as it is: largest 100.00", "rotated: largest"]),
+        ("hand_over", &[], &["w3a16g64", "awq: no, its codes have 4 bits, not 3"]),
         ("multiply", &[], &["w2a16g64", "8192 KiB as f32"]),
         ("perplexity", &[llama, text, "256"], &["windows of 256 tokens"]),
         ("piece_by_piece", &[], &["64 positions"]),

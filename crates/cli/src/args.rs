@@ -1,5 +1,6 @@
 //! The command line: the program's commands and their options.
 
+mod export;
 mod keys;
 mod shared;
 mod values;
@@ -8,8 +9,10 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use oq_data::Task;
+use oq_export::Format;
 use oq_quant_core::QuantSpec;
 
+pub use self::export::{ExportArgs, FormatsArgs};
 pub use self::shared::{EvalDataArgs, ModelArgs, RecipeArgs, RunArgs, SamplingArgs};
 pub use self::values::{ComputeArg, DeviceArg, FloatType, HeadArg, KernelsArg, PlanDeviceArg};
 use crate::size::Size;
@@ -91,6 +94,10 @@ pub enum Command {
     Logits(LogitsArgs),
     /// Convert a GGUF file to a Hugging Face directory
     Convert(ConvertArgs),
+    /// Write a packed model in the formats of other programs
+    Export(ExportArgs),
+    /// Show which formats hold a model, and which programs open them
+    Formats(FormatsArgs),
     /// Write a model with random weights, to measure memory and speed
     // For developers of this program: `cargo xtask synth`.
     #[command(hide = true)]
@@ -113,6 +120,7 @@ pub enum Command {
   omniquant quantize tiny-llama --scheme w2a16g64 --report
   omniquant quantize tiny-opt --scheme w4a4 --report
   omniquant quantize tiny-llama --scheme w3a16g64 --bits 3.25 --report
+  omniquant quantize tiny-llama --scheme w4a16g64 --export gptq,awq
   omniquant quantize ./my-llama --scheme w3a16g128 --calib notes.txt --samples 32 --out my-llama-w3
   omniquant quantize llama2-7b --scheme w4a16g128 --out llama2-7b-w4 --resume
 
@@ -135,6 +143,10 @@ pub struct QuantizeArgs {
     /// Afterwards, measure the perplexity of full precision, round-to-nearest and the result
     #[arg(long)]
     pub report: bool,
+    /// Afterwards, write the result in these formats too, each to OUT-FORMAT: a list as `omniquant export --to` takes it. What they
+    /// cannot hold is refused before the run
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = export::format_named)]
+    pub export: Vec<&'static Format>,
     #[command(flatten)]
     pub eval: EvalDataArgs,
     /// auto, cpu or cuda:N

@@ -3,6 +3,7 @@
 use oq_calib::{CalibError, JournalError, StatesError};
 use oq_data::{DataError, ErrorKind};
 use oq_eval::EvalError;
+use oq_export::{ExportError, Refusal};
 use oq_formats::FormatError;
 use oq_formats::gguf::GgufError;
 use oq_generate::GenerateError;
@@ -82,6 +83,18 @@ fn known_code(error: &(dyn std::error::Error + 'static)) -> Option<u8> {
     }
     if let Some(error) = error.downcast_ref::<ModelError>() {
         return Some(model_code(error));
+    }
+    if error.is::<Refusal>() {
+        return Some(USAGE);
+    }
+    if let Some(error) = error.downcast_ref::<ExportError>() {
+        return Some(match error {
+            ExportError::Refused(_) | ExportError::Used { .. } => USAGE,
+            ExportError::Foreign { .. } => INPUT,
+            ExportError::Linear { .. } => NUMERIC,
+            ExportError::Format(error) => format_code(error),
+            _ => OTHER,
+        });
     }
     if let Some(error) = error.downcast_ref::<FormatError>() {
         return Some(format_code(error));

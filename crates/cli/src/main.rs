@@ -37,6 +37,8 @@ fn main() -> ExitCode {
         Command::Inspect(args) => commands::inspect::run(args, &out),
         Command::Logits(args) => commands::logits::run(args, &out),
         Command::Convert(args) => commands::convert::run(args, &out),
+        Command::Export(args) => commands::export::run(args, &out),
+        Command::Formats(args) => commands::formats::run(args, &out),
         Command::Synth(args) => commands::synth::run(args, &out),
         Command::Doctor => commands::doctor::run(&out),
         Command::Completions { shell } => commands::completions(*shell, &out),

@@ -36,7 +36,7 @@ pub use programs::{Evidence, Program, programs};
 pub use refusal::{Refusal, check};
 pub use subject::Subject;
 pub use table::{FORMATS, find};
-pub use write::{Exported, Options, Progress, export};
+pub use write::{Exported, Options, Progress, check_directory, export};
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

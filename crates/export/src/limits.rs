@@ -27,6 +27,18 @@ pub(crate) fn integer_grid(weight: WeightSpec) -> Result<(), String> {
     }
 }
 
+/// transformers puts packed linears in the place of the model's.
+pub(crate) fn replaceable(subject: &Subject) -> Result<(), String> {
+    match subject.architecture() {
+        Some("falcon") => {
+            let why =
+                "its loaders do not replace Falcon's own class of linears, and would run random weights in silence";
+            Err(why.to_owned())
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Codes have one of these widths.
 pub(crate) fn bits(weight: WeightSpec, allowed: &[u32]) -> Result<(), String> {
     let bits = weight.bits;

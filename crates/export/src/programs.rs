@@ -5,6 +5,7 @@ use serde::Serialize;
 
 use self::Evidence::{Read, Run};
 use crate::format::Format;
+use crate::layout::mlx;
 use crate::subject::Subject;
 
 /// How a statement of [`Program`] is known.
@@ -49,7 +50,7 @@ const fn row(
 }
 
 /// Every program of a format, as of November 2026.
-static PROGRAMS: [Program; 25] = [
+static PROGRAMS: [Program; 27] = [
     row(CT, TRANSFORMERS_CT, DECODED, Run, |subject| is_float(subject) && has_integer_codes(subject)),
     row(CT, TRANSFORMERS_CT, "decodes the weights when it loads them, to bfloat16", Run, |subject| {
         is_float(subject) && all(subject, |w| w.storage.has_float_codes())
@@ -61,23 +62,29 @@ static PROGRAMS: [Program; 25] = [
         is_float(subject) && all(subject, |w| is_integer(w, &[2, 3, 4, 5, 6, 8])) && !all(subject, is_for_marlin)
     }),
     row(CT, VLLM_CUDA, "products of 8-bit integers", Read, |subject| !is_float(subject)),
-    row(GPTQ, TRANSFORMERS_GPTQ, "4-bit kernel of libtorch", Run, |subject| all(subject, |w| is_integer(w, &[4]))),
+    row(GPTQ, TRANSFORMERS_GPTQ, "4-bit kernel of libtorch", Run, |subject| {
+        all(subject, |w| is_integer(w, &[4]) && is_grouped(w))
+    }),
     row(GPTQ, TRANSFORMERS_GPTQ, DECODES, Run, |subject| all(subject, |w| is_integer(w, &[2, 3, 8]))),
     row(GPTQ, VLLM_CPU, "4-bit kernel", Run, |subject| all(subject, |w| is_integer(w, &[4]) && is_symmetric(w))),
     row(GPTQ, VLLM_CUDA, MARLIN, Read, |subject| all(subject, |w| is_integer(w, &[4, 8]) && is_symmetric(w))),
     row(AWQ, VLLM_CPU, "4-bit kernel", Run, |_| true),
     row(AWQ, VLLM_CUDA, MARLIN, Read, |_| true),
     row(AWQ, TRANSFORMERS_GPTQ, "4-bit kernel of libtorch", Run, |subject| all(subject, is_grouped)),
-    row(AWQ, MLX, "4-bit kernel", Run, |subject| all(subject, is_grouped) && is_for_mlx(subject)),
+    row(AWQ, MLX, "4-bit kernel", Run, |subject| all(subject, is_grouped) && mlx::runs(subject)),
     row(AUTO_ROUND, "transformers 5.24 with auto-round 0.16", DECODES, Run, |subject| {
         all(subject, |w| !is_integer(w, &[4]) || is_symmetric(w))
+    }),
+    row(AUTO_ROUND, "transformers 5.24 with auto-round 0.16 and gptqmodel 7.7", DECODES, Run, |subject| {
+        all(subject, |w| is_integer(w, &[4]) && !is_symmetric(w))
     }),
     row(AUTO_ROUND, VLLM_CPU, "4-bit kernel", Run, |subject| all(subject, |w| is_integer(w, &[4]))),
     row("mlx", MLX, "kernels for each width", Run, |_| true),
     row("mlx", "mlx-lm 0.32 on Metal", "kernels for each width", Read, |_| true),
     row("dense", TRANSFORMERS, DENSE, Run, |_| true),
     row("dense", VLLM_CPU, DENSE, Run, |_| true),
-    row("dense", MLX, DENSE, Run, is_for_mlx),
+    row("dense", MLX, DENSE, Run, mlx::runs),
+    row("dense", "mistralrs 0.9 on a CPU", DENSE, Run, mlx::runs),
     row("dense-bf16", TRANSFORMERS, DENSE, Run, |_| true),
     row("dense-bf16", VLLM_CPU, DENSE, Run, |_| true),
     row("dense-f32", TRANSFORMERS, DENSE, Run, |_| true),

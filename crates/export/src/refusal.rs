@@ -113,7 +113,8 @@ fn distance(subject: &Subject, candidate: &Subject) -> f64 {
     let weights = subject.weights().iter().map(|from| {
         let bits = BITS * f64::from(from.bits.get().abs_diff(to.bits.get()));
         let group = (log2_of(from.group) - log2_of(to.group)).abs();
-        let symmetry = if from.symmetry == to.symmetry { 0.0 } else { SYMMETRY };
+        let is_asymmetric = |weight: WeightSpec| weight.symmetry == Symmetry::Asymmetric;
+        let symmetry = if is_asymmetric(*from) == is_asymmetric(to) { 0.0 } else { SYMMETRY };
         // Of two that are equally far, the one of more bits.
         let fewer = if to.bits < from.bits { 0.5 } else { 0.0 };
         bits + group + symmetry + fewer

@@ -1,7 +1,9 @@
 //! Writes an export: shard by shard, one linear in memory at a time.
 
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use oq_formats::{
@@ -82,8 +84,8 @@ pub struct Exported {
 /// An unfinished export in `out` is started again.
 ///
 /// # Errors
-/// [`ExportError::Refused`] when the format cannot hold the model, [`ExportError::Used`] when `out` holds something else, both before
-/// anything is written; then those of reading the model and of writing files.
+/// [`ExportError::Foreign`] when another program packed the model, [`ExportError::Refused`] when the format cannot hold it,
+/// [`ExportError::Used`] when `out` holds something else, all before anything is written; then those of reading the model and of writing files.
 pub fn export(
     model: &PackedCheckpoint,
     format: &Format,
@@ -91,6 +93,11 @@ pub fn export(
     options: &Options,
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<Exported, ExportError> {
+    let foreign = |name: &str| !model.checkpoint().contains(&format!("{name}{OF_LINEAR}{CODES}"));
+    if model.linear_names().any(foreign) {
+        let (dir, method) = (model.checkpoint().dir().to_owned(), model.method().to_owned());
+        return Err(ExportError::Foreign { dir, method });
+    }
     check(format, &Subject::of(model)?)?;
     let units = units(model, format)?;
     let total = units.iter().map(Unit::bytes).sum();
@@ -117,15 +124,33 @@ pub fn export(
     Ok(Exported { format: format.name, dir: out.to_owned(), tensors, shards: names.len(), bytes: total })
 }
 
-/// Prepares the directory: it is new, empty, or has an unfinished export, whose files are removed.
-fn begin(out: &Path) -> Result<(), ExportError> {
-    let failed = |source| FormatError::Io { path: out.to_owned(), source };
-    fs::create_dir_all(out).map_err(failed)?;
-    let names = fs::read_dir(out).map_err(failed)?.map(|entry| Ok(entry.map_err(failed)?.file_name()));
-    let names: Vec<_> = names.collect::<Result<_, FormatError>>()?;
-    if !names.is_empty() && !names.iter().any(|name| name == MARK) {
-        return Err(ExportError::Used { dir: out.to_owned() });
+/// Whether an export can be written to the directory: it is missing, empty, or has an unfinished export.
+///
+/// # Errors
+/// [`ExportError::Used`] otherwise.
+pub fn check_directory(out: &Path) -> Result<(), ExportError> {
+    let names = names_in(out)?;
+    if names.is_empty() || names.iter().any(|name| name == MARK) {
+        return Ok(());
     }
+    Err(ExportError::Used { dir: out.to_owned() })
+}
+
+/// Names of the files in a directory; none if there is no such directory.
+fn names_in(dir: &Path) -> Result<Vec<OsString>, FormatError> {
+    let failed = |source| FormatError::Io { path: dir.to_owned(), source };
+    match fs::read_dir(dir) {
+        Ok(entries) => entries.map(|entry| Ok(entry.map_err(failed)?.file_name())).collect(),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(failed(error)),
+    }
+}
+
+/// Prepares the directory, and removes the files of an unfinished export.
+fn begin(out: &Path) -> Result<(), ExportError> {
+    check_directory(out)?;
+    let names = names_in(out)?;
+    fs::create_dir_all(out).map_err(|source| FormatError::Io { path: out.to_owned(), source })?;
     remove_leftovers(out)?;
     atomic_write(&out.join(MARK), b"This export is unfinished.\n")?;
     for name in names.iter().filter_map(|name| name.to_str()) {

@@ -66,8 +66,16 @@ impl Linear<'_> {
     }
 }
 
+fn gptq(linear: &Linear<'_>) -> Vec<f32> {
+    match linear.config["checkpoint_format"].as_str().unwrap() {
+        "gptq" => gptq_of(linear, 1),
+        "gptq_v2" => gptq_of(linear, 2),
+        other => panic!("{other}"),
+    }
+}
+
 /// Version 1 adds one to zero points, version 2 does not.
-fn gptq(linear: &Linear<'_>, version: u32) -> Vec<f32> {
+fn gptq_of(linear: &Linear<'_>, version: u32) -> Vec<f32> {
     let ([rows, cols], (bits, group)) = (linear.shape, linear.setting());
     let (codes, scales) =
         (linear.part("qweight", &[cols * bits / 32, rows]), linear.part("scales", &[cols / group, rows]));
@@ -99,9 +107,9 @@ fn auto_round(linear: &Linear<'_>) -> Vec<f32> {
     assert_eq!(linear.config["quant_method"], "auto-round");
     assert_eq!(linear.config["block_name_to_quantize"], "model.layers");
     match linear.config["packing_format"].as_str().unwrap() {
-        "auto_round:auto_gptq" => gptq(linear, 1),
+        "auto_round:auto_gptq" => gptq_of(linear, 1),
         "auto_round:auto_awq" => awq(linear),
-        "auto_round" => gptq(linear, 2),
+        "auto_round" => gptq_of(linear, 2),
         other => panic!("{other}"),
     }
 }
@@ -163,10 +171,11 @@ fn check(format: &str, schemes: &[&str], read: fn(&Linear<'_>) -> Vec<f32>, roun
     try_export(&dir, format, &out).unwrap();
     let (model, config, checkpoint) = (open(&dir), read_config(&out).unwrap(), Checkpoint::open(&out).unwrap());
     for (name, shape) in LINEARS {
+        // Zeros may have either sign.
+        let bits_of = |weight: f32| (rounded(weight) + 0.0).to_bits();
         let linear = Linear { checkpoint: &checkpoint, config: &config["quantization_config"], name, shape };
-        let expected: Vec<u32> =
-            model.linear(name).unwrap().dequantize().into_iter().map(|w| rounded(w).to_bits()).collect();
-        let got: Vec<u32> = read(&linear).into_iter().map(f32::to_bits).collect();
+        let expected: Vec<u32> = model.linear(name).unwrap().dequantize().into_iter().map(bits_of).collect();
+        let got: Vec<u32> = read(&linear).into_iter().map(|weight| (weight + 0.0).to_bits()).collect();
         assert!(got == expected, "{format} {schemes:?}: {name}");
     }
 }
@@ -181,7 +190,7 @@ fn schemes(bits: &[u32], groups: &[&str]) -> Vec<String> {
     let mut schemes = Vec::new();
     for bits in bits {
         for group in groups {
-            schemes.extend(["", "sym"].map(|sym| format!("w{bits}a16{group}{sym}")));
+            schemes.extend(["", "sym", "full"].map(|symmetry| format!("w{bits}a16{group}{symmetry}")));
         }
     }
     schemes
@@ -192,22 +201,17 @@ const GROUPS: [&str; 4] = ["g32", "g64", "g128", ""];
 
 #[test]
 fn gptq_is_exact() {
-    for scheme in schemes(&WIDTHS, &GROUPS) {
-        if scheme.starts_with("w4") && !scheme.contains('g') {
-            continue;
-        }
-        let read = if scheme.ends_with("sym") {
-            |linear: &Linear<'_>| gptq(linear, 1)
-        } else {
-            |linear: &Linear<'_>| gptq(linear, 2)
-        };
-        check_exact("gptq", &[&scheme], read);
-    }
+    // Of whole rows, 4 bits are held if they are symmetric.
+    let held = |scheme: &String| scheme != "w4a16";
+    schemes(&WIDTHS, &GROUPS)
+        .iter()
+        .filter(|scheme| held(scheme))
+        .for_each(|scheme| check_exact("gptq", &[scheme], gptq));
 }
 
 #[test]
 fn awq_is_exact() {
-    schemes(&[4], &GROUPS[..3]).iter().for_each(|scheme| check_exact("awq", &[scheme], awq));
+    schemes(&[4], &GROUPS).iter().for_each(|scheme| check_exact("awq", &[scheme], awq));
 }
 
 #[test]
@@ -219,6 +223,8 @@ fn auto_round_is_exact() {
 fn mlx_is_exact() {
     schemes(&[2, 3, 4, 5, 6, 8], &GROUPS[..3]).iter().for_each(|scheme| check_exact("mlx", &[scheme], mlx));
     check_exact("mlx", &["w2a16g64", "w4a16g64", "w3a16g128sym"], mlx);
+    check_exact("mlx", &["q4_1_pure"], mlx);
+    check_exact("mlx", &["q5_1_pure"], mlx);
 }
 
 #[test]

@@ -5,6 +5,8 @@ pub mod chat;
 pub mod convert;
 pub mod doctor;
 pub mod eval;
+pub mod export;
+pub mod formats;
 pub mod generate;
 pub mod inspect;
 pub mod logits;

@@ -13,15 +13,16 @@ use oq_data::{Split, segments_and_new};
 use oq_export::Subject;
 use oq_formats::{PackedCheckpoint, Summary, atomic_write};
 use oq_models::family::decoder_of;
-use oq_models::{Compute, Model};
-use oq_quant_core::RotateKind;
+use oq_models::{Compute, Decoder, Linear, Model, quantization_by};
+use oq_quant_core::{RotateKind, WeightSpec};
 use oq_recipe::{EVENTS, Event, Method, RECIPE, RUN, Recipe, RunRecord};
-use serde_json::json;
+use serde_json::{Value, json};
 use tch::Device;
 
 use crate::args::QuantizeArgs;
 use crate::card::{self, Card, Measured, Origin};
 use crate::commands::eval::{Subject, tokens};
+use crate::commands::export;
 use crate::commands::plan::{about, notes, refuse, text_bytes};
 use crate::commands::running::Interrupt;
 use crate::exit::CliError;
@@ -71,6 +72,9 @@ pub fn run(args: &QuantizeArgs, out: &Output) -> Result<()> {
         None => fitting().and_then(|_| open())?,
     };
     check(&model, &recipe)?;
+    let exports = export::places(&dir, &args.export, None)?;
+    let subject_of_exports = what_is_exported(&config, &*decoder, &recipe)?;
+    exports.iter().try_for_each(|(format, _)| oq_export::check(format, &subject_of_exports))?;
     let plan = fitting()?;
     if let Err(error) = refuse(&plan) {
         out.note(&format!("note: {error}"));
@@ -96,10 +100,28 @@ pub fn run(args: &QuantizeArgs, out: &Output) -> Result<()> {
         Ok(report) => (report, None),
         Err(error) => (Vec::new(), Some(error.context("the model was quantized, but the report failed"))),
     };
+    let exports = export::export_all(&dir, &exports, &oq_export::Options::default(), out)?;
     let value = json!({"out": dir, "bytes": summary.total_bytes, "bits_per_weight": summary.bits_per_weight(),
-        "run": record, "report": report});
-    out.result(&value, || summary_text(&dir, &summary, &record, &report))?;
+        "run": record, "report": report, "exports": exports});
+    out.result(&value, || summary_text(&dir, &summary, &record, &report) + &export::text(&exports))?;
     failed.map_or(Ok(()), Err)
+}
+
+/// The result of the run, as far as it is known before.
+fn what_is_exported(config: &Value, decoder: &dyn Decoder, recipe: &Recipe) -> Result<oq_export::Subject> {
+    let scheme = recipe.scheme;
+    let weights = match &recipe.bits {
+        Some(budget) => budget.choices.iter().map(|&bits| WeightSpec { bits, ..scheme.weight }).collect(),
+        None => quantization_by(decoder, scheme)?.weights().to_vec(),
+    };
+    let layers = (0..decoder.dims().n_layers).flat_map(|layer| {
+        let prefix = decoder.block_prefix(layer);
+        let shape = |linear: Linear| (format!("{prefix}{}", linear.name.0), [linear.out_features, linear.in_features]);
+        decoder.layer(layer).linears.into_iter().map(shape).collect::<Vec<_>>()
+    });
+    let architecture = config["model_type"].as_str().unwrap_or_default();
+    let subject = oq_export::Subject::new(scheme.act, weights).of_model(architecture, layers);
+    Ok(subject.rotated_online(recipe.rotate.kind == RotateKind::Online))
 }
 
 /// A name for the packed model.

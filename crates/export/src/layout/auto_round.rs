@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::{awq, gptq};
 use crate::format::Format;
-use crate::limits::{float_activations, group_size, integer_grid, multiples, one_setting};
+use crate::limits::{float_activations, group_size, integer_grid, multiples, one_setting, replaceable};
 use crate::subject::Subject;
 
 /// The row of the table.
@@ -43,6 +43,7 @@ fn packing(weight: WeightSpec) -> Packing {
 
 fn holds(subject: &Subject) -> Result<(), String> {
     float_activations(subject)?;
+    replaceable(subject)?;
     integer_grid(one_setting(subject)?)
 }
 

@@ -8,7 +8,7 @@ use super::compressed::ignored;
 use super::gptq::fill_scales;
 use crate::codes::{nibbles_of_rows, scales_and_zeros, transposed};
 use crate::format::{Format, Part, Tensors};
-use crate::limits::{bits, float_activations, group_size, groups, integer_grid, multiples, one_setting};
+use crate::limits::{bits, float_activations, group_size, groups, integer_grid, multiples, one_setting, replaceable};
 use crate::subject::Subject;
 
 /// Which of eight output channels is in each nibble of a word, the lowest first.
@@ -27,6 +27,7 @@ pub(crate) const FORMAT: Format = Format {
 
 fn holds(subject: &Subject) -> Result<(), String> {
     float_activations(subject)?;
+    replaceable(subject)?;
     let weight = one_setting(subject)?;
     integer_grid(weight)?;
     bits(weight, &[4])?;

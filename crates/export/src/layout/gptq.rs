@@ -11,13 +11,13 @@ use serde_json::{Value, json};
 
 use crate::codes::{scales_and_zeros, transposed, zero_stream};
 use crate::format::{Format, Part, Tensors};
-use crate::limits::{bits, float_activations, group_size, groups, integer_grid, multiples, one_setting};
+use crate::limits::{bits, float_activations, group_size, groups, integer_grid, multiples, one_setting, replaceable};
 use crate::subject::Subject;
 
 /// The row of the table.
 pub(crate) const FORMAT: Format = Format {
     name: "gptq",
-    about: "2, 3, 4 or 8 bits, one setting for all linears; in groups of 32 to 256, or per channel (not 4 bits)",
+    about: "2, 3, 4 or 8 bits, one setting for all linears; in groups of 32 to 256, or per channel (4 bits if symmetric)",
     holds,
     fits: |_, shape| multiples(shape, [32, 32]),
     tensors: |spec, shape| match spec.weight.symmetry {
@@ -30,11 +30,14 @@ pub(crate) const FORMAT: Format = Format {
 
 fn holds(subject: &Subject) -> Result<(), String> {
     float_activations(subject)?;
+    replaceable(subject)?;
     let weight = one_setting(subject)?;
     integer_grid(weight)?;
     bits(weight, &[2, 3, 4, 8])?;
-    // gptqmodel's 4-bit kernel on a CPU takes these groups only, and fails on whole rows once it runs.
-    groups(weight, &[32, 64, 128, 256], weight.bits.get() != 4)
+    // gptqmodel's 4-bit kernel on a CPU takes these groups only, and fails on whole rows once it runs; vLLM's takes those if they are
+    // symmetric.
+    let per_channel = weight.bits.get() != 4 || weight.symmetry != Symmetry::Asymmetric;
+    groups(weight, &[32, 64, 128, 256], per_channel)
 }
 
 /// The tensors, with zero points made by `zeros`.

@@ -27,11 +27,15 @@ pub(crate) const FORMAT: Format = Format {
 /// Architectures that mlx-lm has.
 const ARCHITECTURES: [&str; 4] = ["llama", "mistral", "qwen2", "qwen3"];
 
+/// Whether mlx-lm has the model's architecture, if that is known.
+pub(crate) fn runs(subject: &Subject) -> bool {
+    subject.architecture().is_none_or(|architecture| ARCHITECTURES.contains(&architecture))
+}
+
 fn holds(subject: &Subject) -> Result<(), String> {
     float_activations(subject)?;
-    if let Some(architecture) = subject.architecture()
-        && !ARCHITECTURES.contains(&architecture)
-    {
+    if !runs(subject) {
+        let architecture = subject.architecture().unwrap_or_default();
         return Err(format!("mlx-lm has {}, not {architecture}", ARCHITECTURES.join(", ")));
     }
     subject.weights().iter().try_for_each(|&weight| {

@@ -7,7 +7,7 @@ use std::path::Path;
 use oq_export::{ExportError, Exported, Options, export, find};
 use oq_formats::packed::packed_tensors;
 use oq_formats::{Dtype, OutTensor, PackedCheckpoint, PackedWriter, Quantization};
-use oq_quant_core::{ActSpec, QuantSpec, QuantizedTensor};
+use oq_quant_core::{QuantSpec, QuantizedTensor};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -68,9 +68,4 @@ pub fn open(dir: &TempDir) -> PackedCheckpoint {
 
 pub fn try_export(dir: &TempDir, format: &str, out: &Path) -> Result<Exported, ExportError> {
     export(&open(dir), find(format).unwrap(), out, &Options::default(), &mut |_| {})
-}
-
-/// A scheme that differs in activations only.
-pub fn with_act(scheme: &str, act: ActSpec) -> QuantSpec {
-    QuantSpec { act, ..spec(scheme) }
 }
