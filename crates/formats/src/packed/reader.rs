@@ -20,8 +20,8 @@ pub struct PackedCheckpoint {
 }
 
 impl PackedCheckpoint {
-    /// Opens a finished directory that was written by [`PackedWriter`](super::PackedWriter) or another program, in any layout that
-    /// [`packed`](super) lists.
+    /// Opens a finished directory that was written by [`PackedWriter`](super::PackedWriter) or packed by another program: GPTQ, AWQ,
+    /// AutoRound, MLX, compressed-tensors, FP8.
     ///
     /// # Errors
     /// [`FormatError::NotPacked`] for a full-precision model; otherwise the same as [`Checkpoint::open`] and
