@@ -202,7 +202,7 @@ fn strength_gradients(grids: &Grids, clip: &ClipTensors, ends: &ClipTensors) -> 
     LwcGrads { gamma: strength(&ends.hi, &grids.max, &clip.hi), beta: strength(&ends.lo, &grids.min, &clip.lo) }
 }
 
-/// The offsets `[out, in]`, moved against the sign of `grad = dL/dw'` by `rate`; those of clamped codes do not move.
+/// The offsets `[out, in]`, moved by `rate` such that values move against the sign of `grad = dL/dw'`; those of clamped codes do not move.
 pub fn moved_offsets(
     levels: Levels,
     weight: &Tensor,
@@ -212,8 +212,11 @@ pub fn moved_offsets(
     rate: f64,
 ) -> Tensor {
     let groups = in_groups(weight, clip);
-    let (_, inside) = residuals(levels, &grids(levels, &groups, clip), &groups, Some(offsets), clip);
-    offsets - grad.sign() * inside.view_as(weight) * rate
+    let grids = grids(levels, &groups, clip);
+    let (_, inside) = residuals(levels, &grids, &groups, Some(offsets), clip);
+    // An offset moves a value by its product with the scale, which may be negative.
+    let ways = inside.to_kind(grad.kind()) * grids.scale.sign();
+    offsets - grad.sign() * ways.view_as(weight) * rate
 }
 
 /// The fractions out of `choices` with the least `sum importance (w - w')²` of each group: first for both ends together, then for each end.

@@ -332,11 +332,13 @@ pub fn gradients_with_weight<T: Real, S: Stored<T>>(
         });
 }
 
-/// Moves `offsets` `[out, in]` against the sign of `grad = dL/dw'` `[out, in]` by `rate`; those of clamped codes do not move. The offsets
+/// Moves `offsets` `[out, in]` by `rate`, such that values move against the sign of `grad = dL/dw'` `[out, in]`; those of clamped codes do not move. The offsets
 /// of `groups` are not read.
 pub fn move_offsets<T: Real, S: Stored<T>>(groups: &Groups<'_, T>, grad: &[S], rate: T, offsets: &mut [T]) {
     groups.par_iter().zip(grad.par_chunks(groups.len)).zip(offsets.par_chunks_mut(groups.len)).for_each(
         |(((group, grid), grad), offsets)| {
+            // An offset moves a value by its product with the scale, which may be negative.
+            let rate = if grid.scale < T::ZERO { T::ZERO - rate } else { rate };
             for ((v, &w), &g) in offsets.iter_mut().zip(group.weight).zip(grad) {
                 let (_, _, inside) = grid.encode(w, *v);
                 let g = g.to_real();

@@ -192,7 +192,6 @@ fn weights(recipe: &Recipe) -> String {
 fn activations(act: ActSpec) -> String {
     match act {
         ActSpec::Float => "not quantized".to_owned(),
-        ActSpec::PerTokenSymmetric(bits) => format!("{bits} bits, with a scale for each token: inputs of linears"),
         ActSpec::PerToken(bits) => {
             format!(
                 "{bits} bits, with a scale and a zero point for each token: inputs of linears, queries, keys and values"

@@ -9,14 +9,17 @@ use rayon::prelude::*;
 use safetensors::Dtype;
 use serde_json::Value as Json;
 
-use super::llama::{Llama, Placed};
+use super::tensors::Place;
 use super::tokenizer::Tokenizer;
-use super::{Gguf, GgufError};
+use super::{Gguf, GgufError, Tensor, from_metadata, hf_config};
 use crate::atomic::{atomic_write, atomic_write_with};
 use crate::header;
 
 /// Values dequantized at a time: 8 MB of f16, so that memory does not grow with the model.
 const SLAB_VALUES: usize = 1 << 22;
+
+/// A tensor to convert.
+type Placed<'a> = (Place, Tensor<'a>);
 
 /// Progress of a conversion.
 #[derive(Clone, Copy, Debug)]
@@ -47,7 +50,7 @@ pub struct Converted {
 /// Converts the model in `gguf` to a directory `out_dir` with `model.safetensors`, `tokenizer.json`, `tokenizer_config.json`,
 /// `generation_config.json` and, last, `config.json`. Each file is written atomically.
 ///
-/// Only the architecture `llama` is supported. Matrices are dequantized in f32 and rounded to f16. Vectors (norms) are f16 if that is
+/// The architectures are `llama` (Mistral too), `qwen2`, `qwen3` and `falcon`. Of a split model `gguf` is the first file. Matrices are dequantized in f32 and rounded to f16. Vectors (norms) are f16 if that is
 /// exact, else f32. This takes some megabytes of memory, whatever the model's size.
 ///
 /// # Errors
@@ -60,9 +63,9 @@ pub fn convert_to_hf(
 ) -> Result<Converted, GgufError> {
     let file = Gguf::open(gguf)?;
     // Except for weights beyond f16, everything is validated before the first byte is written.
-    let model = Llama::read(&file)?;
-    let placed = model.place(&file)?;
-    let tokenizer = Tokenizer::read(file.metadata(), model.vocab())?;
+    let shape = from_metadata::read(&file)?;
+    let placed = from_metadata::find_all(&file, &shape)?;
+    let tokenizer = Tokenizer::read(file.metadata(), shape.vocab)?;
     let tokenizer_json = tokenizer.json()?;
 
     fs::create_dir_all(out_dir).map_err(|source| GgufError::Io { path: out_dir.to_owned(), source })?;
@@ -72,13 +75,13 @@ pub fn convert_to_hf(
     };
     let weight_bytes = write_weights(&out_dir.join("model.safetensors"), &placed, progress)?;
     write("tokenizer.json", &tokenizer_json)?;
-    write("tokenizer_config.json", &tokenizer.config(model.context()))?;
+    write("tokenizer_config.json", &tokenizer.config(shape.context))?;
     write("generation_config.json", &tokenizer.generation_config())?;
-    write("config.json", &model.config(&tokenizer.ids()))?;
+    write("config.json", &hf_config::config(&shape, &tokenizer.ids()))?;
     Ok(Converted {
         dir: out_dir.to_owned(),
         tensors: placed.len(),
-        values: placed.iter().map(|placed| placed.tensor.values()).sum(),
+        values: placed.iter().map(|(_, tensor)| tensor.values()).sum(),
         weight_bytes,
     })
 }
@@ -89,10 +92,10 @@ fn write_weights(path: &Path, placed: &[Placed<'_>], progress: &mut dyn FnMut(Pr
     // Readers expect every tensor to be aligned to its type, so the wider type comes first. The sort is stable.
     outputs.sort_by_key(|&(_, dtype)| dtype != Dtype::F32);
 
-    let bytes_of = |placed: &Placed<'_>, dtype: Dtype| placed.tensor.values() * dtype.bitsize() / 8;
+    let bytes_of = |(_, tensor): &Placed<'_>, dtype: Dtype| tensor.values() * dtype.bitsize() / 8;
     let entries = outputs
         .iter()
-        .map(|&(placed, dtype)| (placed.name.clone(), dtype, placed.tensor.shape().to_vec(), bytes_of(placed, dtype)));
+        .map(|&(placed, dtype)| (placed.0.hf.clone(), dtype, placed.1.shape().to_vec(), bytes_of(placed, dtype)));
     let header = header::encode(entries).expect("offsets follow each other by construction");
     let data: usize = outputs.iter().map(|&(placed, dtype)| bytes_of(placed, dtype)).sum();
 
@@ -102,7 +105,7 @@ fn write_weights(path: &Path, placed: &[Placed<'_>], progress: &mut dyn FnMut(Pr
         out.write_all(&header)?;
         for (i, &(placed, dtype)) in outputs.iter().enumerate() {
             write_tensor(out, placed, dtype, &mut refused)?;
-            progress(Progress { tensor: &placed.name, done: i + 1, total: outputs.len() });
+            progress(Progress { tensor: &placed.0.hf, done: i + 1, total: outputs.len() });
         }
         Ok(())
     });
@@ -113,10 +116,10 @@ fn write_weights(path: &Path, placed: &[Placed<'_>], progress: &mut dyn FnMut(Pr
 }
 
 /// f16, or f32 for a vector that f16 would change, such as a norm with more digits. Vectors are too small to be worth rounding.
-fn output_dtype(placed: &Placed<'_>) -> Dtype {
+fn output_dtype((_, tensor): &Placed<'_>) -> Dtype {
     let exact = |value: &f32| f16::from_f32(*value).to_f32() == *value;
-    let is_matrix = placed.tensor.shape().len() > 1;
-    if is_matrix || placed.tensor.dequantize().iter().all(exact) { Dtype::F16 } else { Dtype::F32 }
+    let is_matrix = tensor.shape().len() > 1;
+    if is_matrix || tensor.dequantize().iter().all(exact) { Dtype::F16 } else { Dtype::F32 }
 }
 
 fn write_tensor(
@@ -125,10 +128,18 @@ fn write_tensor(
     dtype: Dtype,
     refused: &mut Option<GgufError>,
 ) -> io::Result<()> {
-    if dtype == Dtype::F32 {
-        return placed.tensor.dequantize().iter().try_for_each(|value| out.write_all(&value.to_le_bytes()));
+    let (place, tensor) = placed;
+    // A vector's values are its rows.
+    let (rows, cols) =
+        if tensor.shape().len() > 1 { (tensor.rows(), tensor.row_values()) } else { (tensor.values(), 1) };
+    if cols == 1 {
+        let values = tensor.dequantize();
+        let ordered = (0..rows).map(|row| values[place.order.in_gguf(row)]);
+        return match dtype {
+            Dtype::F32 => ordered.map(f32::to_le_bytes).try_for_each(|bytes| out.write_all(&bytes)),
+            _ => ordered.map(|value| f16::from_f32(value).to_le_bytes()).try_for_each(|bytes| out.write_all(&bytes)),
+        };
     }
-    let (rows, cols) = (placed.tensor.rows(), placed.tensor.row_values());
     let slab_rows = (SLAB_VALUES / cols.max(1)).max(1);
     for first in (0..rows).step_by(slab_rows) {
         let slab = (first..rows.min(first + slab_rows)).into_par_iter().map(|row| half_row(placed, row));
@@ -144,14 +155,14 @@ fn write_tensor(
 }
 
 /// One row of the output, as bytes of f16.
-fn half_row(placed: &Placed<'_>, row: usize) -> Result<Vec<u8>, GgufError> {
-    let mut values = vec![0.0; placed.tensor.row_values()];
-    placed.tensor.dequantize_row(placed.order.source(row), &mut values);
+fn half_row((place, tensor): &Placed<'_>, row: usize) -> Result<Vec<u8>, GgufError> {
+    let mut values = vec![0.0; tensor.row_values()];
+    tensor.dequantize_row(place.order.in_gguf(row), &mut values);
     let mut bytes = Vec::with_capacity(2 * values.len());
     for (col, &value) in values.iter().enumerate() {
         let half = f16::from_f32(value);
         if !half.is_finite() {
-            return Err(GgufError::OutOfRange { tensor: placed.tensor.name().to_owned(), row, col, value });
+            return Err(GgufError::OutOfRange { tensor: tensor.name().to_owned(), row, col, value });
         }
         bytes.extend(half.to_le_bytes());
     }

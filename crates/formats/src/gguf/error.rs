@@ -200,8 +200,8 @@ pub enum GgufError {
         /// The name.
         tensor: String,
     },
-    /// A tensor that a plain LLaMA model does not have, so omitting it would change the model.
-    #[error("tensor `{tensor}` has no place in a LLaMA model: this variant is not converted")]
+    /// A tensor that a plain model of the architecture does not have, so omitting it would change the model.
+    #[error("tensor `{tensor}` has no place in a plain model of this architecture: this variant is not converted")]
     ExtraTensor {
         /// The name.
         tensor: String,

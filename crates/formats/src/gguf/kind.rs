@@ -8,6 +8,7 @@ use std::fmt;
 use half::{bf16, f16};
 
 use super::k_quants::{self, half_at};
+use super::tables;
 
 /// How the values of a tensor are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,12 +41,18 @@ pub enum TensorKind {
     Q5_K,
     /// Blocks of 256: 6-bit codes centred at 32, an 8-bit scale per 16.
     Q6_K,
+    /// Blocks of 32: f16 scale, 4-bit codes of a table.
+    IQ4_NL,
+    /// Blocks of 256: 4-bit codes of a table, a 6-bit scale per 32.
+    IQ4_XS,
+    /// Blocks of 32: a power of two, 4-bit floats.
+    MXFP4,
 }
 
-use TensorKind::{Bf16, F16, F32, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0};
+use TensorKind::{Bf16, F16, F32, IQ4_NL, IQ4_XS, MXFP4, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0};
 
 /// Supported types: number in the file, kind, name, values per block, bytes per block.
-const KINDS: [(u32, TensorKind, &str, usize, usize); 13] = [
+const KINDS: [(u32, TensorKind, &str, usize, usize); 16] = [
     (0, F32, "F32", 1, 4),
     (1, F16, "F16", 1, 2),
     (2, Q4_0, "Q4_0", 32, 18),
@@ -58,21 +65,22 @@ const KINDS: [(u32, TensorKind, &str, usize, usize); 13] = [
     (12, Q4_K, "Q4_K", 256, 144),
     (13, Q5_K, "Q5_K", 256, 176),
     (14, Q6_K, "Q6_K", 256, 210),
+    (20, IQ4_NL, "IQ4_NL", 32, 18),
+    (23, IQ4_XS, "IQ4_XS", 256, 136),
     (30, Bf16, "BF16", 1, 2),
+    (39, MXFP4, "MXFP4", 32, 17),
 ];
 
 /// Unsupported types, by number in the file.
-const UNREAD: [(u32, &str); 20] = [
+const UNREAD: [(u32, &str); 17] = [
     (9, "Q8_1"),
     (15, "Q8_K"),
     (16, "IQ2_XXS"),
     (17, "IQ2_XS"),
     (18, "IQ3_XXS"),
     (19, "IQ1_S"),
-    (20, "IQ4_NL"),
     (21, "IQ3_S"),
     (22, "IQ2_S"),
-    (23, "IQ4_XS"),
     (24, "I8"),
     (25, "I16"),
     (26, "I32"),
@@ -81,7 +89,6 @@ const UNREAD: [(u32, &str); 20] = [
     (29, "IQ1_M"),
     (34, "TQ1_0"),
     (35, "TQ2_0"),
-    (39, "MXFP4"),
     (40, "NVFP4"),
 ];
 
@@ -96,6 +103,11 @@ impl TensorKind {
 
     fn row(self) -> &'static (u32, Self, &'static str, usize, usize) {
         KINDS.iter().find(|row| row.1 == self).expect("every kind has its row")
+    }
+
+    /// Its number in a file.
+    pub(super) fn id(self) -> u32 {
+        self.row().0
     }
 
     /// Its name in llama.cpp.
@@ -135,6 +147,9 @@ impl TensorKind {
             Q4_K => blocks::<144, 256>(bytes, out, k_quants::q4_k),
             Q5_K => blocks::<176, 256>(bytes, out, k_quants::q5_k),
             Q6_K => blocks::<210, 256>(bytes, out, k_quants::q6_k),
+            IQ4_NL => blocks::<18, 32>(bytes, out, tables::iq4_nl),
+            IQ4_XS => blocks::<136, 256>(bytes, out, tables::iq4_xs),
+            MXFP4 => blocks::<17, 32>(bytes, out, tables::mxfp4),
         }
     }
 }

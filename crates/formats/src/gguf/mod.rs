@@ -21,16 +21,22 @@
 //! # Ok::<(), oq_formats::gguf::GgufError>(())
 //! ```
 
+mod architecture;
 mod bpe;
 mod convert;
 mod cursor;
 mod error;
 mod file;
+mod from_metadata;
+mod hf_config;
 mod k_quants;
 mod kind;
-mod llama;
 mod metadata;
 mod sentencepiece;
+mod shape;
+mod splitter;
+mod tables;
+mod tensors;
 mod tokenizer;
 mod vocabulary;
 

@@ -6,6 +6,7 @@
 use serde_json::{Map, Value as Json, json};
 
 use super::metadata::required;
+use super::splitter::Splitter;
 use super::vocabulary::Vocabulary;
 use super::{GgufError, Metadata, bpe, sentencepiece};
 
@@ -25,7 +26,7 @@ pub(super) struct Tokenizer<'a> {
 
 #[derive(Clone, Copy)]
 enum Model {
-    ByteLevel(bpe::Splitter),
+    ByteLevel(Splitter),
     SentencePiece,
 }
 
@@ -35,7 +36,7 @@ impl<'a> Tokenizer<'a> {
         let vocabulary = Vocabulary::read(metadata, vocab)?;
         let key = "tokenizer.ggml.model";
         let model = match required(key, metadata.text(key)?)? {
-            "gpt2" => Model::ByteLevel(bpe::Splitter::read(metadata)?),
+            "gpt2" => Model::ByteLevel(Splitter::read(metadata)?),
             "llama" => Model::SentencePiece,
             other => return Err(GgufError::wrong(key, other, "gpt2 (byte-level BPE) or llama (SentencePiece BPE)")),
         };

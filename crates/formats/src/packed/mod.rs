@@ -42,7 +42,6 @@ mod online;
 mod portable;
 mod reader;
 pub(crate) mod scheme;
-mod side;
 mod writer;
 
 pub use config::{quantization_config, quantization_of};
