@@ -1,6 +1,6 @@
 //! AWQ's layout for matrix products (`version: gemm`).
 
-use oq_quant_core::{Bits, pack_row, packed_words};
+use oq_quant_core::{Bits, Symmetry, pack_row, packed_words};
 use rayon::prelude::*;
 
 use super::matrix::{Groups, Integers, Matrix};
@@ -22,7 +22,7 @@ pub(crate) fn shape(parts: Parts<'_>) -> Result<[usize; 2], PackedFault> {
 }
 
 /// Reads a linear of groups of `group` channels; none for one group per output channel.
-pub(crate) fn read(parts: Parts<'_>, group: Option<usize>) -> Result<Matrix, PackedFault> {
+pub(crate) fn read(parts: Parts<'_>, group: Option<usize>, symmetry: Symmetry) -> Result<Matrix, PackedFault> {
     let [rows, cols] = shape(parts)?;
     let bits = Bits::new(4).expect("4 is a width");
     let run = group.unwrap_or(cols);
@@ -36,7 +36,7 @@ pub(crate) fn read(parts: Parts<'_>, group: Option<usize>) -> Result<Matrix, Pac
     words.par_chunks_mut(row_words).zip(codes.par_chunks(cols)).for_each(|(words, codes)| {
         pack_row(codes, bits, words).expect("nibbles are codes of 4 bits");
     });
-    Integers { bits, shape: [rows, cols], words, scales, zeros }.matrix(Groups::Runs(run))
+    Integers { bits, symmetry, shape: [rows, cols], words, scales, zeros }.matrix(Groups::Runs(run))
 }
 
 /// Nibbles of words `[cols, rows / 8]` -> `[rows, cols]`.

@@ -1,6 +1,6 @@
 //! GPTQ's layout, which AutoRound uses too.
 
-use oq_quant_core::{Bits, packed_words};
+use oq_quant_core::{Bits, Symmetry, packed_words};
 use safetensors::Dtype;
 
 use super::matrix::{Groups, Integers, Matrix, zeros_of_groups};
@@ -16,6 +16,7 @@ const G_IDX: &str = "g_idx";
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Gptq {
     pub(crate) bits: Bits,
+    pub(crate) symmetry: Symmetry,
     /// Channels of a group, unless `g_idx` says otherwise; none for one group per output channel.
     pub(crate) group: Option<usize>,
     /// Added to stored zero points: 1 in version 1. Programs that unpack them do not take the sum modulo 2^bits.
@@ -37,7 +38,7 @@ pub(crate) fn shape(parts: Parts<'_>, bits: Bits) -> Result<[usize; 2], PackedFa
     })
 }
 
-pub(crate) fn read(parts: Parts<'_>, Gptq { bits, group, zero_offset }: Gptq) -> Result<Matrix, PackedFault> {
+pub(crate) fn read(parts: Parts<'_>, Gptq { bits, symmetry, group, zero_offset }: Gptq) -> Result<Matrix, PackedFault> {
     let [rows, cols] = shape(parts, bits)?;
     let of_channel = parts.find(G_IDX).map(|view| g_idx(view, cols)).transpose()?;
     let n_groups = parts.matrix(SCALES)?[0];
@@ -61,7 +62,7 @@ pub(crate) fn read(parts: Parts<'_>, Gptq { bits, group, zero_offset }: Gptq) ->
     let stored = parts.words(QZEROS, &[needed, packed_words(rows, bits)])?;
     let zeros = zeros_of_groups(&stored, rows, bits).into_iter().map(|zero| zero + zero_offset).collect();
     let words = transposed(&parts.words(QWEIGHT, &[packed_words(cols, bits), rows])?, rows);
-    Integers { bits, shape: [rows, cols], words, scales, zeros }.matrix(groups)
+    Integers { bits, symmetry, shape: [rows, cols], words, scales, zeros }.matrix(groups)
 }
 
 /// The group of each input channel.

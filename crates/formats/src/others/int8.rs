@@ -1,6 +1,6 @@
 //! `int-quantized` of compressed-tensors: a byte for each code, with a sign.
 
-use oq_quant_core::{Bits, pack_row, packed_words};
+use oq_quant_core::{Bits, Symmetry, pack_row, packed_words};
 use rayon::prelude::*;
 use safetensors::Dtype;
 
@@ -14,7 +14,7 @@ const SCALE: &str = "weight_scale";
 const ZERO_POINT: &str = "weight_zero_point";
 
 /// Reads a linear of codes of `bits` bits.
-pub(crate) fn read(parts: Parts<'_>, bits: Bits) -> Result<Matrix, PackedFault> {
+pub(crate) fn read(parts: Parts<'_>, bits: Bits, symmetry: Symmetry) -> Result<Matrix, PackedFault> {
     let [rows, cols] = parts.matrix(WEIGHT)?;
     let view = parts.get(WEIGHT)?;
     let centre = i32::from(bits.centre());
@@ -43,7 +43,7 @@ pub(crate) fn read(parts: Parts<'_>, bits: Bits) -> Result<Matrix, PackedFault> 
             spread(zeros, rows * n_groups)
         }
     };
-    Integers { bits, shape: [rows, cols], words, scales, zeros }.matrix(Groups::Runs(cols / n_groups))
+    Integers { bits, symmetry, shape: [rows, cols], words, scales, zeros }.matrix(Groups::Runs(cols / n_groups))
 }
 
 /// Groups of a row, by the shape of scales: one scale for all, or `[rows, groups]`.

@@ -30,6 +30,8 @@ impl Matrix {
 /// Integer codes with scales and zero points as stored: `w = scale (code - zero)`.
 pub(crate) struct Integers {
     pub(crate) bits: Bits,
+    /// As the config says. Zero points that are not centred make codes asymmetric, whatever it says.
+    pub(crate) symmetry: Symmetry,
     pub(crate) shape: [usize; 2],
     /// Bit streams, `[rows, packed_words(cols)]`.
     pub(crate) words: Vec<u32>,
@@ -85,7 +87,7 @@ impl Integers {
         let is_centred = zeros.iter().all(|zero| *zero == self.bits.centre());
         let is_positive = scales.iter().all(|scale| scale.is_sign_positive());
         let symmetry = match (is_centred, is_positive) {
-            (true, true) => Symmetry::Symmetric,
+            (true, true) => self.symmetry,
             // As AutoRound writes them.
             (true, false) => Symmetry::FullRange,
             (false, true) => Symmetry::Asymmetric,

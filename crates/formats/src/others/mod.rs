@@ -24,5 +24,5 @@ mod pack_quantized;
 mod parts;
 
 pub(crate) use config::{Layout, Packing, block, packing};
-pub(crate) use linear::{Linear, linear_of};
+pub(crate) use linear::{Linear, Part, part_of};
 pub use matrix::Matrix;

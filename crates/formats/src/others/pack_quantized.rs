@@ -19,5 +19,5 @@ pub(crate) fn read(parts: Parts<'_>, [rows, cols]: [usize; 2], spec: WeightSpec)
     };
     let words = parts.words(PACKED, &[rows, packed_words(cols, bits)])?;
     let scales = parts.floats(SCALE, &[rows, groups])?;
-    Integers { bits, shape: [rows, cols], words, scales, zeros }.matrix(Groups::Runs(group.len(cols)))
+    Integers { bits, symmetry, shape: [rows, cols], words, scales, zeros }.matrix(Groups::Runs(group.len(cols)))
 }

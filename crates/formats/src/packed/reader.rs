@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::config::packing_of;
 use super::layout::PACKED;
 use super::scheme::Quantization;
-use crate::others::{Linear, Matrix, Packing, linear_of};
+use crate::others::{Linear, Matrix, Packing, Part, part_of};
 use crate::{Checkpoint, FormatError, PackedFault, read_config};
 
 /// A packed model: its packed linears, and its other tensors through [`Self::checkpoint`].
@@ -92,7 +92,10 @@ impl PackedCheckpoint {
 
     /// Names of all packed linears and embeddings, sorted.
     pub fn linear_names(&self) -> impl Iterator<Item = &str> {
-        self.checkpoint.tensors().filter_map(|tensor| linear_of(tensor.name, tensor.dtype))
+        self.checkpoint.tensors().filter_map(|tensor| match part_of(tensor.name, tensor.dtype)? {
+            (linear, Part::Codes) => Some(linear),
+            _ => None,
+        })
     }
 
     /// All tensors.
