@@ -185,7 +185,14 @@ fn gptq_of_both_versions() {
     }
     let (all, centred) = (Codes::new(4, COLS), Codes::symmetric(4, 48));
     assert_eq!(check(&gptq_config(4, -1, "gptq_v2"), &gptq(&all, 0, Dtype::F16, None), &all.values()), "w4");
-    assert_eq!(check(&gptq_config(4, 48, "gptq"), &gptq(&centred, 1, Dtype::F16, None), &centred.values()), "w4g48sym");
+    let tensors = gptq(&centred, 1, Dtype::F16, None);
+    let mut config = gptq_config(4, 48, "gptq");
+    assert_eq!(check(&config, &tensors, &centred.values()), "w4g48");
+    config["sym"] = true.into();
+    assert_eq!(check(&config, &tensors, &centred.values()), "w4g48sym");
+    // Zero points are read even where the config needs none.
+    let shifted = Codes::new(4, 48);
+    assert_eq!(check(&config, &gptq(&shifted, 1, Dtype::F16, None), &shifted.values()), "w4g48");
     // Zero points of 2^bits are no codes, but what kernels of version 1 compute with.
     let beyond = Codes { zeros: vec![16; 2 * ROWS], ..Codes::new(4, 48) };
     assert_eq!(check(&gptq_config(4, 48, "gptq"), &gptq(&beyond, 1, Dtype::F16, None), &beyond.values()), "values");
@@ -240,7 +247,7 @@ fn awq_of_products() {
     let config = |group: i64| json!({"quant_method": "awq", "bits": 4, "group_size": group, "zero_point": true, "version": "GEMM"});
     let (codes, centred) = (Codes::new(4, 32), Codes::symmetric(4, COLS));
     assert_eq!(check(&config(32), &awq(&codes), &codes.values()), "w4g32");
-    assert_eq!(check(&config(-1), &awq(&centred), &centred.values()), "w4sym");
+    assert_eq!(check(&config(-1), &awq(&centred), &centred.values()), "w4");
     let missing: Vec<_> = awq(&codes).into_iter().filter(|tensor| tensor.name() != "l.qzeros").collect();
     check_refused(&config(32), &missing, "l: qzeros is missing");
     check_refused(&config(48), &awq(&codes), "scales is [3, 64], expected [2, 64]");

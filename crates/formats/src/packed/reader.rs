@@ -98,6 +98,13 @@ impl PackedCheckpoint {
         })
     }
 
+    /// The packed linear or embedding that a tensor is a part of, if it is: its codes, scales, zero points or shape.
+    pub fn linear_of<'a>(&self, tensor: &'a str) -> Option<&'a str> {
+        let dtype = self.checkpoint.tensor(tensor).ok()?.dtype;
+        let (linear, _) = part_of(tensor, dtype)?;
+        self.is_packed(linear).then_some(linear)
+    }
+
     /// All tensors.
     pub fn checkpoint(&self) -> &Checkpoint {
         &self.checkpoint
