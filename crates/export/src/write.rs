@@ -264,7 +264,7 @@ fn write_units(
 fn config(model: &PackedCheckpoint, format: &Format) -> Value {
     let mut config = model.config().clone();
     if let Some(config) = config.as_object_mut() {
-        for key in ["quantization_config", "compression_config", "quantization"] {
+        for key in ["quantization_config", "quantization"] {
             config.shift_remove(key);
         }
     }

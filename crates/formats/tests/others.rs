@@ -526,7 +526,9 @@ fn keys_of_other_names_and_methods_that_are_not_read() {
     let affine = json!({"group_size": 64, "bits": 4});
     assert_eq!(read(json!({"quantization": affine, "quantization_config": affine})).unwrap().unwrap(), "w4a16g64");
     let packed = compressed("pack-quantized", json!({"num_bits": 4, "strategy": "channel"}), Value::Null);
-    assert_eq!(read(json!({"compression_config": packed})).unwrap().unwrap(), "w4a16sym");
+    assert_eq!(read(json!({"quantization_config": packed})).unwrap().unwrap(), "w4a16sym");
+    let old = read(json!({"compression_config": packed})).unwrap_err().to_string();
+    assert!(old.contains("compression_config is") && old.contains("rename it to quantization_config"), "{old}");
     let refused = |config: Value| read(json!({"quantization_config": config})).unwrap_err().to_string();
     assert_eq!(
         refused(json!({"quant_method": "bitsandbytes", "load_in_4bit": true})),
