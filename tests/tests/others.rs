@@ -238,7 +238,11 @@ fn answer(model: &Model) -> Vec<f32> {
 }
 
 fn layouts() -> Vec<Layout> {
-    let gptq_config = |version: &str, bits: u32, group: i64| json!({"quant_method": "gptq", "bits": bits, "group_size": group, "checkpoint_format": version, "sym": true});
+    let gptq_config = |version: &str, bits: u32, group: i64| {
+        let mut config = json!({"quant_method": "gptq", "bits": bits, "group_size": group, "sym": true});
+        config["checkpoint_format"] = version.into();
+        config
+    };
     let of = |config: Value, scheme: &'static str, pack: Pack| Layout { config, scheme, pack, outer: false };
     let act = json!({"num_bits": 8, "type": "int", "symmetric": true, "strategy": "token", "dynamic": true});
     let bytes_config = |act: Value| {

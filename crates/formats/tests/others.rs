@@ -55,8 +55,8 @@ impl Codes {
     fn values_of(&self, of: &[usize]) -> Vec<f32> {
         let mut values = Vec::new();
         for row in 0..ROWS {
-            for col in 0..COLS {
-                let at = row * self.groups() + of[col];
+            for (col, group) in of.iter().enumerate() {
+                let at = row * self.groups() + group;
                 values.push((self.codes[row * COLS + col] as f32 - self.zeros[at] as f32) * self.scales[at]);
             }
         }
