@@ -238,6 +238,9 @@ fn modules_with_settings_of_their_own() {
     assert_eq!(check(&config, &gptq(&codes, 0, Dtype::F16, None), &codes.values()), "w8g48");
     config["extra_config"] = json!({".*l": {"bits": 8, "group_size": 48}});
     assert_eq!(check(&config, &gptq(&codes, 0, Dtype::F16, None), &codes.values()), "w8g48");
+    let mut interleaved = auto_round_config("auto_round:auto_awq", 4, false);
+    interleaved["extra_config"] = json!({"l": {"bits": 3}});
+    check_refused(&interleaved, &awq(&Codes::new(4, 32)), "bits is 3, expected 4");
     config["extra_config"] = json!([]);
     check_refused(&config, &[], "extra_config is [], expected an object");
 }

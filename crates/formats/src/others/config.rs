@@ -119,6 +119,9 @@ fn auto_round(config: &Value) -> Result<Packing, FormatError> {
         if own.get("bits").and_then(Value::as_u64).is_some_and(|bits| bits > 8) {
             continue;
         }
+        if layout == Layout::Awq {
+            expect(&own, "bits", &[json!(4)], "4")?;
+        }
         let is_name = name.chars().all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c));
         let target = if is_name { name.clone() } else { format!("re:{name}") };
         quantization.add(&target, sym_spec(&own)?)?;
