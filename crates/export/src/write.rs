@@ -25,10 +25,8 @@ const MARK: &str = ".omniquant-export";
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 const CONFIG: &str = "config.json";
-/// Between a linear's name and that of its part in the packed model.
-const OF_LINEAR: &str = ".weight_";
-/// The part that every linear has.
-const CODES: &str = "packed";
+/// The part that every linear has in this program's layout.
+const CODES: &str = "weight_packed";
 
 /// Settings of [`export`].
 #[derive(Clone, Copy, Debug)]
@@ -184,24 +182,30 @@ impl Unit<'_> {
 }
 
 /// All tensors of the export, in the order of their names.
-fn units<'a>(model: &'a PackedCheckpoint, format: &Format) -> Result<Vec<Unit<'a>>, FormatError> {
+fn units<'a>(model: &'a PackedCheckpoint, format: &Format) -> Result<Vec<Unit<'a>>, ExportError> {
     let checkpoint = model.checkpoint();
-    let linears: BTreeSet<&str> = model.linear_names().collect();
     // A model that computes in f32 may need its range.
     let others = format.others.filter(|_| dtype(model.config()) != Some("float32"));
-    let mut units = Vec::new();
+    let (mut units, mut seen) = (Vec::new(), BTreeSet::new());
     for name in checkpoint.names() {
-        let linear = name.rsplit_once(OF_LINEAR).filter(|(linear, _)| linears.contains(linear));
-        let Some((linear, part)) = linear else {
+        let Some(linear) = model.linear_of(name) else {
             units.push(Unit { name, tensors: vec![(converted(checkpoint, name, others)?, Source::Tensor)] });
             continue;
         };
         let spec = QuantSpec::uniform(model.weight(linear)?, model.quantization().act());
+        // Whether this program's layout has it, where the codes come neither first nor last.
+        let codes = format!("{linear}.{CODES}");
+        let is_ours = checkpoint.contains(&codes);
+        let is_turn = if is_ours { name == codes } else { seen.insert(linear) };
         match (format.tensors)(spec, model.linear_shape(linear)?) {
+            Tensors::AsPacked if !is_ours => {
+                let why = format!("{} holds what this program packed, and this is {}", format.name, model.method());
+                return Err(ExportError::Linear { linear: linear.to_owned(), why });
+            }
             Tensors::AsPacked => {
                 units.push(Unit { name, tensors: vec![(converted(checkpoint, name, None)?, Source::Tensor)] });
             }
-            Tensors::Parts(parts) if part == CODES => {
+            Tensors::Parts(parts) if is_turn => {
                 let made = |part: Part| {
                     let name = format!("{linear}.{}", part.name);
                     (TensorPlan { name, dtype: part.dtype, shape: part.shape }, Source::Linear(part.fill))
@@ -264,8 +268,14 @@ fn write_units(
             }
             Source::Linear(fill) => {
                 if last.as_ref().is_none_or(|(linear, _)| *linear != name) {
-                    last = Some((name, model.linear(name)?));
+                    let codes = model.linear(name)?;
                     checkpoint.release();
+                    let (made, said) = (codes.spec(), model.weight(name)?);
+                    if made != said {
+                        let why = format!("its codes are {made}, and config.json says {said}");
+                        return Err(ExportError::Linear { linear: name.to_owned(), why });
+                    }
+                    last = Some((name, codes));
                 }
                 let (linear, tensor) = last.as_ref().expect("it was read above");
                 let bytes = fill(tensor).map_err(|why| ExportError::Linear { linear: (*linear).to_owned(), why })?;
@@ -279,7 +289,9 @@ fn write_units(
 fn config(model: &PackedCheckpoint, format: &Format) -> Value {
     let mut config = model.config().clone();
     if let Some(config) = config.as_object_mut() {
-        config.shift_remove("quantization_config");
+        for key in ["quantization_config", "quantization"] {
+            config.shift_remove(key);
+        }
     }
     (format.configure)(model, &mut config);
     config

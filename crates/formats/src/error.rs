@@ -219,7 +219,7 @@ pub enum FormatError {
         expected: &'static str,
     },
     /// A packed model was required, but this one is not quantized.
-    #[error("{}: config.json has no quantization_config: this is not a packed model: use --kernels auto, or quantize it first", dir.display())]
+    #[error("{}: its linears have no codes, so this is not a packed model: use --kernels auto, or quantize it first", dir.display())]
     NotPacked {
         /// The model.
         dir: PathBuf,

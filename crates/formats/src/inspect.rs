@@ -5,9 +5,9 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use crate::others::linear_of;
+use crate::others::{Part, part_of};
 use crate::packed::config::packing_of;
-use crate::{Checkpoint, FormatError, PackedCheckpoint, Quantization, TensorView, read_config};
+use crate::{Checkpoint, FormatError, PackedCheckpoint, Quantization, read_config};
 
 /// Sizes of a model on disk. Bytes are those of tensors, without headers.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -93,40 +93,16 @@ fn sum_up(checkpoint: &Checkpoint, packed: Option<&PackedCheckpoint>, params_by_
         summary.tensors += 1;
         summary.total_bytes += bytes;
         *summary.bytes_by_dtype.entry(tensor.dtype.to_string()).or_default() += bytes;
-        match part_of(packed.is_some(), &tensor) {
-            Part::Codes => summary.packed_bytes += bytes,
-            Part::Scale => summary.scale_bytes += bytes,
-            Part::ZeroPoint => summary.zero_point_bytes += bytes,
-            Part::Other => {}
-            Part::Dense => {
+        match part_of(tensor.name, tensor.dtype).filter(|_| packed.is_some()) {
+            Some((_, Part::Codes)) => summary.packed_bytes += bytes,
+            Some((_, Part::Scale)) => summary.scale_bytes += bytes,
+            Some((_, Part::ZeroPoint)) => summary.zero_point_bytes += bytes,
+            Some((_, Part::Other)) => {}
+            None => {
                 summary.dense_bytes += bytes;
                 summary.params += tensor.len() as u64;
             }
         }
     }
     summary
-}
-
-enum Part {
-    Codes,
-    Scale,
-    ZeroPoint,
-    /// What stands for no weight, such as a shape.
-    Other,
-    Dense,
-}
-
-fn part_of(is_packed: bool, tensor: &TensorView<'_>) -> Part {
-    if !is_packed {
-        return Part::Dense;
-    }
-    if linear_of(tensor.name, tensor.dtype).is_some() {
-        return Part::Codes;
-    }
-    match tensor.name.rsplit_once('.').map_or("", |(_, part)| part) {
-        "weight_scale" | "weight_outer_scale" | "weight_global_scale" | "weight_scale_inv" | "scales" => Part::Scale,
-        "weight_zero_point" | "weight_min" | "weight_outer_min" | "qzeros" | "biases" => Part::ZeroPoint,
-        "weight_shape" | "g_idx" | "weight_g_idx" | "input_scale" | "input_global_scale" => Part::Other,
-        _ => Part::Dense,
-    }
 }

@@ -1,7 +1,8 @@
 //! Checkpoints on disk. Reads Hugging Face directories (safetensors, else `pytorch_model.bin`) and GGUF files; writes packed models.
 //!
 //! - [`Checkpoint`] maps a directory's shards behind one table of names; [`TensorView`] converts values to f32.
-//! - [`PackedWriter`] writes a packed model block by block, [`PackedCheckpoint`] reads it back (layout: [`packed`]).
+//! - [`PackedWriter`] writes a packed model block by block, [`PackedCheckpoint`] reads it back (layout: [`packed`]),
+//!   and models that other programs packed.
 //! - [`write_shard`] writes tensors that are in memory, [`write_planned`] one after the other as they are made.
 //! - [`atomic_write`] writes every file here: readers see all of it or nothing.
 //! - [`Scratch`] is disk space for data that does not fit in memory.

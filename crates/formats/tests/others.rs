@@ -55,8 +55,8 @@ impl Codes {
     fn values_of(&self, of: &[usize]) -> Vec<f32> {
         let mut values = Vec::new();
         for row in 0..ROWS {
-            for col in 0..COLS {
-                let at = row * self.groups() + of[col];
+            for (col, group) in of.iter().enumerate() {
+                let at = row * self.groups() + group;
                 values.push((self.codes[row * COLS + col] as f32 - self.zeros[at] as f32) * self.scales[at]);
             }
         }
@@ -148,7 +148,9 @@ fn check(config: &Value, tensors: &[OutTensor<'_>], expected: &[f32]) -> String 
         }
     };
     assert_eq!(model.linear_shape("l").unwrap(), [ROWS, COLS]);
-    assert_eq!(matrix.into_values(), expected);
+    let values = matrix.into_values();
+    let wrong = values.iter().zip(expected).position(|(got, expected)| got != expected);
+    assert_eq!((wrong, values.len()), (None, expected.len()), "{:?}", wrong.map(|at| (values[at], expected[at])));
     let picked = [expected[5 * COLS..6 * COLS].to_vec(), expected[..COLS].to_vec()].concat();
     assert_eq!(model.rows("l", &[5, 0]).unwrap(), picked);
     assert!(model.is_packed("l") && !model.is_packed("m"));
@@ -183,10 +185,14 @@ fn gptq_of_both_versions() {
     }
     let (all, centred) = (Codes::new(4, COLS), Codes::symmetric(4, 48));
     assert_eq!(check(&gptq_config(4, -1, "gptq_v2"), &gptq(&all, 0, Dtype::F16, None), &all.values()), "w4");
-    assert_eq!(
-        check(&gptq_config(4, 48, "gptq"), &gptq(&centred, 1, Dtype::BF16, None), &centred.values()),
-        "w4g48sym"
-    );
+    let tensors = gptq(&centred, 1, Dtype::F16, None);
+    let mut config = gptq_config(4, 48, "gptq");
+    assert_eq!(check(&config, &tensors, &centred.values()), "w4g48");
+    config["sym"] = true.into();
+    assert_eq!(check(&config, &tensors, &centred.values()), "w4g48sym");
+    // Zero points are read even where the config needs none.
+    let shifted = Codes::new(4, 48);
+    assert_eq!(check(&config, &gptq(&shifted, 1, Dtype::F16, None), &shifted.values()), "w4g48");
     // Zero points of 2^bits are no codes, but what kernels of version 1 compute with.
     let beyond = Codes { zeros: vec![16; 2 * ROWS], ..Codes::new(4, 48) };
     assert_eq!(check(&gptq_config(4, 48, "gptq"), &gptq(&beyond, 1, Dtype::F16, None), &beyond.values()), "values");
@@ -232,6 +238,9 @@ fn modules_with_settings_of_their_own() {
     assert_eq!(check(&config, &gptq(&codes, 0, Dtype::F16, None), &codes.values()), "w8g48");
     config["extra_config"] = json!({".*l": {"bits": 8, "group_size": 48}});
     assert_eq!(check(&config, &gptq(&codes, 0, Dtype::F16, None), &codes.values()), "w8g48");
+    let mut interleaved = auto_round_config("auto_round:auto_awq", 4, false);
+    interleaved["extra_config"] = json!({"l": {"bits": 3}});
+    check_refused(&interleaved, &awq(&Codes::new(4, 32)), "bits is 3, expected 4");
     config["extra_config"] = json!([]);
     check_refused(&config, &[], "extra_config is [], expected an object");
 }
@@ -241,7 +250,7 @@ fn awq_of_products() {
     let config = |group: i64| json!({"quant_method": "awq", "bits": 4, "group_size": group, "zero_point": true, "version": "GEMM"});
     let (codes, centred) = (Codes::new(4, 32), Codes::symmetric(4, COLS));
     assert_eq!(check(&config(32), &awq(&codes), &codes.values()), "w4g32");
-    assert_eq!(check(&config(-1), &awq(&centred), &centred.values()), "w4sym");
+    assert_eq!(check(&config(-1), &awq(&centred), &centred.values()), "w4");
     let missing: Vec<_> = awq(&codes).into_iter().filter(|tensor| tensor.name() != "l.qzeros").collect();
     check_refused(&config(32), &missing, "l: qzeros is missing");
     check_refused(&config(48), &awq(&codes), "scales is [3, 64], expected [2, 64]");
@@ -520,7 +529,9 @@ fn keys_of_other_names_and_methods_that_are_not_read() {
     let affine = json!({"group_size": 64, "bits": 4});
     assert_eq!(read(json!({"quantization": affine, "quantization_config": affine})).unwrap().unwrap(), "w4a16g64");
     let packed = compressed("pack-quantized", json!({"num_bits": 4, "strategy": "channel"}), Value::Null);
-    assert_eq!(read(json!({"compression_config": packed})).unwrap().unwrap(), "w4a16sym");
+    assert_eq!(read(json!({"quantization_config": packed})).unwrap().unwrap(), "w4a16sym");
+    let old = read(json!({"compression_config": packed})).unwrap_err().to_string();
+    assert!(old.contains("compression_config is") && old.contains("rename it to quantization_config"), "{old}");
     let refused = |config: Value| read(json!({"quantization_config": config})).unwrap_err().to_string();
     assert_eq!(
         refused(json!({"quant_method": "bitsandbytes", "load_in_4bit": true})),

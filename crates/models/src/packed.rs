@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use half::bf16;
 use oq_formats::Matrix;
-use oq_kernels::{Element, KERNELS, Kernel, Operands, PackedLinear};
+use oq_kernels::{Element, KERNELS, Kernel, KernelError, Operands, PackedLinear};
 use oq_quant_core::{ActSpec, QuantizedTensor, Stored, WeightSpec};
 use tch::{Kind, Tensor};
 
@@ -39,7 +39,7 @@ struct Joint {
 #[derive(Debug)]
 enum Weight {
     Packed(PackedLinear),
-    /// Of one linear that has no codes: its weight in the data type of products, and its bias.
+    /// Of linears without codes that kernels multiply with: the weight in the data type of products, and the bias.
     Dense(Tensor, Option<Tensor>),
 }
 
@@ -51,6 +51,13 @@ pub(crate) struct StoredLinear {
     pub(crate) weight: Matrix,
     /// `[out]`.
     pub(crate) bias: Option<Vec<f32>>,
+}
+
+impl Weight {
+    fn dense(values: &[f32], shape: [usize; 2], bias: Option<Vec<f32>>, compute: Compute) -> Self {
+        let weight = Tensor::from_slice(values).view(shape.map(|n| n as i64));
+        Self::Dense(compute.cast(weight), bias.map(|bias| Tensor::from_slice(&bias)))
+    }
 }
 
 impl StoredLinear {
@@ -121,15 +128,17 @@ impl Joint {
             match weight {
                 Matrix::Codes(weight) => codes.push(weight),
                 // Such a linear is alone.
-                other => {
-                    let weight = Tensor::from_slice(&other.into_values()).view(shape.map(|n| n as i64));
-                    let weight = Weight::Dense(compute.cast(weight), bias.map(|bias| Tensor::from_slice(&bias)));
-                    return Ok(Self { parts, weight });
-                }
+                other => return Ok(Self { parts, weight: Weight::dense(&other.into_values(), shape, bias, compute) }),
             }
         }
-        let linear = PackedLinear::new(&QuantizedTensor::stack(&codes), bias.as_deref())?.with_kernel(kernel)?;
-        Ok(Self { parts, weight: Weight::Packed(linear) })
+        let codes = QuantizedTensor::stack(&codes);
+        let weight = match PackedLinear::new(&codes, bias.as_deref()) {
+            Ok(linear) => Weight::Packed(linear.with_kernel(kernel)?),
+            // Grids that no kernel multiplies with.
+            Err(KernelError::Storage { .. }) => Weight::dense(&codes.dequantize(), codes.shape(), bias, compute),
+            Err(other) => return Err(other.into()),
+        };
+        Ok(Self { parts, weight })
     }
 
     /// The outputs of some of its linears, as views of the output of the whole matrix.

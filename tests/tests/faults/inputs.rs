@@ -152,7 +152,7 @@ fn configs_that_no_model_has() {
     config("head_dim", json!(1 << 24), &["num_attention_heads is 4", "67108864 channels: no model has more than"]);
     config("model_type", json!(7), &["model_type is 7: a text is needed"]);
     config("model_type", Value::Null, &["model_type is missing"]);
-    config("quantization_config", json!({"quant_method": "gptq"}), &["`gptq` is not read", "full-precision original"]);
+    config("quantization_config", json!({"quant_method": "hqq"}), &["`hqq` is not read", "full-precision original"]);
 
     config(
         "intermediate_size",

@@ -1,6 +1,6 @@
 //! AWQ's layout for matrix products (`version: gemm`).
 
-use oq_quant_core::{Bits, pack_row, packed_words};
+use oq_quant_core::{WeightSpec, pack_row, packed_words};
 use rayon::prelude::*;
 
 use super::matrix::{Groups, Integers, Matrix};
@@ -21,22 +21,20 @@ pub(crate) fn shape(parts: Parts<'_>) -> Result<[usize; 2], PackedFault> {
     Ok([words * IN_WORD, cols])
 }
 
-/// Reads a linear of groups of `group` channels; none for one group per output channel.
-pub(crate) fn read(parts: Parts<'_>, group: Option<usize>) -> Result<Matrix, PackedFault> {
+/// Reads a linear of codes of 4 bits.
+pub(crate) fn read(parts: Parts<'_>, spec: WeightSpec) -> Result<Matrix, PackedFault> {
     let [rows, cols] = shape(parts)?;
-    let bits = Bits::new(4).expect("4 is a width");
-    let run = group.unwrap_or(cols);
-    let n_groups = cols.div_ceil(run);
+    let n_groups = cols.div_ceil(spec.group.len(cols));
     let scales = transposed(&parts.floats(SCALES, &[n_groups, rows])?, rows);
     let stored = parts.words(QZEROS, &[n_groups, rows / IN_WORD])?;
     let zeros = by_rows(&stored, n_groups).into_iter().map(i32::from).collect();
     let codes = by_rows(&parts.words(QWEIGHT, &[cols, rows / IN_WORD])?, cols);
-    let row_words = packed_words(cols, bits);
+    let row_words = packed_words(cols, spec.bits);
     let mut words = vec![0; rows * row_words];
     words.par_chunks_mut(row_words).zip(codes.par_chunks(cols)).for_each(|(words, codes)| {
-        pack_row(codes, bits, words).expect("nibbles are codes of 4 bits");
+        pack_row(codes, spec.bits, words).expect("nibbles are codes of 4 bits");
     });
-    Integers { bits, shape: [rows, cols], words, scales, zeros }.matrix(Groups::Runs(run))
+    Integers { spec, shape: [rows, cols], words, scales, zeros }.matrix(Groups::Runs)
 }
 
 /// Nibbles of words `[cols, rows / 8]` -> `[rows, cols]`.

@@ -67,11 +67,12 @@ fn gptq(config: &Value) -> Result<Packing, FormatError> {
 }
 
 fn gptq_spec(config: &Value) -> Result<WeightSpec, FormatError> {
-    let bits = bits(config, "bits")?;
-    if ![2, 3, 4, 8].contains(&bits.get()) {
-        return Err(wrong("bits", config.get("bits"), "2, 3, 4 or 8"));
-    }
-    Ok(WeightSpec::integer(bits, group(config)?, symmetry(config)?))
+    expect(config, "bits", &[json!(2), json!(3), json!(4), json!(8)], "2, 3, 4 or 8")?;
+    sym_spec(config)
+}
+
+fn sym_spec(config: &Value) -> Result<WeightSpec, FormatError> {
+    Ok(WeightSpec::integer(bits(config, "bits")?, group(config)?, symmetry(config)?))
 }
 
 fn awq(config: &Value) -> Result<Packing, FormatError> {
@@ -96,12 +97,12 @@ fn auto_round(config: &Value) -> Result<Packing, FormatError> {
     expect(config, "data_type", &[Value::Null, json!("int")], "\"int\"")?;
     expect(config, "act_bits", &[Value::Null, json!(16), json!(32)], "16")?;
     let format = config.get("packing_format");
-    let (layout, spec): (_, fn(&Value) -> _) = match format.and_then(Value::as_str) {
-        Some("auto_round:auto_gptq") => (Layout::Gptq { zero_offset: 1 }, gptq_spec),
-        Some("auto_round" | "auto_round:gptqmodel") => (Layout::Gptq { zero_offset: 0 }, gptq_spec),
+    let layout = match format.and_then(Value::as_str) {
+        Some("auto_round:auto_gptq") => Layout::Gptq { zero_offset: 1 },
+        Some("auto_round" | "auto_round:gptqmodel") => Layout::Gptq { zero_offset: 0 },
         Some("auto_round:auto_awq") => {
             expect(config, "bits", &[json!(4)], "4")?;
-            (Layout::Awq, gptq_spec)
+            Layout::Awq
         }
         _ => {
             return Err(wrong(
@@ -111,16 +112,19 @@ fn auto_round(config: &Value) -> Result<Packing, FormatError> {
             ));
         }
     };
-    let mut quantization = of_all(spec(config)?)?;
+    let mut quantization = of_all(sym_spec(config)?)?;
     for (name, own) in objects(config, "extra_config")? {
         let own = over(config, own);
         // Those of more bits have plain weights.
         if own.get("bits").and_then(Value::as_u64).is_some_and(|bits| bits > 8) {
             continue;
         }
+        if layout == Layout::Awq {
+            expect(&own, "bits", &[json!(4)], "4")?;
+        }
         let is_name = name.chars().all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c));
         let target = if is_name { name.clone() } else { format!("re:{name}") };
-        quantization.add(&target, spec(&own)?)?;
+        quantization.add(&target, sym_spec(&own)?)?;
     }
     let method = format!("auto-round ({})", format.and_then(Value::as_str).unwrap_or_default());
     Ok(Packing { method, quantization, layout, has_float_act: false })

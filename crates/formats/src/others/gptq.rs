@@ -1,6 +1,6 @@
 //! GPTQ's layout, which AutoRound uses too.
 
-use oq_quant_core::{Bits, packed_words};
+use oq_quant_core::{Bits, WeightSpec, packed_words};
 use safetensors::Dtype;
 
 use super::matrix::{Groups, Integers, Matrix, zeros_of_groups};
@@ -15,9 +15,8 @@ const G_IDX: &str = "g_idx";
 /// How a linear is packed.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Gptq {
-    pub(crate) bits: Bits,
-    /// Channels of a group, unless `g_idx` says otherwise; none for one group per output channel.
-    pub(crate) group: Option<usize>,
+    /// Its groups, unless `g_idx` says otherwise.
+    pub(crate) spec: WeightSpec,
     /// Added to stored zero points: 1 in version 1. Programs that unpack them do not take the sum modulo 2^bits.
     pub(crate) zero_offset: i32,
 }
@@ -37,19 +36,20 @@ pub(crate) fn shape(parts: Parts<'_>, bits: Bits) -> Result<[usize; 2], PackedFa
     })
 }
 
-pub(crate) fn read(parts: Parts<'_>, Gptq { bits, group, zero_offset }: Gptq) -> Result<Matrix, PackedFault> {
+pub(crate) fn read(parts: Parts<'_>, Gptq { spec, zero_offset }: Gptq) -> Result<Matrix, PackedFault> {
+    let bits = spec.bits;
     let [rows, cols] = shape(parts, bits)?;
     let of_channel = parts.find(G_IDX).map(|view| g_idx(view, cols)).transpose()?;
     let n_groups = parts.matrix(SCALES)?[0];
-    let run = group.unwrap_or(cols);
+    let run = spec.group.len(cols);
     let groups = match of_channel {
         // Several programs write one even if it says nothing new.
-        Some(each) if each.iter().enumerate().all(|(col, group)| *group == col / run) => Groups::Runs(run),
+        Some(each) if each.iter().enumerate().all(|(col, group)| *group == col / run) => Groups::Runs,
         Some(each) => Groups::Each(each),
-        None => Groups::Runs(run),
+        None => Groups::Runs,
     };
     let needed = match &groups {
-        Groups::Runs(run) => cols.div_ceil(*run),
+        Groups::Runs => cols.div_ceil(run),
         Groups::Each(each) => {
             if let Some(index) = each.iter().position(|group| *group >= n_groups) {
                 return Err(PackedFault::NoSuchGroup { index, value: each[index] as i64, groups: n_groups });
@@ -61,7 +61,7 @@ pub(crate) fn read(parts: Parts<'_>, Gptq { bits, group, zero_offset }: Gptq) ->
     let stored = parts.words(QZEROS, &[needed, packed_words(rows, bits)])?;
     let zeros = zeros_of_groups(&stored, rows, bits).into_iter().map(|zero| zero + zero_offset).collect();
     let words = transposed(&parts.words(QWEIGHT, &[packed_words(cols, bits), rows])?, rows);
-    Integers { bits, shape: [rows, cols], words, scales, zeros }.matrix(groups)
+    Integers { spec, shape: [rows, cols], words, scales, zeros }.matrix(groups)
 }
 
 /// The group of each input channel.

@@ -1,6 +1,6 @@
 //! `int-quantized` of compressed-tensors: a byte for each code, with a sign.
 
-use oq_quant_core::{Bits, pack_row, packed_words};
+use oq_quant_core::{GroupSize, WeightSpec, pack_row, packed_words};
 use rayon::prelude::*;
 use safetensors::Dtype;
 
@@ -13,10 +13,11 @@ const WEIGHT: &str = "weight";
 const SCALE: &str = "weight_scale";
 const ZERO_POINT: &str = "weight_zero_point";
 
-/// Reads a linear of codes of `bits` bits.
-pub(crate) fn read(parts: Parts<'_>, bits: Bits) -> Result<Matrix, PackedFault> {
+/// Reads a linear of such codes, whose scales may be coarser than the setting says.
+pub(crate) fn read(parts: Parts<'_>, spec: WeightSpec) -> Result<Matrix, PackedFault> {
     let [rows, cols] = parts.matrix(WEIGHT)?;
     let view = parts.get(WEIGHT)?;
+    let bits = spec.bits;
     let centre = i32::from(bits.centre());
     let row_words = packed_words(cols, bits);
     let mut words = vec![0; rows * row_words];
@@ -43,7 +44,11 @@ pub(crate) fn read(parts: Parts<'_>, bits: Bits) -> Result<Matrix, PackedFault> 
             spread(zeros, rows * n_groups)
         }
     };
-    Integers { bits, shape: [rows, cols], words, scales, zeros }.matrix(Groups::Runs(cols / n_groups))
+    let group = match GroupSize::channels(cols / n_groups) {
+        Ok(run) if spec.group.len(cols) != cols / n_groups => run,
+        _ => spec.group,
+    };
+    Integers { spec: WeightSpec { group, ..spec }, shape: [rows, cols], words, scales, zeros }.matrix(Groups::Runs)
 }
 
 /// Groups of a row, by the shape of scales: one scale for all, or `[rows, groups]`.

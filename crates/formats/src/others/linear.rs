@@ -1,6 +1,6 @@
 //! One linear of a packed model: which layout its tensors have, and its reader.
 
-use oq_quant_core::{Bits, WeightSpec};
+use oq_quant_core::{GroupSize, WeightSpec};
 use safetensors::Dtype;
 
 use super::config::{Layout, Packing};
@@ -27,10 +27,9 @@ pub(crate) struct Linear<'a> {
 enum Kind {
     PackQuantized(WeightSpec),
     Gptq(Gptq),
-    /// Channels of a group.
-    Awq(Option<usize>),
+    Awq(WeightSpec),
     Mlx(Mlx),
-    Int8(Bits),
+    Int8(WeightSpec),
     /// Rows and channels of a block.
     Fp8(Option<[usize; 2]>),
     Dense,
@@ -50,9 +49,9 @@ impl<'a> Linear<'a> {
     /// Bits of a stored weight, without scales; none if it is not packed.
     pub(crate) fn bits(&self) -> Option<u32> {
         match self.kind {
-            Kind::PackQuantized(spec) => Some(spec.bits.get()),
-            Kind::Gptq(Gptq { bits, .. }) | Kind::Mlx(Mlx { bits, .. }) | Kind::Int8(bits) => Some(bits.get()),
-            Kind::Awq(_) => Some(4),
+            Kind::PackQuantized(spec) | Kind::Awq(spec) | Kind::Int8(spec) => Some(spec.bits.get()),
+            Kind::Gptq(Gptq { spec, .. }) => Some(spec.bits.get()),
+            Kind::Mlx(Mlx { bits, .. }) => Some(bits.get()),
             Kind::Fp8(_) => Some(8),
             Kind::Dense => None,
         }
@@ -63,7 +62,7 @@ impl<'a> Linear<'a> {
         let parts = self.parts();
         let shape = match &self.kind {
             Kind::PackQuantized(spec) => return read_shape(self.checkpoint, self.name, *spec),
-            Kind::Gptq(gptq) => gptq::shape(parts, gptq.bits),
+            Kind::Gptq(gptq) => gptq::shape(parts, gptq.spec.bits),
             Kind::Awq(_) => awq::shape(parts),
             Kind::Mlx(mlx) => mlx::Packed::new(parts, *mlx).map(|packed| packed.shape()),
             Kind::Int8(_) | Kind::Fp8(_) | Kind::Dense => parts.matrix(WEIGHT),
@@ -84,9 +83,9 @@ impl<'a> Linear<'a> {
                 Err(other) => return Err(other),
             },
             Kind::Gptq(gptq) => gptq::read(parts, *gptq),
-            Kind::Awq(group) => awq::read(parts, *group),
+            Kind::Awq(spec) => awq::read(parts, *spec),
             Kind::Mlx(mlx) => mlx::Packed::new(parts, *mlx).and_then(|packed| packed.matrix()),
-            Kind::Int8(bits) => int8::read(parts, *bits),
+            Kind::Int8(spec) => int8::read(parts, *spec),
             Kind::Fp8(block) => fp8::read(parts, *block),
             Kind::Dense => parts.get(WEIGHT).and_then(|view| finite(WEIGHT, view)).map(Matrix::Values),
         };
@@ -117,42 +116,51 @@ fn kind_of(
     layout: Layout,
     spec: impl Fn() -> Result<WeightSpec, PackedFault>,
 ) -> Result<Kind, PackedFault> {
-    let group = |spec: WeightSpec| match spec.group {
-        oq_quant_core::GroupSize::PerChannel => None,
-        oq_quant_core::GroupSize::Channels(n) => Some(n.get()),
-    };
     if parts.find(PACKED).is_some() {
         return Ok(Kind::PackQuantized(spec()?));
     }
     if parts.find(QWEIGHT).is_some() {
-        let spec = spec()?;
         return match layout {
-            Layout::Gptq { zero_offset } => Ok(Kind::Gptq(Gptq { bits: spec.bits, group: group(spec), zero_offset })),
-            Layout::Awq => Ok(Kind::Awq(group(spec))),
+            Layout::Gptq { zero_offset } => Ok(Kind::Gptq(Gptq { spec: spec()?, zero_offset })),
+            Layout::Awq => Ok(Kind::Awq(spec()?)),
             _ => Err(PackedFault::Missing { part: PACKED }),
         };
     }
     let weight = parts.find(WEIGHT).ok_or(PackedFault::Missing { part: WEIGHT })?;
     match (weight.dtype, layout) {
-        (Dtype::I8, Layout::Parts { .. }) => Ok(Kind::Int8(spec()?.bits)),
+        (Dtype::I8, Layout::Parts { .. }) => spec().map(Kind::Int8),
         (Dtype::F8_E4M3, Layout::Parts { block }) => Ok(Kind::Fp8(block)),
         (Dtype::U32, Layout::Mlx) => {
             let spec = spec()?;
-            let group = group(spec).ok_or(PackedFault::NoGroup)?;
-            Ok(Kind::Mlx(Mlx { bits: spec.bits, group }))
+            match spec.group {
+                GroupSize::Channels(group) => Ok(Kind::Mlx(Mlx { bits: spec.bits, group: group.get() })),
+                GroupSize::PerChannel => Err(PackedFault::NoGroup),
+            }
         }
         (Dtype::F16 | Dtype::BF16 | Dtype::F32, _) => Ok(Kind::Dense),
         (got, _) => Err(PackedFault::PartType { part: WEIGHT, got, expected: "one that this method stores" }),
     }
 }
 
-/// The linear that a tensor holds the codes of.
-pub(crate) fn linear_of<'a>(name: &'a str, dtype: Dtype) -> Option<&'a str> {
+/// What a tensor is to its linear.
+pub(crate) enum Part {
+    Codes,
+    Scale,
+    ZeroPoint,
+    /// What stands for no weight, such as a shape.
+    Other,
+}
+
+/// The linear that a tensor is a part of, by their names, if it is packed.
+pub(crate) fn part_of(name: &str, dtype: Dtype) -> Option<(&str, Part)> {
     let (linear, part) = name.rsplit_once('.')?;
-    let is_packed = match part {
-        PACKED | QWEIGHT => true,
-        WEIGHT => matches!(dtype, Dtype::I8 | Dtype::F8_E4M3 | Dtype::U32),
-        _ => false,
+    let part = match part {
+        PACKED | QWEIGHT => Part::Codes,
+        WEIGHT if matches!(dtype, Dtype::I8 | Dtype::F8_E4M3 | Dtype::U32) => Part::Codes,
+        "weight_scale" | "weight_outer_scale" | "weight_global_scale" | "weight_scale_inv" | "scales" => Part::Scale,
+        "weight_zero_point" | "weight_min" | "weight_outer_min" | "qzeros" | "biases" => Part::ZeroPoint,
+        "weight_shape" | "g_idx" | "weight_g_idx" | "input_scale" | "input_global_scale" => Part::Other,
+        _ => return None,
     };
-    is_packed.then_some(linear)
+    Some((linear, part))
 }

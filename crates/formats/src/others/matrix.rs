@@ -1,7 +1,7 @@
 //! A weight as it is read from a packed layout: codes where our grids hold it exactly, else values.
 
 use half::f16;
-use oq_quant_core::{Bits, GroupSize, QuantizedTensor, Symmetry, WeightSpec, packed_words, unpack_row};
+use oq_quant_core::{Bits, QuantizedTensor, Symmetry, WeightSpec, packed_words, unpack_row};
 use rayon::prelude::*;
 
 use super::parts::transposed;
@@ -29,7 +29,8 @@ impl Matrix {
 
 /// Integer codes with scales and zero points as stored: `w = scale (code - zero)`.
 pub(crate) struct Integers {
-    pub(crate) bits: Bits,
+    /// As the config says. Zero points that are not centred make codes asymmetric, whatever it says.
+    pub(crate) spec: WeightSpec,
     pub(crate) shape: [usize; 2],
     /// Bit streams, `[rows, packed_words(cols)]`.
     pub(crate) words: Vec<u32>,
@@ -41,8 +42,8 @@ pub(crate) struct Integers {
 
 /// Which group an input channel belongs to.
 pub(crate) enum Groups {
-    /// Runs of this many channels; the last may be shorter.
-    Runs(usize),
+    /// Runs of as many channels as the setting says; the last may be shorter.
+    Runs,
     /// Each channel's own.
     Each(Vec<usize>),
 }
@@ -62,47 +63,49 @@ impl Integers {
     pub(crate) fn matrix(self, groups: Groups) -> Result<Matrix, PackedFault> {
         let cols = self.shape[1];
         let of_channel = match groups {
-            Groups::Runs(len) if cols.is_multiple_of(len) => match self.parts(len) {
-                Some((spec, scales, zeros)) => {
+            Groups::Runs => {
+                let parts = if self.spec.group.divides(cols) { self.parts() } else { None };
+                if let Some((spec, scales, zeros)) = parts {
                     let codes = QuantizedTensor::from_parts(spec, self.shape, self.words, scales, zeros)?;
                     return Ok(Matrix::Codes(codes));
                 }
-                None => (0..cols).map(|col| col / len).collect(),
-            },
-            Groups::Runs(len) => (0..cols).map(|col| col / len).collect(),
+                let len = self.spec.group.len(cols);
+                (0..cols).map(|col| col / len).collect()
+            }
             Groups::Each(of_channel) => of_channel,
         };
         Ok(Matrix::Values(self.values(&of_channel)))
     }
 
     /// Setting, scales and zero points of a [`QuantizedTensor`]; none if it cannot hold one of them.
-    fn parts(&self, len: usize) -> Option<(WeightSpec, Vec<f16>, Vec<u8>)> {
-        let group = if len == self.shape[1] { GroupSize::PerChannel } else { GroupSize::channels(len).ok()? };
+    fn parts(&self) -> Option<(WeightSpec, Vec<f16>, Vec<u8>)> {
+        let bits = self.spec.bits;
         let exact = |&scale: &f32| Some(f16::from_f32(scale)).filter(|half| half.to_f32() == scale && scale != 0.0);
         let scales: Vec<f16> = self.scales.iter().map(exact).collect::<Option<_>>()?;
-        let code = |&zero: &i32| u8::try_from(zero).ok().filter(|zero| *zero <= self.bits.max_code());
+        let code = |&zero: &i32| u8::try_from(zero).ok().filter(|zero| *zero <= bits.max_code());
         let zeros: Vec<u8> = self.zeros.iter().map(code).collect::<Option<_>>()?;
-        let is_centred = zeros.iter().all(|zero| *zero == self.bits.centre());
+        let is_centred = zeros.iter().all(|zero| *zero == bits.centre());
         let is_positive = scales.iter().all(|scale| scale.is_sign_positive());
         let symmetry = match (is_centred, is_positive) {
-            (true, true) => Symmetry::Symmetric,
+            (true, true) => self.spec.symmetry,
             // As AutoRound writes them.
             (true, false) => Symmetry::FullRange,
             (false, true) => Symmetry::Asymmetric,
             (false, false) => return None,
         };
-        Some((WeightSpec::integer(self.bits, group, symmetry), scales, zeros))
+        Some((WeightSpec { symmetry, ..self.spec }, scales, zeros))
     }
 
     fn values(&self, of_channel: &[usize]) -> Vec<f32> {
         let [rows, cols] = self.shape;
-        let (groups, row_words) = (self.scales.len() / rows, packed_words(cols, self.bits));
+        let bits = self.spec.bits;
+        let (groups, row_words) = (self.scales.len() / rows, packed_words(cols, bits));
         let mut values = vec![0.0; rows * cols];
         values.par_chunks_mut(cols).enumerate().for_each_init(
             || vec![0u8; cols],
             |codes, (row, values)| {
                 let words = &self.words[row * row_words..][..row_words];
-                unpack_row(words, self.bits, codes).expect("rows have as many words as their codes need");
+                unpack_row(words, bits, codes).expect("rows have as many words as their codes need");
                 for ((value, &code), group) in values.iter_mut().zip(&*codes).zip(of_channel) {
                     let at = row * groups + group;
                     *value = self.scales[at] * (i32::from(code) - self.zeros[at]) as f32;

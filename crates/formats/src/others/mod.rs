@@ -9,8 +9,8 @@
 //! | FP8 | `weight` F8_E4M3 `[out, in]`; `weight_scale` or `weight_scale_inv` for the matrix, each row, each group or each block | `scale e4m3` |
 //!
 //! Which linears are packed is read from the tensors: a linear that has a plain weight is dense, whatever `config.json` lists. What codes
-//! mean is read from `config.json` ([`packing`]), and sizes are compared with the tensors. Nothing is rounded: a linear whose scales or zero
-//! points our own grids do not hold is decoded to f32 values ([`Matrix::Values`]), with one rounding to f32 for each product.
+//! mean is read from `config.json`, and sizes are compared with the tensors. Nothing is rounded: a linear whose scales or zero points our own
+//! grids do not hold is decoded to f32 values ([`Matrix::Values`]).
 
 mod awq;
 mod config;
@@ -24,5 +24,5 @@ mod pack_quantized;
 mod parts;
 
 pub(crate) use config::{Layout, Packing, block, packing};
-pub(crate) use linear::{Linear, linear_of};
+pub(crate) use linear::{Linear, Part, part_of};
 pub use matrix::Matrix;

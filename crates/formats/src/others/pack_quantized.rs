@@ -8,8 +8,8 @@ use crate::error::PackedFault;
 use crate::packed::layout::{PACKED, SCALE, ZERO_POINT};
 
 pub(crate) fn read(parts: Parts<'_>, [rows, cols]: [usize; 2], spec: WeightSpec) -> Result<Matrix, PackedFault> {
-    let WeightSpec { bits, group, symmetry, .. } = spec;
-    let groups = group.count(cols);
+    let WeightSpec { bits, symmetry, .. } = spec;
+    let groups = spec.group.count(cols);
     let zeros = match symmetry {
         Symmetry::Asymmetric => {
             let stored = parts.words(ZERO_POINT, &[packed_words(rows, bits), groups])?;
@@ -19,5 +19,5 @@ pub(crate) fn read(parts: Parts<'_>, [rows, cols]: [usize; 2], spec: WeightSpec)
     };
     let words = parts.words(PACKED, &[rows, packed_words(cols, bits)])?;
     let scales = parts.floats(SCALE, &[rows, groups])?;
-    Integers { bits, shape: [rows, cols], words, scales, zeros }.matrix(Groups::Runs(group.len(cols)))
+    Integers { spec, shape: [rows, cols], words, scales, zeros }.matrix(Groups::Runs)
 }

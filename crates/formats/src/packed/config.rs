@@ -27,7 +27,7 @@ const BYTES: [&str; 3] = ["int-quantized", "float-quantized", "naive-quantized"]
 /// What may stand in `format`.
 const READ: &str = "pack-quantized, int-, float- or naive-quantized, mxfp4- or nvfp4-pack-quantized";
 const KEY: &str = "quantization_config";
-/// The name that compressed-tensors used for it.
+/// The name that compressed-tensors gave it in 2024. transformers ignores it, and would run such a model on random weights.
 const OLD_KEY: &str = "compression_config";
 
 /// The value of `quantization_config` for a model whose linears are quantized as given, except those in `ignore`.
@@ -122,8 +122,6 @@ pub(crate) fn packed_config(source: &Value, quantization: &Quantization, ignore:
     config.insert(KEY.to_owned(), quantization_config(quantization, ignore));
     // Names Python files that are not copied, and that loaders of these architectures do not need.
     config.remove("auto_map");
-    // Of a source in FP8.
-    config.remove(OLD_KEY);
     Value::Object(config)
 }
 
@@ -137,10 +135,14 @@ pub fn quantization_of(config: &Value) -> Result<Option<Quantization>, FormatErr
 
 /// How a model is packed, by any method; none for a model in full precision.
 pub(crate) fn packing_of(config: &Value) -> Result<Option<Packing>, FormatError> {
-    // MLX writes both of the last key and the first.
-    let keys = [KEY, OLD_KEY, "quantization"];
-    let found = keys.into_iter().find_map(|key| config.get(key).filter(|value| !value.is_null()));
-    let Some(quantization) = found else { return Ok(None) };
+    let section = |key| config.get(key).filter(|value| !value.is_null());
+    // MLX writes both.
+    let Some(quantization) = section(KEY).or(section("quantization")) else {
+        return match section(OLD_KEY) {
+            None => Ok(None),
+            Some(_) => Err(wrong(OLD_KEY, Some(&json!("there")), "absent: rename it to quantization_config")),
+        };
+    };
     let method = quantization.get("quant_method").and_then(Value::as_str);
     if method == Some(METHOD) {
         return compressed_tensors(quantization, is_rotated_online(config)).map(Some);

@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::config::packing_of;
 use super::layout::PACKED;
 use super::scheme::Quantization;
-use crate::others::{Linear, Matrix, Packing, linear_of};
+use crate::others::{Linear, Matrix, Packing, Part, part_of};
 use crate::{Checkpoint, FormatError, PackedFault, read_config};
 
 /// A packed model: its packed linears, and its other tensors through [`Self::checkpoint`].
@@ -20,8 +20,8 @@ pub struct PackedCheckpoint {
 }
 
 impl PackedCheckpoint {
-    /// Opens a finished directory that was written by [`PackedWriter`](super::PackedWriter) or another program, in any layout that
-    /// [`packed`](super) lists.
+    /// Opens a finished directory that was written by [`PackedWriter`](super::PackedWriter) or packed by another program: GPTQ, AWQ,
+    /// AutoRound, MLX, compressed-tensors, FP8.
     ///
     /// # Errors
     /// [`FormatError::NotPacked`] for a full-precision model; otherwise the same as [`Checkpoint::open`] and
@@ -92,7 +92,17 @@ impl PackedCheckpoint {
 
     /// Names of all packed linears and embeddings, sorted.
     pub fn linear_names(&self) -> impl Iterator<Item = &str> {
-        self.checkpoint.tensors().filter_map(|tensor| linear_of(tensor.name, tensor.dtype))
+        self.checkpoint.tensors().filter_map(|tensor| match part_of(tensor.name, tensor.dtype)? {
+            (linear, Part::Codes) => Some(linear),
+            _ => None,
+        })
+    }
+
+    /// The packed linear or embedding that a tensor is a part of, if it is: its codes, scales, zero points or shape.
+    pub fn linear_of<'a>(&self, tensor: &'a str) -> Option<&'a str> {
+        let dtype = self.checkpoint.tensor(tensor).ok()?.dtype;
+        let (linear, _) = part_of(tensor, dtype)?;
+        self.is_packed(linear).then_some(linear)
     }
 
     /// All tensors.
