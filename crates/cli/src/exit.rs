@@ -90,7 +90,6 @@ fn known_code(error: &(dyn std::error::Error + 'static)) -> Option<u8> {
     if let Some(error) = error.downcast_ref::<ExportError>() {
         return Some(match error {
             ExportError::Refused(_) | ExportError::Used { .. } => USAGE,
-            ExportError::Foreign { .. } => INPUT,
             ExportError::Linear { .. } => NUMERIC,
             ExportError::Format(error) => format_code(error),
             _ => OTHER,

@@ -13,14 +13,6 @@ pub enum ExportError {
     /// The format cannot hold the model.
     #[error(transparent)]
     Refused(#[from] Refusal),
-    /// The model was packed by another program.
-    #[error("{}: a model in the format {method}: only models that omniquant packed can be exported", dir.display())]
-    Foreign {
-        /// Its directory.
-        dir: PathBuf,
-        /// Its format.
-        method: String,
-    },
     /// A linear has values that the format cannot hold.
     #[error("{linear}: {why}")]
     Linear {

@@ -82,8 +82,8 @@ pub struct Exported {
 /// An unfinished export in `out` is started again.
 ///
 /// # Errors
-/// [`ExportError::Foreign`] when another program packed the model, [`ExportError::Refused`] when the format cannot hold it,
-/// [`ExportError::Used`] when `out` holds something else, all before anything is written; then those of reading the model and of writing files.
+/// [`ExportError::Refused`] when the format cannot hold the model, [`ExportError::Used`] when `out` holds something else, both before anything
+/// is written; then those of reading the model and of writing files.
 pub fn export(
     model: &PackedCheckpoint,
     format: &Format,
@@ -91,11 +91,6 @@ pub fn export(
     options: &Options,
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<Exported, ExportError> {
-    let foreign = |name: &str| !model.checkpoint().contains(&format!("{name}{OF_LINEAR}{CODES}"));
-    if model.linear_names().any(foreign) {
-        let (dir, method) = (model.checkpoint().dir().to_owned(), model.method().to_owned());
-        return Err(ExportError::Foreign { dir, method });
-    }
     check(format, &Subject::of(model)?)?;
     let units = units(model, format)?;
     let total = units.iter().map(Unit::bytes).sum();

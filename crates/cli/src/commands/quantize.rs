@@ -10,7 +10,6 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result};
 use oq_calib::{Machine, Notice, Nth, Options, Outcome, Plan, Setting, UNTUNED, check, quantize};
 use oq_data::{Split, segments_and_new};
-use oq_export::Subject;
 use oq_formats::{PackedCheckpoint, Summary, atomic_write};
 use oq_models::family::decoder_of;
 use oq_models::{Compute, Decoder, Linear, Model, quantization_by};
@@ -312,7 +311,7 @@ impl Job<'_> {
             model: &source,
             origin: &Origin::new(named, model.dir(), model.config()),
             recipe,
-            subject: &Subject::of(&PackedCheckpoint::open(self.dir)?)?,
+            subject: &oq_export::Subject::of(&PackedCheckpoint::open(self.dir)?)?,
             bits_per_code: summary.bits_per_code().unwrap_or_default(),
             bits_per_weight: summary.bits_per_weight().unwrap_or_default(),
             bytes: [model.checkpoint().total_bytes(), summary.total_bytes],

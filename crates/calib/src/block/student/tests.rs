@@ -215,6 +215,7 @@ fn offsets_move_by_half_a_code_at_most() {
             clips: BTreeMap::new(),
             values: Values::identity(&[], false, Kind::Float, Device::Cpu),
             rounding: None,
+            searched: std::collections::BTreeSet::new(),
         };
         student.round_within(steps, 1.0);
         let mut rounding = student.rounding.unwrap();
