@@ -3,7 +3,8 @@
 import os
 from pathlib import Path
 
-os.environ["HF_HUB_OFFLINE"] = "1"
+# gptqmodel compiles some of its products, for half a minute each.
+os.environ.update(HF_HUB_OFFLINE="1", TORCHDYNAMO_DISABLE="1")
 
 import torch
 from transformers import AutoModelForCausalLM
