@@ -14,7 +14,7 @@ import numpy as np
 from common import difference, main
 
 LIBRARIES = Path(sys.argv[2])
-F32 = 0  # LLAMA_FTYPE_ALL_F32
+F32 = 0  # LLAMA_FTYPE_ALL_F32, and GGML_TYPE_F32
 
 
 class Parameters(ctypes.Structure):
@@ -94,9 +94,11 @@ def logits_of(path, ids):
     said.clear()
     model = there(llama.llama_model_load_from_file(str(path).encode(), llama.llama_model_default_params()), "not loaded")
     settings = llama.llama_context_default_params()
-    # n_ctx, n_batch and n_ubatch; n_threads and n_threads_batch.
+    # n_ctx, n_batch and n_ubatch; n_threads and n_threads_batch; no flash_attn_type, which sums in f16; type_k and type_v, f16 otherwise.
     settings.words[0] = settings.words[1] = settings.words[2] = max(256, len(ids))
     settings.words[7] = settings.words[8] = 1
+    settings.words[13] = 0
+    settings.words[26] = settings.words[27] = F32
     context = there(llama.llama_init_from_model(model, settings), "no context")
     batch = llama.llama_batch_init(len(ids), 0, 1)
     batch.n_tokens = len(ids)

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from common import main
 
 TOP = 20
-LENGTHS = (16, 48, 80)
+LENGTHS = (8, 16, 32)
 
 
 def runner(path):
