@@ -42,10 +42,9 @@ fn every_scheme() -> Vec<String> {
         }
     }
     schemes.push("w8a8sym".to_owned());
-    schemes.extend(
-        ["q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q4_k_m", "mxfp4", "nvfp4"]
-            .map(str::to_owned),
-    );
+    let types = ["q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "mxfp4", "nvfp4", "q6_k"];
+    let mixtures = ["q2_k_s", "q2_k", "q3_k_s", "q3_k_m", "q4_k_s", "q4_k_m", "q5_k_s", "q5_k_m"];
+    schemes.extend(types.into_iter().chain(mixtures).map(str::to_owned));
     schemes
 }
 
