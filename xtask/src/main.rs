@@ -5,6 +5,7 @@
 mod beyond;
 mod bundle;
 mod checks;
+mod clients;
 mod dist;
 mod fetch;
 mod libtorch;
@@ -145,6 +146,18 @@ Example:
   cargo xtask wheel && pip install out/wheel/omniquant-*.whl && omniquant doctor")]
     Wheel,
 
+    /// Export models in every format, and compare the logits of the programs that open them with ours.
+    #[command(after_help = "\
+Each program gets an environment of its own (pip and npm; nothing is compiled), in pinned versions: 9 GB
+on disk for all. Models are those of tests/fixtures, and SmolLM2 where it has been fetched. Failures become
+rows of the table, and the exit code is 1 if a program computes other logits.
+
+Examples:
+  cargo xtask clients
+  cargo xtask clients --only transformers,llama.cpp
+  cargo xtask clients --record epyc-zen4-2-cores")]
+    Clients(clients::ClientsArgs),
+
     /// Run everything that CI checks on one machine: formatting, clippy, features, packages, dependencies, tests, fuzz targets, docs.
     #[command(after_help = "\
 It stops at the first step that fails, and prints how long each one took. Dependencies are checked if
@@ -172,6 +185,7 @@ fn main() -> ExitCode {
         Task::Package => packages::package(),
         Task::Dist => dist::dist(),
         Task::Wheel => pip::wheel(),
+        Task::Clients(args) => clients::run(&args),
         Task::Ci => checks::ci(),
     };
     let Err(error) = outcome else { return ExitCode::SUCCESS };

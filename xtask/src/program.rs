@@ -15,7 +15,7 @@ pub fn build() -> Result<()> {
 /// Runs the built program in the repository's root, so that `configs/` and `out/` are found. Its stdout is shown, unless `is_silent`
 /// because another program reads ours.
 pub fn run(args: &[String], is_silent: bool) -> Result<()> {
-    let mut program = program(args);
+    let mut program = command(args);
     if is_silent {
         program.stdout(Stdio::null());
     }
@@ -24,10 +24,11 @@ pub fn run(args: &[String], is_silent: bool) -> Result<()> {
 
 /// [`run`] as the last step, replacing this process.
 pub fn hand_over(args: &[String]) -> Result<()> {
-    process::hand_over(&mut program(args))
+    process::hand_over(&mut command(args))
 }
 
-fn program(args: &[String]) -> Command {
+/// A run of the built program in the repository's root.
+pub fn command(args: &[String]) -> Command {
     let mut cargo = locate::cargo();
     cargo.args(["run", "--quiet", "--release", "--package", "oq-cli", "--bin", "omniquant", "--"]).args(args);
     cargo.current_dir(locate::repository());

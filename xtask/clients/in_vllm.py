@@ -1,0 +1,63 @@
+"""vLLM on the CPU, f16. Logits of a prompt are those that it gives as `prompt_logprobs`."""
+
+import gc
+import os
+
+os.environ.update(
+    HF_HUB_OFFLINE="1",
+    VLLM_CPU_KVCACHE_SPACE="1",
+    VLLM_CPU_OMP_THREADS_BIND="nobind",
+    VLLM_ENABLE_V1_MULTIPROCESSING="0",
+    VLLM_LOGGING_LEVEL="WARNING",
+    VLLM_NO_USAGE_STATS="1",
+)
+
+import numpy as np
+from vllm import LLM, SamplingParams
+from vllm.distributed import cleanup_dist_env_and_memory
+
+from common import difference, main
+
+
+def logits_of(llm, ids):
+    """[t, vocab]: each position of the prompt, the last one being that of the first new token."""
+    sampling = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=-1, logprobs=-1, detokenize=False)
+    [out] = llm.generate([{"prompt_token_ids": ids}], sampling, use_tqdm=False)
+    rows = [*out.prompt_logprobs[1:], out.outputs[0].logprobs[0]]
+    return np.array([[row[token].logprob for token in range(len(row))] for row in rows], np.float32)
+
+
+def linears(llm):
+    """Names of the classes that multiply."""
+    model = llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner.model
+    names = set()
+    for name, module in model.named_modules():
+        if name.endswith("_proj"):
+            scheme = getattr(module, "scheme", None)
+            kernel = getattr(scheme, "kernel", None) or scheme or getattr(module, "quant_method", None)
+            names.add(type(kernel).__name__)
+    return ", ".join(sorted(names))
+
+
+def compare(path, ids, ours):
+    llm = None
+    try:
+        llm = LLM(
+            path,
+            dtype="float16",
+            enforce_eager=True,
+            max_model_len=len(ids) + 8,
+            max_logprobs=-1,
+            logprobs_mode="raw_logits",
+            skip_tokenizer_init=True,
+            disable_log_stats=True,
+        )
+        return {"error": difference(logits_of(llm, ids), ours), "path": linears(llm)}
+    finally:
+        del llm
+        gc.collect()
+        cleanup_dist_env_and_memory()
+
+
+if __name__ == "__main__":
+    main(compare)

@@ -1,0 +1,142 @@
+//! `cargo xtask clients`: files that we export, proved by the programs that run them.
+//!
+//! Models are rounded to nearest by every scheme, exported in every format, and opened by each program in an environment of its own. What
+//! counts is that the program computes our logits.
+
+mod environments;
+mod exports;
+mod programs;
+mod report;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::Args;
+use oq_recipe::find;
+
+use self::exports::Made;
+use self::programs::{Job, PROGRAMS, Program};
+use self::report::{Outcome, Row};
+use crate::{locate, process, program};
+
+/// Options of the task.
+#[derive(Args)]
+pub struct ClientsArgs {
+    /// Only these programs, comma-separated: transformers, gptqmodel, auto-round, vllm, mlx, llama.cpp, mistral.rs.
+    #[arg(long, value_delimiter = ',', value_name = "NAMES")]
+    only: Vec<String>,
+
+    /// Where environments, models, exports and the table go.
+    #[arg(long, default_value = "out/clients")]
+    dir: PathBuf,
+
+    /// Also write the table to benches/record/MACHINE/clients.md.
+    #[arg(long, value_name = "MACHINE")]
+    record: Option<String>,
+}
+
+/// Does all of it. Fails at the end if a program computes something else.
+pub fn run(args: &ClientsArgs) -> Result<()> {
+    let start = Instant::now();
+    let programs = chosen(&args.only)?;
+    let dir = locate::repository().join(&args.dir);
+    let environments = dir.join("environments");
+    fs::create_dir_all(&environments).with_context(|| format!("cannot make {}", environments.display()))?;
+    program::build()?;
+
+    let files = exported(&programs, &dir)?;
+    let mut rows = Vec::new();
+    for program in programs {
+        rows.extend(answered(program, &files, &environments)?);
+    }
+    let text = report::markdown(&rows);
+    std::io::stdout().write_all(text.as_bytes())?;
+    let mut places = vec![dir.join("clients.md")];
+    places.extend(
+        args.record.as_ref().map(|name| locate::repository().join("benches/record").join(name).join("clients.md")),
+    );
+    for place in places {
+        fs::write(&place, &text).with_context(|| format!("cannot write {}", place.display()))?;
+        eprintln!("table: {}", place.display());
+    }
+    let (computed, equal) = report::count(&rows);
+    eprintln!("{equal} of {computed} equal, {}", process::took(start.elapsed()));
+    ensure!(equal == computed, "{} of {computed} files give other logits", computed - equal);
+    Ok(())
+}
+
+/// The programs of these names, or all.
+fn chosen(only: &[String]) -> Result<Vec<&'static Program>> {
+    if let Some(unknown) = only.iter().find(|name| PROGRAMS.iter().all(|program| program.name != **name)) {
+        let names: Vec<_> = PROGRAMS.iter().map(|program| program.name).collect();
+        bail!("there is no program named {unknown} here; there are {}", names.join(", "));
+    }
+    Ok(PROGRAMS.iter().filter(|program| only.is_empty() || only.iter().any(|name| name == program.name)).collect())
+}
+
+/// An export, or why there is none.
+struct Exported {
+    model: &'static str,
+    scheme: String,
+    format: &'static str,
+    made: Made<Job>,
+}
+
+/// Quantizes every model by its schemes, and exports it in every format that one of `programs` opens.
+fn exported(programs: &[&'static Program], dir: &Path) -> Result<Vec<Exported>> {
+    let formats: BTreeSet<&'static str> = programs.iter().flat_map(|program| program.formats).copied().collect();
+    let mut files = Vec::new();
+    for model in exports::models(has_smollm2()?) {
+        let ids = exports::ids(model.name, dir)?;
+        for scheme in model.schemes {
+            eprintln!("{} {scheme}", model.name);
+            let packed = exports::packed(model.name, &scheme, &ids, dir)?;
+            for &format in &formats {
+                let made = match &packed {
+                    Made::Ready(packed) => exports::export(packed, format, dir)?.map(|path| Job {
+                        path,
+                        ids: ids.clone(),
+                        ours: packed.logits.clone(),
+                    }),
+                    Made::Refused(said) => Made::Refused(said.clone()),
+                    Made::Failed(said) => Made::Failed(said.clone()),
+                };
+                files.push(Exported { model: model.name, scheme: scheme.clone(), format, made });
+            }
+        }
+    }
+    Ok(files)
+}
+
+/// Whether the cache has SmolLM2, which takes longer than all others.
+fn has_smollm2() -> Result<bool> {
+    let entry = find("smollm2-135m").context("configs/ has SmolLM2")?;
+    Ok(entry.wheel_file(&locate::cache_dir()?).is_some_and(|file| file.is_file()))
+}
+
+/// What `program` makes of the files that it opens.
+fn answered(program: &'static Program, files: &[Exported], environments: &Path) -> Result<Vec<Row>> {
+    let its_own = || files.iter().filter(|file| program.formats.contains(&file.format));
+    let ready = |file: &Exported| match &file.made {
+        Made::Ready(job) => Some(job.clone()),
+        Made::Refused(_) | Made::Failed(_) => None,
+    };
+    let jobs: Vec<Job> = its_own().filter_map(ready).collect();
+    let mut answers = programs::ask(program, environments, &jobs)?.into_iter();
+    let row = |file: &Exported| Row {
+        program,
+        model: file.model,
+        scheme: file.scheme.clone(),
+        format: file.format,
+        outcome: match &file.made {
+            Made::Ready(_) => Outcome::Asked(answers.next().expect("an answer a job")),
+            Made::Refused(said) => Outcome::Refused(said.clone()),
+            Made::Failed(said) => Outcome::NotWritten(said.clone()),
+        },
+    };
+    Ok(its_own().map(row).collect())
+}
