@@ -34,14 +34,17 @@ mod kind;
 mod metadata;
 mod sentencepiece;
 mod shape;
+mod split;
 mod splitter;
 mod tables;
 mod tensors;
 mod tokenizer;
 mod vocabulary;
+mod write;
 
 pub use convert::{Converted, Progress, convert_to_hf};
 pub use error::GgufError;
 pub use file::{Gguf, Tensor};
 pub use kind::TensorKind;
 pub use metadata::{Array, Metadata, Value};
+pub use write::{WriteOptions, Written, write_gguf};
