@@ -107,10 +107,8 @@ fn models_of_every_architecture_come_back() {
     for name in ["tiny-llama", "tiny-falcon", "llama-gqa-tied", "llama-mha", "falcon-7b-like", "falcon-40b-like"] {
         check_round_trip(name);
     }
-    for name in ["attention-bias", "mlp-bias", "bf16", "f32", "head-dim", "eps-1e-5", "rope-theta-only", "sharded"] {
-        if name != "sharded" {
-            check_round_trip(&format!("llama-variants/{name}"));
-        }
+    for name in ["attention-bias", "mlp-bias", "bf16", "f32", "head-dim", "eps-1e-5", "rope-theta-only"] {
+        check_round_trip(&format!("llama-variants/{name}"));
     }
     for name in ["falcon-11b-like", "falcon-180b-like", "falcon-multi-head"] {
         check_round_trip(&format!("opt-falcon-variants/{name}"));
@@ -136,9 +134,11 @@ fn rotations_come_back() {
     for key in ["rope_type", "factor", "beta_fast", "beta_slow", "original_max_position_embeddings"] {
         assert_eq!(section[key].as_f64(), after[key].as_f64(), "{key}");
     }
-    let (_, after) = scaling("rope-yarn-mscale");
+    assert!((after["attention_factor"].as_f64().unwrap() - 0.8).abs() < 1e-6, "as written, not YaRN's own");
+    let (before, after) = scaling("rope-yarn-partial");
+    assert_eq!(after["original_max_position_embeddings"], before["max_position_embeddings"]);
     let own = 0.1 * after["factor"].as_f64().unwrap().ln() + 1.0;
-    assert!((after["attention_factor"].as_f64().unwrap() - own).abs() > 1e-3, "its mscales make another factor");
+    assert!((after["attention_factor"].as_f64().unwrap() - own).abs() < 1e-6);
 }
 
 #[test]
@@ -327,7 +327,7 @@ fn models_that_llama_cpp_would_compute_otherwise_are_refused() {
         variant("llama-variants/rope-dynamic").path(),
         "`rope_type` is \"dynamic\", expected default, linear",
     );
-    check_refused(variant("llama-variants/rope-yarn-partial").path(), "expected");
+    check_refused(variant("llama-variants/rope-yarn-mscale").path(), "`truncate` is false, expected true");
     let windows = model("llama-like-variants/qwen2", |config| config["use_sliding_window"] = true.into());
     check_refused(windows.path(), "`use_sliding_window` is true");
     let layers = model("tiny-llama", |config| config["num_hidden_layers"] = json!(1 << 24));
