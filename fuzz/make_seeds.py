@@ -173,6 +173,31 @@ def write_packed():
     save("packed", "no-group", b"\6" + safetensors(mixed | packed_linear("n", 4, 8, True)))
     save("packed", "by-pattern", b"\7" + safetensors(mixed | packed_linear("k.k", 4, 8, True)))
     save("packed", "rotated", b"\x08" + safetensors(packed_linear("l", 4, 8, True) | norm))
+    write_packed_by_others(norm)
+
+
+def write_packed_by_others(norm):
+    """A linear [32, 32] in each layout of other programs: the choices of `src/packed.rs` from 9 on."""
+    rows = cols = 32
+    halves = lambda *shape: ("F16", list(shape), struct.pack("<e", 0.25) * (shape[0] * shape[1]))
+    noise = lambda dtype, size, *shape: (dtype, list(shape), bytes(i * 37 % 120 for i in range(size * shape[0] * shape[1])))
+    def gptq(bits, groups, name="l"):
+        return {f"{name}.qweight": noise("I32", 4, cols * bits // 32, rows), f"{name}.qzeros": noise("I32", 4, groups, rows * bits // 32),
+                f"{name}.scales": halves(groups, rows)}
+    order = {"l.g_idx": ("I32", [cols], struct.pack("<32i", *(i % 4 for i in range(cols))))}
+    mlx = {"l.weight": noise("U32", 4, rows, cols // 8), "l.scales": halves(rows, 4), "l.biases": halves(rows, 4)}
+    seeds = {
+        "gptq": (9, gptq(4, 4)), "gptq-order": (9, gptq(4, 4) | order), "gptq-3": (10, gptq(3, 1)),
+        "awq": (11, {"l.qweight": noise("I32", 4, cols, rows // 8), "l.qzeros": noise("I32", 4, 4, rows // 8), "l.scales": halves(4, rows)}),
+        "auto-round": (12, gptq(2, 4) | gptq(8, 4, "m")), "mlx": (13, mlx),
+        "fp8": (14, {"l.weight": noise("F8_E4M3", 1, rows, cols), "l.weight_scale_inv": ("F32", [16, 2], struct.pack("<f", 0.5) * 32)}),
+        "bytes": (15, {"l.weight": noise("I8", 1, rows, cols), "l.weight_scale": halves(rows, 1)}),
+        "nvfp4": (16, {"l.weight_packed": noise("U8", 1, rows, cols // 2), "l.weight_scale": ("F8_E4M3", [rows, 2], b"\x38" * (2 * rows)),
+                       "l.weight_global_scale": ("F32", [1], struct.pack("<f", 2.0))}),
+        "mlx-mixed-up": (13, gptq(4, 4)),
+    }
+    for name, (choice, tensors) in seeds.items():
+        save("packed", name, bytes([choice]) + safetensors(tensors | norm))
 
 
 U32, F32, BOOL, STRING, ARRAY, I32, U64 = 4, 6, 7, 8, 9, 5, 10

@@ -37,7 +37,7 @@ fn gguf_seeds() {
 
 #[test]
 fn packed_seeds() {
-    check("packed", packed::read, &["no-group"]);
+    check("packed", packed::read, &["mlx-mixed-up", "no-group"]);
 }
 
 #[test]

@@ -81,7 +81,15 @@ fn a_sequence_in_pieces_is_the_whole_one() {
     ];
     let variants = [("llama-variants", &llama[..]), ("llama-like-variants", &like), ("opt-falcon-variants", &other)];
     let variants = variants.iter().flat_map(|(folder, names)| names.iter().map(move |name| format!("{folder}/{name}")));
-    let plain = ["tiny-llama", "tiny-opt", "tiny-falcon", "llama-gqa-tied", "opt-postnorm-proj", "falcon-40b-like"];
+    let plain = [
+        "tiny-llama",
+        "tiny-llama-256",
+        "tiny-opt",
+        "tiny-falcon",
+        "llama-gqa-tied",
+        "opt-postnorm-proj",
+        "falcon-40b-like",
+    ];
     for folder in plain.into_iter().map(str::to_owned).chain(variants) {
         for (kernels, tolerance) in [(Kernels::Dense, F32_TOLERANCE), (Kernels::Packed, PACKED_TOLERANCE)] {
             check(&folder, Form::new(kernels, Compute::F32, HeadKind::Wide), tolerance);

@@ -17,7 +17,7 @@ const BF16_TOLERANCE: f64 = 6e-2;
 const F32_PERPLEXITY: f64 = 1e-3;
 const BF16_PERPLEXITY: f64 = 5e-3;
 
-const TINY: [&str; 3] = ["tiny-llama", "tiny-opt", "tiny-falcon"];
+const TINY: [&str; 4] = ["tiny-llama", "tiny-llama-256", "tiny-opt", "tiny-falcon"];
 
 fn rounded(folder: &str, scheme: &str, kernels: Kernels, compute: Compute) -> Model {
     let model = Model::open(&fixture(folder)).unwrap().with_round_to_nearest(scheme.parse().unwrap()).unwrap();

@@ -102,9 +102,15 @@ fn rotated_models_compute_what_they_did() {
 fn every_piece_is_needed() {
     let _no_grad = tch::no_grad_guard();
     tch::manual_seed(1);
-    for folder in
-        ["tiny-llama", "llama-gqa-tied", "llama-like-variants/qwen3", "tiny-opt", "tiny-falcon", "falcon-40b-like"]
-    {
+    for folder in [
+        "tiny-llama",
+        "tiny-llama-256",
+        "llama-gqa-tied",
+        "llama-like-variants/qwen3",
+        "tiny-opt",
+        "tiny-falcon",
+        "falcon-40b-like",
+    ] {
         let model = Model::open(&fixture(folder)).unwrap();
         let rotator = Rotator::new(model.decoder(), RotateKind::Online, 3).unwrap().unwrap();
         let original = f64_block(&model);

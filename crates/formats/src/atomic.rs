@@ -88,6 +88,9 @@ pub fn is_leftover(name: &OsStr) -> bool {
 }
 
 /// Removes the temporary files that a killed run left in `dir`.
+///
+/// # Errors
+/// When the directory cannot be read, or a file in it not removed.
 pub fn remove_leftovers(dir: &Path) -> Result<(), FormatError> {
     let failed = |source| FormatError::Io { path: dir.to_owned(), source };
     for entry in fs::read_dir(dir).map_err(failed)? {

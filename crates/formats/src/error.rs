@@ -202,7 +202,7 @@ pub enum FormatError {
     },
     /// The model was quantized in an unsupported format.
     #[error(
-        "quantization method `{method}` is not read, only compressed-tensors (pack-quantized): give the full-precision original"
+        "quantization method `{method}` is not read, only compressed-tensors, gptq, awq, auto-round, mlx and fp8: give the full-precision original"
     )]
     QuantMethod {
         /// The value of `quant_method`.
@@ -338,7 +338,7 @@ pub enum PackedFault {
     #[error("no group of quantization_config has it among its targets")]
     NoGroup,
     /// It has a weight instead of codes.
-    #[error("is not quantized: partly quantized models are not supported")]
+    #[error("its weight has no codes: it is a plain weight, or scales and zero points are none that codes have here")]
     Dense,
     /// A tensor is missing.
     #[error("{part} is missing")]
@@ -365,6 +365,46 @@ pub enum PackedFault {
         got: Vec<usize>,
         /// The expected shape.
         expected: Vec<usize>,
+    },
+    /// A tensor that is not a matrix.
+    #[error("{part} is {got:?}, expected a matrix")]
+    NoMatrix {
+        /// Which tensor.
+        part: &'static str,
+        /// Its shape.
+        got: Vec<usize>,
+    },
+    /// NaN or infinity.
+    #[error("{part}: value {index} is {value}")]
+    NoNumber {
+        /// Which tensor.
+        part: &'static str,
+        /// Index in row-major order.
+        index: usize,
+        /// The value.
+        value: f32,
+    },
+    /// An input channel belongs to a group that does not exist.
+    #[error("g_idx: channel {index} is in group {value} of {groups}")]
+    NoSuchGroup {
+        /// Which channel.
+        index: usize,
+        /// Its group.
+        value: i64,
+        /// Number of groups.
+        groups: usize,
+    },
+    /// A byte that is no code of so many bits.
+    #[error("weight [{row}, {col}] is {value}, which has more than {bits} bits")]
+    NoCode {
+        /// Output channel.
+        row: usize,
+        /// Input channel.
+        col: usize,
+        /// The byte.
+        value: i8,
+        /// Bits of a code.
+        bits: u32,
     },
     /// `weight_shape` is not a valid shape.
     #[error("weight_shape says [{rows}, {cols}]")]

@@ -5,7 +5,9 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use crate::{Checkpoint, FormatError, PackedCheckpoint, Quantization, quantization_of, read_config};
+use crate::others::linear_of;
+use crate::packed::config::packing_of;
+use crate::{Checkpoint, FormatError, PackedCheckpoint, Quantization, TensorView, read_config};
 
 /// Sizes of a model on disk. Bytes are those of tensors, without headers.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -19,8 +21,10 @@ pub struct Summary {
     pub params: u64,
     /// Weights stored as codes.
     pub quantized_params: u64,
-    /// How they are quantized; none for a full-precision model.
+    /// How they are quantized; none for a full-precision model, and one in FP8.
     pub quantized: Option<Quantization>,
+    /// The method that packed it, with its format; none for a full-precision model.
+    pub method: Option<String>,
     /// Weights stored as codes, by the bits of a code.
     pub params_by_bits: BTreeMap<u32, u64>,
     /// Bytes of all tensors.
@@ -53,26 +57,29 @@ impl Summary {
 
 /// Summarizes a model directory, full precision or packed. Reads headers and `config.json`.
 pub fn inspect(dir: &Path) -> Result<Summary, FormatError> {
-    if quantization_of(&read_config(dir)?)?.is_none() {
+    if packing_of(&read_config(dir)?)?.is_none() {
         return Ok(sum_up(&Checkpoint::open(dir)?, None, BTreeMap::new()));
     }
     let model = PackedCheckpoint::open(dir)?;
     let mut params_by_bits = BTreeMap::new();
     for name in model.linear_names() {
         let [rows, cols] = model.linear_shape(name)?;
-        *params_by_bits.entry(model.weight(name)?.bits.get()).or_default() += (rows * cols) as u64;
+        // All of them are packed.
+        let bits = model.bits(name)?.unwrap_or_default();
+        *params_by_bits.entry(bits).or_default() += (rows * cols) as u64;
     }
-    Ok(sum_up(model.checkpoint(), Some(model.quantization().clone()), params_by_bits))
+    Ok(sum_up(model.checkpoint(), Some(&model), params_by_bits))
 }
 
-fn sum_up(checkpoint: &Checkpoint, quantized: Option<Quantization>, params_by_bits: BTreeMap<u32, u64>) -> Summary {
+fn sum_up(checkpoint: &Checkpoint, packed: Option<&PackedCheckpoint>, params_by_bits: BTreeMap<u32, u64>) -> Summary {
     let quantized_params = params_by_bits.values().sum();
     let mut summary = Summary {
         shards: checkpoint.shards().len(),
         tensors: 0,
         params: quantized_params,
         quantized_params,
-        quantized,
+        quantized: packed.map(|packed| packed.quantization().clone()).filter(|quantization| !quantization.is_empty()),
+        method: packed.map(|packed| packed.method().to_owned()),
         params_by_bits,
         total_bytes: 0,
         packed_bytes: 0,
@@ -86,16 +93,40 @@ fn sum_up(checkpoint: &Checkpoint, quantized: Option<Quantization>, params_by_bi
         summary.tensors += 1;
         summary.total_bytes += bytes;
         *summary.bytes_by_dtype.entry(tensor.dtype.to_string()).or_default() += bytes;
-        match tensor.name.rsplit_once('.').map_or("", |(_, part)| part) {
-            "weight_packed" => summary.packed_bytes += bytes,
-            "weight_scale" => summary.scale_bytes += bytes,
-            "weight_zero_point" => summary.zero_point_bytes += bytes,
-            "weight_shape" => {}
-            _ => {
+        match part_of(packed.is_some(), &tensor) {
+            Part::Codes => summary.packed_bytes += bytes,
+            Part::Scale => summary.scale_bytes += bytes,
+            Part::ZeroPoint => summary.zero_point_bytes += bytes,
+            Part::Other => {}
+            Part::Dense => {
                 summary.dense_bytes += bytes;
                 summary.params += tensor.len() as u64;
             }
         }
     }
     summary
+}
+
+enum Part {
+    Codes,
+    Scale,
+    ZeroPoint,
+    /// What stands for no weight, such as a shape.
+    Other,
+    Dense,
+}
+
+fn part_of(is_packed: bool, tensor: &TensorView<'_>) -> Part {
+    if !is_packed {
+        return Part::Dense;
+    }
+    if linear_of(tensor.name, tensor.dtype).is_some() {
+        return Part::Codes;
+    }
+    match tensor.name.rsplit_once('.').map_or("", |(_, part)| part) {
+        "weight_scale" | "weight_outer_scale" | "weight_global_scale" | "weight_scale_inv" | "scales" => Part::Scale,
+        "weight_zero_point" | "weight_min" | "weight_outer_min" | "qzeros" | "biases" => Part::ZeroPoint,
+        "weight_shape" | "g_idx" | "weight_g_idx" | "input_scale" | "input_global_scale" => Part::Other,
+        _ => Part::Dense,
+    }
 }

@@ -2,6 +2,7 @@
 //!
 //! - [`Checkpoint`] maps a directory's shards behind one table of names; [`TensorView`] converts values to f32.
 //! - [`PackedWriter`] writes a packed model block by block, [`PackedCheckpoint`] reads it back (layout: [`packed`]).
+//! - [`write_shard`] writes tensors that are in memory, [`write_planned`] one after the other as they are made.
 //! - [`atomic_write`] writes every file here: readers see all of it or nothing.
 //! - [`Scratch`] is disk space for data that does not fit in memory.
 //! - [`inspect`] summarizes a directory.
@@ -37,6 +38,8 @@ mod inspect;
 mod lfs;
 mod mistaken;
 mod mmap;
+mod model_files;
+mod others;
 pub mod packed;
 #[cfg(feature = "pickle")]
 mod pickle;
@@ -44,6 +47,7 @@ mod scratch;
 #[cfg(feature = "sentencepiece")]
 mod sentencepiece;
 mod shard;
+mod side;
 mod text;
 mod view;
 mod word_split;
@@ -55,6 +59,8 @@ pub use digest::sha256_file;
 pub use error::{FormatError, HeaderFault, PackedFault};
 pub use inspect::{Summary, inspect};
 pub use lfs::{LFS_POINTER, is_lfs_pointer};
+pub use model_files::{shard_name, write_index, write_json};
+pub use others::Matrix;
 pub use packed::{
     PackedCheckpoint, PackedWriter, Quantization, is_rotated_online, packed_linear, packed_tensors, quantization_of,
 };
@@ -64,9 +70,10 @@ pub use safetensors::Dtype;
 pub use scratch::Scratch;
 #[cfg(feature = "sentencepiece")]
 pub use sentencepiece::{SentencePieceModel, SpacePrefix};
-pub use shard::{OutTensor, write_shard};
+pub use shard::{OutTensor, TensorPlan, write_planned, write_shard};
+pub use side::copy_side_files;
 pub use text::without_mark;
-pub use view::TensorView;
+pub use view::{TensorView, to_bytes};
 pub use word_split::word_split;
 
 #[cfg(doctest)]

@@ -1,6 +1,7 @@
 //! Writes one safetensors file. The same tensors always give the same bytes.
 
-use std::borrow::Cow;
+use std::borrow::{Borrow, Cow};
+use std::cmp::Reverse;
 use std::io::{self, Write};
 use std::path::Path;
 
@@ -128,7 +129,9 @@ impl<'a> OutTensor<'a> {
         self.bytes.len()
     }
 
-    fn write_to(&self, out: &mut impl Write) -> io::Result<()> {
+    fn write_as(&self, plan: &TensorPlan, out: &mut impl Write) -> io::Result<()> {
+        let made = (&self.name, self.dtype, &self.shape);
+        assert_eq!(made, (&plan.name, plan.dtype, &plan.shape), "the tensor on the left, its plan on the right");
         for piece in self.bytes.chunks(PIECE) {
             out.write_all(piece)?;
             if let Some(checkpoint) = self.from {
@@ -139,26 +142,75 @@ impl<'a> OutTensor<'a> {
     }
 }
 
+/// What a tensor of a file will be, before it is made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorPlan {
+    /// Name in the checkpoint.
+    pub name: String,
+    /// Type of its elements.
+    pub dtype: Dtype,
+    /// Its shape.
+    pub shape: Vec<usize>,
+}
+
+impl TensorPlan {
+    /// Size in the file.
+    pub fn bytes(&self) -> usize {
+        byte_len(self.dtype, &self.shape).unwrap_or(usize::MAX)
+    }
+}
+
 /// Writes a safetensors file atomically. The order of `tensors` does not matter.
 ///
 /// # Errors
 /// [`FormatError::NoSpace`] with the size that did not fit; [`FormatError::TwiceWritten`] for a duplicate name.
 pub fn write_shard(path: &Path, tensors: &[OutTensor<'_>]) -> Result<(), FormatError> {
-    let mut order: Vec<&OutTensor<'_>> = tensors.iter().collect();
-    // Widest elements first: the data starts at a multiple of eight, so every tensor is aligned to its elements.
-    order.sort_by(|a, b| b.dtype.bitsize().cmp(&a.dtype.bitsize()).then_with(|| a.name.cmp(&b.name)));
+    let plan = |tensor: &OutTensor<'_>| TensorPlan {
+        name: tensor.name.clone(),
+        dtype: tensor.dtype,
+        shape: tensor.shape.clone(),
+    };
+    let plans: Vec<TensorPlan> = tensors.iter().map(plan).collect();
+    write_planned(path, &plans, |index| Ok(&tensors[index]))
+}
 
-    let mut names: Vec<&str> = tensors.iter().map(OutTensor::name).collect();
+/// [`write_shard`] with one tensor in memory at a time: `make` is called with the index of each of `plans`, in the order of the file.
+///
+/// # Errors
+/// Those of [`write_shard`] and of `make`.
+///
+/// # Panics
+/// When `make` returns another tensor than was planned.
+pub fn write_planned<'a, T: Borrow<OutTensor<'a>>, E: From<FormatError>>(
+    path: &Path,
+    plans: &[TensorPlan],
+    mut make: impl FnMut(usize) -> Result<T, E>,
+) -> Result<(), E> {
+    let mut order: Vec<usize> = (0..plans.len()).collect();
+    // Widest elements first: the data starts at a multiple of eight, so every tensor is aligned to its elements.
+    order.sort_by_key(|&index| (Reverse(plans[index].dtype.bitsize()), &plans[index].name));
+
+    let mut names: Vec<&str> = plans.iter().map(|plan| &*plan.name).collect();
     names.sort_unstable();
     if let Some(pair) = names.windows(2).find(|pair| pair[0] == pair[1]) {
-        return Err(FormatError::TwiceWritten { path: path.to_owned(), tensor: pair[0].to_owned() });
+        return Err(FormatError::TwiceWritten { path: path.to_owned(), tensor: pair[0].to_owned() }.into());
     }
 
-    let entries = order.iter().map(|t| (t.name.clone(), t.dtype, t.shape.clone(), t.bytes.len()));
+    let entries = order.iter().map(|&index| &plans[index]);
+    let entries = entries.map(|plan| (plan.name.clone(), plan.dtype, plan.shape.clone(), plan.bytes()));
     let header = encode(entries).map_err(|fault| FormatError::Header { path: path.to_owned(), fault })?;
-    let size = header.len() + tensors.iter().map(OutTensor::bytes).sum::<usize>();
-    write_sized(path, Some(size as u64), |out| {
+    let size = plans.iter().map(TensorPlan::bytes).fold(header.len(), usize::saturating_add);
+    // An error of `make` passes through the writer, which knows only those of the system.
+    let mut failed = None;
+    let written = write_sized(path, Some(size as u64), |out| {
         out.write_all(&header)?;
-        order.iter().try_for_each(|tensor| tensor.write_to(out))
-    })
+        order.iter().try_for_each(|&index| match make(index) {
+            Ok(tensor) => tensor.borrow().write_as(&plans[index], out),
+            Err(error) => {
+                failed = Some(error);
+                Err(io::ErrorKind::Other.into())
+            }
+        })
+    });
+    failed.map_or_else(|| written.map_err(E::from), Err)
 }

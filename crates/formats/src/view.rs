@@ -145,8 +145,8 @@ pub(crate) fn f32_to_bytes(tensor: &str, values: &[f32], dtype: Dtype) -> Result
     }
 }
 
-/// The bytes of every value, one after the other.
-pub(crate) fn to_bytes<T: Copy + Sync, const N: usize>(values: &[T], bytes: impl Fn(T) -> [u8; N] + Sync) -> Vec<u8> {
+/// The bytes of every value, one after the other: `to_bytes(&values, f32::to_le_bytes)`.
+pub fn to_bytes<T: Copy + Sync, const N: usize>(values: &[T], bytes: impl Fn(T) -> [u8; N] + Sync) -> Vec<u8> {
     let mut out = vec![0; values.len() * N];
     out.par_chunks_mut(CHUNK * N).zip(values.par_chunks(CHUNK)).for_each(|(out, values)| {
         for (out, &value) in out.as_chunks_mut().0.iter_mut().zip(values) {

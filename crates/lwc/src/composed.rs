@@ -35,19 +35,15 @@ fn grids(levels: Levels, weight: &Tensor, clip: &ClipTensors) -> Grids {
     let lo = &min * clip.lo.unsqueeze(-1);
     let width = match levels.zero {
         Zero::Code | Zero::Minimum => &hi - &lo,
-        Zero::Centre(_) | Zero::FullRange(_) => hi.maximum(&-&lo),
+        Zero::Centre(_) => hi.maximum(&-&lo),
+        // The end that is larger before it is clipped: learning must not turn the codes of a group.
+        Zero::FullRange(_) => hi.where_self(&max.ge_tensor(&-&min), &-&lo),
     };
     let free = width / levels.steps;
     let size = free.clamp(f64::from(SCALE_MIN), f64::from(SCALE_MAX));
     let live = free.eq_tensor(&size);
     let scale = match levels.zero {
-        Zero::FullRange(_) => {
-            // The larger end alone has the gradient, also where both are equal.
-            let upwards = hi.ge_tensor(&-&lo);
-            let ends = hi.where_self(&upwards, &-&lo) / levels.steps;
-            let ends = ends.clamp(f64::from(SCALE_MIN), f64::from(SCALE_MAX));
-            (-&ends).where_self(&upwards, &ends)
-        }
+        Zero::FullRange(_) => (-&size).where_self(&max.ge_tensor(&-&min), &size),
         _ => size,
     };
     let base = if levels.zero == Zero::Minimum { lo.shallow_clone() } else { lo.zeros_like() };
@@ -192,7 +188,7 @@ fn end_gradients(levels: Levels, grids: &Grids, (residual, inside): (&Tensor, &T
             ClipTensors { lo: &hi - d_scale, hi }
         }
         Zero::FullRange(_) => {
-            let upwards = grids.hi.ge_tensor(&-&grids.lo).to_kind(d_scale.kind());
+            let upwards = grids.max.ge_tensor(&-&grids.min).to_kind(d_scale.kind());
             let hi = -&d_scale * &upwards;
             ClipTensors { lo: (&upwards - 1.0) * d_scale, hi }
         }
@@ -206,7 +202,7 @@ fn strength_gradients(grids: &Grids, clip: &ClipTensors, ends: &ClipTensors) -> 
     LwcGrads { gamma: strength(&ends.hi, &grids.max, &clip.hi), beta: strength(&ends.lo, &grids.min, &clip.lo) }
 }
 
-/// The offsets `[out, in]`, moved against the sign of `grad = dL/dw'` by `rate`; those of clamped codes do not move.
+/// The offsets `[out, in]`, moved by `rate` such that values move against the sign of `grad = dL/dw'`; those of clamped codes do not move.
 pub fn moved_offsets(
     levels: Levels,
     weight: &Tensor,
@@ -216,8 +212,11 @@ pub fn moved_offsets(
     rate: f64,
 ) -> Tensor {
     let groups = in_groups(weight, clip);
-    let (_, inside) = residuals(levels, &grids(levels, &groups, clip), &groups, Some(offsets), clip);
-    offsets - grad.sign() * inside.view_as(weight) * rate
+    let grids = grids(levels, &groups, clip);
+    let (_, inside) = residuals(levels, &grids, &groups, Some(offsets), clip);
+    // An offset moves a value by its product with the scale, which may be negative.
+    let ways = inside.to_kind(grad.kind()) * grids.scale.sign();
+    offsets - grad.sign() * ways.view_as(weight) * rate
 }
 
 /// The fractions out of `choices` with the least `sum importance (w - w')²` of each group: first for both ends together, then for each end.

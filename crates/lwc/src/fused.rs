@@ -181,9 +181,11 @@ impl<T: Real> Grid<T> {
     fn new(levels: Levels, (max, min): (T, T), a: T, b: T) -> Self {
         let (hi, depth) = (a * max, T::ZERO - b * min);
         let one = T::of(1.0);
+        // Not of the clipped ends: learning must not turn the codes of a group.
+        let upwards = max >= T::ZERO - min;
         let (width, hi_part) = match levels.zero {
             Zero::Code | Zero::Minimum => (hi + depth, one),
-            Zero::FullRange(_) if hi >= depth => (hi, one),
+            Zero::FullRange(_) if upwards => (hi, one),
             Zero::Centre(_) if hi > depth => (hi, one),
             Zero::Centre(_) if hi == depth => (hi, T::of(0.5)),
             Zero::Centre(_) | Zero::FullRange(_) => (depth, T::ZERO),
@@ -194,7 +196,7 @@ impl<T: Real> Grid<T> {
         let slope = if free == size { one / steps } else { T::ZERO };
         // Code 0 lies below the zero point, so a scale is negative if the larger end is positive.
         let (scale, hi_sign) = match levels.zero {
-            Zero::FullRange(_) if hi >= depth => (T::ZERO - size, T::of(-1.0)),
+            Zero::FullRange(_) if upwards => (T::ZERO - size, T::of(-1.0)),
             _ => (size, one),
         };
         let (zero_point, lo_part) = match levels.zero {
@@ -330,11 +332,13 @@ pub fn gradients_with_weight<T: Real, S: Stored<T>>(
         });
 }
 
-/// Moves `offsets` `[out, in]` against the sign of `grad = dL/dw'` `[out, in]` by `rate`; those of clamped codes do not move. The offsets
+/// Moves `offsets` `[out, in]` by `rate`, such that values move against the sign of `grad = dL/dw'` `[out, in]`; those of clamped codes do not move. The offsets
 /// of `groups` are not read.
 pub fn move_offsets<T: Real, S: Stored<T>>(groups: &Groups<'_, T>, grad: &[S], rate: T, offsets: &mut [T]) {
     groups.par_iter().zip(grad.par_chunks(groups.len)).zip(offsets.par_chunks_mut(groups.len)).for_each(
         |(((group, grid), grad), offsets)| {
+            // An offset moves a value by its product with the scale, which may be negative.
+            let rate = if grid.scale < T::ZERO { T::ZERO - rate } else { rate };
             for ((v, &w), &g) in offsets.iter_mut().zip(group.weight).zip(grad) {
                 let (_, _, inside) = grid.encode(w, *v);
                 let g = g.to_real();

@@ -134,7 +134,7 @@ impl Lwc {
         composed::nearest(self.spec.storage.has_float_codes(), places)
     }
 
-    /// Learns how weights are rounded: moves the offsets against the sign of `grad = dL/dw'` `[out, in]` by `rate` units of the scale
+    /// Learns how weights are rounded: moves the offsets by `rate` units of the scale, such that values move against the sign of `grad = dL/dw'` `[out, in]`
     /// (SignRound, Cheng et al. 2023, arXiv 2309.05516, eq. 4), in place if possible. Offsets start at 0; those of clamped codes do not
     /// move.
     ///

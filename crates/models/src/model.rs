@@ -4,8 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use oq_formats::{
-    Checkpoint, Dtype, FormatError, PackedCheckpoint, Quantization, TensorView, is_rotated_online, quantization_of,
-    read_config,
+    Checkpoint, Dtype, FormatError, Matrix, PackedCheckpoint, Quantization, TensorView, is_rotated_online, read_config,
 };
 use oq_quant_core::{ActSpec, QuantSpec, QuantizedTensor, RotateKind};
 use serde_json::Value;
@@ -18,11 +17,11 @@ use crate::family::decoder_of;
 use crate::form::{Block, Form, Kernels};
 use crate::head::Head;
 use crate::online::Online;
-use crate::packed::{Codes, PackedOps};
+use crate::packed::{PackedOps, StoredLinear};
 use crate::rotate::Rotator;
 use crate::schemes::quantization_by;
 use crate::structure::{Layer, Linear, Param};
-use crate::tensors::{rows_of, tensor_of};
+use crate::tensors::{checked_ids, rows_of, tensor_of};
 
 /// A model on disk, in full precision or packed.
 pub struct Model {
@@ -52,6 +51,13 @@ impl Weights {
             Self::Packed(packed) => packed.checkpoint(),
         }
     }
+
+    /// The linear or embedding that a tensor is the weight of, if it is packed.
+    fn packed<'a>(&self, tensor: &'a str) -> Option<(&PackedCheckpoint, &'a str)> {
+        let Self::Packed(packed) = self else { return None };
+        let linear = tensor.strip_suffix(".weight")?;
+        packed.is_packed(linear).then_some((packed, linear))
+    }
 }
 
 impl Model {
@@ -68,9 +74,10 @@ impl Model {
     pub fn with_decoder(dir: &Path, read: ReadDecoder) -> Result<Self, ModelError> {
         let mut config = read_config(dir)?;
         let mut decoder = read(&config)?;
-        let weights = match quantization_of(&config)? {
-            Some(_) => Weights::Packed(PackedCheckpoint::open(dir)?),
-            None => Weights::Dense(with_model_prefix(Checkpoint::open(dir)?, &*decoder)),
+        let weights = match PackedCheckpoint::open(dir) {
+            Ok(packed) => Weights::Packed(packed),
+            Err(FormatError::NotPacked { .. }) => Weights::Dense(with_model_prefix(Checkpoint::open(dir)?, &*decoder)),
+            Err(other) => return Err(other.into()),
         };
         refuse_prefix(weights.checkpoint(), &*decoder)?;
         // As in transformers 5: a checkpoint with a head that differs from the embedding is untied, whatever the config says.
@@ -162,10 +169,17 @@ impl Model {
     /// Checks that the model can be quantized.
     ///
     /// # Errors
-    /// When it is packed already, or the rows of a linear do not split into groups or blocks.
+    /// When it has integer codes already, or the rows of a linear do not split into groups or blocks.
     pub fn check_quantizable(&self, scheme: QuantSpec) -> Result<(), ModelError> {
         if let Some(quantization) = self.quantization() {
             return Err(ModelError::AlreadyQuantized { dir: self.dir.clone(), quantization: quantization.clone() });
+        }
+        // What lies outside the blocks is copied as it is stored.
+        for param in self.decoder.outer_params() {
+            if self.weights.packed(param.name).is_some() {
+                let dtype = self.checkpoint().tensor(param.name)?.dtype;
+                return Err(FormatError::NotFloat { tensor: param.name.to_owned(), dtype }.into());
+            }
         }
         quantization_by(&*self.decoder, scheme).map(drop)
     }
@@ -185,11 +199,11 @@ impl Model {
         &*self.decoder
     }
 
-    /// How a packed model is quantized.
+    /// How a packed model is quantized; none for a model in full precision or FP8.
     pub fn quantization(&self) -> Option<&Quantization> {
         match &self.weights {
             Weights::Dense(_) => None,
-            Weights::Packed(packed) => Some(packed.quantization()),
+            Weights::Packed(packed) => Some(packed.quantization()).filter(|quantization| !quantization.is_empty()),
         }
     }
 
@@ -253,7 +267,8 @@ impl Model {
             Kernels::Packed => {
                 let layout = self.decoder.layer(block_idx);
                 let prefix = self.decoder.block_prefix(block_idx);
-                let of_group = |group: &Vec<Linear>| group.iter().map(|linear| self.codes(&prefix, linear)).collect();
+                let of_group =
+                    |group: &Vec<Linear>| group.iter().map(|linear| self.stored_linear(&prefix, linear)).collect();
                 let params = self.load_params(&prefix, &layout, device)?;
                 let ops = PackedOps::new(layout.groups().iter().map(of_group), params, self.act(), compute)?;
                 Ok(Block::Packed(ops.with_online(self.online())))
@@ -264,7 +279,7 @@ impl Model {
     /// Loads the head in the model's [`Form`].
     pub fn head(&self, device: Device) -> Result<Head, ModelError> {
         let name = self.decoder.head();
-        if self.rotator.is_some() {
+        if self.rotator.is_some() || self.weights.packed(name).is_some() {
             let head = self.outer(Device::Cpu).param(name)?;
             let shape: Vec<usize> = head.size().iter().map(|&n| n as usize).collect();
             let mut bytes = vec![0; head.numel() * size_of::<f32>()];
@@ -288,37 +303,33 @@ impl Model {
     }
 
     fn load_weight(&self, name: &str, linear: &Linear, device: Device) -> Result<Tensor, ModelError> {
-        let Some(packed) = self.quantized(name, linear)? else {
+        if let (Weights::Dense(_), None) = (&self.weights, &self.round_to_nearest) {
             return self.load(&format!("{name}.weight"), device);
-        };
+        }
         let shape = [linear.out_features as i64, linear.in_features as i64];
-        Ok(Tensor::from_slice(&packed.dequantize()).view(shape).to_device(device))
+        Ok(Tensor::from_slice(&self.matrix(name, linear)?.into_values()).view(shape).to_device(device))
     }
 
-    /// A linear's codes, if the model is packed or rounded as it is loaded.
-    fn quantized(&self, name: &str, linear: &Linear) -> Result<Option<QuantizedTensor>, ModelError> {
-        let quantize_error = |source| ModelError::Quantize { linear: name.to_owned(), source };
-        let quantized = match (&self.weights, &self.round_to_nearest) {
-            (Weights::Packed(packed), _) => packed.linear(name)?,
-            (Weights::Dense(_), None) => return Ok(None),
-            (Weights::Dense(checkpoint), Some(specs)) => {
-                let weight = checkpoint.tensor(&format!("{name}.weight"))?.to_f32_vec()?;
-                let spec = specs.weight(name).expect("all linears of the model have a spec");
-                QuantizedTensor::quantize(&weight, linear.out_features, linear.in_features, spec)
-                    .map_err(quantize_error)?
-            }
+    /// A linear's weight: codes, if the model has them or is rounded as it is loaded.
+    fn matrix(&self, name: &str, linear: &Linear) -> Result<Matrix, ModelError> {
+        let stored = match &self.weights {
+            Weights::Packed(packed) => packed.matrix(name)?,
+            Weights::Dense(checkpoint) => Matrix::Values(checkpoint.tensor(&format!("{name}.weight"))?.to_f32_vec()?),
         };
         self.checkpoint().release();
-        Ok(Some(quantized))
+        let Some(specs) = &self.round_to_nearest else { return Ok(stored) };
+        let spec = specs.weight(name).expect("all linears of the model have a spec");
+        let (values, [rows, cols]) = (stored.into_values(), [linear.out_features, linear.in_features]);
+        let rounded = QuantizedTensor::quantize(&values, rows, cols, spec);
+        Ok(Matrix::Codes(rounded.map_err(|source| ModelError::Quantize { linear: name.to_owned(), source })?))
     }
 
-    /// A linear's codes and bias, for packed products. [`Self::with_form`] has checked that there are codes.
-    fn codes(&self, prefix: &str, linear: &Linear) -> Result<Codes, ModelError> {
+    /// A linear's weight and bias, for packed products.
+    fn stored_linear(&self, prefix: &str, linear: &Linear) -> Result<StoredLinear, ModelError> {
         let name = format!("{prefix}{}", linear.name.0);
-        let weight = self.quantized(&name, linear)?;
-        let weight = weight.ok_or_else(|| FormatError::NotPacked { dir: self.dir.clone() })?;
-        let bias = linear.bias.then(|| self.checkpoint().values(&format!("{name}.bias")));
-        Ok(Codes { name: linear.name, weight, bias: bias.transpose()? })
+        let weight = self.matrix(&name, linear)?;
+        let bias = linear.bias.then(|| self.checkpoint().values(&format!("{name}.bias"))).transpose()?;
+        Ok(StoredLinear { name: linear.name, shape: [linear.out_features, linear.in_features], weight, bias })
     }
 
     /// The checkpoint's name of a tensor outside the blocks. It differs for a head that rotation has untied: that is made from the
@@ -331,6 +342,12 @@ impl Model {
     }
 
     fn load(&self, name: &str, device: Device) -> Result<Tensor, ModelError> {
+        if let Some((packed, linear)) = self.weights.packed(name) {
+            let shape = packed.linear_shape(linear)?.map(|n| n as i64);
+            let tensor = Tensor::from_slice(&packed.matrix(linear)?.into_values()).view(shape).to_device(device);
+            self.checkpoint().release();
+            return Ok(tensor);
+        }
         let tensor = tensor_of(&self.checkpoint().tensor(name)?, device);
         self.checkpoint().release();
         tensor
@@ -366,6 +383,13 @@ impl Model {
     }
 
     fn check_shape(&self, name: &str, expected: &[usize]) -> Result<(), ModelError> {
+        if let Some((packed, linear)) = self.weights.packed(name) {
+            let got = packed.linear_shape(linear)?;
+            if got == expected {
+                return Ok(());
+            }
+            return Err(ModelError::Shape { name: name.to_owned(), got: got.to_vec(), expected: expected.to_vec() });
+        }
         let view = self.checkpoint().tensor(name)?;
         if !matches!(view.dtype, Dtype::F16 | Dtype::BF16 | Dtype::F32) {
             return Err(FormatError::NotFloat { tensor: name.to_owned(), dtype: view.dtype }.into());
@@ -447,8 +471,15 @@ impl OuterOps for Outer<'_> {
     fn rows(&self, table: &str, ids: &Tensor) -> Result<Tensor, ModelError> {
         let mut shape = ids.size();
         let flat = Vec::<i64>::try_from(ids.view(-1)).expect("token ids are a vector of i64");
-        let view = self.model.checkpoint().tensor(self.model.stored_name(table))?;
-        let rows = rows_of(&view, &flat)?;
+        let table_name = self.model.stored_name(table);
+        let rows = match self.model.weights.packed(table_name) {
+            Some((packed, linear)) => {
+                let [vocab, width] = packed.linear_shape(linear)?;
+                let values = packed.rows(linear, &checked_ids(&flat, vocab)?)?;
+                Tensor::from_slice(&values).view([flat.len() as i64, width as i64])
+            }
+            None => rows_of(&self.model.checkpoint().tensor(table_name)?, &flat)?,
+        };
         shape.push(rows.size()[1]);
         self.model.checkpoint().release();
         let rows = match &self.model.rotator {

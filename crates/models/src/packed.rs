@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 
 use half::bf16;
+use oq_formats::Matrix;
 use oq_kernels::{Element, KERNELS, Kernel, Operands, PackedLinear};
-use oq_quant_core::{ActSpec, QuantizedTensor};
+use oq_quant_core::{ActSpec, QuantizedTensor, Stored, WeightSpec};
 use tch::{Kind, Tensor};
 
 use crate::act::{ActPoint, quantize_act};
 use crate::attention::{Scores, attention};
-use crate::block::{BlockOps, Compute};
+use crate::block::{BlockOps, Compute, multiply};
 use crate::error::ModelError;
 use crate::online::{Online, rotate_online};
 use crate::structure::LinearName;
@@ -32,21 +33,42 @@ pub struct PackedOps {
 struct Joint {
     /// The linears, each with its number of output channels.
     parts: Vec<(LinearName, usize)>,
-    linear: PackedLinear,
+    weight: Weight,
 }
 
-/// A packed linear as the checkpoint stores it.
-pub(crate) struct Codes {
+#[derive(Debug)]
+enum Weight {
+    Packed(PackedLinear),
+    /// Of one linear that has no codes: its weight in the data type of products, and its bias.
+    Dense(Tensor, Option<Tensor>),
+}
+
+/// A linear of a packed model as the checkpoint stores it.
+pub(crate) struct StoredLinear {
     pub(crate) name: LinearName,
-    pub(crate) weight: QuantizedTensor,
+    /// `[out, in]`.
+    pub(crate) shape: [usize; 2],
+    pub(crate) weight: Matrix,
     /// `[out]`.
     pub(crate) bias: Option<Vec<f32>>,
+}
+
+impl StoredLinear {
+    /// What linears that are stacked have in common; none if it has no codes.
+    fn grid(&self) -> Option<(WeightSpec, Option<f32>)> {
+        let Matrix::Codes(codes) = &self.weight else { return None };
+        let global = match codes.stored() {
+            Stored::E4m3 { global, .. } => Some(*global),
+            _ => None,
+        };
+        Some((codes.spec(), global))
+    }
 }
 
 impl PackedOps {
     /// Packs the linears of each group, which have the same input, into one matrix.
     pub(crate) fn new(
-        groups: impl IntoIterator<Item = Result<Vec<Codes>, ModelError>>,
+        groups: impl IntoIterator<Item = Result<Vec<StoredLinear>, ModelError>>,
         params: BTreeMap<String, Tensor>,
         act: ActSpec,
         compute: Compute,
@@ -55,11 +77,12 @@ impl PackedOps {
         let mut joints = Vec::new();
         for group in groups {
             let group = group?;
-            let alike = group.iter().all(|codes| codes.weight.spec() == group[0].weight.spec());
+            let grid = group[0].grid();
             // All rows of a matrix have the same bits and group size.
-            let parts = if alike { vec![group] } else { group.into_iter().map(|codes| vec![codes]).collect() };
+            let alike = grid.is_some() && group.iter().all(|linear| linear.grid() == grid);
+            let parts = if alike { vec![group] } else { group.into_iter().map(|linear| vec![linear]).collect() };
             for part in parts {
-                joints.push(Joint::new(part, kernel)?);
+                joints.push(Joint::new(part, kernel, compute)?);
             }
         }
         Ok(Self { joints, params, act, online: None, compute })
@@ -72,7 +95,10 @@ impl PackedOps {
 
     /// Size in bytes of weights, scales, zero points and other tensors.
     pub fn bytes(&self) -> usize {
-        let linears = self.joints.iter().map(|joint| joint.linear.bytes());
+        let linears = self.joints.iter().map(|joint| match &joint.weight {
+            Weight::Packed(linear) => linear.bytes(),
+            Weight::Dense(weight, bias) => bytes_of(weight) + bias.as_ref().map_or(0, bytes_of),
+        });
         linears.sum::<usize>() + self.params.values().map(bytes_of).sum::<usize>()
     }
 
@@ -84,20 +110,36 @@ impl PackedOps {
 }
 
 impl Joint {
-    fn new(group: Vec<Codes>, kernel: &'static Kernel) -> Result<Self, ModelError> {
-        let parts: Vec<_> = group.iter().map(|codes| (codes.name, codes.weight.shape()[0])).collect();
-        let bias = group.iter().any(|codes| codes.bias.is_some()).then(|| {
-            let of_one = |codes: &Codes| codes.bias.clone().unwrap_or_else(|| vec![0.0; codes.weight.shape()[0]]);
+    fn new(group: Vec<StoredLinear>, kernel: &'static Kernel, compute: Compute) -> Result<Self, ModelError> {
+        let parts: Vec<_> = group.iter().map(|linear| (linear.name, linear.shape[0])).collect();
+        let bias = group.iter().any(|linear| linear.bias.is_some()).then(|| {
+            let of_one = |linear: &StoredLinear| linear.bias.clone().unwrap_or_else(|| vec![0.0; linear.shape[0]]);
             group.iter().flat_map(of_one).collect::<Vec<f32>>()
         });
-        let weights: Vec<QuantizedTensor> = group.into_iter().map(|codes| codes.weight).collect();
-        let linear = PackedLinear::new(&QuantizedTensor::stack(&weights), bias.as_deref())?.with_kernel(kernel)?;
-        Ok(Self { parts, linear })
+        let mut codes = Vec::with_capacity(group.len());
+        for StoredLinear { shape, weight, .. } in group {
+            match weight {
+                Matrix::Codes(weight) => codes.push(weight),
+                // Such a linear is alone.
+                other => {
+                    let weight = Tensor::from_slice(&other.into_values()).view(shape.map(|n| n as i64));
+                    let weight = Weight::Dense(compute.cast(weight), bias.map(|bias| Tensor::from_slice(&bias)));
+                    return Ok(Self { parts, weight });
+                }
+            }
+        }
+        let linear = PackedLinear::new(&QuantizedTensor::stack(&codes), bias.as_deref())?.with_kernel(kernel)?;
+        Ok(Self { parts, weight: Weight::Packed(linear) })
     }
 
     /// The outputs of some of its linears, as views of the output of the whole matrix.
     fn outputs(&self, names: &[LinearName], x: &Tensor) -> Vec<Tensor> {
-        let y = multiply_packed(&self.linear, x);
+        let y = match &self.weight {
+            Weight::Packed(linear) => multiply_packed(linear, x),
+            Weight::Dense(weight, bias) => {
+                multiply(&x.to_kind(weight.kind()), weight, bias.as_ref()).to_kind(Kind::Float)
+            }
+        };
         let mut start = 0;
         let mut outputs = Vec::with_capacity(names.len());
         for (name, width) in &self.parts {

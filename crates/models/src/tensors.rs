@@ -25,13 +25,18 @@ pub(crate) fn rows_of(view: &TensorView<'_>, ids: &[i64]) -> Result<Tensor, Mode
     let (vocab, width) = (view.shape[0], view.shape[1]);
     let row_bytes = width * kind_of(view)?.elt_size_in_bytes();
     let mut bytes = Vec::with_capacity(ids.len() * row_bytes);
-    for (index, &id) in ids.iter().enumerate() {
-        if id < 0 || id >= vocab as i64 {
-            return Err(ModelError::TokenId { id, index, vocab });
-        }
-        bytes.extend_from_slice(&view.bytes[id as usize * row_bytes..][..row_bytes]);
+    for row in checked_ids(ids, vocab)? {
+        bytes.extend_from_slice(&view.bytes[row * row_bytes..][..row_bytes]);
     }
     tensor_of(&TensorView { shape: &[ids.len(), width], bytes: &bytes, ..*view }, Device::Cpu)
+}
+
+/// Token ids as rows of a matrix of `vocab` rows.
+pub(crate) fn checked_ids(ids: &[i64], vocab: usize) -> Result<Vec<usize>, ModelError> {
+    let row = |(index, &id): (usize, &i64)| {
+        usize::try_from(id).ok().filter(|row| *row < vocab).ok_or(ModelError::TokenId { id, index, vocab })
+    };
+    ids.iter().enumerate().map(row).collect()
 }
 
 fn kind_of(view: &TensorView<'_>) -> Result<Kind, ModelError> {

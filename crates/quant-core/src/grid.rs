@@ -33,6 +33,17 @@ impl Range {
         let (lo, hi) = group.iter().fold((0.0f32, 0.0f32), |(lo, hi), &w| (lo.min(w), hi.max(w)));
         Self { lo, hi }
     }
+
+    /// The range of which both ends are these fractions. With [`Symmetry::FullRange`] only the larger end is left: which one that is says
+    /// which way the codes run, and clipping must not turn them.
+    pub fn clipped(self, hi: f32, lo: f32, symmetry: Symmetry) -> Self {
+        let Self { lo: least, hi: most } = self;
+        match symmetry {
+            Symmetry::FullRange if most >= -least => Self { lo: 0.0, hi: most * hi },
+            Symmetry::FullRange => Self { lo: least * lo, hi: 0.0 },
+            Symmetry::Asymmetric | Symmetry::Symmetric => Self { lo: least * lo, hi: most * hi },
+        }
+    }
 }
 
 /// The values that the codes of one group stand for: `scale * (code - zero_point) + base`, or `scale * e2m1(code)`.

@@ -58,9 +58,8 @@ impl QuantizedTensor {
                 return Err(TensorError::BadOffset { row: index / cols, col: index % cols, value: offsets[index] });
             }
         }
-        Self::build(weight, rows, cols, spec, offsets, |group, range| Range {
-            lo: range.lo * clip.lo[group],
-            hi: range.hi * clip.hi[group],
+        Self::build(weight, rows, cols, spec, offsets, |group, range| {
+            range.clipped(clip.hi[group], clip.lo[group], spec.symmetry)
         })
     }
 

@@ -391,8 +391,14 @@ proptest! {
         let clipped = QuantizedTensor::quantize_clipped(&matrix.weight, rows, cols, spec, clip, None).unwrap();
         matrix.for_groups(&clipped, |weight, codes, grid| {
             let range = Range::of(weight);
-            let clipped = Grid::new(Range { lo: lo * range.lo, hi: hi * range.hi }, spec.bits, spec.symmetry);
+            let clipped = Grid::new(range.clipped(hi, lo, spec.symmetry), spec.bits, spec.symmetry);
             prop_assert_eq!(grid, clipped);
+            if spec.symmetry != Symmetry::FullRange {
+                prop_assert_eq!(range.clipped(hi, lo, spec.symmetry), Range { lo: lo * range.lo, hi: hi * range.hi });
+            } else if hi > 0.0 && lo > 0.0 && range.hi != -range.lo {
+                // Whatever the clipping, the larger end is code 0.
+                prop_assert_eq!(grid.scale < 0.0, range.hi > -range.lo);
+            }
             prop_assert!(weight.iter().zip(codes).all(|(&w, &code)| code == grid.encode(w)));
             Ok(())
         })?;

@@ -94,7 +94,7 @@ fn models_of_the_paper_have_its_schemes() {
     check("falcon-40b", &["w4a4", "w6a6"]);
     check("falcon-180b", &["w3a16g512"]);
     check("smollm2-135m", &["w4a16", "w4a16g64", "w3a16g64", "w2a16g64", "w4a4", "w6a6"]);
-    for name in ["tiny-llama", "tiny-opt", "tiny-falcon"] {
+    for name in ["tiny-llama", "tiny-llama-256", "tiny-opt", "tiny-falcon"] {
         check(name, &["w4a16g64", "w3a16g64", "w2a16g64", "w2a16", "w4a4", "w6a6"]);
     }
 }
@@ -177,6 +177,7 @@ fn shapes_have_the_published_number_of_parameters() {
     check("smollm2-135m", 134_515_008);
     check("tinyllama-1.1b", 1_100_048_384);
     check("tiny-llama", 1_049_728);
+    check("tiny-llama-256", 2_885_376);
     check("tiny-opt", 990_208);
     check("tiny-falcon", 820_480);
 

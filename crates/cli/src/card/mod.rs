@@ -183,6 +183,9 @@ fn weights(recipe: &Recipe) -> String {
         Symmetry::Asymmetric => "a scale and a zero point",
         Symmetry::Symmetric | Symmetry::FullRange => "a scale",
     };
+    if weight.storage != Storage::Half {
+        return format!("{bits}, as the type {}", code(&weight.to_string()));
+    }
     format!("{bits}, with {grid} for {shared}")
 }
 

@@ -1,7 +1,7 @@
 //! The programs that a packed model is for: which models each opens, as it was found by trying, and how.
 
 use oq_formats::Quantization;
-use oq_quant_core::{ActSpec, Symmetry};
+use oq_quant_core::{ActSpec, Storage, Symmetry, WeightSpec};
 
 use super::markdown::{command, quoted};
 
@@ -44,6 +44,9 @@ fn of_omniquant(place: &str) -> (&'static str, String) {
 fn in_transformers(facts: &Facts<'_>) -> Result<&'static str, &'static str> {
     let weights = facts.quantization.weights();
     let is_asymmetric = weights.iter().any(|weight| weight.symmetry == Symmetry::Asymmetric);
+    if weights.iter().any(is_block_of_ggml) {
+        return Err("no: it does not know these types, so it refuses the model");
+    }
     match facts.quantization.act() {
         _ if facts.is_rotated => Err("no: it does not rotate activations, so it refuses the model"),
         ActSpec::Float if weights.len() > 1 && is_asymmetric => {
@@ -70,6 +73,11 @@ print(tokenizer.decode(model.generate(**ids, max_new_tokens=32)[0]))",
     ("python", code)
 }
 
+/// Whether its layout is our own.
+fn is_block_of_ggml(weight: &WeightSpec) -> bool {
+    matches!(weight.storage, Storage::HalfMin | Storage::Super)
+}
+
 fn in_vllm(facts: &Facts<'_>) -> Result<&'static str, &'static str> {
     let weights = facts.quantization.weights();
     let has_only = |widths: &[u32]| weights.iter().all(|weight| widths.contains(&weight.bits.get()));
@@ -91,7 +99,7 @@ fn of_vllm(place: &str) -> (&'static str, String) {
 
 #[cfg(test)]
 mod tests {
-    use oq_quant_core::{QuantSpec, WeightSpec};
+    use oq_quant_core::QuantSpec;
 
     use super::*;
 

@@ -33,10 +33,15 @@ pub fn run(args: &InspectArgs, out: &Output) -> Result<()> {
         line("vocabulary", format!("{}, context {}", dims.vocab, dims.max_positions));
         line("parameters", format!("{:.3} million in {} tensors", summary.params as f64 / 1e6, summary.tensors));
         line("on disk", format!("{} in {} shards", bytes(summary.total_bytes), summary.shards));
-        match (&summary.quantized, summary.bits_per_weight()) {
-            (Some(spec), Some(bits)) => {
-                line("quantized", format!("{spec}, {bits:.3} bits per weight with scales and zero points"));
-                if spec.uniform().is_none() {
+        if let Some(method) = &summary.method {
+            line("format", method.clone());
+        }
+        match summary.bits_per_weight() {
+            Some(bits) => {
+                // Weights in FP8 have no setting.
+                let spec = summary.quantized.as_ref().map_or(String::new(), |spec| format!("{spec}, "));
+                line("quantized", format!("{spec}{bits:.3} bits per weight with scales and zero points"));
+                if summary.params_by_bits.len() > 1 {
                     let widths = summary.params_by_bits.iter().map(|(bits, params)| {
                         let percent = 100.0 * *params as f64 / summary.quantized_params as f64;
                         format!("{percent:.1} % of {bits} bits")
@@ -50,7 +55,7 @@ pub fn run(args: &InspectArgs, out: &Output) -> Result<()> {
                 line("  zero points", bytes(summary.zero_point_bytes));
                 line("  not quantized", bytes(summary.dense_bytes));
             }
-            _ => {
+            None => {
                 let kinds: Vec<String> =
                     summary.bytes_by_dtype.iter().map(|(dtype, n)| format!("{dtype} {}", bytes(*n))).collect();
                 line("full precision", kinds.join(", "));

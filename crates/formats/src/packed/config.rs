@@ -1,12 +1,14 @@
 //! Converts between a [`Quantization`] and `quantization_config` in `config.json`.
 
-use oq_quant_core::{ActSpec, Bits, GroupSize, Storage, Symmetry, WeightSpec};
+use oq_quant_core::{ActSpec, GroupSize, Storage, Symmetry, WeightSpec};
 use serde_json::{Map, Value, json};
 
+use super::fields::{bits, expect, wrong};
 use super::online::{FORMAT as ROTATED, is_rotated_online};
 use super::portable::{describe_rope, set_dtype};
 use super::scheme::Quantization;
 use crate::FormatError;
+use crate::others::{self, Layout, Packing};
 
 const METHOD: &str = "compressed-tensors";
 const FORMAT: &str = "pack-quantized";
@@ -20,7 +22,13 @@ const NVFP4: &str = "nvfp4-pack-quantized";
 const BLOCKS: &str = "pack-quantized-blocks";
 /// Of a model whose groups have several formats.
 const MIXED: &str = "mixed-precision";
+/// Formats of other programs: a byte for each weight.
+const BYTES: [&str; 3] = ["int-quantized", "float-quantized", "naive-quantized"];
+/// What may stand in `format`.
+const READ: &str = "pack-quantized, int-, float- or naive-quantized, mxfp4- or nvfp4-pack-quantized";
 const KEY: &str = "quantization_config";
+/// The name that compressed-tensors used for it.
+const OLD_KEY: &str = "compression_config";
 
 /// The value of `quantization_config` for a model whose linears are quantized as given, except those in `ignore`.
 ///
@@ -114,36 +122,52 @@ pub(crate) fn packed_config(source: &Value, quantization: &Quantization, ignore:
     config.insert(KEY.to_owned(), quantization_config(quantization, ignore));
     // Names Python files that are not copied, and that loaders of these architectures do not need.
     config.remove("auto_map");
+    // Of a source in FP8.
+    config.remove(OLD_KEY);
     Value::Object(config)
 }
 
-/// How a model is quantized according to its config; none if `config.json` has no `quantization_config`.
+/// How a model is quantized according to its config; none if it is in full precision, or all its linears are stored in FP8.
 ///
 /// # Errors
-/// [`FormatError::QuantMethod`] for methods other than compressed-tensors, [`FormatError::QuantConfig`] for unsupported settings. Supported
-/// are integer codes per group or per output channel with, at most, dynamic activation quantization per token.
+/// [`FormatError::QuantMethod`] for methods that are not read, [`FormatError::QuantConfig`] for unsupported settings.
 pub fn quantization_of(config: &Value) -> Result<Option<Quantization>, FormatError> {
-    let Some(quantization) = config.get(KEY).filter(|value| !value.is_null()) else { return Ok(None) };
-    let method = quantization.get("quant_method").and_then(Value::as_str).unwrap_or("none given");
-    if method != METHOD {
-        return Err(FormatError::QuantMethod { method: method.to_owned() });
+    Ok(packing_of(config)?.map(|packing| packing.quantization).filter(|quantization| !quantization.is_empty()))
+}
+
+/// How a model is packed, by any method; none for a model in full precision.
+pub(crate) fn packing_of(config: &Value) -> Result<Option<Packing>, FormatError> {
+    // MLX writes both of the last key and the first.
+    let keys = [KEY, OLD_KEY, "quantization"];
+    let found = keys.into_iter().find_map(|key| config.get(key).filter(|value| !value.is_null()));
+    let Some(quantization) = found else { return Ok(None) };
+    let method = quantization.get("quant_method").and_then(Value::as_str);
+    if method == Some(METHOD) {
+        return compressed_tensors(quantization, is_rotated_online(config)).map(Some);
     }
-    let is_rotated = is_rotated_online(config);
+    others::packing(method, quantization).map(Some)
+}
+
+/// Supported are codes per group or per output channel, and FP8, with dynamic quantization of activations per token.
+fn compressed_tensors(quantization: &Value, is_rotated: bool) -> Result<Packing, FormatError> {
     let format = if is_rotated { ROTATED } else { FORMAT };
     let plain = [FORMAT, QUANTIZED_ACTIVATIONS, MXFP4, NVFP4, BLOCKS, MIXED];
-    let formats: Vec<Value> = plain.into_iter().chain([format]).map(Value::from).collect();
-    expect(quantization, "format", &formats, "\"pack-quantized\"")?;
+    let formats: Vec<Value> = plain.into_iter().chain(BYTES).chain([format]).map(Value::from).collect();
+    expect(quantization, "format", &formats, READ)?;
     expect(quantization, "kv_cache_scheme", &[Value::Null], "absent")?;
     no_transforms(quantization)?;
     let groups = quantization.get("config_groups");
     let groups = groups.and_then(Value::as_object).ok_or_else(|| wrong("config_groups", groups, "an object"))?;
+    let (mut block, mut has_float_act) = (None, false);
     let mut found: Option<Quantization> = None;
     for group in groups.values() {
         check_format(group, is_rotated)?;
         expect(group, "output_activations", &[Value::Null], "absent")?;
-        let weights = group.get("weights").and_then(Value::as_object);
+        let weights = group.get("weights").filter(|weights| weights.is_object());
         let weights = weights.ok_or_else(|| wrong("weights", group.get("weights"), "an object"))?;
         let (weight, act) = (weight_spec(weights)?, act_spec(group)?);
+        block = block.or(others::block(weights, "block_structure")?);
+        has_float_act |= group.pointer("/input_activations/type").is_some_and(|kind| kind == "float");
         let found = found.get_or_insert_with(|| Quantization::none(act));
         if found.act() != act {
             return Err(wrong("input_activations", group.get("input_activations"), "the same in all groups"));
@@ -155,12 +179,15 @@ pub fn quantization_of(config: &Value) -> Result<Option<Quantization>, FormatErr
         let names = targets.and_then(Value::as_array).filter(|targets| !targets.is_empty());
         let names = names.ok_or_else(|| wrong("targets", targets, "a list of modules"))?;
         for name in names {
-            found.add(name.as_str().ok_or_else(|| wrong("targets", targets, "a list of modules"))?, weight)?;
+            let name = name.as_str().ok_or_else(|| wrong("targets", targets, "a list of modules"))?;
+            weight.map_or(Ok(()), |weight| found.add(name, weight))?;
         }
     }
     let none =
         || FormatError::QuantConfig { field: "config_groups", got: "empty".to_owned(), expected: "a group or more" };
-    found.ok_or_else(none).map(Some)
+    let quantization_of_codes = found.ok_or_else(none)?;
+    let method = format!("{METHOD} ({})", quantization.get("format").and_then(Value::as_str).unwrap_or(format));
+    Ok(Packing { method, quantization: quantization_of_codes, layout: Layout::Parts { block }, has_float_act })
 }
 
 /// Refuses configs whose activations and weights are multiplied by matrices other than those of our own format.
@@ -178,9 +205,9 @@ fn no_transforms(quantization: &Value) -> Result<(), FormatError> {
 fn check_format(group: &Value, is_rotated: bool) -> Result<(), FormatError> {
     match is_rotated {
         false => {
-            let formats = [FORMAT, QUANTIZED_ACTIVATIONS, MXFP4, NVFP4, BLOCKS].map(Value::from);
-            let formats: Vec<Value> = formats.into_iter().chain([Value::Null]).collect();
-            expect(group, "format", &formats, "\"pack-quantized\"")
+            let formats = [FORMAT, QUANTIZED_ACTIVATIONS, MXFP4, NVFP4, BLOCKS].into_iter().chain(BYTES);
+            let formats: Vec<Value> = formats.map(Value::from).chain([Value::Null]).collect();
+            expect(group, "format", &formats, READ)
         }
         true => expect(group, "format", &[json!(ROTATED)], "\"pack-quantized-rotated\" in all groups or in none"),
     }
@@ -188,29 +215,38 @@ fn check_format(group: &Value, is_rotated: bool) -> Result<(), FormatError> {
 
 fn act_spec(group: &Value) -> Result<ActSpec, FormatError> {
     let Some(act) = group.get("input_activations").filter(|value| !value.is_null()) else { return Ok(ActSpec::Float) };
-    expect(act, "type", &[json!("int"), Value::Null], "\"int\"")?;
+    // Not rounded here, and so not as other programs do: callers warn.
+    if act.get("type").is_some_and(|kind| kind == "float") {
+        return Ok(ActSpec::Float);
+    }
+    expect(act, "type", &[json!("int"), Value::Null], "\"int\" or \"float\"")?;
     expect(act, "symmetric", &[json!(false), json!(true), Value::Null], "true or false (for activations)")?;
     expect(act, "dynamic", &[json!(true)], "true (for activations)")?;
     expect(act, "strategy", &[json!("token")], "\"token\" (for activations)")?;
-    let bits = bits(act)?;
+    let bits = bits(act, "num_bits")?;
     // The default of compressed-tensors is symmetric.
     let asymmetric = act.get("symmetric") == Some(&Value::Bool(false));
     Ok(if asymmetric { ActSpec::PerToken(bits) } else { ActSpec::PerTokenSymmetric(bits) })
 }
 
-fn weight_spec(weights: &Map<String, Value>) -> Result<WeightSpec, FormatError> {
+/// How codes are made; none for numbers in FP8.
+fn weight_spec(weights: &Value) -> Result<Option<WeightSpec>, FormatError> {
     let get = |field: &str| weights.get(field).filter(|value| !value.is_null());
-    let all = Value::Object(weights.clone());
     if let Some(spec) = get("type").and_then(Value::as_str).and_then(WeightSpec::named) {
-        return Ok(spec);
+        return Ok(Some(spec));
     }
     if get("type").is_some_and(|kind| kind == "float") {
-        return float_spec(&all);
+        return float_spec(weights);
     }
-    expect(&all, "type", &[json!("int"), Value::Null], "\"int\"")?;
-    expect(&all, "dynamic", &[json!(false), Value::Null], "false (for weights)")?;
+    expect(weights, "type", &[json!("int"), Value::Null], "\"int\" or \"float\"")?;
+    expect(weights, "dynamic", &[json!(false), Value::Null], "false (for weights)")?;
     // With reordered channels a group is no longer a run of consecutive channels.
-    expect(&all, "actorder", &[Value::Null, json!("weight"), json!("static"), json!(false)], "absent or \"weight\"")?;
+    expect(
+        weights,
+        "actorder",
+        &[Value::Null, json!("weight"), json!("static"), json!(false)],
+        "absent or \"weight\"",
+    )?;
     let symmetry = match get("symmetric") {
         None | Some(Value::Bool(true)) if is_full_range(weights) => Symmetry::FullRange,
         None | Some(Value::Bool(true)) => Symmetry::Symmetric,
@@ -219,52 +255,39 @@ fn weight_spec(weights: &Map<String, Value>) -> Result<WeightSpec, FormatError> 
     };
     let size = get("group_size").and_then(Value::as_i64);
     let group = match (get("strategy").and_then(Value::as_str), size) {
-        (Some("channel"), None | Some(-1)) | (None, Some(-1)) => GroupSize::PerChannel,
+        // One scale for the whole matrix is the same one for each channel.
+        (Some("channel"), None | Some(-1)) | (None, Some(-1)) | (Some("tensor"), None) => GroupSize::PerChannel,
         (Some("group") | None, Some(n @ 1..)) => {
             GroupSize::channels(n as usize).map_err(|_| wrong("group_size", get("group_size"), "at least 1"))?
         }
         (Some("group"), _) => return Err(wrong("group_size", get("group_size"), "at least 1")),
-        _ => return Err(wrong("strategy", get("strategy"), "\"group\" with a group_size, or \"channel\"")),
+        _ => return Err(wrong("strategy", get("strategy"), "\"group\" with a group_size, \"channel\" or \"tensor\"")),
     };
-    Ok(WeightSpec::integer(bits(&all)?, group, symmetry))
+    Ok(Some(WeightSpec::integer(bits(weights, "num_bits")?, group, symmetry)))
 }
 
 /// The key among an observer's settings that says that all codes are used.
 const FULL_RANGE: &str = "full_range";
 
-fn is_full_range(weights: &Map<String, Value>) -> bool {
+fn is_full_range(weights: &Value) -> bool {
     weights.get("observer_kwargs").and_then(|observer| observer.get(FULL_RANGE)) == Some(&Value::Bool(true))
 }
 
-/// MXFP4 or NVFP4.
-fn float_spec(weights: &Value) -> Result<WeightSpec, FormatError> {
-    expect(weights, "num_bits", &[json!(4)], "4 (for float codes)")?;
+/// MXFP4 or NVFP4; none for FP8.
+fn float_spec(weights: &Value) -> Result<Option<WeightSpec>, FormatError> {
+    expect(weights, "num_bits", &[json!(4), json!(8)], "4 or 8 (for float codes)")?;
     expect(weights, "symmetric", &[json!(true), Value::Null], "true (for float codes)")?;
     expect(weights, "dynamic", &[json!(false), Value::Null], "false (for weights)")?;
+    if weights["num_bits"] == 8 {
+        return Ok(None);
+    }
     let group = weights.get("group_size");
     let name = match group.and_then(Value::as_u64) {
         Some(32) => "mxfp4",
         Some(16) => "nvfp4",
         _ => return Err(wrong("group_size", group, "16 or 32 (for float codes)")),
     };
-    WeightSpec::named(name).ok_or_else(|| wrong("type", weights.get("type"), "a type that is known"))
-}
-
-fn bits(args: &Value) -> Result<Bits, FormatError> {
-    let field = args.get("num_bits");
-    let number = field.and_then(Value::as_u64).and_then(|bits| u32::try_from(bits).ok());
-    number.and_then(|bits| Bits::new(bits).ok()).ok_or_else(|| wrong("num_bits", field, "2 to 8"))
-}
-
-/// Refuses a field whose value is not in `allowed`; an absent field counts as null.
-fn expect(object: &Value, field: &'static str, allowed: &[Value], expected: &'static str) -> Result<(), FormatError> {
-    let value = object.get(field).unwrap_or(&Value::Null);
-    if allowed.contains(value) { Ok(()) } else { Err(wrong(field, Some(value), expected)) }
-}
-
-fn wrong(field: &'static str, got: Option<&Value>, expected: &'static str) -> FormatError {
-    let got = got.filter(|value| !value.is_null()).map_or("absent".to_owned(), Value::to_string);
-    FormatError::QuantConfig { field, got, expected }
+    Ok(WeightSpec::named(name))
 }
 
 #[cfg(test)]
@@ -375,8 +398,8 @@ mod tests {
     #[test]
     fn refuses_what_it_does_not_read() {
         check_refused(
-            |q| q["quant_method"] = "gptq".into(),
-            "`gptq` is not read, only compressed-tensors (pack-quantized): give the full-precision original",
+            |q| q["quant_method"] = "hqq".into(),
+            "`hqq` is not read, only compressed-tensors, gptq, awq, auto-round, mlx and fp8: give the full-precision original",
         );
         check_refused(|q| q["format"] = "marlin-24".into(), "format is \"marlin-24\"");
         check_refused(|q| q["format"] = ROTATED.into(), "format is \"pack-quantized-rotated\"");
@@ -395,7 +418,7 @@ mod tests {
         );
         check_refused(|q| q["kv_cache_scheme"] = json!({"num_bits": 8}), "kv_cache_scheme");
         let group = |q: &mut Value, field: &str, value: Value| q["config_groups"]["group_0"][field] = value;
-        check_refused(|q| group(q, "format", json!("int-quantized")), "format is \"int-quantized\", expected");
+        check_refused(|q| group(q, "format", json!("marlin-24")), "format is \"marlin-24\", expected");
         check_refused(|q| group(q, "targets", json!([])), "targets is [], expected a list of modules");
         check_refused(|q| group(q, "targets", json!(["Linear", 3])), "targets is [\"Linear\",3]");
         check_refused(|q| group(q, "targets", json!(["re:*"])), "targets is \"re:*\", expected a regular expression");
@@ -425,7 +448,8 @@ mod tests {
             |q: &mut Value, field: &str, value: Value| q["config_groups"]["group_0"]["weights"][field] = value;
         check_refused(|q| weights(q, "num_bits", json!(1)), "num_bits is 1, expected 2 to 8");
         check_refused(|q| weights(q, "num_bits", json!(-4)), "num_bits is -4");
-        check_refused(|q| weights(q, "type", "float".into()), "type is \"float\"");
+        check_refused(|q| weights(q, "type", "float".into()), "symmetric is false, expected true (for float codes)");
+        check_refused(|q| weights(q, "type", "complex".into()), "type is \"complex\", expected \"int\" or \"float\"");
         check_refused(|q| weights(q, "group_size", json!(0)), "group_size is 0");
         check_refused(|q| weights(q, "strategy", "tensor".into()), "strategy is \"tensor\"");
         check_refused(|q| weights(q, "strategy", "channel".into()), "strategy is \"channel\"");

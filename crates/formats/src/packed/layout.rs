@@ -8,10 +8,10 @@ use super::blocks;
 
 use crate::{Checkpoint, FormatError, OutTensor, PackedFault, TensorView};
 
-pub(super) const PACKED: &str = "weight_packed";
-pub(super) const SCALE: &str = "weight_scale";
-pub(super) const ZERO_POINT: &str = "weight_zero_point";
-pub(super) const SHAPE: &str = "weight_shape";
+pub(crate) const PACKED: &str = "weight_packed";
+pub(crate) const SCALE: &str = "weight_scale";
+pub(crate) const ZERO_POINT: &str = "weight_zero_point";
+pub(crate) const SHAPE: &str = "weight_shape";
 
 /// The tensors of the linear `name` (as in the checkpoint, without `.weight`): codes, scales, shape and, unless quantization is symmetric,
 /// zero points.
@@ -41,7 +41,7 @@ pub fn packed_linear(checkpoint: &Checkpoint, name: &str, spec: WeightSpec) -> R
 }
 
 /// `[out, in]` of the linear `name`, checked against the size of its codes.
-pub(super) fn read_shape(checkpoint: &Checkpoint, name: &str, spec: WeightSpec) -> Result<[usize; 2], FormatError> {
+pub(crate) fn read_shape(checkpoint: &Checkpoint, name: &str, spec: WeightSpec) -> Result<[usize; 2], FormatError> {
     checked_shape(checkpoint, name, spec).map(|(shape, _)| shape).map_err(|fault| FormatError::packed(name, fault))
 }
 

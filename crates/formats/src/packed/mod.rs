@@ -35,13 +35,13 @@
 //! `rope_theta` (with `rope_scaling`). Tokenizer, chat template, generation defaults and terms of use are copied.
 
 mod blocks;
-mod config;
-mod layout;
+pub(crate) mod config;
+pub(crate) mod fields;
+pub(crate) mod layout;
 mod online;
 mod portable;
 mod reader;
-mod scheme;
-mod side;
+pub(crate) mod scheme;
 mod writer;
 
 pub use config::{quantization_config, quantization_of};

@@ -1,53 +1,98 @@
-//! Reads packed directories.
+//! Reads packed directories, our own and others'.
 
 use std::path::Path;
 
 use oq_quant_core::{QuantizedTensor, WeightSpec};
 use serde_json::Value;
 
-use super::config::quantization_of;
-use super::layout::{self, PACKED};
+use super::config::packing_of;
+use super::layout::PACKED;
 use super::scheme::Quantization;
+use crate::others::{Linear, Matrix, Packing, linear_of};
 use crate::{Checkpoint, FormatError, PackedFault, read_config};
 
-/// A packed model: its quantized linears, and its other tensors through [`Self::checkpoint`].
+/// A packed model: its packed linears, and its other tensors through [`Self::checkpoint`].
 #[derive(Debug)]
 pub struct PackedCheckpoint {
     checkpoint: Checkpoint,
     config: Value,
-    quantization: Quantization,
+    packing: Packing,
 }
 
 impl PackedCheckpoint {
-    /// Opens a finished directory that was written by [`PackedWriter`](super::PackedWriter) or another program that uses this layout.
+    /// Opens a finished directory that was written by [`PackedWriter`](super::PackedWriter) or another program, in any layout that
+    /// [`packed`](super) lists.
     ///
     /// # Errors
-    /// [`FormatError::NotPacked`] for a full-precision model; otherwise the same as [`Checkpoint::open`] and [`quantization_of`].
+    /// [`FormatError::NotPacked`] for a full-precision model; otherwise the same as [`Checkpoint::open`] and
+    /// [`quantization_of`](super::quantization_of).
     pub fn open(dir: &Path) -> Result<Self, FormatError> {
         let config = read_config(dir)?;
-        let quantization = quantization_of(&config)?.ok_or_else(|| FormatError::NotPacked { dir: dir.to_owned() })?;
-        Ok(Self { checkpoint: Checkpoint::open(dir)?, config, quantization })
+        let packing = packing_of(&config)?.ok_or_else(|| FormatError::NotPacked { dir: dir.to_owned() })?;
+        if packing.has_float_act {
+            tracing::warn!("{}: activations are not rounded to floating-point numbers of 8 or 4 bits", dir.display());
+        }
+        Ok(Self { checkpoint: Checkpoint::open(dir)?, config, packing })
     }
 
-    /// Reads one quantized linear by its name without `.weight`, such as `model.layers.0.self_attn.q_proj`.
+    /// Reads the codes of one quantized linear by its name without `.weight`, such as `model.layers.0.self_attn.q_proj`.
+    ///
+    /// # Errors
+    /// [`FormatError::Packed`] when a part is missing, the parts do not match, or its values have no such codes ([`Self::matrix`]).
+    pub fn linear(&self, name: &str) -> Result<QuantizedTensor, FormatError> {
+        // With the error that says what the codes lack.
+        if self.checkpoint.contains(&format!("{name}.{PACKED}")) {
+            return super::layout::packed_linear(&self.checkpoint, name, self.weight(name)?);
+        }
+        match self.matrix(name)? {
+            Matrix::Codes(codes) => Ok(codes),
+            Matrix::Values(_) => Err(FormatError::packed(name, PackedFault::Dense)),
+        }
+    }
+
+    /// Reads the weight of one linear, packed or not, by its name without `.weight`.
     ///
     /// # Errors
     /// [`FormatError::Packed`] when a part is missing or the parts do not match.
-    pub fn linear(&self, name: &str) -> Result<QuantizedTensor, FormatError> {
-        layout::packed_linear(&self.checkpoint, name, self.weight(name)?)
+    pub fn matrix(&self, name: &str) -> Result<Matrix, FormatError> {
+        self.open_linear(name)?.matrix()
     }
 
-    /// `[out_features, in_features]` of one quantized linear, without reading its codes.
+    /// Values of some rows of a linear or an embedding, `[rows.len(), in_features]`.
+    ///
+    /// # Errors
+    /// Same as [`Self::matrix`].
+    ///
+    /// # Panics
+    /// When there is no such row.
+    pub fn rows(&self, name: &str, rows: &[usize]) -> Result<Vec<f32>, FormatError> {
+        self.open_linear(name)?.rows(rows)
+    }
+
+    /// `[out_features, in_features]` of one linear, packed or not, without reading its weight.
     ///
     /// # Errors
     /// [`FormatError::Packed`] when the shape or the codes are missing or do not match.
     pub fn linear_shape(&self, name: &str) -> Result<[usize; 2], FormatError> {
-        layout::read_shape(&self.checkpoint, name, self.weight(name)?)
+        self.open_linear(name)?.shape()
     }
 
-    /// Names of all quantized linears, sorted.
+    /// Whether there is a packed linear or embedding of this name.
+    pub fn is_packed(&self, name: &str) -> bool {
+        self.bits(name).is_ok_and(|bits| bits.is_some())
+    }
+
+    /// Bits of a stored weight of one linear, without scales; none if it is not packed.
+    ///
+    /// # Errors
+    /// [`FormatError::Packed`] when no group of `quantization_config` covers it.
+    pub fn bits(&self, name: &str) -> Result<Option<u32>, FormatError> {
+        Ok(self.open_linear(name)?.bits())
+    }
+
+    /// Names of all packed linears and embeddings, sorted.
     pub fn linear_names(&self) -> impl Iterator<Item = &str> {
-        self.checkpoint.names().filter_map(|name| name.strip_suffix(PACKED)?.strip_suffix('.'))
+        self.checkpoint.tensors().filter_map(|tensor| linear_of(tensor.name, tensor.dtype))
     }
 
     /// All tensors.
@@ -60,9 +105,14 @@ impl PackedCheckpoint {
         &self.config
     }
 
-    /// How the model is quantized.
+    /// The method that packed it, with its format: `awq`, `compressed-tensors (pack-quantized)`.
+    pub fn method(&self) -> &str {
+        &self.packing.method
+    }
+
+    /// How linears with integer codes are quantized; it is empty if there are none, as in FP8.
     pub fn quantization(&self) -> &Quantization {
-        &self.quantization
+        &self.packing.quantization
     }
 
     /// How one linear is quantized.
@@ -70,10 +120,13 @@ impl PackedCheckpoint {
     /// # Errors
     /// [`FormatError::Packed`] when no group of `quantization_config` covers it, or it has a weight instead of codes.
     pub fn weight(&self, name: &str) -> Result<WeightSpec, FormatError> {
-        let has = |part: &str| self.checkpoint.contains(&format!("{name}.{part}"));
-        if has("weight") && !has(PACKED) {
+        if self.bits(name)?.is_none() {
             return Err(FormatError::packed(name, PackedFault::Dense));
         }
-        self.quantization.weight(name).ok_or_else(|| FormatError::packed(name, PackedFault::NoGroup))
+        self.packing.quantization.weight(name).ok_or_else(|| FormatError::packed(name, PackedFault::NoGroup))
+    }
+
+    fn open_linear<'a>(&'a self, name: &'a str) -> Result<Linear<'a>, FormatError> {
+        Linear::open(&self.checkpoint, name, &self.packing)
     }
 }

@@ -64,7 +64,8 @@ impl Quantization {
         each.uniform().map_or(each, Self::from)
     }
 
-    pub(super) fn none(act: ActSpec) -> Self {
+    /// No linears yet.
+    pub(crate) fn none(act: ActSpec) -> Self {
         Self { act, specs: Vec::new(), names: BTreeMap::new(), patterns: BTreeMap::new(), linears: None }
     }
 
@@ -76,7 +77,7 @@ impl Quantization {
     }
 
     /// Adds a target as written in `quantization_config`: a name, `Linear`, or a pattern after `re:`.
-    pub(super) fn add(&mut self, target: &str, weight: WeightSpec) -> Result<(), FormatError> {
+    pub(crate) fn add(&mut self, target: &str, weight: WeightSpec) -> Result<(), FormatError> {
         let refused = |got, expected| FormatError::QuantConfig { field: "targets", got, expected };
         let place = self.place(weight);
         let before = match target.strip_prefix(PATTERN) {
@@ -107,6 +108,11 @@ impl Quantization {
         let matching = || self.patterns.values().find(|pattern| pattern.regex.is_match(name)).map(|it| it.spec);
         let place = self.names.get(name).copied().or_else(matching).or(self.linears)?;
         Some(self.specs[place])
+    }
+
+    /// Whether it covers no linear.
+    pub fn is_empty(&self) -> bool {
+        self.specs.is_empty()
     }
 
     /// All ways in which linears are quantized, each once.

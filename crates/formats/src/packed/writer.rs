@@ -3,14 +3,15 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use serde_json::{Map, Value, json};
+use serde_json::Value;
 
 use super::config::packed_config;
+use super::online;
 use super::scheme::Quantization;
-use super::{online, side};
-use crate::atomic::{atomic_write, remove_leftovers};
-use crate::checkpoint::{INDEX, shard_contents};
+use crate::atomic::remove_leftovers;
 use crate::config::CONFIG;
+use crate::model_files::{shard_name, write_index, write_json};
+use crate::side::copy_side_files;
 use crate::{FormatError, OutTensor, write_shard};
 
 /// Writes a packed model shard by shard: one per block when it is finished, one for everything outside the blocks, and finally the index,
@@ -90,8 +91,9 @@ impl PackedWriter {
     /// # Errors
     /// [`FormatError::MissingShard`] when a block was not written; [`FormatError::TwiceWritten`] when two shards contain the same name.
     pub fn finish(&self, config: &Value, quantization: &Quantization, ignore: &[&str]) -> Result<(), FormatError> {
-        self.write_index()?;
-        side::copy(&self.source, &self.dir)?;
+        let shards: Vec<String> = (0..=self.n_blocks).map(|shard_idx| self.shard_name(shard_idx)).collect();
+        write_index(&self.dir, &shards)?;
+        copy_side_files(&self.source, &self.dir)?;
         let mut config = packed_config(config, quantization, ignore);
         if self.rotated_online {
             online::mark(&mut config);
@@ -99,37 +101,11 @@ impl PackedWriter {
         write_json(&self.dir.join(CONFIG), &config)
     }
 
-    fn write_index(&self) -> Result<(), FormatError> {
-        let index = self.dir.join(INDEX);
-        let (mut places, mut total) = (std::collections::BTreeMap::new(), 0);
-        for shard_idx in 0..=self.n_blocks {
-            let path = self.shard_path(shard_idx);
-            let contents = shard_contents(&path).map_err(|error| match error {
-                FormatError::MissingFile { path } => FormatError::MissingShard { path, index: index.clone() },
-                other => other,
-            })?;
-            for (tensor, bytes) in contents {
-                total += bytes;
-                if places.insert(tensor.clone(), self.shard_name(shard_idx)).is_some() {
-                    return Err(FormatError::TwiceWritten { path, tensor });
-                }
-            }
-        }
-        let weight_map: Map<String, Value> = places.into_iter().map(|(tensor, shard)| (tensor, shard.into())).collect();
-        write_json(&index, &json!({"metadata": {"total_size": total}, "weight_map": weight_map}))
-    }
-
     fn shard_path(&self, shard_idx: usize) -> PathBuf {
         self.dir.join(self.shard_name(shard_idx))
     }
 
     fn shard_name(&self, shard_idx: usize) -> String {
-        format!("model-{:05}-of-{:05}.safetensors", shard_idx + 1, self.n_blocks + 1)
+        shard_name(shard_idx, self.n_blocks + 1)
     }
-}
-
-fn write_json(path: &Path, value: &Value) -> Result<(), FormatError> {
-    let mut text = format!("{value:#}");
-    text.push('\n');
-    atomic_write(path, text.as_bytes())
 }

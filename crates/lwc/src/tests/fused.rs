@@ -1,6 +1,6 @@
 //! The fused loops against the composed operations, on the same grids.
 
-use oq_quant_core::{Bits, GroupSize, Symmetry, WeightSpec};
+use oq_quant_core::{Bits, GroupSize, QuantSpec, Symmetry, WeightSpec};
 use tch::{Device, Kind, Tensor};
 
 use super::{NAMED, noise};
@@ -166,6 +166,21 @@ fn what_is_not_a_number_is_not_hidden() {
 
     let _ = weight.get(1).get(0).fill_(f64::NAN);
     assert!(lwc.fake_quantize(&weight).get(1).get(0).double_value(&[]).is_nan());
+}
+
+/// An offset is moved so that the value moves against the gradient, whatever the sign of the scale.
+#[test]
+fn values_move_against_their_gradients() {
+    for name in ["w3a16g32", "w3a16g32sym", "w3a16g32full", "q3_k_pure", "q4_k_pure", "nvfp4"] {
+        let spec = name.parse::<QuantSpec>().unwrap().weight;
+        let (weight, grad) = (noise(1, [OUT, 256], Kind::Float), noise(2, [OUT, 256], Kind::Float));
+        let mut lwc = Lwc::new(OUT as usize, 256, spec, Device::Cpu).unwrap();
+        let before = lwc.fake_quantize(&weight);
+        lwc.move_offsets(&weight, &grad, 0.6);
+        let moved = (lwc.fake_quantize(&weight) - before) * &grad;
+        assert!(moved.max().double_value(&[]) <= 0.0, "{name}");
+        assert!(moved.lt(0.0).sum(Kind::Int64).int64_value(&[]) > OUT * 256 / 4, "{name}");
+    }
 }
 
 #[test]

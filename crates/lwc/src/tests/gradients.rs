@@ -184,9 +184,9 @@ impl Surrogate {
             Symmetry::Symmetric => centre - 1.0,
             Symmetry::FullRange => centre,
         };
-        let hi = sigmoid(gamma) * weight.iter().copied().fold(0.0, f64::max);
         let lo = sigmoid(beta) * weight.iter().copied().fold(0.0, f64::min);
-        let mut surrogate = Self { spec, upwards: hi >= -lo, steps, clamped_scale: None, codes: Vec::new() };
+        let raw = (weight.iter().copied().fold(0.0, f64::max), weight.iter().copied().fold(0.0, f64::min));
+        let mut surrogate = Self { spec, upwards: raw.0 >= -raw.1, steps, clamped_scale: None, codes: Vec::new() };
         let free = surrogate.scale(weight, gamma, beta);
         let scale = free.abs().clamp(f64::from(SCALE_MIN), f64::from(SCALE_MAX)).copysign(free);
         surrogate.clamped_scale = (scale != free).then_some(scale);

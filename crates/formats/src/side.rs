@@ -37,7 +37,10 @@ const TEMPLATES: &str = "additional_chat_templates";
 
 /// Copies to `dir` what `source` has of these files. A chat template that is only in `tokenizer_config.json` is written as a file too,
 /// where some programs look for it.
-pub(super) fn copy(source: &Path, dir: &Path) -> Result<(), FormatError> {
+///
+/// # Errors
+/// When a file cannot be read or written.
+pub fn copy_side_files(source: &Path, dir: &Path) -> Result<(), FormatError> {
     for name in READ.into_iter().chain(TERMS) {
         copy_if_there(&source.join(name), &dir.join(name))?;
     }
@@ -127,7 +130,7 @@ mod tests {
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, text).unwrap();
         }
-        copy(source.path(), dir.path()).unwrap();
+        copy_side_files(source.path(), dir.path()).unwrap();
         for (name, text) in files.iter().filter(|(name, _)| READ.contains(name) || TERMS.contains(name)) {
             assert_eq!(fs::read_to_string(dir.path().join(name)).unwrap(), *text, "{name}");
         }

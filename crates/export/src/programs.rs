@@ -1,0 +1,126 @@
+//! Which programs open which exports, and on which path they compute.
+
+use oq_quant_core::{ActSpec, GroupSize, Storage, Symmetry, WeightSpec};
+use serde::Serialize;
+
+use self::Evidence::{Read, Run};
+use crate::format::Format;
+use crate::subject::Subject;
+
+/// How a statement of [`Program`] is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Evidence {
+    /// The program opened such exports on a CPU, and computed what the packed model computes.
+    Run,
+    /// Its source says so; it needs a device that was not there.
+    Read,
+}
+
+/// A program that opens a format.
+#[derive(Clone, Debug, Serialize)]
+pub struct Program {
+    #[serde(skip)]
+    format: &'static str,
+    /// Its name and version.
+    pub name: &'static str,
+    /// How it computes.
+    pub path: &'static str,
+    /// How that is known.
+    pub evidence: Evidence,
+    /// Whether it opens a model that the format holds.
+    #[serde(skip)]
+    opens: fn(&Subject) -> bool,
+}
+
+/// The programs that open the model in `format`, which must hold it.
+pub fn programs(format: &Format, subject: &Subject) -> Vec<&'static Program> {
+    PROGRAMS.iter().filter(|program| program.format == format.name && (program.opens)(subject)).collect()
+}
+
+const fn row(
+    format: &'static str,
+    name: &'static str,
+    path: &'static str,
+    evidence: Evidence,
+    opens: fn(&Subject) -> bool,
+) -> Program {
+    Program { format, name, path, evidence, opens }
+}
+
+/// Every program of a format, as of November 2026.
+static PROGRAMS: [Program; 24] = [
+    row(CT, TRANSFORMERS_CT, DECODED, Run, |subject| is_float(subject) && has_integer_codes(subject)),
+    row(CT, VLLM_CPU, "4-bit kernel", Run, |subject| all(subject, |w| is_integer(w, &[4]))),
+    row(CT, VLLM_CPU, "products of 8-bit integers", Run, |subject| !is_float(subject)),
+    row(CT, VLLM_CUDA, MARLIN, Read, |subject| is_float(subject) && all(subject, is_for_marlin)),
+    row(CT, VLLM_CUDA, "Humming, from compute capability 7.5 on", Read, |subject| {
+        is_float(subject) && all(subject, |w| is_integer(w, &[2, 3, 4, 5, 6, 8])) && !all(subject, is_for_marlin)
+    }),
+    row(CT, VLLM_CUDA, "products of 8-bit integers", Read, |subject| !is_float(subject)),
+    row(GPTQ, TRANSFORMERS_GPTQ, "4-bit kernel of libtorch", Run, |subject| all(subject, |w| is_integer(w, &[4]))),
+    row(GPTQ, TRANSFORMERS_GPTQ, DECODES, Run, |subject| all(subject, |w| is_integer(w, &[2, 3, 8]))),
+    row(GPTQ, VLLM_CPU, "4-bit kernel", Run, |subject| all(subject, |w| is_integer(w, &[4]) && is_symmetric(w))),
+    row(GPTQ, VLLM_CUDA, MARLIN, Read, |subject| all(subject, |w| is_integer(w, &[4, 8]) && is_symmetric(w))),
+    row(AWQ, VLLM_CPU, "4-bit kernel", Run, |_| true),
+    row(AWQ, VLLM_CUDA, MARLIN, Read, |_| true),
+    row(AWQ, TRANSFORMERS_GPTQ, "4-bit kernel of libtorch", Run, |subject| all(subject, is_grouped)),
+    row(AWQ, MLX, "4-bit kernel", Run, |subject| all(subject, is_grouped) && is_for_mlx(subject)),
+    row(AUTO_ROUND, "transformers 5.24 with auto-round 0.16", DECODES, Run, |subject| {
+        all(subject, |w| !is_integer(w, &[4]) || is_symmetric(w))
+    }),
+    row(AUTO_ROUND, VLLM_CPU, "4-bit kernel", Run, |subject| all(subject, |w| is_integer(w, &[4]))),
+    row("mlx", MLX, "kernels for each width", Run, |_| true),
+    row("mlx", "mlx-lm 0.32 on Metal", "kernels for each width", Read, |_| true),
+    row("dense", TRANSFORMERS, DENSE, Run, |_| true),
+    row("dense", VLLM_CPU, DENSE, Run, |_| true),
+    row("dense", MLX, DENSE, Run, is_for_mlx),
+    row("dense-bf16", TRANSFORMERS, DENSE, Run, |_| true),
+    row("dense-bf16", VLLM_CPU, DENSE, Run, |_| true),
+    row("dense-f32", TRANSFORMERS, DENSE, Run, |_| true),
+];
+
+const CT: &str = "compressed-tensors";
+const GPTQ: &str = "gptq";
+const AWQ: &str = "awq";
+const AUTO_ROUND: &str = "auto-round";
+
+const TRANSFORMERS: &str = "transformers 5.24";
+const TRANSFORMERS_CT: &str = "transformers 5.24 with compressed-tensors 0.20";
+const TRANSFORMERS_GPTQ: &str = "transformers 5.24 with optimum 2.3 and gptqmodel 7.7";
+const VLLM_CPU: &str = "vLLM 0.32 on a CPU";
+const VLLM_CUDA: &str = "vLLM 0.32 on CUDA";
+const MLX: &str = "mlx-lm 0.32 on a CPU";
+
+const MARLIN: &str = "Marlin";
+const DENSE: &str = "dense products";
+const DECODED: &str = "decodes the weights when it loads them";
+const DECODES: &str = "decodes the weights for every product";
+
+fn all(subject: &Subject, one: impl Fn(WeightSpec) -> bool) -> bool {
+    subject.uniform().is_some_and(one)
+}
+
+fn is_float(subject: &Subject) -> bool {
+    subject.act() == ActSpec::Float
+}
+
+fn has_integer_codes(subject: &Subject) -> bool {
+    subject.weights().iter().all(|weight| weight.storage == Storage::Half)
+}
+
+fn is_integer(weight: WeightSpec, bits: &[u32]) -> bool {
+    weight.storage == Storage::Half && bits.contains(&weight.bits.get())
+}
+
+fn is_symmetric(weight: WeightSpec) -> bool {
+    weight.symmetry != Symmetry::Asymmetric
+}
+
+fn is_for_marlin(weight: WeightSpec) -> bool {
+    is_integer(weight, &[4]) || is_integer(weight, &[8]) && is_symmetric(weight)
+}
+
+fn is_grouped(weight: WeightSpec) -> bool {
+    weight.group != GroupSize::PerChannel
+}

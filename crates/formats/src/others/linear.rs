@@ -1,0 +1,158 @@
+//! One linear of a packed model: which layout its tensors have, and its reader.
+
+use oq_quant_core::{Bits, WeightSpec};
+use safetensors::Dtype;
+
+use super::config::{Layout, Packing};
+use super::gptq::{self, Gptq};
+use super::matrix::Matrix;
+use super::mlx::{self, Mlx};
+use super::parts::{Parts, finite};
+use super::{awq, fp8, int8, pack_quantized};
+use crate::error::PackedFault;
+use crate::packed::layout::{PACKED, packed_linear, read_shape};
+use crate::{Checkpoint, FormatError};
+
+const WEIGHT: &str = "weight";
+const QWEIGHT: &str = "qweight";
+
+/// A linear, or an embedding, of a packed model.
+pub(crate) struct Linear<'a> {
+    checkpoint: &'a Checkpoint,
+    name: &'a str,
+    kind: Kind,
+}
+
+/// How its tensors are laid out.
+enum Kind {
+    PackQuantized(WeightSpec),
+    Gptq(Gptq),
+    /// Channels of a group.
+    Awq(Option<usize>),
+    Mlx(Mlx),
+    Int8(Bits),
+    /// Rows and channels of a block.
+    Fp8(Option<[usize; 2]>),
+    Dense,
+}
+
+impl<'a> Linear<'a> {
+    /// Looks at the types of its tensors.
+    ///
+    /// # Errors
+    /// When it has no weight of any layout, or the config does not cover it.
+    pub(crate) fn open(checkpoint: &'a Checkpoint, name: &'a str, packing: &Packing) -> Result<Self, FormatError> {
+        let spec = || packing.quantization.weight(name).ok_or(PackedFault::NoGroup);
+        let kind = kind_of(Parts::new(checkpoint, name), packing.layout, spec);
+        Ok(Self { checkpoint, name, kind: kind.map_err(|fault| FormatError::packed(name, fault))? })
+    }
+
+    /// Bits of a stored weight, without scales; none if it is not packed.
+    pub(crate) fn bits(&self) -> Option<u32> {
+        match self.kind {
+            Kind::PackQuantized(spec) => Some(spec.bits.get()),
+            Kind::Gptq(Gptq { bits, .. }) | Kind::Mlx(Mlx { bits, .. }) | Kind::Int8(bits) => Some(bits.get()),
+            Kind::Awq(_) => Some(4),
+            Kind::Fp8(_) => Some(8),
+            Kind::Dense => None,
+        }
+    }
+
+    /// `[out, in]`, without reading its weights.
+    pub(crate) fn shape(&self) -> Result<[usize; 2], FormatError> {
+        let parts = self.parts();
+        let shape = match &self.kind {
+            Kind::PackQuantized(spec) => return read_shape(self.checkpoint, self.name, *spec),
+            Kind::Gptq(gptq) => gptq::shape(parts, gptq.bits),
+            Kind::Awq(_) => awq::shape(parts),
+            Kind::Mlx(mlx) => mlx::Packed::new(parts, *mlx).map(|packed| packed.shape()),
+            Kind::Int8(_) | Kind::Fp8(_) | Kind::Dense => parts.matrix(WEIGHT),
+        };
+        shape.map_err(|fault| FormatError::packed(self.name, fault))
+    }
+
+    /// Its weight.
+    pub(crate) fn matrix(&self) -> Result<Matrix, FormatError> {
+        let parts = self.parts();
+        let matrix = match &self.kind {
+            Kind::PackQuantized(spec) => match packed_linear(self.checkpoint, self.name, *spec) {
+                Ok(codes) => Ok(Matrix::Codes(codes)),
+                // Other programs also store scales that are no f16 numbers.
+                Err(FormatError::Packed { fault: PackedFault::InexactScale { .. }, .. }) => {
+                    pack_quantized::read(parts, self.shape()?, *spec)
+                }
+                Err(other) => return Err(other),
+            },
+            Kind::Gptq(gptq) => gptq::read(parts, *gptq),
+            Kind::Awq(group) => awq::read(parts, *group),
+            Kind::Mlx(mlx) => mlx::Packed::new(parts, *mlx).and_then(|packed| packed.matrix()),
+            Kind::Int8(bits) => int8::read(parts, *bits),
+            Kind::Fp8(block) => fp8::read(parts, *block),
+            Kind::Dense => parts.get(WEIGHT).and_then(|view| finite(WEIGHT, view)).map(Matrix::Values),
+        };
+        matrix.map_err(|fault| FormatError::packed(self.name, fault))
+    }
+
+    /// The values of some rows, `[rows.len(), in]`.
+    ///
+    /// # Panics
+    /// When there is no such row.
+    pub(crate) fn rows(&self, rows: &[usize]) -> Result<Vec<f32>, FormatError> {
+        if let Kind::Mlx(mlx) = self.kind {
+            let values = mlx::Packed::new(self.parts(), mlx).and_then(|packed| packed.rows(rows));
+            return values.map_err(|fault| FormatError::packed(self.name, fault));
+        }
+        let cols = self.shape()?[1];
+        let all = self.matrix()?.into_values();
+        Ok(rows.iter().flat_map(|row| &all[row * cols..][..cols]).copied().collect())
+    }
+
+    fn parts(&self) -> Parts<'a> {
+        Parts::new(self.checkpoint, self.name)
+    }
+}
+
+fn kind_of(
+    parts: Parts<'_>,
+    layout: Layout,
+    spec: impl Fn() -> Result<WeightSpec, PackedFault>,
+) -> Result<Kind, PackedFault> {
+    let group = |spec: WeightSpec| match spec.group {
+        oq_quant_core::GroupSize::PerChannel => None,
+        oq_quant_core::GroupSize::Channels(n) => Some(n.get()),
+    };
+    if parts.find(PACKED).is_some() {
+        return Ok(Kind::PackQuantized(spec()?));
+    }
+    if parts.find(QWEIGHT).is_some() {
+        let spec = spec()?;
+        return match layout {
+            Layout::Gptq { zero_offset } => Ok(Kind::Gptq(Gptq { bits: spec.bits, group: group(spec), zero_offset })),
+            Layout::Awq => Ok(Kind::Awq(group(spec))),
+            _ => Err(PackedFault::Missing { part: PACKED }),
+        };
+    }
+    let weight = parts.find(WEIGHT).ok_or(PackedFault::Missing { part: WEIGHT })?;
+    match (weight.dtype, layout) {
+        (Dtype::I8, Layout::Parts { .. }) => Ok(Kind::Int8(spec()?.bits)),
+        (Dtype::F8_E4M3, Layout::Parts { block }) => Ok(Kind::Fp8(block)),
+        (Dtype::U32, Layout::Mlx) => {
+            let spec = spec()?;
+            let group = group(spec).ok_or(PackedFault::NoGroup)?;
+            Ok(Kind::Mlx(Mlx { bits: spec.bits, group }))
+        }
+        (Dtype::F16 | Dtype::BF16 | Dtype::F32, _) => Ok(Kind::Dense),
+        (got, _) => Err(PackedFault::PartType { part: WEIGHT, got, expected: "one that this method stores" }),
+    }
+}
+
+/// The linear that a tensor holds the codes of.
+pub(crate) fn linear_of<'a>(name: &'a str, dtype: Dtype) -> Option<&'a str> {
+    let (linear, part) = name.rsplit_once('.')?;
+    let is_packed = match part {
+        PACKED | QWEIGHT => true,
+        WEIGHT => matches!(dtype, Dtype::I8 | Dtype::F8_E4M3 | Dtype::U32),
+        _ => false,
+    };
+    is_packed.then_some(linear)
+}
