@@ -16,8 +16,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut options = WriteOptions::default();
     for option in rest {
         match option.as_str() {
-            "near" => options.near = true,
-            mixture => options.mixture = Some(mixture.parse()?),
+            "near" => options = options.with_near(true),
+            mixture => options = options.with_mixture(mixture.parse()?),
         }
     }
     let written = write_gguf(Path::new(model), Path::new(out), &options, &mut |_| {})?;

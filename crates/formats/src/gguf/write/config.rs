@@ -233,15 +233,14 @@ fn yarn(section: Config<'_>, positions: usize, original: usize) -> Result<RopeSc
     if !section.flag("truncate", true)? {
         return Err(section.wrong("truncate", "true: llama.cpp rounds the ends of the ramp"));
     }
+    for (key, only) in [("beta_fast", 32.0), ("beta_slow", 1.0)] {
+        if section.number_unless_zero(key)?.is_some_and(|beta| beta != only) {
+            return Err(section.wrong(key, format!("{only}: llama.cpp has no other for this architecture")));
+        }
+    }
     let factor = section.number("factor")?.unwrap_or(positions as f64 / original as f64);
     let mscale = section.number_unless_zero("mscale")?.zip(section.number_unless_zero("mscale_all_dim")?);
     let of_scales = mscale.map(|(mscale, all)| yarn_attention(factor, mscale) / yarn_attention(factor, all));
     let attention = section.number("attention_factor")?.or(of_scales).unwrap_or(yarn_attention(factor, 1.0));
-    Ok(RopeScaling::Yarn {
-        factor,
-        original,
-        beta_fast: section.number_unless_zero("beta_fast")?.unwrap_or(32.0),
-        beta_slow: section.number_unless_zero("beta_slow")?.unwrap_or(1.0),
-        attention,
-    })
+    Ok(RopeScaling::Yarn { factor, original, beta_fast: 32.0, beta_slow: 1.0, attention })
 }

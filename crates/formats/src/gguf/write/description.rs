@@ -49,10 +49,8 @@ pub(super) fn architecture(shape: &Shape) -> Pairs {
             number("rope.scaling.factor", factor);
             pairs.put(format!("{prefix}.rope.scaling.type"), "linear");
         }
-        RopeScaling::Yarn { factor, original, beta_fast, beta_slow, attention } => {
+        RopeScaling::Yarn { factor, original, attention, .. } => {
             number("rope.scaling.factor", factor);
-            number("rope.scaling.yarn_beta_fast", beta_fast);
-            number("rope.scaling.yarn_beta_slow", beta_slow);
             // llama.cpp multiplies by YaRN's own factor.
             let rest = attention / yarn_attention(factor, 1.0);
             if (rest - 1.0).abs() > 1e-6 {

@@ -34,6 +34,23 @@ pub struct WriteOptions {
     pub name: Option<String>,
 }
 
+impl WriteOptions {
+    /// Sets [`Self::mixture`].
+    pub fn with_mixture(self, mixture: Mixture) -> Self {
+        Self { mixture: Some(mixture), ..self }
+    }
+
+    /// Sets [`Self::near`].
+    pub fn with_near(self, near: bool) -> Self {
+        Self { near, ..self }
+    }
+
+    /// Sets [`Self::name`].
+    pub fn with_name(self, name: impl Into<String>) -> Self {
+        Self { name: Some(name.into()), ..self }
+    }
+}
+
 /// A GGUF file that was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
