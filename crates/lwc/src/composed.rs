@@ -5,7 +5,7 @@
 use oq_quant_core::{Ideal, SCALE_MAX, SCALE_MIN};
 use tch::{Device, Kind, Tensor};
 
-use crate::levels::{ClipTensors, Levels, Zero};
+use crate::levels::{ClipTensors, FRACTIONS, Levels, ROUNDS, Zero};
 use crate::strengths::LwcGrads;
 
 /// Grids of all groups, each part `[out, groups, 1]`.
@@ -248,5 +248,40 @@ pub fn search(
         least(&shape.hi.full_like(choices[0]), &|fraction| ClipTensors { hi: copy(fraction), lo: copy(fraction) });
     let hi = least(&both, &|fraction| ClipTensors { hi: copy(fraction), lo: copy(&both) });
     let lo = least(&both, &|fraction| ClipTensors { hi: copy(&hi), lo: copy(fraction) });
-    ClipTensors { hi, lo }
+    let mut found = ClipTensors { hi, lo };
+    if !levels.has_least_squares() {
+        return found;
+    }
+    let mut found_error = error(&found);
+    for _ in 0..ROUNDS {
+        let next = least_squares(levels, weight, importance, &found);
+        let next_error = error(&next);
+        let better = next_error.lt_tensor(&found_error);
+        found = ClipTensors { hi: next.hi.where_self(&better, &found.hi), lo: next.lo.where_self(&better, &found.lo) };
+        found_error = next_error.minimum(&found_error);
+    }
+    found
+}
+
+/// The fractions at which scale and minimum of each group have the least `sum importance (w - w')²` with the codes that it has now.
+fn least_squares(levels: Levels, weight: &Tensor, importance: &Tensor, clip: &ClipTensors) -> ClipTensors {
+    let groups = in_groups(weight, clip);
+    let grids = grids(levels, &groups, clip);
+    let h = in_groups(&importance.expand_as(weight), clip);
+    let places = (&groups - &grids.base) / &grids.scale;
+    let codes = nearest(levels.has_float_codes, &places).clamp_tensor(Some(&grids.lowest), Some(&grids.highest));
+    let sum = |terms: &Tensor| terms.sum_dim_intlist(-1, true, None::<Kind>);
+    let (hq, n) = (&h * &codes, sum(&h));
+    let (q, qq, x, qx) = (sum(&hq), sum(&(&hq * &codes)), sum(&(&h * &groups)), sum(&(&hq * &groups)));
+    let alone = &qx / &qq;
+    let fraction = |end: &Tensor, extreme: &Tensor| (end / extreme).clamp(FRACTIONS[0], FRACTIONS[1]).squeeze_dim(-1);
+    if levels.zero != Zero::Minimum {
+        let end = -&alone * levels.steps;
+        return ClipTensors { hi: fraction(&end, &grids.max), lo: fraction(&end, &grids.min) };
+    }
+    let scale = (&n * &qx - &q * &x) / (&n * &qq - &q * &q);
+    let base = (&x - &scale * &q) / &n;
+    let is_below = base.lt(0.0);
+    let (scale, base) = (scale.where_self(&is_below, &alone), base.where_self(&is_below, &base.zeros_like()));
+    ClipTensors { hi: fraction(&(scale * levels.steps + &base), &grids.max), lo: fraction(&base, &grids.min) }
 }

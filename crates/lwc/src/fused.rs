@@ -10,7 +10,7 @@ use oq_quant_core::{Ideal, SCALE_MAX, SCALE_MIN, from_bf16, to_bf16};
 use oq_slices::Number;
 use rayon::prelude::*;
 
-use crate::levels::{Levels, Zero};
+use crate::levels::{FRACTIONS, Levels, ROUNDS, Zero};
 
 /// Independent sums; as many as fill the vector registers of common machines.
 const LANES: usize = 16;
@@ -233,6 +233,34 @@ impl<T: Real> Grid<T> {
         grid
     }
 
+    /// The fractions at which the scale and the minimum have the least `sum importance (w - w')²` with the codes of this grid.
+    fn least_squares(&self, levels: Levels, weight: &[T], importance: &[T]) -> (T, T) {
+        let [mut n, mut q, mut qq, mut x, mut qx] = [T::ZERO; 5];
+        for (&w, &h) in weight.iter().zip(importance) {
+            let (_, code, _) = self.encode(w, T::ZERO);
+            let hq = h * code;
+            (n, q, qq, x, qx) = (n + h, q + hq, qq + hq * code, x + h * w, qx + hq * w);
+        }
+        let alone = qx / qq;
+        let (scale, base) = match levels.zero {
+            Zero::Minimum => {
+                let scale = (n * qx - q * x) / (n * qq - q * q);
+                let base = (x - scale * q) / n;
+                // A minimum above zero cannot be stored. (Nor one that is not a number, of a group whose codes are all the same.)
+                if base < T::ZERO { (scale, base) } else { (alone, T::ZERO) }
+            }
+            _ => (alone, T::ZERO),
+        };
+        let [least, most] = FRACTIONS.map(T::of);
+        let steps = T::of(levels.steps);
+        let fraction = |end: T, extreme: T| (end / extreme).clamped(least, most);
+        match levels.zero {
+            Zero::Minimum => (fraction(scale * steps + base, self.max), fraction(base, self.min)),
+            // Code 0 is the larger end.
+            _ => (fraction(T::ZERO - scale * steps, self.max), fraction(T::ZERO - scale * steps, self.min)),
+        }
+    }
+
     /// The scale and the minimum.
     fn ideal(&self) -> Ideal {
         let of = |value: T| value.to_f64() as f32;
@@ -375,7 +403,20 @@ pub fn search<T: Real>(groups: &Groups<'_, T>, importance: &[T], choices: &[T], 
         };
         let (both, _) = least(&|fraction| error(fraction, fraction), choices[0]);
         (*hi, _) = least(&|fraction| error(fraction, both), both);
-        (*lo, _) = least(&|fraction| error(*hi, fraction), both);
+        let mut found;
+        (*lo, found) = least(&|fraction| error(*hi, fraction), both);
+        if !groups.levels.has_least_squares() {
+            return;
+        }
+        for _ in 0..ROUNDS {
+            let grid = Grid::new(groups.levels, ends, *hi, *lo);
+            let (a, b) = grid.least_squares(groups.levels, group.weight, importance);
+            let error = error(a, b);
+            if !(error < found) {
+                break;
+            }
+            (*hi, *lo, found) = (a, b, error);
+        }
     });
 }
 

@@ -75,11 +75,22 @@ impl Levels {
         Self { each_group_alone: !self.has_float_codes, ..self }
     }
 
+    /// Whether the search ends with least squares, which place both ends of a range between the fractions that were tried. Grids with integer
+    /// zero points have no use for it, and scales that are powers of two neither.
+    pub fn has_least_squares(self) -> bool {
+        matches!(self.zero, Zero::Minimum | Zero::FullRange(_))
+    }
+
     /// Rounds the scales and minima of the groups of a unit to what is stored.
     pub fn round(self, unit: &mut [Ideal]) {
         round_stored(self.spec, self.global, unit);
     }
 }
+
+/// Rounds of least squares, each on the codes of the one before.
+pub const ROUNDS: usize = 5;
+/// The fractions that least squares may find: what a strength can express.
+pub const FRACTIONS: [f64; 2] = [0.02, 0.9999];
 
 /// Fractions of a group's maximum and minimum at which it is clipped, each `[out, groups]`.
 pub struct ClipTensors {

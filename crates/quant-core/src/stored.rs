@@ -77,11 +77,10 @@ pub fn round_stored(spec: WeightSpec, global: f32, groups: &mut [Ideal]) {
     match spec.storage {
         Storage::Half | Storage::HalfMin => {}
         Storage::Super => {
-            let outer_scale = outer_scale(spec, groups);
-            let outer_minimum = outer_minimum(spec, groups);
-            for group in groups {
-                group.scale = outer_scale.to_f32() * f32::from(inner_scale(spec, group, outer_scale));
-                group.depth = outer_minimum.to_f32() * f32::from(inner_minimum(spec, group, outer_minimum));
+            let block = SuperBlock::of(spec, groups);
+            for (group, (scale, minimum)) in groups.iter_mut().zip(block.inner) {
+                group.scale = block.outer_scale.to_f32() * f32::from(scale);
+                group.depth = block.outer_minimum.to_f32() * f32::from(minimum);
             }
         }
         Storage::E8m0 => groups.iter_mut().for_each(|group| group.scale = from_e8m0(to_e8m0(group.scale))),
@@ -128,13 +127,13 @@ impl Stored {
             Self::Super { scales, minima, outer_scales, outer_minima } => {
                 for ranges in ranges.chunks(groups_of_super(spec)) {
                     let ideals: Vec<Ideal> = ranges.iter().map(ideal).collect();
-                    let outer = outer_scale(spec, &ideals);
-                    scales.extend(ideals.iter().map(|ideal| inner_scale(spec, ideal, outer)));
-                    outer_scales.push(outer);
+                    let block = SuperBlock::of(spec, &ideals);
+                    let inner = &block.inner[..ideals.len()];
+                    scales.extend(inner.iter().map(|(scale, _)| *scale));
+                    outer_scales.push(block.outer_scale);
                     if spec.symmetry == Symmetry::Asymmetric {
-                        let outer = outer_minimum(spec, &ideals);
-                        minima.extend(ideals.iter().map(|ideal| inner_minimum(spec, ideal, outer)));
-                        outer_minima.push(outer);
+                        minima.extend(inner.iter().map(|(_, minimum)| *minimum));
+                        outer_minima.push(block.outer_minimum);
                     }
                 }
             }
@@ -314,33 +313,72 @@ fn most(spec: WeightSpec) -> f32 {
     SCALE_MAX * f32::from(spec.bits.max_code())
 }
 
-/// The f16 number in units of which the scales of a super-block are stored; not 0, by which weights could not be divided.
-fn outer_scale(spec: WeightSpec, ideals: &[Ideal]) -> f16 {
-    let largest = ideals.iter().map(|ideal| ideal.scale).fold(0.0f32, |a, b| if b.abs() > a.abs() { b } else { a });
-    // Negative numbers reach one further, so the largest scale becomes one.
-    let places = if spec.symmetry == Symmetry::Asymmetric { inner_max(spec) } else { -inner_max(spec) - 1.0 };
-    let outer = f16::from_f32(largest / places);
-    if outer.to_f32() == 0.0 { f16::MIN_POSITIVE_SUBNORMAL } else { outer }
+/// Most groups that a super-block has.
+const GROUPS: usize = 16;
+/// Outer scales that are tried: those with which the largest scale is stored as the largest number, or up to this much more or less.
+const TRIES: [f32; 9] = [0.0, -0.2, -0.4, -0.6, -0.8, 0.1, 0.2, 0.3, 0.4];
+
+/// The scales and minima of a super-block as they are stored.
+struct SuperBlock {
+    outer_scale: f16,
+    outer_minimum: f16,
+    /// Of each group, in units of these.
+    inner: [(i8, u8); GROUPS],
 }
 
-/// A scale in units of that number; not 0 either.
-fn inner_scale(spec: WeightSpec, ideal: &Ideal, outer: f16) -> i8 {
+impl SuperBlock {
+    fn of(spec: WeightSpec, ideals: &[Ideal]) -> Self {
+        let has_minima = spec.symmetry == Symmetry::Asymmetric;
+        // Negative numbers reach one further, so the largest scale becomes one.
+        let reach = if has_minima { inner_max(spec) } else { -inner_max(spec) - 1.0 };
+        let scales = || ideals.iter().map(|ideal| ideal.scale);
+        let outer_scale = least_error(scales, reach, |scale, outer| inner_scale(spec, scale, outer).into());
+        let mut inner = [(0, 0); GROUPS];
+        for ((scale, _), ideal) in inner.iter_mut().zip(ideals) {
+            *scale = inner_scale(spec, ideal.scale, outer_scale);
+        }
+        // A scale that was rounded stretches its group: the minimum moves with it, so that the middle stays.
+        let middle = f32::from(spec.bits.max_code()) / 2.0;
+        let depth = |(ideal, (scale, _)): (&Ideal, &(i8, u8))| {
+            let stretched = outer_scale.to_f32() * f32::from(*scale) - ideal.scale;
+            (ideal.depth + middle * stretched).clamp(0.0, most(spec))
+        };
+        let mut depths = [0.0; GROUPS];
+        if has_minima {
+            depths.iter_mut().zip(ideals.iter().zip(&inner)).for_each(|(to, from)| *to = depth(from));
+        }
+        let all = || depths.iter().copied();
+        let outer_minimum = least_error(all, inner_max(spec), |depth, outer| inner_minimum(spec, depth, outer).into());
+        for ((_, minimum), depth) in inner.iter_mut().zip(depths) {
+            *minimum = inner_minimum(spec, depth, outer_minimum);
+        }
+        Self { outer_scale, outer_minimum, inner }
+    }
+}
+
+/// The f16 number in units of which values are stored with the least squared error: the largest becomes about `reach`. It is 0 only if all
+/// values are: no scale is below [`SCALE_MIN`], which is 168 of the smallest f16 numbers.
+fn least_error<I: Iterator<Item = f32>>(values: impl Fn() -> I, reach: f32, inner: impl Fn(f32, f16) -> f32) -> f16 {
+    let largest = values().fold(0.0f32, |a, b| if b.abs() > a.abs() { b } else { a });
+    let tried = TRIES.map(|more| f16::from_f32(largest / (reach + more * reach.signum())));
+    let error =
+        |outer: f16| -> f32 { values().map(|value| (value - outer.to_f32() * inner(value, outer)).powi(2)).sum() };
+    let best = tried.into_iter().map(|outer| (error(outer), outer)).reduce(|a, b| if b.0 < a.0 { b } else { a });
+    best.expect("some are tried").1
+}
+
+/// A scale in units of the outer one; not 0, by which weights could not be divided.
+fn inner_scale(spec: WeightSpec, scale: f32, outer: f16) -> i8 {
     let most = inner_max(spec);
-    let places = ideal.scale / outer.to_f32();
+    let places = scale / outer.to_f32();
     let least = if spec.symmetry == Symmetry::Asymmetric { 1.0 } else { -most - 1.0 };
     let rounded = places.round().clamp(least, most);
     (if rounded == 0.0 { 1f32.copysign(places) } else { rounded }) as i8
 }
 
-/// The f16 number in units of which the minima of a super-block are stored.
-fn outer_minimum(spec: WeightSpec, ideals: &[Ideal]) -> f16 {
-    let deepest = ideals.iter().map(|ideal| ideal.depth.min(most(spec))).fold(0.0, f32::max);
-    f16::from_f32(deepest / inner_max(spec))
-}
-
-/// A minimum in units of that number.
-fn inner_minimum(spec: WeightSpec, ideal: &Ideal, outer: f16) -> u8 {
+/// A minimum in units of the outer one.
+fn inner_minimum(spec: WeightSpec, depth: f32, outer: f16) -> u8 {
     let outer = outer.to_f32();
-    let places = if outer > 0.0 { ideal.depth.min(most(spec)) / outer } else { 0.0 };
+    let places = if outer > 0.0 { depth / outer } else { 0.0 };
     places.round().min(inner_max(spec)) as u8
 }

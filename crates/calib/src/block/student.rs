@@ -6,12 +6,12 @@
 //! graph, which is the block. libtorch differentiates the block down to these leaves. The closed form in `oq-lwc` turns the gradients
 //! of quantized weights into those of clipping strengths and transformed weights. libtorch takes the latter through the first graph.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use oq_let::{Transform, Values};
 use oq_lwc::{Lwc, LwcError};
 use oq_models::{BlockOps, BlockWeights, Compute, LinearName};
-use oq_quant_core::{ActSpec, WeightSpec};
+use oq_quant_core::{ActSpec, Storage, WeightSpec};
 use tch::{Kind, Tensor};
 
 use crate::block::compensate::{self, Rounded};
@@ -28,6 +28,8 @@ pub(crate) struct Student<'a> {
     act: ActSpec,
     compute: Compute,
     clips: BTreeMap<LinearName, Lwc>,
+    /// Linears whose clipping stays as the search found it.
+    searched: BTreeSet<LinearName>,
     values: Values,
     rounding: Option<Descending>,
 }
@@ -76,7 +78,13 @@ impl<'a> Student<'a> {
             });
             compensate::fill(&rounded.collect::<Vec<_>>(), moments);
         }
-        Ok(Self { weights, transform, act, compute: place.compute, clips, values, rounding: None })
+        // Scales of few bits change in jumps, each of which rounds many weights anew: what compensation won would be lost.
+        let jumps = |(&name, clip): (&LinearName, &Lwc)| {
+            let coarse = !matches!(clip.spec().storage, Storage::Half | Storage::HalfMin);
+            (coarse && seen.moments(name).is_some()).then_some(name)
+        };
+        let searched = clips.iter().filter_map(jumps).collect();
+        Ok(Self { weights, transform, act, compute: place.compute, clips, searched, values, rounding: None })
     }
 
     /// Learns rounding too, in `steps` steps, each scaled by `fraction`.
@@ -88,8 +96,10 @@ impl<'a> Student<'a> {
 
     /// An optimizer of all other parameters.
     pub(crate) fn optimizer(&self, rates: Rates) -> AdamW {
-        let strengths = self.clips.values().flat_map(|clip| [&clip.gamma, &clip.beta]);
-        let strengths = strengths.map(|strength| (strength, rates.clip));
+        let strengths = self.clips.iter().flat_map(|(name, clip)| {
+            let rate = if self.searched.contains(name) { 0.0 } else { rates.clip };
+            [(&clip.gamma, rate), (&clip.beta, rate)]
+        });
         AdamW::new(strengths.chain(self.values.tensors().map(|value| (value, rates.transform))))
     }
 
