@@ -6,6 +6,7 @@ Needs the standard library alone; what is written is the same each time.
 """
 
 import json
+import math
 import struct
 import zipfile
 from pathlib import Path
@@ -226,18 +227,45 @@ def gguf(metadata, tensors, alignment=32):
     return head + bytes(-len(head) % alignment) + data
 
 
+def described(architecture, hidden, epsilon, tokenizer):
+    """The metadata of a model of one block."""
+    sizes = {"embedding_length": hidden, "feed_forward_length": hidden, "block_count": 1, "attention.head_count": 2, "attention.head_count_kv": 1,
+             "context_length": 16}
+    metadata = {"general.architecture": (STRING, architecture)} | {f"{architecture}.{key}": (U32, n) for key, n in sizes.items()}
+    return metadata | {f"{architecture}.attention.{epsilon}": (F32, 1e-5), f"{architecture}.rope.freq_base": (F32, 1e4)} | tokenizer
+
+
 def llama(hidden, kind, content, tokenizer, extra=None):
     """A model of one block and six tokens; `content` makes the bytes of a matrix of a type from its number of values."""
-    prefix = {"llama.embedding_length": hidden, "llama.feed_forward_length": hidden, "llama.block_count": 1, "llama.attention.head_count": 2,
-              "llama.attention.head_count_kv": 1, "llama.context_length": 16}
-    metadata = {"general.architecture": (STRING, "llama")} | {key: (U32, n) for key, n in prefix.items()}
-    metadata |= {"llama.attention.layer_norm_rms_epsilon": (F32, 1e-5), "llama.rope.freq_base": (F32, 1e4)} | tokenizer | (extra or {})
+    metadata = described("llama", hidden, "layer_norm_rms_epsilon", tokenizer) | (extra or {})
     matrix = lambda rows: (kind, [rows, hidden], content(rows * hidden))
     norm = (0, [hidden], struct.pack("<f", 1.5) * hidden)
     block = {"attn_norm": norm, "ffn_norm": norm, "attn_q": matrix(hidden), "attn_k": matrix(hidden // 2), "attn_v": matrix(hidden // 2)}
     block |= {name: matrix(hidden) for name in ["attn_output", "ffn_gate", "ffn_up", "ffn_down"]}
     tensors = {"token_embd.weight": matrix(6), "output_norm.weight": norm}
     return gguf(metadata, tensors | {f"blk.0.{name}.weight": tensor for name, tensor in block.items()})
+
+
+def qwen2(hidden, tokenizer):
+    """One block of f32 with biases, rotations stretched by YaRN."""
+    scaling = {"rope.scaling.type": (STRING, "yarn"), "rope.scaling.factor": (F32, 4.0), "rope.scaling.original_context_length": (U32, 4)}
+    metadata = described("qwen2", hidden, "layer_norm_rms_epsilon", tokenizer) | {f"qwen2.{key}": value for key, value in scaling.items()}
+    floats = lambda *shape: (0, list(shape), struct.pack("<f", 0.5) * math.prod(shape))
+    rows = {"attn_q": hidden, "attn_k": hidden // 2, "attn_v": hidden // 2, "attn_output": hidden, "ffn_gate": hidden, "ffn_up": hidden, "ffn_down": hidden}
+    block = {f"{name}.weight": floats(n, hidden) for name, n in rows.items()} | {f"{name}.weight": floats(hidden) for name in ["attn_norm", "ffn_norm"]}
+    block |= {f"{name}.bias": floats(rows[name]) for name in ["attn_q", "attn_k", "attn_v"]}
+    tensors = {"token_embd.weight": floats(6, hidden), "output_norm.weight": floats(hidden), "output.weight": floats(6, hidden)}
+    return gguf(metadata, tensors | {f"blk.0.{name}": tensor for name, tensor in block.items()})
+
+
+def falcon(hidden, tokenizer):
+    """One block of f16 with two norms and a fused linear."""
+    metadata = described("falcon", hidden, "layer_norm_epsilon", tokenizer)
+    halves = lambda *shape: (1, list(shape), struct.pack("<e", 0.5) * math.prod(shape))
+    block = {"attn_qkv.weight": halves(2 * hidden, hidden)} | {f"{name}.weight": halves(hidden, hidden) for name in ["attn_output", "ffn_up", "ffn_down"]}
+    block |= {f"{name}.{part}": halves(hidden) for name in ["attn_norm", "attn_norm_2"] for part in ["weight", "bias"]}
+    tensors = {"token_embd.weight": halves(6, hidden), "output_norm.weight": halves(hidden), "output_norm.bias": halves(hidden)}
+    return gguf(metadata, tensors | {f"blk.0.{name}": tensor for name, tensor in block.items()})
 
 
 def write_ggufs():
@@ -249,8 +277,10 @@ def write_ggufs():
     scaling = {"llama.rope.scaling.type": (STRING, "linear"), "llama.rope.scaling.factor": (F32, 2.0), "general.alignment": (U32, 32)}
     save("gguf", "pieces", llama(4, 0, lambda n: struct.pack("<f", 0.5) * n, common | pieces, scaling))
     save("gguf", "merges", llama(4, 1, lambda n: struct.pack("<e", 0.5) * n, common | merges))
+    save("gguf", "qwen2", qwen2(4, common | merges | {"tokenizer.ggml.pre": (STRING, "qwen2")}))
+    save("gguf", "falcon", falcon(4, common | merges | {"tokenizer.ggml.pre": (STRING, "falcon")}))
     sizes = {2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34), 10: (256, 84), 11: (256, 110), 12: (256, 144), 13: (256, 176),
-             14: (256, 210), 30: (1, 2)}
+             14: (256, 210), 20: (32, 18), 23: (256, 136), 30: (1, 2), 39: (32, 17)}
     blocks = {f"t{kind}": (kind, [1, values], bytes(range(1, 1 + size))) for kind, (values, size) in sizes.items()}
     nested = {"array": (ARRAY, (ARRAY, [(U32, [1, 2]), (U32, [])])), "long": (U64, 1 << 40), "flags": (ARRAY, (BOOL, [True, False]))}
     save("gguf", "kinds", gguf(nested, blocks))

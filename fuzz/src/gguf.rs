@@ -1,6 +1,6 @@
-//! The bytes are a GGUF file: header, metadata and tensors are read, then the model is converted, tokenizer and all.
+//! The bytes are a GGUF file: header, metadata and tensors are read, then the model is converted, tokenizer and all, and written again.
 
-use oq_formats::gguf::{Gguf, convert_to_hf};
+use oq_formats::gguf::{Gguf, WriteOptions, convert_to_hf, write_gguf};
 use oq_formats::{Checkpoint, read_config};
 
 use crate::files::{read_all, scratch, write};
@@ -25,6 +25,11 @@ pub fn read(bytes: &[u8]) -> bool {
         read_config(&out).expect("the conversion wrote it");
         assert_eq!(checkpoint.tensors().len(), converted.tensors);
         read_all(&checkpoint);
+        let again = scratch().join("again.gguf");
+        if let Ok(written) = write_gguf(&out, &again, &WriteOptions::default(), &mut |_| {}) {
+            Gguf::open(&again).expect("what was written is read");
+            assert!(written.tensors >= converted.tensors, "rope factors may be one more");
+        }
     }
     true
 }

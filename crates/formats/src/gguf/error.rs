@@ -1,11 +1,11 @@
-//! Why a GGUF file could not be read or converted.
+//! Why a GGUF file could not be read, converted or written.
 
 use std::io;
 use std::path::PathBuf;
 
 use crate::FormatError;
 
-/// Why a GGUF file could not be read or converted.
+/// Why a GGUF file could not be read, converted or written.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum GgufError {
@@ -17,7 +17,7 @@ pub enum GgufError {
         /// The system's message.
         source: io::Error,
     },
-    /// A file of the output could not be written.
+    /// A file of a model directory could not be read, or a file of the output not be written.
     #[error(transparent)]
     Write(#[from] FormatError),
     /// A git-lfs pointer instead of the file.
@@ -39,6 +39,20 @@ pub enum GgufError {
     Version {
         /// The file's version.
         version: u32,
+    },
+    /// A later file of a split model, or one with another name.
+    #[error("{}: a part of a model in several files: give the first, whose name ends in `{ending}`", path.display())]
+    NotFirstPart {
+        /// The file.
+        path: PathBuf,
+        /// How the first part's name ends.
+        ending: String,
+    },
+    /// A file whose name is that of a part of a split model, and that is not that part.
+    #[error("{}: not the part of the model that its name says: fetch it again", path.display())]
+    OtherSplit {
+        /// The file.
+        path: PathBuf,
     },
     /// The file is truncated.
     #[error("{what} at byte {at}: {needed} bytes needed, {left} left: the file is truncated, fetch it again")]
@@ -215,6 +229,72 @@ pub enum GgufError {
         got: Vec<usize>,
         /// The expected shape.
         expected: Vec<usize>,
+    },
+    /// A model that llama.cpp has no architecture for.
+    #[error(
+        "`{model_type}` models are not written as GGUF: {}llama, mistral, qwen2, qwen3 and falcon are",
+        if model_type == "opt" { "llama.cpp has no OPT; " } else { "" }
+    )]
+    NoArchitecture {
+        /// `model_type` of its config.
+        model_type: String,
+    },
+    /// A value in `config.json` that llama.cpp does not compute with.
+    #[error("config.json: `{key}` is {value}, expected {expected}")]
+    Config {
+        /// The key.
+        key: String,
+        /// Its value.
+        value: String,
+        /// What is supported.
+        expected: String,
+    },
+    /// A setting that no block type holds.
+    #[error("`{tensor}` is {spec} with rows of {in_features}, which no block of GGUF holds: quantize with {instead}")]
+    NoBlock {
+        /// The linear.
+        tensor: String,
+        /// How it is quantized.
+        spec: String,
+        /// Weights of a row.
+        in_features: usize,
+        /// A setting that has a block type.
+        instead: String,
+    },
+    /// A model whose activations are rotated while it runs.
+    #[error(
+        "its activations are rotated while it runs (`--rotate online`), which llama.cpp does not do: quantize with `--rotate merged`"
+    )]
+    OnlineRotation,
+    /// A model with quantized activations.
+    #[error(
+        "its activations have {bits} bits, which GGUF does not hold: quantize with a16 (llama.cpp itself multiplies 8-bit activations)"
+    )]
+    Activations {
+        /// Width of their codes.
+        bits: u32,
+    },
+    /// A tokenizer that llama.cpp does not have.
+    #[error("{}: {why}", path.display())]
+    Tokenizer {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A matrix that was not rounded to blocks.
+    #[error("`{tensor}`: {why}")]
+    Rounding {
+        /// The tensor.
+        tensor: String,
+        /// Why not.
+        why: oq_quant_core::TensorError,
+    },
+    /// A directory without a name to name the model by.
+    #[error("{}: no name for the model: give one", dir.display())]
+    Nameless {
+        /// The directory.
+        dir: PathBuf,
     },
     /// A weight beyond the range of f16.
     #[error("`{tensor}`: value [{row}, {col}] is {value}, which f16 does not hold")]

@@ -5,6 +5,7 @@ use std::fmt;
 use std::path::Path;
 
 use super::cursor::Cursor;
+use super::split;
 use super::{GgufError, Metadata, TensorKind};
 use crate::lfs::is_lfs_pointer;
 use crate::mmap::MappedFile;
@@ -16,9 +17,10 @@ const MAX_HEADER: usize = 64 << 20;
 /// Default of `general.alignment`.
 const DEFAULT_ALIGNMENT: u64 = 32;
 
-/// A GGUF file, memory-mapped and validated: every tensor lies inside the file.
+/// A GGUF file, or the files of a split model, memory-mapped and validated: every tensor lies inside its file.
 pub struct Gguf {
-    bytes: Bytes,
+    parts: Vec<Bytes>,
+    /// The first file's, with the tensors of all.
     header: Header,
 }
 
@@ -36,8 +38,10 @@ struct Header {
     order: Vec<String>,
 }
 
-/// Position of a tensor: bytes `start..start + len` of the file, validated.
+/// Position of a tensor: bytes `start..start + len` of its file, validated.
 struct Entry {
+    /// Index of the file.
+    part: usize,
     kind: TensorKind,
     shape: Vec<usize>,
     start: usize,
@@ -45,20 +49,48 @@ struct Entry {
 }
 
 impl Gguf {
-    /// Maps the file and reads its header.
+    /// Maps the file and reads its header. If it is the first of a split model (`NAME-00001-of-00003.gguf`), so are the others beside it.
     pub fn open(path: &Path) -> Result<Self, GgufError> {
+        let (bytes, header) = Self::open_one(path)?;
+        let mut all = Self { parts: vec![bytes], header };
+        if let Some(place) = split::Place::read(all.metadata())? {
+            for (path, place) in place.others(path)? {
+                all.add(&path, place)?;
+            }
+        }
+        Ok(all)
+    }
+
+    fn open_one(path: &Path) -> Result<(Bytes, Header), GgufError> {
         let file = MappedFile::open(path).map_err(|source| GgufError::Io { path: path.to_owned(), source })?;
         if is_lfs_pointer(file.bytes()) {
             return Err(GgufError::LfsPointer { path: path.to_owned() });
         }
         let header = Header::read(file.bytes())?;
-        Ok(Self { bytes: Bytes::Mapped(file), header })
+        Ok((Bytes::Mapped(file), header))
+    }
+
+    /// Adds the tensors of another file of a split model, which must say that it has this place.
+    fn add(&mut self, path: &Path, place: split::Place) -> Result<(), GgufError> {
+        let (bytes, header) = Self::open_one(path)?;
+        if split::Place::read(&header.metadata)? != Some(place) {
+            return Err(GgufError::OtherSplit { path: path.to_owned() });
+        }
+        for (name, entry) in header.tensors {
+            let entry = Entry { part: self.parts.len(), ..entry };
+            if self.header.tensors.insert(name.clone(), entry).is_some() {
+                return Err(GgufError::DuplicateTensor { tensor: name });
+            }
+        }
+        self.header.order.extend(header.order);
+        self.parts.push(bytes);
+        Ok(())
     }
 
     /// Parses a file that is already in memory.
     pub fn from_bytes(bytes: Vec<u8>) -> Result<Self, GgufError> {
         let header = Header::read(&bytes)?;
-        Ok(Self { bytes: Bytes::Owned(bytes), header })
+        Ok(Self { parts: vec![Bytes::Owned(bytes)], header })
     }
 
     /// Format version, 2 or 3.
@@ -66,7 +98,7 @@ impl Gguf {
         self.header.version
     }
 
-    /// Keys and values.
+    /// Keys and values; of a split model those of the first file.
     pub fn metadata(&self) -> &Metadata {
         &self.header.metadata
     }
@@ -79,7 +111,7 @@ impl Gguf {
     /// The tensor with this name.
     pub fn tensor(&self, name: &str) -> Option<Tensor<'_>> {
         let (name, entry) = self.header.tensors.get_key_value(name)?;
-        let bytes = match &self.bytes {
+        let bytes = match &self.parts[entry.part] {
             Bytes::Mapped(file) => file.bytes(),
             Bytes::Owned(bytes) => bytes,
         };
@@ -185,7 +217,7 @@ impl Info {
             .filter(|offset| offset.checked_add(len).is_some_and(|end| end <= section));
         let offset =
             offset.ok_or(GgufError::OutOfBounds { tensor: tensor(), offset: self.offset, bytes: len, section })?;
-        Ok(Entry { kind, shape, start: data_start + offset, len })
+        Ok(Entry { part: 0, kind, shape, start: data_start + offset, len })
     }
 }
 

@@ -29,7 +29,7 @@ pub(super) fn iq4_xs(block: &[u8; 136], out: &mut [f32; 256]) {
     let high = u16::from_le_bytes([block[2], block[3]]);
     for (sub, out) in out.chunks_exact_mut(32).enumerate() {
         let low = block[4 + sub / 2] >> (4 * (sub % 2)) & 15;
-        let step = f32::from(low | (high >> (2 * sub) & 3) as u8 * 16) - 32.0;
+        let step = f32::from(low | ((high >> (2 * sub) & 3) as u8) << 4) - 32.0;
         values(&block[8 + 16 * sub..][..16], scale * step, &NON_LINEAR, out);
     }
 }
