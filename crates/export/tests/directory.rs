@@ -9,7 +9,7 @@ use std::path::Path;
 
 use common::{llama, open, packed, try_export};
 use oq_export::{ExportError, Options, export, find};
-use oq_formats::{Checkpoint, Dtype, PackedCheckpoint, read_config};
+use oq_formats::{Checkpoint, Dtype, read_config};
 use serde_json::json;
 
 fn names(dir: &Path) -> Vec<String> {
@@ -115,17 +115,6 @@ fn a_directory_in_use_is_refused_and_an_unfinished_export_begun_again() {
     try_export(&dir, "awq", &broken).unwrap();
     assert_eq!(names(&broken), ["config.json", "model.safetensors", "tokenizer.json"]);
     assert!(matches!(try_export(&dir, "awq", &broken), Err(ExportError::Used { .. })));
-}
-
-#[test]
-fn exports_are_not_exported_again() {
-    let dir = packed(&["w4a16g64"], &llama());
-    let gptq = dir.path().join("gptq");
-    try_export(&dir, "gptq", &gptq).unwrap();
-    let model = PackedCheckpoint::open(&gptq).unwrap();
-    let refused = export(&model, find("awq").unwrap(), &dir.path().join("awq"), &Options::default(), &mut |_| {});
-    let refused = refused.unwrap_err().to_string();
-    assert!(refused.contains("only models that omniquant packed can be exported"), "{refused}");
 }
 
 #[test]
