@@ -412,7 +412,7 @@ pub fn search<T: Real>(groups: &Groups<'_, T>, importance: &[T], choices: &[T], 
             let grid = Grid::new(groups.levels, ends, *hi, *lo);
             let (a, b) = grid.least_squares(groups.levels, group.weight, importance);
             let error = error(a, b);
-            if !(error < found) {
+            if error.is_nan() || error >= found {
                 break;
             }
             (*hi, *lo, found) = (a, b, error);
