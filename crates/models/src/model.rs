@@ -41,7 +41,7 @@ pub type ReadDecoder = fn(&Value) -> Result<Box<dyn Decoder>, ModelError>;
 
 enum Weights {
     Dense(Checkpoint),
-    Packed(PackedCheckpoint),
+    Packed(Box<PackedCheckpoint>),
 }
 
 impl Weights {
@@ -56,7 +56,7 @@ impl Weights {
     fn packed<'a>(&self, tensor: &'a str) -> Option<(&PackedCheckpoint, &'a str)> {
         let Self::Packed(packed) = self else { return None };
         let linear = tensor.strip_suffix(".weight")?;
-        packed.is_packed(linear).then_some((packed, linear))
+        packed.is_packed(linear).then_some((&**packed, linear))
     }
 }
 
@@ -75,7 +75,7 @@ impl Model {
         let mut config = read_config(dir)?;
         let mut decoder = read(&config)?;
         let weights = match PackedCheckpoint::open(dir) {
-            Ok(packed) => Weights::Packed(packed),
+            Ok(packed) => Weights::Packed(Box::new(packed)),
             Err(FormatError::NotPacked { .. }) => Weights::Dense(with_model_prefix(Checkpoint::open(dir)?, &*decoder)),
             Err(other) => return Err(other.into()),
         };
