@@ -25,7 +25,11 @@ fn check(format: &str, schemes: &[&str]) {
         let expected = model.linear(name).unwrap();
         assert_eq!(read.linear_shape(name).unwrap(), shape);
         match read.matrix(name).unwrap() {
-            Matrix::Codes(codes) => assert!(codes == expected, "{format} {schemes:?}: {name}"),
+            // A format may have zero points where the model needs none.
+            Matrix::Codes(codes) => {
+                let same = codes.words() == expected.words() && codes.stored() == expected.stored();
+                assert!(same && codes.spec().group == expected.spec().group, "{format} {schemes:?}: {name}");
+            }
             other => assert!(other.into_values() == expected.dequantize(), "{format} {schemes:?}: {name}"),
         }
         assert_eq!(read.matrix(name).unwrap().into_values().len(), shape[0] * shape[1]);

@@ -56,7 +56,7 @@ impl Weights {
     fn packed<'a>(&self, tensor: &'a str) -> Option<(&PackedCheckpoint, &'a str)> {
         let Self::Packed(packed) = self else { return None };
         let linear = tensor.strip_suffix(".weight")?;
-        packed.is_packed(linear).then_some((packed, linear))
+        packed.is_packed(linear).then_some((&**packed, linear))
     }
 }
 

@@ -102,6 +102,8 @@ fn configure(model: &PackedCheckpoint, config: &mut Value) {
 
 /// Linears of the model that are not quantized.
 pub(crate) fn ignored(model: &PackedCheckpoint) -> Vec<&str> {
-    let ignore = model.config()["quantization_config"]["ignore"].as_array();
-    ignore.into_iter().flatten().filter_map(Value::as_str).collect()
+    let config = &model.config()["quantization_config"];
+    let named = ["ignore", "modules_to_not_convert"].into_iter().find_map(|key| config[key].as_array());
+    // Other programs leave the head out without saying so.
+    named.map_or(vec!["lm_head"], |names| names.iter().filter_map(Value::as_str).collect())
 }
