@@ -106,6 +106,51 @@ fn plan_of_a_model_that_is_here() {
     assert_eq!(plan["calibration_tokens"], 32 * 256);
 }
 
+#[test]
+fn packed_models_are_exported_or_refused_before_the_run() {
+    let dir = rounded("w4a16g64");
+    let (packed, out) = (dir.path().join("packed"), dir.path().join("exports"));
+    let said = json(&["export", text(&packed), "--to", "gptq,gguf,dense-f32", "--out", text(&out)]);
+    check_keys(&said, "dir exports");
+    for export in said["exports"].as_array().unwrap() {
+        check_keys(export, "format dir tensors shards bytes");
+        let format = export["format"].as_str().unwrap();
+        let files = std::fs::read_dir(out.join(format)).unwrap();
+        let names: Vec<String> = files.map(|file| file.unwrap().file_name().into_string().unwrap()).collect();
+        let is_weights = |name: &String| name == "model.safetensors" || name.ends_with(".gguf");
+        assert_eq!(names.iter().filter(|name| is_weights(name)).count(), 1, "{format}: {names:?}");
+    }
+    // The exact weights in a file are the model that the packed one is.
+    let perplexity =
+        |model: &Path| json(&["eval", text(model), "--data", text(&fixture("eval.txt"))])["perplexity"].clone();
+    assert_eq!(perplexity(&out.join("dense-f32")), perplexity(&packed));
+    let again = run(omniquant().args(["export", text(&packed), "--to", "gptq", "--out", text(&out.join("gptq"))]), 2);
+    assert!(String::from_utf8_lossy(&again.stderr).contains("holds no unfinished export"));
+
+    let never = dir.path().join("never");
+    let args =
+        ["quantize", "tiny-llama", "--scheme", "w3a16g64", "--method", "rtn", "--export", "awq", "--out", text(&never)];
+    let refused = String::from_utf8(run(omniquant().args(args), 2).stderr).unwrap();
+    assert!(refused.contains("its codes have 4 bits, not 3; w4a16g64 would do"), "{refused}");
+    assert!(!never.exists());
+}
+
+#[test]
+fn formats_say_what_they_hold_and_who_opens_them() {
+    check_keys(&json(&["formats"]), "formats");
+    let said = json(&["formats", "w3a16g64"]);
+    check_keys(&said, "subject schemes formats");
+    let formats = said["formats"].as_array().unwrap();
+    let of = |name: &str| formats.iter().find(|row| row["format"] == name).unwrap();
+    check_keys(of("gptq"), "format refusal programs");
+    check_keys(&of("gptq")["programs"][0], "name path evidence");
+    assert_eq!(of("awq")["refusal"]["instead"], "w4a16g64");
+    let shown = printed(&["formats", "w3a16g64"]);
+    assert!(shown.contains("awq: no, its codes have 4 bits, not 3; w4a16g64 would do\n"), "{shown}");
+    let refused = run(omniquant().args(["formats", "no-such-thing"]), 2);
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("neither the directory of a packed model nor a scheme"));
+}
+
 /// Checks the sites in a plan: kind, scales, shifts.
 #[track_caller]
 fn check_sites(model: &str, scheme: &str, expected: &[(&str, u64, u64)]) {

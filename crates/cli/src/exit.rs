@@ -92,6 +92,7 @@ fn known_code(error: &(dyn std::error::Error + 'static)) -> Option<u8> {
             ExportError::Refused(_) | ExportError::Used { .. } => USAGE,
             ExportError::Linear { .. } => NUMERIC,
             ExportError::Format(error) => format_code(error),
+            ExportError::Gguf(error) => return known_code(error),
             _ => OTHER,
         });
     }

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use oq_formats::FormatError;
+use oq_formats::gguf::GgufError;
 
 use crate::refusal::Refusal;
 
@@ -27,6 +28,9 @@ pub enum ExportError {
         /// The directory.
         dir: PathBuf,
     },
+    /// The GGUF file could not be written.
+    #[error(transparent)]
+    Gguf(#[from] GgufError),
     /// A file could not be read or written.
     #[error(transparent)]
     Format(#[from] FormatError),

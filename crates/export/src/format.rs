@@ -17,6 +17,22 @@ pub struct Format {
     pub(crate) holds: fn(&Subject) -> Result<(), String>,
     /// Why it cannot hold a linear of this shape, `[out, in]`.
     pub(crate) fits: fn(WeightSpec, [usize; 2]) -> Result<(), String>,
+    /// What it is written as.
+    pub(crate) container: Container,
+}
+
+/// What a format is written as.
+#[derive(Debug)]
+pub(crate) enum Container {
+    /// A directory in the form of Hugging Face.
+    Directory(Layout),
+    /// A GGUF file.
+    Gguf,
+}
+
+/// What is in the directory of a format.
+#[derive(Debug)]
+pub(crate) struct Layout {
     /// The tensors of one linear of this shape, `[out, in]`.
     pub(crate) tensors: fn(QuantSpec, [usize; 2]) -> Tensors,
     /// Tells loaders in `config.json`, from which the packed model's `quantization_config` has been removed, what is in the files.

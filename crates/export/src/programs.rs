@@ -50,7 +50,7 @@ const fn row(
 }
 
 /// Every program of a format, as of November 2026.
-static PROGRAMS: [Program; 27] = [
+static PROGRAMS: [Program; 28] = [
     row(CT, TRANSFORMERS_CT, DECODED, Run, |subject| is_float(subject) && has_integer_codes(subject)),
     row(CT, TRANSFORMERS_CT, "decodes the weights when it loads them, to bfloat16", Run, |subject| {
         is_float(subject) && all(subject, |w| w.storage.has_float_codes())
@@ -81,6 +81,7 @@ static PROGRAMS: [Program; 27] = [
     row(AUTO_ROUND, VLLM_CPU, "4-bit kernel", Run, |subject| all(subject, |w| is_integer(w, &[4]))),
     row("mlx", MLX, "kernels for each width", Run, |_| true),
     row("mlx", "mlx-lm 0.32 on Metal", "kernels for each width", Read, |_| true),
+    row("gguf", "llama.cpp 0.4 on a CPU", "kernels for each type, which round activations to 8 bits", Run, |_| true),
     row("dense", TRANSFORMERS, DENSE, Run, |_| true),
     row("dense", VLLM_CPU, DENSE, Run, |_| true),
     row("dense", MLX, DENSE, Run, mlx::runs),

@@ -1,15 +1,16 @@
 //! All formats.
 
 use crate::format::Format;
-use crate::layout::{auto_round, awq, compressed, dense, gptq, mlx};
+use crate::layout::{auto_round, awq, compressed, dense, gguf, gptq, mlx};
 
 /// All formats, in the order in which they are shown.
-pub static FORMATS: [Format; 8] = [
+pub static FORMATS: [Format; 9] = [
     compressed::FORMAT,
     gptq::FORMAT,
     awq::FORMAT,
     auto_round::FORMAT,
     mlx::FORMAT,
+    gguf::FORMAT,
     dense::F16,
     dense::BF16,
     dense::F32,

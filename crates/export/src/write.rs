@@ -6,6 +6,7 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
+use oq_formats::gguf::{WriteOptions, write_gguf};
 use oq_formats::{
     Checkpoint, Dtype, FormatError, OutTensor, PackedCheckpoint, TensorPlan, atomic_write, copy_side_files,
     remove_file, remove_leftovers, shard_name, write_index, write_json, write_planned,
@@ -15,7 +16,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::error::ExportError;
-use crate::format::{Format, Part, Tensors};
+use crate::format::{Container, Format, Layout, Part, Tensors};
 use crate::refusal::check;
 use crate::subject::Subject;
 
@@ -56,9 +57,9 @@ impl Options {
 pub struct Progress<'a> {
     /// The tensor that is being written.
     pub tensor: &'a str,
-    /// Bytes of tensors before it.
+    /// Bytes of the tensors before it; their number, if the format is a GGUF file.
     pub done: u64,
-    /// Bytes of all tensors.
+    /// The same of all tensors.
     pub total: u64,
 }
 
@@ -74,11 +75,11 @@ pub struct Exported {
     pub tensors: usize,
     /// Number of files with tensors.
     pub shards: usize,
-    /// Bytes of all tensors.
+    /// Bytes of all tensors; of the file, if it is a GGUF file.
     pub bytes: u64,
 }
 
-/// Writes `model` in `format` to the directory `out`: shards, index, tokenizer, and at last `config.json`. Every file is written atomically.
+/// Writes `model` in `format` to the directory `out`: shards, index, tokenizer, and at last `config.json`, or else a GGUF file. Every file is written atomically.
 /// An unfinished export in `out` is started again.
 ///
 /// # Errors
@@ -92,7 +93,35 @@ pub fn export(
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<Exported, ExportError> {
     check(format, &Subject::of(model)?)?;
-    let units = units(model, format)?;
+    match &format.container {
+        Container::Directory(layout) => write_directory(model, (format.name, layout), out, options, progress),
+        Container::Gguf => write_file(model, format.name, out, progress),
+    }
+}
+
+/// Writes a GGUF file, named after the packed model and its types.
+fn write_file(
+    model: &PackedCheckpoint,
+    format: &'static str,
+    out: &Path,
+    progress: &mut dyn FnMut(Progress<'_>),
+) -> Result<Exported, ExportError> {
+    begin(out)?;
+    let written = write_gguf(model.checkpoint().dir(), out, &WriteOptions::default(), &mut |at| {
+        progress(Progress { tensor: at.tensor, done: at.done as u64, total: at.total as u64 });
+    })?;
+    remove_file(&out.join(MARK))?;
+    Ok(Exported { format, dir: out.to_owned(), tensors: written.tensors, shards: 1, bytes: written.bytes })
+}
+
+fn write_directory(
+    model: &PackedCheckpoint,
+    (format, layout): (&'static str, &Layout),
+    out: &Path,
+    options: &Options,
+    progress: &mut dyn FnMut(Progress<'_>),
+) -> Result<Exported, ExportError> {
+    let units = units(model, format, layout)?;
     let total = units.iter().map(Unit::bytes).sum();
     begin(out)?;
     let shards = shards(&units, options.shard_bytes);
@@ -111,10 +140,10 @@ pub fn export(
         write_index(out, &names)?;
     }
     copy_side_files(model.checkpoint().dir(), out)?;
-    write_json(&out.join(CONFIG), &config(model, format))?;
+    write_json(&out.join(CONFIG), &config(model, layout))?;
     remove_file(&out.join(MARK))?;
     let tensors = units.iter().map(|unit| unit.tensors.len()).sum();
-    Ok(Exported { format: format.name, dir: out.to_owned(), tensors, shards: names.len(), bytes: total })
+    Ok(Exported { format, dir: out.to_owned(), tensors, shards: names.len(), bytes: total })
 }
 
 /// Whether an export can be written to the directory: it is missing, empty, or has an unfinished export.
@@ -147,7 +176,7 @@ fn begin(out: &Path) -> Result<(), ExportError> {
     remove_leftovers(out)?;
     atomic_write(&out.join(MARK), b"This export is unfinished.\n")?;
     for name in names.iter().filter_map(|name| name.to_str()) {
-        if name.ends_with(".safetensors") || [INDEX, CONFIG].contains(&name) {
+        if name.ends_with(".safetensors") || name.ends_with(".gguf") || [INDEX, CONFIG].contains(&name) {
             remove_file(&out.join(name))?;
         }
     }
@@ -177,10 +206,10 @@ impl Unit<'_> {
 }
 
 /// All tensors of the export, in the order of their names.
-fn units<'a>(model: &'a PackedCheckpoint, format: &Format) -> Result<Vec<Unit<'a>>, ExportError> {
+fn units<'a>(model: &'a PackedCheckpoint, format: &str, layout: &Layout) -> Result<Vec<Unit<'a>>, ExportError> {
     let checkpoint = model.checkpoint();
     // A model that computes in f32 may need its range.
-    let others = format.others.filter(|_| dtype(model.config()) != Some("float32"));
+    let others = layout.others.filter(|_| dtype(model.config()) != Some("float32"));
     let (mut units, mut seen) = (Vec::new(), BTreeSet::new());
     for name in checkpoint.names() {
         let Some(linear) = model.linear_of(name) else {
@@ -192,9 +221,9 @@ fn units<'a>(model: &'a PackedCheckpoint, format: &Format) -> Result<Vec<Unit<'a
         let codes = format!("{linear}.{CODES}");
         let is_ours = checkpoint.contains(&codes);
         let is_turn = if is_ours { name == codes } else { seen.insert(linear) };
-        match (format.tensors)(spec, model.linear_shape(linear)?) {
+        match (layout.tensors)(spec, model.linear_shape(linear)?) {
             Tensors::AsPacked if !is_ours => {
-                let why = format!("{} holds what this program packed, and this is {}", format.name, model.method());
+                let why = format!("{format} holds what this program packed, and this is {}", model.method());
                 return Err(ExportError::Linear { linear: linear.to_owned(), why });
             }
             Tensors::AsPacked => {
@@ -281,14 +310,14 @@ fn write_units(
 }
 
 /// The export's `config.json`.
-fn config(model: &PackedCheckpoint, format: &Format) -> Value {
+fn config(model: &PackedCheckpoint, layout: &Layout) -> Value {
     let mut config = model.config().clone();
     if let Some(config) = config.as_object_mut() {
         for key in ["quantization_config", "quantization"] {
             config.shift_remove(key);
         }
     }
-    (format.configure)(model, &mut config);
+    (layout.configure)(model, &mut config);
     config
 }
 

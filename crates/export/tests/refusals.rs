@@ -67,9 +67,9 @@ fn several_settings_need_a_format_that_names_linears() {
         "w3a16g64sym, w4a16g64sym",
     );
     let elsewhere = refusal("gptq", &of(&["w3a16g64sym", "w4a16g64sym"])).elsewhere;
-    assert_eq!(elsewhere, ["compressed-tensors", "mlx", "dense", "dense-bf16", "dense-f32"]);
+    assert_eq!(elsewhere, ["compressed-tensors", "mlx", "gguf", "dense", "dense-bf16", "dense-f32"]);
     let message = refusal("gptq", &of(&["w3a16g64", "w4a16g64"])).to_string();
-    assert!(message.ends_with("; w3a16g64, w4a16g64 goes to mlx, dense, dense-bf16, dense-f32"), "{message}");
+    assert!(message.ends_with("; w3a16g64, w4a16g64 goes to mlx, gguf, dense, dense-bf16, dense-f32"), "{message}");
 }
 
 #[test]
@@ -105,6 +105,11 @@ fn scales_of_other_kinds_need_a_place() {
     ] {
         assert_eq!(check(find(format).unwrap(), &of(&[scheme])), Ok(()), "{format} {scheme}");
     }
+    for scheme in ["q4_k_m", "q6_k_pure", "q4_0", "w3a16g64", "w8a16g32sym", "mxfp4"] {
+        assert_eq!(check(find("gguf").unwrap(), &of(&[scheme])), Ok(()), "{scheme}");
+    }
+    check_refused("gguf", &["w8a16g64"], "no block type that holds w8g64 exactly", "w8a16g64sym");
+    check_refused("gguf", &["nvfp4"], "no block type that holds nvfp4 exactly", "w4a16g32sym");
     let mixture = refusal("gptq", &of(&["q4_k_m"])).to_string();
     assert!(mixture.starts_with("gptq cannot hold q4_k_m: "), "{mixture}");
 }
@@ -138,6 +143,7 @@ fn shapes_and_architectures_decide_too() {
         check_shape(format, &model("falcon", [128, 128]), "do not replace Falcon's own class of linears");
     }
     check_shape("mlx", &model("opt", [128, 128]), "mlx-lm has llama, mistral, qwen2, qwen3, not opt");
+    check_shape("gguf", &model("opt", [128, 128]), "it is written of llama, mistral, qwen2, qwen3, falcon, not opt");
     // Groups that would not divide the rows are none that would do.
     let rows = |scheme: &str, cols| of(&[scheme]).of_model("llama", [("x".to_owned(), [64, cols])]);
     assert_eq!(refusal("mlx", &rows("w4a16", 96)).instead.as_deref(), Some("w4a16g32"));

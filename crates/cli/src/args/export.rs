@@ -19,7 +19,7 @@ pub struct ExportArgs {
     /// Directory of a packed model
     #[arg(value_name = "DIR")]
     pub dir: PathBuf,
-    /// Formats: a list of compressed-tensors, gptq, awq, auto-round, mlx, dense, dense-bf16, dense-f32
+    /// Formats: a list of compressed-tensors, gptq, awq, auto-round, mlx, gguf, dense, dense-bf16, dense-f32
     #[arg(long, value_name = "LIST", value_delimiter = ',', required = true, value_parser = format_named)]
     pub to: Vec<&'static Format>,
     /// The directory to write; must be missing or empty. With several formats, it gets a directory for each [default: DIR-FORMAT]

@@ -8,7 +8,7 @@ use oq_quant_core::{Symmetry, WeightSpec};
 use serde_json::{Value, json};
 
 use super::{awq, gptq};
-use crate::format::Format;
+use crate::format::{Container, Format, Layout};
 use crate::limits::{float_activations, group_size, integer_grid, multiples, one_setting, replaceable};
 use crate::subject::Subject;
 
@@ -18,13 +18,15 @@ pub(crate) const FORMAT: Format = Format {
     about: "2 to 8 bits, one setting for all linears; in groups or per channel",
     holds,
     fits: |_, shape| multiples(shape, [32, 32]),
-    tensors: |spec, shape| match packing(spec.weight) {
-        Packing::Gptq => gptq::tensors(spec.weight, shape, gptq::fill_zeros_less_one),
-        Packing::Awq => awq::tensors(spec.weight, shape),
-        Packing::Own => gptq::tensors(spec.weight, shape, gptq::fill_zeros),
-    },
-    configure,
-    others: None,
+    container: Container::Directory(Layout {
+        tensors: |spec, shape| match packing(spec.weight) {
+            Packing::Gptq => gptq::tensors(spec.weight, shape, gptq::fill_zeros_less_one),
+            Packing::Awq => awq::tensors(spec.weight, shape),
+            Packing::Own => gptq::tensors(spec.weight, shape, gptq::fill_zeros),
+        },
+        configure,
+        others: None,
+    }),
 };
 
 enum Packing {

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::compressed::ignored;
 use super::gptq::fill_scales;
 use crate::codes::{nibbles_of_rows, scales_and_zeros, transposed};
-use crate::format::{Format, Part, Tensors};
+use crate::format::{Container, Format, Layout, Part, Tensors};
 use crate::limits::{bits, float_activations, group_size, groups, integer_grid, multiples, one_setting, replaceable};
 use crate::subject::Subject;
 
@@ -20,9 +20,11 @@ pub(crate) const FORMAT: Format = Format {
     about: "4 bits, one setting for all linears; in groups of 32, 64 or 128, or per channel",
     holds,
     fits: |_, shape| multiples(shape, [8, 1]),
-    tensors: |spec, shape| tensors(spec.weight, shape),
-    configure,
-    others: None,
+    container: Container::Directory(Layout {
+        tensors: |spec, shape| tensors(spec.weight, shape),
+        configure,
+        others: None,
+    }),
 };
 
 fn holds(subject: &Subject) -> Result<(), String> {

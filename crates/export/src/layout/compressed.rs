@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use serde_json::{Value, json};
 
 use crate::codes::scales_and_zeros;
-use crate::format::{Format, Part, Tensors};
+use crate::format::{Container, Format, Layout, Part, Tensors};
 use crate::limits::any_shape;
 use crate::subject::Subject;
 
@@ -21,9 +21,11 @@ pub(crate) const FORMAT: Format = Format {
     about: "2 to 8 bits in groups or per channel, several widths if symmetric; w8a8-int8, mxfp4, nvfp4",
     holds,
     fits: any_shape,
-    tensors: |spec, shape| if is_int8(spec) { Tensors::Parts(int8_parts(shape)) } else { Tensors::AsPacked },
-    configure,
-    others: None,
+    container: Container::Directory(Layout {
+        tensors: |spec, shape| if is_int8(spec) { Tensors::Parts(int8_parts(shape)) } else { Tensors::AsPacked },
+        configure,
+        others: None,
+    }),
 };
 
 fn holds(subject: &Subject) -> Result<(), String> {

@@ -5,7 +5,7 @@ use oq_formats::{Dtype, to_bytes};
 use oq_quant_core::{QuantizedTensor, to_bf16};
 use serde_json::Value;
 
-use crate::format::{Format, Part, Tensors};
+use crate::format::{Container, Format, Layout, Part, Tensors};
 use crate::limits::{any_shape, float_activations};
 
 /// The rows of the table.
@@ -14,24 +14,32 @@ pub(crate) const F16: Format = Format {
     about: "plain f16 weights, rounded from the exact ones: every scheme",
     holds: float_activations,
     fits: any_shape,
-    tensors: |_, shape| weight(Dtype::F16, shape, fill_f16),
-    configure: |_, config| set_dtype(config, "float16"),
-    others: None,
+    container: Container::Directory(Layout {
+        tensors: |_, shape| weight(Dtype::F16, shape, fill_f16),
+        configure: |_, config| set_dtype(config, "float16"),
+        others: None,
+    }),
 };
 
 pub(crate) const BF16: Format = Format {
     name: "dense-bf16",
     about: "plain bf16 weights, rounded from the exact ones: every scheme",
-    tensors: |_, shape| weight(Dtype::BF16, shape, |tensor| Ok(to_bytes(&bf16s(tensor), bf16::to_le_bytes))),
-    configure: |_, config| set_dtype(config, "bfloat16"),
+    container: Container::Directory(Layout {
+        tensors: |_, shape| weight(Dtype::BF16, shape, |tensor| Ok(to_bytes(&bf16s(tensor), bf16::to_le_bytes))),
+        configure: |_, config| set_dtype(config, "bfloat16"),
+        others: None,
+    }),
     ..F16
 };
 
 pub(crate) const F32: Format = Format {
     name: "dense-f32",
     about: "plain f32 weights, exact: every scheme",
-    tensors: |_, shape| weight(Dtype::F32, shape, |tensor| Ok(to_bytes(&tensor.dequantize(), f32::to_le_bytes))),
-    configure: |_, config| set_dtype(config, "float32"),
+    container: Container::Directory(Layout {
+        tensors: |_, shape| weight(Dtype::F32, shape, |tensor| Ok(to_bytes(&tensor.dequantize(), f32::to_le_bytes))),
+        configure: |_, config| set_dtype(config, "float32"),
+        others: None,
+    }),
     ..F16
 };
 

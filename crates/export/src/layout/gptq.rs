@@ -10,7 +10,7 @@ use oq_quant_core::{QuantizedTensor, Symmetry, WeightSpec, packed_words};
 use serde_json::{Value, json};
 
 use crate::codes::{scales_and_zeros, transposed, zero_stream};
-use crate::format::{Format, Part, Tensors};
+use crate::format::{Container, Format, Layout, Part, Tensors};
 use crate::limits::{bits, float_activations, group_size, groups, integer_grid, multiples, one_setting, replaceable};
 use crate::subject::Subject;
 
@@ -20,12 +20,14 @@ pub(crate) const FORMAT: Format = Format {
     about: "2, 3, 4 or 8 bits, one setting for all linears; in groups of 32 to 256, or per channel (4 bits if symmetric)",
     holds,
     fits: |_, shape| multiples(shape, [32, 32]),
-    tensors: |spec, shape| match spec.weight.symmetry {
-        Symmetry::Symmetric | Symmetry::FullRange => tensors(spec.weight, shape, fill_zeros_less_one),
-        Symmetry::Asymmetric => tensors(spec.weight, shape, fill_zeros),
-    },
-    configure,
-    others: None,
+    container: Container::Directory(Layout {
+        tensors: |spec, shape| match spec.weight.symmetry {
+            Symmetry::Symmetric | Symmetry::FullRange => tensors(spec.weight, shape, fill_zeros_less_one),
+            Symmetry::Asymmetric => tensors(spec.weight, shape, fill_zeros),
+        },
+        configure,
+        others: None,
+    }),
 };
 
 fn holds(subject: &Subject) -> Result<(), String> {

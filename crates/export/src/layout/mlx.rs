@@ -9,7 +9,7 @@ use oq_quant_core::{QuantizedTensor, Storage, Stored, Symmetry, WeightSpec, pack
 use serde_json::{Value, json};
 
 use crate::codes::scales_and_zeros;
-use crate::format::{Format, Part, Tensors};
+use crate::format::{Container, Format, Layout, Part, Tensors};
 use crate::limits::{bits, float_activations, group_size, groups, integer_grid, multiples};
 use crate::subject::Subject;
 
@@ -19,9 +19,11 @@ pub(crate) const FORMAT: Format = Format {
     about: "2, 3, 4, 5, 6 or 8 bits, also several widths; in groups of 32, 64 or 128",
     holds,
     fits: |_, shape| multiples(shape, [64, 32]),
-    tensors: |spec, shape| tensors(spec.weight, shape),
-    configure,
-    others: Some(Dtype::F16),
+    container: Container::Directory(Layout {
+        tensors: |spec, shape| tensors(spec.weight, shape),
+        configure,
+        others: Some(Dtype::F16),
+    }),
 };
 
 /// Architectures that mlx-lm has.

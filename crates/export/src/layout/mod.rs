@@ -4,5 +4,6 @@ pub(crate) mod auto_round;
 pub(crate) mod awq;
 pub(crate) mod compressed;
 pub(crate) mod dense;
+pub(crate) mod gguf;
 pub(crate) mod gptq;
 pub(crate) mod mlx;

@@ -65,4 +65,4 @@ pub use error::GgufError;
 pub use file::{Gguf, Tensor};
 pub use kind::TensorKind;
 pub use metadata::{Array, Metadata, Value};
-pub use write::{WriteOptions, Written, write_gguf};
+pub use write::{WriteOptions, Written, kind_of, write_gguf};

@@ -47,7 +47,7 @@ impl Codes {
 /// The block type for matrices that are quantized so, with rows of `in_features`. None if there is none. With `near`, zero points are
 /// rounded to f16 minima if that takes a smaller block (Q4_1 instead of Q5_0, Q5_1 instead of Q8_0): values then move by less than a
 /// hundredth of a step.
-pub(super) fn kind_of(spec: WeightSpec, in_features: usize, near: bool) -> Option<TensorKind> {
+pub fn kind_of(spec: WeightSpec, in_features: usize, near: bool) -> Option<TensorKind> {
     let group = spec.group.len(in_features);
     let fits = |kind: TensorKind| group > 0 && group.is_multiple_of(kind.block_values());
     match spec.storage {

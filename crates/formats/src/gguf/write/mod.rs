@@ -12,4 +12,5 @@ mod scores;
 mod source;
 mod tokenizer;
 
+pub use encode::kind_of;
 pub use model::{WriteOptions, Written, write_gguf};
