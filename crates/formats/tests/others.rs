@@ -14,7 +14,7 @@ const COLS: usize = 96;
 
 /// Numbers below `bound`, the same each time.
 fn numbers(len: usize, bound: u64, seed: u64) -> Vec<u64> {
-    (0..len as u64).map(|i| ((i + 977 * seed) * 2_654_435_761 >> 7) % 104_729 % bound).collect()
+    (0..len as u64).map(|i| (((i + 977 * seed) * 2_654_435_761) >> 7) % 104_729 % bound).collect()
 }
 
 /// Codes, zero points and scales of a matrix `[ROWS, COLS]`.
