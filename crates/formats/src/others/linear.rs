@@ -10,7 +10,7 @@ use super::mlx::{self, Mlx};
 use super::parts::{Parts, finite};
 use super::{awq, fp8, int8, pack_quantized};
 use crate::error::PackedFault;
-use crate::packed::layout::{PACKED, packed_linear, read_shape};
+use crate::packed::layout::{PACKED, SHAPE, packed_linear, read_shape};
 use crate::{Checkpoint, FormatError};
 
 const WEIGHT: &str = "weight";
@@ -126,7 +126,8 @@ fn kind_of(
             _ => Err(PackedFault::Missing { part: PACKED }),
         };
     }
-    let weight = parts.find(WEIGHT).ok_or(PackedFault::Missing { part: WEIGHT })?;
+    let missing = || PackedFault::Missing { part: if parts.find(SHAPE).is_some() { PACKED } else { WEIGHT } };
+    let weight = parts.find(WEIGHT).ok_or_else(missing)?;
     match (weight.dtype, layout) {
         (Dtype::I8, Layout::Parts { .. }) => spec().map(Kind::Int8),
         (Dtype::F8_E4M3, Layout::Parts { block }) => Ok(Kind::Fp8(block)),
