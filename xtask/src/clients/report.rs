@@ -66,8 +66,8 @@ pub fn markdown(rows: &[Row]) -> String {
     let mut text = format!(
         "# Exports in the programs that run them: `cargo xtask clients`\n\n\
          Models rounded to nearest, exported, and opened by each program on the CPU. A figure is the largest difference of the program's\n\
-         logits from those of `omniquant logits` (the packed model in f32), over the largest logit. It counts as equal up to 1e-3 (mlx: 3e-3, as\n\
-         it sums f16 in f16; mistral.rs: 0.1, as it rounds activations), or up to {OF_ITS_OWN} times what the program is off with the same weights in f16\n\
+         logits from those of `omniquant logits` (the packed model in f32), over the largest logit. It counts as equal up to 1e-3 (auto-round and\n\
+         mlx: 3e-3, as they multiply in f16; mistral.rs: 0.1, as it rounds activations), or up to {OF_ITS_OWN} times what the program is off with the same weights in f16\n\
          (the column `{DENSE}`). A dash says that the format does not hold the scheme, a figure in bold that something is wrong, and a number in\n\
          brackets that the program does not run it.\n\n\
          {equal} of {computed} computed files are equal.\n"
@@ -88,19 +88,20 @@ pub fn markdown(rows: &[Row]) -> String {
     text
 }
 
-/// What stands behind the dashes.
+/// What stands behind the dashes: each reason once for a format, with the first scheme that met it.
 fn refusals(text: &mut String, rows: &[Row]) {
-    let refused: BTreeSet<(&str, &str)> = rows
-        .iter()
-        .filter_map(|row| match &row.outcome {
-            Outcome::Refused(said) => Some((row.format, &**said)),
-            _ => None,
-        })
-        .collect();
-    if !refused.is_empty() {
-        text.push_str("\nWhat formats do not hold, as `omniquant export` says:\n\n");
+    let mut refused = BTreeMap::new();
+    for row in rows {
+        if let Outcome::Refused(said) = &row.outcome {
+            let reason = said.split_once(": ").map_or(&**said, |(_, reason)| reason);
+            let reason = reason.split(';').next().unwrap_or_default();
+            refused.entry((row.format, reason)).or_insert(said);
+        }
     }
-    for (format, said) in refused {
+    if !refused.is_empty() {
+        text.push_str("\nWhat formats do not hold, as `omniquant export` says of the first such scheme:\n\n");
+    }
+    for ((format, _), said) in refused {
         writeln!(text, "- {format}: {said}").expect("a String can be written");
     }
 }
