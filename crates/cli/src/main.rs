@@ -4,6 +4,7 @@ mod args;
 mod card;
 mod commands;
 mod exit;
+mod last_part;
 mod machine;
 mod output;
 mod profile;

@@ -311,7 +311,7 @@ impl WeightSpec {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::QuantSpec;
+    use crate::scheme::QuantSpec;
 
     fn spec(text: &str) -> WeightSpec {
         text.parse::<QuantSpec>().unwrap().weight

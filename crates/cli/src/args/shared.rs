@@ -8,7 +8,7 @@ use oq_recipe::{Method, Overrides, Preset};
 
 use super::keys::KeyArgs;
 use super::values::{ComputeArg, DeviceArg, HeadArg, KernelsArg};
-use crate::card::last_part;
+use crate::last_part::last_part;
 
 /// Which model.
 #[derive(Clone, Debug, Args)]

@@ -17,6 +17,7 @@ use oq_recipe::{Method, RUN_FOLDER, Recipe};
 
 use self::markdown::{block, code, command, plain, quoted, table};
 use self::programs::{cells, example, examples, others};
+use crate::last_part::last_part;
 use crate::output::bytes;
 
 pub use self::origin::Origin;
@@ -229,11 +230,6 @@ fn method(recipe: &Recipe) -> String {
 
 fn epochs(n: usize) -> String {
     if n == 1 { "1 epoch".to_owned() } else { format!("{n} epochs") }
-}
-
-/// The last part of a path, so that a card does not tell where somebody keeps things.
-pub fn last_part(path: &str) -> String {
-    Path::new(path).file_name().map_or_else(|| path.to_owned(), |name| name.to_string_lossy().into_owned())
 }
 
 #[cfg(test)]

@@ -5,9 +5,10 @@ use std::path::Path;
 
 use oq_formats::atomic_write;
 
+use super::CARD;
 use super::markdown::{code, plain, table};
-use super::{CARD, last_part};
 use crate::exit::CliError;
+use crate::last_part::last_part;
 
 const BEGIN: &str = "<!-- measurements by omniquant: begin -->";
 const END: &str = "<!-- measurements by omniquant: end -->";

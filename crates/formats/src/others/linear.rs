@@ -10,7 +10,8 @@ use super::mlx::{self, Mlx};
 use super::parts::{Parts, finite};
 use super::{awq, fp8, int8, pack_quantized};
 use crate::error::PackedFault;
-use crate::packed::layout::{PACKED, SHAPE, packed_linear, read_shape};
+use crate::packed::layout::{packed_linear, read_shape};
+use crate::packed::parts::{PACKED, SHAPE};
 use crate::{Checkpoint, FormatError};
 
 const WEIGHT: &str = "weight";

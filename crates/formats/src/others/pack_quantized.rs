@@ -5,7 +5,7 @@ use oq_quant_core::{Symmetry, WeightSpec, packed_words};
 use super::matrix::{Groups, Integers, Matrix, zeros_of_groups};
 use super::parts::{Parts, transposed};
 use crate::error::PackedFault;
-use crate::packed::layout::{PACKED, SCALE, ZERO_POINT};
+use crate::packed::parts::{PACKED, SCALE, ZERO_POINT};
 
 pub(crate) fn read(parts: Parts<'_>, [rows, cols]: [usize; 2], spec: WeightSpec) -> Result<Matrix, PackedFault> {
     let WeightSpec { bits, symmetry, .. } = spec;

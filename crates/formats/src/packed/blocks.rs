@@ -7,7 +7,7 @@ use half::f16;
 use oq_quant_core::{QuantizedTensor, Storage, Stored, Symmetry, WeightSpec, packed_words};
 use safetensors::Dtype;
 
-use super::layout::{PACKED, SCALE, SHAPE, check_shape, part, scales};
+use super::parts::{PACKED, SCALE, SHAPE, check_shape, part, scales};
 use crate::{Checkpoint, OutTensor, PackedFault, TensorView};
 
 const MINIMUM: &str = "weight_min";

@@ -1,17 +1,11 @@
 //! Converts between a [`QuantizedTensor`] and the tensors of a packed linear.
 
-use half::f16;
 use oq_quant_core::{Bits, QuantizedTensor, Storage, Stored, Symmetry, WeightSpec, pack_row, packed_words, unpack_row};
 use safetensors::Dtype;
 
 use super::blocks;
-
+use super::parts::{PACKED, SCALE, SHAPE, ZERO_POINT, check_shape, part, scales, words};
 use crate::{Checkpoint, FormatError, OutTensor, PackedFault, TensorView};
-
-pub(crate) const PACKED: &str = "weight_packed";
-pub(crate) const SCALE: &str = "weight_scale";
-pub(crate) const ZERO_POINT: &str = "weight_zero_point";
-pub(crate) const SHAPE: &str = "weight_shape";
 
 /// The tensors of the linear `name` (as in the checkpoint, without `.weight`): codes, scales, shape and, unless quantization is symmetric,
 /// zero points.
@@ -43,14 +37,6 @@ pub fn packed_linear(checkpoint: &Checkpoint, name: &str, spec: WeightSpec) -> R
 /// `[out, in]` of the linear `name`, checked against the size of its codes.
 pub(crate) fn read_shape(checkpoint: &Checkpoint, name: &str, spec: WeightSpec) -> Result<[usize; 2], FormatError> {
     checked_shape(checkpoint, name, spec).map(|(shape, _)| shape).map_err(|fault| FormatError::packed(name, fault))
-}
-
-pub(super) fn part<'a>(
-    checkpoint: &'a Checkpoint,
-    name: &str,
-    part: &'static str,
-) -> Result<TensorView<'a>, PackedFault> {
-    checkpoint.tensor(&format!("{name}.{part}")).map_err(|_| PackedFault::Missing { part })
 }
 
 fn try_read(checkpoint: &Checkpoint, name: &str, spec: WeightSpec) -> Result<QuantizedTensor, PackedFault> {
@@ -105,42 +91,6 @@ fn shape(view: TensorView<'_>) -> Result<[usize; 2], PackedFault> {
         [rows, cols] if plausible.contains(&rows) && plausible.contains(&cols) => Ok([rows as usize, cols as usize]),
         _ => Err(PackedFault::BadShape { rows: numbers[0], cols: numbers[1] }),
     }
-}
-
-pub(super) fn check_shape(part: &'static str, got: &[usize], expected: &[usize]) -> Result<(), PackedFault> {
-    if got == expected {
-        return Ok(());
-    }
-    Err(PackedFault::PartShape { part, got: got.to_vec(), expected: expected.to_vec() })
-}
-
-fn words(part: &'static str, view: TensorView<'_>) -> Result<Vec<u32>, PackedFault> {
-    match view.dtype {
-        // Float codes lie two to a byte: the same stream.
-        Dtype::I32 | Dtype::U32 | Dtype::U8 => {
-            Ok(view.bytes.as_chunks().0.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect())
-        }
-        got => Err(PackedFault::PartType { part, got, expected: "I32" }),
-    }
-}
-
-/// Scales as f16. Other writers store them as bf16 or f32, which is accepted if f16 holds them exactly.
-pub(super) fn scales(view: TensorView<'_>) -> Result<Vec<f16>, PackedFault> {
-    let values = view.to_f32_vec().map_err(|_| PackedFault::PartType {
-        part: SCALE,
-        got: view.dtype,
-        expected: "F16, BF16 or F32",
-    })?;
-    let exact = |(index, value): (usize, f32)| {
-        let scale = f16::from_f32(value);
-        // NaN passes here, and is refused with the tensor.
-        if scale.to_f32() == value || !value.is_finite() {
-            Ok(scale)
-        } else {
-            Err(PackedFault::InexactScale { index, value })
-        }
-    };
-    values.into_iter().enumerate().map(exact).collect()
 }
 
 /// Packs each column of `codes` `[rows, cols]` as a bit stream: `[packed_words(rows), cols]`.

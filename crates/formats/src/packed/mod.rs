@@ -40,6 +40,7 @@ pub(crate) mod config;
 pub(crate) mod fields;
 pub(crate) mod layout;
 mod online;
+pub(crate) mod parts;
 mod portable;
 mod reader;
 pub(crate) mod scheme;

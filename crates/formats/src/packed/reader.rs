@@ -6,7 +6,7 @@ use oq_quant_core::{QuantizedTensor, WeightSpec};
 use serde_json::Value;
 
 use super::config::packing_of;
-use super::layout::PACKED;
+use super::parts::PACKED;
 use super::scheme::Quantization;
 use crate::others::{Linear, Matrix, Packing, Part, part_of};
 use crate::{Checkpoint, FormatError, PackedFault, read_config};
