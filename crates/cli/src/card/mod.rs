@@ -22,10 +22,8 @@ use crate::output::bytes;
 
 pub use self::origin::Origin;
 pub use self::programs::warning;
+pub use self::results::CARD;
 pub use self::results::{Measured, THIS, accuracy, add, check, perplexity};
-
-/// The card's file.
-const CARD: &str = "README.md";
 
 /// What a card says.
 pub struct Card<'a> {

@@ -5,10 +5,12 @@ use std::path::Path;
 
 use oq_formats::atomic_write;
 
-use super::CARD;
 use super::markdown::{code, plain, table};
 use crate::exit::CliError;
 use crate::last_part::last_part;
+
+/// The card's file.
+pub const CARD: &str = "README.md";
 
 const BEGIN: &str = "<!-- measurements by omniquant: begin -->";
 const END: &str = "<!-- measurements by omniquant: end -->";
