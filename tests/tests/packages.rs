@@ -46,8 +46,9 @@ fn what_is_published_says_what_it_is() {
 #[test]
 fn examples_run() {
     let out = tempfile::tempdir().unwrap();
-    let (llama, text, out) = (fixture("tiny-llama"), fixture("eval.txt"), out.path().join("packed"));
-    let [llama, text, out] = [&llama, &text, &out].map(|path| path.to_str().unwrap());
+    let (llama, text, gguf) = (fixture("tiny-llama"), fixture("eval.txt"), out.path().join("model.gguf"));
+    let out = out.path().join("packed");
+    let [llama, text, out, gguf] = [&llama, &text, &out, &gguf].map(|path| path.to_str().unwrap());
     // What each prints, among other things.
     let expected: &[(&str, &[&str], &[&str])] = &[
         ("arguments", &[], &["-Wl,-rpath,$ORIGIN/lib"]),
@@ -70,6 +71,7 @@ fn examples_run() {
         ("tokenise", &[], &["13 tokens: [1, 2, 3, 4, 1, 5, 6, 1, 5, 3, 4, 1, 2]"]),
         ("tokenise", &[llama, "The river"], &["and back: \"The river\""]),
         ("which", &[], &["scalar       available: true", "chosen: "]),
+        ("write_gguf", &[llama, gguf, "q4_0"], &["model.gguf: ", "bits per weight"]),
         ("transform_block", &[llama, "2"], &["norm: [", "block 2: off by"]),
     ];
     let examples = examples();

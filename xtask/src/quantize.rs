@@ -12,7 +12,8 @@ const DEFAULT_MODEL: &str = "tiny-llama";
 
 /// Options of `omniquant quantize` that `omniquant plan` does not take, whether a value follows, and whether they affect the result.
 /// All other options go to both commands, so that the plan is for the run that follows.
-const NOT_PLANNED: [(&str, bool, bool); 7] = [
+const NOT_PLANNED: [(&str, bool, bool); 8] = [
+    ("--export", true, false),
     ("--force", false, false),
     ("--resume", false, false),
     ("--report", false, false),
@@ -224,7 +225,9 @@ mod tests {
         let out = tempfile::tempdir().unwrap();
         let request = request(&["--out", out.path().to_str().unwrap()]);
         assert!(!request.is_begun());
-        std::fs::write(out.path().join(EVENTS), "").unwrap();
+        let events = out.path().join(EVENTS);
+        std::fs::create_dir_all(events.parent().unwrap()).unwrap();
+        std::fs::write(events, "").unwrap();
         assert!(request.is_begun());
         check(
             "tiny-opt --no-let --scheme w4a4 --let-lr 1e-3",

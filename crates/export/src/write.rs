@@ -107,7 +107,8 @@ fn write_file(
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<Exported, ExportError> {
     begin(out)?;
-    let written = write_gguf(model.checkpoint().dir(), out, &WriteOptions::default(), &mut |at| {
+    let options = WriteOptions::default().with_mixture_of_linears(true);
+    let written = write_gguf(model.checkpoint().dir(), out, &options, &mut |at| {
         progress(Progress { tensor: at.tensor, done: at.done as u64, total: at.total as u64 });
     })?;
     remove_file(&out.join(MARK))?;

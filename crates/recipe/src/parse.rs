@@ -180,8 +180,8 @@ mod tests {
     fn scheme_that_is_none() {
         check(
             "scheme = \"int4\"",
-            "my.toml:1:10: `int4` is not a setting: expected w<bits>a<bits>[g<group>][sym], such as w4a16g128, w3a16 or \
-             w8a8 (no w<bits>)\n  |\n1 | scheme = \"int4\"\n  |          ^^^^^^",
+            "my.toml:1:10: `int4` is not a setting: expected w<bits>a<bits>[g<group>][sym|full|-int8], such as \
+             w4a16g128, w3a16 or w8a8, or a name such as q4_k_m or mxfp4 (no w<bits>)\n  |\n1 | scheme = \"int4\"\n  |          ^^^^^^",
         );
     }
 

@@ -198,7 +198,7 @@ mod tests {
         assert_eq!(count(&rows), (2, 2));
         let rows = [row("dense", "w4a16", logits(4e-3)), row("auto-round", "w4a16", logits(9e-3))];
         assert_eq!(count(&rows), (2, 1));
-        let rows = [row("auto-round", "w4a16", logits(2e-3))];
+        let rows = [row("auto-round", "w4a16", logits(4e-3))];
         assert_eq!(count(&rows), (1, 0));
     }
 

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use half::f16;
-use oq_quant_core::{Block, Mixture, MixtureModel, QuantizedTensor};
+use oq_quant_core::{Block, Mixture, MixtureModel, QuantizedTensor, Storage};
 use rayon::prelude::*;
 
 use super::file::{self, Fault, Info};
@@ -27,6 +27,9 @@ pub struct WriteOptions {
     /// The types of matrices that are not quantized: embedding and head of a packed model, all matrices of a full-precision model. They
     /// are rounded to nearest. None for f16.
     pub mixture: Option<Mixture>,
+    /// Whether, without [`Self::mixture`], embedding and head of a packed model get the types of the mixture with K types that its linears
+    /// make up, if they make up one: a file named `Q4_K_M` is then as large as llama.cpp's own.
+    pub mixture_of_linears: bool,
     /// Whether zero points may be rounded to f16 minima where that takes a smaller block: Q4_1 (5 bits per weight) instead of Q5_0 (5.5)
     /// for asymmetric 4-bit codes, Q5_1 instead of Q8_0 for 5-bit ones. Values move by less than a hundredth of a step.
     pub near: bool,
@@ -38,6 +41,11 @@ impl WriteOptions {
     /// Sets [`Self::mixture`].
     pub fn with_mixture(self, mixture: Mixture) -> Self {
         Self { mixture: Some(mixture), ..self }
+    }
+
+    /// Sets [`Self::mixture_of_linears`].
+    pub fn with_mixture_of_linears(self, mixture_of_linears: bool) -> Self {
+        Self { mixture_of_linears, ..self }
     }
 
     /// Sets [`Self::near`].
@@ -103,6 +111,11 @@ pub fn write_gguf(
     let source = Source::open(dir)?;
     let shape = config::read(source.config(), source.checkpoint())?;
     let tokenizer = tokenizer::metadata(dir, shape.vocab)?;
+    let mixture = match options.mixture {
+        None if options.mixture_of_linears => mixture_of_linears(&source, &shape)?,
+        mixture => mixture,
+    };
+    let options = &WriteOptions { mixture, ..options.clone() };
     let outputs = plan(&source, &shape, options)?;
     source.check_all_used(&outputs.iter().map(|output| output.place.hf.as_str()).collect())?;
 
@@ -154,6 +167,27 @@ fn mixture_model(shape: &Shape) -> MixtureModel {
         falcon: shape.architecture == Architecture::Falcon,
         tied: shape.tied,
     }
+}
+
+/// The mixture with K types whose rules give all quantized linears the specs that they have.
+fn mixture_of_linears(source: &Source, shape: &Shape) -> Result<Option<Mixture>, GgufError> {
+    let mut linears = Vec::new();
+    for place in places(shape) {
+        let stem = place.hf.strip_suffix(".weight").filter(|stem| source.is_quantized(stem));
+        if let (Some(stem), Some(role)) = (stem, place.role) {
+            let (spec, [_, cols]) = source.quantized(stem)?;
+            linears.push((role, place.layer, spec, cols));
+        }
+    }
+    if !linears.iter().any(|(_, _, spec, _)| spec.storage == Storage::Super) {
+        return Ok(None);
+    }
+    let model = mixture_model(shape);
+    let explains = |mixture: &Mixture| {
+        let spec = |role, layer, cols| mixture.block(model, role, layer, cols).map(Block::spec);
+        linears.iter().all(|&(role, layer, found, cols)| spec(role, layer, cols) == Some(found))
+    };
+    Ok(Mixture::ALL.into_iter().find(explains))
 }
 
 /// All tensors with their types. Shapes are checked against the checkpoint.
