@@ -57,10 +57,13 @@ impl Vectors for Neon {
     fn prefetch(self, _: &WordRow) {}
 
     operations! {
-        /// Scales have no sign and are finite. Without its sign an f16 number is an f32 number whose exponent is 112 too small.
+        /// Scales are finite. With its sign moved to the front an f16 number is an f32 number whose exponent is 112 too small.
         fn scales(self, from: &[f16; STRIP], i: usize) -> float32x4_t {
             const UNIT: f32 = f32::from_bits((127 + 112) << 23);
-            vmulq_n_f32(vreinterpretq_f32_u32(vshll_n_u16::<13>(must_cast(part::<_, 4>(from, i)))), UNIT)
+            const SIGN_AND_NUMBER: u32 = (1 << 31) | (0x7fff << 13);
+            let widened = vshll_n_s16::<13>(must_cast(part::<_, 4>(from, i))); // copies of the sign in front
+            let halves = vandq_u32(vreinterpretq_u32_s32(widened), vdupq_n_u32(SIGN_AND_NUMBER));
+            vmulq_n_f32(vreinterpretq_f32_u32(halves), UNIT)
         }
         fn zero_points(self, from: &[u8; STRIP], i: usize) -> uint32x4_t {
             let bytes = vreinterpret_u8_u32(vdup_n_u32(u32::from_le_bytes(part(from, i))));
