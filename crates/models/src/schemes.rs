@@ -1,7 +1,7 @@
 //! How a scheme quantizes each linear of a model.
 
 use oq_formats::Quantization;
-use oq_quant_core::{MixtureModel, QuantSpec, Role, TensorError, WeightSpec};
+use oq_quant_core::{MixtureModel, QuantSpec, Role, Storage, TensorError, WeightSpec};
 
 use crate::decoder::Decoder;
 use crate::error::ModelError;
@@ -39,10 +39,18 @@ pub fn quantization_by(decoder: &dyn Decoder, scheme: QuantSpec) -> Result<Quant
         Ok(specs.map(move |(name, spec)| (format!("{prefix}{}", name.0), spec)))
     });
     let layers = layers.collect::<Result<Vec<_>, ModelError>>()?;
-    match scheme.mixture {
-        None => Ok(scheme.into()),
-        Some(_) => Ok(Quantization::of_linears(scheme.act, layers.into_iter().flatten())),
+    if scheme.mixture.is_none() {
+        return Ok(scheme.into());
     }
+    let linears: Vec<_> = layers.into_iter().flatten().collect();
+    // Under a name of which nothing would be in the model.
+    if scheme.weight.storage == Storage::Super && !linears.iter().any(|(_, spec)| *spec == scheme.weight) {
+        let layout = decoder.layer(0);
+        let linear = &layout.linears[0];
+        let source = TensorError::NoSuperBlocks { spec: scheme.weight, in_features: linear.in_features };
+        return Err(ModelError::Quantize { linear: format!("{}{}", decoder.block_prefix(0), linear.name.0), source });
+    }
+    Ok(Quantization::of_linears(scheme.act, linears))
 }
 
 fn spec_of(

@@ -135,7 +135,7 @@ fn one_that_does(group: usize, in_features: usize) -> String {
 fn instead_of(spec: WeightSpec) -> &'static str {
     match spec.bits.get() {
         2 | 3 => "q4_0, the smallest type of such rows",
-        4 => "q4_0 or q5_0",
+        4 => "q4_0, q5_0, or a scheme such as w4a16g128",
         5 => "q5_1",
         _ => "q8_0",
     }

@@ -99,6 +99,12 @@ fn write_weights(path: &Path, placed: &[Placed<'_>], progress: &mut dyn FnMut(Pr
     let header = header::encode(entries).expect("offsets follow each other by construction");
     let data: usize = outputs.iter().map(|&(placed, dtype)| bytes_of(placed, dtype)).sum();
 
+    // Blocks of zeros are no weights: the data is missing.
+    let is_lost = |placed: &&Placed<'_>| placed.1.shape().len() > 1 && placed.1.bytes().iter().all(|&b| b == 0);
+    if let Some(placed) = placed.iter().find(is_lost) {
+        let (tensor, kind) = (placed.1.name().to_owned(), placed.1.kind().name());
+        return Err(GgufError::Zeros { tensor, kind });
+    }
     // The writer's errors are io::Error; a refused weight is passed beside it.
     let mut refused = None;
     let written = atomic_write_with(path, |out| {

@@ -214,6 +214,14 @@ pub enum GgufError {
         /// The name.
         tensor: String,
     },
+    /// A matrix of nothing but zeros.
+    #[error("`{tensor}` ({kind}) holds nothing but zeros: its data is missing")]
+    Zeros {
+        /// The name.
+        tensor: String,
+        /// Its type.
+        kind: &'static str,
+    },
     /// A tensor that a plain model of the architecture does not have, so omitting it would change the model.
     #[error("tensor `{tensor}` has no place in a plain model of this architecture: this variant is not converted")]
     ExtraTensor {

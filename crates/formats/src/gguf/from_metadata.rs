@@ -103,6 +103,10 @@ pub(super) fn read(file: &Gguf) -> Result<Shape, GgufError> {
 fn refuse_what_hugging_face_lacks(keys: &Keys<'_>, shape: &Shape) -> Result<(), GgufError> {
     let extra = |tensor: &str| Err(GgufError::ExtraTensor { tensor: tensor.to_owned() });
     match shape.architecture {
+        // Hugging Face has biases of all four linears or of none.
+        Architecture::Llama if shape.attention_bias && !keys.file.tensor("blk.0.attn_output.bias").is_some() => {
+            return extra("blk.0.attn_q.bias");
+        }
         Architecture::Llama => {}
         Architecture::Qwen2 if !shape.attention_bias => return Err(missing("blk.0.attn_q.bias")),
         Architecture::Qwen3 | Architecture::Falcon if shape.attention_bias => return extra("blk.0.attn_q.bias"),

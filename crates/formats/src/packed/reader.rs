@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use oq_quant_core::{QuantizedTensor, WeightSpec};
+use safetensors::Dtype;
 use serde_json::Value;
 
 use super::config::packing_of;
@@ -32,7 +33,15 @@ impl PackedCheckpoint {
         if packing.has_float_act {
             tracing::warn!("{}: activations are not rounded to floating-point numbers of 8 or 4 bits", dir.display());
         }
-        Ok(Self { checkpoint: Checkpoint::open(dir)?, config, packing })
+        let checkpoint = Checkpoint::open(dir)?;
+        let is_fp8 = |tensor: crate::TensorView<'_>| tensor.dtype == Dtype::F8_E4M3;
+        let says_fp8 = packing.method == "fp8" || packing.method.contains("float-quantized");
+        if says_fp8 && !checkpoint.tensors().any(is_fp8) {
+            let got = format!("{}, and no weight is of FP8", packing.method);
+            let expected = "weights as the config says, or the full-precision model without quantization_config";
+            return Err(FormatError::QuantConfig { field: "quant_method", got, expected });
+        }
+        Ok(Self { checkpoint, config, packing })
     }
 
     /// Reads the codes of one quantized linear by its name without `.weight`, such as `model.layers.0.self_attn.q_proj`.
