@@ -9,6 +9,7 @@ use oq_formats::gguf::GgufError;
 use oq_generate::GenerateError;
 use oq_isa::IsaError;
 use oq_models::ModelError;
+use oq_quant_core::TensorError;
 use oq_recipe::RecipeError;
 
 /// The recipe or the command line is wrong.
@@ -147,7 +148,14 @@ fn model_code(error: &ModelError) -> u8 {
         | ModelError::Kernel(_)
         | ModelError::Rotate(_)
         | ModelError::AlreadyQuantized { .. } => USAGE,
-        ModelError::Quantize { source: oq_quant_core::TensorError::GroupDoesNotDivide { .. }, .. } => USAGE,
+        ModelError::Quantize {
+            source:
+                TensorError::GroupDoesNotDivide { .. }
+                | TensorError::NoSuperBlocks { .. }
+                | TensorError::NoBlocks { .. }
+                | TensorError::NoRole { .. },
+            ..
+        } => USAGE,
         ModelError::Quantize { .. } => NUMERIC,
         ModelError::ConfigKey { .. } | ModelError::Shape { .. } | ModelError::Prefixed { .. } => INPUT,
         ModelError::Format(error) => format_code(error),
