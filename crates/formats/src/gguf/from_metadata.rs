@@ -104,7 +104,7 @@ fn refuse_what_hugging_face_lacks(keys: &Keys<'_>, shape: &Shape) -> Result<(), 
     let extra = |tensor: &str| Err(GgufError::ExtraTensor { tensor: tensor.to_owned() });
     match shape.architecture {
         // Hugging Face has biases of all four linears or of none.
-        Architecture::Llama if shape.attention_bias && !keys.file.tensor("blk.0.attn_output.bias").is_some() => {
+        Architecture::Llama if shape.attention_bias && keys.file.tensor("blk.0.attn_output.bias").is_none() => {
             return extra("blk.0.attn_q.bias");
         }
         Architecture::Llama => {}
