@@ -34,7 +34,7 @@ impl PackedCheckpoint {
             tracing::warn!("{}: activations are not rounded to floating-point numbers of 8 or 4 bits", dir.display());
         }
         let checkpoint = Checkpoint::open(dir)?;
-        let is_fp8 = |tensor: crate::TensorView<'_>| tensor.dtype == Dtype::F8_E4M3;
+        let is_fp8 = |tensor: crate::TensorView<'_>| matches!(tensor.dtype, Dtype::F8_E4M3 | Dtype::F8_E5M2);
         let says_fp8 = packing.method == "fp8" || packing.method.contains("float-quantized");
         if says_fp8 && !checkpoint.tensors().any(is_fp8) {
             let got = format!("{}, and no weight is of FP8", packing.method);
