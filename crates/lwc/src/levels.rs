@@ -59,15 +59,12 @@ impl Levels {
 
     /// Groups whose scales are rounded together.
     pub fn groups_of_unit(self) -> usize {
-        match self.spec.storage {
-            Storage::Super => Storage::SUPER / self.spec.group.len(Storage::SUPER),
-            _ => 1,
-        }
+        self.spec.groups_of_unit()
     }
 
     /// Whether learning sees scales as they are stored: not for f16 numbers, which are close enough.
     pub fn rounds_scales(self) -> bool {
-        !matches!(self.spec.storage, Storage::Half | Storage::HalfMin) && !self.each_group_alone
+        self.spec.storage.has_coarse_scales() && !self.each_group_alone
     }
 
     /// The same, without the rounding that ties the groups of a super-block together: to choose the clipping of each group by itself.

@@ -135,6 +135,11 @@ impl Storage {
     /// Input channels of a super-block of [`Self::Super`].
     pub const SUPER: usize = 256;
 
+    /// Whether scales take few values, instead of all that f16 has.
+    pub fn has_coarse_scales(self) -> bool {
+        !matches!(self, Self::Half | Self::HalfMin)
+    }
+
     /// Whether codes are e2m1 numbers instead of integers.
     pub fn has_float_codes(self) -> bool {
         matches!(self, Self::E8m0 | Self::E4m3)
@@ -176,11 +181,11 @@ impl WeightSpec {
         self.storage == Storage::Half || NAMED.iter().any(|named| Self::of_row(named) == self)
     }
 
-    /// Input channels whose grids depend on each other: those of a super-block, else those of a group.
-    pub fn unit(self, in_features: usize) -> usize {
+    /// Groups whose scales are stored together: those of a super-block, else one.
+    pub fn groups_of_unit(self) -> usize {
         match self.storage {
-            Storage::Super => Storage::SUPER,
-            _ => self.group.len(in_features),
+            Storage::Super => Storage::SUPER / self.group.len(Storage::SUPER),
+            _ => 1,
         }
     }
 }

@@ -125,7 +125,7 @@ impl Stored {
                 }
             }
             Self::Super { scales, minima, outer_scales, outer_minima } => {
-                for ranges in ranges.chunks(groups_of_super(spec)) {
+                for ranges in ranges.chunks(spec.groups_of_unit()) {
                     let ideals: Vec<Ideal> = ranges.iter().map(ideal).collect();
                     let block = SuperBlock::of(spec, &ideals);
                     let inner = &block.inner[..ideals.len()];
@@ -179,7 +179,7 @@ impl Stored {
                 Grid { base: minima[at].to_f32(), ..Grid::integer(scales[at].to_f32(), 0, max_code) }
             }
             Self::Super { scales, minima, outer_scales, outer_minima } => {
-                let outer = at / groups_of_super(spec);
+                let outer = at / spec.groups_of_unit();
                 let scale = outer_scales[outer].to_f32() * f32::from(scales[at]);
                 match minima.get(at) {
                     None => Grid::integer(scale, centre, max_code),
@@ -301,11 +301,6 @@ fn check_half(spec: WeightSpec, scales: &[f16], zero_points: &[u8]) -> Result<()
 
 fn float_grid(scale: f32) -> Grid {
     Grid { scale, zero_point: 0, max_code: 15, base: 0.0, has_float_codes: true }
-}
-
-/// Groups of a super-block.
-fn groups_of_super(spec: WeightSpec) -> usize {
-    Storage::SUPER / spec.group.len(Storage::SUPER)
 }
 
 /// Largest distance of a minimum from zero.

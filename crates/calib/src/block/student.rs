@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use oq_let::{Transform, Values};
 use oq_lwc::{Lwc, LwcError};
 use oq_models::{BlockOps, BlockWeights, Compute, LinearName};
-use oq_quant_core::{ActSpec, Storage, WeightSpec};
+use oq_quant_core::{ActSpec, WeightSpec};
 use tch::{Kind, Tensor};
 
 use crate::block::compensate::{self, Rounded};
@@ -80,8 +80,7 @@ impl<'a> Student<'a> {
         }
         // Scales of few bits change in jumps, each of which rounds many weights anew: what compensation won would be lost.
         let jumps = |(&name, clip): (&LinearName, &Lwc)| {
-            let coarse = !matches!(clip.spec().storage, Storage::Half | Storage::HalfMin);
-            (coarse && seen.moments(name).is_some()).then_some(name)
+            (clip.spec().storage.has_coarse_scales() && seen.moments(name).is_some()).then_some(name)
         };
         let searched = clips.iter().filter_map(jumps).collect();
         Ok(Self { weights, transform, act, compute: place.compute, clips, searched, values, rounding: None })
