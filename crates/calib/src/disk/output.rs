@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use oq_formats::{Checkpoint, Dtype, FormatError, OutTensor, PackedWriter, packed_linear, packed_tensors, sha256_file};
-use oq_models::{Model, ModelError, OuterOps, Param, tensor_of};
+use oq_models::{Model, ModelError, OuterOps, Param, intern, tensor_of};
 use oq_rotation::SLAB;
 use oq_runtime::trim_memory;
 use tch::{Device, Kind, Tensor};
@@ -50,11 +50,12 @@ impl<'a> Output<'a> {
         for (name, packed) in &merged.codes {
             tensors.extend(packed_tensors(&format!("{prefix}{}", name.0), packed));
         }
-        for name in self.params(block_idx) {
-            let full_name = format!("{prefix}{name}");
-            tensors.push(match merged.params.get(&name) {
+        for param in self.params(block_idx) {
+            let full_name = format!("{prefix}{}", param.name);
+            tensors.push(match merged.params.get(param.name) {
                 None => OutTensor::copy_from(checkpoint, &full_name)?,
                 Some(tensor) => {
+                    let tensor = param.stored_of(tensor);
                     let shape: Vec<usize> = tensor.size().into_iter().map(|n| n as usize).collect();
                     let values = Vec::<f32>::try_from(tensor.contiguous().view(-1)).expect("merged tensors are f32");
                     // Kept in f32: with scales merged in, their range is larger than the originals'.
@@ -78,19 +79,20 @@ impl<'a> Output<'a> {
             let spec = self.widths.of(block_idx, name);
             Ok((name, packed_linear(&shard, &format!("{prefix}{}", name.0), spec)?))
         });
-        let params = self.params(block_idx).map(|name| {
-            let tensor = tensor_of(&shard.tensor(&format!("{prefix}{name}"))?, device)?;
-            Ok((name, tensor))
+        let params = self.params(block_idx).map(|param| {
+            let tensor = tensor_of(&shard.tensor(&format!("{prefix}{}", param.name))?, device)?;
+            Ok((param.name.to_owned(), param.value_of(tensor)))
         });
         let (codes, params): (Result<_, ModelError>, Result<_, ModelError>) = (codes.collect(), params.collect());
         Ok(Merged { codes: codes?, params: params? })
     }
 
-    /// Names of a block's tensors that are not packed.
-    pub(crate) fn params(&self, block_idx: usize) -> impl Iterator<Item = String> {
+    /// A block's tensors that are not packed.
+    pub(crate) fn params(&self, block_idx: usize) -> impl Iterator<Item = Param> {
         let layout = self.model.decoder().layer(block_idx);
-        let biases = layout.linears.into_iter().filter(|linear| linear.bias).map(|l| l.name.bias());
-        layout.params.into_iter().map(|param| param.name.to_owned()).chain(biases)
+        let biases = layout.linears.into_iter().filter(|linear| linear.bias);
+        let biases = biases.map(|linear| Param::new(intern(&linear.name.bias()), [linear.out_features]));
+        layout.params.into_iter().chain(biases)
     }
 
     /// Whether a block's shard exists and has this hash.
@@ -132,7 +134,7 @@ impl<'a> Output<'a> {
         let outer = self.model.outer(Device::Cpu);
         let values = |tensor: Tensor| Vec::try_from(tensor.contiguous().view(-1)).expect("outer tensors are f32");
         let [n, width] = param.shape[..] else {
-            let tensor = values(outer.param(param.name)?);
+            let tensor = values(param.stored_of(&outer.param(param.name)?));
             return Ok(OutTensor::from_f32(param.name, &param.shape, &tensor, Dtype::F32)?);
         };
         let stored = checkpoint.tensor(self.model.stored_name(param.name))?.dtype;

@@ -107,7 +107,7 @@ impl Run<'_> {
             )
         };
         if self.model.is_rotated() {
-            merged.keep_params(&weights, self.stages.learned().params(block_idx));
+            merged.keep_params(&weights, self.stages.learned().params(block_idx).map(|param| param.name.to_owned()));
         }
         let mut final_loss = None;
         if self.recipe.method.learns() {
