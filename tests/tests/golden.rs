@@ -88,18 +88,29 @@ fn models_answer_as_transformers() {
     }
 }
 
-#[test]
-fn variants_answer_as_transformers() {
-    let manifest = std::fs::read(fixture("llama-variants/manifest.json")).unwrap();
+/// Checks the variants that a folder's manifest lists.
+#[track_caller]
+fn check_variants(folder: &str, at_least: usize) {
+    let manifest = std::fs::read(fixture(folder).join("manifest.json")).unwrap();
     let manifest: Value = serde_json::from_slice(&manifest).unwrap();
     let variants = manifest["variants"].as_array().unwrap();
-    assert!(variants.len() >= 20, "the manifest lists {}", variants.len());
+    assert!(variants.len() >= at_least, "the manifest lists {}", variants.len());
     for variant in variants {
         let name = variant["name"].as_str().unwrap();
         for golden in variant["goldens"].as_array().unwrap() {
-            check(&format!("llama-variants/{name}"), golden.as_str().unwrap());
+            check(&format!("{folder}/{name}"), golden.as_str().unwrap());
         }
     }
+}
+
+#[test]
+fn variants_answer_as_transformers() {
+    check_variants("llama-variants", 20);
+}
+
+#[test]
+fn other_families_answer_as_transformers() {
+    check_variants("family-variants", 36);
 }
 
 #[track_caller]

@@ -205,25 +205,29 @@ impl Checkpoint {
         Self { tensors, ..self }
     }
 
-    /// Replaces a tensor `[n, ..]` by its `n` parts `[..]`, which get these names.
+    /// Replaces a tensor by its parts, which lie in it one after the other: their names, and the shape of each.
     ///
     /// # Errors
-    /// [`FormatError::MissingTensor`], and [`FormatError::Parts`] if it has another number of parts.
-    pub fn split(&mut self, name: &str, parts: impl ExactSizeIterator<Item = String>) -> Result<(), FormatError> {
+    /// [`FormatError::MissingTensor`], and [`FormatError::Parts`] if it has another size than all parts together.
+    pub fn split(
+        &mut self,
+        name: &str,
+        parts: impl ExactSizeIterator<Item = String>,
+        shape: &[usize],
+    ) -> Result<(), FormatError> {
         let missing = || FormatError::MissingTensor { tensor: name.to_owned(), dir: self.dir.clone() };
         let tensor = self.tensors.get(name).ok_or_else(missing)?;
         let n = parts.len();
-        if tensor.shape.first() != Some(&n) {
-            return Err(FormatError::Parts { tensor: name.to_owned(), shape: tensor.shape.clone(), expected: n });
+        if n == 0 || tensor.shape.iter().product::<usize>() != n * shape.iter().product::<usize>() {
+            let expected = [&[n], shape].concat();
+            return Err(FormatError::Parts { tensor: name.to_owned(), shape: tensor.shape.clone(), expected });
         }
-        let Some(Tensor { shard, dtype, shape, place: (start, end) }) = self.tensors.remove(name) else {
-            return Ok(());
-        };
+        let Some(Tensor { shard, dtype, place: (start, end), .. }) = self.tensors.remove(name) else { return Ok(()) };
         let bytes = (end - start) / n;
         for (idx, part) in parts.enumerate() {
             let start = start + idx * bytes;
             let place = (start, start + bytes);
-            self.tensors.insert(part, Tensor { shard, dtype, shape: shape[1..].to_vec(), place });
+            self.tensors.insert(part, Tensor { shard, dtype, shape: shape.to_vec(), place });
         }
         Ok(())
     }

@@ -146,14 +146,14 @@ pub enum FormatError {
         dtype: Dtype,
     },
     /// A tensor with the parts of several others has another number of them.
-    #[error("`{tensor}` has shape {shape:?}: {expected} parts are expected")]
+    #[error("`{tensor}` has shape {shape:?}, and not the size of {expected:?} that the config implies")]
     Parts {
         /// Name of the tensor.
         tensor: String,
         /// Its shape.
         shape: Vec<usize>,
-        /// Number of parts that the config implies.
-        expected: usize,
+        /// Number of parts that the config implies, and the shape of each.
+        expected: Vec<usize>,
     },
     /// NaN or infinity among the weights.
     #[error(

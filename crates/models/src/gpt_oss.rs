@@ -11,7 +11,7 @@ use crate::error::ModelError;
 use crate::llama_like::keys::{Common, Defaults, sliding_layers};
 use crate::llama_like::{Experts, GateUp, GatedMlp, Gating, LayerKind, LlamaLike, Mlp, Routing};
 use crate::rope::{self, Rope, Scaling};
-use crate::structure::{Fused, LinearName, intern};
+use crate::structure::{Dims, Fused, LinearName, intern};
 
 /// The entry in [`crate::FAMILIES`].
 pub const FAMILY: Family = Family { model_types: &["gpt_oss"], read: |json| Ok(Box::new(read(json)?)) };
@@ -51,8 +51,7 @@ fn rope_of(config: &Config<'_>, common: &Common) -> Result<Rope, ModelError> {
 }
 
 fn set_experts(config: &Config<'_>, common: &Common, layer: &mut LayerKind) -> Result<(), ModelError> {
-    let n = config.size_or("num_local_experts", 128)?;
-    let chosen = config.size_or("num_experts_per_tok", 4)?;
+    let (n, chosen) = Experts::counts(config, (128, 4))?;
     let gating = Gating::Clamped {
         alpha: config.number_or("swiglu_alpha", 1.702)?,
         limit: config.number_or("swiglu_limit", 7.0)?,
@@ -65,12 +64,24 @@ fn set_experts(config: &Config<'_>, common: &Common, layer: &mut LayerKind) -> R
         bias: true,
         gating,
     };
-    let experts = Experts::separate(config, "mlp.router", (n, chosen), Routing::SoftmaxOfChosen, of_expert)?;
-    for which in ["gate_up_proj", "down_proj"] {
-        let parts = |of: &dyn Fn(LinearName) -> String| (0..n).map(|e| intern(&of(name(which, e)))).collect();
-        let stored = |end: &str| intern(&format!("mlp.experts.{which}{end}"));
-        layer.fused.push(Fused { name: stored(""), parts: parts(&LinearName::weight), transposed: true });
-        layer.fused.push(Fused { name: stored("_bias"), parts: parts(&LinearName::bias), transposed: false });
+    let experts = Experts::new("mlp.router", (n, chosen), Routing::SoftmaxOfChosen, of_expert);
+    let Dims { hidden, intermediate, .. } = common.dims;
+    for (which, [rows, columns]) in
+        [("gate_up_proj", [2 * intermediate, hidden]), ("down_proj", [hidden, intermediate])]
+    {
+        let of_all = |end: &str, part: &str, shape: &[usize], transposed| Fused {
+            name: intern(&format!("mlp.experts.{which}{end}")),
+            parts: (0..n).map(|expert| intern(&format!("{}.{part}", name(which, expert).0))).collect(),
+            shape: shape.to_vec(),
+            transposed,
+        };
+        layer.fused.extend([
+            of_all("", "weight", &[columns, rows], true),
+            of_all("_bias", "bias", &[rows], false),
+            // As published: 4-bit codes, two to a byte, and a scale for each group of 32.
+            of_all("_blocks", "weight_packed", &[rows, columns / 2], false),
+            of_all("_scales", "weight_scale", &[rows, columns.div_ceil(32)], false),
+        ]);
     }
     layer.mlp = Mlp::Experts(Experts { router_bias: true, ..experts });
     Ok(())

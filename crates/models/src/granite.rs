@@ -10,7 +10,7 @@ use crate::error::ModelError;
 use crate::llama_like::keys::{Common, Defaults};
 use crate::llama_like::{Experts, GateUp, GatedMlp, Gating, LayerKind, LlamaLike, Mlp, Routing};
 use crate::rope;
-use crate::structure::{Fused, LinearName, intern};
+use crate::structure::{Dims, Fused, LinearName, intern};
 
 /// The entry in [`crate::FAMILIES`].
 pub const FAMILY: Family = Family { model_types: &["granite", "granitemoe"], read: |json| Ok(Box::new(read(json)?)) };
@@ -38,8 +38,7 @@ fn read(json: &Value) -> Result<LlamaLike, ModelError> {
 
 fn set_experts(config: &Config<'_>, common: &Common, layer: &mut LayerKind) -> Result<(), ModelError> {
     let name = |which: &str, expert: usize| LinearName(intern(&format!("block_sparse_moe.{which}.{expert}")));
-    let n = config.size_or("num_local_experts", 8)?;
-    let chosen = config.size_or("num_experts_per_tok", 2)?;
+    let (n, chosen) = Experts::counts(config, (8, 2))?;
     let of_expert = |expert| GatedMlp {
         gate_up: GateUp::Halves(name("input_linear", expert)),
         down: name("output_linear", expert),
@@ -48,14 +47,12 @@ fn set_experts(config: &Config<'_>, common: &Common, layer: &mut LayerKind) -> R
         gating: Gating::Plain(common.activation),
     };
     let router = "block_sparse_moe.router.layer";
-    let experts = Experts::separate(config, router, (n, chosen), Routing::SoftmaxOfChosen, of_expert)?;
-    for (which, stored) in [
-        ("input_linear", "block_sparse_moe.input_linear.weight"),
-        ("output_linear", "block_sparse_moe.output_linear.weight"),
-    ] {
+    layer.mlp = Mlp::Experts(Experts::new(router, (n, chosen), Routing::SoftmaxOfChosen, of_expert));
+    let Dims { hidden, intermediate, .. } = common.dims;
+    for (which, shape) in [("input_linear", [2 * intermediate, hidden]), ("output_linear", [hidden, intermediate])] {
+        let stored = intern(&format!("block_sparse_moe.{which}.weight"));
         let parts = (0..n).map(|expert| intern(&name(which, expert).weight())).collect();
-        layer.fused.push(Fused { name: stored, parts, transposed: false });
+        layer.fused.push(Fused { name: stored, parts, shape: shape.to_vec(), transposed: false });
     }
-    layer.mlp = Mlp::Experts(experts);
     Ok(())
 }

@@ -19,10 +19,9 @@ fn read(json: &Value) -> Result<LlamaLike, ModelError> {
     let common = Common::read(&config, &defaults)?;
     let rope = rope::read(&config, &rope::Defaults { theta: 1e6, ..rope::Defaults::of(&common.dims) }, None)?;
     let mut layer = LayerKind::plain(&common, &rope).with_window(config.size_or_none("sliding_window")?);
-    let n = config.size_or("num_local_experts", 8)?;
-    let chosen = config.size_or("num_experts_per_tok", 2)?;
+    let counts = Experts::counts(&config, (8, 2))?;
     let routing = Routing::SoftmaxOfAll { normalized: true };
-    layer.mlp = Mlp::Experts(Experts::separate(&config, "block_sparse_moe.gate", (n, chosen), routing, |expert| {
+    layer.mlp = Mlp::Experts(Experts::new("block_sparse_moe.gate", counts, routing, |expert| {
         let name = |which| LinearName(intern(&format!("block_sparse_moe.experts.{expert}.{which}")));
         GatedMlp {
             gate_up: GateUp::Two([name("w1"), name("w3")]),
@@ -31,6 +30,6 @@ fn read(json: &Value) -> Result<LlamaLike, ModelError> {
             bias: false,
             gating: Gating::Plain(common.activation),
         }
-    })?);
+    }));
     Ok(LlamaLike::of_layers(&common, vec![layer; common.dims.n_layers]))
 }

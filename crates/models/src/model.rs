@@ -79,7 +79,10 @@ impl Model {
         let mut decoder = read(&config)?;
         let mut transposed = BTreeSet::new();
         let weights = match PackedCheckpoint::open(dir) {
-            Ok(packed) => Weights::Packed(Box::new(packed)),
+            Ok(mut packed) => {
+                transposed = split_fused(packed.checkpoint_mut(), &*decoder)?;
+                Weights::Packed(Box::new(packed))
+            }
             Err(FormatError::NotPacked { .. }) => {
                 let mut checkpoint = with_usual_names(Checkpoint::open(dir)?, &*decoder);
                 transposed = split_fused(&mut checkpoint, &*decoder)?;

@@ -40,7 +40,7 @@ pub(crate) fn split_fused(checkpoint: &mut Checkpoint, decoder: &dyn Decoder) ->
             if fused.transposed {
                 transposed.extend(parts.clone());
             }
-            checkpoint.split(&name, parts)?;
+            checkpoint.split(&name, parts, &fused.shape)?;
         }
     }
     Ok(transposed)

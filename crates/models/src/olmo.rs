@@ -64,11 +64,12 @@ fn read_experts(config: &Config<'_>) -> Result<LlamaLike, ModelError> {
     let mut layer = layer_of(config, LayerKind::plain(&common, &rope))?;
     layer.attention.clip = config.number("clip_qkv")?;
     let routing = Routing::SoftmaxOfAll { normalized: config.flag_or("norm_topk_prob", false)? };
-    let n = config.size_or("num_experts", 64)?;
-    let chosen = config.size_or("num_experts_per_tok", 8)?;
-    layer.mlp = Mlp::Experts(Experts::separate(config, "mlp.gate", (n, chosen), routing, |expert| {
+    let counts = Experts::counts(config, (64, 8))?;
+    let experts = Experts::new("mlp.gate", counts, routing, |expert| {
         common.mlp(&format!("mlp.experts.{expert}."), common.dims.intermediate)
-    })?);
+    });
+    layer.fused = experts.in_two_tensors("mlp.experts.", common.dims.hidden);
+    layer.mlp = Mlp::Experts(experts);
     Ok(LlamaLike::of_layers(&common, vec![layer; common.dims.n_layers]))
 }
 

@@ -30,7 +30,9 @@ fn read(json: &Value) -> Result<LlamaLike, ModelError> {
         dense.attention.qkv_bias = config.flag_or("qkv_bias", true)?;
     }
     let mut sparse = dense.clone();
-    sparse.mlp = Mlp::Experts(experts_of(&config, &common, is_3)?);
+    let experts = experts_of(&config, &common, is_3)?;
+    sparse.fused = experts.in_two_tensors("mlp.experts.", common.dims.hidden);
+    sparse.mlp = Mlp::Experts(experts);
 
     let window = match (config.flag_or("use_sliding_window", false)?, config.is_written("sliding_window")) {
         (false, _) => None,
@@ -50,12 +52,11 @@ fn read(json: &Value) -> Result<LlamaLike, ModelError> {
 }
 
 fn experts_of(config: &Config<'_>, common: &Common, is_3: bool) -> Result<Experts, ModelError> {
-    let n = config.size_or("num_experts", if is_3 { 128 } else { 60 })?;
-    let chosen = config.size_or("num_experts_per_tok", if is_3 { 8 } else { 4 })?;
+    let counts = Experts::counts(config, if is_3 { (128, 8) } else { (60, 4) })?;
     let width = config.size_or("moe_intermediate_size", if is_3 { 768 } else { 1408 })?;
     let routing = Routing::SoftmaxOfAll { normalized: config.flag_or("norm_topk_prob", false)? };
     let of_expert = |expert| common.mlp(&format!("mlp.experts.{expert}."), width);
-    let experts = Experts::separate(config, "mlp.gate", (n, chosen), routing, of_expert)?;
+    let experts = Experts::new("mlp.gate", counts, routing, of_expert);
     let shared = match is_3 {
         true => None,
         false => {

@@ -67,13 +67,15 @@ impl Param {
     }
 }
 
-/// A tensor that holds parts of several linears in some checkpoints: `[n, ..]` for `n` parts. Experts are often stored so.
+/// A tensor that holds parts of several linears in some checkpoints, one after the other. Experts are often stored so.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fused {
     /// Its name, without the block's prefix.
     pub name: &'static str,
     /// The names of its parts, without the block's prefix: `experts.0.up_proj.weight`.
     pub parts: Vec<&'static str>,
+    /// The shape of each part.
+    pub shape: Vec<usize>,
     /// Whether the parts are matrices `[in, out]` instead of `[out, in]`.
     pub transposed: bool,
 }

@@ -28,6 +28,9 @@ pub(crate) enum Layout {
     Awq,
     /// `weight` of words.
     Mlx,
+    /// Experts as GPT-OSS is published: the parts of compressed-tensors once they are split. Their codes are numbers like those of FP8:
+    /// the model as it was trained.
+    Mxfp4,
     /// Parts of compressed-tensors; rows and channels of a block, if FP8 weights have such scales.
     Parts { block: Option<[usize; 2]> },
 }
@@ -42,6 +45,12 @@ pub(crate) fn packing(method: Option<&str>, config: &Value) -> Result<Packing, F
         Some("awq") => awq(config),
         Some("auto-round" | "intel/auto-round") => auto_round(config),
         Some(method @ ("fp8" | "fbgemm_fp8")) => fp8(method, config),
+        Some("mxfp4") => Ok(Packing {
+            method: "mxfp4".to_owned(),
+            quantization: Quantization::none(ActSpec::Float),
+            layout: Layout::Mxfp4,
+            has_float_act: false,
+        }),
         None if config.get("bits").is_some() => mlx(config),
         other => Err(FormatError::QuantMethod { method: other.unwrap_or("none given").to_owned() }),
     }

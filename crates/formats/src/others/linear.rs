@@ -31,6 +31,7 @@ enum Kind {
     Awq(WeightSpec),
     Mlx(Mlx),
     Int8(WeightSpec),
+    Mxfp4(WeightSpec),
     /// Rows and channels of a block.
     Fp8(Option<[usize; 2]>),
     Dense,
@@ -50,7 +51,7 @@ impl<'a> Linear<'a> {
     /// Bits of a stored weight, without scales; none if it is not packed.
     pub(crate) fn bits(&self) -> Option<u32> {
         match self.kind {
-            Kind::PackQuantized(spec) | Kind::Awq(spec) | Kind::Int8(spec) => Some(spec.bits.get()),
+            Kind::PackQuantized(spec) | Kind::Awq(spec) | Kind::Int8(spec) | Kind::Mxfp4(spec) => Some(spec.bits.get()),
             Kind::Gptq(Gptq { spec, .. }) => Some(spec.bits.get()),
             Kind::Mlx(Mlx { bits, .. }) => Some(bits.get()),
             Kind::Fp8(_) => Some(8),
@@ -62,7 +63,7 @@ impl<'a> Linear<'a> {
     pub(crate) fn shape(&self) -> Result<[usize; 2], FormatError> {
         let parts = self.parts();
         let shape = match &self.kind {
-            Kind::PackQuantized(spec) => return read_shape(self.checkpoint, self.name, *spec),
+            Kind::PackQuantized(spec) | Kind::Mxfp4(spec) => return read_shape(self.checkpoint, self.name, *spec),
             Kind::Gptq(gptq) => gptq::shape(parts, gptq.spec.bits),
             Kind::Awq(_) => awq::shape(parts),
             Kind::Mlx(mlx) => mlx::Packed::new(parts, *mlx).map(|packed| packed.shape()),
@@ -83,6 +84,9 @@ impl<'a> Linear<'a> {
                 }
                 Err(other) => return Err(other),
             },
+            Kind::Mxfp4(spec) => {
+                return Ok(Matrix::Values(packed_linear(self.checkpoint, self.name, *spec)?.dequantize()));
+            }
             Kind::Gptq(gptq) => gptq::read(parts, *gptq),
             Kind::Awq(spec) => awq::read(parts, *spec),
             Kind::Mlx(mlx) => mlx::Packed::new(parts, *mlx).and_then(|packed| packed.matrix()),
@@ -118,6 +122,9 @@ fn kind_of(
     spec: impl Fn() -> Result<WeightSpec, PackedFault>,
 ) -> Result<Kind, PackedFault> {
     if parts.find(PACKED).is_some() {
+        if layout == Layout::Mxfp4 {
+            return Ok(Kind::Mxfp4(WeightSpec::named("mxfp4").expect("it is the name of a type")));
+        }
         return Ok(Kind::PackQuantized(spec()?));
     }
     if parts.find(QWEIGHT).is_some() {

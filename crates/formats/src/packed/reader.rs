@@ -119,6 +119,11 @@ impl PackedCheckpoint {
         &self.checkpoint
     }
 
+    /// All tensors, to rename them or to split what holds several.
+    pub fn checkpoint_mut(&mut self) -> &mut Checkpoint {
+        &mut self.checkpoint
+    }
+
     /// Its `config.json`.
     pub fn config(&self) -> &Value {
         &self.config

@@ -7,7 +7,7 @@ use crate::act::ActPoint;
 use crate::block::BlockOps;
 use crate::config::Config;
 use crate::error::ModelError;
-use crate::structure::{LinearName, Param, intern};
+use crate::structure::{Fused, LinearName, Param, intern};
 
 /// Largest number of experts that is accepted.
 const MAX_EXPERTS: usize = 1 << 14;
@@ -47,23 +47,44 @@ pub(crate) struct Shared {
 }
 
 impl Experts {
-    /// `n` experts, of which each token has `chosen`.
-    pub(crate) fn separate(
-        config: &Config<'_>,
-        router: &'static str,
-        (n, chosen): (usize, usize),
-        routing: Routing,
-        of_expert: impl Fn(usize) -> GatedMlp,
-    ) -> Result<Self, ModelError> {
+    /// Numbers of experts and of those that each token has, from the config or else as given.
+    pub(crate) fn counts(config: &Config<'_>, defaults: (usize, usize)) -> Result<(usize, usize), ModelError> {
+        // Which of the two keys a model has depends on the version of transformers that wrote it.
+        let key = if config.get("num_local_experts").is_some() { "num_local_experts" } else { "num_experts" };
+        let (n, chosen) = (config.size_or(key, defaults.0)?, config.size_or("num_experts_per_tok", defaults.1)?);
         if n > MAX_EXPERTS {
-            let key = if config.get("num_experts").is_some() { "num_experts" } else { "num_local_experts" };
             return Err(config.wrong(key, format!("no model has more than {MAX_EXPERTS} experts")));
         }
         if chosen > n {
             return Err(config.wrong("num_experts_per_tok", format!("must be at most {n}, the number of experts")));
         }
+        Ok((n, chosen))
+    }
+
+    /// `n` experts, of which each token has `chosen`.
+    pub(crate) fn new(
+        router: &'static str,
+        (n, chosen): (usize, usize),
+        routing: Routing,
+        of_expert: impl Fn(usize) -> GatedMlp,
+    ) -> Self {
         let mlps = (0..n).map(of_expert).collect();
-        Ok(Self { router: LinearName(router), router_bias: false, routing, chosen, mlps, shared: None })
+        Self { router: LinearName(router), router_bias: false, routing, chosen, mlps, shared: None }
+    }
+
+    /// The tensors of all experts, as transformers 5 holds them in memory: gates and ups in turns, and downs.
+    pub(crate) fn in_two_tensors(&self, prefix: &str, hidden: usize) -> Vec<Fused> {
+        let width = self.mlps.first().map_or(0, |mlp| mlp.width);
+        let of = |which: &str, linears: &dyn Fn(&GatedMlp) -> Vec<LinearName>, shape: [usize; 2]| Fused {
+            name: intern(&format!("{prefix}{which}")),
+            parts: self.mlps.iter().flat_map(linears).map(|linear| intern(&linear.weight())).collect(),
+            shape: shape.to_vec(),
+            transposed: false,
+        };
+        vec![
+            of("gate_up_proj", &GatedMlp::readers, [width, hidden]),
+            of("down_proj", &|mlp| vec![mlp.down], [hidden, width]),
+        ]
     }
 
     pub(crate) fn params(&self, hidden: usize) -> Vec<Param> {
@@ -148,7 +169,7 @@ fn scores(ops: &dyn BlockOps, router: LinearName, has_bias: bool, rows: &Tensor)
 /// The tokens that each expert has a weight for, from `weights [tokens, experts]`.
 fn tokens_by_expert(weights: &Tensor) -> Vec<Vec<i64>> {
     let mut tokens = vec![Vec::new(); weights.size()[1] as usize];
-    let places = weights.detach().nonzero(); // [n, 2]: token, expert
+    let places = weights.detach().nonzero().contiguous(); // [n, 2]: token, expert
     let places = Vec::<i64>::try_from(places.view(-1)).expect("places are a vector of i64");
     for place in places.as_chunks::<2>().0 {
         tokens[place[1] as usize].push(place[0]);
