@@ -3,18 +3,20 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::cell::RefCell;
 use std::ops::{ControlFlow, Range};
+use std::path::Path;
 
 use oq_calib::{Options, quantize};
 use oq_let::{Action, Port, Site};
 use oq_models::intern;
 use oq_models::layers::{rms_norm, split_heads};
 use oq_models::{
-    ActPoint, Attention, BlockOps, Context, Decoder, Dims, Layer, LayerResidual, Linear, LinearName, Model, ModelError,
-    OuterOps, Param, Residual, Scores,
+    ActPoint, Attention, BlockOps, Context, Decoder, DenseOps, Dims, Layer, LayerResidual, Linear, LinearName, Model,
+    ModelError, OuterOps, Param, Residual, Scores,
 };
 use oq_quant_core::{Bits, SiteKind};
-use oq_recipe::{Method, Overrides, Recipe};
+use oq_recipe::{Method, Overrides, Recipe, StarvedExpert};
 use oq_tests::{check_family, write_random};
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
@@ -69,6 +71,7 @@ impl Decoder for Experts {
             params,
             together: vec![vec![Q, K, V]],
             experts: if n > 1 { (0..n).map(|e| vec![up(e), down(e)]).collect() } else { Vec::new() },
+            chosen: if n > 1 { CHOSEN as usize } else { 0 },
             attention: ATTENTION,
             intermediate: INTERMEDIATE,
         }
@@ -118,14 +121,16 @@ impl Decoder for Experts {
         let scores = rows.to_kind(Kind::Float).matmul(&router.to_kind(Kind::Float).transpose(0, 1)); // [tokens, n]
         // The last expert is never chosen.
         let (weights, chosen) = scores.narrow(1, 0, n as i64 - 1).softmax(-1, Kind::Float).topk(CHOSEN, -1, true, true);
+        let weights = scores.zeros_like().scatter(1, &chosen, &weights); // [tokens, n]
         let mut out = rows.zeros_like().to_kind(Kind::Float);
         for e in 0..n {
-            let hit = chosen.eq(e as i64).nonzero(); // [hits, 2]: token, place
-            if hit.size()[0] == 0 {
+            let hit = Vec::<i64>::try_from(chosen.eq(e as i64).any_dim(1, false).nonzero().view(-1)).unwrap();
+            let token = ops.tokens_of_expert(e, hit, rows.size()[0] as usize);
+            if token.is_empty() {
                 continue;
             }
-            let token = hit.select(1, 0);
-            let weight = weights.index(&[Some(&token), Some(&hit.select(1, 1))]).unsqueeze(-1);
+            let token = Tensor::from_slice(&token);
+            let weight = weights.select(1, e as i64).index_select(0, &token).unsqueeze(-1);
             let y = expert(e, &rows.index_select(0, &token).unsqueeze(0)).squeeze_dim(0);
             out = out.index_add(0, &token, &(y.to_kind(Kind::Float) * weight));
         }
@@ -143,6 +148,89 @@ fn layers_with_experts_are_learned_packed_and_run() {
     check_family(dir.path(), |_| Ok(Box::new(Experts)));
 }
 
+/// Calibration text of `n` segments.
+fn segments(n: usize) -> Vec<Vec<u32>> {
+    let ids: Vec<u32> = (0..32 * n as u32).map(|i| (i.wrapping_mul(i) * 31 + i / 7) % VOCAB as u32).collect();
+    ids.chunks(32).map(<[u32]>::to_vec).collect()
+}
+
+/// Learns the model at 2 bits, with experts that fewer than `expert_tokens` tokens reach treated as starved.
+fn learned(dir: &Path, out: &Path, expert_tokens: usize) -> (Model, Vec<Vec<StarvedExpert>>) {
+    let overrides = Overrides::default().samples(8).seqlen(32).epochs(2).expert_tokens(expert_tokens);
+    let recipe = Recipe::resolve("w2a16g32".parse().unwrap(), None, None, &overrides).unwrap();
+    let model = Model::with_decoder(dir, |_| Ok(Box::new(Experts))).unwrap();
+    let options = Options::new(out);
+    let outcome =
+        quantize(&model, &recipe, &segments(recipe.segments()), &options, &mut |_| ControlFlow::Continue(())).unwrap();
+    let starved = outcome.blocks.into_iter().map(|block| block.starved).collect();
+    (Model::with_decoder(out, |_| Ok(Box::new(Experts))).unwrap(), starved)
+}
+
+/// Inputs of the experts of the last layer, on text that is not calibrated on: `[tokens, hidden]`.
+fn inputs_of_experts(model: &Model) -> Tensor {
+    let ids: Vec<i64> = (0..320).map(|i: i64| (i * i * 17 + i / 3) % VOCAB as i64).collect();
+    let (decoder, ids) = (model.decoder(), Tensor::from_slice(&ids).view([10, 32]));
+    let ctx = decoder.context(32, Device::Cpu);
+    let mut x = decoder.embed(&model.outer(Device::Cpu), &ids).unwrap();
+    let inputs = RefCell::new(Vec::new());
+    for layer in 0..4 {
+        let block = model.load_block(layer, Device::Cpu).unwrap();
+        let ops = Inputs { ops: DenseOps::new(&block), inputs: &inputs };
+        inputs.borrow_mut().clear();
+        x = decoder.block(layer, &ops, &ctx, &x);
+    }
+    Tensor::cat(&inputs.into_inner(), 0)
+}
+
+/// Keeps what the experts' first linears read.
+struct Inputs<'a> {
+    ops: DenseOps<'a>,
+    inputs: &'a RefCell<Vec<Tensor>>,
+}
+
+impl BlockOps for Inputs<'_> {
+    fn linear(&self, name: LinearName, x: &Tensor) -> Tensor {
+        if name.0.ends_with(".up") {
+            self.inputs.borrow_mut().push(x.flatten(0, -2));
+        }
+        self.ops.linear(name, x)
+    }
+    fn act(&self, point: ActPoint, x: Tensor) -> Tensor {
+        self.ops.act(point, x)
+    }
+    fn param(&self, name: &str) -> Tensor {
+        self.ops.param(name)
+    }
+}
+
+#[test]
+fn a_starved_expert_is_told_and_no_worse_than_rounded_to_nearest() {
+    let (dir, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    write_random(dir.path(), &Experts, "experts");
+    let (packed, starved) = learned(dir.path(), &out.path().join("told"), 4);
+    // The router of every second layer chooses from the others only.
+    let never = StarvedExpert { expert: 4, tokens: 0 };
+    assert!(starved[1].contains(&never) && starved[3].contains(&never), "{starved:?}");
+    assert!(starved[0].is_empty() && starved[2].is_empty(), "{starved:?}");
+    let rounded = Model::with_decoder(dir.path(), |_| Ok(Box::new(Experts))).unwrap();
+    let rounded = rounded.with_round_to_nearest("w2a16g32".parse().unwrap()).unwrap();
+    let full = Model::with_decoder(dir.path(), |_| Ok(Box::new(Experts))).unwrap();
+    assert!(starved[1].len() < 3 && starved[3].len() < 3, "most experts saw enough: {starved:?}");
+    let x = inputs_of_experts(&full);
+    let output = |model: &Model| {
+        let block = model.load_block(3, Device::Cpu).unwrap();
+        x.linear(block.weight(up(4)), None::<Tensor>).relu().linear(block.weight(down(4)), None::<Tensor>)
+    };
+    let exact = output(&full);
+    let error = |model: &Model| (output(model) - &exact).square().mean(Kind::Double).double_value(&[]);
+    let (learned_error, rounded_error) = (error(&packed), error(&rounded));
+    assert!(learned_error < rounded_error, "{learned_error} and {rounded_error}");
+
+    // Without a limit, an expert without tokens is rounded on the whole range of its groups.
+    let (_, starved) = learned(dir.path(), &out.path().join("untold"), 0);
+    assert!(starved.iter().all(Vec::is_empty));
+}
+
 #[test]
 fn experts_have_widths_of_their_own() {
     let (dir, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
@@ -150,10 +238,8 @@ fn experts_have_widths_of_their_own() {
     let model = Model::with_decoder(dir.path(), |_| Ok(Box::new(Experts))).unwrap();
     let overrides = Overrides::default().method(Method::Rtn).samples(4).seqlen(32).bits(3.0).bit_choices(widths());
     let recipe = Recipe::resolve("w3a16g32".parse().unwrap(), None, None, &overrides).unwrap();
-    let ids: Vec<u32> = (0..128).map(|i: u32| (i * i * 31 + i / 7) % VOCAB as u32).collect();
-    let segments: Vec<Vec<u32>> = ids.chunks(32).map(<[u32]>::to_vec).collect();
     let options = Options::new(out.path().join("packed"));
-    quantize(&model, &recipe, &segments, &options, &mut |_| ControlFlow::Continue(())).unwrap();
+    quantize(&model, &recipe, &segments(4), &options, &mut |_| ControlFlow::Continue(())).unwrap();
     let chosen: Value =
         serde_json::from_slice(&std::fs::read(options.out.join("omniquant/bits.json")).unwrap()).unwrap();
     let units = chosen["units"].as_array().unwrap();

@@ -64,6 +64,7 @@ impl Decoder for Alternating {
             attention: Attention { n_heads: 4, n_kv_heads: 2, head_dim, scale, softcap, sinks: false },
             intermediate,
             experts: Vec::new(),
+            chosen: 0,
         }
     }
     fn sites(&self, _layer: usize, kind: SiteKind) -> Result<Vec<Site>, &'static str> {

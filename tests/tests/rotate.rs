@@ -282,6 +282,17 @@ fn models_without_a_place_for_them_are_refused_before_weights_are_read() {
     assert!(error.contains("on the residual itself; say --rotate none"), "{error}");
     check(&model, &recipe(RotateKind::None)).unwrap();
 
+    for (folder, reason) in [
+        ("olmo2", "norms behind"),
+        ("gemma3", "norms behind"),
+        ("glm4", "norms behind"),
+        ("olmoe-clip", "clamps values"),
+    ] {
+        let model = Model::open(&fixture("family-variants").join(folder)).unwrap();
+        let error = check(&model, &recipe(RotateKind::Merged)).unwrap_err().to_string();
+        assert!(error.contains(reason) && error.contains("say --rotate none"), "{folder}: {error}");
+    }
+
     // There is no Hadamard matrix of order 150.
     let model = Model::open(&fixture("llama-mha")).unwrap();
     let mut config = model.config().clone();

@@ -57,8 +57,10 @@ impl Values {
     /// Scales are 1 where no linear reads the channels (queries and keys). Shifts `d`, if requested and possible, are the mean over samples
     /// of the midpoint between a channel's extremes.
     ///
+    /// Scales are 1 where no token reached the site's first reader.
+    ///
     /// # Panics
-    /// When the first reader of a site has no statistics.
+    /// When statistics of the first reader of a site were not requested.
     pub fn smooth(sites: &[Site], shift: bool, alpha: f64, source: &dyn Source, device: Device) -> Self {
         let starts = sites.iter().map(|site| start(site, shift && site.can_shift, alpha, source, device));
         let (scales, shifts) = starts.unzip();
@@ -70,8 +72,12 @@ impl Values {
 fn start(site: &Site, shift: bool, alpha: f64, source: &dyn Source, device: Device) -> (Tensor, Option<Tensor>) {
     let tensor = |numbers: &[f32]| Tensor::from_slice(numbers).to_device(device);
     let Some(first) = site.readers().next() else { return (tensor(&vec![1.0; site.n_scales]), None) };
-    let stats = source.inputs(first.module).and_then(|stats| stats.state.as_ref());
+    let stats = source.inputs(first.module);
     let stats = stats.unwrap_or_else(|| panic!("{} reads a site and its inputs were not taken in", first.module));
+    let Some(stats) = &stats.state else {
+        let shift = (shift && site.can_shift).then(|| tensor(&vec![0.0; site.n_scales]));
+        return (tensor(&vec![1.0; site.n_scales]), shift);
+    };
 
     let shifts = shift.then(|| {
         let mean_middles = numbers(&(&stats.middles / stats.samples as f64));

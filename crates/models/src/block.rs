@@ -24,6 +24,10 @@ pub trait BlockOps {
     fn attention(&self, q: &Tensor, k: &Tensor, v: &Tensor, scores: &Scores<'_>) -> Tensor {
         attention(q, k, v, scores)
     }
+    /// A product that is never quantized, such as that of a router: `x [.., in]` -> `x Wᵀ`, with the bias if it has one, `[.., out]`.
+    fn route(&self, router: LinearName, has_bias: bool, x: &Tensor) -> Tensor {
+        x.linear(&self.param(&router.weight()), has_bias.then(|| self.param(&router.bias())))
+    }
     /// The tokens that an expert computes, of `all` that the layer has: those that the router chose it for. More may be added, whose
     /// outputs are not used.
     fn tokens_of_expert(&self, _expert: usize, tokens: Vec<i64>, _all: usize) -> Vec<i64> {

@@ -201,6 +201,7 @@ impl Decoder for Falcon {
             together: Vec::new(),
             attention: Attention { n_heads, n_kv_heads, head_dim, scale: None, softcap: None, sinks: false },
             experts: Vec::new(),
+            chosen: 0,
             intermediate,
         }
     }

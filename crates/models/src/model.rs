@@ -77,7 +77,7 @@ impl Model {
     pub fn with_decoder(dir: &Path, read: ReadDecoder) -> Result<Self, ModelError> {
         let mut config = text_config(read_config(dir)?);
         let mut decoder = read(&config)?;
-        let mut transposed = BTreeSet::new();
+        let transposed;
         let weights = match PackedCheckpoint::open(dir) {
             Ok(mut packed) => {
                 transposed = split_fused(packed.checkpoint_mut(), &*decoder)?;

@@ -128,6 +128,7 @@ impl Decoder for Opt {
             together: vec![QKV.to_vec()],
             attention: Attention { n_heads, n_kv_heads, head_dim, scale: None, softcap: None, sinks: false },
             experts: Vec::new(),
+            chosen: 0,
             intermediate,
         }
     }

@@ -22,6 +22,8 @@ use crate::structure::LinearName;
 #[derive(Debug)]
 pub struct PackedOps {
     joints: Vec<Joint>,
+    /// The matrix that contains each linear.
+    places: BTreeMap<LinearName, usize>,
     params: BTreeMap<String, Tensor>,
     act: ActSpec,
     online: Option<Online>,
@@ -92,7 +94,9 @@ impl PackedOps {
                 joints.push(Joint::new(part, kernel, compute)?);
             }
         }
-        Ok(Self { joints, params, act, online: None, compute })
+        let of_joint = |(idx, joint): (usize, &Joint)| joint.parts.iter().map(move |&(name, _)| (name, idx)).collect();
+        let places = joints.iter().enumerate().flat_map::<Vec<_>, _>(of_joint).collect();
+        Ok(Self { joints, places, params, act, online: None, compute })
     }
 
     /// The same block with an online rotation of activations.
@@ -111,8 +115,8 @@ impl PackedOps {
 
     /// The matrix that contains a linear.
     fn joint(&self, name: LinearName) -> &Joint {
-        let holds = |joint: &&Joint| joint.parts.iter().any(|(part, _)| *part == name);
-        self.joints.iter().find(holds).unwrap_or_else(|| panic!("{} is not in the block's layout", name.0))
+        let place = self.places.get(&name).unwrap_or_else(|| panic!("{} is not in the block's layout", name.0));
+        &self.joints[*place]
     }
 }
 

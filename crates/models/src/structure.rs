@@ -109,9 +109,11 @@ pub struct Layer {
     /// The linears of each expert that a router chooses from; empty if there is no router. [`crate::BlockOps::tokens_of_expert`] counts
     /// experts as they are listed here.
     pub experts: Vec<Vec<LinearName>>,
+    /// How many of them a token has.
+    pub chosen: usize,
     /// Its attention.
     pub attention: Attention,
-    /// Width inside the MLP.
+    /// Channels inside the MLP that a token has: those of all experts that are chosen for it.
     pub intermediate: usize,
 }
 

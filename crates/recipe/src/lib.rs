@@ -37,7 +37,7 @@ pub use error::RecipeError;
 pub use machine::{Profile, find_machine, machine_names};
 pub use model::{EvalDefaults, ModelEntry, Shape, Source, find, names};
 pub use patch::{RecipeFile, SharePatch};
-pub use record::{BlockRecord, EVENTS, Event, RECIPE, RECORDS, RUN, RUN_FOLDER, RunRecord};
+pub use record::{BlockRecord, EVENTS, Event, RECIPE, RECORDS, RUN, RUN_FOLDER, RunRecord, StarvedExpert};
 pub use tables::{
     BitBudget, BitsPatch, Calibration, CalibrationPatch, Key, KeyOption, Learn, LearnPatch, Overrides, Recipe, Rotate,
     RotatePatch, Transform, TransformPatch, Tune, TunePatch, keys,

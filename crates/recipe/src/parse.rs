@@ -103,7 +103,7 @@ mod tests {
     fn unknown_key() {
         check(
             "scheme = \"w4a16\"\n[learn]\nepoch = 20\n",
-            "my.toml:3:1: unknown key `epoch`; allowed here: epochs, lwc_lr, aug_loss, loss, start, rounding; did you mean `epochs`?\n  \
+            "my.toml:3:1: unknown key `epoch`; allowed here: epochs, lwc_lr, aug_loss, loss, start, rounding, expert_tokens; did you mean `epochs`?\n  \
              |\n3 | epoch = 20\n  | ^^^^^",
         );
     }

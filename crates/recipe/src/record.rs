@@ -68,6 +68,18 @@ pub struct BlockRecord {
     /// in another type.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub beyond_f16: Option<f64>,
+    /// Experts that too few calibration tokens reached ([`Learn::expert_tokens`](crate::Learn::expert_tokens)).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub starved: Vec<StarvedExpert>,
+}
+
+/// An expert that too few calibration tokens reached to be learned from them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StarvedExpert {
+    /// Which of the block's experts, from 0.
+    pub expert: usize,
+    /// The calibration tokens that reached it.
+    pub tokens: u64,
 }
 
 /// One line of `events.jsonl`; the key `event` names the variant.
@@ -118,7 +130,7 @@ mod tests {
 
     fn block() -> BlockRecord {
         let (losses, final_loss) = (vec![0.25, 0.125], Some(0.5));
-        BlockRecord { index: 1, losses, final_loss, wall_secs: 1.5, retries: 1, beyond_f16: None }
+        BlockRecord { index: 1, losses, final_loss, wall_secs: 1.5, retries: 1, beyond_f16: None, starved: Vec::new() }
     }
 
     #[test]

@@ -280,6 +280,13 @@ table! {
         help: "How weights are rounded: learned, or fixed (as --start leaves it)",
         is_read: learns,
     }
+    /// Calibration tokens that an expert needs to be learned from them. Those that fewer reach start from the statistics of all tokens, and
+    /// stay there. 0: every expert has its own tokens only.
+    pub expert_tokens: usize as expert_tokens {
+        value_name: "N",
+        help: "Experts that fewer than N calibration tokens reach start from the statistics of all tokens, and stay there (0: none)",
+        is_read: learns,
+    }
 }
 
 table! {

@@ -1,11 +1,11 @@
 //! Statistics of the inputs of a block's linears in full precision, summed over the calibration tokens.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use oq_let::{InputStats, Site, Source};
 use oq_models::{ActPoint, BlockOps, BlockWeights, DenseOps, LinearName};
-use oq_recipe::Start;
+use oq_recipe::{Start, StarvedExpert};
 use tch::{Kind, Tensor};
 
 /// Channels whose products with each other are kept. Wider inputs are split into parts of this width, so that memory does not grow with
@@ -97,6 +97,8 @@ pub(crate) struct Inputs {
     pub(crate) of_sites: BTreeMap<&'static str, InputStats>,
     /// By input, the linears that read it, and its moments.
     moments: Vec<(Vec<&'static str>, Moments)>,
+    /// Experts that too few tokens reached; their statistics are those of all tokens.
+    pub(crate) starved: Vec<StarvedExpert>,
 }
 
 impl Inputs {
@@ -132,7 +134,7 @@ pub(crate) struct InputOps<'a> {
     ops: DenseOps<'a>,
     /// Whether products of channels with each other are summed too.
     with_products: bool,
-    linears: Vec<&'static str>,
+    linears: BTreeSet<&'static str>,
     seen: RefCell<Inputs>,
     /// The input of the previous linear, kept alive so that no other tensor can get its address.
     last: RefCell<Option<Tensor>>,
@@ -140,15 +142,21 @@ pub(crate) struct InputOps<'a> {
 
 impl<'a> InputOps<'a> {
     /// Collects the input of each site's first reader, which the other readers share. For `start` it also collects the inputs of
-    /// `linears`, except those that a site rescales, because their inputs will be different.
-    pub(crate) fn new(ops: DenseOps<'a>, sites: &[Site], linears: &[LinearName], start: Option<Start>) -> Self {
+    /// `linears`, except those that a site rescales, because their inputs will be different. Starved experts are given all tokens.
+    pub(crate) fn new(
+        ops: DenseOps<'a>,
+        sites: &[Site],
+        linears: &[LinearName],
+        start: Option<Start>,
+        starved: Vec<StarvedExpert>,
+    ) -> Self {
         let readers = sites.iter().filter_map(|site| site.readers().next()).map(|reader| reader.module);
         let of_sites = readers.map(|module| (module, InputStats::default())).collect();
         let looks = start.is_some_and(|start| start != Start::Whole);
         let watched = linears.iter().filter(|name| looks && !sites.iter().any(|site| site.rescales_input_of(name.0)));
         let linears = watched.map(|name| name.0).collect();
         let with_products = start == Some(Start::Compensate);
-        let seen = RefCell::new(Inputs { of_sites, moments: Vec::new() });
+        let seen = RefCell::new(Inputs { of_sites, moments: Vec::new(), starved });
         Self { ops, with_products, linears, seen, last: RefCell::new(None) }
     }
 
@@ -193,6 +201,18 @@ impl BlockOps for InputOps<'_> {
         self.ops.act(point, x)
     }
 
+    fn route(&self, router: LinearName, has_bias: bool, x: &Tensor) -> Tensor {
+        if let Some(stats) = self.seen.borrow_mut().of_sites.get_mut(router.0) {
+            stats.add(x);
+        }
+        self.ops.route(router, has_bias, x)
+    }
+
+    fn tokens_of_expert(&self, expert: usize, tokens: Vec<i64>, all: usize) -> Vec<i64> {
+        let is_starved = self.seen.borrow().starved.iter().any(|starved| starved.expert == expert);
+        if is_starved { (0..all as i64).collect() } else { tokens }
+    }
+
     fn param(&self, name: &str) -> Tensor {
         self.ops.param(name)
     }
@@ -229,7 +249,7 @@ mod tests {
         let (decoder, weights) = (model.decoder(), model.load_block(0, Device::Cpu).unwrap());
         let sites = decoder.sites(0, SiteKind::Norm).unwrap();
         let linears: Vec<LinearName> = decoder.layer(0).linears.iter().map(|linear| linear.name).collect();
-        let ops = InputOps::new(DenseOps::new(&weights), &sites, &linears, Some(Start::Compensate));
+        let ops = InputOps::new(DenseOps::new(&weights), &sites, &linears, Some(Start::Compensate), Vec::new());
         let x = Tensor::ones([1, 3, decoder.dims().hidden as i64], (Kind::Float, Device::Cpu));
         let _ = decoder.block(0, &ops, &decoder.context(3, Device::Cpu), &x);
         let seen = ops.finish();

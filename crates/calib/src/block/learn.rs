@@ -11,6 +11,7 @@ use oq_recipe::{Loss, Recipe, Rounding};
 use tch::{Kind, Tensor};
 
 use crate::block::inputs::Inputs;
+use crate::block::routing::linears_of;
 use crate::block::student::{Rates, Student};
 use crate::compute::Place;
 use crate::disk::states::Store;
@@ -103,6 +104,7 @@ impl<'a> Task<'a> {
         let start = (self.transform, self.start.copy());
         let student = Student::new(self.weights, self.linears, (self.specs, scheme.act), start, self.seen, self.place);
         let mut student = student.map_err(LearnError::of_linear)?;
+        student.fix(linears_of(&self.seen.starved, &self.decoder.layer(self.layer)));
         if learn.rounding == Rounding::Learned {
             student.round_within(learn.epochs * self.inputs.len(), fraction);
         }

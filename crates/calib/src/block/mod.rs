@@ -5,6 +5,7 @@ pub(crate) mod graph;
 pub(crate) mod inputs;
 pub(crate) mod learn;
 pub(crate) mod peak;
+pub(crate) mod routing;
 pub(crate) mod sites;
 pub(crate) mod student;
 pub(crate) mod watch;

@@ -30,6 +30,8 @@ pub(crate) struct Student<'a> {
     clips: BTreeMap<LinearName, Lwc>,
     /// Linears whose clipping stays as the search found it.
     searched: BTreeSet<LinearName>,
+    /// Linears that stay as they start: those of experts that too few tokens reach.
+    fixed: BTreeSet<LinearName>,
     values: Values,
     rounding: Option<Descending>,
 }
@@ -83,7 +85,13 @@ impl<'a> Student<'a> {
             (clip.spec().storage.has_coarse_scales() && seen.moments(name).is_some()).then_some(name)
         };
         let searched = clips.iter().filter_map(jumps).collect();
-        Ok(Self { weights, transform, act, compute: place.compute, clips, searched, values, rounding: None })
+        let (compute, fixed) = (place.compute, BTreeSet::new());
+        Ok(Self { weights, transform, act, compute, clips, searched, fixed, values, rounding: None })
+    }
+
+    /// Leaves the clipping and rounding of these linears as they start.
+    pub(crate) fn fix(&mut self, linears: impl IntoIterator<Item = LinearName>) {
+        self.fixed.extend(linears);
     }
 
     /// Learns rounding too, in `steps` steps, each scaled by `fraction`.
@@ -96,7 +104,8 @@ impl<'a> Student<'a> {
     /// An optimizer of all other parameters.
     pub(crate) fn optimizer(&self, rates: Rates) -> AdamW {
         let strengths = self.clips.iter().flat_map(|(name, clip)| {
-            let rate = if self.searched.contains(name) { 0.0 } else { rates.clip };
+            let stays = self.searched.contains(name) || self.fixed.contains(name);
+            let rate = if stays { 0.0 } else { rates.clip };
             [(&clip.gamma, rate), (&clip.beta, rate)]
         });
         AdamW::new(strengths.chain(self.values.tensors().map(|value| (value, rates.transform))))
@@ -107,7 +116,7 @@ impl<'a> Student<'a> {
     pub(crate) fn step(&mut self, optimizer: &mut AdamW, loss: impl FnOnce(&dyn BlockOps) -> Tensor) -> f64 {
         let Some(Gradients { value, moved, of_quantized, of_params }) = self.gradients(loss) else { return f64::NAN };
         if let Some(rate) = self.rounding.as_mut().map(Descending::next) {
-            for (&name, clip) in &mut self.clips {
+            for (&name, clip) in self.clips.iter_mut().filter(|(name, _)| !self.fixed.contains(name)) {
                 let name = name.weight();
                 let weight = moved.get(&name).unwrap_or_else(|| self.weights.get(&name));
                 clip.move_offsets(weight, &of_quantized[name.as_str()], rate);

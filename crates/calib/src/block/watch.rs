@@ -25,6 +25,14 @@ impl<F: Fn(LinearName, &Tensor, &Tensor)> BlockOps for Watched<'_, F> {
         self.ops.attention(q, k, v, scores)
     }
 
+    fn route(&self, router: LinearName, has_bias: bool, x: &Tensor) -> Tensor {
+        self.ops.route(router, has_bias, x)
+    }
+
+    fn tokens_of_expert(&self, expert: usize, tokens: Vec<i64>, all: usize) -> Vec<i64> {
+        self.ops.tokens_of_expert(expert, tokens, all)
+    }
+
     fn param(&self, name: &str) -> Tensor {
         self.ops.param(name)
     }

@@ -333,6 +333,7 @@ mod tests {
                 wall_secs: 1.0,
                 retries: 0,
                 beyond_f16: None,
+                starved: Vec::new(),
             },
         }
     }

@@ -13,7 +13,7 @@ use std::ops::ControlFlow;
 
 use oq_let::Site;
 use oq_lwc::{Lwc, LwcError};
-use oq_models::{BlockWeights, Context, LinearName, Model};
+use oq_models::{BlockWeights, Context, Linear, LinearName, Model};
 use oq_quant_core::{ActSpec, Bits, WeightSpec};
 use oq_random::SplitMix64;
 use tch::{Kind, Tensor};
@@ -54,7 +54,7 @@ pub(crate) struct Probe<'a> {
     pub(crate) seed: u64,
 }
 
-/// Linears of a block that read the same input and agreement one width, with the cost of each width in nats per token.
+/// Linears of a block that read the same input, or are one expert, and get one width, with the cost of each width in nats per token.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Unit {
     pub(crate) block: usize,
@@ -131,45 +131,71 @@ impl Probe<'_> {
         weights: &BlockWeights,
         taps: &[BTreeMap<LinearName, Tap>],
     ) -> Result<Vec<Unit>, PassError> {
-        let tokens: usize = self.segments.iter().map(Vec::len).sum();
         let mut units = Vec::new();
         let sites = (self.sites)(block);
-        for group in self.model.decoder().layer(block).groups() {
-            let mut costs = Vec::with_capacity(self.choices.len());
-            let compensates = self.compensates
-                && !group.iter().any(|linear| sites.iter().any(|site| site.rescales_input_of(linear.name.0)));
-            let moments = if compensates { moments(taps, group[0].name) } else { None };
-            let left = moments.as_ref().map_or(1.0, error_left);
-            for &bits in self.choices {
-                let errors = group.iter().map(|linear| {
-                    let weight = weights.weight(linear.name);
-                    let found = rounded(weight, WeightSpec { bits, ..self.spec }, self.clips)
-                        .map_err(|error| PassError::of_linear(self.model, block, linear.name, error))?;
-                    Ok((linear.name, self.place.compute.cast(found - weight)))
-                });
-                let errors = errors.collect::<Result<Vec<_>, PassError>>()?;
-                let of_segment = |taps: &BTreeMap<LinearName, Tap>| {
-                    let moved = errors.iter().filter_map(|(name, error)| {
-                        let Tap { x, grad } = taps.get(name)?;
-                        let moved = x.linear(error, None::<&Tensor>) * grad;
-                        Some(moved.sum_dim_intlist([-1i64].as_slice(), false, Kind::Float))
-                    });
-                    let moved = moved.reduce(|sum, moved| sum + moved);
-                    moved.map_or(0.0, |moved| moved.square().sum(Kind::Double).double_value(&[]))
-                };
-                let cost = left * taps.iter().map(of_segment).sum::<f64>() / (2 * tokens) as f64;
-                if !cost.is_finite() {
-                    let reason =
-                        format!("the cost of {bits} bits is not finite: use --compute f32, or leave out --bits");
-                    return Err(PassError::of_linear(self.model, block, group[0].name, reason));
+        let layout = self.model.decoder().layer(block);
+        for group in layout.groups() {
+            let costs = self.costs_of(block, &group, weights, taps, &sites)?;
+            let n_weights: u64 = group.iter().map(|linear| (linear.out_features * linear.in_features) as u64).sum();
+            let is_of = |expert: &&Vec<LinearName>| expert.contains(&group[0].name);
+            let expert = layout.experts.iter().find(is_of);
+            let found = units.iter_mut().find(|unit: &&mut Unit| expert.is_some_and(|e| e.contains(&unit.linears[0])));
+            let linears = group.iter().map(|linear| linear.name);
+            match found {
+                // An expert is a unit.
+                Some(unit) => {
+                    unit.linears.extend(linears);
+                    unit.demand.weights += n_weights;
+                    unit.demand.costs.iter_mut().zip(costs).for_each(|(sum, cost)| *sum += cost);
                 }
-                costs.push(cost);
+                None => {
+                    units.push(Unit { block, linears: linears.collect(), demand: Demand { weights: n_weights, costs } })
+                }
             }
-            let n_weights = group.iter().map(|linear| (linear.out_features * linear.in_features) as u64).sum();
-            let linears = group.iter().map(|linear| linear.name).collect();
-            units.push(Unit { block, linears, demand: Demand { weights: n_weights, costs } });
         }
         Ok(units)
+    }
+
+    /// What each width of linears that read the same input costs, in nats per token.
+    fn costs_of(
+        &self,
+        block: usize,
+        group: &[Linear],
+        weights: &BlockWeights,
+        taps: &[BTreeMap<LinearName, Tap>],
+        sites: &[Site],
+    ) -> Result<Vec<f64>, PassError> {
+        let tokens: usize = self.segments.iter().map(Vec::len).sum();
+        let mut costs = Vec::with_capacity(self.choices.len());
+        let compensates = self.compensates
+            && !group.iter().any(|linear| sites.iter().any(|site| site.rescales_input_of(linear.name.0)));
+        let moments = if compensates { moments(taps, group[0].name) } else { None };
+        let left = moments.as_ref().map_or(1.0, error_left);
+        for &bits in self.choices {
+            let errors = group.iter().map(|linear| {
+                let weight = weights.weight(linear.name);
+                let found = rounded(weight, WeightSpec { bits, ..self.spec }, self.clips)
+                    .map_err(|error| PassError::of_linear(self.model, block, linear.name, error))?;
+                Ok((linear.name, self.place.compute.cast(found - weight)))
+            });
+            let errors = errors.collect::<Result<Vec<_>, PassError>>()?;
+            let of_segment = |taps: &BTreeMap<LinearName, Tap>| {
+                let moved = errors.iter().filter_map(|(name, error)| {
+                    let Tap { x, grad } = taps.get(name)?;
+                    let moved = x.linear(error, None::<&Tensor>) * grad;
+                    Some(moved.sum_dim_intlist([-1i64].as_slice(), false, Kind::Float))
+                });
+                let moved = moved.reduce(|sum, moved| sum + moved);
+                moved.map_or(0.0, |moved| moved.square().sum(Kind::Double).double_value(&[]))
+            };
+            let cost = left * taps.iter().map(of_segment).sum::<f64>() / (2 * tokens) as f64;
+            if !cost.is_finite() {
+                let reason = format!("the cost of {bits} bits is not finite: use --compute f32, or leave out --bits");
+                return Err(PassError::of_linear(self.model, block, group[0].name, reason));
+            }
+            costs.push(cost);
+        }
+        Ok(costs)
     }
 
     /// All of a block's tensors, with linears' weights in the type of the products.

@@ -48,6 +48,8 @@ pub(super) struct Counts {
     pub(super) targets: u64,
     /// Weights of a block's linears.
     pub(super) weights: u64,
+    /// Weights that a token is multiplied with: of experts, those chosen for it.
+    pub(super) active: u64,
     /// Weights of the largest linear.
     pub(super) largest: u64,
     /// Weights of the linears that the transformation changes.
@@ -140,12 +142,23 @@ impl Counts {
             let chosen = layout.linears.iter().filter(|linear| of(linear.name));
             chosen.map(|linear| (linear.out_features * linear.in_features) as u64).sum()
         };
+        let is_expert = |name: LinearName| layout.experts.iter().any(|expert| expert.contains(&name));
         let norms = layout.params.iter().map(|param| numbers(&param.shape)).sum::<u64>();
         let biases = layout.linears.iter().filter(|linear| linear.bias).map(|linear| linear.out_features as u64);
         let largest = layout.linears.iter().map(|l| (l.out_features * l.in_features) as u64).max().unwrap_or(0);
         let probed_segments = n_segments(samples, seqlen);
         let batches = if learns { samples.div_ceil(batch) as u64 } else { 0 };
-        let rows: usize = layout.linears.iter().map(|linear| linear.out_features).sum();
+        // Of experts, those that a token has.
+        let (chosen, experts) = (layout.chosen as u64, layout.experts.len().max(1) as u64);
+        let active = |all: u64, of_experts: u64| all - of_experts + of_experts * chosen / experts;
+        let rows_of = |of: &dyn Fn(LinearName) -> bool| {
+            let rows = layout.linears.iter().filter(|linear| of(linear.name)).map(|linear| linear.out_features as u64);
+            rows.sum::<u64>()
+        };
+        let rows = active(rows_of(&|_| true), rows_of(&is_expert));
+        let width_of = |of_experts: bool| {
+            widths.iter().filter(|input| !of_experts || input.of_expert).map(|input| input.channels as u64).sum::<u64>()
+        };
         let other_rows = (dims.n_heads + 2 * dims.n_kv_heads) * dims.head_dim + 2 * dims.hidden;
         Self {
             layer,
@@ -158,9 +171,10 @@ impl Counts {
             params: norms + biases.sum::<u64>(),
             probed_tokens: recipe.bits.as_ref().map_or(0, |_| probed_segments.saturating_mul(seqlen) as u64),
             choices: recipe.bits.as_ref().map_or(0, |budget| budget.choices.len() as u64),
-            tapped: (widths.iter().map(|(n, _)| n).sum::<usize>() + rows) as u64,
+            tapped: active(width_of(false), width_of(true)) + rows,
             targets: recipe.targets() as u64,
             weights: sum(&|_| true),
+            active: active(sum(&|_| true), sum(&is_expert)),
             largest,
             moved: sum(&moved),
             moved_twice: sum(&moved_twice),
@@ -181,7 +195,7 @@ impl Counts {
             largest_products: compensation.largest_products,
             compensation: compensation.operations,
             columns: compensation.columns,
-            mlp_rows: rows.saturating_sub(other_rows) as u64,
+            mlp_rows: rows.saturating_sub(other_rows as u64),
             mask_heads: decoder.mask_heads(layer, seqlen) as u64,
             linears: layout.linears.len() as u64,
             sites: sites.len() as u64,
@@ -231,15 +245,15 @@ struct Compensation {
 }
 
 impl Compensation {
-    /// `widths`: channels of the distinct inputs of linears, and whether a site rescales them.
-    fn of(layout: &Layer, sites: &[Site], widths: &[(usize, bool)]) -> Self {
+    /// `widths`: the distinct inputs of linears.
+    fn of(layout: &Layer, sites: &[Site], widths: &[Input]) -> Self {
         // Widths of the parts for which products are kept.
         let parts = |n: usize| {
             let (n, part) = (n as u64, PART as u64);
             (0..n.div_ceil(part)).map(move |idx| part.min(n - idx * part))
         };
-        let watched = widths.iter().filter(|(_, is_rescaled)| !is_rescaled);
-        let squares: Vec<u64> = watched.flat_map(|&(n, _)| parts(n)).map(|part| part * part).collect();
+        let watched = widths.iter().filter(|input| !input.is_rescaled);
+        let squares: Vec<u64> = watched.flat_map(|input| parts(input.channels)).map(|part| part * part).collect();
         // Two Cholesky factors and one inverse, each a third of a matrix product, times two.
         let (mut operations, mut columns) = (squares.iter().map(|square| square * square.isqrt()).sum::<u64>(), 0);
         let is_rescaled = |linear: &&Linear| sites.iter().any(|site| site.rescales_input_of(linear.name.0));
@@ -309,8 +323,17 @@ fn ports(sites: &[Site], name: LinearName) -> impl Iterator<Item = Action> + '_ 
 struct Probed {
     /// Linears whose inputs need gradients, according to autograd.
     differentiated: BTreeSet<LinearName>,
-    /// Channels of each distinct input of linears, and whether a site rescales it.
-    widths: Vec<(usize, bool)>,
+    /// The distinct inputs of linears.
+    widths: Vec<Input>,
+}
+
+/// An input that one or several linears read.
+struct Input {
+    channels: usize,
+    /// Whether a site rescales it.
+    is_rescaled: bool,
+    /// Whether its linears are an expert's.
+    of_expert: bool,
 }
 
 fn probed(decoder: &dyn Decoder, (layer, layout): (usize, &Layer), sites: &[Site]) -> Probed {
@@ -337,11 +360,19 @@ impl BlockOps for Probe<'_> {
         }
         let last = self.last.replace(Some(x.shallow_clone()));
         if last.is_none_or(|last| last.data_ptr() != x.data_ptr()) {
-            seen.widths.push((x.size()[2] as usize, self.sites.iter().any(|site| site.rescales_input_of(name.0))));
+            seen.widths.push(Input {
+                channels: *x.size().last().expect("inputs have channels") as usize,
+                is_rescaled: self.sites.iter().any(|site| site.rescales_input_of(name.0)),
+                of_expert: self.layout.experts.iter().any(|expert| expert.contains(&name)),
+            });
         }
         let linear = self.layout.linears.iter().find(|linear| linear.name == name);
         let width = linear.expect("the forward runs the linears of its layout").out_features as i64;
         Tensor::zeros([1, 1, width], (Kind::Float, Device::Cpu)).set_requires_grad(true)
+    }
+
+    fn tokens_of_expert(&self, _expert: usize, _tokens: Vec<i64>, all: usize) -> Vec<i64> {
+        (0..all as i64).collect()
     }
 
     fn act(&self, _point: ActPoint, x: Tensor) -> Tensor {

@@ -200,9 +200,9 @@ impl Rates {
 
     fn step(&self, counts: &Counts) -> StepTime {
         let tokens = counts.batch_tokens as f64;
-        let weights = counts.weights as f64;
+        let (weights, active) = (counts.weights as f64, counts.active as f64);
         // Outputs, gradients of weights, gradients of inputs.
-        let flops = 2.0 * tokens * (3.0 * weights - counts.first as f64);
+        let flops = 2.0 * tokens * (3.0 * active - counts.first as f64);
         let clipped = self.clip_bytes * weights;
         let moved = TRANSFORM_BYTES * (counts.moved + counts.moved_twice) as f64;
         let ops = OPS_PER_BLOCK + OPS_PER_LINEAR * counts.linears as f64 + OPS_PER_SITE * counts.sites as f64;
@@ -219,7 +219,7 @@ impl Rates {
     /// gradient.
     fn tuning_step(&self, counts: &Counts) -> f64 {
         let (tokens, weights) = (counts.batch_tokens as f64, counts.weights as f64);
-        let block = 5.0 * 2.0 * tokens * weights / self.products
+        let block = 5.0 * 2.0 * tokens * counts.active as f64 / self.products
             + (3.0 + ATTENTION_BACKWARD) * attention_flops(counts, tokens) / self.attention
             + (1.0 + 2.0 * FORWARD_SHARE) * tokens * activation_bytes(counts) / self.memory
             + TUNING_BYTES * weights / self.memory
@@ -234,7 +234,7 @@ impl Rates {
     /// All blocks forward, and forward and backward; for each width the errors of weights, and their effect on outputs.
     fn probing(&self, counts: &Counts) -> f64 {
         let (tokens, weights, choices) = (counts.probed_tokens as f64, counts.weights as f64, counts.choices as f64);
-        let block = (3.0 + choices) * 2.0 * tokens * weights / self.products
+        let block = (3.0 + choices) * 2.0 * tokens * counts.active as f64 / self.products
             + (2.0 + ATTENTION_BACKWARD) * attention_flops(counts, tokens) / self.attention
             + (1.0 + FORWARD_SHARE) * tokens * activation_bytes(counts) / self.memory
             // A search takes as long as the clipping of two steps. Then the weights are rounded in two ways.
@@ -250,7 +250,7 @@ impl Rates {
         let (tokens, weights) = (counts.tokens as f64, counts.weights as f64);
         // In full precision once per target, and once quantized.
         let passes = if counts.targets > 0 { 1.0 + counts.targets as f64 } else { 1.0 };
-        let forward = 2.0 * tokens * weights / self.products
+        let forward = 2.0 * tokens * counts.active as f64 / self.products
             + attention_flops(counts, tokens) / self.attention
             + FORWARD_SHARE * tokens * activation_bytes(counts) / self.memory;
         let stored = F16 as f64 * weights;

@@ -137,6 +137,7 @@ impl Run<'_> {
             wall_secs: started.elapsed().as_secs_f64(),
             retries: descent.retries as usize,
             beyond_f16,
+            starved: inputs.starved,
         };
         Ok(Finished { shard, sha256, source, surroundings: None, record })
     }

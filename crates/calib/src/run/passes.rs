@@ -2,10 +2,12 @@
 
 use oq_let::Site;
 use oq_models::{BlockOps, BlockWeights, Context, Decoder, LinearName};
+use oq_recipe::StarvedExpert;
 
 use super::running::Run;
 use crate::block::inputs::{InputOps, Inputs};
 use crate::block::peak::Peak;
+use crate::block::routing::RoutingOps;
 use crate::compute::is_finite;
 use crate::disk::states::{Cache, Store};
 use crate::error::CalibError;
@@ -93,7 +95,8 @@ impl Run<'_> {
         }
         let learns = self.recipe.method.learns();
         let start = learns.then_some(self.recipe.learn.start);
-        let watched = InputOps::new(full, sites, linears, start);
+        let starved = self.starved_experts(block_idx, &cast, ctx, &states.full)?;
+        let watched = InputOps::new(full, sites, linears, start, starved);
         let peak = Peak::default();
         let peaking = peak.watch(&watched);
         let ops: &dyn BlockOps = if learns { &watched } else { &peaking };
@@ -111,6 +114,38 @@ impl Run<'_> {
         }
         drop(peaking);
         Ok(BlockTargets { second, inputs: watched.finish(), beyond_f16: peak.beyond_f16() })
+    }
+}
+
+impl Run<'_> {
+    /// The experts of a block that too few calibration tokens reach.
+    fn starved_experts(
+        &mut self,
+        block_idx: usize,
+        cast: &BlockWeights,
+        ctx: &Context,
+        inputs: &Store<'_>,
+    ) -> Result<Vec<StarvedExpert>, CalibError> {
+        let (decoder, enough) = (self.model.decoder(), self.recipe.learn.expert_tokens);
+        let experts = decoder.layer(block_idx).experts.len();
+        if experts == 0 || enough == 0 || !self.recipe.method.learns() {
+            return Ok(Vec::new());
+        }
+        let ops = RoutingOps::new(self.full(cast), experts);
+        for x in inputs.iter() {
+            self.progress(block_idx)?;
+            let _ = decoder.block(block_idx, &ops, ctx, &x);
+        }
+        let starved = ops.starved(enough);
+        if !starved.is_empty() {
+            let named = starved.iter().map(|starved| format!("{} ({})", starved.expert, starved.tokens));
+            let (block, experts) = (Nth::new(block_idx, self.n_blocks), named.collect::<Vec<_>>().join(", "));
+            tracing::warn!(
+                %block,
+                "fewer than {enough} calibration tokens reach experts {experts}: they start from all tokens, and stay there"
+            );
+        }
+        Ok(starved)
     }
 }
 

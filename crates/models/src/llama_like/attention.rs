@@ -163,7 +163,8 @@ impl SelfAttention {
         let written = (0..n_kv_heads * d).map(|c| (values.first + c, c));
         let values = Port::some(values.module, Action::DivideOutput, written);
         let out = Port::tied(O.0, Action::MultiplyInput, n_heads * d, |c| c / d / heads_per_kv * d + c % d);
-        let can_shift = self.qkv_bias && self.out_bias;
+        // With sinks, the shares of the values do not add up to 1, so shifts do not pass.
+        let can_shift = self.qkv_bias && self.out_bias && !self.shape.sinks;
         Ok(Site { kind: SiteKind::Vo, n_scales: n_kv_heads * d, ports: vec![values, out], can_shift })
     }
 

@@ -114,36 +114,37 @@ impl Experts {
 
     /// `h [b, t, hidden]` -> `[b, t, hidden]`.
     pub(crate) fn forward(&self, ops: &dyn BlockOps, h: &Tensor) -> Tensor {
-        let exact = h.flatten(0, -2); // [tokens, hidden]
-        let weights = self.weights(ops, &exact); // [tokens, experts]
-        let ready = ops.act(ActPoint::LinearInput, exact.shallow_clone());
-        let mut out = match &self.shared {
-            None => exact.zeros_like(),
+        let weights = self.weights(ops, h).flatten(0, -2); // [tokens, experts]
+        let ready = ops.act(ActPoint::LinearInput, h.shallow_clone());
+        let out = match &self.shared {
+            None => h.zeros_like(),
             Some(Shared { mlp, gate }) => {
-                let y = mlp.forward(ops, &ready).to_kind(exact.kind());
+                let y = mlp.forward(ops, &ready).to_kind(h.kind());
                 match gate {
-                    Some(gate) => y * scores(ops, *gate, false, &exact).sigmoid(),
+                    Some(gate) => y * ops.route(*gate, false, h).sigmoid(),
                     None => y,
                 }
             }
         };
-        let n_tokens = exact.size()[0] as usize;
+        let mut out = out.flatten(0, -2); // [tokens, hidden]
+        let rows = ready.flatten(0, -2);
+        let n_tokens = rows.size()[0] as usize;
         for (idx, (mlp, tokens)) in self.mlps.iter().zip(tokens_by_expert(&weights)).enumerate() {
             let tokens = ops.tokens_of_expert(idx, tokens, n_tokens);
             if tokens.is_empty() {
                 continue;
             }
             let tokens = Tensor::from_slice(&tokens).to_device(h.device());
-            let y = mlp.forward(ops, &ready.index_select(0, &tokens)).to_kind(exact.kind());
+            let y = mlp.forward(ops, &rows.index_select(0, &tokens).unsqueeze(0)).squeeze_dim(0).to_kind(out.kind());
             let share = weights.select(1, idx as i64).index_select(0, &tokens).unsqueeze(-1);
             out = out.index_add(0, &tokens, &(y * share));
         }
         out.view_as(h)
     }
 
-    /// The weight of each expert for each token, 0 for those that were not chosen: `[tokens, experts]`.
-    fn weights(&self, ops: &dyn BlockOps, rows: &Tensor) -> Tensor {
-        let scores = scores(ops, self.router, self.router_bias, rows);
+    /// The weight of each expert for each token, 0 for those that were not chosen: `h [b, t, hidden]` -> `[b, t, experts]`.
+    fn weights(&self, ops: &dyn BlockOps, h: &Tensor) -> Tensor {
+        let scores = ops.route(self.router, self.router_bias, h);
         let largest = |x: &Tensor| x.topk(self.chosen as i64, -1, true, true);
         let (values, places) = match self.routing {
             Routing::SoftmaxOfAll { normalized } => {
@@ -158,12 +159,6 @@ impl Experts {
         };
         scores.zeros_like().scatter(-1, &places, &values)
     }
-}
-
-/// The product of `rows [tokens, hidden]` with a router, in their kind: `[tokens, n]`.
-fn scores(ops: &dyn BlockOps, router: LinearName, has_bias: bool, rows: &Tensor) -> Tensor {
-    let bias = has_bias.then(|| ops.param(&router.bias()));
-    rows.linear(&ops.param(&router.weight()), bias)
 }
 
 /// The tokens that each expert has a weight for, from `weights [tokens, experts]`.

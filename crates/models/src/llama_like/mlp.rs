@@ -2,7 +2,7 @@
 
 use oq_let::{Action, Port, Site};
 use oq_quant_core::SiteKind;
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 use crate::act::ActPoint;
 use crate::block::{BlockOps, linears};
@@ -46,8 +46,7 @@ impl Gating {
         match self {
             Self::Plain(activation) => activation.apply(gate) * up,
             Self::Clamped { alpha, limit } => {
-                let gate = gate.clamp_max(limit).to_kind(Kind::Float);
-                let up = up.clamp(-limit, limit).to_kind(Kind::Float);
+                let (gate, up) = (gate.clamp_max(limit), up.clamp(-limit, limit));
                 &gate * (&gate * alpha).sigmoid() * (up + 1.0)
             }
         }

@@ -99,11 +99,22 @@ impl Mlp {
 
     /// The tensors that read its input: linears, and routers.
     fn readers(&self) -> Vec<LinearName> {
-        let mut readers: Vec<LinearName> = self.all().into_iter().flat_map(GatedMlp::readers).collect();
-        if let Self::Experts(experts) = self {
-            readers.extend(experts.routers());
+        let routers = match self {
+            Self::Gated(_) => Vec::new(),
+            // The router comes first, as it sees every token.
+            Self::Experts(experts) => experts.routers().collect(),
+        };
+        routers.into_iter().chain(self.all().into_iter().flat_map(GatedMlp::readers)).collect()
+    }
+
+    /// Channels inside that a token has.
+    fn width(&self) -> usize {
+        match self {
+            Self::Gated(mlp) => mlp.width,
+            Self::Experts(Experts { mlps, chosen, shared, .. }) => {
+                mlps.iter().take(*chosen).chain(shared.as_ref().map(|shared| &shared.mlp)).map(|mlp| mlp.width).sum()
+            }
         }
-        readers
     }
 
     /// `h [b, t, hidden]` -> `[b, t, hidden]`.
@@ -224,9 +235,11 @@ impl Decoder for LlamaLike {
             norms.names().map(|name| Param::new(name, [hidden]).above(self.norm_base)).collect();
         params.extend(attention.params(self.norm_base));
         let mut experts = Vec::new();
+        let mut chosen = 0;
         if let Mlp::Experts(mixture) = mlp {
             params.extend(mixture.params(hidden));
             experts = mixture.mlps.iter().map(|mlp| names(&mlp.linears(hidden))).collect();
+            chosen = mixture.chosen;
         }
         let mlps = mlp.all();
         let mut together = vec![attention.readers()];
@@ -238,8 +251,9 @@ impl Decoder for LlamaLike {
             params,
             together,
             experts,
+            chosen,
             attention: attention.shape,
-            intermediate: mlps.iter().map(|mlp| mlp.width).max().unwrap_or(0),
+            intermediate: mlp.width(),
         }
     }
 

@@ -117,7 +117,7 @@ fn rounding_starts_from_compensation() {
     let transform = Transform::new(Vec::new(), Device::Cpu);
     let spec = scheme("w3a16g32");
     let seen = |start: Start| {
-        let ops = InputOps::new(DenseOps::new(&weights), &[], &linears, Some(start));
+        let ops = InputOps::new(DenseOps::new(&weights), &[], &linears, Some(start), Vec::new());
         let x = noise(3, &[1, 200, decoder.dims().hidden as i64]);
         let _ = decoder.block(0, &ops, &decoder.context(200, Device::Cpu), &x);
         ops.finish()
@@ -216,6 +216,7 @@ fn offsets_move_by_half_a_code_at_most() {
             values: Values::identity(&[], false, Kind::Float, Device::Cpu),
             rounding: None,
             searched: std::collections::BTreeSet::new(),
+            fixed: BTreeSet::new(),
         };
         student.round_within(steps, 1.0);
         let mut rounding = student.rounding.unwrap();

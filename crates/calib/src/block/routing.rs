@@ -1,0 +1,54 @@
+//! How many calibration tokens reach each expert of a block.
+
+use std::cell::RefCell;
+
+use oq_models::{ActPoint, BlockOps, DenseOps, Layer, LinearName, Scores};
+use oq_recipe::StarvedExpert;
+use tch::Tensor;
+
+/// Runs a block up to its experts, and counts the tokens of each. The block's output is of no use.
+pub(crate) struct RoutingOps<'a> {
+    ops: DenseOps<'a>,
+    tokens: RefCell<Vec<u64>>,
+}
+
+impl<'a> RoutingOps<'a> {
+    /// For a layer with this many experts.
+    pub(crate) fn new(ops: DenseOps<'a>, experts: usize) -> Self {
+        Self { ops, tokens: RefCell::new(vec![0; experts]) }
+    }
+
+    /// The experts that fewer than `enough` tokens reached.
+    pub(crate) fn starved(self, enough: usize) -> Vec<StarvedExpert> {
+        let experts = self.tokens.into_inner().into_iter().enumerate();
+        experts.map(|(expert, tokens)| StarvedExpert { expert, tokens }).filter(|e| e.tokens < enough as u64).collect()
+    }
+}
+
+impl BlockOps for RoutingOps<'_> {
+    fn linear(&self, name: LinearName, x: &Tensor) -> Tensor {
+        self.ops.linear(name, x)
+    }
+
+    fn act(&self, point: ActPoint, x: Tensor) -> Tensor {
+        self.ops.act(point, x)
+    }
+
+    fn attention(&self, q: &Tensor, k: &Tensor, v: &Tensor, scores: &Scores<'_>) -> Tensor {
+        self.ops.attention(q, k, v, scores)
+    }
+
+    fn tokens_of_expert(&self, expert: usize, tokens: Vec<i64>, _all: usize) -> Vec<i64> {
+        self.tokens.borrow_mut()[expert] += tokens.len() as u64;
+        Vec::new()
+    }
+
+    fn param(&self, name: &str) -> Tensor {
+        self.ops.param(name)
+    }
+}
+
+/// The linears of the starved experts.
+pub(crate) fn linears_of(starved: &[StarvedExpert], layout: &Layer) -> Vec<LinearName> {
+    starved.iter().flat_map(|starved| layout.experts[starved.expert].iter().copied()).collect()
+}
