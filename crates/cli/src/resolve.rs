@@ -69,12 +69,11 @@ impl Named {
         Ok(Recipe::resolve(scheme, entry, file.as_ref(), &args.overrides())?)
     }
 
-    /// The model's `config.json`, to plan before weights are downloaded: from configs/ if that has enough, else the file itself,
-    /// without the weights.
+    /// The model's `config.json`, to plan before weights are downloaded: from configs/, or else the file itself, without the weights.
     pub fn config(&self, out: &Output) -> Result<Value> {
         let known = self.entry.filter(|entry| !matches!(entry.source, Source::Path { .. }));
-        let config = match known.and_then(|entry| Some(entry.config_of(entry.shape.as_ref()?))) {
-            Some(config) => config,
+        let config = match known {
+            Some(entry) => entry.config.clone(),
             None => match self.place()? {
                 Place::Hub { repo, revision } => {
                     let file = self.fetching(out, |hub, on| hub.fetch_config(repo, revision, on))?;

@@ -4,8 +4,8 @@ use std::path::Path;
 use std::sync::LazyLock;
 
 use oq_quant_core::QuantSpec;
-use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde::Deserialize;
+use serde_json::Value;
 
 use crate::choices::Family;
 use crate::embedded::{MODELS, parsed};
@@ -21,22 +21,16 @@ pub struct ModelEntry {
     /// The file's name, such as `llama2-7b`.
     #[serde(skip)]
     pub name: String,
-    /// The architecture.
-    pub family: Family,
     /// Whether it was fine-tuned to follow instructions.
     #[serde(default)]
     pub chat: bool,
-    /// Whether a block's norms come after its residual sums (OPT-350M). Such norms have no linears of their own that could absorb a
-    /// transformation.
-    #[serde(default)]
-    pub post_norm: bool,
     /// The schemes for which the paper or this project has results. Others can be used too.
     #[serde(default)]
     pub schemes: Vec<QuantSpec>,
     /// Source of the weights.
     pub source: Source,
-    /// Its dimensions, known before anything is downloaded.
-    pub shape: Option<Shape>,
+    /// What its `config.json` says of its architecture, known before anything is downloaded.
+    pub config: Value,
     /// Defaults of its recipes.
     #[serde(default)]
     pub calibration: CalibrationPatch,
@@ -55,24 +49,16 @@ pub struct ModelEntry {
 }
 
 impl ModelEntry {
-    /// An entry for a directory that `configs/` does not name, derived from its `config.json`. Models that are neither OPT nor Falcon are
-    /// treated as LLaMA.
+    /// An entry for a directory that `configs/` does not name, with its `config.json`.
     pub fn of_directory(dir: &Path, config: &Value) -> Self {
-        let family = match config["model_type"].as_str() {
-            Some("opt") => Family::Opt,
-            Some("falcon") => Family::Falcon,
-            _ => Family::Llama,
-        };
         // Segments are no longer than the model's number of positions.
         let positions = config["max_position_embeddings"].as_u64().filter(|n| (2..usual_seqlen() as u64).contains(n));
         Self {
             name: dir.file_name().unwrap_or_default().to_string_lossy().into_owned(),
-            family,
             chat: false,
-            post_norm: family == Family::Opt && config["do_layer_norm_before"] == false,
             schemes: Vec::new(),
             source: Source::Path { path: dir.to_string_lossy().into_owned() },
-            shape: None,
+            config: config.clone(),
             calibration: CalibrationPatch { seqlen: positions.map(|n| n as usize), ..CalibrationPatch::default() },
             learn: LearnPatch::default(),
             transform: TransformPatch::default(),
@@ -81,29 +67,19 @@ impl ModelEntry {
         }
     }
 
-    /// A `config.json` for this family and shape, with the keys of every family.
-    pub fn config_of(&self, shape: &Shape) -> Value {
-        json!({
-            "model_type": self.family.to_string(),
-            "hidden_size": shape.hidden,
-            "intermediate_size": shape.intermediate,
-            "num_hidden_layers": shape.layers,
-            "num_attention_heads": shape.heads,
-            "num_key_value_heads": shape.kv_heads,
-            "head_dim": shape.head_dim,
-            "vocab_size": shape.vocab,
-            "max_position_embeddings": shape.max_positions,
-            "tie_word_embeddings": shape.tied,
-            // OPT.
-            "ffn_dim": shape.intermediate,
-            "word_embed_proj_dim": shape.embedding,
-            "do_layer_norm_before": !self.post_norm,
-            // Falcon: one key/value head, or groups of heads with one each.
-            "ffn_hidden_size": shape.intermediate,
-            "num_kv_heads": shape.kv_heads,
-            "multi_query": shape.kv_heads == 1,
-            "new_decoder_architecture": shape.kv_heads > 1 && shape.kv_heads < shape.heads,
-        })
+    /// The family whose recipe settings it gets. Models that are neither OPT nor Falcon are treated as LLaMA.
+    pub fn family(&self) -> Family {
+        match self.config["model_type"].as_str() {
+            Some("opt") => Family::Opt,
+            Some("falcon") => Family::Falcon,
+            _ => Family::Llama,
+        }
+    }
+
+    /// Whether a block's norms come after its residual sums (OPT-350M). Such norms have no linears of their own that could absorb a
+    /// transformation.
+    pub fn post_norm(&self) -> bool {
+        self.family() == Family::Opt && self.config["do_layer_norm_before"] == false
     }
 }
 
@@ -136,33 +112,6 @@ pub enum Source {
         /// Relative to the repository's root.
         path: String,
     },
-}
-
-/// A model's dimensions.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Shape {
-    /// Width of a hidden state.
-    pub hidden: usize,
-    /// Width inside the MLP.
-    pub intermediate: usize,
-    /// Blocks.
-    pub layers: usize,
-    /// Query heads.
-    pub heads: usize,
-    /// Key and value heads; divides `heads`.
-    pub kv_heads: usize,
-    /// Width of a head.
-    pub head_dim: usize,
-    /// Rows of the embedding.
-    pub vocab: usize,
-    /// Maximum sequence length, in tokens.
-    pub max_positions: usize,
-    /// Whether the head shares the embedding's weights.
-    pub tied: bool,
-    /// Width of the embedding if it differs from `hidden` (OPT-350M).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub embedding: Option<usize>,
 }
 
 /// Default text for perplexity.
@@ -207,6 +156,8 @@ impl Recipe {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
@@ -214,7 +165,7 @@ mod tests {
         #[track_caller]
         fn check(config: &Value, family: Family, post_norm: bool) {
             let entry = ModelEntry::of_directory(Path::new("models/mine"), config);
-            assert_eq!((entry.name.as_str(), entry.family, entry.post_norm), ("mine", family, post_norm));
+            assert_eq!((entry.name.as_str(), entry.family(), entry.post_norm()), ("mine", family, post_norm));
         }
         check(&json!({"model_type": "opt"}), Family::Opt, false);
         check(&json!({"model_type": "opt", "do_layer_norm_before": true}), Family::Opt, false);

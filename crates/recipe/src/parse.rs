@@ -205,7 +205,7 @@ mod tests {
 
     #[test]
     fn unknown_source() {
-        let text = "family = \"llama\"\n[source.hug]\nrepo = \"a/b\"\n";
+        let text = "[config]\n[source.hug]\nrepo = \"a/b\"\n";
         let shown = parse::<ModelEntry>(text, Path::new("model.toml")).expect_err("must be refused").to_string();
         assert!(shown.contains("unknown value `hug`; allowed here: hub, wheel, path; did you mean `hub`?"), "{shown}");
     }

@@ -31,7 +31,7 @@ impl Recipe {
         }
         let preset = settings_of(overrides.preset.unwrap_or_default());
         let (family, chat, post_norm) =
-            model.map_or((Family::Llama, false, false), |m| (m.family, m.chat, m.post_norm));
+            model.map_or((Family::Llama, false, false), |m| (m.family(), m.chat, m.post_norm()));
         let method = overrides.method.or(file.and_then(|file| file.method)).or(preset.method).unwrap_or(usual_method());
         let case = Case { scheme, method, family, chat, post_norm };
 

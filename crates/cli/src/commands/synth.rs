@@ -12,7 +12,7 @@ use oq_formats::{Dtype, FormatError, OutTensor, atomic_write, write_shard};
 use oq_models::Decoder;
 use oq_models::family::decoder_of;
 use oq_random::SplitMix64;
-use oq_recipe::{ModelEntry, Shape};
+use oq_recipe::ModelEntry;
 use rayon::prelude::*;
 use serde_json::{Value, json};
 
@@ -29,11 +29,12 @@ const CHUNK: usize = 1 << 16;
 
 pub fn run(args: &SynthArgs, out: &Output) -> Result<()> {
     let started = Instant::now();
-    let (entry, shape) = shape_of(args)?;
+    let (entry, mut config) = config_of(args)?;
     let dtype = args.dtype.dtype();
-    let mut config = entry.config_of(&shape);
     config["dtype"] = json!(args.dtype.name());
-    let shards = shards(&*decoder_of(&config)?);
+    let decoder = decoder_of(&config)?;
+    let layers = decoder.dims().n_layers;
+    let shards = shards(&*decoder);
     let sizes: Vec<u64> = shards.iter().map(|shard| shard.iter().map(|tensor| tensor.bytes(dtype)).sum()).collect();
     let total: u64 = sizes.iter().sum();
 
@@ -69,24 +70,29 @@ pub fn run(args: &SynthArgs, out: &Output) -> Result<()> {
     // Written last, as in every directory that this program writes: a directory without it is not a model.
     write_json(&dir.join("config.json"), &config)?;
 
-    let value = json!({"dir": dir, "model": entry.name, "layers": shape.layers, "tensors": tensors, "bytes": total,
+    let value = json!({"dir": dir, "model": entry.name, "layers": layers, "tensors": tensors, "bytes": total,
         "seed": args.seed, "wall_secs": started.elapsed().as_secs_f64(), "peak_bytes": machine::peak_bytes()});
     out.result(&value, || {
         let (size, took) = (bytes(total), seconds(started.elapsed().as_secs_f64()));
-        format!("{}: {} blocks, {tensors} tensors, {size} of random weights; took {took}", dir.display(), shape.layers)
+        format!("{}: {layers} blocks, {tensors} tensors, {size} of random weights; took {took}", dir.display())
     })
 }
 
-/// The model's entry, and its shape with the requested number of blocks.
-fn shape_of(args: &SynthArgs) -> Result<(&'static ModelEntry, Shape), CliError> {
+/// The model's entry, and its config with the requested number of blocks.
+fn config_of(args: &SynthArgs) -> Result<(&'static ModelEntry, Value), CliError> {
     let entry = oq_recipe::find(&args.model).ok_or_else(|| {
         let known = oq_recipe::names().collect::<Vec<_>>().join(", ");
         CliError::Missing(format!("{}: not a name in configs/; the names are {known}", args.model))
     })?;
-    let shape = entry
-        .shape
-        .ok_or_else(|| CliError::Usage(format!("{}: configs/models/{}.toml has no [shape]", args.model, entry.name)))?;
-    Ok((entry, Shape { layers: args.layers.map_or(shape.layers, |layers| layers as usize), ..shape }))
+    let mut config = entry.config.clone();
+    if let Some(layers) = args.layers {
+        config["num_hidden_layers"] = layers.into();
+        // One entry per block.
+        if let Some(types) = config.get_mut("layer_types").and_then(Value::as_array_mut) {
+            types.truncate(layers as usize);
+        }
+    }
+    Ok((entry, config))
 }
 
 /// `out/synth-llama2-70b`, `out/synth-llama2-70b-1l`.
