@@ -9,8 +9,10 @@ use tch::Tensor;
 
 /// A block as it is stored.
 pub(crate) struct Merged {
-    /// Codes of every linear.
+    /// Codes of every linear that is quantized.
     pub(crate) codes: BTreeMap<LinearName, QuantizedTensor>,
+    /// Weights of linears in full precision, by name, in f32: those that differ from the checkpoint's, or all.
+    pub(crate) floats: BTreeMap<String, Tensor>,
     /// Norms and biases that the transformation changed, by name, in f32.
     pub(crate) params: BTreeMap<String, Tensor>,
 }
@@ -23,13 +25,13 @@ impl Merged {
         }
     }
 
-    /// Replaces a block's tensors by the dequantized codes and the changed norms and biases.
+    /// Replaces a block's tensors by the dequantized codes and all that changed.
     pub(crate) fn put_into(&self, weights: &mut BlockWeights) {
         for (&name, packed) in &self.codes {
             let weight = dequantized(packed, weights.weight(name));
             weights.set(name.weight(), weight);
         }
-        for (name, tensor) in &self.params {
+        for (name, tensor) in self.floats.iter().chain(&self.params) {
             weights.set(name.clone(), tensor.shallow_clone());
         }
     }
@@ -40,7 +42,7 @@ pub(crate) fn dequantized(packed: &QuantizedTensor, like: &Tensor) -> Tensor {
     Tensor::from_slice(&packed.dequantize()).view_as(like).to_device(like.device())
 }
 
-/// Applies a transformation, and quantizes the result.
+/// Applies a transformation, and quantizes the linears named; others stay in full precision.
 pub(crate) fn merge<E>(
     weights: &BlockWeights,
     transform: &Transform,
@@ -55,5 +57,7 @@ pub(crate) fn merge<E>(
         let packed = quantize(name, moved.as_ref().unwrap_or_else(|| weights.weight(name)));
         codes.insert(name, packed.map_err(|error| (name, error))?);
     }
-    Ok(Merged { codes, params })
+    // Norms and biases are vectors.
+    let (floats, params) = params.into_iter().partition(|(_, tensor)| tensor.dim() == 2);
+    Ok(Merged { codes, floats, params })
 }

@@ -1,12 +1,33 @@
 //! Limits that several formats share, with the words for what exceeds them.
 
-use oq_quant_core::{GroupSize, Storage, WeightSpec};
+use oq_quant_core::{GroupSize, Storage, Symmetry, WeightSpec};
 
 use crate::subject::Subject;
 
 /// The setting of all linears.
 pub(crate) fn one_setting(subject: &Subject) -> Result<WeightSpec, String> {
     subject.uniform().ok_or_else(|| "all linears must be quantized alike".to_owned())
+}
+
+/// The setting of each linear, of which all have the same kind of zero point.
+pub(crate) fn settings_alike(subject: &Subject) -> Result<&[WeightSpec], String> {
+    let is_asymmetric = |weight: &&WeightSpec| weight.symmetry == Symmetry::Asymmetric;
+    match subject.weights().iter().filter(is_asymmetric).count() {
+        0 => Ok(subject.weights()),
+        n if n == subject.weights().len() => Ok(subject.weights()),
+        _ => Err("its linears are symmetric, or none is".to_owned()),
+    }
+}
+
+/// Nothing outside the blocks is quantized.
+pub(crate) fn blocks_alone(subject: &Subject) -> Result<(), String> {
+    match subject.outer() {
+        [] => Ok(()),
+        [tensor, ..] => {
+            let option = if tensor.is_head() { "--head-bits" } else { "--embed-bits" };
+            Err(format!("its loaders take {} in full precision only: quantize without {option}", tensor.name))
+        }
+    }
 }
 
 /// Activations are not quantized.

@@ -13,7 +13,7 @@ use std::ops::ControlFlow;
 
 use oq_let::Site;
 use oq_lwc::{Lwc, LwcError};
-use oq_models::{BlockWeights, Context, LinearName, Model};
+use oq_models::{BlockWeights, Context, Linear, LinearName, Model};
 use oq_quant_core::{ActSpec, Bits, WeightSpec};
 use oq_random::SplitMix64;
 use tch::{Kind, Tensor};
@@ -39,8 +39,8 @@ pub(crate) fn n_segments(segments: usize, seqlen: usize) -> usize {
 pub(crate) struct Probe<'a> {
     pub(crate) model: &'a Model,
     pub(crate) place: Place,
-    /// Groups and symmetry of the grids.
-    pub(crate) spec: WeightSpec,
+    /// Groups and symmetry of the grids of a block's linears; none if no width is chosen for a linear.
+    pub(crate) specs: &'a dyn Fn(usize, LinearName) -> Option<WeightSpec>,
     /// Whether groups are clipped.
     pub(crate) clips: bool,
     /// Whether rounding errors are compensated by the columns after them, except in linears whose inputs are rescaled.
@@ -135,15 +135,18 @@ impl Probe<'_> {
         let mut units = Vec::new();
         let sites = (self.sites)(block);
         for group in self.model.decoder().layer(block).groups() {
+            let with_spec = |linear: &Linear| Some((*linear, (self.specs)(block, linear.name)?));
+            let group: Vec<(Linear, WeightSpec)> = group.iter().filter_map(with_spec).collect();
+            let Some((first, _)) = group.first() else { continue };
             let mut costs = Vec::with_capacity(self.choices.len());
             let compensates = self.compensates
-                && !group.iter().any(|linear| sites.iter().any(|site| site.rescales_input_of(linear.name.0)));
-            let moments = if compensates { moments(taps, group[0].name) } else { None };
+                && !group.iter().any(|(linear, _)| sites.iter().any(|site| site.rescales_input_of(linear.name.0)));
+            let moments = if compensates { moments(taps, first.name) } else { None };
             let left = moments.as_ref().map_or(1.0, error_left);
             for &bits in self.choices {
-                let errors = group.iter().map(|linear| {
+                let errors = group.iter().map(|(linear, spec)| {
                     let weight = weights.weight(linear.name);
-                    let found = rounded(weight, WeightSpec { bits, ..self.spec }, self.clips)
+                    let found = rounded(weight, WeightSpec { bits, ..*spec }, self.clips)
                         .map_err(|error| PassError::of_linear(self.model, block, linear.name, error))?;
                     Ok((linear.name, self.place.compute.cast(found - weight)))
                 });
@@ -161,12 +164,12 @@ impl Probe<'_> {
                 if !cost.is_finite() {
                     let reason =
                         format!("the cost of {bits} bits is not finite: use --compute f32, or leave out --bits");
-                    return Err(PassError::of_linear(self.model, block, group[0].name, reason));
+                    return Err(PassError::of_linear(self.model, block, first.name, reason));
                 }
                 costs.push(cost);
             }
-            let n_weights = group.iter().map(|linear| (linear.out_features * linear.in_features) as u64).sum();
-            let linears = group.iter().map(|linear| linear.name).collect();
+            let n_weights = group.iter().map(|(linear, _)| (linear.out_features * linear.in_features) as u64).sum();
+            let linears = group.iter().map(|(linear, _)| linear.name).collect();
             units.push(Unit { block, linears, demand: Demand { weights: n_weights, costs } });
         }
         Ok(units)
@@ -241,7 +244,7 @@ mod tests {
         Probe {
             model,
             place: Place { device: Device::Cpu, compute: Compute::F32 },
-            spec: "w3a16g64".parse::<QuantSpec>().unwrap().weight,
+            specs: &|_, _| Some("w3a16g64".parse::<QuantSpec>().unwrap().weight),
             clips: true,
             compensates: false,
             sites: &|_| Vec::new(),
@@ -279,7 +282,7 @@ mod tests {
         let pair = |unit: &Unit| {
             let mut weights = blocks[unit.block].cast(&[], place.compute);
             for &linear in &unit.linears {
-                let weight = rounded(weights.weight(linear), probe.spec, probe.clips).unwrap();
+                let weight = rounded(weights.weight(linear), (probe.specs)(0, linear).unwrap(), probe.clips).unwrap();
                 weights.set(linear.weight(), weight);
             }
             let mut x = decoder.block(unit.block, &model.ops(&weights), &ctx, &states[unit.block]);

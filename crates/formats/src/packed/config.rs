@@ -58,7 +58,8 @@ pub fn quantization_config(quantization: &Quantization, ignore: &[&str]) -> Valu
         [] => FORMAT,
         _ => MIXED,
     };
-    let ignore: Vec<&str> = ignore.iter().copied().chain(quantization.left_out()).collect();
+    let ignore: Vec<&str> =
+        ignore.iter().copied().chain(quantization.left_out().filter(|name| !ignore.contains(name))).collect();
     let mut config = json!({
         "quant_method": METHOD,
         "format": format,

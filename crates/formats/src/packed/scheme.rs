@@ -78,6 +78,16 @@ impl Quantization {
         }
     }
 
+    /// Adds matrices by name, beside linears that need none.
+    pub fn with(mut self, matrices: impl IntoIterator<Item = (String, WeightSpec)>) -> Self {
+        for (name, weight) in matrices {
+            // A class of linears does not cover others that differ.
+            let place = self.place(weight);
+            self.names.insert(name, place);
+        }
+        self
+    }
+
     /// Adds a linear that is not quantized.
     pub(crate) fn leave_out(&mut self, name: String) {
         self.left_out.insert(name);
