@@ -27,7 +27,8 @@ const Q: LinearName = LinearName("q");
 const K: LinearName = LinearName("k");
 const V: LinearName = LinearName("v");
 const O: LinearName = LinearName("o");
-const ATTENTION: Attention = Attention { n_heads: 4, n_kv_heads: 4, head_dim: HEAD_DIM, scale: None, softcap: None };
+const ATTENTION: Attention =
+    Attention { n_heads: 4, n_kv_heads: 4, head_dim: HEAD_DIM, scale: None, softcap: None, sinks: false };
 /// Number of experts per token.
 const CHOSEN: i64 = 2;
 
@@ -59,15 +60,15 @@ impl Decoder for Experts {
         let linear = |name, out_features, in_features| Linear { name, out_features, in_features, bias: false };
         let n = experts(layer);
         let mlp = (0..n).flat_map(|e| [linear(up(e), INTERMEDIATE, HIDDEN), linear(down(e), HIDDEN, INTERMEDIATE)]);
-        let mut params: Vec<Param> =
-            ["norm1.weight", "norm2.weight"].map(|name| Param { name, shape: vec![HIDDEN] }).into();
+        let mut params: Vec<Param> = ["norm1.weight", "norm2.weight"].map(|name| Param::new(name, [HIDDEN])).into();
         if n > 1 {
-            params.push(Param { name: "router.weight", shape: vec![n, HIDDEN] });
+            params.push(Param::new("router.weight", [n, HIDDEN]));
         }
         Layer {
             linears: [Q, K, V, O].map(|name| linear(name, HIDDEN, HIDDEN)).into_iter().chain(mlp).collect(),
             params,
             together: vec![vec![Q, K, V]],
+            experts: if n > 1 { (0..n).map(|e| vec![up(e), down(e)]).collect() } else { Vec::new() },
             attention: ATTENTION,
             intermediate: INTERMEDIATE,
         }
@@ -89,8 +90,8 @@ impl Decoder for Experts {
         unreachable!("it cannot be rotated")
     }
     fn outer_params(&self) -> Vec<Param> {
-        let matrix = |name| Param { name, shape: vec![VOCAB, HIDDEN] };
-        vec![matrix("embed.weight"), Param { name: "norm.weight", shape: vec![HIDDEN] }, matrix("lm_head.weight")]
+        let matrix = |name| Param::new(name, [VOCAB, HIDDEN]);
+        vec![matrix("embed.weight"), Param::new("norm.weight", [HIDDEN]), matrix("lm_head.weight")]
     }
     fn head(&self) -> &'static str {
         "lm_head.weight"
@@ -104,7 +105,7 @@ impl Decoder for Experts {
     fn block(&self, layer: usize, ops: &dyn BlockOps, _ctx: &Context, x: &Tensor) -> Tensor {
         let h = ops.act(ActPoint::LinearInput, rms_norm(x, &ops.param("norm1.weight"), 1e-6));
         let heads: Vec<Tensor> = ops.linears(&[Q, K, V], &h).iter().map(|x| split_heads(x, HEAD_DIM)).collect();
-        let mixed = ops.attention(&heads[0], &heads[1], &heads[2], &Scores { mask: None, scale: None, softcap: None });
+        let mixed = ops.attention(&heads[0], &heads[1], &heads[2], &Scores::default());
         let x = x + ops.linear(O, &ops.act(ActPoint::LinearInput, mixed));
         let h = ops.act(ActPoint::LinearInput, rms_norm(&x, &ops.param("norm2.weight"), 1e-6));
         let expert = |e, h: &Tensor| ops.linear(down(e), &ops.act(ActPoint::Inner, ops.linear(up(e), h).relu()));

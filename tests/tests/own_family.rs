@@ -59,10 +59,11 @@ impl Decoder for Alternating {
                 linear(UP, intermediate, HIDDEN),
                 linear(DOWN, HIDDEN, intermediate),
             ],
-            params: ["norm1.weight", "norm2.weight"].map(|name| Param { name, shape: vec![HIDDEN] }).to_vec(),
+            params: ["norm1.weight", "norm2.weight"].map(|name| Param::new(name, [HIDDEN])).to_vec(),
             together: vec![vec![Q, K, V]],
-            attention: Attention { n_heads: 4, n_kv_heads: 2, head_dim, scale, softcap },
+            attention: Attention { n_heads: 4, n_kv_heads: 2, head_dim, scale, softcap, sinks: false },
             intermediate,
+            experts: Vec::new(),
         }
     }
     fn sites(&self, _layer: usize, kind: SiteKind) -> Result<Vec<Site>, &'static str> {
@@ -79,12 +80,12 @@ impl Decoder for Alternating {
         LayerResidual {
             readers: vec![("norm1", vec![Q, K, V]), ("norm2", vec![UP])],
             writers: vec![O, DOWN],
-            inner: DOWN,
+            inner: vec![DOWN],
         }
     }
     fn outer_params(&self) -> Vec<Param> {
-        let matrix = |name| Param { name, shape: vec![VOCAB, HIDDEN] };
-        vec![matrix("embed.weight"), Param { name: "norm.weight", shape: vec![HIDDEN] }, matrix("lm_head.weight")]
+        let matrix = |name| Param::new(name, [VOCAB, HIDDEN]);
+        vec![matrix("embed.weight"), Param::new("norm.weight", [HIDDEN]), matrix("lm_head.weight")]
     }
     fn head(&self) -> &'static str {
         "lm_head.weight"
@@ -98,10 +99,7 @@ impl Decoder for Alternating {
         let distance = at(start).unsqueeze(1) - at(0); // [t, end]
         let mask = |hidden: Tensor| hidden.to_kind(Kind::Float).masked_fill(&hidden, f64::NEG_INFINITY).unsqueeze(0);
         let window = mask(distance.lt(0).logical_or(&distance.ge(WINDOW)));
-        Context::of_kinds(vec![
-            LayerContext { rotary: None, mask: Some(window) },
-            LayerContext { rotary: None, mask: None },
-        ])
+        Context::of_kinds(vec![LayerContext { mask: Some(window), ..LayerContext::default() }, LayerContext::default()])
     }
     fn mask_heads(&self, layer: usize, _t: usize) -> usize {
         1 - layer % 2
@@ -113,7 +111,7 @@ impl Decoder for Alternating {
         let Attention { head_dim, scale, softcap, .. } = self.layer(layer).attention;
         let h = ops.act(ActPoint::LinearInput, rms_norm(x, &ops.param("norm1.weight"), 1e-6));
         let heads: Vec<Tensor> = ops.linears(&[Q, K, V], &h).iter().map(|x| split_heads(x, head_dim)).collect();
-        let scores = Scores { mask: ctx.of(layer % 2).mask.as_ref(), scale, softcap };
+        let scores = Scores { mask: ctx.of(layer % 2).mask.as_ref(), scale, softcap, sinks: None };
         let mixed = ops.attention(&heads[0], &heads[1], &heads[2], &scores);
         let x = x + ops.linear(O, &ops.act(ActPoint::LinearInput, mixed));
         let h = ops.act(ActPoint::LinearInput, rms_norm(&x, &ops.param("norm2.weight"), 1e-6));

@@ -11,9 +11,9 @@ use tch::Tensor;
 pub(crate) struct Merged {
     /// Codes of every linear that is quantized.
     pub(crate) codes: BTreeMap<LinearName, QuantizedTensor>,
-    /// Weights of linears in full precision, by name, in f32: those that differ from the checkpoint's, or all.
-    pub(crate) floats: BTreeMap<String, Tensor>,
-    /// Norms and biases that the transformation changed, by name, in f32.
+    /// Weights of linears in full precision, in f32: those that differ from the checkpoint's, or all.
+    pub(crate) floats: BTreeMap<LinearName, Tensor>,
+    /// Norms and biases that the transformation changed, by name, in f32; at first also weights of linears in full precision.
     pub(crate) params: BTreeMap<String, Tensor>,
 }
 
@@ -31,7 +31,10 @@ impl Merged {
             let weight = dequantized(packed, weights.weight(name));
             weights.set(name.weight(), weight);
         }
-        for (name, tensor) in self.floats.iter().chain(&self.params) {
+        for (&name, weight) in &self.floats {
+            weights.set(name.weight(), weight.shallow_clone());
+        }
+        for (name, tensor) in &self.params {
             weights.set(name.clone(), tensor.shallow_clone());
         }
     }
@@ -57,7 +60,5 @@ pub(crate) fn merge<E>(
         let packed = quantize(name, moved.as_ref().unwrap_or_else(|| weights.weight(name)));
         codes.insert(name, packed.map_err(|error| (name, error))?);
     }
-    // Norms and biases are vectors.
-    let (floats, params) = params.into_iter().partition(|(_, tensor)| tensor.dim() == 2);
-    Ok(Merged { codes, floats, params })
+    Ok(Merged { codes, floats: BTreeMap::new(), params })
 }

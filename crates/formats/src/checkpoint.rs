@@ -205,6 +205,35 @@ impl Checkpoint {
         Self { tensors, ..self }
     }
 
+    /// Replaces a tensor `[n, ..]` by its `n` parts `[..]`, which get these names.
+    ///
+    /// # Errors
+    /// [`FormatError::MissingTensor`], and [`FormatError::Parts`] if it has another number of parts.
+    pub fn split(&mut self, name: &str, parts: impl ExactSizeIterator<Item = String>) -> Result<(), FormatError> {
+        let missing = || FormatError::MissingTensor { tensor: name.to_owned(), dir: self.dir.clone() };
+        let tensor = self.tensors.get(name).ok_or_else(missing)?;
+        let n = parts.len();
+        if tensor.shape.first() != Some(&n) {
+            return Err(FormatError::Parts { tensor: name.to_owned(), shape: tensor.shape.clone(), expected: n });
+        }
+        let Some(Tensor { shard, dtype, shape, place: (start, end) }) = self.tensors.remove(name) else {
+            return Ok(());
+        };
+        let bytes = (end - start) / n;
+        for (idx, part) in parts.enumerate() {
+            let start = start + idx * bytes;
+            let place = (start, start + bytes);
+            self.tensors.insert(part, Tensor { shard, dtype, shape: shape[1..].to_vec(), place });
+        }
+        Ok(())
+    }
+
+    /// Keeps the tensors whose names `keep` accepts, and returns the names of the others.
+    pub fn retain(&mut self, keep: impl Fn(&str) -> bool) -> Vec<String> {
+        let left_out = self.tensors.extract_if(.., |name, _| !keep(name));
+        left_out.map(|(name, _)| name).collect()
+    }
+
     /// Whether there is a tensor with this name.
     pub fn contains(&self, name: &str) -> bool {
         self.tensors.contains_key(name)

@@ -145,6 +145,16 @@ pub enum FormatError {
         /// Its type.
         dtype: Dtype,
     },
+    /// A tensor with the parts of several others has another number of them.
+    #[error("`{tensor}` has shape {shape:?}: {expected} parts are expected")]
+    Parts {
+        /// Name of the tensor.
+        tensor: String,
+        /// Its shape.
+        shape: Vec<usize>,
+        /// Number of parts that the config implies.
+        expected: usize,
+    },
     /// NaN or infinity among the weights.
     #[error(
         "`{tensor}`: value {index} is {value}: the checkpoint is damaged, or overflowed when it was written; fetch it again"

@@ -14,6 +14,8 @@ pub struct Scores<'a> {
     pub scale: Option<f64>,
     /// Bound of the scores, which become `softcap * tanh(score / softcap)` before the mask is added.
     pub softcap: Option<f64>,
+    /// Scores beside those of the keys, one for each query head, `[n_heads]`. Each takes its share of the softmax and adds nothing.
+    pub sinks: Option<&'a Tensor>,
 }
 
 impl<'a> Scores<'a> {
@@ -24,7 +26,7 @@ impl<'a> Scores<'a> {
 
     /// Whether there is nothing but the causal mask and the default scale.
     fn are_plain(&self) -> bool {
-        self.mask.is_none() && self.scale.is_none() && self.softcap.is_none()
+        self.mask.is_none() && self.scale.is_none() && self.softcap.is_none() && self.sinks.is_none()
     }
 }
 
@@ -33,6 +35,9 @@ impl<'a> Scores<'a> {
 ///
 /// `q [b, n_heads, t, d]`, `k`, `v` `[b, n_kv_heads, end, d]` -> `[b, t, n_heads * d]`.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scores: &Scores<'_>) -> Tensor {
+    if let Some(sinks) = scores.sinks {
+        return with_sinks(q, k, v, scores, sinks);
+    }
     let (t, end) = (q.size()[2], k.size()[2]);
     // libtorch's causal mask assumes as many queries as keys, which is not so when positions follow others.
     let causal_mask = (scores.mask.is_none() && (2..end).contains(&t))
@@ -45,7 +50,7 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scores: &Scores<'_>) -> Ten
     let (b, n_heads, t, d) = q.size4().expect("queries are [b, n_heads, t, d]");
     let kv_heads = k.size()[1];
     let heads_per_kv = n_heads / kv_heads;
-    let Scores { mask, scale, softcap } = *scores;
+    let Scores { mask, scale, softcap, .. } = *scores;
     if let Some(cap) = softcap {
         return softcapped(q, &repeat_heads(k, heads_per_kv), &repeat_heads(v, heads_per_kv), scores, cap);
     }
@@ -64,6 +69,17 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scores: &Scores<'_>) -> Ten
     let is_causal = mask.is_none();
     let mixed = Tensor::scaled_dot_product_attention(q, &k, &v, mask, 0.0, is_causal, scale, false);
     mixed.transpose(1, 2).reshape([b, t, n_heads * d])
+}
+
+/// [`attention`] with sinks: a key and a value of zeros are added, whose scores are the sinks.
+fn with_sinks(q: &Tensor, k: &Tensor, v: &Tensor, scores: &Scores<'_>, sinks: &Tensor) -> Tensor {
+    let (t, end, n_heads) = (q.size()[2], k.size()[2], q.size()[1]);
+    let causal_mask = causal((end - t) as usize..end as usize, q.device()).unsqueeze(0);
+    let mask = scores.mask.unwrap_or(&causal_mask).expand([n_heads, t, end], false);
+    let sinks = sinks.to_kind(mask.kind()).view([n_heads, 1, 1]).expand([n_heads, t, 1], false);
+    let mask = Tensor::cat(&[mask, sinks], 2);
+    let zero = |x: &Tensor| Tensor::cat(&[x, &x.narrow(2, 0, 1).zeros_like()], 2);
+    attention(q, &zero(k), &zero(v), &Scores { mask: Some(&mask), sinks: None, ..*scores })
 }
 
 /// [`attention`] with a softcap, which libtorch's attention does not support: `k`, `v` `[b, n_heads, end, d]`. The softmax is f32.
@@ -196,7 +212,7 @@ mod tests {
             for (scale, softcap) in [(None, None), (Some(0.3), None), (None, Some(2.0)), (Some(0.3), Some(5.0))] {
                 // A whole sequence and a single query need no mask.
                 let needs_mask = queries != end && queries != 1;
-                let scores = Scores { mask: needs_mask.then_some(&mask), scale, softcap };
+                let scores = Scores { mask: needs_mask.then_some(&mask), scale, softcap, sinks: None };
                 let (wide_k, wide_v) = (repeat_heads(&k, 2), repeat_heads(&v, 2));
                 let plain = q.matmul(&wide_k.transpose(2, 3)) * scale.unwrap_or(8f64.powf(-0.5));
                 let plain = softcap.map_or(plain.shallow_clone(), |cap| (plain / cap).tanh() * cap);

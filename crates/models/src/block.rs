@@ -24,6 +24,11 @@ pub trait BlockOps {
     fn attention(&self, q: &Tensor, k: &Tensor, v: &Tensor, scores: &Scores<'_>) -> Tensor {
         attention(q, k, v, scores)
     }
+    /// The tokens that an expert computes, of `all` that the layer has: those that the router chose it for. More may be added, whose
+    /// outputs are not used.
+    fn tokens_of_expert(&self, _expert: usize, tokens: Vec<i64>, _all: usize) -> Vec<i64> {
+        tokens
+    }
     /// A tensor that is not a linear's: `input_layernorm.weight`.
     fn param(&self, name: &str) -> Tensor;
 }

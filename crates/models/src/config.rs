@@ -57,6 +57,13 @@ impl<'a> Config<'a> {
         Ok(self.size_or_none(key)?.unwrap_or(default))
     }
 
+    /// A whole number that may be 0.
+    pub(crate) fn count_or(&self, key: &str, default: usize) -> Result<usize, ModelError> {
+        let Some(value) = self.get(key) else { return Ok(default) };
+        let count = value.as_u64().and_then(|n| usize::try_from(n).ok());
+        count.ok_or_else(|| self.wrong(key, "a whole number is needed"))
+    }
+
     pub(crate) fn size_or_none(&self, key: &str) -> Result<Option<usize>, ModelError> {
         let Some(value) = self.get(key) else { return Ok(None) };
         match value.as_u64() {
@@ -82,6 +89,14 @@ impl<'a> Config<'a> {
     /// A positive finite number; 0 counts as absent.
     pub(crate) fn number_unless_zero(&self, key: &str) -> Result<Option<f64>, ModelError> {
         if self.get(key).and_then(Value::as_f64) == Some(0.0) { Ok(None) } else { self.number(key) }
+    }
+
+    /// A list of positive finite numbers.
+    pub(crate) fn numbers(&self, key: &str, n: usize) -> Result<Vec<f64>, ModelError> {
+        let values = self.get(key).and_then(Value::as_array).filter(|values| values.len() == n);
+        let number = |value: &Value| value.as_f64().filter(|x| x.is_finite() && *x > 0.0);
+        let numbers = values.and_then(|values| values.iter().map(number).collect());
+        numbers.ok_or_else(|| self.wrong(key, format!("{n} positive numbers are needed")))
     }
 
     pub(crate) fn flag_or(&self, key: &str, default: bool) -> Result<bool, ModelError> {

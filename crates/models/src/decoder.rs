@@ -10,7 +10,7 @@ use tch::Tensor;
 use crate::block::BlockOps;
 use crate::error::ModelError;
 use crate::rope::Rotary;
-use crate::structure::{Attention, Dims, Layer, LayerResidual, Param, Residual};
+use crate::structure::{Attention, Dims, Fused, Layer, LayerResidual, Param, Residual};
 
 /// Name of an untied head's matrix, in all families.
 pub(crate) const LM_HEAD: &str = "lm_head.weight";
@@ -20,6 +20,8 @@ pub(crate) const LM_HEAD: &str = "lm_head.weight";
 pub struct LayerContext {
     /// Rotary embedding of queries and keys, if the layers have one.
     pub rotary: Option<Rotary>,
+    /// Factor of queries by their position, `[t, 1]`, if there is one.
+    pub query_scale: Option<Tensor>,
     /// Added to scaled attention scores in place of the causal mask, `[n_heads or 1, t, end]`, where `end` counts all positions so far.
     pub mask: Option<Tensor>,
 }
@@ -45,7 +47,7 @@ impl Context {
 
     /// For a model whose layers are all of kind 0.
     pub fn uniform(rotary: Option<Rotary>, mask: Option<Tensor>) -> Self {
-        Self { kinds: vec![LayerContext { rotary, mask }] }
+        Self { kinds: vec![LayerContext { rotary, query_scale: None, mask }] }
     }
 
     /// The context of a kind.
@@ -109,6 +111,10 @@ pub trait Decoder: Send + Sync {
     fn block_prefix(&self, block_idx: usize) -> String;
     /// The structure of a layer.
     fn layer(&self, layer: usize) -> Layer;
+    /// Tensors of a layer that hold several linears in some checkpoints.
+    fn fused(&self, _layer: usize) -> Vec<Fused> {
+        Vec::new()
+    }
     /// The sites of a kind for the equivalent transformation of a layer, or the reason why it has none.
     fn sites(&self, layer: usize, kind: SiteKind) -> Result<Vec<Site>, &'static str>;
     /// The tensors outside the blocks that read or write the residual stream, or the reason why it cannot be rotated.
@@ -132,8 +138,8 @@ pub trait Decoder: Send + Sync {
     }
     /// Whether a layer's attention over `t` positions has only the causal mask and the default scale, as `oq-attention` needs.
     fn has_plain_scores(&self, layer: usize, t: usize) -> bool {
-        let Attention { scale, softcap, .. } = self.layer(layer).attention;
-        self.mask_heads(layer, t) == 0 && scale.is_none() && softcap.is_none()
+        let Attention { scale, softcap, sinks, .. } = self.layer(layer).attention;
+        self.mask_heads(layer, t) == 0 && scale.is_none() && softcap.is_none() && !sinks
     }
     /// How logits are computed from the products with the head.
     fn logits(&self) -> Logits {

@@ -94,10 +94,21 @@ fn read(json: &Value) -> Result<Falcon, ModelError> {
             }
         };
     let head_dim = hidden / n_heads;
-    let max_positions = config.size_or("max_position_embeddings", 2048)?;
+    let dims = Dims {
+        n_layers: config.layers("num_hidden_layers")?,
+        hidden,
+        intermediate: config.size_or("ffn_hidden_size", 4 * hidden)?,
+        n_heads,
+        n_kv_heads,
+        head_dim,
+        vocab: config.size("vocab_size")?,
+        max_positions: config.size_or("max_position_embeddings", 2048)?,
+    };
     let positions = match config.flag_or("alibi", false)? {
         true => Positions::Alibi,
-        false if head_dim.is_multiple_of(2) => Positions::Rotary(rope::read(&config, head_dim, max_positions)?),
+        false if head_dim.is_multiple_of(2) => {
+            Positions::Rotary(rope::read(&config, &rope::Defaults::of(&dims), None)?)
+        }
         false => {
             let expected =
                 format!("hidden_size / num_attention_heads = {head_dim} must be even for a rotary embedding");
@@ -105,16 +116,7 @@ fn read(json: &Value) -> Result<Falcon, ModelError> {
         }
     };
     Ok(Falcon {
-        dims: Dims {
-            n_layers: config.layers("num_hidden_layers")?,
-            hidden,
-            intermediate: config.size_or("ffn_hidden_size", 4 * hidden)?,
-            n_heads,
-            n_kv_heads,
-            head_dim,
-            vocab: config.size("vocab_size")?,
-            max_positions,
-        },
+        dims,
         norm_eps: config.number_or("layer_norm_epsilon", 1e-5)?,
         activation: Activation::read(&config, "activation", Activation::Gelu)?,
         arrangement,
@@ -126,7 +128,7 @@ fn read(json: &Value) -> Result<Falcon, ModelError> {
 
 impl Falcon {
     fn norm_params(&self, norm: Norm) -> [Param; 2] {
-        norm.map(|name| Param { name, shape: vec![self.dims.hidden] })
+        norm.map(|name| Param::new(name, [self.dims.hidden]))
     }
 
     fn norm(&self, ops: &dyn BlockOps, norm: Norm, x: &Tensor) -> Tensor {
@@ -197,7 +199,8 @@ impl Decoder for Falcon {
             ],
             params: self.norm_readers().iter().flat_map(|&(norm, _)| self.norm_params(norm)).collect(),
             together: Vec::new(),
-            attention: Attention { n_heads, n_kv_heads, head_dim, scale: None, softcap: None },
+            attention: Attention { n_heads, n_kv_heads, head_dim, scale: None, softcap: None, sinks: false },
+            experts: Vec::new(),
             intermediate,
         }
     }
@@ -244,15 +247,15 @@ impl Decoder for Falcon {
 
     fn residual_of(&self, _layer: usize) -> LayerResidual {
         let readers = self.norm_readers().iter().map(|&(norm, readers)| (module(norm[0]), readers.to_vec()));
-        LayerResidual { readers: readers.collect(), writers: vec![DENSE, DOWN], inner: DOWN }
+        LayerResidual { readers: readers.collect(), writers: vec![DENSE, DOWN], inner: vec![DOWN] }
     }
 
     fn outer_params(&self) -> Vec<Param> {
         let Dims { vocab, hidden, .. } = self.dims;
-        let mut params = vec![Param { name: EMBED, shape: vec![vocab, hidden] }];
+        let mut params = vec![Param::new(EMBED, [vocab, hidden])];
         params.extend(self.norm_params(LAST_NORM));
         if !self.tied {
-            params.push(Param { name: LM_HEAD, shape: vec![vocab, hidden] });
+            params.push(Param::new(LM_HEAD, [vocab, hidden]));
         }
         params
     }

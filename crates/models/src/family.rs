@@ -5,10 +5,28 @@ use serde_json::Value;
 use crate::config::Config;
 use crate::decoder::{Decoder, Family};
 use crate::error::ModelError;
-use crate::{falcon, llama, opt};
+use crate::{falcon, gemma, glm4, gpt_oss, granite, llama, mixtral, olmo, opt, phi3, qwen_moe, smollm3};
 
 /// All supported families.
-pub static FAMILIES: &[Family] = &[llama::FAMILY, opt::FAMILY, falcon::FAMILY];
+pub static FAMILIES: &[Family] = &[
+    llama::FAMILY,
+    opt::FAMILY,
+    falcon::FAMILY,
+    gemma::FAMILY,
+    glm4::FAMILY,
+    gpt_oss::FAMILY,
+    granite::FAMILY,
+    mixtral::FAMILY,
+    olmo::FAMILY,
+    phi3::FAMILY,
+    qwen_moe::FAMILY,
+    smollm3::FAMILY,
+];
+
+/// Whether a family reads this `model_type`.
+pub(crate) fn is_known(model_type: &str) -> bool {
+    FAMILIES.iter().any(|family| family.model_types.contains(&model_type))
+}
 
 /// Reads a `config.json` with the family that its `model_type` names.
 ///

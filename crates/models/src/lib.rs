@@ -14,17 +14,28 @@ mod error;
 mod falcon;
 pub mod family;
 mod form;
+mod gemma;
+mod glm4;
+mod gpt_oss;
+mod granite;
 mod head;
 pub mod layers;
 mod llama;
+mod llama_like;
 mod mask;
+mod mixtral;
 mod model;
+mod names;
+mod olmo;
 mod online;
 mod opt;
 mod packed;
+mod phi3;
+mod qwen_moe;
 mod rope;
 mod rotate;
 mod schemes;
+mod smollm3;
 mod structure;
 mod tensors;
 
@@ -42,7 +53,7 @@ pub use packed::PackedOps;
 pub use rope::Rotary;
 pub use rotate::Rotator;
 pub use schemes::{LinearSpec, OuterSpecs, quantization_by, specs_of_layer};
-pub use structure::{Attention, Dims, Layer, LayerResidual, Linear, LinearName, Param, Residual, intern};
+pub use structure::{Attention, Dims, Fused, Layer, LayerResidual, Linear, LinearName, Param, Residual, intern};
 pub use tensors::tensor_of;
 
 /// What one thread has loaded another may run.

@@ -1,6 +1,6 @@
 //! A model on disk: a family and a checkpoint, loaded one block at a time.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use oq_formats::{
@@ -11,11 +11,12 @@ use serde_json::Value;
 use tch::{Device, Tensor};
 
 use crate::block::{BlockWeights, DenseOps};
-use crate::decoder::{Decoder, LM_HEAD, OuterOps};
+use crate::decoder::{Decoder, OuterOps};
 use crate::error::ModelError;
 use crate::family::decoder_of;
 use crate::form::{Block, Form, Kernels};
 use crate::head::{Head, HeadKind};
+use crate::names::{has_other_head, refuse_prefix, split_fused, text_config, with_usual_names};
 use crate::online::Online;
 use crate::packed::{PackedOps, StoredLinear};
 use crate::rotate::Rotator;
@@ -29,6 +30,8 @@ pub struct Model {
     config: Value,
     decoder: Box<dyn Decoder>,
     weights: Weights,
+    /// Weights that are stored `[in, out]`.
+    transposed: BTreeSet<String>,
     round_to_nearest: Option<Quantization>,
     form: Form,
     rotator: Option<Rotator>,
@@ -72,11 +75,16 @@ impl Model {
     /// [`Self::open`] for a family of your own, which is not in [`crate::FAMILIES`]: `read` makes a [`Decoder`] from a `config.json`. Everything
     /// else works on such a model as on any other: quantization, packing, evaluation and generation.
     pub fn with_decoder(dir: &Path, read: ReadDecoder) -> Result<Self, ModelError> {
-        let mut config = read_config(dir)?;
+        let mut config = text_config(read_config(dir)?);
         let mut decoder = read(&config)?;
+        let mut transposed = BTreeSet::new();
         let weights = match PackedCheckpoint::open(dir) {
             Ok(packed) => Weights::Packed(Box::new(packed)),
-            Err(FormatError::NotPacked { .. }) => Weights::Dense(with_model_prefix(Checkpoint::open(dir)?, &*decoder)),
+            Err(FormatError::NotPacked { .. }) => {
+                let mut checkpoint = with_usual_names(Checkpoint::open(dir)?, &*decoder);
+                transposed = split_fused(&mut checkpoint, &*decoder)?;
+                Weights::Dense(checkpoint)
+            }
             Err(other) => return Err(other.into()),
         };
         refuse_prefix(weights.checkpoint(), &*decoder)?;
@@ -87,8 +95,9 @@ impl Model {
         }
         let (round_to_nearest, form) = (None, Form::default());
         let dir = dir.to_owned();
+        let (rotator, online) = (None, None);
         let mut model =
-            Self { dir, config, decoder, weights, round_to_nearest, form, rotator: None, online: None, read };
+            Self { dir, config, decoder, weights, transposed, round_to_nearest, form, rotator, online, read };
         model.check_tensors()?;
         // After the check: the matrices have the config's sizes, which the tensors have confirmed now.
         if is_rotated_online(&model.config) {
@@ -139,6 +148,14 @@ impl Model {
     /// Opens the model again as it is stored, without rotation, rounding or form.
     pub fn reopened(&self) -> Result<Self, ModelError> {
         Self::with_decoder(&self.dir, self.read)
+    }
+
+    /// Whether the weight of a linear is used as the checkpoint stores it, by the tensor's name: neither rotated nor transposed nor FP8.
+    pub fn is_as_stored(&self, weight: &str) -> bool {
+        let is_float = |view: TensorView<'_>| matches!(view.dtype, Dtype::F16 | Dtype::BF16 | Dtype::F32);
+        self.rotator.is_none()
+            && !self.transposed.contains(weight)
+            && self.checkpoint().tensor(weight).is_ok_and(is_float)
     }
 
     /// Whether its tensors are rotated as they are loaded.
@@ -249,7 +266,10 @@ impl Model {
         layout: &Layer,
         device: Device,
     ) -> Result<BTreeMap<String, Tensor>, ModelError> {
-        let load = |param: &Param| Ok((param.name.to_owned(), self.load(&format!("{prefix}{}", param.name), device)?));
+        let load = |param: &Param| {
+            let stored = self.load(&format!("{prefix}{}", param.name), device)?;
+            Ok((param.name.to_owned(), param.value_of(stored)))
+        };
         layout.params.iter().map(load).collect()
     }
 
@@ -315,7 +335,9 @@ impl Model {
 
     fn load_weight(&self, name: &str, linear: &Linear, device: Device) -> Result<Tensor, ModelError> {
         if let (Weights::Dense(_), None) = (&self.weights, &self.round_to_nearest) {
-            return self.load(&format!("{name}.weight"), device);
+            let name = format!("{name}.weight");
+            let stored = self.load(&name, device)?;
+            return Ok(if self.transposed.contains(&name) { stored.tr().contiguous() } else { stored });
         }
         let shape = [linear.out_features as i64, linear.in_features as i64];
         Ok(Tensor::from_slice(&self.matrix(name, linear)?.into_values()).view(shape).to_device(device))
@@ -325,7 +347,12 @@ impl Model {
     fn matrix(&self, name: &str, linear: &Linear) -> Result<Matrix, ModelError> {
         let stored = match &self.weights {
             Weights::Packed(packed) => packed.matrix(name)?,
-            Weights::Dense(checkpoint) => Matrix::Values(checkpoint.tensor(&format!("{name}.weight"))?.to_f32_vec()?),
+            Weights::Dense(checkpoint) => {
+                let name = format!("{name}.weight");
+                let values = checkpoint.tensor(&name)?.to_f32_vec()?;
+                let is_transposed = self.transposed.contains(&name);
+                Matrix::Values(if is_transposed { transposed(&values, linear.out_features) } else { values })
+            }
         };
         self.checkpoint().release();
         let Some(spec) = self.round_to_nearest.as_ref().and_then(|specs| specs.weight(name)) else { return Ok(stored) };
@@ -363,6 +390,13 @@ impl Model {
         tensor
     }
 
+    /// A tensor outside the blocks as it is used.
+    fn load_outer(&self, name: &str, device: Device) -> Result<Tensor, ModelError> {
+        let stored = self.load(name, device)?;
+        let param = self.decoder.outer_params().into_iter().find(|param| param.name == name);
+        Ok(param.map_or(stored.shallow_clone(), |param| param.value_of(stored)))
+    }
+
     fn check_tensors(&self) -> Result<(), ModelError> {
         for param in self.decoder.outer_params() {
             self.check_shape(param.name, &param.shape)?;
@@ -376,7 +410,12 @@ impl Model {
                 let name = format!("{prefix}{}", linear.name.0);
                 let shape = [linear.out_features, linear.in_features];
                 match &self.weights {
-                    Weights::Dense(_) => self.check_shape(&format!("{name}.weight"), &shape)?,
+                    Weights::Dense(_) => {
+                        let name = format!("{name}.weight");
+                        let [rows, columns] = shape;
+                        let shape = if self.transposed.contains(&name) { [columns, rows] } else { shape };
+                        self.check_shape(&name, &shape)?;
+                    }
                     Weights::Packed(packed) => {
                         let got = packed.linear_shape(&name)?;
                         if got != shape {
@@ -411,64 +450,9 @@ impl Model {
     }
 }
 
-/// Adds the first part of tensor names, if it is missing.
-///
-/// Some checkpoints are published as the base model without a head. Their names lack the first part: `decoder.layers.0.` instead of
-/// `model.decoder.layers.0.`.
-fn with_model_prefix(checkpoint: Checkpoint, decoder: &dyn Decoder) -> Checkpoint {
-    let embedding = decoder.outer_params()[0].name;
-    match embedding.split_once('.') {
-        Some((first, rest)) if !checkpoint.contains(embedding) && checkpoint.contains(rest) => {
-            let is_head = |name: &str| name.starts_with("lm_head.");
-            checkpoint.rename(|name| if is_head(&name) { name } else { format!("{first}.{name}") })
-        }
-        _ => checkpoint,
-    }
-}
-
-/// Prefixes that wrappers add to all tensor names, and how to save the model without them.
-const WRAPPERS: [(&str, &str); 4] = [
-    ("module.", "it was saved from DataParallel or DistributedDataParallel: save the model in it (`model.module`)"),
-    ("_orig_mod.", "it was saved from torch.compile: save the model in it (`model._orig_mod`)"),
-    ("base_model.model.", "it was saved from peft: save what `merge_and_unload()` gives"),
-    (
-        "language_model.",
-        "it is the language model of a larger one: save that part alone, with a config.json of its own",
-    ),
-];
-
-/// Refuses a checkpoint whose tensor names have an unexpected prefix.
-fn refuse_prefix(checkpoint: &Checkpoint, decoder: &dyn Decoder) -> Result<(), ModelError> {
-    let embedding = decoder.outer_params()[0].name;
-    if checkpoint.contains(embedding) {
-        return Ok(());
-    }
-    // Multimodal models of transformers insert a name of their own: `model.language_model.embed_tokens.weight`.
-    let ends = [embedding, embedding.split_once('.').map_or(embedding, |(_, rest)| rest)];
-    let found = ends.into_iter().find_map(|end| {
-        let found = checkpoint.names().find(|name| name.ends_with(&format!(".{end}")))?;
-        Some(found.strip_suffix(end).expect("the name ends with it"))
-    });
-    let Some(prefix) = found else { return Ok(()) };
-    let known = WRAPPERS.iter().find(|(wrapper, _)| prefix.contains(wrapper));
-    Err(ModelError::Prefixed {
-        dir: checkpoint.dir().to_owned(),
-        prefix: prefix.to_owned(),
-        tensor: embedding,
-        mend: known.map_or("rename its tensors", |(_, mend)| mend),
-    })
-}
-
-/// Whether a checkpoint of a tied model has a head that differs from the embedding.
-fn has_other_head(checkpoint: &Checkpoint, decoder: &dyn Decoder) -> Result<bool, FormatError> {
-    let tied = decoder.head();
-    if tied == LM_HEAD || !(checkpoint.contains(LM_HEAD) && checkpoint.contains(tied)) {
-        return Ok(false);
-    }
-    let [head, embedding] = [checkpoint.tensor(LM_HEAD)?, checkpoint.tensor(tied)?];
-    // In a PyTorch checkpoint, one tensor can have two names.
-    let is_one = head.bytes.as_ptr() == embedding.bytes.as_ptr();
-    Ok(head.shape == embedding.shape && !is_one && !checkpoint.is_same(LM_HEAD, (checkpoint, tied))?)
+/// A matrix stored `[n / rows, rows]` as `[rows, n / rows]`, row-major.
+fn transposed(values: &[f32], rows: usize) -> Vec<f32> {
+    (0..rows).flat_map(|row| values[row..].iter().step_by(rows).copied()).collect()
 }
 
 /// The tensors outside the blocks, read on each call.
@@ -494,7 +478,7 @@ impl OuterOps for Outer<'_> {
         self.model.checkpoint().release();
         let rows = match &self.model.rotator {
             Some(rotator) => {
-                let load = |name: &str| self.model.load(name, Device::Cpu);
+                let load = |name: &str| self.model.load_outer(name, Device::Cpu);
                 rotator.rows(self.model.decoder.head(), table, rows, load)?
             }
             None => rows,
@@ -503,7 +487,7 @@ impl OuterOps for Outer<'_> {
     }
 
     fn param(&self, name: &str) -> Result<Tensor, ModelError> {
-        let load = |name: &str| self.model.load(name, self.device);
+        let load = |name: &str| self.model.load_outer(name, self.device);
         match &self.model.rotator {
             Some(rotator) => rotator.outer(self.model.decoder.head(), name, load),
             None => load(name),

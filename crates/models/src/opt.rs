@@ -89,7 +89,7 @@ fn read(json: &Value) -> Result<Opt, ModelError> {
 impl Opt {
     fn norm_params(&self, norm: Norm) -> Vec<Param> {
         let names = if self.norm_has_params { &norm[..] } else { &[] };
-        names.iter().map(|name| Param { name, shape: vec![self.dims.hidden] }).collect()
+        names.iter().map(|name| Param::new(name, [self.dims.hidden])).collect()
     }
 
     fn norm(&self, ops: &dyn BlockOps, norm: Norm, x: &Tensor) -> Tensor {
@@ -126,7 +126,8 @@ impl Decoder for Opt {
             ],
             params: [self.norm_params(ATTENTION_NORM), self.norm_params(MLP_NORM)].concat(),
             together: vec![QKV.to_vec()],
-            attention: Attention { n_heads, n_kv_heads, head_dim, scale: None, softcap: None },
+            attention: Attention { n_heads, n_kv_heads, head_dim, scale: None, softcap: None, sinks: false },
+            experts: Vec::new(),
             intermediate,
         }
     }
@@ -174,13 +175,13 @@ impl Decoder for Opt {
         LayerResidual {
             readers: vec![(module(ATTENTION_NORM[0]), QKV.to_vec()), (module(MLP_NORM[0]), vec![FC1])],
             writers: vec![OUT, FC2],
-            inner: FC2,
+            inner: vec![FC2],
         }
     }
 
     fn outer_params(&self) -> Vec<Param> {
         let Dims { vocab, hidden, max_positions, .. } = self.dims;
-        let param = |name, rows, cols| Param { name, shape: vec![rows, cols] };
+        let param = |name, rows, cols| Param::new(name, [rows, cols]);
         let mut params =
             vec![param(EMBED, vocab, self.embedding), param(POSITIONS, max_positions + POSITION_OFFSET, hidden)];
         if self.embedding != hidden {

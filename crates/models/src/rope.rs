@@ -1,22 +1,27 @@
 //! Rotary position embedding (Su et al. 2021, arXiv 2104.09864) and its context extensions.
 //!
 //! Channel pair `i` of a head with `d` channels is rotated by the angle `position * inv_freq[i]`. Without an extension,
-//! `inv_freq[i] = theta^(-2i/d)`. The pairs are `(i, i + d/2)`, as in Hugging Face's layout.
+//! `inv_freq[i] = theta^(-2i/d)`. The pairs are `(i, i + d/2)`, as in Hugging Face's layout, or neighbours. If only `d` of a head's channels
+//! are rotated, the others pass unchanged.
 
 use std::f64::consts::PI;
 use std::ops::Range;
 
+use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 
 use crate::config::Config;
 use crate::decode;
 use crate::error::ModelError;
+use crate::structure::Dims;
 
 /// The parameters of a model's rotary embedding.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rope {
-    /// Number of rotated channels of a head; even.
+    /// Number of rotated channels of a head, the first ones; even.
     pub dim: usize,
+    /// Whether pairs are neighbours, `(2i, 2i + 1)`, instead of `(i, i + dim/2)`.
+    pub interleaved: bool,
     /// Base of the frequencies.
     pub theta: f64,
     /// How the context is extended.
@@ -66,29 +71,92 @@ pub enum Scaling {
         /// Whether the ends of the ramp are rounded to whole channels.
         truncate: bool,
     },
+    /// Each frequency has a divisor of its own, and others beyond the context of pre-training (Ding et al. 2024, arXiv 2402.13753).
+    Long {
+        /// Divisors within the context of pre-training, one for each channel pair.
+        short: Vec<f64>,
+        /// Divisors for longer sequences.
+        long: Vec<f64>,
+        /// The context of pre-training.
+        original_max_positions: usize,
+        /// Factor of cosines and sines.
+        attention_factor: f64,
+    },
+}
+
+/// What a model has where its config says nothing.
+#[derive(Clone, Copy)]
+pub(crate) struct Defaults {
+    pub(crate) head_dim: usize,
+    /// Value of `max_position_embeddings`.
+    pub(crate) positions: usize,
+    /// Value of `original_max_position_embeddings`, if the config class has one.
+    pub(crate) original: Option<usize>,
+    pub(crate) theta: f64,
+    /// Fraction of a head's channels that are rotated. `None` means all, whatever the config says: another fraction is refused.
+    pub(crate) partial: Option<f64>,
+}
+
+impl Defaults {
+    /// Those of LLaMA for a model of these sizes.
+    pub(crate) fn of(dims: &Dims) -> Self {
+        let Dims { head_dim, max_positions, .. } = *dims;
+        Self { head_dim, positions: max_positions, original: None, theta: 10_000.0, partial: None }
+    }
 }
 
 /// Reads `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (transformers 4). As in that library, a `rope_scaling` that
-/// is not empty replaces all of `rope_parameters`.
-pub(crate) fn read(config: &Config<'_>, head_dim: usize, max_positions: usize) -> Result<Rope, ModelError> {
-    let nothing = serde_json::Value::Null;
-    let section = match config.object("rope_scaling")?.filter(|section| !section.is_empty()) {
-        Some(section) => section,
-        None => config.object("rope_parameters")?.unwrap_or_else(|| Config::new(&nothing)),
+/// is not empty replaces all of `rope_parameters`. If layers differ, these have an entry for each of `layer_types`.
+pub(crate) fn read(config: &Config<'_>, defaults: &Defaults, layer_type: Option<&str>) -> Result<Rope, ModelError> {
+    let nothing = Value::Null;
+    let section = section(config)?.unwrap_or_else(|| Config::new(&nothing));
+    let section = match layer_type {
+        Some(layer_type) => section.object(layer_type)?.unwrap_or(section),
+        None => section,
     };
+    of_section(config, &section, defaults)
+}
+
+/// Whether rotary embeddings are given for each of `layer_types`.
+pub(crate) fn is_by_layer_type(config: &Config<'_>) -> Result<bool, ModelError> {
+    Ok(section(config)?.is_some_and(|section| {
+        ["full_attention", "sliding_attention"].iter().any(|kind| section.get(kind).is_some_and(Value::is_object))
+    }))
+}
+
+/// Without an extension of the context, and with this base.
+pub(crate) fn plain(defaults: &Defaults, theta: f64) -> Rope {
+    Rope { dim: defaults.head_dim, interleaved: false, theta, scaling: Scaling::Default }
+}
+
+fn section<'a>(config: &Config<'a>) -> Result<Option<Config<'a>>, ModelError> {
+    match config.object("rope_scaling")?.filter(|section| !section.is_empty()) {
+        Some(section) => Ok(Some(section)),
+        None => config.object("rope_parameters"),
+    }
+}
+
+fn of_section(config: &Config<'_>, section: &Config<'_>, defaults: &Defaults) -> Result<Rope, ModelError> {
+    let max_positions = defaults.positions;
     let either = |key: &str, default: f64| match section.number(key)? {
         Some(value) => Ok(value),
         None => config.number_or(key, default),
     };
-    let theta = either("rope_theta", 10_000.0)?;
-    if either("partial_rotary_factor", 1.0)? != 1.0 {
-        return Err(config.wrong("partial_rotary_factor", "must be 1: partial rotary embeddings are not supported"));
+    let theta = either("rope_theta", defaults.theta)?;
+    let partial = either("partial_rotary_factor", defaults.partial.unwrap_or(1.0))?;
+    if defaults.partial.is_none() && partial != 1.0 {
+        return Err(config.wrong("partial_rotary_factor", "must be 1 for this model_type"));
+    }
+    let dim = (defaults.head_dim as f64 * partial) as usize;
+    if dim == 0 || dim > defaults.head_dim || !dim.is_multiple_of(2) {
+        let expected = format!("must leave an even number of a head's {} channels to rotate", defaults.head_dim);
+        return Err(config.wrong("partial_rotary_factor", expected));
     }
     // The key at the top level has precedence over the one in the section.
-    let original = match config.size_or_none("original_max_position_embeddings")? {
+    let original = match config.size_or_none("original_max_position_embeddings")?.or(defaults.original) {
         Some(original) => original,
         None => section.size_or("original_max_position_embeddings", max_positions)?,
-    } as f64;
+    };
     let needed = |key: &str| {
         section.number(key)?.ok_or_else(|| section.wrong(key, "a positive number is needed for this rope_type"))
     };
@@ -104,15 +172,15 @@ pub(crate) fn read(config: &Config<'_>, head_dim: usize, max_positions: usize) -
             factor: needed("factor")?,
             low_freq_factor: needed("low_freq_factor")?,
             high_freq_factor: needed("high_freq_factor")?,
-            original_max_positions: original,
+            original_max_positions: original as f64,
         },
         "yarn" => {
-            let factor = section.number_or("factor", max_positions as f64 / original)?;
+            let factor = section.number_or("factor", max_positions as f64 / original as f64)?;
             Scaling::Yarn {
                 factor,
                 beta_fast: section.number_unless_zero("beta_fast")?.unwrap_or(32.0),
                 beta_slow: section.number_unless_zero("beta_slow")?.unwrap_or(1.0),
-                original_max_positions: original,
+                original_max_positions: original as f64,
                 attention_factor: match section.number("attention_factor")? {
                     Some(attention_factor) => attention_factor,
                     None => yarn_attention(
@@ -124,9 +192,19 @@ pub(crate) fn read(config: &Config<'_>, head_dim: usize, max_positions: usize) -
                 truncate: section.flag_or("truncate", true)?,
             }
         }
-        _ => return Err(section.wrong("rope_type", "must be default, linear, dynamic, llama3 or yarn")),
+        "longrope" | "su" => {
+            let factor = section.number_or("factor", max_positions as f64 / original as f64)?;
+            let of_factor = if factor <= 1.0 { 1.0 } else { (1.0 + factor.ln() / (original as f64).ln()).sqrt() };
+            Scaling::Long {
+                short: section.numbers("short_factor", dim / 2)?,
+                long: section.numbers("long_factor", dim / 2)?,
+                original_max_positions: original,
+                attention_factor: section.number_or("attention_factor", of_factor)?,
+            }
+        }
+        _ => return Err(section.wrong("rope_type", "must be default, linear, dynamic, llama3, yarn or longrope")),
     };
-    Ok(Rope { dim: head_dim, theta, scaling })
+    Ok(Rope { dim, interleaved: false, theta, scaling })
 }
 
 /// YaRN's factor of cosines and sines, `0.1 * m * ln(factor) + 1` with `m = 1`, or a ratio of two such terms if both weights are given.
@@ -139,6 +217,16 @@ fn yarn_attention(factor: f64, mscale: Option<f64>, mscale_all_dim: Option<f64>)
 }
 
 impl Rope {
+    /// Index of a channel's pair among those of a head. Channels that are not rotated follow, each as a pair of its own.
+    pub(crate) fn pair_of(&self, channel: usize) -> usize {
+        let half = self.dim / 2;
+        match (channel < self.dim, self.interleaved) {
+            (true, true) => channel / 2,
+            (true, false) => channel % half,
+            (false, _) => channel - half,
+        }
+    }
+
     /// Length of the extended context, given `max_position_embeddings` of the config.
     pub(crate) fn positions(&self, max_positions: usize) -> usize {
         match self.scaling {
@@ -154,14 +242,14 @@ impl Rope {
     pub fn frequencies(&self, t: usize) -> (Vec<f64>, f64) {
         let d = self.dim as f64;
         let plain = |theta: f64| (0..self.dim / 2).map(move |i| theta.powf(-2.0 * i as f64 / d));
-        match self.scaling {
+        match &self.scaling {
             Scaling::Default => (plain(self.theta).collect(), 1.0),
             Scaling::Linear { factor } => (plain(self.theta).map(|f| f / factor).collect(), 1.0),
-            Scaling::Dynamic { factor, max_positions } => {
+            &Scaling::Dynamic { factor, max_positions } => {
                 let stretch = factor * t.max(max_positions) as f64 / max_positions as f64 - (factor - 1.0);
                 (plain(self.theta * stretch.powf(d / (d - 2.0))).collect(), 1.0)
             }
-            Scaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_positions } => {
+            &Scaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_positions } => {
                 let blend = |f: f64| {
                     let rotations = original_max_positions * f / (2.0 * PI);
                     if rotations < low_freq_factor {
@@ -175,7 +263,7 @@ impl Rope {
                 };
                 (plain(self.theta).map(blend).collect(), 1.0)
             }
-            Scaling::Yarn { factor, beta_fast, beta_slow, original_max_positions, attention_factor, truncate } => {
+            &Scaling::Yarn { factor, beta_fast, beta_slow, original_max_positions, attention_factor, truncate } => {
                 // The channel pair with that many rotations in the original context.
                 let channel = |rotations: f64| {
                     d * (original_max_positions / (rotations * 2.0 * PI)).ln() / (2.0 * self.theta.ln())
@@ -194,6 +282,10 @@ impl Rope {
                 };
                 (plain(self.theta).enumerate().map(blend).collect(), attention_factor)
             }
+            Scaling::Long { short, long, original_max_positions, attention_factor } => {
+                let divisors = if t > *original_max_positions { long } else { short };
+                (plain(self.theta).zip(divisors).map(|(f, by)| f / by).collect(), *attention_factor)
+            }
         }
     }
 
@@ -204,23 +296,42 @@ impl Rope {
         // In f32, as in training.
         let positions = Tensor::arange_start(positions.start as i64, positions.end as i64, (Kind::Float, device));
         let angles = positions.outer(&Tensor::from_slice(&frequencies).to_device(device)); // [t, dim/2]
-        let angles = Tensor::cat(&[&angles, &angles], 1);
-        Rotary { cos: angles.cos() * factor, sin: angles.sin() * factor }
+        let angles = match self.interleaved {
+            true => angles.repeat_interleave_self_int(2, 1, None),
+            false => Tensor::cat(&[&angles, &angles], 1),
+        };
+        Rotary { cos: angles.cos() * factor, sin: angles.sin() * factor, interleaved: self.interleaved }
     }
 }
 
-/// Cosines and sines for a sequence's positions, each `[t, dim]` f32. Channels `i` and `i + dim/2` hold those of pair `i`.
+/// Cosines and sines for a sequence's positions, each `[t, dim]` f32, with those of a pair at both of its channels.
 #[derive(Debug)]
 pub struct Rotary {
     /// Cosines.
     pub cos: Tensor,
     /// Sines.
     pub sin: Tensor,
+    /// Whether pairs are neighbours, `(2i, 2i + 1)`, instead of `(i, i + dim/2)`.
+    pub interleaved: bool,
 }
 
 impl Rotary {
-    /// Rotates each channel pair by its position's angle: `x [b, heads, t, dim]` -> `[b, heads, t, dim]`.
+    /// Rotates each pair of the first `dim` channels by its position's angle: `x [b, heads, t, d]` -> `[b, heads, t, d]`.
     pub fn rotate(&self, x: &Tensor) -> Tensor {
+        let (dim, all) = (self.cos.size()[1], x.size()[3]);
+        if dim < all {
+            let rest = x.narrow(3, dim, all - dim);
+            return Tensor::cat(&[self.rotate_all(&x.narrow(3, 0, dim)), rest], 3);
+        }
+        self.rotate_all(x)
+    }
+
+    fn rotate_all(&self, x: &Tensor) -> Tensor {
+        if self.interleaved {
+            let [first, second] = [0, 1].map(|from| x.slice(3, from, None, 2));
+            let turned = Tensor::stack(&[-second, first], -1).flatten(-2, -1);
+            return x * &self.cos + turned * &self.sin;
+        }
         if let Some(rotated) = decode::rotate(&self.cos, &self.sin, x) {
             return rotated;
         }
@@ -241,7 +352,7 @@ mod tests {
         tch::manual_seed(2);
         let heads = Tensor::randn([1, 3, 9, 16], (Kind::Float, Device::Cpu));
         let angles = Tensor::rand([9, 16], (Kind::Float, Device::Cpu)) * 6.0;
-        let rotary = Rotary { cos: angles.cos(), sin: angles.sin() };
+        let rotary = Rotary { cos: angles.cos(), sin: angles.sin(), interleaved: false };
         let many = rotary.rotate(&heads);
         for i in 0..9 {
             let [cos, sin] = [&rotary.cos, &rotary.sin].map(|x| x.narrow(0, i, 1));

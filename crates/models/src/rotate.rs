@@ -15,7 +15,7 @@ use crate::block::BlockWeights;
 use crate::decoder::Decoder;
 use crate::error::RotateError;
 use crate::online::Online;
-use crate::structure::{Layer, LayerResidual, LinearName, Residual};
+use crate::structure::{LayerResidual, LinearName, Residual};
 
 /// The tensors of a layer that are rotated.
 #[derive(Debug)]
@@ -82,12 +82,14 @@ impl Rotator {
         if kind == RotateKind::Online {
             Online::check(dims)?;
         }
-        let differs = |layer| {
-            let Layer { attention, intermediate, .. } = decoder.layer(layer);
-            (attention.head_dim, intermediate) != (dims.head_dim, dims.intermediate)
+        let differs = |layer_idx| {
+            let (layer, inner) = (decoder.layer(layer_idx), decoder.residual_of(layer_idx).inner);
+            let widths = layer.linears.iter().filter(|linear| inner.contains(&linear.name)).map(|l| l.in_features);
+            layer.attention.head_dim != dims.head_dim
+                || (kind == RotateKind::Online && widths.into_iter().any(|width| width != dims.intermediate))
         };
         if (0..dims.n_layers).any(differs) {
-            return Err(reasoned("its layers differ in the size of heads or in the width of the MLP"));
+            return Err(reasoned("its layers differ in the size of heads or in the width of MLPs"));
         }
         for layer in 0..dims.n_layers {
             decoder.sites(layer, SiteKind::Vo).map_err(reasoned)?;
@@ -140,9 +142,10 @@ impl Rotator {
             put(&mut block, port.module, Some(rotate_heads(&weight, if reads { 1 } else { 0 })), bias);
         }
         if let Some(online) = &self.online {
-            let weight = block.weight(stream.inner);
-            let rotated = online.inner().apply_in_f64(weight);
-            put(&mut block, stream.inner.0, Some(rotated), None);
+            for inner in &stream.inner {
+                let rotated = online.inner().apply_in_f64(block.weight(*inner));
+                put(&mut block, inner.0, Some(rotated), None);
+            }
         }
         Ok(block)
     }

@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
 
+use tch::Tensor;
+
 /// Name of a block's linear in the checkpoint, without the block's prefix: `self_attn.q_proj`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LinearName(pub &'static str);
@@ -33,12 +35,47 @@ pub struct Linear {
 }
 
 /// A tensor that does not belong to a linear.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Param {
     /// Name in the checkpoint, without the block's prefix for a tensor of a block.
     pub name: &'static str,
     /// Its shape.
     pub shape: Vec<usize>,
+    /// What is added to the stored numbers: 1 for norms that are stored as their distance from 1, else 0.
+    pub base: f64,
+}
+
+impl Param {
+    /// A tensor that is stored as it is used.
+    pub fn new(name: &'static str, shape: impl Into<Vec<usize>>) -> Self {
+        Self { name, shape: shape.into(), base: 0.0 }
+    }
+
+    /// The tensor as it is used, from what is stored.
+    pub fn value_of(&self, stored: Tensor) -> Tensor {
+        if self.base == 0.0 { stored } else { stored + self.base }
+    }
+
+    /// What is stored of a tensor.
+    pub fn stored_of(&self, value: &Tensor) -> Tensor {
+        if self.base == 0.0 { value.shallow_clone() } else { value - self.base }
+    }
+
+    /// The same tensor, stored as the distance from `base`.
+    pub fn above(self, base: f64) -> Self {
+        Self { base, ..self }
+    }
+}
+
+/// A tensor that holds parts of several linears in some checkpoints: `[n, ..]` for `n` parts. Experts are often stored so.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fused {
+    /// Its name, without the block's prefix.
+    pub name: &'static str,
+    /// The names of its parts, without the block's prefix: `experts.0.up_proj.weight`.
+    pub parts: Vec<&'static str>,
+    /// Whether the parts are matrices `[in, out]` instead of `[out, in]`.
+    pub transposed: bool,
 }
 
 /// Parameters of a layer's attention.
@@ -54,6 +91,8 @@ pub struct Attention {
     pub scale: Option<f64>,
     /// Bound of the scores, which become `softcap * tanh(score / softcap)` before masks are added.
     pub softcap: Option<f64>,
+    /// Whether each head has a sink: a score beside those of the keys, which takes its share of the softmax and adds nothing.
+    pub sinks: bool,
 }
 
 /// The structure of a layer. Layers of one model may differ.
@@ -65,6 +104,9 @@ pub struct Layer {
     pub params: Vec<Param>,
     /// Groups of linears with the same input, which the forward pass computes with one call of [`crate::BlockOps::linears`].
     pub together: Vec<Vec<LinearName>>,
+    /// The linears of each expert that a router chooses from; empty if there is no router. [`crate::BlockOps::tokens_of_expert`] counts
+    /// experts as they are listed here.
+    pub experts: Vec<Vec<LinearName>>,
     /// Its attention.
     pub attention: Attention,
     /// Width inside the MLP.
@@ -146,6 +188,6 @@ pub struct LayerResidual {
     pub readers: Vec<(&'static str, Vec<LinearName>)>,
     /// Linears whose outputs are added to the stream.
     pub writers: Vec<LinearName>,
-    /// The MLP's last linear, whose input online rotation rotates.
-    pub inner: LinearName,
+    /// The last linear of each MLP, whose input online rotation rotates.
+    pub inner: Vec<LinearName>,
 }

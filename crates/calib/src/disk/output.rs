@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use oq_formats::{Checkpoint, Dtype, FormatError, OutTensor, PackedWriter, packed_linear, packed_tensors, sha256_file};
-use oq_models::{BlockWeights, LinearName, Model, ModelError, OuterOps, Param, tensor_of};
+use oq_models::{BlockWeights, LinearName, Model, ModelError, OuterOps, Param, intern, tensor_of};
 use oq_quant_core::{QuantizedTensor, WeightSpec};
 use oq_rotation::SLAB;
 use oq_runtime::trim_memory;
@@ -53,17 +53,20 @@ impl<'a> Output<'a> {
         }
         for name in self.floats(block_idx) {
             let weight = format!("{prefix}{}", name.weight());
-            tensors.push(match merged.floats.get(&name.weight()) {
+            tensors.push(match merged.floats.get(&name) {
                 None => OutTensor::copy_from(checkpoint, &weight)?,
-                Some(tensor) => out_tensor(weight, tensor, dtype_beside(self.stored_dtype(block_idx, name)?))?,
+                Some(tensor) => {
+                    let dtype = dtype_beside(checkpoint.tensor(&weight)?.dtype);
+                    out_tensor(weight, tensor, dtype)?
+                }
             });
         }
-        for name in self.params(block_idx) {
-            let full_name = format!("{prefix}{name}");
-            tensors.push(match merged.params.get(&name) {
+        for param in self.params(block_idx) {
+            let full_name = format!("{prefix}{}", param.name);
+            tensors.push(match merged.params.get(param.name) {
                 None => OutTensor::copy_from(checkpoint, &full_name)?,
                 // Kept in f32: with scales merged in, their range is larger than the originals'.
-                Some(tensor) => out_tensor(full_name, tensor, Dtype::F32)?,
+                Some(tensor) => out_tensor(full_name, &param.stored_of(tensor), Dtype::F32)?,
             });
         }
         self.writer.write_block(block_idx, &tensors)?;
@@ -82,12 +85,12 @@ impl<'a> Output<'a> {
         let codes = codes.map(|(name, spec)| Ok((name, packed_linear(&shard, &format!("{prefix}{}", name.0), spec)?)));
         let floats = self.floats(block_idx).into_iter().map(|name| {
             let tensor = tensor_of(&shard.tensor(&format!("{prefix}{}", name.weight()))?, device)?;
-            Ok((name.weight(), tensor))
+            Ok((name, tensor))
         });
         let floats = floats.collect::<Result<_, ModelError>>()?;
-        let params = self.params(block_idx).map(|name| {
-            let tensor = tensor_of(&shard.tensor(&format!("{prefix}{name}"))?, device)?;
-            Ok((name, tensor))
+        let params = self.params(block_idx).map(|param| {
+            let tensor = tensor_of(&shard.tensor(&format!("{prefix}{}", param.name))?, device)?;
+            Ok((param.name.to_owned(), param.value_of(tensor)))
         });
         let (codes, params): (Result<_, ModelError>, Result<_, ModelError>) = (codes.collect(), params.collect());
         Ok(Merged { codes: codes?, floats, params: params? })
@@ -98,40 +101,35 @@ impl<'a> Output<'a> {
         self.widths.parted(self.model.decoder(), block_idx).1
     }
 
-    /// Makes a block's weights in full precision what their tensors will hold: what the checkpoint has, or what was changed (or differs from
-    /// the checkpoint in `weights`), which is rounded to f16 unless the original is f32.
+    /// Makes a block's weights in full precision what their tensors will hold: the checkpoint's, unless they were changed or are stored
+    /// otherwise. The others are rounded to f16 if the original is not f32.
     pub(crate) fn settle_floats(
         &self,
         block_idx: usize,
         merged: &mut Merged,
         weights: &BlockWeights,
     ) -> Result<(), FormatError> {
+        let prefix = self.model.decoder().block_prefix(block_idx);
         for name in self.floats(block_idx) {
-            let stored = self.stored_dtype(block_idx, name)?;
-            // Rotated weights are not those of the checkpoint, and FP8 has scales.
-            if self.model.is_rotated() || !matches!(stored, Dtype::F16 | Dtype::BF16 | Dtype::F32) {
-                let kept = || weights.weight(name).shallow_clone();
-                merged.floats.entry(name.weight()).or_insert_with(kept);
-            }
-            if let Some(weight) = merged.floats.get_mut(&name.weight())
-                && dtype_beside(stored) == Dtype::F16
-            {
-                *weight = weight.to_kind(Kind::Half).to_kind(Kind::Float);
-            }
+            let stored = format!("{prefix}{}", name.weight());
+            let weight = match merged.params.remove(&name.weight()) {
+                None if self.model.is_as_stored(&stored) => continue,
+                None => weights.weight(name).shallow_clone(),
+                Some(changed) => changed,
+            };
+            let is_half = dtype_beside(self.model.checkpoint().tensor(&stored)?.dtype) == Dtype::F16;
+            let weight = if is_half { weight.to_kind(Kind::Half).to_kind(Kind::Float) } else { weight };
+            merged.floats.insert(name, weight);
         }
         Ok(())
     }
 
-    fn stored_dtype(&self, block_idx: usize, name: LinearName) -> Result<Dtype, FormatError> {
-        let prefix = self.model.decoder().block_prefix(block_idx);
-        Ok(self.model.checkpoint().tensor(&format!("{prefix}{}", name.weight()))?.dtype)
-    }
-
-    /// Names of a block's tensors that are not packed.
-    pub(crate) fn params(&self, block_idx: usize) -> impl Iterator<Item = String> {
+    /// A block's tensors that are not packed.
+    pub(crate) fn params(&self, block_idx: usize) -> impl Iterator<Item = Param> {
         let layout = self.model.decoder().layer(block_idx);
-        let biases = layout.linears.into_iter().filter(|linear| linear.bias).map(|l| l.name.bias());
-        layout.params.into_iter().map(|param| param.name.to_owned()).chain(biases)
+        let biases = layout.linears.into_iter().filter(|linear| linear.bias);
+        let biases = biases.map(|linear| Param::new(intern(&linear.name.bias()), [linear.out_features]));
+        layout.params.into_iter().chain(biases)
     }
 
     /// Whether a block's shard exists and has this hash.
@@ -190,7 +188,7 @@ impl<'a> Output<'a> {
             return Ok(OutTensor::copy_from(checkpoint, param.name)?);
         }
         if param.shape.len() != 2 {
-            let tensor = values_of(self.model.outer(Device::Cpu).param(param.name)?);
+            let tensor = values_of(param.stored_of(&self.model.outer(Device::Cpu).param(param.name)?));
             return Ok(OutTensor::from_f32(param.name, &param.shape, &tensor, Dtype::F32)?);
         }
         let stored = checkpoint.tensor(self.model.stored_name(param.name))?.dtype;

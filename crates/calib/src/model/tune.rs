@@ -88,7 +88,7 @@ impl Changes {
     fn applied(&self, packed: &Merged, place: Place) -> BTreeMap<String, Tensor> {
         let of_params = packed.params.iter().map(|(name, param)| (name.clone(), self.of_param(name, param)));
         let floats = packed.floats.iter();
-        let floats = floats.map(|(name, weight)| (name.clone(), weight.to_kind(place.compute.kind())));
+        let floats = floats.map(|(name, weight)| (name.weight(), weight.to_kind(place.compute.kind())));
         let of_linears = packed.codes.iter().map(|(&name, codes)| {
             let (name, shape) = (name.weight(), codes.shape().map(|n| n as i64));
             let values = Tensor::from_slice(&codes.dequantize()).to_device(place.device);

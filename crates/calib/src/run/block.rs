@@ -111,7 +111,7 @@ impl Run<'_> {
             )
         };
         if self.model.is_rotated() {
-            merged.keep_params(&weights, self.stages.learned().params(block_idx));
+            merged.keep_params(&weights, self.stages.learned().params(block_idx).map(|param| param.name.to_owned()));
         }
         self.stages.learned().settle_floats(block_idx, &mut merged, &weights)?;
         let mut final_loss = None;

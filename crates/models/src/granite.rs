@@ -1,0 +1,61 @@
+//! Granite 3, dense and with experts.
+//!
+//! Embeddings, scores, what layers add to the residual stream, and logits have factors. The experts of a layer are stored as one tensor.
+
+use serde_json::Value;
+
+use crate::config::Config;
+use crate::decoder::{Family, Logits};
+use crate::error::ModelError;
+use crate::llama_like::keys::{Common, Defaults};
+use crate::llama_like::{Experts, GateUp, GatedMlp, Gating, LayerKind, LlamaLike, Mlp, Routing};
+use crate::rope;
+use crate::structure::{Fused, LinearName, intern};
+
+/// The entry in [`crate::FAMILIES`].
+pub const FAMILY: Family = Family { model_types: &["granite", "granitemoe"], read: |json| Ok(Box::new(read(json)?)) };
+
+fn read(json: &Value) -> Result<LlamaLike, ModelError> {
+    let config = Config::new(json);
+    let common = Common::read(&config, &Defaults::LLAMA)?;
+    let rope = rope::read(&config, &rope::Defaults::of(&common.dims), None)?;
+    let mut layer = LayerKind::plain(&common, &rope);
+    let bias = config.flag_or("attention_bias", false)?;
+    (layer.attention.qkv_bias, layer.attention.out_bias) = (bias, bias);
+    layer.attention.shape.scale = Some(config.number_or("attention_multiplier", 1.0)?);
+    if config.text("model_type")? == Some("granitemoe") {
+        set_experts(&config, &common, &mut layer)?;
+    } else if let Mlp::Gated(mlp) = &mut layer.mlp {
+        mlp.bias = config.flag_or("mlp_bias", false)?;
+    }
+    Ok(LlamaLike {
+        embed_scale: config.number_or("embedding_multiplier", 1.0)?,
+        residual_scale: config.number_or("residual_multiplier", 1.0)?,
+        logits: Logits { scale: config.number_or("logits_scaling", 1.0)?.recip(), softcap: None },
+        ..LlamaLike::of_layers(&common, vec![layer; common.dims.n_layers])
+    })
+}
+
+fn set_experts(config: &Config<'_>, common: &Common, layer: &mut LayerKind) -> Result<(), ModelError> {
+    let name = |which: &str, expert: usize| LinearName(intern(&format!("block_sparse_moe.{which}.{expert}")));
+    let n = config.size_or("num_local_experts", 8)?;
+    let chosen = config.size_or("num_experts_per_tok", 2)?;
+    let of_expert = |expert| GatedMlp {
+        gate_up: GateUp::Halves(name("input_linear", expert)),
+        down: name("output_linear", expert),
+        width: common.dims.intermediate,
+        bias: false,
+        gating: Gating::Plain(common.activation),
+    };
+    let router = "block_sparse_moe.router.layer";
+    let experts = Experts::separate(config, router, (n, chosen), Routing::SoftmaxOfChosen, of_expert)?;
+    for (which, stored) in [
+        ("input_linear", "block_sparse_moe.input_linear.weight"),
+        ("output_linear", "block_sparse_moe.output_linear.weight"),
+    ] {
+        let parts = (0..n).map(|expert| intern(&name(which, expert).weight())).collect();
+        layer.fused.push(Fused { name: stored, parts, transposed: false });
+    }
+    layer.mlp = Mlp::Experts(experts);
+    Ok(())
+}
