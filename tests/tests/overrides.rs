@@ -76,7 +76,15 @@ fn linears_are_quantized_as_overrides_say() {
     assert!((with / kernels - 1.0).abs() < 1e-3, "{with} decoded, {kernels} packed");
     check_size(planned("w2a16g64", &[]), &plain);
     check_size(planned("w2a16g64", &MIXED), &mixed);
+    let mut plan = omniquant();
+    plan.args(["plan", "--scheme", "w2a16g64"]).args(MIXED).args(OUTER).arg(fixture("tiny-llama"));
+    let plan = String::from_utf8(run(&mut plan, 0).stdout).unwrap();
+    for part in ["override        layers:first,last=float", "head            6 bits, rounded to nearest"] {
+        assert!(plan.contains(part), "{plan}");
+    }
     assert_eq!(summary(&mixed)["quantized"], "w2a16g64, w8a16g64");
+    let printed = String::from_utf8(run(omniquant().arg("inspect").arg(&mixed), 0).stdout).unwrap();
+    assert!(printed.contains("left out      14 linears of blocks, in full precision"), "{printed}");
     let card = fs::read_to_string(mixed.join("README.md")).unwrap();
     assert!(card.contains("| overrides | `model.layers.1.mlp.down_proj=w8`, `layers:first,last=float` |"), "{card}");
     assert!(card.contains("some linears (see overrides), embeddings, output head, norms, biases"), "{card}");

@@ -107,6 +107,9 @@ impl Open {
 
     /// Average bits that the open linears may have if all quantized weights are to have `overall`.
     pub(crate) fn share(&self, overall: f64) -> f64 {
+        if self.pinned.0 == 0 {
+            return overall;
+        }
         let all = overall * (self.weights + self.pinned.0) as f64;
         (all - self.pinned.1 as f64) / self.weights as f64
     }

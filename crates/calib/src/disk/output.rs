@@ -210,7 +210,8 @@ impl<'a> Output<'a> {
         trim_memory();
         let params = self.model.decoder().outer_params();
         let tensors = params.iter().map(|param| self.outer_tensors(param));
-        self.writer.write_rest(&tensors.collect::<Result<Vec<_>, _>>()?.concat())?;
+        let tensors = tensors.collect::<Result<Vec<_>, _>>()?;
+        self.writer.write_rest(&tensors.into_iter().flatten().collect::<Vec<_>>())?;
         // Embeddings, projections and head. A head that shares the embedding's weights has no tensor of its own.
         let matrices = params.iter().filter(|param| param.shape.len() == 2);
         let mut ignore = vec!["lm_head"];

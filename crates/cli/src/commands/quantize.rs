@@ -354,6 +354,7 @@ impl Job<'_> {
         let name = match self.recipe.method {
             Method::Rtn if self.recipe.bits.is_some() => "mixed bits",
             Method::Rtn if is_rotated => "rotated and rounded",
+            Method::Rtn if !self.recipe.outer.is_none() => "outer matrices too",
             Method::Rtn => {
                 rounded.measured.model = card::THIS.to_owned();
                 return Ok(vec![full, rounded]);
