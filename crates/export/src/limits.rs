@@ -9,25 +9,30 @@ pub(crate) fn one_setting(subject: &Subject) -> Result<WeightSpec, String> {
     subject.uniform().ok_or_else(|| "all linears must be quantized alike".to_owned())
 }
 
-/// The setting of each linear, of which all have the same kind of zero point.
-pub(crate) fn settings_alike(subject: &Subject) -> Result<&[WeightSpec], String> {
-    let is_asymmetric = |weight: &&WeightSpec| weight.symmetry == Symmetry::Asymmetric;
-    match subject.weights().iter().filter(is_asymmetric).count() {
-        0 => Ok(subject.weights()),
-        n if n == subject.weights().len() => Ok(subject.weights()),
-        _ => Err("its linears are symmetric, or none is".to_owned()),
+/// All settings, which have the same kind of zero point.
+pub(crate) fn settings_alike(subject: &Subject) -> Result<Vec<WeightSpec>, String> {
+    let weights: Vec<WeightSpec> = subject.all_weights().collect();
+    let asymmetric = weights.iter().filter(|weight| weight.symmetry == Symmetry::Asymmetric).count();
+    if asymmetric == 0 || asymmetric == weights.len() {
+        return Ok(weights);
     }
+    Err("all of its linears are symmetric, or none is".to_owned())
 }
 
 /// Nothing outside the blocks is quantized.
 pub(crate) fn blocks_alone(subject: &Subject) -> Result<(), String> {
-    match subject.outer() {
-        [] => Ok(()),
-        [tensor, ..] => {
-            let option = if tensor.is_head() { "--head-bits" } else { "--embed-bits" };
-            Err(format!("its loaders take {} in full precision only: quantize without {option}", tensor.name))
-        }
-    }
+    subject.outer().first().map_or(Ok(()), |tensor| {
+        let option = if tensor.is_head() { "--head-bits" } else { "--embed-bits" };
+        Err(format!("its loaders take {} in full precision only: quantize without {option}", tensor.name))
+    })
+}
+
+/// Nothing outside the blocks is quantized but the head.
+pub(crate) fn blocks_and_head(subject: &Subject) -> Result<(), String> {
+    let other = subject.outer().iter().find(|tensor| !tensor.is_head());
+    other.map_or(Ok(()), |tensor| {
+        Err(format!("its loaders take {} in full precision only: quantize without --embed-bits", tensor.name))
+    })
 }
 
 /// Activations are not quantized.

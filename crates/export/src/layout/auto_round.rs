@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 use super::{awq, gptq};
 use crate::format::{Container, Format, Layout};
 use crate::limits::{
-    blocks_alone, float_activations, group_size, integer_grid, multiples, replaceable, settings_alike,
+    blocks_and_head, float_activations, group_size, integer_grid, multiples, replaceable, settings_alike,
 };
 use crate::own::own_settings;
 use crate::subject::Subject;
@@ -50,7 +50,7 @@ fn packing(weight: WeightSpec) -> Packing {
 fn holds(subject: &Subject) -> Result<(), String> {
     float_activations(subject)?;
     replaceable(subject)?;
-    blocks_alone(subject)?;
+    blocks_and_head(subject)?;
     let weights = settings_alike(subject)?;
     if weights.iter().any(|&weight| packing(weight) != packing(weights[0])) {
         return Err("asymmetric linears have 4 bits in one layout, and others in another".to_owned());
@@ -59,7 +59,11 @@ fn holds(subject: &Subject) -> Result<(), String> {
 }
 
 fn configure(model: &PackedCheckpoint, config: &mut Value) {
-    let (weight, own) = own_settings(model);
+    let (weight, mut own) = own_settings(model);
+    // Outside the blocks, linears are quantized if they are listed.
+    if let Ok(head) = model.weight("lm_head") {
+        own.insert("lm_head", Some(head));
+    }
     config["quantization_config"] = json!({
         "quant_method": "auto-round",
         "packing_format": match packing(weight) {
@@ -89,7 +93,8 @@ fn configure(model: &PackedCheckpoint, config: &mut Value) {
 
 /// What the names of all linears have in common up to the block's number, such as `model.layers`.
 fn blocks(model: &PackedCheckpoint) -> String {
-    let name = model.linear_names().next().unwrap_or_default();
     let is_number = |part: &&str| part.bytes().all(|byte| byte.is_ascii_digit());
+    let in_block = |name: &&str| name.split('.').any(|part| is_number(&part));
+    let name = model.linear_names().find(in_block).unwrap_or_default();
     name.split('.').take_while(|part| !is_number(part)).collect::<Vec<_>>().join(".")
 }

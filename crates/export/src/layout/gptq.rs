@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 use crate::codes::{scales_and_zeros, transposed, zero_stream};
 use crate::format::{Container, Format, Layout, Part, Tensors};
 use crate::limits::{
-    bits, blocks_alone, float_activations, group_size, groups, integer_grid, multiples, replaceable, settings_alike,
+    bits, blocks_and_head, float_activations, group_size, groups, integer_grid, multiples, replaceable, settings_alike,
 };
 use crate::own::own_settings;
 use crate::subject::Subject;
@@ -36,8 +36,8 @@ pub(crate) const FORMAT: Format = Format {
 fn holds(subject: &Subject) -> Result<(), String> {
     float_activations(subject)?;
     replaceable(subject)?;
-    blocks_alone(subject)?;
-    settings_alike(subject)?.iter().try_for_each(|&weight| {
+    blocks_and_head(subject)?;
+    settings_alike(subject)?.into_iter().try_for_each(|weight| {
         integer_grid(weight)?;
         bits(weight, &[2, 3, 4, 8])?;
         // gptqmodel's 4-bit kernel on a CPU takes these groups only, and fails on whole rows once it runs; vLLM's takes those if they are
@@ -100,7 +100,7 @@ fn configure(model: &PackedCheckpoint, config: &mut Value) {
         "group_size": group_size(weight.group),
         "desc_act": false,
         "sym": is_symmetric,
-        "lm_head": false,
+        "lm_head": model.is_packed("lm_head"),
         "checkpoint_format": if is_symmetric { "gptq" } else { "gptq_v2" },
         "damp_percent": 0.01,
     });
