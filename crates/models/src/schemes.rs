@@ -267,7 +267,7 @@ mod tests {
         }
         check(
             &["*.mlp.down_prj=w8"],
-            "override *.mlp.down_prj=w8 matches no linear; names near it: *.mlp.down_proj, *.mlp.up_proj, model.layers.0.mlp.down_proj",
+            "override *.mlp.down_prj=w8 matches no linear; names near it: *.mlp.down_proj, *.mlp.gate_proj, *.mlp.up_proj",
         );
         check(&["layers:0,4=float"], "override layers:first,4=float: there is no layer 4, only first (0) to last (3)");
         check(
