@@ -15,7 +15,7 @@ use oq_models::{
     ActPoint, Attention, BlockOps, Context, Decoder, DenseOps, Dims, Layer, LayerResidual, Linear, LinearName, Model,
     ModelError, OuterOps, Param, Residual, Scores,
 };
-use oq_quant_core::{Bits, SiteKind};
+use oq_quant_core::{Bits, QuantSpec, SiteKind};
 use oq_recipe::{Method, Overrides, Recipe, StarvedExpert};
 use oq_tests::{check_family, write_random};
 use serde_json::Value;
@@ -213,7 +213,7 @@ fn a_starved_expert_is_told_and_no_worse_than_rounded_to_nearest() {
     assert!(starved[1].contains(&never) && starved[3].contains(&never), "{starved:?}");
     assert!(starved[0].is_empty() && starved[2].is_empty(), "{starved:?}");
     let rounded = Model::with_decoder(dir.path(), |_| Ok(Box::new(Experts))).unwrap();
-    let rounded = rounded.with_round_to_nearest("w2a16g32".parse().unwrap()).unwrap();
+    let rounded = rounded.with_round_to_nearest("w2a16g32".parse::<QuantSpec>().unwrap()).unwrap();
     let full = Model::with_decoder(dir.path(), |_| Ok(Box::new(Experts))).unwrap();
     assert!(starved[1].len() < 3 && starved[3].len() < 3, "most experts saw enough: {starved:?}");
     let x = inputs_of_experts(&full);

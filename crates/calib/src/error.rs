@@ -99,6 +99,14 @@ pub enum CalibError {
         /// [`oq_recipe::Recipe::segments`].
         wanted: usize,
     },
+    /// Overrides leave too few bits, or no linears, for a choice of widths.
+    #[error("--bits {average}: {why}")]
+    Bits {
+        /// The average that was asked for.
+        average: f64,
+        /// What is in the way.
+        why: String,
+    },
     /// The quantizer refused a linear.
     #[error("{linear}: {reason}")]
     Linear {

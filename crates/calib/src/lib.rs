@@ -35,6 +35,7 @@ pub use plan::{
     Accelerator, LinearPlan, Machine, MemoryPlan, Parts, Plan, Setting, SitePlan, StepTime, Suggestion, TimePlan,
 };
 pub use run::{Notice, Options, Outcome, quantize};
+pub use widths::outer_specs;
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

@@ -9,9 +9,11 @@ use tch::Tensor;
 
 /// A block as it is stored.
 pub(crate) struct Merged {
-    /// Codes of every linear.
+    /// Codes of every linear that is quantized.
     pub(crate) codes: BTreeMap<LinearName, QuantizedTensor>,
-    /// Norms and biases that the transformation changed, by name, in f32.
+    /// Weights of linears in full precision, in f32: those that differ from the checkpoint's, or all.
+    pub(crate) floats: BTreeMap<LinearName, Tensor>,
+    /// Norms and biases that the transformation changed, by name, in f32; at first also weights of linears in full precision.
     pub(crate) params: BTreeMap<String, Tensor>,
 }
 
@@ -23,11 +25,14 @@ impl Merged {
         }
     }
 
-    /// Replaces a block's tensors by the dequantized codes and the changed norms and biases.
+    /// Replaces a block's tensors by the dequantized codes and all that changed.
     pub(crate) fn put_into(&self, weights: &mut BlockWeights) {
         for (&name, packed) in &self.codes {
             let weight = dequantized(packed, weights.weight(name));
             weights.set(name.weight(), weight);
+        }
+        for (&name, weight) in &self.floats {
+            weights.set(name.weight(), weight.shallow_clone());
         }
         for (name, tensor) in &self.params {
             weights.set(name.clone(), tensor.shallow_clone());
@@ -40,7 +45,7 @@ pub(crate) fn dequantized(packed: &QuantizedTensor, like: &Tensor) -> Tensor {
     Tensor::from_slice(&packed.dequantize()).view_as(like).to_device(like.device())
 }
 
-/// Applies a transformation, and quantizes the result.
+/// Applies a transformation, and quantizes the linears named; others stay in full precision.
 pub(crate) fn merge<E>(
     weights: &BlockWeights,
     transform: &Transform,
@@ -55,5 +60,5 @@ pub(crate) fn merge<E>(
         let packed = quantize(name, moved.as_ref().unwrap_or_else(|| weights.weight(name)));
         codes.insert(name, packed.map_err(|error| (name, error))?);
     }
-    Ok(Merged { codes, params })
+    Ok(Merged { codes, floats: BTreeMap::new(), params })
 }

@@ -128,7 +128,7 @@ fn calib_code(error: &CalibError) -> u8 {
         | CalibError::TuningDiverged { .. }
         | CalibError::Overflow { .. }
         | CalibError::Linear { .. } => NUMERIC,
-        CalibError::Segments { .. } | CalibError::Site(_) => USAGE,
+        CalibError::Segments { .. } | CalibError::Site(_) | CalibError::Bits { .. } => USAGE,
         CalibError::Model(error) => model_code(error),
         CalibError::Format(error) => format_code(error),
         CalibError::States(StatesError { source, .. }) => io_code(source),
@@ -147,6 +147,7 @@ fn model_code(error: &ModelError) -> u8 {
         | ModelError::PackedDevice { .. }
         | ModelError::Kernel(_)
         | ModelError::Rotate(_)
+        | ModelError::Override(_)
         | ModelError::AlreadyQuantized { .. } => USAGE,
         ModelError::Quantize {
             source:

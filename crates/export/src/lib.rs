@@ -24,6 +24,7 @@ mod error;
 mod format;
 mod layout;
 mod limits;
+mod own;
 mod programs;
 mod refusal;
 mod subject;
@@ -34,7 +35,7 @@ pub use error::ExportError;
 pub use format::Format;
 pub use programs::{Evidence, Program, programs};
 pub use refusal::{Refusal, check};
-pub use subject::Subject;
+pub use subject::{Subject, Tensor};
 pub use table::{FORMATS, find};
 pub use write::{Exported, Options, Progress, check_directory, export};
 

@@ -1,12 +1,38 @@
 //! Limits that several formats share, with the words for what exceeds them.
 
-use oq_quant_core::{GroupSize, Storage, WeightSpec};
+use oq_quant_core::{GroupSize, Storage, Symmetry, WeightSpec};
 
 use crate::subject::Subject;
 
 /// The setting of all linears.
 pub(crate) fn one_setting(subject: &Subject) -> Result<WeightSpec, String> {
     subject.uniform().ok_or_else(|| "all linears must be quantized alike".to_owned())
+}
+
+/// All settings, which have the same kind of zero point.
+pub(crate) fn settings_alike(subject: &Subject) -> Result<Vec<WeightSpec>, String> {
+    let weights: Vec<WeightSpec> = subject.all_weights().collect();
+    let asymmetric = weights.iter().filter(|weight| weight.symmetry == Symmetry::Asymmetric).count();
+    if asymmetric == 0 || asymmetric == weights.len() {
+        return Ok(weights);
+    }
+    Err("all of its linears are symmetric, or none is".to_owned())
+}
+
+/// Nothing outside the blocks is quantized.
+pub(crate) fn blocks_alone(subject: &Subject) -> Result<(), String> {
+    subject.outer().first().map_or(Ok(()), |tensor| {
+        let option = if tensor.is_head() { "--head-bits" } else { "--embed-bits" };
+        Err(format!("its loaders take {} in full precision only: quantize without {option}", tensor.name))
+    })
+}
+
+/// Nothing outside the blocks is quantized but the head.
+pub(crate) fn blocks_and_head(subject: &Subject) -> Result<(), String> {
+    let other = subject.outer().iter().find(|tensor| !tensor.is_head());
+    other.map_or(Ok(()), |tensor| {
+        Err(format!("its loaders take {} in full precision only: quantize without --embed-bits", tensor.name))
+    })
 }
 
 /// Activations are not quantized.

@@ -56,20 +56,20 @@ static PROGRAMS: [Program; 28] = [
         is_float(subject) && all(subject, |w| w.storage.has_float_codes())
     }),
     row(CT, VLLM_CPU, "4-bit kernel", Run, |subject| all(subject, |w| is_integer(w, &[4]))),
-    row(CT, VLLM_CPU, "products of 8-bit integers", Run, |subject| !is_float(subject)),
+    row(CT, VLLM_CPU, "products of 8-bit integers", Run, |subject| !is_float(subject) && is_whole(subject)),
     row(CT, VLLM_CUDA, MARLIN, Read, |subject| is_float(subject) && all(subject, is_for_marlin)),
     row(CT, VLLM_CUDA, "Humming, from compute capability 7.5 on", Read, |subject| {
         is_float(subject) && all(subject, |w| is_integer(w, &[2, 3, 4, 5, 6, 8])) && !all(subject, is_for_marlin)
     }),
-    row(CT, VLLM_CUDA, "products of 8-bit integers", Read, |subject| !is_float(subject)),
+    row(CT, VLLM_CUDA, "products of 8-bit integers", Read, |subject| !is_float(subject) && is_whole(subject)),
     row(GPTQ, TRANSFORMERS_GPTQ, "4-bit kernel of libtorch", Run, |subject| {
         all(subject, |w| is_integer(w, &[4]) && is_grouped(w))
     }),
     row(GPTQ, TRANSFORMERS_GPTQ, DECODES, Run, |subject| all(subject, |w| is_integer(w, &[2, 3, 8]))),
     row(GPTQ, VLLM_CPU, "4-bit kernel", Run, |subject| all(subject, |w| is_integer(w, &[4]) && is_symmetric(w))),
     row(GPTQ, VLLM_CUDA, MARLIN, Read, |subject| all(subject, |w| is_integer(w, &[4, 8]) && is_symmetric(w))),
-    row(AWQ, VLLM_CPU, "4-bit kernel", Run, |_| true),
-    row(AWQ, VLLM_CUDA, MARLIN, Read, |_| true),
+    row(AWQ, VLLM_CPU, "4-bit kernel", Run, is_whole),
+    row(AWQ, VLLM_CUDA, MARLIN, Read, is_whole),
     row(AWQ, TRANSFORMERS_GPTQ, "4-bit kernel of libtorch", Run, |subject| all(subject, is_grouped)),
     row(AWQ, MLX, "4-bit kernel", Run, |subject| all(subject, is_grouped) && mlx::runs(subject)),
     row(AUTO_ROUND, "transformers 5.24 with auto-round 0.16", DECODES, Run, |subject| {
@@ -109,7 +109,12 @@ const DECODED: &str = "decodes the weights when it loads them";
 const DECODES: &str = "decodes the weights for every product";
 
 fn all(subject: &Subject, one: impl Fn(WeightSpec) -> bool) -> bool {
-    subject.uniform().is_some_and(one)
+    is_whole(subject) && subject.uniform().is_some_and(one)
+}
+
+/// Whether all linears of blocks are quantized, and nothing else: what every row was tried with.
+fn is_whole(subject: &Subject) -> bool {
+    subject.outer().is_empty() && !subject.leaves_out()
 }
 
 fn is_float(subject: &Subject) -> bool {

@@ -59,15 +59,13 @@ fn limits(format: &Format, subject: &Subject) -> Result<(), String> {
         return Err(why.to_owned());
     }
     (format.holds)(subject)?;
-    for &weight in subject.weights() {
-        for (name, shape) in subject.shapes() {
-            let named = |why| format!("{name} is {shape:?}, and {why}");
-            let [_, in_features] = *shape;
-            if !weight.group.divides(in_features) {
-                return Err(named(format!("groups of {} do not divide it", weight.group.len(in_features))));
-            }
-            (format.fits)(weight, *shape).map_err(named)?;
+    for (name, shape, weight) in subject.shapes() {
+        let named = |why| format!("{name} is {shape:?}, and {why}");
+        let [_, in_features] = shape;
+        if !weight.group.divides(in_features) {
+            return Err(named(format!("groups of {} do not divide it", weight.group.len(in_features))));
         }
+        (format.fits)(weight, shape).map_err(named)?;
     }
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use oq_export::{Evidence, FORMATS, Refusal, Subject, check, find, programs};
+use oq_export::{Evidence, FORMATS, Refusal, Subject, Tensor, check, find, programs};
 use oq_quant_core::{ActSpec, QuantSpec, WeightSpec};
 
 fn of(schemes: &[&str]) -> Subject {
@@ -57,19 +57,53 @@ fn widths_and_groups_have_a_nearest_one() {
 
 #[test]
 fn several_settings_need_a_format_that_names_linears() {
-    for format in ["gptq", "awq", "auto-round"] {
-        check_refused(format, &["w3a16g64", "w4a16g64"], "all linears must be quantized alike", "w4a16g64");
+    check_refused("awq", &["w3a16g64", "w4a16g64"], "all linears must be quantized alike", "w4a16g64");
+    let symmetric = "w3a16g64sym, w4a16g64sym";
+    check_refused("auto-round", &["w3a16g64", "w4a16g64"], "asymmetric linears have 4 bits in one layout", symmetric);
+    for format in ["gptq", "auto-round"] {
+        let either = "all of its linears are symmetric, or none is";
+        check_refused(format, &["w3a16g64", "w4a16g64sym"], either, symmetric);
+        assert_eq!(check(find(format).unwrap(), &of(&["w3a16g64sym", "w4a16g64sym"])), Ok(()));
     }
+    assert_eq!(check(find("gptq").unwrap(), &of(&["w3a16g64", "w4a16g64"])), Ok(()));
     check_refused(
         "compressed-tensors",
         &["w3a16g64", "w4a16g64"],
         "several settings only if all are integers and symmetric",
         "w3a16g64sym, w4a16g64sym",
     );
-    let elsewhere = refusal("gptq", &of(&["w3a16g64sym", "w4a16g64sym"])).elsewhere;
-    assert_eq!(elsewhere, ["compressed-tensors", "mlx", "gguf", "dense", "dense-bf16", "dense-f32"]);
-    let message = refusal("gptq", &of(&["w3a16g64", "w4a16g64"])).to_string();
-    assert!(message.ends_with("; w3a16g64, w4a16g64 goes to mlx, gguf, dense, dense-bf16, dense-f32"), "{message}");
+    let elsewhere = refusal("awq", &of(&["w3a16g64sym", "w4a16g64sym"])).elsewhere;
+    let all = ["compressed-tensors", "gptq", "auto-round", "mlx", "gguf", "dense", "dense-bf16", "dense-f32"];
+    assert_eq!(elsewhere, all);
+    let message = refusal("awq", &of(&["w3a16g64", "w4a16g64"])).to_string();
+    assert!(
+        message.ends_with("; w3a16g64, w4a16g64 goes to gptq, mlx, gguf, dense, dense-bf16, dense-f32"),
+        "{message}"
+    );
+}
+
+#[test]
+fn matrices_outside_the_blocks_need_a_place() {
+    let model = |scheme: &str, outer: &[&str]| {
+        let QuantSpec { weight, act, .. } = scheme.parse().unwrap();
+        let tensor = |name: &str| Tensor { name: name.to_owned(), shape: [1024, 128], weight: Some(weight) };
+        let names = ["model.layers.0.mlp.up_proj"].iter().chain(outer);
+        Subject::of_tensors(act, "llama", names.map(|name| tensor(name)))
+    };
+    let (head, embedding) = ("lm_head", "model.embed_tokens");
+    let holding = |scheme: &str, outer: &[&str]| {
+        let held = FORMATS.iter().filter(|format| check(format, &model(scheme, outer)).is_ok());
+        held.map(|format| format.name).collect::<Vec<_>>()
+    };
+    let dense = ["dense", "dense-bf16", "dense-f32"];
+    let with_dense = |formats: &[&'static str]| [formats, &dense].concat();
+    let all = with_dense(&["compressed-tensors", "gptq", "auto-round", "mlx", "gguf"]);
+    assert_eq!(holding("w4a16g64sym", &[head]), all);
+    assert_eq!(holding("w4a16g64sym", &[head, embedding]), with_dense(&["compressed-tensors", "mlx", "gguf"]));
+    assert!(holding("w8a8-int8", &[head]).is_empty());
+    let refusal = refusal("awq", &model("w4a16g64", &[head]));
+    assert!(refusal.why.contains("lm_head in full precision only: quantize without --head-bits"), "{refusal}");
+    assert_eq!(refusal.schemes, "w4a16g64, lm_head w4g64");
 }
 
 #[test]

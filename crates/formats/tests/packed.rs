@@ -58,6 +58,10 @@ proptest! {
         let dir = packed_dir(spec, &packed_tensors("l", &tensor));
         let model = PackedCheckpoint::open(dir.path()).unwrap();
         prop_assert_eq!(model.quantization().uniform(), Some(spec));
+        let some: Vec<usize> = [rows - 1, 0, rows / 2].to_vec();
+        let values = tensor.dequantize();
+        let of_some: Vec<f32> = some.iter().flat_map(|row| &values[row * cols..][..cols]).copied().collect();
+        prop_assert_eq!(model.rows("l", &some).unwrap(), of_some);
         prop_assert_eq!(model.linear("l").unwrap(), tensor);
         prop_assert_eq!(model.checkpoint().contains("l.weight_zero_point"), !symmetric);
     }

@@ -67,6 +67,9 @@ pub enum ModelError {
         /// Why.
         source: TensorError,
     },
+    /// An override does not suit the model.
+    #[error(transparent)]
+    Override(#[from] OverrideError),
     /// The model cannot be rotated.
     #[error(transparent)]
     Rotate(#[from] RotateError),
@@ -128,4 +131,34 @@ pub enum RotateError {
         /// The norm.
         norm: String,
     },
+}
+
+/// Why overrides of a scheme do not suit a model.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum OverrideError {
+    /// No linear has such a name.
+    #[error("override {asked} matches no linear; names near it: {near}")]
+    Nothing {
+        /// The override.
+        asked: String,
+        /// Names that are most like its pattern.
+        near: String,
+    },
+    /// The model has fewer layers.
+    #[error("override {asked}: there is no layer {layers}, only first (0) to last ({})", n_layers - 1)]
+    Layers {
+        /// The override.
+        asked: String,
+        /// What is missing.
+        layers: String,
+        /// Layers of the model.
+        n_layers: usize,
+    },
+    /// The head has no matrix of its own.
+    #[error("the head is the embedding, one table: --embed-bits quantizes both")]
+    TiedHead,
+    /// All linears stay in full precision.
+    #[error("the overrides leave all linears in full precision, and nothing to quantize")]
+    NothingLeft,
 }

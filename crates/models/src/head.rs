@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 use oq_formats::TensorView;
-use oq_kernels::{Half, Kernel, PackedLinear, multiply_dense};
+use oq_kernels::{Half, Kernel, KernelError, PackedLinear, multiply_dense};
 use oq_quant_core::{Bits, GroupSize, QuantizedTensor, Symmetry, WeightSpec};
 use tch::{Device, Kind, Tensor};
 
@@ -18,9 +18,9 @@ pub enum HeadKind {
     /// In f32, which is the fastest with many rows.
     #[default]
     Wide,
-    /// On the CPU, in the checkpoint's data type; on other devices, in f32.
+    /// On the CPU, in the checkpoint's data type or with its codes; on other devices, in f32.
     Stored,
-    /// Rounded to nearest with 8 bits.
+    /// Rounded to nearest with 8 bits, or with the checkpoint's codes.
     W8,
 }
 
@@ -47,7 +47,7 @@ pub struct Head {
 enum Matrix {
     /// In f32, f16 or bf16.
     Dense(Tensor),
-    /// With 8 bits, on the CPU.
+    /// With codes, on the CPU.
     Packed(Box<PackedLinear>),
 }
 
@@ -65,6 +65,15 @@ impl Head {
         logits: Logits,
     ) -> Result<Self, ModelError> {
         Ok(Self { matrix: Matrix::new(view, kind, device)?, logits })
+    }
+
+    /// Multiplies with codes that the checkpoint has, on the CPU; none if no kernel does with such codes.
+    pub(crate) fn of_codes(codes: &QuantizedTensor, logits: Logits) -> Result<Option<Self>, ModelError> {
+        match PackedLinear::new(codes, None) {
+            Ok(packed) => Ok(Some(Self { matrix: Matrix::packed(packed)?, logits })),
+            Err(KernelError::Storage { .. }) => Ok(None),
+            Err(other) => Err(other.into()),
+        }
     }
 
     /// `x [.., width]` f32 -> `[.., vocab]` f32.
@@ -92,11 +101,12 @@ impl Matrix {
             }
             HeadKind::Wide | HeadKind::Stored => Ok(Self::Dense(tensor_of(view, device)?)),
             HeadKind::W8 if device != Device::Cpu => Err(ModelError::PackedDevice { device }),
-            HeadKind::W8 => {
-                let packed = PackedLinear::new(&in_8_bits(view, SLAB)?, None)?;
-                Ok(Self::Packed(Box::new(packed.with_kernel(kernel_of(Compute::Bf16)?)?)))
-            }
+            HeadKind::W8 => Self::packed(PackedLinear::new(&in_8_bits(view, SLAB)?, None)?),
         }
+    }
+
+    fn packed(linear: PackedLinear) -> Result<Self, ModelError> {
+        Ok(Self::Packed(Box::new(linear.with_kernel(kernel_of(Compute::Bf16)?)?)))
     }
 
     /// `x [.., width]` f32 -> `[.., vocab]` f32.

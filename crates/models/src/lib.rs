@@ -43,7 +43,7 @@ pub use act::{ActPoint, fake_quantize_tokens, quantize_act};
 pub use attention::{Mixed, Scores, attention, has_own_attention};
 pub use block::{BlockOps, BlockWeights, Compute, DenseOps, multiply};
 pub use decoder::{Context, Decoder, Family, LayerContext, Logits, OuterOps};
-pub use error::{ModelError, RotateError};
+pub use error::{ModelError, OverrideError, RotateError};
 pub use family::FAMILIES;
 pub use form::{Block, Form, Kernels};
 pub use head::{Head, HeadKind};
@@ -52,7 +52,7 @@ pub use online::Online;
 pub use packed::PackedOps;
 pub use rope::Rotary;
 pub use rotate::Rotator;
-pub use schemes::{quantization_by, specs_of_layer};
+pub use schemes::{LinearSpec, OuterSpecs, quantization_by, specs_of_layer};
 pub use structure::{Attention, Dims, Fused, Layer, LayerResidual, Linear, LinearName, Param, Residual, intern};
 pub use tensors::tensor_of;
 

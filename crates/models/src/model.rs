@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use oq_formats::{
     Checkpoint, Dtype, FormatError, Matrix, PackedCheckpoint, Quantization, TensorView, is_rotated_online, read_config,
 };
-use oq_quant_core::{ActSpec, QuantSpec, QuantizedTensor, RotateKind};
+use oq_quant_core::{ActSpec, QuantizedTensor, RotateKind, Scheme};
 use serde_json::Value;
 use tch::{Device, Tensor};
 
@@ -15,7 +15,7 @@ use crate::decoder::{Decoder, OuterOps};
 use crate::error::ModelError;
 use crate::family::decoder_of;
 use crate::form::{Block, Form, Kernels};
-use crate::head::Head;
+use crate::head::{Head, HeadKind};
 use crate::names::{has_other_head, refuse_prefix, split_fused, text_config, with_usual_names};
 use crate::online::Online;
 use crate::packed::{PackedOps, StoredLinear};
@@ -109,7 +109,7 @@ impl Model {
         Ok(model)
     }
 
-    /// The same model, with linears rounded to nearest as they are loaded and activations quantized as `spec` says. This is the baseline
+    /// The same model, with linears rounded to nearest as they are loaded and activations quantized as `scheme` says. This is the baseline
     /// for every quantizer.
     ///
     /// # Errors
@@ -117,10 +117,11 @@ impl Model {
     ///
     /// # Panics
     /// When the model is rotated: its stored weights would be rounded before rotation.
-    pub fn with_round_to_nearest(self, spec: QuantSpec) -> Result<Self, ModelError> {
+    pub fn with_round_to_nearest<'a>(self, scheme: impl Into<Scheme<'a>>) -> Result<Self, ModelError> {
         assert!(!self.is_rotated(), "weights are rounded as they are stored");
-        self.check_quantizable(spec)?;
-        let round_to_nearest = Some(quantization_by(&*self.decoder, spec)?);
+        let scheme = scheme.into();
+        self.check_quantizable(scheme)?;
+        let round_to_nearest = Some(quantization_by(&*self.decoder, scheme)?);
         Ok(Self { round_to_nearest, ..self })
     }
 
@@ -152,6 +153,14 @@ impl Model {
         Self::with_decoder(&self.dir, self.read)
     }
 
+    /// Whether the weight of a linear is used as the checkpoint stores it, by the tensor's name: neither rotated nor transposed nor FP8.
+    pub fn is_as_stored(&self, weight: &str) -> bool {
+        let is_float = |view: TensorView<'_>| matches!(view.dtype, Dtype::F16 | Dtype::BF16 | Dtype::F32);
+        self.rotator.is_none()
+            && !self.transposed.contains(weight)
+            && self.checkpoint().tensor(weight).is_ok_and(is_float)
+    }
+
     /// Whether its tensors are rotated as they are loaded.
     pub fn is_rotated(&self) -> bool {
         self.rotator.is_some()
@@ -181,8 +190,8 @@ impl Model {
     /// Checks that the model can be quantized.
     ///
     /// # Errors
-    /// When it has integer codes already, or the rows of a linear do not split into groups or blocks.
-    pub fn check_quantizable(&self, scheme: QuantSpec) -> Result<(), ModelError> {
+    /// When it has integer codes already, the rows of a linear do not split into groups or blocks, or an override matches nothing.
+    pub fn check_quantizable<'a>(&self, scheme: impl Into<Scheme<'a>>) -> Result<(), ModelError> {
         if let Some(quantization) = self.quantization() {
             return Err(ModelError::AlreadyQuantized { dir: self.dir.clone(), quantization: quantization.clone() });
         }
@@ -294,6 +303,16 @@ impl Model {
     /// Loads the head in the model's [`Form`].
     pub fn head(&self, device: Device) -> Result<Head, ModelError> {
         let name = self.decoder.head();
+        if let Some((packed, linear)) = self.weights.packed(name)
+            && self.form.head != HeadKind::Wide
+            && device == Device::Cpu
+            && let Matrix::Codes(codes) = packed.matrix(linear)?
+        {
+            self.checkpoint().release();
+            if let Some(head) = Head::of_codes(&codes, self.decoder.logits())? {
+                return Ok(head);
+            }
+        }
         if self.rotator.is_some() || self.weights.packed(name).is_some() {
             let head = self.outer(Device::Cpu).param(name)?;
             let shape: Vec<usize> = head.size().iter().map(|&n| n as usize).collect();
@@ -339,8 +358,7 @@ impl Model {
             }
         };
         self.checkpoint().release();
-        let Some(specs) = &self.round_to_nearest else { return Ok(stored) };
-        let spec = specs.weight(name).expect("all linears of the model have a spec");
+        let Some(spec) = self.round_to_nearest.as_ref().and_then(|specs| specs.weight(name)) else { return Ok(stored) };
         let (values, [rows, cols]) = (stored.into_values(), [linear.out_features, linear.in_features]);
         let rounded = QuantizedTensor::quantize(&values, rows, cols, spec);
         Ok(Matrix::Codes(rounded.map_err(|source| ModelError::Quantize { linear: name.to_owned(), source })?))

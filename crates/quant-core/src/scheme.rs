@@ -123,7 +123,7 @@ impl FromStr for QuantSpec {
 }
 
 /// Parses `<letter><digits>` at the front of `rest`.
-fn take_number<N: FromStr>(rest: &mut &str, letter: char) -> Option<N> {
+pub(crate) fn take_number<N: FromStr>(rest: &mut &str, letter: char) -> Option<N> {
     let tail = rest.strip_prefix(letter)?;
     let end = tail.find(|c: char| !c.is_ascii_digit()).unwrap_or(tail.len());
     let number = tail[..end].parse().ok()?;

@@ -253,6 +253,40 @@ pub enum SpecError {
         /// Where it violates the syntax.
         why: &'static str,
     },
+    /// No override.
+    #[error(
+        "`{text}` is not an override: expected PATTERN=WEIGHT, such as *.down_proj=w8g128, or layers:LIST=WEIGHT, such as \
+         layers:first,last=float"
+    )]
+    Override {
+        /// What was given.
+        text: String,
+    },
+    /// No list of layers.
+    #[error(
+        "`{text}` are not layers: expected numbers (from 0; negative from the end), first, last, or ranges such as 2..6 and -2.."
+    )]
+    Layers {
+        /// What was given.
+        text: String,
+    },
+    /// Not how a linear can be quantized.
+    #[error(
+        "`{text}` is not a width: expected [w<bits>][g<group>][sym|full], such as w8g128, float for full precision, or a type such as q6_k \
+         ({why})"
+    )]
+    Own {
+        /// What was given.
+        text: String,
+        /// Where it violates the syntax.
+        why: &'static str,
+    },
+    /// A table of an override in which something is missing or said twice.
+    #[error("an override: {why}")]
+    Table {
+        /// What is wrong.
+        why: &'static str,
+    },
 }
 
 #[cfg(test)]

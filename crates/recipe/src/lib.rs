@@ -39,8 +39,8 @@ pub use model::{EvalDefaults, ModelEntry, Source, find, names};
 pub use patch::{RecipeFile, SharePatch};
 pub use record::{BlockRecord, EVENTS, Event, RECIPE, RECORDS, RUN, RUN_FOLDER, RunRecord, StarvedExpert};
 pub use tables::{
-    BitBudget, BitsPatch, Calibration, CalibrationPatch, Key, KeyOption, Learn, LearnPatch, Overrides, Recipe, Rotate,
-    RotatePatch, Transform, TransformPatch, Tune, TunePatch, keys,
+    BitBudget, BitsPatch, Calibration, CalibrationPatch, Key, KeyOption, Learn, LearnPatch, Outer, OuterPatch,
+    Overrides, Recipe, Rotate, RotatePatch, Transform, TransformPatch, Tune, TunePatch, keys,
 };
 pub use when::When;
 

@@ -36,6 +36,8 @@ impl Overrides {
     pub(crate) fn apply_to(&self, recipe: &mut Recipe) -> Result<(), RecipeError> {
         recipe.apply(&self.calibration, &self.learn, &self.transform, &self.tune, &self.rotate);
         recipe.apply_bits(&self.bits);
+        self.outer.apply_to(&mut recipe.outer);
+        recipe.overrides.extend_from_slice(&self.overrides);
         match &self.bits.choices {
             Some(choices) if recipe.bits.is_none() => {
                 Err(refused("bits.choices", choices.show(), "given with bits.average (--bits)"))

@@ -112,7 +112,7 @@ mod tests {
     fn unknown_key_far_from_any() {
         check(
             "scheme = \"w4a16\"\nturbo = true\n",
-            "my.toml:2:1: unknown key `turbo`; allowed here: scheme, method, calibration, learn, let, tune, rotate, bits, share, when\n  \
+            "my.toml:2:1: unknown key `turbo`; allowed here: scheme, method, calibration, learn, let, tune, rotate, bits, outer, override, share, when\n  \
              |\n2 | turbo = true\n  | ^^^^^",
         );
     }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use oq_quant_core::QuantSpec;
+use oq_quant_core::{Override, QuantSpec};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
@@ -10,7 +10,7 @@ use crate::choices::Method;
 use crate::error::{RecipeError, refused};
 use crate::parse::parse;
 use crate::tables::{
-    BitBudget, BitsPatch, CalibrationPatch, LearnPatch, Recipe, RotatePatch, TransformPatch, TunePatch,
+    BitBudget, BitsPatch, CalibrationPatch, LearnPatch, OuterPatch, Recipe, RotatePatch, TransformPatch, TunePatch,
 };
 use crate::when::{Case, When};
 
@@ -42,6 +42,12 @@ pub struct RecipeFile {
     /// `[bits]`, in which the average must be there.
     #[serde(default, deserialize_with = "with_average")]
     pub bits: BitsPatch,
+    /// `[outer]`
+    #[serde(default)]
+    pub outer: OuterPatch,
+    /// Each `[[override]]`.
+    #[serde(default, rename = "override")]
+    pub overrides: Vec<Override>,
     /// `[share]`
     #[serde(default)]
     pub share: SharePatch,
@@ -95,6 +101,8 @@ impl Recipe {
     pub(crate) fn apply_file(&mut self, file: &RecipeFile, case: &Case) {
         self.apply(&file.calibration, &file.learn, &file.transform, &file.tune, &file.rotate);
         self.apply_bits(&file.bits);
+        file.outer.apply_to(&mut self.outer);
+        self.overrides.extend_from_slice(&file.overrides);
         self.apply_when(&file.when, case);
     }
 

@@ -11,7 +11,7 @@ use crate::embedded::{RECIPES, parsed};
 use crate::error::RecipeError;
 use crate::parse::parse;
 use crate::patch::RecipeFile;
-use crate::tables::{Calibration, Learn, Recipe, Rotate, Transform, Tune};
+use crate::tables::{Calibration, Learn, Outer, Recipe, Rotate, Transform, Tune};
 use crate::when::Case;
 
 /// In the order of [`Preset`].
@@ -65,6 +65,8 @@ pub(crate) fn of_paper(case: &Case) -> Recipe {
         tune: tune.clone(),
         rotate: *rotate,
         bits: None,
+        outer: Outer::default(),
+        overrides: Vec::new(),
     };
     recipe.apply_when(&settings_of(Preset::Paper).when, case);
     recipe

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use oq_quant_core::{QuantSpec, Storage};
+use oq_quant_core::{QuantSpec, Scheme, Storage};
 
 use crate::choices::{Family, Method, Start};
 use crate::error::{RecipeError, refused};
@@ -70,6 +70,11 @@ impl Recipe {
     pub fn to_toml(&self) -> Result<String, RecipeError> {
         self.validate()?;
         Ok(toml::to_string(self).expect("strings, flags and numbers in TOML's range are all a recipe holds"))
+    }
+
+    /// The scheme with its overrides.
+    pub fn quantization(&self) -> Scheme<'_> {
+        Scheme { spec: self.scheme, overrides: &self.overrides }
     }
 
     /// Whether anything is measured on text.

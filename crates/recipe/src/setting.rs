@@ -112,6 +112,17 @@ impl Setting for Bits {
     }
 }
 
+/// A key without a value is one that is not there.
+impl<T: Setting> Setting for Option<T> {
+    fn parse(text: &str) -> Result<Self, String> {
+        T::parse(text).map(Some)
+    }
+
+    fn show(&self) -> String {
+        self.as_ref().map_or_else(String::new, T::show)
+    }
+}
+
 impl<T: Setting> Setting for Vec<T> {
     const IS_LIST: bool = true;
 

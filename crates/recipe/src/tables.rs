@@ -2,7 +2,7 @@
 //! its help, which runs read it, and what is allowed. From that the macro makes the table, its patch in which every key may be absent, a
 //! method of [`Overrides`] named like the option, and the entry among [`keys`].
 
-use oq_quant_core::{Bits, QuantSpec, RotateKind, SiteKind};
+use oq_quant_core::{Bits, Override, QuantSpec, RotateKind, SiteKind};
 use serde::{Deserialize, Serialize};
 
 use crate::choices::{Loss, Method, Preset, Rounding, Start};
@@ -31,6 +31,12 @@ pub struct Recipe {
     /// An average of bits in place of the scheme's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bits: Option<BitBudget>,
+    /// Matrices outside the blocks that are quantized too.
+    #[serde(default, skip_serializing_if = "Outer::is_none")]
+    pub outer: Outer,
+    /// Each `[[override]]`: linears that the scheme does not hold for; the last that covers a linear counts.
+    #[serde(default, rename = "override", skip_serializing_if = "Vec::is_empty")]
+    pub overrides: Vec<Override>,
 }
 
 /// What the command line sets; it has the last word. Keys are set by methods named like their options, such as
@@ -55,6 +61,10 @@ pub struct Overrides {
     pub rotate: RotatePatch,
     /// `[bits]`
     pub bits: BitsPatch,
+    /// `[outer]`
+    pub outer: OuterPatch,
+    /// Each `[[override]]`, after those of files.
+    pub overrides: Vec<Override>,
 }
 
 /// A key of a recipe's tables, as the program needs it. All of them are [`keys`].
@@ -190,7 +200,9 @@ macro_rules! table {
 
 /// All keys of all tables, in the order of a recipe file.
 pub fn keys() -> impl Iterator<Item = &'static Key> {
-    [Calibration::KEYS, Learn::KEYS, Transform::KEYS, Tune::KEYS, Rotate::KEYS, BitBudget::KEYS].into_iter().flatten()
+    let tables =
+        [Calibration::KEYS, Learn::KEYS, Transform::KEYS, Tune::KEYS, Rotate::KEYS, BitBudget::KEYS, Outer::KEYS];
+    tables.into_iter().flatten()
 }
 
 table! {
@@ -398,6 +410,30 @@ table! {
             must(!choices.is_empty(), "one width or more")?;
             must(choices.is_sorted_by(|a, b| a < b), "widths in ascending order, none twice")
         },
+    }
+}
+
+table! {
+    /// Matrices outside the blocks, rounded to nearest in the scheme's groups. Without a number of bits they stay in full precision.
+    #[derive(Copy, Default, Eq)]
+    ["outer"] pub struct Outer, OuterPatch: outer, recipe => Some(&recipe.outer);
+
+    /// Bits of the output head, if it is not the embedding.
+    pub head_bits: Option<Bits> as head_bits {
+        value_name: "N",
+        help: "Quantize the output head too, to N bits, rounded to nearest. A head that is the embedding takes --embed-bits",
+    }
+    /// Bits of the token embedding; and of the head, if that is the same table.
+    pub embed_bits: Option<Bits> as embed_bits {
+        value_name: "N",
+        help: "Quantize the token embedding too, to N bits, rounded to nearest; with a tied head, one table for both",
+    }
+}
+
+impl Outer {
+    /// Whether nothing outside the blocks is quantized.
+    pub fn is_none(&self) -> bool {
+        *self == Self::default()
     }
 }
 

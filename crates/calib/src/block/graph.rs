@@ -63,7 +63,7 @@ pub(crate) struct StudentOps<'a> {
 }
 
 impl<'a> StudentOps<'a> {
-    /// Takes tensors from `leaves` (linears' weights in the type of the products), and all others from `weights`.
+    /// Takes tensors from `leaves` (quantized weights in the type of the products), and all others from `weights`.
     pub(crate) fn new(
         weights: &'a BlockWeights,
         leaves: &'a BTreeMap<String, Tensor>,
@@ -85,7 +85,8 @@ impl<'a> StudentOps<'a> {
 
 impl BlockOps for StudentOps<'_> {
     fn linear(&self, name: LinearName, x: &Tensor) -> Tensor {
-        multiply(x, &self.leaves[&name.weight()], self.find(&name.bias()))
+        // Linears in full precision are no leaves, or leaves in f32.
+        multiply(x, &self.compute.cast(self.param(&name.weight())), self.find(&name.bias()))
     }
 
     fn act(&self, point: ActPoint, x: Tensor) -> Tensor {

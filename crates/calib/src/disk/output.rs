@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use oq_formats::{Checkpoint, Dtype, FormatError, OutTensor, PackedWriter, packed_linear, packed_tensors, sha256_file};
-use oq_models::{Model, ModelError, OuterOps, Param, intern, tensor_of};
+use oq_models::{BlockWeights, LinearName, Model, ModelError, OuterOps, Param, intern, tensor_of};
+use oq_quant_core::{QuantizedTensor, WeightSpec};
 use oq_rotation::SLAB;
 use oq_runtime::trim_memory;
 use tch::{Device, Kind, Tensor};
@@ -50,17 +51,22 @@ impl<'a> Output<'a> {
         for (name, packed) in &merged.codes {
             tensors.extend(packed_tensors(&format!("{prefix}{}", name.0), packed));
         }
+        for name in self.floats(block_idx) {
+            let weight = format!("{prefix}{}", name.weight());
+            tensors.push(match merged.floats.get(&name) {
+                None => OutTensor::copy_from(checkpoint, &weight)?,
+                Some(tensor) => {
+                    let dtype = dtype_beside(checkpoint.tensor(&weight)?.dtype);
+                    out_tensor(weight, tensor, dtype)?
+                }
+            });
+        }
         for param in self.params(block_idx) {
             let full_name = format!("{prefix}{}", param.name);
             tensors.push(match merged.params.get(param.name) {
                 None => OutTensor::copy_from(checkpoint, &full_name)?,
-                Some(tensor) => {
-                    let tensor = param.stored_of(tensor);
-                    let shape: Vec<usize> = tensor.size().into_iter().map(|n| n as usize).collect();
-                    let values = Vec::<f32>::try_from(tensor.contiguous().view(-1)).expect("merged tensors are f32");
-                    // Kept in f32: with scales merged in, their range is larger than the originals'.
-                    OutTensor::from_f32(full_name, &shape, &values, Dtype::F32)?
-                }
+                // Kept in f32: with scales merged in, their range is larger than the originals'.
+                Some(tensor) => out_tensor(full_name, &param.stored_of(tensor), Dtype::F32)?,
             });
         }
         self.writer.write_block(block_idx, &tensors)?;
@@ -74,17 +80,48 @@ impl<'a> Output<'a> {
         let shard = Checkpoint::open_file(&self.writer.block_path(block_idx))?;
         let decoder = self.model.decoder();
         let prefix = decoder.block_prefix(block_idx);
-        let linears = decoder.layer(block_idx).linears.into_iter().map(|linear| linear.name);
-        let codes = linears.map(|name| {
-            let spec = self.widths.of(block_idx, name);
-            Ok((name, packed_linear(&shard, &format!("{prefix}{}", name.0), spec)?))
+        let linears = decoder.layer(block_idx).linears.into_iter();
+        let codes = linears.filter_map(|linear| Some((linear.name, self.widths.of(block_idx, linear.name)?)));
+        let codes = codes.map(|(name, spec)| Ok((name, packed_linear(&shard, &format!("{prefix}{}", name.0), spec)?)));
+        let floats = self.floats(block_idx).into_iter().map(|name| {
+            let tensor = tensor_of(&shard.tensor(&format!("{prefix}{}", name.weight()))?, device)?;
+            Ok((name, tensor))
         });
+        let floats = floats.collect::<Result<_, ModelError>>()?;
         let params = self.params(block_idx).map(|param| {
             let tensor = tensor_of(&shard.tensor(&format!("{prefix}{}", param.name))?, device)?;
             Ok((param.name.to_owned(), param.value_of(tensor)))
         });
         let (codes, params): (Result<_, ModelError>, Result<_, ModelError>) = (codes.collect(), params.collect());
-        Ok(Merged { codes: codes?, params: params? })
+        Ok(Merged { codes: codes?, floats, params: params? })
+    }
+
+    /// A block's linears that are not quantized.
+    pub(crate) fn floats(&self, block_idx: usize) -> Vec<LinearName> {
+        self.widths.parted(self.model.decoder(), block_idx).1
+    }
+
+    /// Makes a block's weights in full precision what their tensors will hold: the checkpoint's, unless they were changed or are stored
+    /// otherwise. The others are rounded to f16 if the original is not f32.
+    pub(crate) fn settle_floats(
+        &self,
+        block_idx: usize,
+        merged: &mut Merged,
+        weights: &BlockWeights,
+    ) -> Result<(), FormatError> {
+        let prefix = self.model.decoder().block_prefix(block_idx);
+        for name in self.floats(block_idx) {
+            let stored = format!("{prefix}{}", name.weight());
+            let weight = match merged.params.remove(&name.weight()) {
+                None if self.model.is_as_stored(&stored) => continue,
+                None => weights.weight(name).shallow_clone(),
+                Some(changed) => changed,
+            };
+            let is_half = dtype_beside(self.model.checkpoint().tensor(&stored)?.dtype) == Dtype::F16;
+            let weight = if is_half { weight.to_kind(Kind::Half).to_kind(Kind::Float) } else { weight };
+            merged.floats.insert(name, weight);
+        }
+        Ok(())
     }
 
     /// A block's tensors that are not packed.
@@ -113,15 +150,34 @@ impl<'a> Output<'a> {
         }
         let Ok(written) = Checkpoint::open(self.writer.dir()) else { return false };
         let params = self.model.decoder().outer_params();
-        let is_same = |param: &Param| match self.model.is_rotated() {
-            false => self.model.checkpoint().is_same(param.name, (&written, param.name)).unwrap_or(false),
-            true => {
-                let made = self.outer_tensor(param);
-                let there = written.tensor(param.name).map(OutTensor::copy_of);
-                made.ok().zip(there.ok()).is_some_and(|(made, there)| made == there)
+        let is_same = |param: &Param| match (self.model.is_rotated(), self.outer_spec(param)) {
+            (false, None) => self.model.checkpoint().is_same(param.name, (&written, param.name)).unwrap_or(false),
+            _ => {
+                let is_there = |made: &OutTensor<'_>| {
+                    written.tensor(made.name()).is_ok_and(|there| OutTensor::copy_of(there) == *made)
+                };
+                self.outer_tensors(param).is_ok_and(|made| made.iter().all(is_there))
             }
         };
         params.iter().all(is_same)
+    }
+
+    /// How a matrix outside the blocks is quantized; none in full precision.
+    fn outer_spec(&self, param: &Param) -> Option<WeightSpec> {
+        self.widths.of_outer(self.model.decoder(), param.name)
+    }
+
+    /// The tensors of what lies outside the blocks: one, or the parts of a quantized matrix.
+    fn outer_tensors(&self, param: &Param) -> Result<Vec<OutTensor<'_>>, ModelError> {
+        let Some(spec) = self.outer_spec(param) else { return Ok(vec![self.outer_tensor(param)?]) };
+        let (linear, width) = (param.name.trim_end_matches(".weight"), param.shape[1]);
+        let quantized = self.slabs(param).map(|values| {
+            let values = values?;
+            let quantized = QuantizedTensor::quantize(&values, values.len() / width, width, spec);
+            quantized.map_err(|source| ModelError::Quantize { linear: linear.to_owned(), source })
+        });
+        let slabs = quantized.collect::<Result<Vec<_>, ModelError>>()?;
+        Ok(packed_tensors(linear, &QuantizedTensor::stack(&slabs)))
     }
 
     /// A tensor outside the blocks: as in the checkpoint or, in a rotated model, rebuilt. Matrices are then stored in f16 like the
@@ -131,33 +187,52 @@ impl<'a> Output<'a> {
         if !self.model.is_rotated() {
             return Ok(OutTensor::copy_from(checkpoint, param.name)?);
         }
-        let outer = self.model.outer(Device::Cpu);
-        let values = |tensor: Tensor| Vec::try_from(tensor.contiguous().view(-1)).expect("outer tensors are f32");
-        let [n, width] = param.shape[..] else {
-            let tensor = values(param.stored_of(&outer.param(param.name)?));
+        if param.shape.len() != 2 {
+            let tensor = values_of(param.stored_of(&self.model.outer(Device::Cpu).param(param.name)?));
             return Ok(OutTensor::from_f32(param.name, &param.shape, &tensor, Dtype::F32)?);
-        };
+        }
         let stored = checkpoint.tensor(self.model.stored_name(param.name))?.dtype;
-        let dtype = if stored == Dtype::F32 { Dtype::F32 } else { Dtype::F16 };
+        OutTensor::from_f32_slabs(param.name, &param.shape, dtype_beside(stored), self.slabs(param))
+    }
+
+    /// The values of a matrix outside the blocks, some rows at a time.
+    fn slabs(&self, param: &Param) -> impl Iterator<Item = Result<Vec<f32>, ModelError>> {
+        let (name, n, width) = (param.name, param.shape[0], param.shape[1]);
         let rows = (SLAB as usize / width).max(1);
-        let slabs = (0..n).step_by(rows).map(|first| {
+        (0..n).step_by(rows).map(move |first| {
             let ids = Tensor::arange_start(first as i64, n.min(first + rows) as i64, (Kind::Int64, Device::Cpu));
-            Ok::<_, ModelError>(values(outer.rows(param.name, &ids)?))
-        });
-        OutTensor::from_f32_slabs(param.name, &param.shape, dtype, slabs)
+            Ok(values_of(self.model.outer(Device::Cpu).rows(name, &ids)?))
+        })
     }
 
     /// Writes the tensors outside the blocks, the index and the config.
     pub(crate) fn finish(&self) -> Result<(), ModelError> {
         trim_memory();
         let params = self.model.decoder().outer_params();
-        let tensors = params.iter().map(|param| self.outer_tensor(param));
-        self.writer.write_rest(&tensors.collect::<Result<Vec<_>, _>>()?)?;
+        let tensors = params.iter().map(|param| self.outer_tensors(param));
+        let tensors = tensors.collect::<Result<Vec<_>, _>>()?;
+        self.writer.write_rest(&tensors.into_iter().flatten().collect::<Vec<_>>())?;
         // Embeddings, projections and head. A head that shares the embedding's weights has no tensor of its own.
         let matrices = params.iter().filter(|param| param.shape.len() == 2);
         let mut ignore = vec!["lm_head"];
         ignore.extend(matrices.map(|param| param.name.trim_end_matches(".weight")).filter(|name| *name != "lm_head"));
-        let quantization = self.widths.quantization(self.model.decoder());
+        let decoder = self.model.decoder();
+        ignore.retain(|name| self.widths.of_outer(decoder, &format!("{name}.weight")).is_none());
+        let quantization = self.widths.quantization(decoder);
         Ok(self.writer.finish(self.model.config(), &quantization, &ignore)?)
     }
+}
+
+fn out_tensor(name: String, tensor: &Tensor, dtype: Dtype) -> Result<OutTensor<'static>, FormatError> {
+    let shape: Vec<usize> = tensor.size().into_iter().map(|n| n as usize).collect();
+    OutTensor::from_f32(name, &shape, &values_of(tensor.shallow_clone()), dtype)
+}
+
+fn values_of(tensor: Tensor) -> Vec<f32> {
+    Vec::try_from(tensor.contiguous().view(-1)).expect("what is written was computed in f32")
+}
+
+/// Type of a matrix that is not what the checkpoint has: f16 like the packed model, or f32 if the original is f32.
+fn dtype_beside(original: Dtype) -> Dtype {
+    if original == Dtype::F32 { Dtype::F32 } else { Dtype::F16 }
 }

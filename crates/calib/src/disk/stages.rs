@@ -38,7 +38,7 @@ pub(crate) struct Stages<'a> {
 impl<'a> Stages<'a> {
     /// Creates the directories, or continues in existing ones.
     pub(crate) fn create(out: &Path, model: &'a Model, recipe: &Recipe) -> Result<Self, StageError> {
-        let widths = Widths::of_scheme(model.decoder(), recipe.scheme)?;
+        let widths = Widths::of_recipe(model.decoder(), recipe)?;
         let output = Output::create(out, model, widths.clone())?;
         remove_leftovers(&out.join(RUN_FOLDER))?;
         let untuned_dir = out.join(UNTUNED);

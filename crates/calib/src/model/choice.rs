@@ -4,16 +4,16 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use oq_formats::{FormatError, atomic_write};
-use oq_models::{Decoder, Layer};
-use oq_quant_core::{Bits, QuantSpec, WeightSpec};
-use oq_recipe::BitBudget;
+use oq_models::Decoder;
+use oq_quant_core::{Bits, WeightSpec};
+use oq_recipe::{BitBudget, Recipe};
 use serde::{Deserialize, Serialize};
 
 use crate::disk::identity::Identity;
 use crate::disk::names::WIDTHS;
 use crate::model::allocate::{Demand, allocate};
 use crate::model::sensitivity::Unit;
-use crate::widths::Widths;
+use crate::widths::{Open, Widths};
 
 /// The file: the widths chosen for a run, and the measurements behind them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -22,7 +22,7 @@ pub(crate) struct Choice {
     identity: Identity,
     /// Hash of the weights of each block, see [`Sources`](crate::disk::identity::Sources).
     sources: Vec<String>,
-    /// Average bits per code.
+    /// Average bits per code, overridden linears included.
     pub(crate) average: f64,
     /// Seconds that the measurement took.
     wall_secs: f64,
@@ -46,13 +46,13 @@ impl Choice {
     /// Chooses widths by the measured costs.
     pub(crate) fn new(
         (identity, sources): (&Identity, Vec<String>),
-        budget: &BitBudget,
+        (budget, open): (&BitBudget, &Open),
         units: Vec<Unit>,
         wall_secs: f64,
     ) -> Self {
         let demands: Vec<Demand> = units.iter().map(|unit| unit.demand.clone()).collect();
         let widths: Vec<u32> = budget.choices.iter().map(|bits| bits.get()).collect();
-        let places = allocate(&demands, &widths, budget.average);
+        let places = allocate(&demands, &widths, open.share(budget.average));
         let chosen = units.into_iter().zip(places).map(|(unit, place)| Chosen {
             block: unit.block,
             linears: unit.linears.iter().map(|name| name.0.to_owned()).collect(),
@@ -61,9 +61,7 @@ impl Choice {
             divergence: unit.demand.costs,
         });
         let units: Vec<Chosen> = chosen.collect();
-        let weights: u64 = units.iter().map(|unit| unit.weights).sum();
-        let bits: u64 = units.iter().map(|unit| unit.weights * u64::from(unit.bits.get())).sum();
-        let average = bits as f64 / weights as f64;
+        let average = open.overall(units.iter().map(|unit| unit.weights * u64::from(unit.bits.get())).sum());
         Self { identity: identity.clone(), sources, average, wall_secs, choices: budget.choices.clone(), units }
     }
 
@@ -88,17 +86,17 @@ impl Choice {
         linears.into_iter().collect()
     }
 
-    /// The widths of all linears, everything else as `spec` says; none if the choice does not fit the model's shape.
-    pub(crate) fn widths(&self, decoder: &dyn Decoder, spec: QuantSpec) -> Option<Widths> {
-        let layers: Vec<Layer> = (0..decoder.dims().n_layers).map(|layer| decoder.layer(layer)).collect();
-        let mut blocks = vec![BTreeMap::new(); layers.len()];
+    /// The widths of all linears, everything else as the recipe says; none if the choice does not fit the model's shape.
+    pub(crate) fn widths(&self, decoder: &dyn Decoder, recipe: &Recipe) -> Option<Widths> {
+        let (mut widths, mut open) =
+            (Widths::of_recipe(decoder, recipe).ok()?, Open::of(decoder, recipe).ok()?.linears);
         for unit in &self.units {
             for name in &unit.linears {
-                let linear = layers.get(unit.block)?.linears.iter().find(|linear| linear.name.0 == name)?;
-                blocks[unit.block].insert(linear.name, WeightSpec { bits: unit.bits, ..spec.weight });
+                let at = open.keys().find(|(block, linear)| *block == unit.block && linear.0 == name).copied()?;
+                let weight = open.remove(&at)?;
+                widths.set(at.0, at.1, WeightSpec { bits: unit.bits, ..weight });
             }
         }
-        let is_whole = blocks.iter().zip(&layers).all(|(widths, layer)| widths.len() == layer.linears.len());
-        is_whole.then(|| Widths::of_blocks(spec.act, blocks))
+        open.is_empty().then_some(widths)
     }
 }

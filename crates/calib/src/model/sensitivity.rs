@@ -39,8 +39,8 @@ pub(crate) fn n_segments(segments: usize, seqlen: usize) -> usize {
 pub(crate) struct Probe<'a> {
     pub(crate) model: &'a Model,
     pub(crate) place: Place,
-    /// Groups and symmetry of the grids.
-    pub(crate) spec: WeightSpec,
+    /// Groups and symmetry of the grids of a block's linears; none if no width is chosen for a linear.
+    pub(crate) specs: &'a dyn Fn(usize, LinearName) -> Option<WeightSpec>,
     /// Whether groups are clipped.
     pub(crate) clips: bool,
     /// Whether rounding errors are compensated by the columns after them, except in linears whose inputs are rescaled.
@@ -135,12 +135,15 @@ impl Probe<'_> {
         let sites = (self.sites)(block);
         let layout = self.model.decoder().layer(block);
         for group in layout.groups() {
+            let with_spec = |linear: &Linear| Some((*linear, (self.specs)(block, linear.name)?));
+            let group: Vec<(Linear, WeightSpec)> = group.iter().filter_map(with_spec).collect();
+            let Some((first, _)) = group.first() else { continue };
             let costs = self.costs_of(block, &group, weights, taps, &sites)?;
-            let n_weights: u64 = group.iter().map(|linear| (linear.out_features * linear.in_features) as u64).sum();
-            let is_of = |expert: &&Vec<LinearName>| expert.contains(&group[0].name);
-            let expert = layout.experts.iter().find(is_of);
+            let n_weights: u64 =
+                group.iter().map(|(linear, _)| (linear.out_features * linear.in_features) as u64).sum();
+            let expert = layout.experts.iter().find(|expert| expert.contains(&first.name));
             let found = units.iter_mut().find(|unit: &&mut Unit| expert.is_some_and(|e| e.contains(&unit.linears[0])));
-            let linears = group.iter().map(|linear| linear.name);
+            let linears = group.iter().map(|(linear, _)| linear.name);
             match found {
                 // An expert is a unit.
                 Some(unit) => {
@@ -160,7 +163,7 @@ impl Probe<'_> {
     fn costs_of(
         &self,
         block: usize,
-        group: &[Linear],
+        group: &[(Linear, WeightSpec)],
         weights: &BlockWeights,
         taps: &[BTreeMap<LinearName, Tap>],
         sites: &[Site],
@@ -168,13 +171,13 @@ impl Probe<'_> {
         let tokens: usize = self.segments.iter().map(Vec::len).sum();
         let mut costs = Vec::with_capacity(self.choices.len());
         let compensates = self.compensates
-            && !group.iter().any(|linear| sites.iter().any(|site| site.rescales_input_of(linear.name.0)));
-        let moments = if compensates { moments(taps, group[0].name) } else { None };
+            && !group.iter().any(|(linear, _)| sites.iter().any(|site| site.rescales_input_of(linear.name.0)));
+        let moments = if compensates { moments(taps, group[0].0.name) } else { None };
         let left = moments.as_ref().map_or(1.0, error_left);
         for &bits in self.choices {
-            let errors = group.iter().map(|linear| {
+            let errors = group.iter().map(|(linear, spec)| {
                 let weight = weights.weight(linear.name);
-                let found = rounded(weight, WeightSpec { bits, ..self.spec }, self.clips)
+                let found = rounded(weight, WeightSpec { bits, ..*spec }, self.clips)
                     .map_err(|error| PassError::of_linear(self.model, block, linear.name, error))?;
                 Ok((linear.name, self.place.compute.cast(found - weight)))
             });
@@ -191,7 +194,7 @@ impl Probe<'_> {
             let cost = left * taps.iter().map(of_segment).sum::<f64>() / (2 * tokens) as f64;
             if !cost.is_finite() {
                 let reason = format!("the cost of {bits} bits is not finite: use --compute f32, or leave out --bits");
-                return Err(PassError::of_linear(self.model, block, group[0].name, reason));
+                return Err(PassError::of_linear(self.model, block, group[0].0.name, reason));
             }
             costs.push(cost);
         }
@@ -267,7 +270,7 @@ mod tests {
         Probe {
             model,
             place: Place { device: Device::Cpu, compute: Compute::F32 },
-            spec: "w3a16g64".parse::<QuantSpec>().unwrap().weight,
+            specs: &|_, _| Some("w3a16g64".parse::<QuantSpec>().unwrap().weight),
             clips: true,
             compensates: false,
             sites: &|_| Vec::new(),
@@ -305,7 +308,7 @@ mod tests {
         let pair = |unit: &Unit| {
             let mut weights = blocks[unit.block].cast(&[], place.compute);
             for &linear in &unit.linears {
-                let weight = rounded(weights.weight(linear), probe.spec, probe.clips).unwrap();
+                let weight = rounded(weights.weight(linear), (probe.specs)(0, linear).unwrap(), probe.clips).unwrap();
                 weights.set(linear.weight(), weight);
             }
             let mut x = decoder.block(unit.block, &model.ops(&weights), &ctx, &states[unit.block]);

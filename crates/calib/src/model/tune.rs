@@ -87,6 +87,8 @@ impl Changes {
     /// All of a block's tensors with the changes applied, with weights in the type of the products.
     fn applied(&self, packed: &Merged, place: Place) -> BTreeMap<String, Tensor> {
         let of_params = packed.params.iter().map(|(name, param)| (name.clone(), self.of_param(name, param)));
+        let floats = packed.floats.iter();
+        let floats = floats.map(|(name, weight)| (name.weight(), weight.to_kind(place.compute.kind())));
         let of_linears = packed.codes.iter().map(|(&name, codes)| {
             let (name, shape) = (name.weight(), codes.shape().map(|n| n as i64));
             let values = Tensor::from_slice(&codes.dequantize()).to_device(place.device);
@@ -96,7 +98,7 @@ impl Changes {
             };
             (name, weight.view(shape).to_kind(place.compute.kind()))
         });
-        of_params.chain(of_linears).collect()
+        of_params.chain(floats).chain(of_linears).collect()
     }
 
     /// A norm or bias with its change applied.
@@ -230,7 +232,7 @@ impl<'a> Tuner<'a> {
 
     /// A tuned block as it is stored.
     pub(crate) fn merged(&self, block: usize) -> Result<Merged, PassError> {
-        let Merged { codes, params } = self.subject.blocks.read_block(block, self.subject.place.device)?;
+        let Merged { codes, floats, params } = self.subject.blocks.read_block(block, self.subject.place.device)?;
         let changes = &self.blocks[block];
         let codes = codes.into_iter().map(|(name, packed)| {
             let Some(change) = changes.tensors.get(&name.weight()) else { return Ok((name, packed)) };
@@ -239,7 +241,7 @@ impl<'a> Tuner<'a> {
             Ok((name, rescaled.map_err(|error| PassError::of_linear(self.subject.model, block, name, error))?))
         });
         let params = params.iter().map(|(name, param)| (name.clone(), changes.of_param(name, param)));
-        Ok(Merged { codes: codes.collect::<Result<_, PassError>>()?, params: params.collect() })
+        Ok(Merged { codes: codes.collect::<Result<_, PassError>>()?, floats, params: params.collect() })
     }
 }
 

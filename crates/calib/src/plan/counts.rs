@@ -4,7 +4,9 @@ use std::cell::RefCell;
 use std::collections::BTreeSet;
 
 use oq_let::{Action, Site};
-use oq_models::{ActPoint, Attention, BlockOps, Compute, Decoder, Dims, Layer, Linear, LinearName, specs_of_layer};
+use oq_models::{
+    ActPoint, Attention, BlockOps, Compute, Decoder, Dims, Layer, Linear, LinearName, LinearSpec, Param, specs_of_layer,
+};
 use oq_quant_core::{ActSpec, Bits, RotateKind, WeightSpec, packed_words};
 use oq_recipe::{Calibration, Recipe, Rounding};
 use oq_rotation::SLAB;
@@ -14,6 +16,7 @@ use crate::block::compensate::WEIGHTS;
 use crate::block::inputs::PART;
 use crate::block::sites::{SiteError, sites_of};
 use crate::model::sensitivity::n_segments;
+use crate::widths::{Open, outer_specs};
 
 /// Bytes of f32, in which blocks are held and learn.
 pub(super) const F32: u64 = 4;
@@ -93,7 +96,7 @@ pub(super) struct Counts {
 
 impl Counts {
     /// For each kind of layer in the model, the counts as if all layers were of that kind, and the number of such layers; the largest
-    /// kind first.
+    /// kind first, and of these one that is quantized.
     pub(super) fn of_kinds(
         decoder: &dyn Decoder,
         recipe: &Recipe,
@@ -101,7 +104,7 @@ impl Counts {
     ) -> Result<Vec<(Self, u64)>, SiteError> {
         let mut kinds: Vec<((Layer, Specs), usize, u64)> = Vec::new();
         for idx in 0..decoder.dims().n_layers {
-            let specs = specs_of_layer(decoder, recipe.scheme, idx).expect("the scheme was checked against the model");
+            let specs = specs_of_layer(decoder, recipe.quantization(), idx).expect(CHECKED);
             let kind = (decoder.layer(idx), specs);
             match kinds.iter_mut().find(|(known, ..)| *known == kind) {
                 Some((_, _, n)) => *n += 1,
@@ -113,7 +116,7 @@ impl Counts {
             Ok((Self::new(decoder, (idx, layer, specs), recipe, &sites, compute), n))
         });
         let mut counts = counts.collect::<Result<Vec<_>, SiteError>>()?;
-        counts.sort_by_key(|(counts, _)| std::cmp::Reverse(counts.weights));
+        counts.sort_by_key(|(counts, _)| (std::cmp::Reverse(counts.weights), counts.grids == 0));
         Ok(counts)
     }
 
@@ -179,11 +182,14 @@ impl Counts {
             moved: sum(&moved),
             moved_twice: sum(&moved_twice),
             first: sum(&|name| !differentiated.contains(&name)),
-            grids: with_specs(layout, specs)
-                .map(|(l, spec)| (l.out_features * spec.group.count(l.in_features)) as u64)
+            grids: layout
+                .linears
+                .iter()
+                .zip(specs)
+                .filter_map(|(l, spec)| Some((l.out_features * spec.weight?.group.count(l.in_features)) as u64))
                 .sum(),
             offsets: if compensates || (learns && recipe.learn.rounding == Rounding::Learned) {
-                sum(&|_| true)
+                sum(&|name| specs.iter().any(|spec| spec.name == name && spec.weight.is_some()))
             } else {
                 0
             },
@@ -204,7 +210,7 @@ impl Counts {
                 Compute::Bf16 => 2,
             },
             quantizes_act: recipe.scheme.act != ActSpec::Float,
-            block_bytes: packed_bytes(layout, specs, recipe) + norms * F16,
+            block_bytes: packed_bytes(layout, specs, bits_of_open(decoder, recipe)) + norms * F16,
             outer_bytes: outer_bytes(decoder, recipe),
         }
     }
@@ -274,33 +280,46 @@ fn numbers(shape: &[usize]) -> u64 {
 }
 
 /// How the linears of a layer are quantized, in the layer's order.
-type Specs = Vec<(LinearName, WeightSpec)>;
+type Specs = Vec<LinearSpec>;
 
-fn with_specs<'a>(layout: &'a Layer, specs: &'a Specs) -> impl Iterator<Item = (&'a Linear, WeightSpec)> {
-    layout.linears.iter().zip(specs).map(|(linear, &(_, spec))| (linear, spec))
+/// What a plan relies on.
+const CHECKED: &str = "the recipe was checked against the model";
+
+/// Average bits of the linears whose widths are chosen, if any are.
+fn bits_of_open(decoder: &dyn Decoder, recipe: &Recipe) -> Option<f64> {
+    let budget = recipe.bits.as_ref()?;
+    let most = budget.choices.last().map_or(0.0, |bits| f64::from(bits.get()));
+    Some(Open::of(decoder, recipe).expect(CHECKED).share(budget.average).min(most))
 }
 
-/// Bytes of a layer's packed linears.
-fn packed_bytes(layout: &Layer, specs: &Specs, recipe: &Recipe) -> u64 {
+/// Bytes of a layer's linears, packed or not. `average`: bits of those whose widths are chosen.
+fn packed_bytes(layout: &Layer, specs: &Specs, average: Option<f64>) -> u64 {
     let at_width = |width: Option<Bits>| {
-        let of_linear = |(linear, spec): (&Linear, WeightSpec)| {
-            let bits = width.unwrap_or(spec.bits);
-            let (rows, groups) = (linear.out_features, spec.group.count(linear.in_features));
-            let words = rows * packed_words(linear.in_features, bits) + packed_words(rows, bits) * groups;
-            let half = rows * groups + if linear.bias { rows } else { 0 };
-            words as u64 * 4 + half as u64 * F16
+        let of_linear = |(linear, spec): (&Linear, &LinearSpec)| {
+            let width = width.filter(|_| !spec.is_pinned);
+            let weight = spec.weight.map(|weight| WeightSpec { bits: width.unwrap_or(weight.bits), ..weight });
+            let bias = if linear.bias { linear.out_features as u64 * F16 } else { 0 };
+            matrix_bytes([linear.out_features, linear.in_features], weight) + bias
         };
-        with_specs(layout, specs).map(of_linear).sum::<u64>()
+        layout.linears.iter().zip(specs).map(of_linear).sum::<u64>()
     };
-    match &recipe.bits {
+    match average {
         None => at_width(None),
         // Interpolated between the sizes at the widths around the average.
-        Some(budget) => {
-            let [below, above] = [budget.average.floor(), budget.average.ceil()]
+        Some(average) => {
+            let [below, above] = [average.floor(), average.ceil()]
                 .map(|bits| Bits::new(bits as u32).map_or(0, |bits| at_width(Some(bits))) as f64);
-            (below + (above - below) * budget.average.fract()).ceil() as u64
+            (below + (above - below) * average.fract()).ceil() as u64
         }
     }
+}
+
+/// Bytes of a matrix `[rows, cols]`, packed or in f16.
+fn matrix_bytes([rows, cols]: [usize; 2], spec: Option<WeightSpec>) -> u64 {
+    let Some(WeightSpec { bits, group, .. }) = spec else { return (rows * cols) as u64 * F16 };
+    let groups = group.count(cols);
+    let words = rows * packed_words(cols, bits) + packed_words(rows, bits) * groups;
+    words as u64 * 4 + (rows * groups) as u64 * F16
 }
 
 /// Bytes of the tensors outside the blocks.
@@ -309,7 +328,13 @@ fn outer_bytes(decoder: &dyn Decoder, recipe: &Recipe) -> u64 {
     let is_rotated = recipe.rotate.kind != RotateKind::None;
     // A head tied to the embedding becomes a matrix of its own.
     let parted = params.first().filter(|embedding| is_rotated && embedding.name == decoder.head());
-    F16 * params.iter().chain(parted).map(|param| numbers(&param.shape)).sum::<u64>()
+    let specs = outer_specs(decoder, recipe).expect(CHECKED);
+    let bytes = |param: &Param, spec: Option<WeightSpec>| match param.shape[..] {
+        [rows, cols] => matrix_bytes([rows, cols], spec),
+        _ => numbers(&param.shape) * F16,
+    };
+    let own = params.iter().map(|param| bytes(param, specs.of(decoder, param.name)));
+    own.sum::<u64>() + parted.map_or(0, |param| bytes(param, specs.head))
 }
 
 /// Actions of sites on a linear.

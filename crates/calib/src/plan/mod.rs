@@ -33,7 +33,7 @@ pub struct LinearPlan {
     pub out_features: usize,
     /// Columns.
     pub in_features: usize,
-    /// Groups, each with a clipping strength for its maximum and one for its minimum.
+    /// Groups, each with a clipping strength for its maximum and one for its minimum; 0 in full precision.
     pub n_groups: usize,
 }
 
@@ -110,10 +110,10 @@ impl Plan {
         let kinds = Counts::of_kinds(decoder, recipe, setting.compute)?;
         let (counts, _) = &kinds[0];
         let sites = sites_of(decoder, recipe, counts.layer)?;
-        let specs = specs_of_layer(decoder, recipe.scheme, counts.layer)?;
-        let linears = decoder.layer(counts.layer).linears.into_iter().zip(specs).map(|(linear, (_, spec))| {
+        let specs = specs_of_layer(decoder, recipe.quantization(), counts.layer)?;
+        let linears = decoder.layer(counts.layer).linears.into_iter().zip(specs).map(|(linear, spec)| {
             let (rows, cols) = (linear.out_features, linear.in_features);
-            let n_groups = rows * spec.group.count(cols);
+            let n_groups = spec.weight.map_or(0, |weight| rows * weight.group.count(cols));
             LinearPlan { name: linear.name.0, out_features: rows, in_features: cols, n_groups }
         });
         let linears: Vec<LinearPlan> = linears.collect();

@@ -16,7 +16,7 @@ use crate::error::CalibError;
 use crate::model::choice::Choice;
 use crate::model::sensitivity::{Probe, n_segments};
 use crate::nth::Nth;
-use crate::widths::Widths;
+use crate::widths::{Open, Widths};
 
 /// What is needed to choose widths.
 pub(super) struct Subject<'a> {
@@ -36,30 +36,32 @@ impl Subject<'_> {
         journal: &mut Journal,
         on: &mut dyn FnMut(Notice) -> ControlFlow<()>,
     ) -> Result<Widths, CalibError> {
-        let (decoder, scheme, out) = (self.model.decoder(), self.recipe.scheme, &self.options.out);
+        let (decoder, recipe, out) = (self.model.decoder(), self.recipe, &self.options.out);
         let sources: Result<Vec<String>, _> =
             (0..decoder.dims().n_layers).map(|block| self.sources.of(block).map(str::to_owned)).collect();
         let sources = sources?;
         let before = Choice::read(out, self.identity, &sources);
-        if let Some(widths) = before.and_then(|choice| choice.widths(decoder, scheme)) {
+        if let Some(widths) = before.and_then(|choice| choice.widths(decoder, recipe)) {
             return Ok(widths);
         }
         if !journal.learned().is_empty() {
             tracing::warn!("the chosen widths are missing or damaged: all blocks are made again");
             journal.forget(Stage::Learned(0))?;
         }
-        let choice = self.choose(sources, on)?;
+        let open = Open::of(decoder, recipe)?;
+        let choice = self.choose(sources, &open, on)?;
         choice.write(out)?;
         let event = Event::BitsChosen { average: choice.average, linears: choice.linears() };
         if on(Notice::Event(event)).is_break() {
             return Err(self.stopped());
         }
-        Ok(choice.widths(decoder, scheme).expect("all linears of the model were measured"))
+        Ok(choice.widths(decoder, recipe).expect("all linears of the model were measured"))
     }
 
     fn choose(
         &self,
         sources: Vec<String>,
+        open: &Open,
         on: &mut dyn FnMut(Notice) -> ControlFlow<()>,
     ) -> Result<Choice, CalibError> {
         let _no_grad = tch::no_grad_guard();
@@ -78,7 +80,7 @@ impl Subject<'_> {
         let probe = Probe {
             model,
             place: Place { device: *device, compute: *compute },
-            spec: recipe.scheme.weight,
+            specs: &|block, linear| open.linears.get(&(block, linear)).copied(),
             clips: recipe.method.learns(),
             sites: &|layer| sites_of(model.decoder(), recipe, layer).expect("they were checked before the run"),
             compensates: recipe.compensates(),
@@ -90,7 +92,7 @@ impl Subject<'_> {
         let mut on = |done| on(Notice::Progress { done, total });
         match probe.units(Store::new(&inputs), Store::new(&states), &mut on)? {
             ControlFlow::Continue(units) => {
-                Ok(Choice::new((self.identity, sources), budget, units, started.elapsed().as_secs_f64()))
+                Ok(Choice::new((self.identity, sources), (budget, open), units, started.elapsed().as_secs_f64()))
             }
             ControlFlow::Break(()) => Err(self.stopped()),
         }

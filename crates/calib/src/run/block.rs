@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::time::Instant;
 
 use oq_let::{Transform, Values};
-use oq_models::{Context, LinearName};
+use oq_models::Context;
 use oq_quant_core::{QuantizedTensor, TensorError, WeightSpec};
 use oq_recipe::{BlockRecord, Event, Loss, Transform as Transformation};
 use oq_runtime::trim_memory;
@@ -22,6 +22,9 @@ use crate::disk::journal::{Finished, Journal};
 use crate::error::CalibError;
 use crate::merged::merge;
 use crate::nth::Nth;
+
+/// Only these are asked for.
+const IS_QUANTIZED: &str = "linears in full precision were left out";
 
 impl Run<'_> {
     pub(super) fn all_blocks(&mut self, journal: &mut Journal, segments: &[Vec<u32>]) -> Result<(), CalibError> {
@@ -70,7 +73,7 @@ impl Run<'_> {
         // This reads the block from disk; loading it then hits the page cache.
         let source = Some(self.sources.of(block_idx)?.to_owned());
         let mut weights = self.load_block(block_idx)?;
-        let linears: Vec<LinearName> = decoder.layer(block_idx).linears.iter().map(|linear| linear.name).collect();
+        let (linears, _) = self.stages.output.widths().parted(decoder, block_idx);
         let transform = Transform::new(sites_of(decoder, self.recipe, block_idx)?, self.options.device);
         let BlockTargets { second, inputs, mut beyond_f16 } =
             self.pass_in_full(block_idx, &weights, (&linears, transform.sites()), ctx, states)?;
@@ -86,7 +89,7 @@ impl Run<'_> {
                 ctx,
                 weights: &weights,
                 linears: &linears,
-                specs: &|name| self.stages.output.widths().of(block_idx, name),
+                specs: &|name| self.stages.output.widths().of(block_idx, name).expect(IS_QUANTIZED),
                 transform: &transform,
                 start: &start,
                 seen: &inputs,
@@ -99,7 +102,8 @@ impl Run<'_> {
             learned.map_err(|error| self.learn_error(block_idx, error))?
         } else {
             let widths = self.stages.output.widths();
-            let round = |name, weight: &Tensor| round_to_nearest(weight, widths.of(block_idx, name));
+            let round =
+                |name, weight: &Tensor| round_to_nearest(weight, widths.of(block_idx, name).expect(IS_QUANTIZED));
             let merged = merge(&weights, &transform, &start, linears, round);
             (
                 merged.map_err(|(name, error)| CalibError::of_linear(self.model, block_idx, name, error))?,
@@ -109,6 +113,7 @@ impl Run<'_> {
         if self.model.is_rotated() {
             merged.keep_params(&weights, self.stages.learned().params(block_idx).map(|param| param.name.to_owned()));
         }
+        self.stages.learned().settle_floats(block_idx, &mut merged, &weights)?;
         let mut final_loss = None;
         if self.recipe.method.learns() {
             merged.put_into(&mut weights);

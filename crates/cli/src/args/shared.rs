@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use oq_quant_core::QuantSpec;
+use oq_quant_core::{Override, QuantSpec};
 use oq_recipe::{Method, Overrides, Preset};
 
 use super::keys::KeyArgs;
@@ -45,6 +45,11 @@ pub struct RecipeArgs {
     /// Do without the equivalent transformation
     #[arg(long, conflicts_with = "let_sites")]
     pub no_let: bool,
+    /// Quantize some linears otherwise: PATTERN is their names (model.layers.0.*, *.down_proj), layers:LIST (first, last, 3, -2, 4..8) or
+    /// layers:LIST:PATTERN, and WEIGHT is float (not at all), a width, a group or both (w8, g32, w8g128), or a type such as q6_k. Can be
+    /// given several times; the last that matches counts
+    #[arg(long = "override", value_name = "PATTERN=WEIGHT")]
+    pub own: Vec<Override>,
     #[command(flatten)]
     pub keys: KeyArgs,
 }
@@ -52,7 +57,8 @@ pub struct RecipeArgs {
 impl RecipeArgs {
     pub fn overrides(&self) -> Overrides {
         let use_let = if self.no_let { Some(false) } else { self.use_let.then_some(true) };
-        Overrides { method: self.method, preset: self.preset, use_let, ..self.keys.overrides.clone() }
+        let overrides = self.own.clone();
+        Overrides { method: self.method, preset: self.preset, use_let, overrides, ..self.keys.overrides.clone() }
     }
 
     /// These options as they are typed, in a fixed order; paths without their folders.
@@ -68,7 +74,8 @@ impl RecipeArgs {
         let flags = [("--let", self.use_let), ("--no-let", self.no_let)];
         let flags = flags.into_iter().filter(|(_, is_given)| *is_given).map(|(flag, _)| flag.to_owned());
         let keys = self.keys.words.iter().map(|(option, value)| [option.clone(), last_part(value)]);
-        valued.flatten().chain(flags).chain(keys.flatten()).collect()
+        let own = self.own.iter().flat_map(|own| ["--override".to_owned(), own.to_string()]);
+        valued.flatten().chain(flags).chain(keys.flatten()).chain(own).collect()
     }
 }
 

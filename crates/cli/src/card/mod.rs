@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::path::Path;
 
-use oq_export::Subject;
+use oq_export::{Subject, Tensor};
 use oq_formats::atomic_write;
 use oq_quant_core::{ActSpec, GroupSize, RotateKind, Storage, Symmetry};
 use oq_recipe::{Method, RUN_FOLDER, Recipe};
@@ -149,7 +149,15 @@ impl Card<'_> {
         let mut row = |name: &str, value: String| rows.push([name.to_owned(), value]);
         row("weights", weights(recipe));
         row("activations", activations(recipe.scheme.act));
-        row("not quantized", "embeddings, output head, norms, biases".to_owned());
+        if !recipe.overrides.is_empty() {
+            let own: Vec<String> = recipe.overrides.iter().map(|own| code(&own.to_string())).collect();
+            row("overrides", own.join(", "));
+        }
+        let outer: Vec<String> = self.subject.outer().iter().filter_map(outer_row).collect();
+        if !outer.is_empty() {
+            row("outside the blocks", outer.join(", "));
+        }
+        row("not quantized", not_quantized(self.subject));
         let [before, after] = self.bytes.map(bytes);
         let rate = self.bits_per_weight;
         row("size", format!("{after}, originally {before}; {rate:.3} bits per quantized weight, scales included"));
@@ -168,6 +176,19 @@ impl Card<'_> {
         );
         rows
     }
+}
+
+fn outer_row(tensor: &Tensor) -> Option<String> {
+    Some(format!("{} by {}, rounded to nearest", code(&tensor.name), code(&tensor.weight?.to_string())))
+}
+
+fn not_quantized(subject: &Subject) -> String {
+    let has = |head: bool| subject.outer().iter().any(|tensor| (tensor.name == "lm_head") == head);
+    let linears = subject.leaves_out().then_some("some linears (see overrides)");
+    let embedding = (!has(false)).then_some("embeddings");
+    let head = (!has(true)).then_some(if has(false) { "an output head of its own" } else { "output head" });
+    let parts = [linears, embedding, head, Some("norms"), Some("biases")];
+    parts.into_iter().flatten().collect::<Vec<_>>().join(", ")
 }
 
 fn weights(recipe: &Recipe) -> String {

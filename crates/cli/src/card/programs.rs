@@ -24,8 +24,12 @@ pub fn others(subject: &Subject) -> Result<Vec<&'static Program>, Refusal> {
 pub fn warning(recipe: &Recipe) -> Option<String> {
     let QuantSpec { weight, act, .. } = recipe.scheme;
     let is_online = recipe.rotate.kind == oq_quant_core::RotateKind::Online;
+    let outer = [recipe.outer.head_bits, recipe.outer.embed_bits].into_iter().flatten();
+    let own: Vec<WeightSpec> = recipe.overrides.iter().filter_map(|own| own.weight().over(weight)).collect();
+    let own: Vec<WeightSpec> = own.into_iter().chain(outer.map(|bits| WeightSpec { bits, ..weight })).collect();
     let (subject, symmetric) = match &recipe.bits {
-        None => (Subject::from(recipe.scheme), None),
+        None if own.is_empty() => (Subject::from(recipe.scheme), None),
+        None => (Subject::new(act, own.into_iter().chain([weight])), None),
         Some(bits) => {
             let symmetric = WeightSpec { symmetry: Symmetry::Symmetric, ..weight };
             let weights = bits.choices.iter().map(|&bits| WeightSpec { bits, ..weight });

@@ -50,6 +50,10 @@ pub fn run(args: &InspectArgs, out: &Output) -> Result<()> {
                     let widths = widths.collect::<Vec<_>>().join(", ");
                     line("  widths", format!("{average:.3} bits on average: {widths}"));
                 }
+                let left_out = summary.quantized.as_ref().map_or(0, |quantized| quantized.left_out().count());
+                if left_out > 0 {
+                    line("  left out", format!("{left_out} linears of blocks, in full precision"));
+                }
                 line("  codes", bytes(summary.packed_bytes));
                 line("  scales", bytes(summary.scale_bytes));
                 line("  zero points", bytes(summary.zero_point_bytes));

@@ -146,6 +146,14 @@ fn text(model: &str, recipe: &Recipe, plan: &Plan, setting: &Setting<'_>) -> Str
             format!("{average} on average, from {}, chosen by their cost to the predictions", choices.join(", ")),
         );
     }
+    for own in &recipe.overrides {
+        line("override", own.to_string());
+    }
+    for (what, bits) in [("head", recipe.outer.head_bits), ("embedding", recipe.outer.embed_bits)] {
+        if let Some(bits) = bits {
+            line(what, format!("{bits} bits, rounded to nearest"));
+        }
+    }
     if recipe.reads_text() {
         let c = &recipe.calibration;
         line("calibration", format!("{} segments of {} tokens of {}, seed {}", c.samples, c.seqlen, c.data, c.seed));

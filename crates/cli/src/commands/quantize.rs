@@ -8,11 +8,12 @@ use std::path::{Path, PathBuf};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
-use oq_calib::{Machine, Notice, Nth, Options, Outcome, Plan, Setting, UNTUNED, check, quantize};
+use oq_calib::{Machine, Notice, Nth, Options, Outcome, Plan, Setting, UNTUNED, check, outer_specs, quantize};
 use oq_data::{Split, segments_and_new};
+use oq_export::Tensor;
 use oq_formats::{PackedCheckpoint, Summary, atomic_write};
 use oq_models::family::decoder_of;
-use oq_models::{Compute, Decoder, Linear, Model, quantization_by};
+use oq_models::{Compute, Decoder, LinearSpec, Model, specs_of_layer};
 use oq_quant_core::{RotateKind, WeightSpec};
 use oq_recipe::{EVENTS, Event, Method, RECIPE, RUN, Recipe, RunRecord};
 use serde_json::{Value, json};
@@ -108,25 +109,43 @@ pub fn run(args: &QuantizeArgs, out: &Output) -> Result<()> {
 
 /// The result of the run, as far as it is known before.
 fn what_is_exported(config: &Value, decoder: &dyn Decoder, recipe: &Recipe) -> Result<oq_export::Subject> {
-    let scheme = recipe.scheme;
-    let weights = match &recipe.bits {
-        Some(budget) => budget.choices.iter().map(|&bits| WeightSpec { bits, ..scheme.weight }).collect(),
-        None => quantization_by(decoder, scheme)?.weights().to_vec(),
-    };
-    let layers = (0..decoder.dims().n_layers).flat_map(|layer| {
-        let prefix = decoder.block_prefix(layer);
-        let shape = |linear: Linear| (format!("{prefix}{}", linear.name.0), [linear.out_features, linear.in_features]);
-        decoder.layer(layer).linears.into_iter().map(shape).collect::<Vec<_>>()
-    });
+    let choices = recipe.bits.as_ref().map_or(&[][..], |budget| &budget.choices);
+    let mut linears = Vec::new();
+    for layer in 0..decoder.dims().n_layers {
+        let specs = specs_of_layer(decoder, recipe.quantization(), layer)?;
+        for (linear, LinearSpec { weight, is_pinned, .. }) in decoder.layer(layer).linears.iter().zip(specs) {
+            let name = format!("{}{}", decoder.block_prefix(layer), linear.name.0);
+            let weights: Vec<Option<WeightSpec>> = match weight {
+                Some(weight) if !is_pinned && !choices.is_empty() => {
+                    choices.iter().map(|&bits| Some(WeightSpec { bits, ..weight })).collect()
+                }
+                weight => vec![weight],
+            };
+            let shape = [linear.out_features, linear.in_features];
+            linears.extend(weights.into_iter().map(|weight| Tensor { name: name.clone(), shape, weight }));
+        }
+    }
+    let outer = outer_specs(decoder, recipe)?;
+    let params = decoder.outer_params();
+    let outer =
+        [(decoder.head(), outer.head), (params[0].name, outer.embedding)].into_iter().filter_map(|(name, weight)| {
+            let shape = params.iter().find(|param| param.name == name).map_or(&params[0].shape, |param| &param.shape);
+            let name = name.trim_end_matches(".weight").to_owned();
+            Some(Tensor { name, shape: [shape[0], shape[1]], weight: Some(weight?) })
+        });
     let architecture = config["model_type"].as_str().unwrap_or_default();
-    let subject = oq_export::Subject::new(scheme.act, weights).of_model(architecture, layers);
+    let subject = oq_export::Subject::of_tensors(recipe.scheme.act, architecture, linears.into_iter().chain(outer));
     Ok(subject.rotated_online(recipe.rotate.kind == RotateKind::Online))
 }
 
 /// A name for the packed model.
 fn output_name(named: &Named, recipe: &Recipe) -> String {
     let bits = recipe.bits.as_ref().map_or_else(String::new, |bits| format!("-{}bits", bits.average));
-    format!("{}-{}{bits}", named.stem(), recipe.scheme)
+    let outer = [("head", recipe.outer.head_bits), ("embed", recipe.outer.embed_bits)];
+    let outer: String = outer.iter().filter_map(|(what, bits)| Some(format!("-{what}{}", (*bits)?))).collect();
+    // Too long for a name.
+    let own = if recipe.overrides.is_empty() { "" } else { "-overrides" };
+    format!("{}-{}{bits}{outer}{own}", named.stem(), recipe.scheme)
 }
 
 /// The calibration segments: those of the blocks, then those of each pass of tuning.
@@ -329,12 +348,13 @@ impl Job<'_> {
             Ok(Row { name, perplexity: result.value(), subject: subject.describe(&result), measured })
         };
         let full = measure("full precision".to_owned(), self.model)?;
-        let rounded = Model::open(self.model.dir())?.with_round_to_nearest(self.recipe.scheme)?;
+        let rounded = Model::open(self.model.dir())?.with_round_to_nearest(self.recipe.quantization())?;
         let mut rounded = measure("round to nearest".to_owned(), &rounded)?;
         let is_rotated = self.recipe.rotate.kind != RotateKind::None;
         let name = match self.recipe.method {
             Method::Rtn if self.recipe.bits.is_some() => "mixed bits",
             Method::Rtn if is_rotated => "rotated and rounded",
+            Method::Rtn if !self.recipe.outer.is_none() => "outer matrices too",
             Method::Rtn => {
                 rounded.measured.model = card::THIS.to_owned();
                 return Ok(vec![full, rounded]);

@@ -8,7 +8,9 @@ use super::compressed::ignored;
 use super::gptq::fill_scales;
 use crate::codes::{nibbles_of_rows, scales_and_zeros, transposed};
 use crate::format::{Container, Format, Layout, Part, Tensors};
-use crate::limits::{bits, float_activations, group_size, groups, integer_grid, multiples, one_setting, replaceable};
+use crate::limits::{
+    bits, blocks_alone, float_activations, group_size, groups, integer_grid, multiples, one_setting, replaceable,
+};
 use crate::subject::Subject;
 
 /// Which of eight output channels is in each nibble of a word, the lowest first.
@@ -30,6 +32,7 @@ pub(crate) const FORMAT: Format = Format {
 fn holds(subject: &Subject) -> Result<(), String> {
     float_activations(subject)?;
     replaceable(subject)?;
+    blocks_alone(subject)?;
     let weight = one_setting(subject)?;
     integer_grid(weight)?;
     bits(weight, &[4])?;

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::codes::scales_and_zeros;
 use crate::format::{Container, Format, Layout, Part, Tensors};
-use crate::limits::any_shape;
+use crate::limits::{any_shape, blocks_alone};
 use crate::subject::Subject;
 
 /// The row of the table.
@@ -30,13 +30,18 @@ pub(crate) const FORMAT: Format = Format {
 
 fn holds(subject: &Subject) -> Result<(), String> {
     let act = subject.act();
-    let uniform = subject.uniform();
-    let plain = |weight: &WeightSpec| weight.storage == Storage::Half && weight.symmetry != Symmetry::Asymmetric;
+    // The head and the embedding are settings too.
+    let is_uniform = |weight: &WeightSpec| subject.outer().iter().all(|tensor| tensor.weight == Some(*weight));
+    let uniform = subject.uniform().filter(is_uniform);
+    let plain = |weight: WeightSpec| weight.storage == Storage::Half && weight.symmetry != Symmetry::Asymmetric;
     if let Some(weight) = subject.weights().iter().find(|weight| is_foreign(weight.storage)) {
         return Err(format!("it has no place for the scales of {weight}"));
     }
+    if act != ActSpec::Float {
+        blocks_alone(subject)?;
+    }
     match act {
-        ActSpec::Float if uniform.is_some() || subject.weights().iter().all(plain) => Ok(()),
+        ActSpec::Float if uniform.is_some() || subject.all_weights().all(plain) => Ok(()),
         ActSpec::Float => Err("loaders take several settings only if all are integers and symmetric".to_owned()),
         _ if uniform.is_some_and(|weight| is_int8(QuantSpec::uniform(weight, act))) => Ok(()),
         _ => {

@@ -30,7 +30,7 @@ fn holds(subject: &Subject) -> Result<(), String> {
     {
         return Err(format!("it is written of {}, not {architecture}", ARCHITECTURES.join(", ")));
     }
-    match subject.weights().iter().find(|weight| kind_of(**weight, ROW, false).is_none()) {
+    match subject.all_weights().find(|weight| kind_of(*weight, ROW, false).is_none()) {
         Some(weight) => Err(format!("it has no block type that holds {weight} exactly")),
         None => Ok(()),
     }

@@ -7,17 +7,20 @@
 use half::f16;
 use oq_formats::{Dtype, PackedCheckpoint, to_bytes};
 use oq_quant_core::{QuantizedTensor, Symmetry, WeightSpec, packed_words};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::codes::{scales_and_zeros, transposed, zero_stream};
 use crate::format::{Container, Format, Layout, Part, Tensors};
-use crate::limits::{bits, float_activations, group_size, groups, integer_grid, multiples, one_setting, replaceable};
+use crate::limits::{
+    bits, blocks_and_head, float_activations, group_size, groups, integer_grid, multiples, replaceable, settings_alike,
+};
+use crate::own::own_settings;
 use crate::subject::Subject;
 
 /// The row of the table.
 pub(crate) const FORMAT: Format = Format {
     name: "gptq",
-    about: "2, 3, 4 or 8 bits, one setting for all linears; in groups of 32 to 256, or per channel (4 bits if symmetric)",
+    about: "2, 3, 4 or 8 bits, also several widths; in groups of 32 to 256, or per channel (4 bits if symmetric)",
     holds,
     fits: |_, shape| multiples(shape, [32, 32]),
     container: Container::Directory(Layout {
@@ -33,13 +36,15 @@ pub(crate) const FORMAT: Format = Format {
 fn holds(subject: &Subject) -> Result<(), String> {
     float_activations(subject)?;
     replaceable(subject)?;
-    let weight = one_setting(subject)?;
-    integer_grid(weight)?;
-    bits(weight, &[2, 3, 4, 8])?;
-    // gptqmodel's 4-bit kernel on a CPU takes these groups only, and fails on whole rows once it runs; vLLM's takes those if they are
-    // symmetric.
-    let per_channel = weight.bits.get() != 4 || weight.symmetry != Symmetry::Asymmetric;
-    groups(weight, &[32, 64, 128, 256], per_channel)
+    blocks_and_head(subject)?;
+    settings_alike(subject)?.into_iter().try_for_each(|weight| {
+        integer_grid(weight)?;
+        bits(weight, &[2, 3, 4, 8])?;
+        // gptqmodel's 4-bit kernel on a CPU takes these groups only, and fails on whole rows once it runs; vLLM's takes those if they are
+        // symmetric.
+        let per_channel = weight.bits.get() != 4 || weight.symmetry != Symmetry::Asymmetric;
+        groups(weight, &[32, 64, 128, 256], per_channel)
+    })
 }
 
 /// The tensors, with zero points made by `zeros`.
@@ -87,16 +92,28 @@ fn fill_group_of_channel(tensor: &QuantizedTensor) -> Result<Vec<u8>, String> {
 }
 
 fn configure(model: &PackedCheckpoint, config: &mut Value) {
-    let Some(spec) = model.quantization().uniform() else { return };
-    let is_symmetric = spec.weight.symmetry != Symmetry::Asymmetric;
+    let (weight, own) = own_settings(model);
+    let is_symmetric = weight.symmetry != Symmetry::Asymmetric;
     config["quantization_config"] = json!({
         "quant_method": "gptq",
-        "bits": spec.weight.bits.get(),
-        "group_size": group_size(spec.weight.group),
+        "bits": weight.bits.get(),
+        "group_size": group_size(weight.group),
         "desc_act": false,
         "sym": is_symmetric,
-        "lm_head": false,
+        "lm_head": model.is_packed("lm_head"),
         "checkpoint_format": if is_symmetric { "gptq" } else { "gptq_v2" },
         "damp_percent": 0.01,
     });
+    if !own.is_empty() {
+        let pattern = |name: &str| format!("^{}$", name.replace('.', "\\."));
+        let entry = |(name, weight): (&str, Option<WeightSpec>)| match weight {
+            Some(weight) => {
+                let own = json!({"bits": weight.bits.get(), "group_size": group_size(weight.group)});
+                (format!("+:{}", pattern(name)), own)
+            }
+            None => (format!("-:{}", pattern(name)), json!({})),
+        };
+        let dynamic: Map<String, Value> = own.into_iter().map(entry).collect();
+        config["quantization_config"]["dynamic"] = dynamic.into();
+    }
 }

@@ -40,7 +40,7 @@ fn holds(subject: &Subject) -> Result<(), String> {
         let architecture = subject.architecture().unwrap_or_default();
         return Err(format!("mlx-lm has {}, not {architecture}", ARCHITECTURES.join(", ")));
     }
-    subject.weights().iter().try_for_each(|&weight| {
+    subject.all_weights().try_for_each(|weight| {
         if weight.storage != Storage::HalfMin {
             integer_grid(weight)?;
         }
@@ -108,7 +108,7 @@ fn fill_half_biases(tensor: &QuantizedTensor) -> Result<Vec<u8>, String> {
 fn configure(model: &PackedCheckpoint, config: &mut Value) {
     let of = |weight: WeightSpec| json!({"group_size": group_size(weight.group), "bits": weight.bits.get()});
     let linears = || model.linear_names().filter_map(|name| Some((name, model.weight(name).ok()?)));
-    // The first linear's setting is the default, others are listed by name.
+    // The first linear's setting is the default, others are listed by name. Linears without scales are taken as they are.
     let Some((_, default)) = linears().next() else { return };
     let mut quantization = of(default);
     quantization["mode"] = "affine".into();

@@ -1,6 +1,6 @@
 //! One linear of a packed model: which layout its tensors have, and its reader.
 
-use oq_quant_core::{GroupSize, WeightSpec};
+use oq_quant_core::{GroupSize, Storage, WeightSpec};
 use safetensors::Dtype;
 
 use super::config::{Layout, Packing};
@@ -10,7 +10,7 @@ use super::mlx::{self, Mlx};
 use super::parts::{Parts, finite};
 use super::{awq, fp8, int8, pack_quantized};
 use crate::error::PackedFault;
-use crate::packed::layout::{packed_linear, read_shape};
+use crate::packed::layout::{packed_linear, packed_rows, read_shape};
 use crate::packed::parts::{PACKED, SHAPE};
 use crate::{Checkpoint, FormatError};
 
@@ -105,6 +105,13 @@ impl<'a> Linear<'a> {
         if let Kind::Mlx(mlx) = self.kind {
             let values = mlx::Packed::new(self.parts(), mlx).and_then(|packed| packed.rows(rows));
             return values.map_err(|fault| FormatError::packed(self.name, fault));
+        }
+        // Others' scales are no f16 numbers, and such weights are decoded below.
+        if let Kind::PackQuantized(spec) = self.kind
+            && spec.storage == Storage::Half
+            && let Ok(values) = packed_rows(self.checkpoint, self.name, spec, rows)
+        {
+            return Ok(values);
         }
         let cols = self.shape()?[1];
         let all = self.matrix()?.into_values();

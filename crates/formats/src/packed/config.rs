@@ -35,7 +35,8 @@ const OLD_KEY: &str = "compression_config";
 /// Linears that are not all alike are listed by name, with a group for each spec: names are the only kind of target that all loaders treat
 /// alike.
 ///
-/// `ignore` has module names as in the checkpoint, without `.weight`; it must include `lm_head`.
+/// `ignore` has module names as in the checkpoint, without `.weight`; it must include `lm_head` unless that is quantized. Linears that the
+/// quantization leaves out follow.
 pub fn quantization_config(quantization: &Quantization, ignore: &[&str]) -> Value {
     let act = quantization.act();
     let groups = quantization.groups().enumerate().map(|(idx, (spec, targets))| {
@@ -57,6 +58,8 @@ pub fn quantization_config(quantization: &Quantization, ignore: &[&str]) -> Valu
         [] => FORMAT,
         _ => MIXED,
     };
+    let ignore: Vec<&str> =
+        ignore.iter().copied().chain(quantization.left_out().filter(|name| !ignore.contains(name))).collect();
     let mut config = json!({
         "quant_method": METHOD,
         "format": format,
@@ -187,7 +190,11 @@ fn compressed_tensors(quantization: &Value, is_rotated: bool) -> Result<Packing,
     }
     let none =
         || FormatError::QuantConfig { field: "config_groups", got: "empty".to_owned(), expected: "a group or more" };
-    let quantization_of_codes = found.ok_or_else(none)?;
+    let mut quantization_of_codes = found.ok_or_else(none)?;
+    let ignored = quantization.get("ignore").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str);
+    // What lies outside the blocks has no number, and is never looked up by class.
+    let is_in_block = |name: &&str| name.split('.').any(|part| part.parse::<usize>().is_ok());
+    ignored.filter(is_in_block).for_each(|name| quantization_of_codes.leave_out(name.to_owned()));
     let method = format!("{METHOD} ({})", quantization.get("format").and_then(Value::as_str).unwrap_or(format));
     Ok(Packing { method, quantization: quantization_of_codes, layout: Layout::Parts { block }, has_float_act })
 }
@@ -378,6 +385,16 @@ mod tests {
             quantization["config_groups"]["group_0"]["format"] = FORMAT.into();
             assert_eq!(quantization_of(&config).unwrap(), Some(uniform(text)), "{text}");
         }
+    }
+
+    #[test]
+    fn linears_in_full_precision_are_ignored() {
+        let weight = uniform("w4a16g64").weights()[0];
+        let linears = [("layers.0.a", None), ("layers.0.b", Some(weight)), ("layers.1.a", Some(weight))];
+        let found = Quantization::of_linears(ActSpec::Float, linears.map(|(name, spec)| (name.to_owned(), spec)));
+        let config = packed_config(&json!({}), &found, &["lm_head"]);
+        assert_eq!(config["quantization_config"]["ignore"], json!(["lm_head", "layers.0.a"]));
+        assert_eq!(quantization_of(&config).unwrap(), Some(found));
     }
 
     #[test]

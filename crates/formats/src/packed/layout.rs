@@ -34,6 +34,60 @@ pub fn packed_linear(checkpoint: &Checkpoint, name: &str, spec: WeightSpec) -> R
     try_read(checkpoint, name, spec).map_err(|fault| FormatError::packed(name, fault))
 }
 
+/// Values of some rows of the linear `name`, `[rows.len(), in]`.
+///
+/// # Panics
+/// When there is no such row.
+pub(crate) fn packed_rows(
+    checkpoint: &Checkpoint,
+    name: &str,
+    spec: WeightSpec,
+    rows: &[usize],
+) -> Result<Vec<f32>, FormatError> {
+    let read = || -> Result<Vec<f32>, PackedFault> {
+        let ([n_rows, cols], packed) = checked_shape(checkpoint, name, spec)?;
+        let (groups, row_words) = (spec.group.count(cols), packed_words(cols, spec.bits));
+        let scale = part(checkpoint, name, SCALE)?;
+        check_shape(SCALE, scale.shape, &[n_rows, groups])?;
+        let codes = of_rows(packed, rows, row_words, &[rows.len(), row_words], |view| words(PACKED, view))?;
+        let halves = of_rows(scale, rows, groups, &[rows.len(), groups], scales)?;
+        let zeros = match spec.symmetry {
+            Symmetry::Symmetric | Symmetry::FullRange => vec![spec.bits.centre(); rows.len() * groups],
+            Symmetry::Asymmetric => {
+                let zeros = part(checkpoint, name, ZERO_POINT)?;
+                check_shape(ZERO_POINT, zeros.shape, &[packed_words(n_rows, spec.bits), groups])?;
+                let stream = words(ZERO_POINT, zeros)?;
+                let at = |row: usize, group: usize| code_of(&stream, groups, (row, group), spec.bits);
+                rows.iter().flat_map(|&row| (0..groups).map(move |group| at(row, group))).collect()
+            }
+        };
+        let shape = [rows.len(), cols];
+        Ok(QuantizedTensor::from_parts(spec, shape, codes, halves, zeros)?.dequantize())
+    };
+    read().map_err(|fault| FormatError::packed(name, fault))
+}
+
+/// The numbers of some rows of a part with `width` numbers in a row.
+fn of_rows<T>(
+    view: TensorView<'_>,
+    rows: &[usize],
+    width: usize,
+    shape: &[usize],
+    read: impl Fn(TensorView<'_>) -> Result<T, PackedFault>,
+) -> Result<T, PackedFault> {
+    let row_bytes = width * view.dtype.bitsize() / 8;
+    let bytes: Vec<u8> = rows.iter().flat_map(|row| &view.bytes[row * row_bytes..][..row_bytes]).copied().collect();
+    read(TensorView { shape, bytes: &bytes, ..view })
+}
+
+/// The code of a row in the bit stream of a column, of `cols` streams `[words, cols]`.
+fn code_of(words: &[u32], cols: usize, (row, col): (usize, usize), bits: Bits) -> u8 {
+    let first = row * bits.get() as usize;
+    let word = |at: usize| u64::from(words.get(at * cols + col).copied().unwrap_or(0));
+    let pair = word(first / 32) | word(first / 32 + 1) << 32;
+    (pair >> (first % 32)) as u8 & bits.max_code()
+}
+
 /// `[out, in]` of the linear `name`, checked against the size of its codes.
 pub(crate) fn read_shape(checkpoint: &Checkpoint, name: &str, spec: WeightSpec) -> Result<[usize; 2], FormatError> {
     checked_shape(checkpoint, name, spec).map(|(shape, _)| shape).map_err(|fault| FormatError::packed(name, fault))

@@ -1,6 +1,6 @@
 //! How each linear of a packed model is quantized.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use oq_quant_core::{ActSpec, QuantSpec, WeightSpec};
@@ -30,6 +30,8 @@ pub struct Quantization {
     names: BTreeMap<String, usize>,
     patterns: BTreeMap<String, Pattern>,
     linears: Option<usize>,
+    /// Linears of blocks that no group covers, whatever matches.
+    left_out: BTreeSet<String>,
 }
 
 #[derive(Clone, Debug)]
@@ -54,19 +56,58 @@ impl From<QuantSpec> for Quantization {
 }
 
 impl Quantization {
-    /// Each linear by its name in the checkpoint, without `.weight`. If all are alike, the same as [`Self::from`] their spec.
-    pub fn of_linears(act: ActSpec, linears: impl IntoIterator<Item = (String, WeightSpec)>) -> Self {
+    /// Each linear by its name in the checkpoint, without `.weight`; those without a spec are not quantized. If all others are alike, the
+    /// same as [`Self::from`] their spec, without the first.
+    pub fn of_linears<W: Into<Option<WeightSpec>>>(
+        act: ActSpec,
+        linears: impl IntoIterator<Item = (String, W)>,
+    ) -> Self {
         let mut each = Self::none(act);
         for (name, weight) in linears {
-            let place = each.place(weight);
-            each.names.insert(name, place);
+            match weight.into() {
+                Some(weight) => {
+                    let place = each.place(weight);
+                    each.names.insert(name, place);
+                }
+                None => each.leave_out(name),
+            }
         }
-        each.uniform().map_or(each, Self::from)
+        match each.uniform() {
+            Some(spec) => Self { left_out: each.left_out, ..Self::from(spec) },
+            None => each,
+        }
+    }
+
+    /// Adds matrices by name, beside linears that need none.
+    pub fn with(mut self, matrices: impl IntoIterator<Item = (String, WeightSpec)>) -> Self {
+        for (name, weight) in matrices {
+            // A class of linears does not cover others that differ.
+            let place = self.place(weight);
+            self.names.insert(name, place);
+        }
+        self
+    }
+
+    /// Adds a linear that is not quantized.
+    pub(crate) fn leave_out(&mut self, name: String) {
+        self.left_out.insert(name);
+    }
+
+    /// Linears in blocks that are not quantized, sorted.
+    pub fn left_out(&self) -> impl Iterator<Item = &str> {
+        self.left_out.iter().map(String::as_str)
     }
 
     /// No linears yet.
     pub(crate) fn none(act: ActSpec) -> Self {
-        Self { act, specs: Vec::new(), names: BTreeMap::new(), patterns: BTreeMap::new(), linears: None }
+        Self {
+            act,
+            specs: Vec::new(),
+            names: BTreeMap::new(),
+            patterns: BTreeMap::new(),
+            linears: None,
+            left_out: BTreeSet::new(),
+        }
     }
 
     fn place(&mut self, weight: WeightSpec) -> usize {
@@ -103,8 +144,11 @@ impl Quantization {
         }
     }
 
-    /// How a linear is quantized, by its name in the checkpoint, without `.weight`; none if no group covers it.
+    /// How a linear is quantized, by its name in the checkpoint, without `.weight`; none if no group covers it or it is left out.
     pub fn weight(&self, name: &str) -> Option<WeightSpec> {
+        if self.left_out.contains(name) {
+            return None;
+        }
         let matching = || self.patterns.values().find(|pattern| pattern.regex.is_match(name)).map(|it| it.spec);
         let place = self.names.get(name).copied().or_else(matching).or(self.linears)?;
         Some(self.specs[place])
@@ -200,6 +244,17 @@ mod tests {
         let mixed = Quantization::of_linears(ActSpec::Float, (0..3).map(|idx| (name(idx), weight(4 - idx / 2))));
         assert_eq!((mixed.uniform(), mixed.to_string()), (None, "w3a16g64, w4a16g64".to_owned()));
         assert_eq!((mixed.weight("layers.2"), mixed.weight("layers.3")), (Some(weight(3)), None));
+    }
+
+    #[test]
+    fn linears_in_full_precision_are_left_out() {
+        let name = |idx: u32| format!("layers.{idx}");
+        let some = |idx: u32| (name(idx), (idx > 0).then(|| weight(3)));
+        let found = Quantization::of_linears(ActSpec::Float, (0..3).map(some));
+        assert_eq!(found.uniform(), Some("w3a16g64".parse().unwrap()));
+        assert_eq!(["layers.0", "layers.1"].map(|name| found.weight(name)), [None, Some(weight(3))]);
+        assert_eq!(found.left_out().collect::<Vec<_>>(), ["layers.0"]);
+        assert_eq!(found.groups().map(|(_, targets)| targets).collect::<Vec<_>>(), [["Linear"]]);
     }
 
     #[test]

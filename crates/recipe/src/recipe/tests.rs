@@ -1,7 +1,7 @@
 use oq_quant_core::{Bits, RotateKind, SiteKind};
 
 use super::*;
-use crate::{BitBudget, Calibration, Learn, Loss, Preset, Rotate, Rounding, Transform, Tune, find};
+use crate::{BitBudget, Calibration, Learn, Loss, Outer, Preset, Rotate, Rounding, Transform, Tune, find};
 
 fn resolve(scheme: &str, model: Option<&str>, file: &str, overrides: Overrides) -> Result<Recipe, RecipeError> {
     let scheme = scheme.parse().unwrap();
@@ -111,6 +111,8 @@ fn every_key_reaches_the_recipe() {
         tune: Tune { epochs: 2, lr: 0.5 },
         rotate: Rotate { kind: RotateKind::Online, seed: 0 },
         bits: Some(BitBudget { average: 2.5, choices: vec![Bits::ALL[0], Bits::ALL[5]] }),
+        outer: Outer { head_bits: Some(Bits::ALL[4]), embed_bits: Some(Bits::ALL[6]) },
+        overrides: vec!["*.down_proj=w8".parse().unwrap()],
     };
     let typed = Overrides::default()
         .method(Method::Rtn)
@@ -133,12 +135,33 @@ fn every_key_reaches_the_recipe() {
         .tune_lr(0.5)
         .rotate(RotateKind::Online)
         .bits(2.5)
-        .bit_choices(vec![Bits::ALL[0], Bits::ALL[5]]);
+        .bit_choices(vec![Bits::ALL[0], Bits::ALL[5]])
+        .head_bits(Some(Bits::ALL[4]))
+        .embed_bits(Some(Bits::ALL[6]));
+    let typed = Overrides { overrides: expected.overrides.clone(), ..typed };
     assert_eq!(Recipe::resolve(scheme, None, None, &typed).unwrap(), expected);
 
     let text = expected.to_toml().unwrap();
     let file = RecipeFile::parse(&text, Path::new("recipe.toml")).unwrap();
     assert_eq!(Recipe::resolve(scheme, find("opt-125m"), Some(&file), &Overrides::default()).unwrap(), expected);
+}
+
+#[test]
+fn overrides_of_the_command_line_come_last() {
+    let overrides = |file: &str, typed: &[&str]| {
+        let typed = typed.iter().map(|text| text.parse().unwrap()).collect();
+        let typed = Overrides { overrides: typed, ..Overrides::default() };
+        let recipe = resolve("w3a16g64", None, file, typed).unwrap();
+        let read = RecipeFile::parse(&recipe.to_toml().unwrap(), Path::new("recipe.toml")).unwrap();
+        assert_eq!(read.overrides, recipe.overrides, "as it is written");
+        recipe.overrides.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    let file = "[[override]]\nnames = \"*.down_proj\"\nbits = 8\ngroup = 32\n[[override]]\nlayers = \"first,-2..\"\nweight = \"float\"";
+    assert_eq!(overrides(file, &[]), ["*.down_proj=w8g32", "layers:first,-2..=float"]);
+    assert_eq!(overrides(file, &["*=w4"]), ["*.down_proj=w8g32", "layers:first,-2..=float", "*=w4"]);
+    let wrong = RecipeFile::parse("[[override]]\nnames = \"*\"\nweight = \"int8\"", Path::new("my.toml"));
+    let message = wrong.expect_err("must be refused").to_string();
+    assert!(message.contains("my.toml:3:10: `int8` is not a width"), "{message}");
 }
 
 #[test]

@@ -38,7 +38,7 @@ fn with_tuner(name: &str, scheme: &str, test: impl FnOnce(&mut Tuner<'_>, &Tenso
         let weights = model.load_block(block, device).unwrap();
         target = model.decoder().block(block, &model.ops(&weights), &ctx, &target);
     }
-    let blocks = Output::create(out.path(), &model, Widths::of_scheme(model.decoder(), scheme).unwrap()).unwrap();
+    let blocks = Output::create(out.path(), &model, Widths::of_recipe(model.decoder(), &recipe).unwrap()).unwrap();
     let (act, place) = (scheme.act, Place { device, compute });
     let subject = Subject { model: &model, blocks: &blocks, ctx: &ctx, act, place, batches: 1, tune: &recipe.tune };
     let len = TOKENS * x.size()[2] as usize * model.decoder().dims().n_layers;

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use half::f16;
-use oq_quant_core::{Block, Mixture, MixtureModel, QuantizedTensor, Storage};
+use oq_quant_core::{Block, Mixture, MixtureModel, QuantizedTensor, Role, Storage};
 use rayon::prelude::*;
 
 use super::file::{self, Fault, Info};
@@ -223,7 +223,10 @@ fn plan(source: &Source, shape: &Shape, options: &WriteOptions) -> Result<Vec<Ou
             (None, Some(role)) => {
                 let got = source.checkpoint().tensor(&place.hf)?.shape.to_vec();
                 let cols = got.last().copied().unwrap_or(0);
-                let block = options.mixture.and_then(|mixture| mixture.block(model, role, place.layer, cols));
+                // Linears that the quantizer left in full precision stay so.
+                let is_left_out = source.is_packed() && !matches!(role, Role::Embedding | Role::Head);
+                let mixture = options.mixture.filter(|_| !is_left_out);
+                let block = mixture.and_then(|mixture| mixture.block(model, role, place.layer, cols));
                 let kind = block.map_or(Some(TensorKind::F16), |block| encode::kind_of(block.spec(), cols, false));
                 (kind.expect("a block type holds its own grid"), Content::Matrix(block), got)
             }

@@ -50,6 +50,11 @@ impl Source {
         }
     }
 
+    /// Whether the model is packed.
+    pub(super) fn is_packed(&self) -> bool {
+        matches!(self, Self::Packed(_))
+    }
+
     /// Whether the linear of this name, without `.weight`, is quantized.
     pub(super) fn is_quantized(&self, stem: &str) -> bool {
         matches!(self, Self::Packed(_)) && !self.checkpoint().contains(&format!("{stem}.weight"))
