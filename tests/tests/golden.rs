@@ -83,7 +83,7 @@ fn check(folder: &str, golden: &str) {
 
 #[test]
 fn models_answer_as_transformers() {
-    for folder in ["tiny-llama", "tiny-llama-256", "llama-mha", "llama-gqa-tied"] {
+    for folder in ["tiny-llama", "tiny-llama-256", "tiny-mixtral", "tiny-qwen3-moe", "llama-mha", "llama-gqa-tied"] {
         check(folder, "golden.safetensors");
     }
 }
@@ -123,7 +123,7 @@ fn check_perplexity(model: &Model, expected: f64, tolerance: f64) {
 
 #[test]
 fn perplexity_is_that_of_transformers() {
-    for folder in ["tiny-llama", "tiny-llama-256"].map(fixture) {
+    for folder in ["tiny-llama", "tiny-llama-256", "tiny-mixtral", "tiny-qwen3-moe"].map(fixture) {
         let golden: Value = serde_json::from_slice(&std::fs::read(folder.join("golden.json")).unwrap()).unwrap();
         let model = Model::open(&folder).unwrap();
         check_perplexity(&model, golden["perplexity"].as_f64().unwrap(), PERPLEXITY_TOLERANCE);
