@@ -7,7 +7,7 @@ use anyhow::Result;
 use oq_calib::{Accelerator, Machine, Parts, Plan, Setting};
 use oq_models::family::decoder_of;
 use oq_models::{Compute, Decoder};
-use oq_quant_core::RotateKind;
+use oq_quant_core::{QuantSpec, RotateKind, Symmetry, WeightSpec};
 use oq_recipe::{BitBudget, Profile, Recipe, Rounding};
 use serde_json::json;
 
@@ -85,6 +85,14 @@ pub fn notes(args: &RecipeArgs, recipe: &Recipe, decoder: &dyn Decoder, out: &Ou
     }
     if let Some(warning) = card::warning(recipe) {
         out.note(&format!("note: {warning}"));
+    }
+    let scheme = recipe.scheme;
+    if scheme.weight.symmetry == Symmetry::Symmetric && scheme.weight.bits.get() == 2 {
+        let weight = WeightSpec { symmetry: Symmetry::FullRange, ..scheme.weight };
+        let full = QuantSpec { weight, ..scheme };
+        out.note(&format!(
+            "note: {scheme} leaves one of four codes out; {full} is symmetric too, and uses all of them"
+        ));
     }
     let (seqlen, positions) = (recipe.calibration.seqlen, decoder.dims().max_positions);
     if recipe.reads_text() && seqlen > positions {
