@@ -46,7 +46,8 @@ impl Learned {
         let mut known = BTreeSet::new();
         for block in 0..n_layers {
             for linear in decoder.layer(block).linears {
-                let expected = linear.out_features * widths.of(block, linear.name).group.count(linear.in_features);
+                let spec = widths.of(block, linear.name).expect("a scheme quantizes all linears");
+                let expected = linear.out_features * spec.group.count(linear.in_features);
                 for tensor in this.bounds(block, linear.name).into_iter().flatten() {
                     let got = this.len(&tensor)?;
                     if got != expected {
@@ -97,7 +98,7 @@ impl Learned {
         weight: &Tensor,
         widths: &Widths,
     ) -> Result<QuantizedTensor, ReleaseError> {
-        let spec = widths.of(block, linear);
+        let spec = widths.of(block, linear).expect("a scheme quantizes all linears");
         let (rows, cols) = weight.size2().expect("weights of linears are matrices");
         let (rows, cols) = (rows as usize, cols as usize);
         let values = Vec::<f32>::try_from(weight.contiguous().view(-1)).expect("a block is loaded in f32");
