@@ -75,7 +75,7 @@ impl Block {
 
 /// The release's quantizer: each group with the fractions of its maximum and minimum. Gives values, and each group's scale.
 fn quantized(weight: &[f32], group: usize, bits: u32, up: &[f32], low: &[f32]) -> Vec<(f32, f32)> {
-    let most = (2f32.powi(bits as i32)) - 1.0;
+    let most = 2f32.powi(bits as i32) - 1.0;
     let sigmoid = |x: f32| 1.0 / (1.0 + (-x).exp());
     let mut made = Vec::new();
     for (idx, weights) in weight.chunks(group).enumerate() {
@@ -190,8 +190,7 @@ fn refused((model, parameters, scheme): (&str, &Path, &str), code: i32, part: &s
 
 #[test]
 fn refuses_parameters_of_something_else() {
-    let [gqa, mha, opt] =
-        ["llama-gqa-tied-w3a16", "llama-mha-w4a16g32-let", "opt-prenorm-w4a4-let"].map(|name| learned(name));
+    let [gqa, mha, opt] = ["llama-gqa-tied-w3a16", "llama-mha-w4a16g32-let", "opt-prenorm-w4a4-let"].map(learned);
     let groups = "`0.self_attn.q_proj.weight_quantizer.upbound_factor` has 128 numbers, and w4a16 has 64 groups there";
     refused(("llama-mha", &mha, "w4a16"), 2, groups);
     refused(("llama-mha", &mha, "w4a16g64"), 2, "group 64 does not divide in_features 160");
