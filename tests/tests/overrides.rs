@@ -242,7 +242,7 @@ fn exports_keep_what_differs() {
     formats.iter().for_each(|format| check(&mixed, format));
     let outer = dir.path().join("outer");
     run(&mut quantize(&outer, "w4a16g64sym", &[&OUTER[..], &["--method", "rtn"]].concat()), 0);
-    let formats = ["compressed-tensors", "mlx", "dense-f32"];
+    let formats = ["mlx", "dense-f32"];
     export(&outer, &formats.join(","));
     formats.iter().for_each(|format| check(&outer, format));
     // Linears in full precision stay so in files of K types too.
