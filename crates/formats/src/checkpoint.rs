@@ -76,7 +76,7 @@ impl Checkpoint {
         Err(FormatError::NoWeights { dir: dir.to_owned(), what: what_lies_in(dir) })
     }
 
-    /// Opens one file: PyTorch's own format if its name ends in `.bin`, else safetensors.
+    /// Opens one file: PyTorch's own format if its name ends in `.bin` or `.pth`, else safetensors.
     ///
     /// # Errors
     /// Same as [`Self::open`].
@@ -297,7 +297,7 @@ impl Shard {
     fn open(path: PathBuf) -> Result<(Self, Vec<Entry>), FormatError> {
         let map = MappedFile::open(&path).map_err(|source| FormatError::reading(&path, source))?;
         refuse_pointer(&path, map.bytes())?;
-        let is_pickled = path.extension().is_some_and(|extension| extension == "bin");
+        let is_pickled = path.extension().is_some_and(|extension| extension == "bin" || extension == "pth");
         let entries = if is_pickled { pickled(&path, map.bytes()) } else { header::parse(&path, map.bytes()) }?;
         // The pages around a header are some 100 KiB per shard of a large model.
         map.release();

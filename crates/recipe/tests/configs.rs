@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use oq_recipe::{Family, ModelEntry, Overrides, Recipe, RecipeFile, Source, find, find_machine, machine_names, names};
+use oq_recipe::{ModelEntry, Overrides, Recipe, RecipeFile, Source, find, find_machine, machine_names, names};
 
 fn configs() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("configs")
