@@ -58,6 +58,9 @@ fn limits(format: &Format, subject: &Subject) -> Result<(), String> {
             "its activations are rotated while it runs, which no format can say: quantize with --rotate merged or none";
         return Err(why.to_owned());
     }
+    if subject.has_fused_experts() && format.name != "gguf" {
+        return Err("its experts are one tensor to other programs, which would leave these linears out".to_owned());
+    }
     (format.holds)(subject)?;
     for (name, shape, weight) in subject.shapes() {
         let named = |why| format!("{name} is {shape:?}, and {why}");

@@ -234,8 +234,9 @@ impl Checkpoint {
 
     /// Keeps the tensors whose names `keep` accepts, and returns the names of the others.
     pub fn retain(&mut self, keep: impl Fn(&str) -> bool) -> Vec<String> {
-        let left_out = self.tensors.extract_if(.., |name, _| !keep(name));
-        left_out.map(|(name, _)| name).collect()
+        let left_out: Vec<String> = self.tensors.keys().filter(|name| !keep(name)).cloned().collect();
+        self.tensors.retain(|name, _| keep(name));
+        left_out
     }
 
     /// Whether there is a tensor with this name.
