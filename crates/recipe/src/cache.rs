@@ -19,7 +19,7 @@ pub fn cache_dir(var: impl Fn(&str) -> Option<OsString>) -> Result<PathBuf, &'st
 }
 
 impl ModelEntry {
-    /// Path in `cache` of the file that a wheel contains; none for other models.
+    /// Path in `cache` of the file that wheels contain; none for other models.
     pub fn wheel_file(&self, cache: &Path) -> Option<PathBuf> {
         let Source::Wheel { file, .. } = &self.source else { return None };
         Some(cache.join("models").join(&self.name).join(Path::new(file).file_name()?))

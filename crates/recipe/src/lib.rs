@@ -35,7 +35,7 @@ pub use cache::cache_dir;
 pub use choices::{Family, Loss, Method, Preset, Rounding, Start};
 pub use error::RecipeError;
 pub use machine::{Profile, find_machine, machine_names};
-pub use model::{EvalDefaults, ModelEntry, Source, find, names};
+pub use model::{EvalDefaults, ModelEntry, Source, WheelPart, find, names};
 pub use patch::{RecipeFile, SharePatch};
 pub use record::{BlockRecord, EVENTS, Event, RECIPE, RECORDS, RUN, RUN_FOLDER, RunRecord, StarvedExpert};
 pub use tables::{

@@ -94,24 +94,34 @@ pub enum Source {
         /// A branch, tag or commit; none means the main branch.
         revision: Option<String>,
     },
-    /// One file in a Python wheel.
+    /// One file in Python wheels: a large one is published in several parts.
     Wheel {
-        /// Name of the package.
-        package: String,
-        /// The package's version.
-        version: String,
-        /// The file's path in the wheel.
+        /// The file's name.
         file: String,
-        /// Hash of the file, not of the wheel: 64 hexadecimal digits.
+        /// Hash of the file, not of a wheel: 64 hexadecimal digits.
         sha256: String,
         /// Size of the file.
         bytes: u64,
+        /// What it is joined from, in this order.
+        parts: Vec<WheelPart>,
     },
     /// A folder in this repository.
     Path {
         /// Relative to the repository's root.
         path: String,
     },
+}
+
+/// A file in a Python wheel.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WheelPart {
+    /// Name of the package.
+    pub package: String,
+    /// The package's version.
+    pub version: String,
+    /// The file's path in the wheel.
+    pub file: String,
 }
 
 /// Default text for perplexity.

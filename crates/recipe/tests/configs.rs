@@ -125,9 +125,10 @@ fn sources_are_whole() {
     for model in all() {
         match &model.source {
             Source::Hub { repo, .. } => assert_eq!(repo.split('/').count(), 2, "{repo}"),
-            Source::Wheel { sha256, file, bytes, .. } => {
+            Source::Wheel { sha256, file, bytes, parts } => {
                 assert!(sha256.len() == 64 && sha256.bytes().all(|c| c.is_ascii_hexdigit()), "{sha256}");
-                assert!(*bytes > 0 && !file.starts_with('/'), "{file}");
+                assert!(*bytes > 0 && !file.contains('/') && !parts.is_empty(), "{file}");
+                assert!(parts.iter().all(|part| !part.file.starts_with('/')), "{parts:?}");
             }
             Source::Path { path } => assert!(path.starts_with("tests/fixtures/"), "{path}"),
         }
