@@ -83,7 +83,11 @@ impl Named {
             },
         };
         if let Some(quantization) = quantization_of(&config)? {
-            return Err(ModelError::AlreadyQuantized { dir: self.name.clone().into(), quantization }.into());
+            return Err(ModelError::AlreadyQuantized {
+                dir: self.name.clone().into(),
+                quantization: Box::new(quantization),
+            }
+            .into());
         }
         Ok(config)
     }

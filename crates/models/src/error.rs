@@ -57,7 +57,7 @@ pub enum ModelError {
         /// The model.
         dir: PathBuf,
         /// How it is quantized.
-        quantization: Quantization,
+        quantization: Box<Quantization>,
     },
     /// A linear cannot be quantized with this spec.
     #[error("{linear}: {source}")]

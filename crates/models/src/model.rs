@@ -136,7 +136,7 @@ impl Model {
     pub fn rotated(self, kind: RotateKind, seed: u64) -> Result<Self, ModelError> {
         assert!(self.round_to_nearest.is_none(), "weights are rounded as they are stored");
         if let Some(quantization) = self.quantization() {
-            return Err(ModelError::AlreadyQuantized { quantization: quantization.clone(), dir: self.dir });
+            return Err(ModelError::AlreadyQuantized { quantization: Box::new(quantization.clone()), dir: self.dir });
         }
         let Some(rotator) = Rotator::new(&*self.decoder, kind, seed)? else { return Ok(self) };
         let (mut config, mut decoder) = (self.config, self.decoder);
@@ -193,7 +193,10 @@ impl Model {
     /// When it has integer codes already, the rows of a linear do not split into groups or blocks, or an override matches nothing.
     pub fn check_quantizable<'a>(&self, scheme: impl Into<Scheme<'a>>) -> Result<(), ModelError> {
         if let Some(quantization) = self.quantization() {
-            return Err(ModelError::AlreadyQuantized { dir: self.dir.clone(), quantization: quantization.clone() });
+            return Err(ModelError::AlreadyQuantized {
+                dir: self.dir.clone(),
+                quantization: Box::new(quantization.clone()),
+            });
         }
         // What lies outside the blocks is copied as it is stored.
         for param in self.decoder.outer_params() {

@@ -56,7 +56,7 @@ pub fn compare(vllm: &Program, text: &Path, dir: &Path, environments: &Path) -> 
         ours.push(measured(&packed, text)?);
         jobs.push(json!({ "path": exported, "text": text, "seqlen": SEQLEN, "windows": WINDOWS }));
     }
-    let answers = programs::run_script(vllm, SCRIPT, environments, &jobs, answer, |said| Err(said))?;
+    let answers = programs::run_script(vllm, SCRIPT, environments, &jobs, answer, Err)?;
     let rows = FILES.into_iter().zip(ours).zip(answers);
     let row = |(((scheme, format), (ours, tokens)), answer): (_, Result<Answer, String>)| {
         let theirs = match answer {
