@@ -202,7 +202,9 @@ pub(super) fn find_all<'a>(file: &'a Gguf, shape: &Shape) -> Result<Vec<(Place, 
     let found = places(shape).into_iter().map(|place| {
         let tensor = file.tensor(&place.gguf).ok_or_else(|| missing(&place.gguf))?;
         let expected = place.gguf_shape();
-        if tensor.shape() != expected {
+        // Older files lack outer dimensions of one.
+        let is_squeezed = expected.first() == Some(&1) && tensor.shape() == &expected[1..];
+        if tensor.shape() != expected && !is_squeezed {
             return Err(GgufError::Shape { tensor: place.gguf, got: tensor.shape().to_vec(), expected });
         }
         Ok((place, tensor))

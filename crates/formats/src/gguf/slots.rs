@@ -89,6 +89,7 @@ fn norms(shape: &Shape) -> Vec<Slot> {
             norm(("ffn_norm", "post_attention_layernorm")),
             norm(("post_ffw_norm", "post_mlp_layernorm")),
         ],
+        Architecture::SeedOss => vec![norm(first), norm(("post_attention_norm", "post_attention_layernorm"))],
         _ => vec![norm(first), norm(("ffn_norm", "post_attention_layernorm"))],
     };
     let of_heads = match shape.architecture {

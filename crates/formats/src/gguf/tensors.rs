@@ -35,11 +35,9 @@ pub(super) struct Place {
 impl Place {
     /// The shape of the GGUF tensor.
     pub(super) fn gguf_shape(&self) -> Vec<usize> {
-        match (self.expert, &self.shape[..]) {
-            (Some((_, count)), shape) => [&[count], shape].concat(),
-            // llama.cpp drops dimensions of one.
-            (None, [1, len]) => vec![*len],
-            (None, shape) => shape.to_vec(),
+        match self.expert {
+            Some((_, count)) => [&[count], &self.shape[..]].concat(),
+            None => self.shape.clone(),
         }
     }
 
