@@ -46,7 +46,7 @@ def write_safetensors():
 
 
 def write_pickles():
-    for name in ["state", "module", "nested", "protocol-4", "list", "code"]:
+    for name in ["state", "module", "nested", "protocol-4", "list", "code", "layers"]:
         path = PICKLES / f"{name}.bin"
         save("pickle", name, path.read_bytes())
         with zipfile.ZipFile(path) as archive:

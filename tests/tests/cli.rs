@@ -68,6 +68,7 @@ fn helps() {
         "plan",
         "inspect",
         "logits",
+        "merge",
         "convert",
         "export",
         "formats",
@@ -476,6 +477,12 @@ fn the_other_commands_print_json() {
     let said = json(&["convert", text(&gguf), "--out", text(&converted)]);
     check_keys(&said, "dir tensors values weight_bytes");
     assert_eq!(json(&["inspect", text(&converted)])["summary"]["tensors"], said["tensors"]);
+
+    let (parameters, merged) = (fixture("release/llama-gqa-tied-w3a16.pth"), dir.path().join("merged"));
+    let model = fixture("llama-gqa-tied");
+    let said =
+        json(&["merge", text(&model), "--parameters", text(&parameters), "--scheme", "w3a16", "--out", text(&merged)]);
+    check_keys(&said, "dir scheme blocks");
 
     let golden = Checkpoint::open_file(&fixture("llama-mha/golden.safetensors")).unwrap();
     let (ids, logits) = (dir.path().join("ids.safetensors"), dir.path().join("logits.safetensors"));

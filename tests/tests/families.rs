@@ -87,19 +87,27 @@ fn keys_that_are_not_written_mean_what_transformers_means() {
 }
 
 #[test]
-fn windows_of_some_blocks_are_refused() {
-    let slides = |keys: Value| {
+fn windows_of_some_blocks_are_read() {
+    // Which of two blocks has a window of 2 positions.
+    let windows = |keys: Value| {
         let mut keys = keys.as_object().unwrap().clone();
         keys.extend([("model_type".to_owned(), "qwen2".into()), ("use_sliding_window".to_owned(), true.into())]);
-        configured(&keys.into()).is_err()
+        keys.entry("sliding_window").or_insert(2.into());
+        configured(&keys.into()).map(|decoder| [0, 1].map(|layer| decoder.mask_heads(layer, 3) > 0))
     };
-    assert!(slides(json!({"max_window_layers": 1})));
-    assert!(slides(json!({"layer_types": ["full_attention", "sliding_attention"]})));
+    assert_eq!(windows(json!({"max_window_layers": 1})).unwrap(), [false, true]);
+    assert_eq!(windows(json!({"layer_types": ["sliding_attention", "full_attention"]})).unwrap(), [true, false]);
     // The first 28 blocks have no window.
-    assert!(!slides(json!({})) && slides(json!({"num_hidden_layers": 29})));
-    assert!(!slides(json!({"max_window_layers": 2})));
-    assert!(!slides(json!({"max_window_layers": 1, "sliding_window": null})));
-    assert!(!slides(json!({"layer_types": ["full_attention", "full_attention"], "max_window_layers": 1})));
+    assert_eq!(windows(json!({})).unwrap(), [false, false]);
+    assert_eq!(windows(json!({"max_window_layers": 0})).unwrap(), [true, true]);
+    assert_eq!(windows(json!({"max_window_layers": 0, "sliding_window": null})).unwrap(), [false, false]);
+    let nothing_slides = json!({"layer_types": ["full_attention", "full_attention"], "max_window_layers": 0});
+    assert_eq!(windows(nothing_slides).unwrap(), [false, false]);
+    let no_window = json!({"layer_types": ["full_attention", "sliding_attention"], "sliding_window": null});
+    assert!(windows(no_window).err().unwrap().to_string().contains("there is no sliding_window"));
+    assert!(
+        windows(json!({"layer_types": ["full_attention"]})).err().unwrap().to_string().contains("each of 2 layers")
+    );
 }
 
 #[test]

@@ -9,6 +9,7 @@ use oq_data::{AddSpecial, Tokenizer};
 use oq_eval::logits;
 use oq_generate::{Choice, End, GenerateError, Generated, Loaded, Sampler, Sampling, Settings, TextStream, generate};
 use oq_models::{Compute, Form, HeadKind, Kernels, Model, ModelError};
+use oq_quant_core::QuantSpec;
 use oq_tests::{fixture, relative_error};
 use serde_json::json;
 use tch::{Device, Tensor};
@@ -33,7 +34,7 @@ fn open(folder: &str, form: Form) -> Model {
     let model = Model::open(&fixture(folder)).unwrap();
     let model = match form.kernels {
         Kernels::Dense => model,
-        Kernels::Packed => model.with_round_to_nearest("w4a16".parse().unwrap()).unwrap(),
+        Kernels::Packed => model.with_round_to_nearest("w4a16".parse::<QuantSpec>().unwrap()).unwrap(),
     };
     model.with_form(form).unwrap()
 }
@@ -96,6 +97,26 @@ fn a_sequence_in_pieces_is_the_whole_one() {
             check(&folder, Form::new(kernels, Compute::Bf16, HeadKind::Stored), BF16_TOLERANCE);
         }
     }
+}
+
+#[test]
+fn other_families_in_pieces_are_the_whole() {
+    let entries = std::fs::read_dir(fixture("family-variants")).unwrap();
+    let names = entries.map(|entry| entry.unwrap().path()).filter(|path| path.is_dir());
+    let mut seen = 0;
+    for path in names {
+        let folder = format!("family-variants/{}", path.file_name().unwrap().to_str().unwrap());
+        let has_experts = !open(&folder, DENSE).decoder().layer(1).experts.is_empty();
+        for (kernels, tolerance) in [(Kernels::Dense, F32_TOLERANCE), (Kernels::Packed, PACKED_TOLERANCE)] {
+            check(&folder, Form::new(kernels, Compute::F32, HeadKind::Wide), tolerance);
+            // Rounding to bf16 changes which experts are chosen.
+            if !has_experts {
+                check(&folder, Form::new(kernels, Compute::Bf16, HeadKind::Stored), BF16_TOLERANCE);
+            }
+        }
+        seen += 1;
+    }
+    assert!(seen >= 36, "{seen}");
 }
 
 #[test]

@@ -83,7 +83,7 @@ fn check(folder: &str, golden: &str) {
 
 #[test]
 fn models_answer_as_transformers() {
-    for folder in ["tiny-llama", "tiny-llama-256", "llama-mha", "llama-gqa-tied"] {
+    for folder in ["tiny-llama", "tiny-llama-256", "tiny-mixtral", "tiny-qwen3-moe", "llama-mha", "llama-gqa-tied"] {
         check(folder, "golden.safetensors");
     }
 }
@@ -123,7 +123,7 @@ fn check_perplexity(model: &Model, expected: f64, tolerance: f64) {
 
 #[test]
 fn perplexity_is_that_of_transformers() {
-    for folder in ["tiny-llama", "tiny-llama-256"].map(fixture) {
+    for folder in ["tiny-llama", "tiny-llama-256", "tiny-mixtral", "tiny-qwen3-moe"].map(fixture) {
         let golden: Value = serde_json::from_slice(&std::fs::read(folder.join("golden.json")).unwrap()).unwrap();
         let model = Model::open(&folder).unwrap();
         check_perplexity(&model, golden["perplexity"].as_f64().unwrap(), PERPLEXITY_TOLERANCE);
@@ -132,11 +132,18 @@ fn perplexity_is_that_of_transformers() {
 
 #[test]
 fn rounding_to_nearest_costs_what_it_costs_elsewhere() {
-    // From a PyTorch quantizer of a few lines on the same weights and text.
-    for (scheme, expected) in [("w4a16g64", 19.50), ("w3a16g64", 20.95), ("w2a16g64", 35.24), ("w2a16", 44.13)] {
-        let spec: QuantSpec = scheme.parse().unwrap();
-        let model = Model::open(&fixture("tiny-llama")).unwrap().with_round_to_nearest(spec).unwrap();
-        check_perplexity(&model, expected, ROUNDED_TOLERANCE);
+    // From a PyTorch quantizer of a few lines on the same weights and text. Routers stay as they are.
+    let table = [
+        ("tiny-llama", [("w4a16g64", 19.50), ("w3a16g64", 20.95), ("w2a16g64", 35.24), ("w2a16", 44.13)]),
+        ("tiny-mixtral", [("w4a16g64", 17.15), ("w3a16g64", 17.67), ("w2a16g64", 21.41), ("w2a16", 22.85)]),
+        ("tiny-qwen3-moe", [("w4a16g64", 16.93), ("w3a16g64", 17.55), ("w2a16g64", 20.93), ("w2a16", 22.24)]),
+    ];
+    for (folder, rows) in table {
+        for (scheme, expected) in rows {
+            let spec: QuantSpec = scheme.parse().unwrap();
+            let model = Model::open(&fixture(folder)).unwrap().with_round_to_nearest(spec).unwrap();
+            check_perplexity(&model, expected, ROUNDED_TOLERANCE);
+        }
     }
 }
 

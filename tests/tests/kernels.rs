@@ -5,6 +5,7 @@
 use oq_eval::logits;
 use oq_formats::FormatError;
 use oq_models::{Compute, Form, HeadKind, Kernels, Model, ModelError};
+use oq_quant_core::QuantSpec;
 use oq_tests::{fixture, measure, relative_error};
 use tch::{Device, Kind, Tensor};
 
@@ -20,7 +21,8 @@ const BF16_PERPLEXITY: f64 = 5e-3;
 const TINY: [&str; 4] = ["tiny-llama", "tiny-llama-256", "tiny-opt", "tiny-falcon"];
 
 fn rounded(folder: &str, scheme: &str, kernels: Kernels, compute: Compute) -> Model {
-    let model = Model::open(&fixture(folder)).unwrap().with_round_to_nearest(scheme.parse().unwrap()).unwrap();
+    let model =
+        Model::open(&fixture(folder)).unwrap().with_round_to_nearest(scheme.parse::<QuantSpec>().unwrap()).unwrap();
     model.with_form(Form::new(kernels, compute, HeadKind::Wide)).unwrap()
 }
 

@@ -59,6 +59,8 @@ fn small_models() {
     check("tiny-llama-256", 2_885_376);
     check("tiny-opt", 990_208);
     check("tiny-falcon", 820_480);
+    check("tiny-mixtral", 1_593_216);
+    check("tiny-qwen3-moe", 1_593_408);
 }
 
 #[test]

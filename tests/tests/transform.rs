@@ -107,7 +107,8 @@ fn learning_beats_the_start_and_the_start_rounding_to_nearest() {
         let with = |method| cost(model, &recipe(model, "w4a4", short().method(method)));
         let costs = [Method::Omniquant, Method::Smoothquant, Method::Rtn].map(with);
         assert!(costs[0] < costs[1] && costs[1] < costs[2], "{model}: {costs:?}");
-        let in_memory = Model::open(&fixture(model)).unwrap().with_round_to_nearest("w4a4".parse().unwrap()).unwrap();
+        let in_memory =
+            Model::open(&fixture(model)).unwrap().with_round_to_nearest("w4a4".parse::<QuantSpec>().unwrap()).unwrap();
         assert_eq!(measure(&in_memory), costs[2], "{model}");
     }
 }

@@ -34,8 +34,8 @@ def last_words(error):
     return text if len(text) <= 300 else text[:297] + "..."
 
 
-def main(compare):
-    """Calls `compare(path, ids, ours)` for each job, which gives what goes into its line beside the time, and goes on past failures."""
+def each_job(answer):
+    """Calls `answer(job)` for each job, which gives what goes into its line beside the time, and goes on past failures."""
     with open(sys.argv[1]) as file:
         jobs = json.load(file)
     # Programs write to the standard output too: lines of results go where it was.
@@ -43,9 +43,18 @@ def main(compare):
     for job in jobs:
         start = time.time()
         try:
-            ids = load_file(job["ids"])["input_ids"][0, :TOKENS].astype(int).tolist()
-            line = compare(job["path"], ids, load_file(job["ours"])["logits"][0, :TOKENS].astype(np.float32))
+            line = answer(job)
         except Exception as error:  # noqa: BLE001, since a program may fail in any way
             traceback.print_exc()
             line = {"failed": last_words(error)}
         print(json.dumps({"seconds": round(time.time() - start, 1), **line}), file=out, flush=True)
+
+
+def main(compare):
+    """Calls `compare(path, ids, ours)` for each job."""
+
+    def answer(job):
+        ids = load_file(job["ids"])["input_ids"][0, :TOKENS].astype(int).tolist()
+        return compare(job["path"], ids, load_file(job["ours"])["logits"][0, :TOKENS].astype(np.float32))
+
+    each_job(answer)

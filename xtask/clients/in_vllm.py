@@ -39,24 +39,31 @@ def linears(llm):
     return ", ".join(sorted(names))
 
 
-def compare(path, ids, ours):
+def with_model(path, tokens, use, **settings):
+    """What `use` makes of the model of a directory, which takes prompts of so many tokens."""
     llm = None
     try:
         llm = LLM(
             path,
             dtype="float16",
             enforce_eager=True,
-            max_model_len=len(ids) + 8,
-            max_logprobs=-1,
-            logprobs_mode="raw_logits",
+            max_model_len=tokens + 8,
             skip_tokenizer_init=True,
             disable_log_stats=True,
+            **settings,
         )
-        return {"error": difference(logits_of(llm, ids), ours), "path": linears(llm)}
+        return use(llm)
     finally:
         del llm
         gc.collect()
         cleanup_dist_env_and_memory()
+
+
+def compare(path, ids, ours):
+    def use(llm):
+        return {"error": difference(logits_of(llm, ids), ours), "path": linears(llm)}
+
+    return with_model(path, len(ids), use, max_logprobs=-1, logprobs_mode="raw_logits")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ mod model;
 mod nth;
 mod optim;
 mod plan;
+mod release;
 mod run;
 mod widths;
 
@@ -34,6 +35,7 @@ pub use nth::Nth;
 pub use plan::{
     Accelerator, LinearPlan, Machine, MemoryPlan, Parts, Plan, Setting, SitePlan, StepTime, Suggestion, TimePlan,
 };
+pub use release::{ReleaseError, merge_release};
 pub use run::{Notice, Options, Outcome, quantize};
 pub use widths::outer_specs;
 

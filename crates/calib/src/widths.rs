@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use oq_formats::Quantization;
 use oq_models::{Decoder, LinearName, LinearSpec, ModelError, OuterSpecs, specs_of_layer};
-use oq_quant_core::{ActSpec, RotateKind, WeightSpec};
+use oq_quant_core::{ActSpec, QuantSpec, RotateKind, Scheme, WeightSpec};
 use oq_recipe::Recipe;
 
 /// How each linear of a model is quantized.
@@ -19,12 +19,21 @@ pub(crate) struct Widths {
 impl Widths {
     /// As a recipe says.
     pub(crate) fn of_recipe(decoder: &dyn Decoder, recipe: &Recipe) -> Result<Self, ModelError> {
+        Self::new(decoder, recipe.quantization(), recipe.scheme.act, outer_specs(decoder, recipe)?)
+    }
+
+    /// As a scheme says, which quantizes all linears.
+    pub(crate) fn of_scheme(decoder: &dyn Decoder, scheme: QuantSpec) -> Result<Self, ModelError> {
+        Self::new(decoder, scheme.into(), scheme.act, OuterSpecs::new(decoder, scheme, (None, None), false)?)
+    }
+
+    fn new(decoder: &dyn Decoder, scheme: Scheme<'_>, act: ActSpec, outer: OuterSpecs) -> Result<Self, ModelError> {
         let of_block = |block| {
-            let specs = specs_of_layer(decoder, recipe.quantization(), block)?;
+            let specs = specs_of_layer(decoder, scheme, block)?;
             Ok(specs.into_iter().map(|spec| (spec.name, spec.weight)).collect())
         };
         let blocks = (0..decoder.dims().n_layers).map(of_block).collect::<Result<_, ModelError>>()?;
-        Ok(Self { act: recipe.scheme.act, blocks, outer: outer_specs(decoder, recipe)? })
+        Ok(Self { act, blocks, outer })
     }
 
     /// The same with a width of its own for one linear.

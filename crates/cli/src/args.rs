@@ -92,6 +92,8 @@ pub enum Command {
     Inspect(InspectArgs),
     /// Compute the logits of given token ids, to compare with other programs
     Logits(LogitsArgs),
+    /// Pack a model with what the authors' release of OmniQuant learned for it
+    Merge(MergeArgs),
     /// Convert a GGUF file to a Hugging Face directory
     Convert(ConvertArgs),
     /// Write a packed model in the formats of other programs
@@ -328,6 +330,30 @@ pub struct LogitsArgs {
     /// auto, cpu or cuda:N
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     pub device: DeviceArg,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    // Shorter than a line of 80 columns.
+    override_usage = "omniquant merge --parameters <FILE> --scheme <S> --out <DIR> <MODEL>",
+    after_help = "Example:
+  omniquant merge llama2-7b --parameters params.pth --scheme w3a16g128 --out w3
+
+The scheme is that of the run that learned them: wWBITSaABITS, and gGROUP_SIZE
+if it had one. sym is its --symmetric together with --disable_zero_point."
+)]
+pub struct MergeArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// The release's omni_parameters.pth, or the same tensors in safetensors
+    #[arg(long, value_name = "FILE")]
+    pub parameters: PathBuf,
+    /// The scheme that they were learned for
+    #[arg(long, value_name = "S")]
+    pub scheme: QuantSpec,
+    /// The directory to write; must be missing or empty
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
 }
 
 #[derive(Debug, Args)]

@@ -1,6 +1,6 @@
 //! The exit codes of errors.
 
-use oq_calib::{CalibError, JournalError, StatesError};
+use oq_calib::{CalibError, JournalError, ReleaseError, StatesError};
 use oq_data::{DataError, ErrorKind};
 use oq_eval::EvalError;
 use oq_export::{ExportError, Refusal};
@@ -63,6 +63,14 @@ fn known_code(error: &(dyn std::error::Error + 'static)) -> Option<u8> {
     }
     if let Some(error) = error.downcast_ref::<CalibError>() {
         return Some(calib_code(error));
+    }
+    if let Some(error) = error.downcast_ref::<ReleaseError>() {
+        return Some(match error {
+            ReleaseError::Scheme { .. } | ReleaseError::Groups { .. } => USAGE,
+            ReleaseError::Model(error) => model_code(error),
+            ReleaseError::Format(error) => format_code(error),
+            _ => INPUT,
+        });
     }
     if let Some(error) = error.downcast_ref::<EvalError>() {
         return match error {

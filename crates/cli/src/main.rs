@@ -37,6 +37,7 @@ fn main() -> ExitCode {
         Command::Plan(args) => commands::plan::run(args, &out),
         Command::Inspect(args) => commands::inspect::run(args, &out),
         Command::Logits(args) => commands::logits::run(args, &out),
+        Command::Merge(args) => commands::merge::run(args, &out),
         Command::Convert(args) => commands::convert::run(args, &out),
         Command::Export(args) => commands::export::run(args, &out),
         Command::Formats(args) => commands::formats::run(args, &out),

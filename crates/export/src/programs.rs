@@ -51,7 +51,11 @@ const fn row(
 
 /// Every program of a format, as of November 2026.
 static PROGRAMS: [Program; 28] = [
-    row(CT, TRANSFORMERS_CT, DECODED, Run, |subject| is_float(subject) && has_integer_codes(subject)),
+    row(CT, TRANSFORMERS_CT, DECODED, Run, |subject| {
+        is_float(subject)
+            && has_integer_codes(subject)
+            && (!subject.has_experts() || subject.weights().iter().all(|w| is_symmetric(*w)))
+    }),
     row(CT, TRANSFORMERS_CT, "decodes the weights when it loads them, to bfloat16", Run, |subject| {
         is_float(subject) && all(subject, |w| w.storage.has_float_codes())
     }),
@@ -79,15 +83,15 @@ static PROGRAMS: [Program; 28] = [
         all(subject, |w| is_integer(w, &[4]) && !is_symmetric(w))
     }),
     row(AUTO_ROUND, VLLM_CPU, "4-bit kernel", Run, |subject| all(subject, |w| is_integer(w, &[4]))),
-    row("mlx", MLX, "kernels for each width", Run, |_| true),
-    row("mlx", "mlx-lm 0.32 on Metal", "kernels for each width", Read, |_| true),
+    row("mlx", MLX, "kernels for each width", Run, Subject::is_well_known),
+    row("mlx", "mlx-lm 0.32 on Metal", "kernels for each width", Read, Subject::is_well_known),
     row("gguf", "llama.cpp 0.4 on a CPU", "kernels for each type, which round activations to 8 bits", Run, |_| true),
     row("dense", TRANSFORMERS, DENSE, Run, |_| true),
-    row("dense", VLLM_CPU, DENSE, Run, |_| true),
+    row("dense", VLLM_CPU, DENSE, Run, Subject::is_well_known),
     row("dense", MLX, DENSE, Run, mlx::runs),
     row("dense", "mistralrs 0.9 on a CPU", DENSE, Run, mlx::runs),
     row("dense-bf16", TRANSFORMERS, DENSE, Run, |_| true),
-    row("dense-bf16", VLLM_CPU, DENSE, Run, |_| true),
+    row("dense-bf16", VLLM_CPU, DENSE, Run, Subject::is_well_known),
     row("dense-f32", TRANSFORMERS, DENSE, Run, |_| true),
 ];
 
@@ -114,7 +118,7 @@ fn all(subject: &Subject, one: impl Fn(WeightSpec) -> bool) -> bool {
 
 /// Whether all linears of blocks are quantized, and nothing else: what every row was tried with.
 fn is_whole(subject: &Subject) -> bool {
-    subject.outer().is_empty() && !subject.leaves_out()
+    subject.outer().is_empty() && !subject.leaves_out() && subject.is_well_known()
 }
 
 fn is_float(subject: &Subject) -> bool {

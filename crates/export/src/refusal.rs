@@ -58,6 +58,9 @@ fn limits(format: &Format, subject: &Subject) -> Result<(), String> {
             "its activations are rotated while it runs, which no format can say: quantize with --rotate merged or none";
         return Err(why.to_owned());
     }
+    if subject.has_fused_experts() && format.name != "gguf" {
+        return Err("its experts are one tensor to other programs, which would leave these linears out".to_owned());
+    }
     (format.holds)(subject)?;
     for (name, shape, weight) in subject.shapes() {
         let named = |why| format!("{name} is {shape:?}, and {why}");
@@ -72,13 +75,19 @@ fn limits(format: &Format, subject: &Subject) -> Result<(), String> {
 
 /// The nearest schemes that `format` holds: the same, made symmetric, or else one for all linears.
 fn nearest(format: &Format, subject: &Subject) -> Option<Subject> {
-    let symmetric = subject.weights().iter().map(|&weight| WeightSpec { symmetry: Symmetry::Symmetric, ..weight });
+    let symmetric = subject.weights().iter().map(|&weight| made_symmetric(weight));
     let symmetric = subject.quantized(subject.act(), symmetric);
     if symmetric.weights().iter().all(|weight| weight.exists()) && limits(format, &symmetric).is_ok() {
         return Some(symmetric);
     }
     let uniform = uniform_candidates(subject).filter(|candidate| limits(format, candidate).is_ok());
     uniform.min_by(|a, b| distance(subject, a).total_cmp(&distance(subject, b)))
+}
+
+/// With 2 bits, all codes are used: leaving one of four out costs much (`benches/record`, `choices.md`).
+fn made_symmetric(weight: WeightSpec) -> WeightSpec {
+    let symmetry = if weight.bits.get() == 2 { Symmetry::FullRange } else { Symmetry::Symmetric };
+    WeightSpec { symmetry, ..weight }
 }
 
 fn uniform_candidates(subject: &Subject) -> impl Iterator<Item = Subject> {
@@ -88,11 +97,8 @@ fn uniform_candidates(subject: &Subject) -> impl Iterator<Item = Subject> {
     let eight = Bits::new(8).expect("a width of codes");
     let acts = [subject.act(), ActSpec::PerTokenSymmetric(eight), ActSpec::Float];
     let weights = Bits::ALL.into_iter().flat_map(move |bits| {
-        let symmetries = [Symmetry::Asymmetric, Symmetry::Symmetric];
-        let groups = groups.clone();
-        symmetries
-            .into_iter()
-            .flat_map(move |symmetry| groups.clone().map(move |group| WeightSpec::integer(bits, group, symmetry)))
+        let asymmetric = groups.clone().map(move |group| WeightSpec::integer(bits, group, Symmetry::Asymmetric));
+        asymmetric.clone().chain(asymmetric.map(made_symmetric))
     });
     weights.flat_map(move |weight| acts.map(|act| subject.quantized(act, [weight])))
 }

@@ -3,8 +3,10 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
+use oq_formats::packed::has_fused_experts;
 use oq_formats::{FormatError, PackedCheckpoint, is_rotated_online};
 use oq_quant_core::{ActSpec, Mixture, QuantSpec, WeightSpec};
+use serde_json::json;
 
 /// A scheme, or a model with its schemes and shapes. Formats decide by it whether they hold the model.
 #[derive(Clone, Debug, PartialEq)]
@@ -173,6 +175,25 @@ impl Subject {
 
     pub(crate) fn is_rotated_online(&self) -> bool {
         self.rotated_online
+    }
+
+    fn is_any_of(&self, architectures: &[&str]) -> bool {
+        self.architecture().is_some_and(|architecture| architectures.contains(&architecture))
+    }
+
+    /// Whether it has experts.
+    pub(crate) fn has_experts(&self) -> bool {
+        self.is_any_of(&["mixtral", "qwen2_moe", "qwen3_moe", "olmoe"]) || self.has_fused_experts()
+    }
+
+    /// Whether other programs hold its experts in one tensor.
+    pub(crate) fn has_fused_experts(&self) -> bool {
+        has_fused_experts(&json!({"model_type": self.architecture()}))
+    }
+
+    /// Whether exports of such a model were opened with every program; those of others were opened with transformers.
+    pub(crate) fn is_well_known(&self) -> bool {
+        self.architecture().is_none() || self.is_any_of(&["llama", "mistral", "qwen2", "qwen3", "opt", "falcon"])
     }
 
     /// Shapes of its linears and matrices outside the blocks, with their settings or, where these are not known, each of all settings.

@@ -49,6 +49,8 @@ fn widths_and_groups_have_a_nearest_one() {
         "its groups have 32, 64, 128 or 256 channels, and are not whole rows",
         "w4a16sym",
     );
+    // Of two bits, symmetric ones use all codes.
+    check_refused("mlx", &["w2a16g16sym"], "not 16", "w2a16g32full");
     check_refused("gptq", &["w4a16g48"], "not 48", "w4a16g64");
     check_refused("mlx", &["w4a16"], "and are not whole rows", "w4a16g128");
     check_refused("mlx", &["w7a16g64"], "its codes have 2, 3, 4, 5, 6 or 8 bits, not 7", "w8a16g64");

@@ -76,7 +76,7 @@ impl Checkpoint {
         Err(FormatError::NoWeights { dir: dir.to_owned(), what: what_lies_in(dir) })
     }
 
-    /// Opens one file: PyTorch's own format if its name ends in `.bin`, else safetensors.
+    /// Opens one file: PyTorch's own format if its name ends in `.bin` or `.pth`, else safetensors.
     ///
     /// # Errors
     /// Same as [`Self::open`].
@@ -234,8 +234,9 @@ impl Checkpoint {
 
     /// Keeps the tensors whose names `keep` accepts, and returns the names of the others.
     pub fn retain(&mut self, keep: impl Fn(&str) -> bool) -> Vec<String> {
-        let left_out = self.tensors.extract_if(.., |name, _| !keep(name));
-        left_out.map(|(name, _)| name).collect()
+        let left_out: Vec<String> = self.tensors.keys().filter(|name| !keep(name)).cloned().collect();
+        self.tensors.retain(|name, _| keep(name));
+        left_out
     }
 
     /// Whether there is a tensor with this name.
@@ -297,7 +298,7 @@ impl Shard {
     fn open(path: PathBuf) -> Result<(Self, Vec<Entry>), FormatError> {
         let map = MappedFile::open(&path).map_err(|source| FormatError::reading(&path, source))?;
         refuse_pointer(&path, map.bytes())?;
-        let is_pickled = path.extension().is_some_and(|extension| extension == "bin");
+        let is_pickled = path.extension().is_some_and(|extension| extension == "bin" || extension == "pth");
         let entries = if is_pickled { pickled(&path, map.bytes()) } else { header::parse(&path, map.bytes()) }?;
         // The pages around a header are some 100 KiB per shard of a large model.
         map.release();

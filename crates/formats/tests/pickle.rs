@@ -35,6 +35,18 @@ fn reads_modules_and_newer_protocols() {
 }
 
 #[test]
+fn dictionaries_by_layer_are_one_with_the_layers_numbers() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("omni_parameters.pth");
+    fs::copy(fixture("layers.bin"), &path).unwrap();
+    let layers = Checkpoint::open_file(&path).unwrap();
+    assert!(layers.names().eq(["0.a", "0.b", "1.a"]));
+    let [first, second] = ["0.a", "1.a"].map(|name| layers.values(name).unwrap());
+    assert!(first.iter().zip(&second).all(|(a, b)| a + 1.0 == *b));
+    assert_eq!(layers.values("0.b").unwrap(), first[..3]);
+}
+
+#[test]
 fn a_directory_is_opened_by_its_files_names() {
     let dir = TempDir::new().unwrap();
     fs::copy(fixture("module.bin"), dir.path().join("pytorch_model.bin")).unwrap();

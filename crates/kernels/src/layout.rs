@@ -218,6 +218,11 @@ impl Layout {
         })
     }
 
+    /// Moves the words of several matrices into one piece of memory.
+    pub(crate) fn gather<'a>(layouts: impl IntoIterator<Item = &'a mut Self>) {
+        Rows::gather(layouts.into_iter().map(|layout| &mut layout.words));
+    }
+
     pub(crate) fn strips(&self) -> usize {
         self.out_features.div_ceil(STRIP)
     }

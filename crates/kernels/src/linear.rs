@@ -49,6 +49,12 @@ impl PackedLinear {
         Ok(Self { layout: Layout::new(weight)?, bias: bias.map(<[f32]>::to_vec), kernel })
     }
 
+    /// Moves the codes of several layers into one piece of memory, such as those of a block: many small layers take no more large pages
+    /// than one large layer then. For a moment, the codes are in memory twice.
+    pub fn gather<'a>(linears: impl IntoIterator<Item = &'a mut Self>) {
+        Layout::gather(linears.into_iter().map(|linear| &mut linear.layout));
+    }
+
     /// The same layer on another kernel.
     ///
     /// # Errors

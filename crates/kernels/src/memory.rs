@@ -3,6 +3,7 @@
 use std::fmt;
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
 
 use bytemuck::Pod;
 use memmap2::MmapMut;
@@ -10,9 +11,9 @@ use memmap2::MmapMut;
 /// Bytes of a large page.
 const LARGE_PAGE: usize = 2 << 20;
 
-/// Rows `T`, zeros at first.
+/// Rows `T`, zeros at first. Several may lie in one piece of memory, and are not written to then.
 pub(crate) struct Rows<T> {
-    memory: MmapMut,
+    memory: Arc<MmapMut>,
     /// Byte of the first row, where a large page may begin.
     start: usize,
     rows: usize,
@@ -31,7 +32,28 @@ impl<T: Pod> Rows<T> {
             // What is no whole large page stays in small ones. A system without large pages refuses, and is slower.
             memory.advise_range(memmap2::Advice::HugePage, start, large).ok();
         }
-        Self { memory, start, rows, holds: PhantomData }
+        Self { memory: Arc::new(memory), start, rows, holds: PhantomData }
+    }
+
+    /// Moves all rows into one piece of memory.
+    pub(crate) fn gather<'a>(all: impl IntoIterator<Item = &'a mut Self>)
+    where
+        T: 'a,
+    {
+        let all: Vec<&mut Self> = all.into_iter().collect();
+        let mut together = Self::zeroed(all.iter().map(|rows| rows.len()).sum());
+        let mut rest = &mut together[..];
+        for rows in &all {
+            let (part, after) = rest.split_at_mut(rows.len());
+            part.copy_from_slice(rows);
+            rest = after;
+        }
+        let mut start = together.start;
+        for rows in all {
+            let n = rows.rows;
+            *rows = Self { memory: together.memory.clone(), start, rows: n, holds: PhantomData };
+            start += n * size_of::<T>();
+        }
     }
 
     fn bytes(&self) -> std::ops::Range<usize> {
@@ -50,7 +72,8 @@ impl<T: Pod> Deref for Rows<T> {
 impl<T: Pod> DerefMut for Rows<T> {
     fn deref_mut(&mut self) -> &mut [T] {
         let bytes = self.bytes();
-        bytemuck::cast_slice_mut(&mut self.memory[bytes])
+        let memory = Arc::get_mut(&mut self.memory).expect("rows are written before they share memory");
+        bytemuck::cast_slice_mut(&mut memory[bytes])
     }
 }
 
@@ -85,5 +108,19 @@ mod tests {
             }
             assert_eq!(some[..], some.clone()[..]);
         }
+    }
+
+    #[test]
+    fn gathered_rows_are_the_same() {
+        let rows = |n: usize| {
+            let mut rows: Rows<[u32; 32]> = Rows::zeroed(n);
+            (0..).zip(rows.iter_mut()).for_each(|(i, row)| *row = [n as u32 + i; 32]);
+            rows
+        };
+        let mut all = [3, 0, 40_000, 1].map(rows);
+        let before = all.clone();
+        Rows::gather(&mut all);
+        assert!(all.iter().zip(&before).all(|(a, b)| a[..] == b[..]));
+        assert!(all.windows(2).all(|pair| Arc::ptr_eq(&pair[0].memory, &pair[1].memory)));
     }
 }

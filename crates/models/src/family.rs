@@ -24,15 +24,33 @@ pub static FAMILIES: &[Family] = &[
 ];
 
 /// Whether a family reads this `model_type`.
-pub(crate) fn is_known(model_type: &str) -> bool {
+fn is_known(model_type: &str) -> bool {
     FAMILIES.iter().any(|family| family.model_types.contains(&model_type))
 }
 
-/// Reads a `config.json` with the family that its `model_type` names.
+/// The config of the text model in a larger one, if this is such a config: one with vision or audio beside it.
+pub fn text_config(config: Value) -> Value {
+    let Some(text) = config.get("text_config").filter(|text| text.is_object()) else { return config };
+    let is_text = |config: &Value| config["model_type"].as_str().is_some_and(is_known);
+    if is_text(&config) || !is_text(text) {
+        return config;
+    }
+    let mut text = text.clone();
+    // Keys that transformers reads from the outer config.
+    for key in ["tie_word_embeddings", "quantization_config", "torch_dtype", "dtype", "bos_token_id", "eos_token_id"] {
+        if let (None, Some(value)) = (text.get(key), config.get(key)) {
+            text[key] = value.clone();
+        }
+    }
+    text
+}
+
+/// Reads a `config.json` with the family that its `model_type` names, or that of its [`text_config`].
 ///
 /// # Errors
 /// When no family reads that `model_type`, or a key is missing or invalid.
 pub fn decoder_of(json: &Value) -> Result<Box<dyn Decoder>, ModelError> {
+    let json = &text_config(json.clone());
     let config = Config::new(json);
     let model_type = config.text("model_type")?.ok_or_else(|| config.wrong("model_type", "a name is needed"))?;
     match FAMILIES.iter().find(|family| family.model_types.contains(&model_type)) {

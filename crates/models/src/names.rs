@@ -3,28 +3,9 @@
 use std::collections::BTreeSet;
 
 use oq_formats::{Checkpoint, FormatError};
-use serde_json::Value;
 
 use crate::decoder::{Decoder, LM_HEAD};
 use crate::error::ModelError;
-use crate::family::is_known;
-
-/// The config of the text model in a larger one, if this is such a config: one with vision or audio beside it.
-pub(crate) fn text_config(config: Value) -> Value {
-    let Some(text) = config.get("text_config").filter(|text| text.is_object()) else { return config };
-    let is_text = |config: &Value| config["model_type"].as_str().is_some_and(is_known);
-    if is_text(&config) || !is_text(text) {
-        return config;
-    }
-    let mut text = text.clone();
-    // Keys that transformers reads from the outer config.
-    for key in ["tie_word_embeddings", "quantization_config", "torch_dtype", "dtype", "bos_token_id", "eos_token_id"] {
-        if let (None, Some(value)) = (text.get(key), config.get(key)) {
-            text[key] = value.clone();
-        }
-    }
-    text
-}
 
 /// Splits the tensors that hold parts of several linears. Returns the names of the weights that are stored `[in, out]`.
 pub(crate) fn split_fused(checkpoint: &mut Checkpoint, decoder: &dyn Decoder) -> Result<BTreeSet<String>, ModelError> {

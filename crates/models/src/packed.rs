@@ -94,6 +94,10 @@ impl PackedOps {
                 joints.push(Joint::new(part, kernel, compute)?);
             }
         }
+        PackedLinear::gather(joints.iter_mut().filter_map(|joint: &mut Joint| match &mut joint.weight {
+            Weight::Packed(linear) => Some(linear),
+            Weight::Dense(..) => None,
+        }));
         let of_joint = |(idx, joint): (usize, &Joint)| joint.parts.iter().map(move |&(name, _)| (name, idx)).collect();
         let places = joints.iter().enumerate().flat_map::<Vec<_>, _>(of_joint).collect();
         Ok(Self { joints, places, params, act, online: None, compute })
@@ -106,11 +110,12 @@ impl PackedOps {
 
     /// Size in bytes of weights, scales, zero points and other tensors.
     pub fn bytes(&self) -> usize {
-        let linears = self.joints.iter().map(|joint| match &joint.weight {
-            Weight::Packed(linear) => linear.bytes(),
-            Weight::Dense(weight, bias) => bytes_of(weight) + bias.as_ref().map_or(0, bytes_of),
-        });
-        linears.sum::<usize>() + self.params.values().map(bytes_of).sum::<usize>()
+        self.joints.iter().map(Joint::bytes).sum::<usize>() + self.params.values().map(bytes_of).sum::<usize>()
+    }
+
+    /// Size in bytes of the matrix that contains a linear: those it is stacked with are in it too.
+    pub fn bytes_with(&self, name: LinearName) -> usize {
+        self.joint(name).bytes()
     }
 
     /// The matrix that contains a linear.
@@ -143,6 +148,13 @@ impl Joint {
             Err(other) => return Err(other.into()),
         };
         Ok(Self { parts, weight })
+    }
+
+    fn bytes(&self) -> usize {
+        match &self.weight {
+            Weight::Packed(linear) => linear.bytes(),
+            Weight::Dense(weight, bias) => bytes_of(weight) + bias.as_ref().map_or(0, bytes_of),
+        }
     }
 
     /// The outputs of some of its linears, as views of the output of the whole matrix.

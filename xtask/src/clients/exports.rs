@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use crate::{locate, program};
 
@@ -41,10 +41,10 @@ fn every_scheme() -> Vec<String> {
             schemes.extend(["", "sym"].map(|symmetry| format!("w{bits}a16{group}{symmetry}")));
         }
     }
-    schemes.push("w8a8sym".to_owned());
+    let others = ["w2a16g64full", "w4a16g64full", "w8a8sym", "w8a8-int8"];
     let types = ["q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "mxfp4", "nvfp4", "q6_k"];
     let mixtures = ["q2_k_s", "q2_k", "q3_k_s", "q3_k_m", "q4_k_s", "q4_k_m", "q5_k_s", "q5_k_m"];
-    schemes.extend(types.into_iter().chain(mixtures).map(str::to_owned));
+    schemes.extend(others.into_iter().chain(types).chain(mixtures).map(str::to_owned));
     schemes
 }
 
@@ -114,11 +114,23 @@ impl<T> Made<T> {
 
 /// Runs the program, and keeps its last line where it fails.
 fn run(args: &[&str]) -> Result<Made<()>> {
+    Ok(output(args)?.map(drop))
+}
+
+/// What the program prints, which must not fail.
+pub fn printed(args: &[&str]) -> Result<String> {
+    match output(args)? {
+        Made::Ready(printed) => Ok(printed),
+        Made::Refused(said) | Made::Failed(said) => bail!("omniquant {}: {said}", args.join(" ")),
+    }
+}
+
+fn output(args: &[&str]) -> Result<Made<String>> {
     let args: Vec<String> = args.iter().map(|&arg| arg.to_owned()).collect();
     let mut program = program::command(&args);
     let output = program.stdin(Stdio::null()).output().context("cannot start cargo")?;
     if output.status.success() {
-        return Ok(Made::Ready(()));
+        return Ok(Made::Ready(String::from_utf8(output.stdout).context("its output is UTF-8")?));
     }
     let stderr = String::from_utf8_lossy(&output.stderr);
     let said = stderr.lines().find(|line| line.starts_with("error")).or(stderr.lines().last()).unwrap_or_default();

@@ -5,6 +5,7 @@
 
 mod environments;
 mod exports;
+mod perplexity;
 mod programs;
 mod report;
 
@@ -50,10 +51,21 @@ pub fn run(args: &ClientsArgs) -> Result<()> {
 
     let files = exported(&programs, &dir)?;
     let mut rows = Vec::new();
-    for program in programs {
+    for &program in &programs {
         rows.extend(answered(program, &files, &environments)?);
     }
-    let text = report::markdown(&rows);
+    let mut text = report::markdown(&rows);
+    let mut other_perplexities = 0;
+    if let Some(vllm) = programs.iter().find(|program| program.name == "vllm") {
+        match perplexity::text(locate::process_env) {
+            Some(data) if has_smollm2()? => {
+                let compared = perplexity::compare(vllm, &data, &dir, &environments)?;
+                other_perplexities = compared.iter().filter(|row| !row.is_equal()).count();
+                text += &perplexity::markdown(&compared, vllm);
+            }
+            _ => eprintln!("no perplexities: the cache has no SmolLM2, or OMNIQUANT_DATA no wikitext2/wiki.test.raw"),
+        }
+    }
     std::io::stdout().write_all(text.as_bytes())?;
     let mut places = vec![dir.join("clients.md")];
     places.extend(
@@ -66,6 +78,7 @@ pub fn run(args: &ClientsArgs) -> Result<()> {
     let (computed, equal) = report::count(&rows);
     eprintln!("{equal} of {computed} equal, {}", process::took(start.elapsed()));
     ensure!(equal == computed, "{} of {computed} files give other logits", computed - equal);
+    ensure!(other_perplexities == 0, "{other_perplexities} files give another perplexity");
     Ok(())
 }
 

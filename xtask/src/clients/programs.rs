@@ -110,29 +110,40 @@ pub enum Answer {
 
 /// Asks `program`, whose environment lies in `environments`, about every job, in order.
 pub fn ask(program: &Program, environments: &Path, jobs: &[Job]) -> Result<Vec<Answer>> {
+    let listed = |job: &Job| json!({ "path": job.path, "ids": job.ids, "ours": job.ours });
+    let jobs: Vec<Value> = jobs.iter().map(listed).collect();
+    run_script(program, program.script, environments, &jobs, answer, Answer::Failed)
+}
+
+/// Runs a script of `xtask/clients` in the environment of `program`, and reads its lines, one for each job.
+pub fn run_script<T>(
+    program: &Program,
+    name: &str,
+    environments: &Path,
+    jobs: &[Value],
+    read: impl Fn(&str) -> Option<T>,
+    failed: impl Fn(String) -> T,
+) -> Result<Vec<T>> {
     let mut script = Command::new(program.environment.ready(environments)?);
     let list = environments.join(format!("{}.json", program.name));
-    script.arg(locate::repository().join("xtask/clients").join(program.script)).arg(&list);
+    script.arg(locate::repository().join("xtask/clients").join(name)).arg(&list);
     if program.name == LLAMA_CPP.name {
         script.arg(environments::llama_cpp_libraries(environments)?);
     }
-    let log = environments.join(format!("{}.log", program.name));
+    let log = environments.join(format!("{name}.log"));
     let log = File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
     script.env("PYTHONDONTWRITEBYTECODE", "1").stdin(Stdio::null());
 
     let shown = process::shown(&script);
-    let mut answers: Vec<Answer> = Vec::new();
+    let mut answers = Vec::new();
     while answers.len() < jobs.len() {
-        let listed = jobs[answers.len()..].iter();
-        let listed: Vec<Value> =
-            listed.map(|job| json!({ "path": job.path, "ids": job.ids, "ours": job.ours })).collect();
-        fs::write(&list, Value::from(listed).to_string())?;
+        fs::write(&list, Value::from(&jobs[answers.len()..]).to_string())?;
         eprintln!("+ {shown}");
         let output = script.stderr(log.try_clone()?).output().with_context(|| format!("cannot start `{shown}`"))?;
-        answers.extend(String::from_utf8_lossy(&output.stdout).lines().filter_map(answer));
+        answers.extend(String::from_utf8_lossy(&output.stdout).lines().filter_map(&read));
         // A program that crashes takes its script with it, and is started again for what comes after.
         if answers.len() < jobs.len() {
-            answers.push(Answer::Failed(format!("it ended early ({})", output.status)));
+            answers.push(failed(format!("it ended early ({})", output.status)));
         }
     }
     Ok(answers)

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use oq_formats::{FormatError, atomic_write};
-use oq_models::Decoder;
+use oq_models::{Decoder, LinearName, intern};
 use oq_quant_core::{Bits, WeightSpec};
 use oq_recipe::{BitBudget, Recipe};
 use serde::{Deserialize, Serialize};
@@ -92,9 +92,9 @@ impl Choice {
             (Widths::of_recipe(decoder, recipe).ok()?, Open::of(decoder, recipe).ok()?.linears);
         for unit in &self.units {
             for name in &unit.linears {
-                let at = open.keys().find(|(block, linear)| *block == unit.block && linear.0 == name).copied()?;
-                let weight = open.remove(&at)?;
-                widths.set(at.0, at.1, WeightSpec { bits: unit.bits, ..weight });
+                let linear = LinearName(intern(name));
+                let weight = open.remove(&(unit.block, linear))?;
+                widths.set(unit.block, linear, WeightSpec { bits: unit.bits, ..weight });
             }
         }
         open.is_empty().then_some(widths)

@@ -74,14 +74,16 @@ impl Run<'_> {
         let source = Some(self.sources.of(block_idx)?.to_owned());
         let mut weights = self.load_block(block_idx)?;
         let (linears, _) = self.stages.output.widths().parted(decoder, block_idx);
-        let transform = Transform::new(sites_of(decoder, self.recipe, block_idx)?, self.options.device);
+        // A block in full precision stays what it is.
+        let sites = if linears.is_empty() { Vec::new() } else { sites_of(decoder, self.recipe, block_idx)? };
+        let transform = Transform::new(sites, self.options.device);
         let BlockTargets { second, inputs, mut beyond_f16 } =
             self.pass_in_full(block_idx, &weights, (&linears, transform.sites()), ctx, states)?;
         let seen = Seen { weights: &weights, inputs: &inputs };
         let Transformation { shift, alpha, .. } = self.recipe.transform;
         let start = Values::smooth(transform.sites(), shift, alpha, &seen, self.options.device);
 
-        let (mut merged, descent) = if self.recipe.method.learns() {
+        let (mut merged, descent) = if self.recipe.method.learns() && !linears.is_empty() {
             let targets = [Some(&states.full), second.as_ref()].into_iter().flatten().collect();
             let task = Task {
                 decoder,

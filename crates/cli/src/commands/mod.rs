@@ -10,6 +10,7 @@ pub mod formats;
 pub mod generate;
 pub mod inspect;
 pub mod logits;
+pub mod merge;
 pub mod plan;
 pub mod quantize;
 pub mod running;

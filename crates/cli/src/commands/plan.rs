@@ -7,7 +7,7 @@ use anyhow::Result;
 use oq_calib::{Accelerator, Machine, Parts, Plan, Setting};
 use oq_models::family::decoder_of;
 use oq_models::{Compute, Decoder};
-use oq_quant_core::RotateKind;
+use oq_quant_core::{QuantSpec, RotateKind, Symmetry, WeightSpec};
 use oq_recipe::{BitBudget, Profile, Recipe, Rounding};
 use serde_json::json;
 
@@ -86,6 +86,14 @@ pub fn notes(args: &RecipeArgs, recipe: &Recipe, decoder: &dyn Decoder, out: &Ou
     if let Some(warning) = card::warning(recipe) {
         out.note(&format!("note: {warning}"));
     }
+    let scheme = recipe.scheme;
+    if scheme.weight.symmetry == Symmetry::Symmetric && scheme.weight.bits.get() == 2 {
+        let weight = WeightSpec { symmetry: Symmetry::FullRange, ..scheme.weight };
+        let full = QuantSpec { weight, ..scheme };
+        out.note(&format!(
+            "note: {scheme} leaves one of four codes out; {full} is symmetric too, and uses all of them"
+        ));
+    }
     let (seqlen, positions) = (recipe.calibration.seqlen, decoder.dims().max_positions);
     if recipe.reads_text() && seqlen > positions {
         out.note(&format!(
@@ -118,6 +126,13 @@ pub fn about(secs: f64) -> String {
         120.0..7200.0 => format!("{:.0} min", secs / 60.0),
         _ => format!("{:.1} hours", secs / 3600.0),
     }
+}
+
+/// A name with `*` for each part of it that is a number.
+fn any_number(name: &str) -> String {
+    let is_number = |part: &str| part.bytes().all(|byte| byte.is_ascii_digit());
+    let parts: Vec<&str> = name.split('.').map(|part| if is_number(part) { "*" } else { part }).collect();
+    parts.join(".")
 }
 
 /// The plan as text.
@@ -169,9 +184,19 @@ fn text(model: &str, recipe: &Recipe, plan: &Plan, setting: &Setting<'_>) -> Str
         let (epochs, steps, lr) = (recipe.tune.epochs, plan.tuning_steps, recipe.tune.lr);
         line("tuning", format!("{epochs} epochs on new segments, {steps} steps of all blocks, AdamW at {lr:e}"));
     }
+    // The linears of experts stand in one line.
+    let mut linears: Vec<(String, String, usize)> = Vec::new();
     for linear in &plan.linears {
-        let shape = format!("[{}, {}]", linear.out_features, linear.in_features);
-        line("  linear", format!("{:<31} {shape:<16}{} grids", linear.name, linear.n_groups));
+        let what = format!("[{}, {}]", linear.out_features, linear.in_features);
+        let entry = (any_number(&linear.name), format!("{what:<16}{} grids", linear.n_groups));
+        match linears.iter_mut().find(|(name, what, _)| (name, what) == (&entry.0, &entry.1)) {
+            Some((.., n)) => *n += 1,
+            None => linears.push((entry.0, entry.1, 1)),
+        }
+    }
+    for (name, what, n) in linears {
+        let each = if n > 1 { format!(" each, {n} times") } else { String::new() };
+        line("  linear", format!("{name:<31} {what}{each}"));
     }
     for site in &plan.sites {
         let readers = if site.readers.is_empty() { String::new() } else { format!(" -> {}", site.readers.join(", ")) };

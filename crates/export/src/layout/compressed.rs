@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::codes::scales_and_zeros;
 use crate::format::{Container, Format, Layout, Part, Tensors};
-use crate::limits::{any_shape, blocks_alone};
+use crate::limits::{any_shape, blocks_alone, blocks_and_head};
 use crate::subject::Subject;
 
 /// The row of the table.
@@ -39,6 +39,9 @@ fn holds(subject: &Subject) -> Result<(), String> {
     }
     if act != ActSpec::Float {
         blocks_alone(subject)?;
+    }
+    if uniform.is_none() && blocks_and_head(subject).is_err() {
+        return Err("loaders take a quantized embedding only with the setting of all linears".to_owned());
     }
     match act {
         ActSpec::Float if uniform.is_some() || subject.all_weights().all(plain) => Ok(()),

@@ -20,6 +20,11 @@ const MXFP4: &str = "mxfp4-pack-quantized";
 const NVFP4: &str = "nvfp4-pack-quantized";
 /// A format of our own, with the types of ggml that no format of compressed-tensors holds.
 const BLOCKS: &str = "pack-quantized-blocks";
+/// A format of our own, of models whose experts are one tensor to other programs. Here they are linears of their own, which loaders that
+/// know the plain format would leave out without a word.
+const SEPARATE_EXPERTS: &str = "pack-quantized-experts";
+/// `model_type` of these models.
+const FUSED_EXPERTS: [&str; 2] = ["gpt_oss", "granitemoe"];
 /// Of a model whose groups have several formats.
 const MIXED: &str = "mixed-precision";
 /// Formats of other programs: a byte for each weight.
@@ -122,10 +127,24 @@ pub(crate) fn packed_config(source: &Value, quantization: &Quantization, ignore:
     let mut config = source.as_object().cloned().unwrap_or_default();
     set_dtype(&mut config, quantization.weights().iter().any(|weight| weight.storage.has_float_codes()));
     describe_rope(&mut config);
-    config.insert(KEY.to_owned(), quantization_config(quantization, ignore));
+    let mut quantization = quantization_config(quantization, ignore);
+    if has_fused_experts(source) {
+        quantization["format"] = SEPARATE_EXPERTS.into();
+        for group in quantization["config_groups"].as_object_mut().into_iter().flat_map(|groups| groups.values_mut()) {
+            if group["format"] == FORMAT {
+                group["format"] = SEPARATE_EXPERTS.into();
+            }
+        }
+    }
+    config.insert(KEY.to_owned(), quantization);
     // Names Python files that are not copied, and that loaders of these architectures do not need.
     config.remove("auto_map");
     Value::Object(config)
+}
+
+/// Whether other programs hold the experts of this model in one tensor, by its `config.json`.
+pub fn has_fused_experts(config: &Value) -> bool {
+    config["model_type"].as_str().is_some_and(|model_type| FUSED_EXPERTS.contains(&model_type))
 }
 
 /// How a model is quantized according to its config; none if it is in full precision, or all its linears are stored in FP8.
@@ -156,7 +175,7 @@ pub(crate) fn packing_of(config: &Value) -> Result<Option<Packing>, FormatError>
 /// Supported are codes per group or per output channel, and FP8, with dynamic quantization of activations per token.
 fn compressed_tensors(quantization: &Value, is_rotated: bool) -> Result<Packing, FormatError> {
     let format = if is_rotated { ROTATED } else { FORMAT };
-    let plain = [FORMAT, QUANTIZED_ACTIVATIONS, MXFP4, NVFP4, BLOCKS, MIXED];
+    let plain = [FORMAT, QUANTIZED_ACTIVATIONS, MXFP4, NVFP4, BLOCKS, SEPARATE_EXPERTS, MIXED];
     let formats: Vec<Value> = plain.into_iter().chain(BYTES).chain([format]).map(Value::from).collect();
     expect(quantization, "format", &formats, READ)?;
     expect(quantization, "kv_cache_scheme", &[Value::Null], "absent")?;
@@ -214,7 +233,8 @@ fn no_transforms(quantization: &Value) -> Result<(), FormatError> {
 fn check_format(group: &Value, is_rotated: bool) -> Result<(), FormatError> {
     match is_rotated {
         false => {
-            let formats = [FORMAT, QUANTIZED_ACTIVATIONS, MXFP4, NVFP4, BLOCKS].into_iter().chain(BYTES);
+            let formats =
+                [FORMAT, QUANTIZED_ACTIVATIONS, MXFP4, NVFP4, BLOCKS, SEPARATE_EXPERTS].into_iter().chain(BYTES);
             let formats: Vec<Value> = formats.map(Value::from).chain([Value::Null]).collect();
             expect(group, "format", &formats, READ)
         }

@@ -46,7 +46,7 @@ mod reader;
 pub(crate) mod scheme;
 mod writer;
 
-pub use config::{quantization_config, quantization_of};
+pub use config::{has_fused_experts, quantization_config, quantization_of};
 pub use layout::{packed_linear, packed_tensors};
 pub use online::is_rotated_online;
 pub use reader::PackedCheckpoint;

@@ -22,7 +22,13 @@ pub(super) fn set_dtype(config: &mut Map<String, Value>, has_float_codes: bool) 
 
 /// Describes rotary positions as transformers 5 does (`rope_parameters`) and as version 4 does (`rope_theta`, and `rope_scaling` if
 /// positions are scaled), if the config has one of them. Programs that know one form only would fail, or use defaults of their own.
+///
+/// Left alone are models whose layers with a sliding window have an embedding of their own: the two forms say that in their own ways.
 pub(super) fn describe_rope(config: &mut Map<String, Value>) {
+    const BY_LAYER_TYPE: [&str; 2] = ["gemma3_text", "olmo3"];
+    if config.get("model_type").and_then(Value::as_str).is_some_and(|model| BY_LAYER_TYPE.contains(&model)) {
+        return;
+    }
     let object = |key: &str| config.get(key).and_then(Value::as_object).filter(|object| !object.is_empty()).cloned();
     let theta = config.get("rope_theta").filter(|theta| theta.is_number()).cloned();
     let kind = |rope: &Map<String, Value>| {
@@ -92,6 +98,7 @@ mod tests {
             json!({}),
             json!({"rope_scaling": {"type": "linear", "factor": 2.0}}),
             json!({"rope_parameters": {"full_attention": {"rope_theta": 5e5}}}),
+            json!({"model_type": "gemma3_text", "rope_theta": 1e6, "rope_local_base_freq": 1e4}),
             json!({"rope_parameters": {"rope_theta": 1.0}, "rope_scaling": {"type": "linear"}}),
         ] {
             check(unclear.clone(), unclear);

@@ -4,7 +4,7 @@
 //! refer to, those in [`Global::known`]. Composite values are kept in tables and passed by index. So memory is a small multiple of the
 //! pickle's length, whatever its content, and nothing recurses.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use safetensors::Dtype;
 
@@ -26,17 +26,24 @@ pub(super) struct PickledTensor<'a> {
     pub(super) strides: Vec<usize>,
 }
 
-/// The tensors of the state dict in `pickle`, by name.
-pub(super) fn state_dict(pickle: &[u8]) -> Result<BTreeMap<&str, PickledTensor<'_>>, PickleFault> {
+/// The tensors of the state dict in `pickle`, by name. Of a dictionary of state dicts by number (of layers), names begin with the number.
+pub(super) fn state_dict(pickle: &[u8]) -> Result<BTreeMap<String, PickledTensor<'_>>, PickleFault> {
     let mut machine = Machine { pickle, ..Machine::default() };
     let Value::Dict(top) = machine.run()? else { return Err(machine.malformed("a dictionary")) };
-    let mut tensors = BTreeMap::new();
+    let (mut tensors, mut seen) = (BTreeMap::new(), BTreeSet::new());
     for (key, value) in &machine.dicts[top] {
         match (*key, *value) {
-            (Value::Text(name), Value::Tensor(tensor)) => tensors.insert(name, machine.tensors[tensor].clone()),
-            (Value::Text(name), _) => return Err(PickleFault::NotATensor { key: name.to_owned() }),
-            _ => return Err(machine.malformed("a name for every tensor")),
-        };
+            // Each dictionary once: a pickle can name one many times.
+            (Value::Int(layer), Value::Dict(dict)) if seen.insert(dict) => {
+                machine.tensors_of(dict, &format!("{layer}."), &mut tensors)?;
+            }
+            _ => {}
+        }
+    }
+    if seen.is_empty() {
+        machine.tensors_of(top, "", &mut tensors)?;
+    } else if seen.len() != machine.dicts[top].len() {
+        return Err(machine.malformed("a dictionary for every layer"));
     }
     Ok(tensors)
 }
@@ -217,6 +224,25 @@ impl<'a> Machine<'a> {
                 _ => return Err(PickleFault::Opcode { opcode, at }),
             }
         }
+    }
+
+    /// Adds the tensors of a dictionary, with a prefix before their names.
+    fn tensors_of(
+        &self,
+        dict: usize,
+        prefix: &str,
+        tensors: &mut BTreeMap<String, PickledTensor<'a>>,
+    ) -> Result<(), PickleFault> {
+        for (key, value) in &self.dicts[dict] {
+            match (*key, *value) {
+                (Value::Text(name), Value::Tensor(tensor)) => {
+                    tensors.insert(format!("{prefix}{name}"), self.tensors[tensor].clone());
+                }
+                (Value::Text(name), _) => return Err(PickleFault::NotATensor { key: name.to_owned() }),
+                _ => return Err(self.malformed("a name for every tensor")),
+            }
+        }
+        Ok(())
     }
 
     fn malformed(&self, expected: &'static str) -> PickleFault {

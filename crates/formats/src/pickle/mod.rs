@@ -52,8 +52,8 @@ fn entries(file: &[u8]) -> Result<Vec<Entry>, PickleFault> {
         .into_iter()
         .map(|(name, tensor)| {
             let storage = places.get(&format!("{folder}data/{}", tensor.key));
-            let place = place_of(name, &tensor, storage)?;
-            Ok(Entry { name: name.to_owned(), dtype: tensor.dtype, shape: tensor.shape, place })
+            let place = place_of(&name, &tensor, storage)?;
+            Ok(Entry { name, dtype: tensor.dtype, shape: tensor.shape, place })
         })
         .collect()
 }

@@ -14,7 +14,10 @@ fn clipping_of_the_paper() {
     fn check(model: &str, scheme: &str, epochs: usize, aug_loss: bool, samples: usize) {
         let recipe = resolve(model, scheme);
         let (start, rounding) = (Start::Whole, Rounding::Fixed);
-        assert_eq!(recipe.learn, Learn { epochs, lwc_lr: 1e-2, aug_loss, loss: Loss::Mse, start, rounding });
+        assert_eq!(
+            recipe.learn,
+            Learn { epochs, lwc_lr: 1e-2, aug_loss, loss: Loss::Mse, start, rounding, expert_tokens: 0 }
+        );
         let data = "wikitext2".to_owned();
         assert_eq!(recipe.calibration, Calibration { data, samples, seqlen: 2048, seed: 2, batch: 1 });
         assert_eq!(recipe.method, Method::Omniquant);

@@ -106,6 +106,7 @@ fn every_key_reaches_the_recipe() {
             loss: Loss::Mse,
             start: Start::Whole,
             rounding: Rounding::Fixed,
+            expert_tokens: 128,
         },
         transform: Transform { sites: vec![SiteKind::Updown, SiteKind::Qk], shift: true, lr: 0.125, alpha: 0.0 },
         tune: Tune { epochs: 2, lr: 0.5 },
@@ -127,6 +128,7 @@ fn every_key_reaches_the_recipe() {
         .loss(Loss::Mse)
         .start(Start::Whole)
         .rounding(Rounding::Fixed)
+        .expert_tokens(128)
         .let_sites(vec![SiteKind::Updown, SiteKind::Qk])
         .let_shift(true)
         .let_lr(0.125)
