@@ -61,7 +61,7 @@ fn write(model: &Path, options: &WriteOptions) -> Result<(TempDir, Written), Str
 // ---- round trips
 
 /// Everything but the name of keys that transformers versions spell differently, and what only training needs.
-const KEPT: [&str; 13] = [
+const KEPT: [&str; 32] = [
     "model_type",
     "hidden_size",
     "intermediate_size",
@@ -75,6 +75,25 @@ const KEPT: [&str; 13] = [
     "tie_word_embeddings",
     "attention_bias",
     "mlp_bias",
+    "attention_out_bias",
+    "head_dim",
+    "query_pre_attn_scalar",
+    "attn_logit_softcapping",
+    "final_logit_softcapping",
+    "layer_types",
+    "no_rope_layers",
+    "partial_rotary_factor",
+    "rope_local_base_freq",
+    "embedding_multiplier",
+    "residual_multiplier",
+    "attention_multiplier",
+    "logits_scaling",
+    "num_experts",
+    "num_local_experts",
+    "num_experts_per_tok",
+    "moe_intermediate_size",
+    "shared_expert_intermediate_size",
+    "norm_topk_prob",
 ];
 
 #[track_caller]
@@ -128,6 +147,73 @@ fn models_of_every_architecture_come_back() {
     // llama.cpp has no window; up to its length there is no difference.
     let (before, after) = check_round_trip("llama-like-variants/mistral-window");
     assert_eq!((&before["sliding_window"], &after["max_position_embeddings"]), (&json!(16), &json!(16)));
+}
+
+#[test]
+fn younger_families_come_back() {
+    let check = |name: &str, edit: fn(&mut Json)| {
+        let dir = model(&format!("family-variants/{name}"), edit);
+        back(dir.path(), name)
+    };
+    let same: fn(&mut Json) = |_| {};
+    for name in [
+        "glm4",
+        "glm4-no-bias",
+        "granite",
+        "olmo2",
+        "olmo3-published",
+        "olmoe",
+        "seed-oss",
+        "mixtral",
+        "qwen2-moe",
+        "qwen3-moe",
+    ] {
+        check(name, same);
+    }
+    check("gemma", |config| config["hidden_act"] = json!("gelu_pytorch_tanh"));
+    let (before, after) = check("gemma2", |config| config["query_pre_attn_scalar"] = json!(16));
+    assert_eq!((&before["layer_types"], &after["sliding_window"]), (&after["layer_types"], &json!(8)));
+    let (_, after) = check("gemma3-published", |config| config["query_pre_attn_scalar"] = json!(16));
+    assert_eq!(after["layer_types"], json!(["sliding_attention", "full_attention"]));
+    assert_eq!(after["rope_scaling"], json!({ "rope_type": "linear", "factor": 4.0 }));
+    check("smollm3", |config| config["no_rope_layers"] = json!([1, 1]));
+    // Within the window there is no difference.
+    for name in ["phi3", "mixtral-window"] {
+        assert_eq!(check(name, same).1["max_position_embeddings"], 8, "{name}");
+    }
+    for name in ["phi3-long", "phi4-mini"] {
+        let (before, after) = check(name, same);
+        let scaling =
+            if before["rope_scaling"].is_null() { &before["rope_parameters"] } else { &before["rope_scaling"] };
+        for key in ["short_factor", "long_factor"] {
+            assert_eq!(after["rope_scaling"][key], scaling[key], "{name}");
+        }
+        assert_eq!(after["original_max_position_embeddings"], 24, "{name}");
+    }
+}
+
+#[test]
+fn younger_families_that_llama_cpp_would_compute_otherwise_are_refused() {
+    #[track_caller]
+    fn check(name: &str, part: &str) {
+        check_refused(model(&format!("family-variants/{name}"), |_| {}).path(), part);
+    }
+    check("gemma", "`hidden_act` is \"gelu\", expected gelu_pytorch_tanh");
+    check("gemma-untied", "`model.layers.0.self_attn.q_proj.bias`");
+    check("gemma2", "`query_pre_attn_scalar` is 24, expected 16");
+    check("gemma2-no-caps", "`layer_types` is [\"full_attention\",\"sliding_attention\"]");
+    check("gemma3", "`attn_logit_softcapping` is 3.0");
+    check("gemma3-published", "`query_pre_attn_scalar` is missing, expected 16");
+    check("granite-bias", "`model.layers.0.self_attn.q_proj.bias`");
+    check("olmo2-gqa", "`model.layers.0.self_attn.q_proj.bias`");
+    check("olmo3", "expected 5000: llama.cpp has one for all blocks here");
+    check("olmoe-clip", "`norm_topk_prob` is true");
+    check("qwen2-moe-mixed", "`use_sliding_window` is true");
+    check("qwen3-moe-mixed", "`use_sliding_window` is true");
+    check("seed-oss-bias", "`model.layers.0.self_attn.o_proj.bias`");
+    check("smollm3", "`no_rope_layers` is [0,1]");
+    check("smollm3-interval", "`use_sliding_window` is true");
+    check("granitemoe", "`granitemoe` models are not written");
 }
 
 #[test]

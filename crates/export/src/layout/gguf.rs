@@ -19,7 +19,27 @@ pub(crate) const FORMAT: Format = Format {
 };
 
 /// Architectures that the writer describes to llama.cpp.
-const ARCHITECTURES: [&str; 5] = ["llama", "mistral", "qwen2", "qwen3", "falcon"];
+const ARCHITECTURES: [&str; 19] = [
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "falcon",
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "phi3",
+    "olmo2",
+    "olmo3",
+    "smollm3",
+    "granite",
+    "glm4",
+    "seed_oss",
+    "mixtral",
+    "qwen2_moe",
+    "qwen3_moe",
+    "olmoe",
+];
 /// Of a row that all blocks divide.
 const ROW: usize = 4096;
 

@@ -50,7 +50,7 @@ pub struct Converted {
 /// Converts the model in `gguf` to a directory `out_dir` with `model.safetensors`, `tokenizer.json`, `tokenizer_config.json`,
 /// `generation_config.json` and, last, `config.json`. Each file is written atomically.
 ///
-/// The architectures are `llama` (Mistral too), `qwen2`, `qwen3` and `falcon`. Of a split model `gguf` is the first file. Matrices are dequantized in f32 and rounded to f16. Vectors (norms) are f16 if that is
+/// The module names the architectures. Of a split model `gguf` is the first file. Matrices are dequantized in f32 and rounded to f16. Vectors (norms) are f16 if that is
 /// exact, else f32. This takes some megabytes of memory, whatever the model's size.
 ///
 /// # Errors
@@ -81,7 +81,7 @@ pub fn convert_to_hf(
     Ok(Converted {
         dir: out_dir.to_owned(),
         tensors: placed.len(),
-        values: placed.iter().map(|(_, tensor)| tensor.values()).sum(),
+        values: placed.iter().map(|(place, _)| place.values()).sum(),
         weight_bytes,
     })
 }
@@ -92,15 +92,15 @@ fn write_weights(path: &Path, placed: &[Placed<'_>], progress: &mut dyn FnMut(Pr
     // Readers expect every tensor to be aligned to its type, so the wider type comes first. The sort is stable.
     outputs.sort_by_key(|&(_, dtype)| dtype != Dtype::F32);
 
-    let bytes_of = |(_, tensor): &Placed<'_>, dtype: Dtype| tensor.values() * dtype.bitsize() / 8;
+    let bytes_of = |(place, _): &Placed<'_>, dtype: Dtype| place.values() * dtype.bitsize() / 8;
     let entries = outputs
         .iter()
-        .map(|&(placed, dtype)| (placed.0.hf.clone(), dtype, placed.1.shape().to_vec(), bytes_of(placed, dtype)));
+        .map(|&(placed, dtype)| (placed.0.hf.clone(), dtype, placed.0.shape.clone(), bytes_of(placed, dtype)));
     let header = header::encode(entries).expect("offsets follow each other by construction");
     let data: usize = outputs.iter().map(|&(placed, dtype)| bytes_of(placed, dtype)).sum();
 
     // Blocks of zeros are no weights: the data is missing.
-    let is_lost = |placed: &&Placed<'_>| placed.1.shape().len() > 1 && placed.1.bytes().iter().all(|&b| b == 0);
+    let is_lost = |placed: &&Placed<'_>| placed.0.role.is_some() && placed.1.bytes().iter().all(|&b| b == 0);
     if let Some(placed) = placed.iter().find(is_lost) {
         let (tensor, kind) = (placed.1.name().to_owned(), placed.1.kind().name());
         return Err(GgufError::Zeros { tensor, kind });
@@ -121,11 +121,18 @@ fn write_weights(path: &Path, placed: &[Placed<'_>], progress: &mut dyn FnMut(Pr
     }
 }
 
-/// f16, or f32 for a vector that f16 would change, such as a norm with more digits. Vectors are too small to be worth rounding.
-fn output_dtype((_, tensor): &Placed<'_>) -> Dtype {
+/// f16, or f32 for a vector or router that f16 would change, such as a norm with more digits. They are too small to be worth rounding.
+fn output_dtype(placed: &Placed<'_>) -> Dtype {
     let exact = |value: &f32| f16::from_f32(*value).to_f32() == *value;
-    let is_matrix = tensor.shape().len() > 1;
-    if is_matrix || tensor.dequantize().iter().all(exact) { Dtype::F16 } else { Dtype::F32 }
+    if placed.0.role.is_some() || values(placed).iter().all(exact) { Dtype::F16 } else { Dtype::F32 }
+}
+
+/// A tensor that is no linear's matrix, in the order of Hugging Face.
+fn values((place, tensor): &Placed<'_>) -> Vec<f32> {
+    let values = tensor.dequantize();
+    let rows = if place.shape.len() == 1 { values.len() } else { 0 };
+    let ordered = (0..rows).map(|row| values[place.order.in_gguf(row)]).chain(values[rows..].iter().copied());
+    ordered.map(|value| value - place.plus).collect()
 }
 
 fn write_tensor(
@@ -135,17 +142,14 @@ fn write_tensor(
     refused: &mut Option<GgufError>,
 ) -> io::Result<()> {
     let (place, tensor) = placed;
-    // A vector's values are its rows.
-    let (rows, cols) =
-        if tensor.shape().len() > 1 { (tensor.rows(), tensor.row_values()) } else { (tensor.values(), 1) };
-    if cols == 1 {
-        let values = tensor.dequantize();
-        let ordered = (0..rows).map(|row| values[place.order.in_gguf(row)]);
+    if place.role.is_none() {
+        let values = values(placed).into_iter();
         return match dtype {
-            Dtype::F32 => ordered.map(f32::to_le_bytes).try_for_each(|bytes| out.write_all(&bytes)),
-            _ => ordered.map(|value| f16::from_f32(value).to_le_bytes()).try_for_each(|bytes| out.write_all(&bytes)),
+            Dtype::F32 => values.map(f32::to_le_bytes).try_for_each(|bytes| out.write_all(&bytes)),
+            _ => values.map(|value| f16::from_f32(value).to_le_bytes()).try_for_each(|bytes| out.write_all(&bytes)),
         };
     }
+    let (rows, cols) = (place.shape[0], tensor.row_values());
     let slab_rows = (SLAB_VALUES / cols.max(1)).max(1);
     for first in (0..rows).step_by(slab_rows) {
         let slab = (first..rows.min(first + slab_rows)).into_par_iter().map(|row| half_row(placed, row));
@@ -163,7 +167,7 @@ fn write_tensor(
 /// One row of the output, as bytes of f16.
 fn half_row((place, tensor): &Placed<'_>, row: usize) -> Result<Vec<u8>, GgufError> {
     let mut values = vec![0.0; tensor.row_values()];
-    tensor.dequantize_row(place.order.in_gguf(row), &mut values);
+    tensor.dequantize_row(place.row_in_gguf(row), &mut values);
     let mut bytes = Vec::with_capacity(2 * values.len());
     for (col, &value) in values.iter().enumerate() {
         let half = f16::from_f32(value);

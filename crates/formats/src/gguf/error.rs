@@ -240,12 +240,22 @@ pub enum GgufError {
     },
     /// A model that llama.cpp has no architecture for.
     #[error(
-        "`{model_type}` models are not written as GGUF: {}llama, mistral, qwen2, qwen3 and falcon are",
+        "`{model_type}` models are not written as GGUF: {}{known} are",
         if model_type == "opt" { "llama.cpp has no OPT; " } else { "" }
     )]
     NoArchitecture {
         /// `model_type` of its config.
         model_type: String,
+        /// The model types that are.
+        known: String,
+    },
+    /// The matrices of experts, which GGUF holds as one tensor, have several types.
+    #[error("`{tensor}`: its experts are {} and {}, but a GGUF tensor has one type", kinds[0], kinds[1])]
+    Kinds {
+        /// The tensor.
+        tensor: String,
+        /// Two of its types.
+        kinds: [&'static str; 2],
     },
     /// A value in `config.json` that llama.cpp does not compute with.
     #[error("config.json: `{key}` is {value}, expected {expected}")]

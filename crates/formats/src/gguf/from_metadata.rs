@@ -3,13 +3,18 @@
 use std::collections::BTreeSet;
 
 use super::architecture::Architecture;
-use super::metadata::required;
-use super::shape::{Llama3Rule, Rope, RopeScaling, Shape, yarn_attention};
-use super::tensors::{Place, ROPE_FACTORS, places};
+use super::metadata::{Array, Value, required};
+use super::shape::{
+    Experts, Llama3Rule, Multipliers, Rope, RopeScaling, Shape, Window, long_attention, yarn_attention,
+};
+use super::tensors::{LONG_FACTORS, Place, ROPE_FACTORS, places};
 use super::{Gguf, GgufError, Tensor};
 
 /// Relative tolerance. The factors were computed in f32, and their rounding error passes through one subtraction: 1e-6, with a margin.
 const ROPE_TOLERANCE: f64 = 1e-4;
+
+/// Largest number of experts that is accepted: far above that of any model.
+const MOST_EXPERTS: usize = 1 << 12;
 
 /// A file's keys under the prefix of its architecture.
 struct Keys<'a> {
@@ -56,13 +61,17 @@ impl Keys<'_> {
 pub(super) fn read(file: &Gguf) -> Result<Shape, GgufError> {
     let metadata = file.metadata();
     let name = required("general.architecture", metadata.text("general.architecture")?)?;
-    let Some(architecture) = Architecture::ALL.into_iter().find(|known| known.name() == name) else {
-        let known = Architecture::ALL.map(Architecture::name).join(", ");
+    let count = |key: &str| metadata.unsigned(&format!("{name}.{key}"));
+    let has_experts = count("expert_count")?.is_some_and(|n| n > 0);
+    let has_window = count("attention.sliding_window")?.is_some_and(|n| n > 0);
+    let Some(architecture) = Architecture::of_name(name, has_experts, has_window) else {
+        let known = Architecture::known();
         return Err(GgufError::wrong("general.architecture", name, format!("{known}, which are converted")));
     };
     let keys = Keys { file, architecture };
-    if let Some(experts) = metadata.unsigned(&keys.key("expert_count"))?.filter(|&n| n > 0) {
-        return Err(keys.wrong("expert_count", experts, "0: mixtures of experts are not converted"));
+    if has_experts && !architecture.has_experts() {
+        let experts = count("expert_count")?.unwrap_or_default();
+        return Err(keys.wrong("expert_count", experts, "0: experts of this architecture are not converted"));
     }
     let hidden = keys.size("embedding_length")?;
     let heads = keys.size("attention.head_count")?;
@@ -76,12 +85,13 @@ pub(super) fn read(file: &Gguf) -> Result<Shape, GgufError> {
         return Err(keys.wrong("block_count", layers, format!("at most {}, the file's tensors", file.tensors().len())));
     }
     let head_dim = head_dim(&keys, hidden, heads)?;
+    let intermediate = keys.size("feed_forward_length")?;
     let embedding = file.tensor("token_embd.weight").ok_or_else(|| missing("token_embd.weight"))?;
     let has = |tensor: &str| file.tensor(tensor).is_some();
     let shape = Shape {
         architecture,
         hidden,
-        intermediate: keys.size("feed_forward_length")?,
+        intermediate,
         layers,
         heads,
         kv_heads,
@@ -92,8 +102,13 @@ pub(super) fn read(file: &Gguf) -> Result<Shape, GgufError> {
         rope: rope(&keys, head_dim)?,
         tied: !has("output.weight"),
         attention_bias: has("blk.0.attn_q.bias"),
+        output_bias: has("blk.0.attn_output.bias"),
         mlp_bias: has("blk.0.ffn_up.bias"),
         two_norms: has("blk.0.attn_norm_2.weight"),
+        experts: if architecture.has_experts() { Some(experts(&keys, intermediate)?) } else { None },
+        window: window(&keys, layers)?,
+        caps: [keys.positive("attn_logit_softcapping")?, keys.positive("final_logit_softcapping")?],
+        multipliers: if architecture == Architecture::Granite { Some(multipliers(&keys, head_dim)?) } else { None },
     };
     refuse_what_hugging_face_lacks(&keys, &shape)?;
     Ok(shape)
@@ -102,38 +117,101 @@ pub(super) fn read(file: &Gguf) -> Result<Shape, GgufError> {
 /// Biases and head sizes that the architecture can have in llama.cpp and not in Hugging Face.
 fn refuse_what_hugging_face_lacks(keys: &Keys<'_>, shape: &Shape) -> Result<(), GgufError> {
     let extra = |tensor: &str| Err(GgufError::ExtraTensor { tensor: tensor.to_owned() });
+    let (inputs, output) = (shape.attention_bias, shape.output_bias);
     match shape.architecture {
         // Hugging Face has biases of all four linears or of none.
-        Architecture::Llama if shape.attention_bias && keys.file.tensor("blk.0.attn_output.bias").is_none() => {
-            return extra("blk.0.attn_q.bias");
-        }
-        Architecture::Llama => {}
-        Architecture::Qwen2 if !shape.attention_bias => return Err(missing("blk.0.attn_q.bias")),
-        Architecture::Qwen3 | Architecture::Falcon if shape.attention_bias => return extra("blk.0.attn_q.bias"),
+        Architecture::Llama | Architecture::Granite | Architecture::SmolLm3 => match (inputs, output) {
+            (true, false) => return extra("blk.0.attn_q.bias"),
+            (false, true) => return extra("blk.0.attn_output.bias"),
+            _ => {}
+        },
+        Architecture::SeedOss => {}
         _ if shape.mlp_bias => return extra("blk.0.ffn_up.bias"),
-        Architecture::Qwen2 | Architecture::Qwen3 => {}
-        Architecture::Falcon => {
-            if shape.head_dim * shape.heads != shape.hidden {
-                let expected = format!("{}, the hidden size over the heads", shape.hidden / shape.heads);
-                return Err(keys.wrong("attention.key_length", shape.head_dim, expected));
-            }
+        _ if output => return extra("blk.0.attn_output.bias"),
+        Architecture::Qwen2 | Architecture::Qwen2Moe if !inputs => return Err(missing("blk.0.attn_q.bias")),
+        Architecture::Qwen2 | Architecture::Qwen2Moe | Architecture::Glm4 => {}
+        _ if inputs => return extra("blk.0.attn_q.bias"),
+        Architecture::Falcon if shape.head_dim * shape.heads != shape.hidden => {
+            let expected = format!("{}, the hidden size over the heads", shape.hidden / shape.heads);
+            return Err(keys.wrong("attention.key_length", shape.head_dim, expected));
         }
+        _ => {}
     }
     Ok(())
+}
+
+fn experts(keys: &Keys<'_>, intermediate: usize) -> Result<Experts, GgufError> {
+    let (count, used) = (keys.size("expert_count")?, keys.size("expert_used_count")?);
+    if used > count {
+        return Err(keys.wrong("expert_used_count", used, format!("at most the {count} experts")));
+    }
+    // Each is listed, so a damaged number must not be taken.
+    if count > MOST_EXPERTS {
+        return Err(keys.wrong("expert_count", count, format!("at most {MOST_EXPERTS}")));
+    }
+    let width = keys.dimension("expert_feed_forward_length")?.unwrap_or(intermediate);
+    let gate = keys.file.tensor("blk.0.ffn_gate_shexp.weight");
+    // Files from before the key have the tensor alone.
+    let shared = keys.dimension("expert_shared_feed_forward_length")?.or(gate.map(|gate| gate.rows()));
+    let shared = shared.filter(|_| keys.architecture == Architecture::Qwen2Moe);
+    Ok(Experts { count, used, width, shared })
+}
+
+/// Windows, by the pattern that the file or else llama.cpp has.
+fn window(keys: &Keys<'_>, layers: usize) -> Result<Option<Window>, GgufError> {
+    let (window, pattern) = ("attention.sliding_window", "attention.sliding_window_pattern");
+    let positions = keys.file.metadata().unsigned(&keys.key(window))?.filter(|&n| n > 0);
+    let usual = match keys.architecture {
+        // Hugging Face has it in all blocks.
+        Architecture::Phi3 => 0,
+        other => match other.usual_period() {
+            Some(period) => period,
+            None => return Ok(None),
+        },
+    };
+    let positions = match positions {
+        Some(positions) => usize::try_from(positions).ok().filter(|&n| n <= i32::MAX as usize),
+        None if keys.architecture == Architecture::Gemma2 => Some(4096),
+        None => return Ok(None),
+    };
+    let positions = positions.ok_or_else(|| keys.wrong(window, "more", format!("at most {}", i32::MAX)))?;
+    let of_period = |period: usize| Window::with_period(positions, period, layers);
+    Ok(Some(match keys.file.metadata().get(&keys.key(pattern)) {
+        None => of_period(usual),
+        Some(Value::Array(Array::Bool(slides))) if slides.len() == layers => {
+            Window { positions, slides: slides.clone() }
+        }
+        Some(value) => match value.as_unsigned() {
+            Some(period) => of_period(usize::try_from(period).unwrap_or(usize::MAX)),
+            None => return Err(keys.wrong(pattern, "another list", format!("a number, or {layers} flags"))),
+        },
+    }))
+}
+
+fn multipliers(keys: &Keys<'_>, head_dim: usize) -> Result<Multipliers, GgufError> {
+    Ok(Multipliers {
+        embedding: keys.positive("embedding_scale")?.unwrap_or(1.0),
+        residual: keys.positive("residual_scale")?.unwrap_or(1.0),
+        attention: keys.positive("attention.scale")?.unwrap_or(1.0 / (head_dim as f64).sqrt()),
+        logits: required(&keys.key("logit_scale"), keys.positive("logit_scale")?)?,
+    })
 }
 
 /// All tensors of the model with their places, in the order of the forward pass. Fails if a tensor is missing or there is an extra one.
 pub(super) fn find_all<'a>(file: &'a Gguf, shape: &Shape) -> Result<Vec<(Place, Tensor<'a>)>, GgufError> {
     let found = places(shape).into_iter().map(|place| {
         let tensor = file.tensor(&place.gguf).ok_or_else(|| missing(&place.gguf))?;
-        if tensor.shape() != place.shape {
-            let got = tensor.shape().to_vec();
-            return Err(GgufError::Shape { tensor: place.gguf, got, expected: place.shape });
+        let expected = place.gguf_shape();
+        // Older files lack outer dimensions of one.
+        let is_squeezed = expected.first() == Some(&1) && tensor.shape() == &expected[1..];
+        if tensor.shape() != expected && !is_squeezed {
+            return Err(GgufError::Shape { tensor: place.gguf, got: tensor.shape().to_vec(), expected });
         }
         Ok((place, tensor))
     });
     let found = found.collect::<Result<Vec<_>, _>>()?;
-    let used: BTreeSet<_> = found.iter().map(|(_, tensor)| tensor.name()).chain([ROPE_FACTORS]).collect();
+    let factors = [ROPE_FACTORS].into_iter().chain(LONG_FACTORS.into_iter().filter(|_| shape.rope.is_long()));
+    let used: BTreeSet<_> = found.iter().map(|(_, tensor)| tensor.name()).chain(factors).collect();
     match file.tensors().find(|tensor| !used.contains(tensor.name())) {
         Some(extra) => Err(GgufError::ExtraTensor { tensor: extra.name().to_owned() }),
         None => Ok(found),
@@ -144,7 +222,7 @@ fn missing(tensor: &str) -> GgufError {
     GgufError::MissingTensor { tensor: tensor.to_owned() }
 }
 
-/// Channels of a head. Queries, keys and values must have the same number, and rotations must cover the whole head.
+/// Channels of a head. Queries, keys and values must have the same number.
 fn head_dim(keys: &Keys<'_>, hidden: usize, heads: usize) -> Result<usize, GgufError> {
     let head_dim = match keys.dimension("attention.key_length")? {
         Some(head_dim) => head_dim,
@@ -153,10 +231,9 @@ fn head_dim(keys: &Keys<'_>, hidden: usize, heads: usize) -> Result<usize, GgufE
             return Err(keys.wrong("attention.head_count", heads, format!("a divisor of hidden size {hidden}")));
         }
     };
-    for name in ["attention.value_length", "rope.dimension_count"] {
-        if let Some(other) = keys.dimension(name)?.filter(|&other| other != head_dim) {
-            return Err(keys.wrong(name, other, format!("{head_dim}, the values of a head")));
-        }
+    let value = "attention.value_length";
+    if let Some(other) = keys.dimension(value)?.filter(|&other| other != head_dim) {
+        return Err(keys.wrong(value, other, format!("{head_dim}, the values of a head")));
     }
     if !head_dim.is_multiple_of(2) {
         return Err(keys.wrong("attention.key_length", head_dim, "an even number, so that rotations have pairs"));
@@ -169,26 +246,69 @@ fn shortest(value: f64) -> f64 {
     (value as f32).to_string().parse().expect("what Display writes of a float parses as one")
 }
 
+/// How many of a head's values are rotated: all in most architectures.
+fn rotated(keys: &Keys<'_>, head_dim: usize) -> Result<usize, GgufError> {
+    let name = "rope.dimension_count";
+    match keys.dimension(name)?.unwrap_or(head_dim) {
+        part if keys.architecture.rotates_partly() && part <= head_dim && part.is_multiple_of(2) => Ok(part),
+        whole if whole == head_dim => Ok(whole),
+        other => Err(keys.wrong(name, other, format!("{head_dim}, the values of a head"))),
+    }
+}
+
 fn rope(keys: &Keys<'_>, head_dim: usize) -> Result<Rope, GgufError> {
     // 10,000 is LLaMA's own value, from a time when files did not contain it, and the default of llama.cpp.
-    let theta = keys.positive("rope.freq_base")?.unwrap_or(10_000.0);
+    const THETA: f64 = 10_000.0;
+    let theta = keys.positive("rope.freq_base")?.unwrap_or(THETA);
+    let of_window = keys.positive("rope.freq_base_swa")?;
+    let local_theta = (keys.architecture == Architecture::Gemma3).then(|| of_window.unwrap_or(THETA));
+    if let Some(other) = of_window.filter(|&other| local_theta.is_none() && other != theta) {
+        return Err(keys.wrong("rope.freq_base_swa", other, format!("{theta}, as in the other blocks")));
+    }
+    let rotated = rotated(keys, head_dim)?;
+    let scaling = scaling(keys, rotated, theta)?;
+    Ok(Rope { theta, local_theta, rotated, scaling })
+}
+
+fn scaling(keys: &Keys<'_>, rotated: usize, theta: f64) -> Result<RopeScaling, GgufError> {
     if let Some(factors) = keys.file.tensor(ROPE_FACTORS) {
-        return Ok(Rope { theta, scaling: llama3_scaling(&factors, head_dim, theta)? });
+        return llama3_scaling(&factors, rotated, theta);
+    }
+    if keys.architecture == Architecture::Phi3 && LONG_FACTORS.iter().any(|name| keys.file.tensor(name).is_some()) {
+        return long_scaling(keys, rotated);
     }
     let needed = |name: &str| required(&keys.key(name), keys.positive(name)?);
     let type_name = "rope.scaling.type";
-    let scaling = match keys.file.metadata().text(&keys.key(type_name))? {
+    match keys.file.metadata().text(&keys.key(type_name))? {
         // scale_linear: used by files before the type was introduced.
-        None => match keys.positive("rope.scale_linear")?.filter(|&factor| factor != 1.0) {
+        None => Ok(match keys.positive("rope.scale_linear")?.filter(|&factor| factor != 1.0) {
             Some(factor) => RopeScaling::Linear { factor },
             None => RopeScaling::None,
-        },
-        Some("none") => RopeScaling::None,
-        Some("linear") => RopeScaling::Linear { factor: needed("rope.scaling.factor")? },
-        Some("yarn") => yarn(keys)?,
-        Some(other) => return Err(keys.wrong(type_name, other, "none, linear or yarn")),
+        }),
+        Some("none") => Ok(RopeScaling::None),
+        Some("linear") => Ok(RopeScaling::Linear { factor: needed("rope.scaling.factor")? }),
+        Some("yarn") => yarn(keys),
+        Some(other) => Err(keys.wrong(type_name, other, "none, linear or yarn")),
+    }
+}
+
+/// The factors of LongRoPE, which are tensors.
+fn long_scaling(keys: &Keys<'_>, rotated: usize) -> Result<RopeScaling, GgufError> {
+    let factors = |name: &str| -> Result<Vec<f64>, GgufError> {
+        let tensor = keys.file.tensor(name).ok_or_else(|| missing(name))?;
+        let (got, expected) = (tensor.shape().to_vec(), vec![rotated / 2]);
+        if got != expected {
+            return Err(GgufError::Shape { tensor: name.to_owned(), got, expected });
+        }
+        Ok(tensor.dequantize().iter().map(|&factor| shortest(factor.into())).collect())
     };
-    Ok(Rope { theta, scaling })
+    let [short, long] = LONG_FACTORS;
+    let (context, original) = (keys.size("context_length")?, keys.size("rope.scaling.original_context_length")?);
+    let computed = long_attention(context, original);
+    let attention = keys.positive("rope.scaling.attn_factor")?.unwrap_or(1.0);
+    // The same number, but for its rounding to f32.
+    let attention = if (attention / computed - 1.0).abs() < 1e-6 { computed } else { attention };
+    Ok(RopeScaling::Long { original, short: factors(short)?, long: factors(long)?, attention })
 }
 
 fn yarn(keys: &Keys<'_>) -> Result<RopeScaling, GgufError> {
@@ -209,8 +329,8 @@ fn yarn(keys: &Keys<'_>) -> Result<RopeScaling, GgufError> {
 }
 
 /// Recognizes the factors of Llama 3.1's rule; the constants of the rule are not in the file.
-fn llama3_scaling(factors: &Tensor<'_>, head_dim: usize, theta: f64) -> Result<RopeScaling, GgufError> {
-    let expected = [head_dim / 2];
+fn llama3_scaling(factors: &Tensor<'_>, rotated: usize, theta: f64) -> Result<RopeScaling, GgufError> {
+    let expected = [rotated / 2];
     if factors.shape() != expected {
         return Err(GgufError::Shape {
             tensor: ROPE_FACTORS.to_owned(),
@@ -222,7 +342,7 @@ fn llama3_scaling(factors: &Tensor<'_>, head_dim: usize, theta: f64) -> Result<R
     let factor = factors.iter().fold(1.0f32, |max, &value| max.max(value)).into();
     let rule = Llama3Rule::PUBLISHED;
     for (i, &got) in factors.iter().enumerate() {
-        let wanted = rule.divisor(i, head_dim, theta, factor);
+        let wanted = rule.divisor(i, rotated, theta, factor);
         let error = (f64::from(got) / wanted - 1.0).abs();
         if error.is_nan() || error > ROPE_TOLERANCE {
             return Err(GgufError::wrong(ROPE_FACTORS, format!("{got} at {i}"), format!("{wanted}, as in Llama 3.1")));

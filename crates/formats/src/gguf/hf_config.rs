@@ -13,43 +13,135 @@ pub(super) fn config(shape: &Shape, ids: &Map<String, Json>) -> Json {
         "hidden_size": shape.hidden,
         "initializer_range": 0.02,
         "max_position_embeddings": shape.context,
-        "model_type": shape.architecture.name(),
+        "model_type": shape.architecture.model_type(),
         "num_attention_heads": shape.heads,
         "num_hidden_layers": shape.layers,
-        "rope_scaling": rope_scaling(shape.rope.scaling),
+        "rope_scaling": rope_scaling(&shape.rope.scaling),
         "rope_theta": shape.rope.theta,
         "tie_word_embeddings": shape.tied,
         "torch_dtype": "float16",
         "use_cache": true,
         "vocab_size": shape.vocab,
     });
-    let of_family = if shape.architecture == Architecture::Falcon { falcon(shape) } else { llama(shape) };
+    let parts = match shape.architecture {
+        Architecture::Falcon => vec![falcon(shape)],
+        _ => vec![llama(shape), of_family(shape), mixture(shape)],
+    };
     let config_object = config.as_object_mut().expect("json! made an object");
-    for part in [of_family, ids.clone().into()] {
+    for part in parts.into_iter().chain([ids.clone().into()]) {
         config_object.extend(part.as_object().cloned().unwrap_or_default());
     }
     config
 }
 
+/// What most families have.
 fn llama(shape: &Shape) -> Json {
-    let mut part = json!({
+    json!({
         "head_dim": shape.head_dim,
         "hidden_act": "silu",
         "intermediate_size": shape.intermediate,
         "num_key_value_heads": shape.kv_heads,
         "rms_norm_eps": shape.norm_eps,
-    });
+    })
+}
+
+/// The keys of one family. What GGUF files do not say is what llama.cpp computes.
+fn of_family(shape: &Shape) -> Json {
     match shape.architecture {
-        Architecture::Llama => {
-            part["attention_bias"] = shape.attention_bias.into();
-            part["mlp_bias"] = shape.mlp_bias.into();
+        Architecture::Llama | Architecture::Granite | Architecture::SmolLm3 => {
+            let mut part = json!({ "attention_bias": shape.attention_bias, "mlp_bias": shape.mlp_bias });
+            if let Some(factors) = shape.multipliers {
+                part["embedding_multiplier"] = factors.embedding.into();
+                part["residual_multiplier"] = factors.residual.into();
+                part["attention_multiplier"] = factors.attention.into();
+                part["logits_scaling"] = factors.logits.into();
+            }
+            if shape.architecture == Architecture::SmolLm3 {
+                part["layer_types"] = vec!["full_attention"; shape.layers].into();
+                part["no_rope_layer_interval"] = NO_ROPE_EVERY.into();
+                let rotates = |layer: usize| u8::from(!(layer + 1).is_multiple_of(NO_ROPE_EVERY));
+                part["no_rope_layers"] = (0..shape.layers).map(rotates).collect();
+                part["use_sliding_window"] = false.into();
+            }
+            part
         }
-        // The other classes have no such keys: their biases are fixed.
-        Architecture::Qwen3 => part["attention_bias"] = false.into(),
-        Architecture::Qwen2 | Architecture::Falcon => {}
+        Architecture::Qwen3 | Architecture::Qwen3Moe => {
+            json!({ "attention_bias": false, "use_sliding_window": false })
+        }
+        Architecture::Qwen2 | Architecture::Qwen2Moe => json!({ "use_sliding_window": false }),
+        Architecture::Gemma => gemma(shape),
+        Architecture::Gemma2 | Architecture::Gemma3 => {
+            let mut part = gemma(shape);
+            part["query_pre_attn_scalar"] = shape.query_scalar().into();
+            part["attn_logit_softcapping"] = shape.caps[0].into();
+            part["final_logit_softcapping"] = shape.caps[1].into();
+            if let Some(theta) = shape.rope.local_theta {
+                part["rope_local_base_freq"] = theta.into();
+            }
+            with_window(part, shape)
+        }
+        Architecture::Olmo3 => with_window(json!({ "attention_bias": false }), shape),
+        Architecture::Olmo2 => json!({ "attention_bias": false }),
+        Architecture::Olmoe => json!({ "attention_bias": false, "clip_qkv": null }),
+        Architecture::Phi3 => {
+            let mut part = json!({
+                "partial_rotary_factor": shape.rope.rotated as f64 / shape.head_dim as f64,
+                "sliding_window": shape.window.as_ref().map(|window| window.positions),
+                // Else the class has an id of its own vocabulary.
+                "pad_token_id": null,
+            });
+            if let RopeScaling::Long { original, .. } = shape.rope.scaling {
+                part["original_max_position_embeddings"] = original.into();
+            }
+            part
+        }
+        Architecture::Glm4 => json!({
+            "attention_bias": shape.attention_bias,
+            "partial_rotary_factor": shape.rope.rotated as f64 / shape.head_dim as f64,
+        }),
+        Architecture::SeedOss => json!({
+            "attention_bias": shape.attention_bias,
+            "attention_out_bias": shape.output_bias,
+            "mlp_bias": shape.mlp_bias,
+        }),
+        Architecture::Mixtral => json!({ "sliding_window": null }),
+        Architecture::Falcon => Json::Null,
     }
-    if shape.architecture != Architecture::Llama {
-        part["use_sliding_window"] = false.into();
+}
+
+/// SmolLM3 leaves rotations out in every fourth block.
+const NO_ROPE_EVERY: usize = 4;
+
+fn gemma(shape: &Shape) -> Json {
+    let activation = "gelu_pytorch_tanh";
+    let key = if shape.architecture == Architecture::Gemma { "hidden_act" } else { "hidden_activation" };
+    json!({ "attention_bias": false, "hidden_act": activation, key: activation })
+}
+
+fn with_window(mut part: Json, shape: &Shape) -> Json {
+    if let Some(window) = &shape.window {
+        let kind = |&slides: &bool| if slides { "sliding_attention" } else { "full_attention" };
+        part["sliding_window"] = window.positions.into();
+        part["layer_types"] = window.slides.iter().map(kind).collect();
+    }
+    part
+}
+
+fn mixture(shape: &Shape) -> Json {
+    let Some(experts) = shape.experts else { return Json::Null };
+    let is_mixtral = shape.architecture == Architecture::Mixtral;
+    let mut part = json!({ "num_experts_per_tok": experts.used });
+    part[if is_mixtral { "num_local_experts" } else { "num_experts" }] = experts.count.into();
+    if matches!(shape.architecture, Architecture::Qwen2Moe | Architecture::Qwen3Moe) {
+        part["moe_intermediate_size"] = experts.width.into();
+        part["decoder_sparse_step"] = 1.into();
+        part["mlp_only_layers"] = json!([]);
+    }
+    if let Some(width) = experts.shared {
+        part["shared_expert_intermediate_size"] = width.into();
+    }
+    if !is_mixtral {
+        part["norm_topk_prob"] = (shape.architecture == Architecture::Qwen3Moe).into();
     }
     part
 }
@@ -75,7 +167,7 @@ fn falcon(shape: &Shape) -> Json {
     part
 }
 
-fn rope_scaling(scaling: RopeScaling) -> Json {
+fn rope_scaling(scaling: &RopeScaling) -> Json {
     match scaling {
         RopeScaling::None => Json::Null,
         RopeScaling::Linear { factor } => json!({ "rope_type": "linear", "factor": factor }),
@@ -92,6 +184,13 @@ fn rope_scaling(scaling: RopeScaling) -> Json {
             "original_max_position_embeddings": original,
             "beta_fast": beta_fast,
             "beta_slow": beta_slow,
+            "attention_factor": attention,
+        }),
+        RopeScaling::Long { short, long, attention, .. } => json!({
+            "type": "longrope",
+            "rope_type": "longrope",
+            "short_factor": short,
+            "long_factor": long,
             "attention_factor": attention,
         }),
     }

@@ -7,8 +7,9 @@
 //! [`write_gguf`] writes a Hugging Face directory, packed or in full precision, as a file that llama.cpp runs. Codes are moved into blocks
 //! without rounding anything again.
 //!
-//! Both know the architectures `llama` (Mistral too), `qwen2`, `qwen3` and `falcon`. Layouts follow the specification, `docs/gguf.md` of the
-//! ggml project, versions 2 and 3, little-endian.
+//! Both know the architectures `llama` (Mistral and Mixtral too), `qwen2`, `qwen2moe`, `qwen3`, `qwen3moe`, `falcon`, `gemma`, `gemma2`,
+//! `gemma3` (text), `phi3`, `olmo2` (OLMo 3 too), `olmoe`, `smollm3`, `granite`, `glm4` and `seed_oss`. Layouts follow the specification,
+//! `docs/gguf.md` of the ggml project, versions 2 and 3, little-endian.
 //!
 //! | quantized as | rows or groups of | blocks | bits per weight |
 //! |---|---|---|---|
@@ -50,8 +51,10 @@ mod hf_config;
 mod k_quants;
 mod kind;
 mod metadata;
+mod row_order;
 mod sentencepiece;
 mod shape;
+mod slots;
 mod split;
 mod splitter;
 mod tables;

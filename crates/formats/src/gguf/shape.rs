@@ -20,23 +20,103 @@ pub(super) struct Shape {
     pub(super) rope: Rope,
     /// Whether the head is the embedding.
     pub(super) tied: bool,
-    /// Whether queries, keys and values, and in LLaMA the attention's output too, have a bias.
+    /// Whether queries, keys and values have a bias.
     pub(super) attention_bias: bool,
+    /// Whether the attention's output has a bias.
+    pub(super) output_bias: bool,
     /// Whether the MLP's linears have a bias.
     pub(super) mlp_bias: bool,
     /// Falcon only: whether attention and MLP have a norm each.
     pub(super) two_norms: bool,
+    /// Instead of one MLP.
+    pub(super) experts: Option<Experts>,
+    /// Which blocks attend to a part of the positions.
+    pub(super) window: Option<Window>,
+    /// Bounds of the attention's scores and of the logits: `c tanh(x / c)`.
+    pub(super) caps: [Option<f64>; 2],
+    /// Granite only.
+    pub(super) multipliers: Option<Multipliers>,
+}
+
+impl Shape {
+    /// Gemma 2 and 3 only: scores are divided by the square root of this number, which llama.cpp tells from the number of layers.
+    pub(super) fn query_scalar(&self) -> usize {
+        let is_27b = match self.architecture {
+            Architecture::Gemma2 => self.layers == 46,
+            _ => self.layers == 62,
+        };
+        if is_27b { self.hidden / self.heads } else { self.head_dim }
+    }
+}
+
+/// Experts in every block.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Experts {
+    pub(super) count: usize,
+    /// How many of them a token passes through.
+    pub(super) used: usize,
+    /// Width inside each.
+    pub(super) width: usize,
+    /// Width of one that all tokens pass through.
+    pub(super) shared: Option<usize>,
+}
+
+/// Sliding windows.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Window {
+    /// A query sees itself and what comes before, these many positions in all.
+    pub(super) positions: usize,
+    /// For each block whether it has the window.
+    pub(super) slides: Vec<bool>,
+}
+
+impl Window {
+    /// A window in all blocks but every `period`-th, as llama.cpp describes it; 0 for all.
+    pub(super) fn with_period(positions: usize, period: usize, layers: usize) -> Self {
+        let slides = |layer: usize| period == 0 || !(layer + 1).is_multiple_of(period);
+        Self { positions, slides: (0..layers).map(slides).collect() }
+    }
+
+    /// The period; none for another order.
+    pub(super) fn period(&self) -> Option<usize> {
+        let period = self.slides.iter().position(|slides| !slides).map_or(0, |first| first + 1);
+        (Self::with_period(self.positions, period, self.slides.len()) == *self).then_some(period)
+    }
+}
+
+/// Factors of hidden states.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Multipliers {
+    /// Of the embedding.
+    pub(super) embedding: f64,
+    /// Of what a block adds.
+    pub(super) residual: f64,
+    /// Of the attention's scores.
+    pub(super) attention: f64,
+    /// Logits are divided by it.
+    pub(super) logits: f64,
 }
 
 /// Rotary embedding.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(super) struct Rope {
     pub(super) theta: f64,
+    /// The same in blocks with a window (Gemma 3).
+    pub(super) local_theta: Option<f64>,
+    /// How many of a head's values are rotated.
+    pub(super) rotated: usize,
     pub(super) scaling: RopeScaling,
 }
 
+impl Rope {
+    /// Whether its factors are tensors of their own.
+    pub(super) fn is_long(&self) -> bool {
+        matches!(self.scaling, RopeScaling::Long { .. })
+    }
+}
+
 /// How rotations are changed for longer contexts.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(super) enum RopeScaling {
     /// Not at all.
     None,
@@ -51,6 +131,17 @@ pub(super) enum RopeScaling {
         original: usize,
         beta_fast: f64,
         beta_slow: f64,
+        /// Factor of cosines and sines.
+        attention: f64,
+    },
+    /// LongRoPE (arXiv 2402.13753): a factor for the period of each rotation.
+    Long {
+        /// The context of pre-training.
+        original: usize,
+        /// For contexts up to it.
+        short: Vec<f64>,
+        /// For longer ones.
+        long: Vec<f64>,
         /// Factor of cosines and sines.
         attention: f64,
     },
@@ -83,6 +174,12 @@ impl Llama3Rule {
     }
 }
 
+/// LongRoPE's own factor of cosines and sines, for a context that is stretched from `original`.
+pub(super) fn long_attention(context: usize, original: usize) -> f64 {
+    let scale = context as f64 / original as f64;
+    if scale <= 1.0 { 1.0 } else { (1.0 + scale.ln() / (original as f64).ln()).sqrt() }
+}
+
 /// YaRN's own factor of cosines and sines.
 pub(super) fn yarn_attention(factor: f64, mscale: f64) -> f64 {
     if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 }
@@ -91,6 +188,17 @@ pub(super) fn yarn_attention(factor: f64, mscale: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn windows_have_a_period_or_none() {
+        let period = |slides: &[bool]| Window { positions: 8, slides: slides.to_vec() }.period();
+        assert_eq!(period(&[true, false, true, false]), Some(2));
+        assert_eq!(period(&[true, true, true]), Some(0));
+        assert_eq!(period(&[false, false]), Some(1));
+        assert_eq!(period(&[true, true, false, true]), Some(3));
+        assert_eq!(period(&[false, true]), None);
+        assert_eq!(period(&[true, true, false, true, false, true]), None);
+    }
 
     #[test]
     fn llama3_rule_keeps_fast_rotations_and_stretches_slow_ones() {

@@ -22,16 +22,34 @@ pub(super) enum Splitter {
     Falcon,
     /// Mistral's regular expression since Nemo, which splits words before capital letters; words that are tokens are taken whole.
     Tekken,
+    /// GPT-4o's regular expression: Tekken's with contractions, and digits in threes.
+    Gpt4o,
+    /// Seed's regular expression: Qwen 2's, with line breaks apart from other characters.
+    SeedCoder,
 }
 
+/// GPT-4o's regular expression.
+const GPT4O: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+/// Seed's regular expression.
+const SEED_CODER: &str =
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+";
 /// Mistral Nemo's regular expression.
 const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 /// Falcon's digits.
 const THREE_DIGITS: &str = "[0-9][0-9][0-9]";
 
 impl Splitter {
-    const ALL: [Self; 7] =
-        [Self::Gpt2, Self::Digits, Self::Llama3, Self::Dbrx, Self::Qwen2, Self::Falcon, Self::Tekken];
+    const ALL: [Self; 9] = [
+        Self::Gpt2,
+        Self::Digits,
+        Self::Llama3,
+        Self::Dbrx,
+        Self::Qwen2,
+        Self::Falcon,
+        Self::Tekken,
+        Self::Gpt4o,
+        Self::SeedCoder,
+    ];
 
     /// Its name in llama.cpp.
     pub(super) const fn name(self) -> &'static str {
@@ -43,6 +61,8 @@ impl Splitter {
             Self::Qwen2 => "qwen2",
             Self::Falcon => "falcon",
             Self::Tekken => "tekken",
+            Self::Gpt4o => "gpt-4o",
+            Self::SeedCoder => "seed-coder",
         }
     }
 
@@ -55,7 +75,10 @@ impl Splitter {
     pub(super) fn read(metadata: &Metadata) -> Result<Self, GgufError> {
         let key = "tokenizer.ggml.pre";
         match metadata.text(key)?.unwrap_or("default") {
-            "default" => Ok(Self::Gpt2),
+            "default" | "olmo" => Ok(Self::Gpt2),
+            "refact" | "starcoder" => Ok(Self::Digits),
+            "glm4" | "chatglm-bpe" | "smaug-bpe" => Ok(Self::Dbrx),
+            "llama4" => Ok(Self::Gpt4o),
             "llama3" | "llama-v3" => Ok(Self::Llama3),
             "deepseek-r1-qwen" => Ok(Self::Qwen2),
             name => Self::ALL
@@ -106,6 +129,8 @@ impl Splitter {
                 split(THREE_DIGITS),
             ]),
             Self::Tekken => sequence(vec![split(TEKKEN), byte_level(false)]),
+            Self::Gpt4o => sequence(vec![split(GPT4O), byte_level(false)]),
+            Self::SeedCoder => sequence(vec![split(SEED_CODER), byte_level(false)]),
         }
     }
 }
@@ -126,8 +151,11 @@ fn steps(pre_tokenizer: &Json) -> Vec<String> {
         Some("Punctuation") => format!("punctuation {}", text(&pre_tokenizer["behavior"])),
         Some("Split") => {
             let pattern = &pre_tokenizer["pattern"];
-            let behavior = text(&pre_tokenizer["behavior"]);
-            format!("split {behavior} {} {pattern}", flag("invert", false))
+            // A pattern for words matches all of a text: what is kept of it, then, are the matches either way.
+            match (pre_tokenizer["behavior"].as_str().unwrap_or_default(), flag("invert", false)) {
+                ("Removed", true) if pattern["Regex"] != THREE_DIGITS => format!("split Isolated false {pattern}"),
+                (behavior, invert) => format!("split {behavior} {invert} {pattern}"),
+            }
         }
         _ => pre_tokenizer.to_string(),
     };
@@ -155,5 +183,10 @@ mod tests {
         assert_eq!(Splitter::of_json(&spaced, false), None, "llama.cpp adds no space");
         assert_eq!(Splitter::of_json(&Json::Null, false), None);
         assert_eq!(Splitter::of_json(&Splitter::Qwen2.json(), true), None);
+        // As published with Phi-4-mini.
+        let mut inverted = Splitter::Gpt4o.json();
+        inverted["pretokenizers"][0]["behavior"] = "Removed".into();
+        inverted["pretokenizers"][0]["invert"] = true.into();
+        assert_eq!(Splitter::of_json(&inverted, false), Some(Splitter::Gpt4o));
     }
 }

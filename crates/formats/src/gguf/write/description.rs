@@ -38,10 +38,38 @@ pub(super) fn architecture(shape: &Shape) -> Pairs {
     size("attention.head_count_kv", shape.kv_heads);
     size("attention.key_length", shape.head_dim);
     size("attention.value_length", shape.head_dim);
-    size("rope.dimension_count", shape.head_dim);
+    size("rope.dimension_count", shape.rope.rotated);
+    if let Some(experts) = shape.experts {
+        size("expert_count", experts.count);
+        size("expert_used_count", experts.used);
+        size("expert_feed_forward_length", experts.width);
+        if let Some(width) = experts.shared {
+            size("expert_shared_feed_forward_length", width);
+        }
+    }
+    if let Some(window) = &shape.window {
+        size("attention.sliding_window", window.positions);
+        if window.period() != shape.architecture.usual_period() {
+            size("attention.sliding_window_pattern", window.period().unwrap_or_default());
+        }
+    }
     let mut number = |key: &str, value: f64| pairs.put(format!("{prefix}.{key}"), value);
     number(shape.architecture.norm_eps_key(), shape.norm_eps);
     number("rope.freq_base", shape.rope.theta);
+    for (key, cap) in ["attn_logit_softcapping", "final_logit_softcapping"].into_iter().zip(shape.caps) {
+        if let Some(cap) = cap {
+            number(key, cap);
+        }
+    }
+    if let Some(theta) = shape.rope.local_theta {
+        number("rope.freq_base_swa", theta);
+    }
+    if let Some(factors) = shape.multipliers {
+        number("embedding_scale", factors.embedding);
+        number("residual_scale", factors.residual);
+        number("attention.scale", factors.attention);
+        number("logit_scale", factors.logits);
+    }
     match shape.rope.scaling {
         // The factors of Llama 3 are a tensor.
         RopeScaling::None | RopeScaling::Llama3 { .. } => {}
@@ -59,6 +87,15 @@ pub(super) fn architecture(shape: &Shape) -> Pairs {
             pairs.put(format!("{prefix}.rope.scaling.original_context_length"), original as u32);
             pairs.put(format!("{prefix}.rope.scaling.type"), "yarn");
         }
+        // The factors are tensors.
+        RopeScaling::Long { original, attention, .. } => {
+            number("rope.scaling.attn_factor", attention);
+            pairs.put(format!("{prefix}.rope.scaling.original_context_length"), original as u32);
+        }
+    }
+    if shape.architecture == Architecture::Phi3 {
+        // Its rotations are those of long contexts or not by the length that it was trained with; 0 is no window.
+        pairs.put("phi3.attention.sliding_window", 0u32);
     }
     if shape.architecture == Architecture::Falcon {
         // Queries, keys and values are gathered.

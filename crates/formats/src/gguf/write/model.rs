@@ -12,8 +12,9 @@ use super::pairs::Pairs;
 use super::source::Source;
 use super::{config, description, encode, file_type, tokenizer};
 use crate::gguf::architecture::Architecture;
+use crate::gguf::row_order::RowOrder;
 use crate::gguf::shape::{RopeScaling, Shape};
-use crate::gguf::tensors::{Place, ROPE_FACTORS, RowOrder, places};
+use crate::gguf::tensors::{LONG_FACTORS, Place, ROPE_FACTORS, places};
 use crate::gguf::{GgufError, Progress, TensorKind};
 use crate::{FormatError, TensorView};
 
@@ -119,10 +120,9 @@ pub fn write_gguf(
     let outputs = plan(&source, &shape, options)?;
     source.check_all_used(&outputs.iter().map(|output| output.place.hf.as_str()).collect())?;
 
-    let infos: Vec<Info> = outputs
-        .iter()
-        .map(|Output { place, kind, .. }| Info { name: place.gguf.clone(), shape: place.shape.clone(), kind: *kind })
-        .collect();
+    // The matrices of all experts follow each other.
+    let tensors: Vec<&[Output]> = outputs.chunk_by(|a, b| a.place.gguf == b.place.gguf).collect();
+    let infos = tensors.iter().map(|parts| info(parts)).collect::<Result<Vec<_>, _>>()?;
     let values = infos.iter().map(|info| info.shape.iter().product::<usize>()).sum();
     let matrices = outputs.iter().filter_map(|output| {
         let role = output.place.role?;
@@ -145,13 +145,21 @@ pub fn write_gguf(
         out.join(format!("{stem}-{}.gguf", file_type.name))
     };
     let bytes = file::write(&path, &pairs, &infos, |idx, out| {
-        let output = &outputs[idx];
-        write_tensor(&source, output, out)?;
+        tensors[idx].iter().try_for_each(|part| write_tensor(&source, part, out))?;
         source.checkpoint().release();
-        progress(Progress { tensor: &output.place.gguf, done: idx + 1, total: outputs.len() });
+        progress(Progress { tensor: &infos[idx].name, done: idx + 1, total: infos.len() });
         Ok(())
     })?;
     Ok(Written { path, file_type: file_type.name, tensors: infos.len(), values, bytes })
+}
+
+/// A tensor of the file: one of the model's, or those of all experts.
+fn info(parts: &[Output]) -> Result<Info, GgufError> {
+    let Output { place, kind, .. } = &parts[0];
+    match parts.iter().find(|part| part.kind != *kind) {
+        Some(other) => Err(GgufError::Kinds { tensor: place.gguf.clone(), kinds: [kind.name(), other.kind.name()] }),
+        None => Ok(Info { name: place.gguf.clone(), shape: place.gguf_shape(), kind: *kind }),
+    }
 }
 
 /// The last part of a directory's path.
@@ -194,16 +202,16 @@ fn mixture_of_linears(source: &Source, shape: &Shape) -> Result<Option<Mixture>,
 fn plan(source: &Source, shape: &Shape, options: &WriteOptions) -> Result<Vec<Output>, GgufError> {
     let model = mixture_model(shape);
     let mut outputs = Vec::new();
-    if let RopeScaling::Llama3 { factor, rule } = shape.rope.scaling {
-        let divisor = |i| rule.divisor(i, shape.head_dim, shape.rope.theta, factor) as f32;
-        let values: Vec<f32> = (0..shape.head_dim / 2).map(divisor).collect();
+    for (name, values) in factors(shape) {
         let place = Place {
-            gguf: ROPE_FACTORS.to_owned(),
+            gguf: name.to_owned(),
             hf: String::new(),
             shape: vec![values.len()],
             role: None,
             layer: 0,
             order: RowOrder::Plain,
+            expert: None,
+            plus: 0.0,
         };
         outputs.push(Output { place, kind: TensorKind::F32, content: Content::Values(values) });
     }
@@ -240,6 +248,21 @@ fn plan(source: &Source, shape: &Shape, options: &WriteOptions) -> Result<Vec<Ou
     Ok(outputs)
 }
 
+/// Tensors that hold what Hugging Face has in the config.
+fn factors(shape: &Shape) -> Vec<(&'static str, Vec<f32>)> {
+    let single = |values: &[f64]| values.iter().map(|&value| value as f32).collect();
+    match &shape.rope.scaling {
+        RopeScaling::Llama3 { factor, rule } => {
+            let divisor = |i| rule.divisor(i, shape.head_dim, shape.rope.theta, *factor) as f32;
+            vec![(ROPE_FACTORS, (0..shape.head_dim / 2).map(divisor).collect())]
+        }
+        RopeScaling::Long { short, long, .. } => {
+            LONG_FACTORS.into_iter().zip([short, long].map(|factors| single(factors))).collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
 fn write_tensor(source: &Source, output: &Output, out: &mut dyn Write) -> Result<(), Fault> {
     let Output { place, kind, content } = output;
     let mut write = |bytes: &[u8]| out.write_all(bytes).map_err(Fault::Io);
@@ -250,7 +273,9 @@ fn write_tensor(source: &Source, output: &Output, out: &mut dyn Write) -> Result
         Content::Values(values) => write(&floats(values)),
         Content::Vector => {
             let values = source.checkpoint().values(&place.hf).map_err(GgufError::from)?;
-            let ordered: Vec<f32> = (0..rows).map(|row| values[place.order.in_hf(row)]).collect();
+            // A router's rows stay in order.
+            let row = |row: usize| values[row * cols..][..cols].iter().map(|value| value + place.plus);
+            let ordered: Vec<f32> = (0..rows).flat_map(|to| row(place.order.in_hf(to))).collect();
             write(&floats(&ordered))
         }
         Content::Packed(stem) => {
