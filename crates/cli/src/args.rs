@@ -122,7 +122,7 @@ pub enum Command {
   omniquant quantize tiny-llama --scheme w2a16g64 --report
   omniquant quantize tiny-opt --scheme w4a4 --report
   omniquant quantize tiny-llama --scheme w3a16g64 --bits 3.25 --report
-  omniquant quantize tiny-llama --scheme w2a16g64 --override '*.down_proj=w8' --override layers:first,last=float
+  omniquant quantize tiny-llama --scheme w2a16g64 --override layers:first,last=float
   omniquant quantize tiny-llama --scheme w4a16g64sym --head-bits 8 --embed-bits 8
   omniquant quantize tiny-llama --scheme w4a16g64 --export gptq,awq
   omniquant quantize ./my-llama --scheme w3a16g128 --calib notes.txt --samples 32 --out my-llama-w3
