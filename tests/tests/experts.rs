@@ -9,15 +9,15 @@ use std::path::Path;
 
 use oq_calib::{Options, quantize};
 use oq_let::{Action, Port, Site};
-use oq_models::intern;
 use oq_models::layers::{rms_norm, split_heads};
 use oq_models::{
     ActPoint, Attention, BlockOps, Context, Decoder, DenseOps, Dims, Layer, LayerResidual, Linear, LinearName, Model,
     ModelError, OuterOps, Param, Residual, Scores,
 };
+use oq_models::{Block, Compute, Form, HeadKind, Kernels, PackedOps, intern};
 use oq_quant_core::{Bits, QuantSpec, SiteKind};
 use oq_recipe::{Method, Overrides, Recipe, StarvedExpert};
-use oq_tests::{check_family, write_random};
+use oq_tests::{check_family, fixture, write_random};
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 
@@ -229,6 +229,55 @@ fn a_starved_expert_is_told_and_no_worse_than_rounded_to_nearest() {
     // Without a limit, an expert without tokens is rounded on the whole range of its groups.
     let (_, starved) = learned(dir.path(), &out.path().join("untold"), 0);
     assert!(starved.iter().all(Vec::is_empty));
+}
+
+/// Sums up the bytes of the packed matrices that a block multiplies with.
+struct Read<'a> {
+    ops: &'a PackedOps,
+    bytes: RefCell<usize>,
+}
+
+impl BlockOps for Read<'_> {
+    fn linear(&self, name: LinearName, x: &Tensor) -> Tensor {
+        *self.bytes.borrow_mut() += self.ops.bytes_with(name);
+        self.ops.linear(name, x)
+    }
+    fn linears(&self, names: &[LinearName], x: &Tensor) -> Vec<Tensor> {
+        // One matrix.
+        *self.bytes.borrow_mut() += self.ops.bytes_with(names[0]);
+        self.ops.linears(names, x)
+    }
+    fn act(&self, point: ActPoint, x: Tensor) -> Tensor {
+        self.ops.act(point, x)
+    }
+    fn param(&self, name: &str) -> Tensor {
+        self.ops.param(name)
+    }
+}
+
+#[test]
+fn a_token_reads_the_experts_chosen_for_it_alone() {
+    const LAYER: usize = 1;
+    let (dir, form) = (fixture("tiny-mixtral"), Form::new(Kernels::Packed, Compute::F32, HeadKind::Wide));
+    let model = Model::open(&dir).unwrap().with_round_to_nearest("w4a16g64".parse::<QuantSpec>().unwrap()).unwrap();
+    let model = model.with_form(form).unwrap();
+    let Block::Packed(ops) = model.block(LAYER, Device::Cpu).unwrap() else { panic!("it is packed") };
+    let decoder = model.decoder();
+    let layout = decoder.layer(LAYER);
+    let of_expert = |expert: &[LinearName]| -> usize {
+        // Gate and up are one matrix.
+        ops.bytes_with(expert[0]) + ops.bytes_with(expert[2])
+    };
+    let experts: Vec<usize> = layout.experts.iter().map(|expert| of_expert(expert)).collect();
+    assert!(experts.len() == 8 && experts.iter().all(|bytes| *bytes == experts[0]));
+    let in_experts = |name: &LinearName| layout.experts.iter().flatten().any(|linear| linear == name);
+    let groups = layout.groups();
+    let others = groups.iter().map(|group| group[0].name).filter(|name| !in_experts(name));
+    let others: usize = others.map(|name| ops.bytes_with(name)).sum();
+    let read = Read { ops: &ops, bytes: RefCell::new(0) };
+    let x = Tensor::randn([1, 1, decoder.dims().hidden as i64], (Kind::Float, Device::Cpu));
+    let _ = decoder.block(LAYER, &read, &decoder.context(1, Device::Cpu), &x);
+    assert_eq!(read.bytes.into_inner(), others + layout.chosen * experts[0]);
 }
 
 #[test]
