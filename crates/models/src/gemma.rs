@@ -54,7 +54,7 @@ fn read_1(config: &Config<'_>) -> Result<LlamaLike, ModelError> {
     }
     let rope = rope::read(config, &rope::Defaults::of(&common.dims), None)?;
     let layer = layer_of(config, &common, &rope)?;
-    Ok(LlamaLike::of_layers(&common, vec![layer; common.dims.n_layers]))
+    Ok(LlamaLike::uniform(&common, layer))
 }
 
 fn read_2(config: &Config<'_>) -> Result<LlamaLike, ModelError> {
@@ -66,8 +66,8 @@ fn read_2(config: &Config<'_>) -> Result<LlamaLike, ModelError> {
     let softcap = number_or_null(config, "final_logit_softcapping", Some(30.0))?;
     let windowed = full.with_window(Some(config.size_or("sliding_window", 4096)?));
     let slides = sliding_layers(config, common.dims.n_layers, |layer| layer.is_multiple_of(2))?;
-    let layers = slides.into_iter().map(|slides| if slides { windowed.clone() } else { full.clone() });
-    Ok(LlamaLike { logits: Logits { scale: 1.0, softcap }, ..LlamaLike::of_layers(&common, layers) })
+    let kind = |slides: &bool| if *slides { windowed.clone() } else { full.clone() };
+    Ok(LlamaLike { logits: Logits { scale: 1.0, softcap }, ..LlamaLike::of_layers(&common, slides, kind) })
 }
 
 fn read_3(config: &Config<'_>) -> Result<LlamaLike, ModelError> {
@@ -93,9 +93,9 @@ fn read_3(config: &Config<'_>) -> Result<LlamaLike, ModelError> {
     windowed.attention.rope = Some(local);
     let pattern = config.size_or(PATTERN, 6)?;
     let slides = sliding_layers(config, common.dims.n_layers, |layer| !(layer + 1).is_multiple_of(pattern))?;
-    let layers = slides.into_iter().map(|slides| if slides { windowed.clone() } else { full.clone() });
+    let kind = |slides: &bool| if *slides { windowed.clone() } else { full.clone() };
     let softcap = number_or_null(config, "final_logit_softcapping", None)?;
-    Ok(LlamaLike { logits: Logits { scale: 1.0, softcap }, ..LlamaLike::of_layers(&common, layers) })
+    Ok(LlamaLike { logits: Logits { scale: 1.0, softcap }, ..LlamaLike::of_layers(&common, slides, kind) })
 }
 
 /// A layer with the norms of LLaMA.

@@ -36,5 +36,5 @@ fn read(json: &Value) -> Result<LlamaLike, ModelError> {
     let mut layer = LayerKind { norms: NORMS, ..LayerKind::plain(&common, &Rope { interleaved: true, ..rope }) };
     layer.attention.qkv_bias = config.flag_or("attention_bias", true)?;
     layer.fuse_gate_up();
-    Ok(LlamaLike::of_layers(&common, vec![layer; common.dims.n_layers]))
+    Ok(LlamaLike::uniform(&common, layer))
 }

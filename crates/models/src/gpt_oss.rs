@@ -27,8 +27,8 @@ fn read(json: &Value) -> Result<LlamaLike, ModelError> {
     set_experts(&config, &common, &mut full)?;
     let window = full.with_window(Some(config.size_or("sliding_window", 128)?));
     let slides = sliding_layers(&config, common.dims.n_layers, |layer| layer.is_multiple_of(2))?;
-    let layers = slides.into_iter().map(|slides| if slides { window.clone() } else { full.clone() });
-    Ok(LlamaLike::of_layers(&common, layers))
+    let kind = |slides: &bool| if *slides { window.clone() } else { full.clone() };
+    Ok(LlamaLike::of_layers(&common, slides, kind))
 }
 
 fn rope_of(config: &Config<'_>, common: &Common) -> Result<Rope, ModelError> {

@@ -32,7 +32,7 @@ fn read(json: &Value) -> Result<LlamaLike, ModelError> {
         embed_scale: config.number_or("embedding_multiplier", 1.0)?,
         residual_scale: config.number_or("residual_multiplier", 1.0)?,
         logits: Logits { scale: config.number_or("logits_scaling", 1.0)?.recip(), softcap: None },
-        ..LlamaLike::of_layers(&common, vec![layer; common.dims.n_layers])
+        ..LlamaLike::uniform(&common, layer)
     })
 }
 

@@ -118,8 +118,8 @@ fn read(json: &Value) -> Result<LlamaLike, ModelError> {
         "ministral3" => query_scale_of(&config, &rope)?,
         _ => None,
     };
-    let layers = windows.into_iter().map(|window| plain.with_window(window));
-    Ok(LlamaLike { query_scale, ..LlamaLike::of_layers(&common, layers) })
+    let kind = |window: &Option<usize>| plain.with_window(*window);
+    Ok(LlamaLike { query_scale, ..LlamaLike::of_layers(&common, windows, kind) })
 }
 
 /// The factor of Ministral's queries.

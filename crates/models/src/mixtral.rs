@@ -31,5 +31,5 @@ fn read(json: &Value) -> Result<LlamaLike, ModelError> {
             gating: Gating::Plain(common.activation),
         }
     }));
-    Ok(LlamaLike::of_layers(&common, vec![layer; common.dims.n_layers]))
+    Ok(LlamaLike::uniform(&common, layer))
 }

@@ -10,7 +10,9 @@ use crate::error::ModelError;
 /// Splits the tensors that hold parts of several linears. Returns the names of the weights that are stored `[in, out]`.
 pub(crate) fn split_fused(checkpoint: &mut Checkpoint, decoder: &dyn Decoder) -> Result<BTreeSet<String>, ModelError> {
     let mut transposed = BTreeSet::new();
-    for layer in 0..decoder.dims().n_layers {
+    // A config with more layers than there are tensors is refused later.
+    let n_layers = decoder.dims().n_layers.min(checkpoint.names().len());
+    for layer in 0..n_layers {
         let prefix = decoder.block_prefix(layer);
         for fused in decoder.fused(layer) {
             let name = format!("{prefix}{}", fused.name);

@@ -33,7 +33,7 @@ fn read(json: &Value) -> Result<LlamaLike, ModelError> {
             let common = Common::read(&config, &DEFAULTS)?;
             let rope = rope::read(&config, &rope::Defaults::of(&common.dims), None)?;
             let layer = LayerKind { norms: NORMS, ..layer_of(&config, LayerKind::plain(&common, &rope))? };
-            Ok(LlamaLike::of_layers(&common, vec![layer; common.dims.n_layers]))
+            Ok(LlamaLike::uniform(&common, layer))
         }
     }
 }
@@ -54,8 +54,8 @@ fn read_3(config: &Config<'_>) -> Result<LlamaLike, ModelError> {
     let mut windowed = full.with_window(Some(config.size_or("sliding_window", 4096)?));
     windowed.attention.rope = Some(local);
     let slides = sliding_layers(config, common.dims.n_layers, |layer| !(layer + 1).is_multiple_of(4))?;
-    let layers = slides.into_iter().map(|slides| if slides { windowed.clone() } else { full.clone() });
-    Ok(LlamaLike::of_layers(&common, layers))
+    let kind = |slides: &bool| if *slides { windowed.clone() } else { full.clone() };
+    Ok(LlamaLike::of_layers(&common, slides, kind))
 }
 
 fn read_experts(config: &Config<'_>) -> Result<LlamaLike, ModelError> {
@@ -70,7 +70,7 @@ fn read_experts(config: &Config<'_>) -> Result<LlamaLike, ModelError> {
     });
     layer.fused = experts.in_two_tensors("mlp.experts.", common.dims.hidden);
     layer.mlp = Mlp::Experts(experts);
-    Ok(LlamaLike::of_layers(&common, vec![layer; common.dims.n_layers]))
+    Ok(LlamaLike::uniform(&common, layer))
 }
 
 fn layer_of(config: &Config<'_>, mut layer: LayerKind) -> Result<LayerKind, ModelError> {

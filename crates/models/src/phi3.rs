@@ -23,5 +23,5 @@ fn read(json: &Value) -> Result<LlamaLike, ModelError> {
     let mut layer = LayerKind::plain(&common, &rope).with_window(config.size_or_none("sliding_window")?);
     layer.attention.is_fused = true;
     layer.fuse_gate_up();
-    Ok(LlamaLike::of_layers(&common, vec![layer; common.dims.n_layers]))
+    Ok(LlamaLike::uniform(&common, layer))
 }

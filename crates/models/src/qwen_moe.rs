@@ -44,11 +44,11 @@ fn read(json: &Value) -> Result<LlamaLike, ModelError> {
         true => vec![true; n_layers],
         false => sliding_layers(&config, n_layers, |layer| layer.is_multiple_of(2) && layer < last)?,
     };
-    let layers = sparse_layers(&config, n_layers)?.into_iter().zip(slides).map(|(is_sparse, slides)| {
+    let layers = sparse_layers(&config, n_layers)?.into_iter().zip(slides);
+    Ok(LlamaLike::of_layers(&common, layers, |&(is_sparse, slides)| {
         let layer = if is_sparse { &sparse } else { &dense };
         layer.with_window(window.filter(|_| slides))
-    });
-    Ok(LlamaLike::of_layers(&common, layers))
+    }))
 }
 
 fn experts_of(config: &Config<'_>, common: &Common, is_3: bool) -> Result<Experts, ModelError> {

@@ -30,12 +30,11 @@ fn read(json: &Value) -> Result<LlamaLike, ModelError> {
     let window = window.transpose()?.flatten();
     let slides = sliding_layers(&config, n_layers, |layer| window.is_some() && !rotates[layer])?;
     let window = window.or(config.size_or_none("sliding_window")?);
-    let layers = rotates.iter().zip(slides).map(|(&rotates, slides)| {
+    Ok(LlamaLike::of_layers(&common, rotates.into_iter().zip(slides), |&(rotates, slides)| {
         let mut layer = plain.with_window(window.filter(|_| slides));
         layer.attention.rope = layer.attention.rope.filter(|_| rotates);
         layer
-    });
-    Ok(LlamaLike::of_layers(&common, layers))
+    }))
 }
 
 /// Which layers have a rotary embedding. The key's name says the opposite of its values.

@@ -188,7 +188,7 @@ fn text(model: &str, recipe: &Recipe, plan: &Plan, setting: &Setting<'_>) -> Str
     let mut linears: Vec<(String, String, usize)> = Vec::new();
     for linear in &plan.linears {
         let what = format!("[{}, {}]", linear.out_features, linear.in_features);
-        let entry = (any_number(&linear.name), format!("{what:<16}{} grids", linear.n_groups));
+        let entry = (any_number(linear.name), format!("{what:<16}{} grids", linear.n_groups));
         match linears.iter_mut().find(|(name, what, _)| (name, what) == (&entry.0, &entry.1)) {
             Some((.., n)) => *n += 1,
             None => linears.push((entry.0, entry.1, 1)),

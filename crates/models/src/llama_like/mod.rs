@@ -177,9 +177,22 @@ impl LayerKind {
 }
 
 impl LlamaLike {
-    /// With these layers, and otherwise like LLaMA.
-    pub(crate) fn of_layers(common: &Common, layers: impl IntoIterator<Item = LayerKind>) -> Self {
+    /// With all layers alike, and otherwise like LLaMA.
+    pub(crate) fn uniform(common: &Common, layer: LayerKind) -> Self {
+        Self::of_kinds(common, vec![layer], vec![0; common.dims.n_layers])
+    }
+
+    /// With layers that differ in something, which is given for each of them.
+    pub(crate) fn of_layers<K: PartialEq>(
+        common: &Common,
+        layers: impl IntoIterator<Item = K>,
+        kind: impl Fn(&K) -> LayerKind,
+    ) -> Self {
         let (kinds, layers) = distinct(layers);
+        Self::of_kinds(common, kinds.iter().map(kind).collect(), layers)
+    }
+
+    fn of_kinds(common: &Common, kinds: Vec<LayerKind>, layers: Vec<usize>) -> Self {
         let ropes = kinds.iter().filter_map(|kind| kind.attention.rope.as_ref());
         let max_positions = ropes.map(|rope| rope.positions(common.dims.max_positions)).max();
         Self {
