@@ -28,6 +28,18 @@ fn is_known(model_type: &str) -> bool {
     FAMILIES.iter().any(|family| family.model_types.contains(&model_type))
 }
 
+/// The class that `architectures` names, if it is another family's: then one of the two keys is wrong, and the model would be computed
+/// wrongly.
+fn other_class<'a>(config: &'a Value, family: &Family) -> Option<&'a str> {
+    let classes = config["architectures"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    let is_of = |family: &Family, class: &str| {
+        let stem = class.strip_suffix("ForCausalLM").map(str::to_ascii_lowercase);
+        family.model_types.iter().any(|name| stem == Some(name.trim_end_matches("_text").replace('_', "")))
+    };
+    let mut classes = classes.filter(|class| FAMILIES.iter().any(|known| is_of(known, class)));
+    classes.find(|class| !is_of(family, class))
+}
+
 /// The config of the text model in a larger one, if this is such a config: one with vision or audio beside it.
 pub fn text_config(config: Value) -> Value {
     let Some(text) = config.get("text_config").filter(|text| text.is_object()) else { return config };
@@ -54,7 +66,12 @@ pub fn decoder_of(json: &Value) -> Result<Box<dyn Decoder>, ModelError> {
     let config = Config::new(json);
     let model_type = config.text("model_type")?.ok_or_else(|| config.wrong("model_type", "a name is needed"))?;
     match FAMILIES.iter().find(|family| family.model_types.contains(&model_type)) {
-        Some(family) => (family.read)(json),
+        Some(family) => {
+            if let Some(class) = other_class(json, family) {
+                return Err(config.wrong("model_type", format!("must be that of {class}, which `architectures` names")));
+            }
+            (family.read)(json)
+        }
         None => {
             let known: Vec<&str> = FAMILIES.iter().flat_map(|family| family.model_types).copied().collect();
             Err(ModelError::UnknownArchitecture { model_type: model_type.to_owned(), known: known.join(", ") })

@@ -16,7 +16,7 @@ use crate::error::ModelError;
 use crate::family::{decoder_of, text_config};
 use crate::form::{Block, Form, Kernels};
 use crate::head::{Head, HeadKind};
-use crate::names::{has_other_head, refuse_prefix, split_fused, with_usual_names};
+use crate::names::{has_other_head, refuse_prefix, split_fused, text_model, with_model_prefix};
 use crate::online::Online;
 use crate::packed::{PackedOps, StoredLinear};
 use crate::rotate::Rotator;
@@ -75,7 +75,9 @@ impl Model {
     /// [`Self::open`] for a family of your own, which is not in [`crate::FAMILIES`]: `read` makes a [`Decoder`] from a `config.json`. Everything
     /// else works on such a model as on any other: quantization, packing, evaluation and generation.
     pub fn with_decoder(dir: &Path, read: ReadDecoder) -> Result<Self, ModelError> {
-        let mut config = text_config(read_config(dir)?);
+        let outer = read_config(dir)?;
+        let mut config = text_config(outer.clone());
+        let is_part = config != outer;
         let mut decoder = read(&config)?;
         let transposed;
         let weights = match PackedCheckpoint::open(dir) {
@@ -84,7 +86,10 @@ impl Model {
                 Weights::Packed(Box::new(packed))
             }
             Err(FormatError::NotPacked { .. }) => {
-                let mut checkpoint = with_usual_names(Checkpoint::open(dir)?, &*decoder);
+                let mut checkpoint = with_model_prefix(Checkpoint::open(dir)?, &*decoder);
+                if is_part {
+                    checkpoint = text_model(checkpoint, &*decoder);
+                }
                 transposed = split_fused(&mut checkpoint, &*decoder)?;
                 Weights::Dense(checkpoint)
             }

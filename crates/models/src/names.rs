@@ -37,9 +37,8 @@ const OF_TEXT: [(&str, &str); 4] = [
     ("model.text_model.", "model."),
 ];
 
-/// Renames tensors whose names differ from the usual ones, and drops those of a larger model that are not the text model's.
-pub(crate) fn with_usual_names(checkpoint: Checkpoint, decoder: &dyn Decoder) -> Checkpoint {
-    let mut checkpoint = with_model_prefix(checkpoint, decoder);
+/// The tensors of a larger model's text model, by their usual names.
+pub(crate) fn text_model(mut checkpoint: Checkpoint, decoder: &dyn Decoder) -> Checkpoint {
     let of_text = |name: &str| {
         OF_TEXT.iter().find_map(|(prefix, replacement)| Some(format!("{replacement}{}", name.strip_prefix(prefix)?)))
     };
@@ -67,7 +66,7 @@ pub(crate) fn with_usual_names(checkpoint: Checkpoint, decoder: &dyn Decoder) ->
 ///
 /// Some checkpoints are published as the base model without a head. Their names lack the first part: `decoder.layers.0.` instead of
 /// `model.decoder.layers.0.`.
-fn with_model_prefix(checkpoint: Checkpoint, decoder: &dyn Decoder) -> Checkpoint {
+pub(crate) fn with_model_prefix(checkpoint: Checkpoint, decoder: &dyn Decoder) -> Checkpoint {
     let embedding = decoder.outer_params()[0].name;
     match embedding.split_once('.') {
         Some((first, rest)) if !checkpoint.contains(embedding) && checkpoint.contains(rest) => {

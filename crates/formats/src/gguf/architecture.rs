@@ -154,6 +154,11 @@ impl Architecture {
         }
     }
 
+    /// Whether llama.cpp knows no head of its own for it, only the embedding.
+    pub(super) const fn is_always_tied(self) -> bool {
+        matches!(self, Self::Gemma | Self::Gemma2)
+    }
+
     /// Whether its norms multiply by one more than their weight, which GGUF files hold.
     pub(super) const fn is_gemma(self) -> bool {
         matches!(self, Self::Gemma | Self::Gemma2 | Self::Gemma3)

@@ -100,7 +100,7 @@ pub(super) fn read(file: &Gguf) -> Result<Shape, GgufError> {
         context: keys.size("context_length")?,
         norm_eps: required(&keys.key(architecture.norm_eps_key()), keys.positive(architecture.norm_eps_key())?)?,
         rope: rope(&keys, head_dim)?,
-        tied: !has("output.weight"),
+        tied: architecture.is_always_tied() || !has("output.weight"),
         attention_bias: has("blk.0.attn_q.bias"),
         output_bias: has("blk.0.attn_output.bias"),
         mlp_bias: has("blk.0.ffn_up.bias"),

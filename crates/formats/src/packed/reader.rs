@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::config::packing_of;
 use super::parts::PACKED;
 use super::scheme::Quantization;
-use crate::others::{Linear, Matrix, Packing, Part, part_of};
+use crate::others::{Layout, Linear, Matrix, Packing, Part, part_of};
 use crate::{Checkpoint, FormatError, PackedFault, read_config};
 
 /// A packed model: its packed linears, and its other tensors through [`Self::checkpoint`].
@@ -38,6 +38,11 @@ impl PackedCheckpoint {
         let says_fp8 = packing.method == "fp8" || packing.method.contains("float-quantized");
         if says_fp8 && !checkpoint.tensors().any(is_fp8) {
             let got = format!("{}, and no weight is of FP8", packing.method);
+            let expected = "weights as the config says, or the full-precision model without quantization_config";
+            return Err(FormatError::QuantConfig { field: "quant_method", got, expected });
+        }
+        if packing.layout == Layout::Mxfp4 && !checkpoint.names().any(|name| name.ends_with("_blocks")) {
+            let got = "mxfp4, and no weight is of MXFP4".to_owned();
             let expected = "weights as the config says, or the full-precision model without quantization_config";
             return Err(FormatError::QuantConfig { field: "quant_method", got, expected });
         }

@@ -107,7 +107,7 @@ pub(super) fn refuse_shape(config: Config<'_>, shape: &Shape) -> Result<(), Gguf
     }
     refuse_biases(shape)?;
     match shape.architecture {
-        Architecture::Gemma | Architecture::Gemma2 if !shape.tied => {
+        architecture if architecture.is_always_tied() && !shape.tied => {
             Err(config.wrong("tie_word_embeddings", "true: llama.cpp has no other head here"))
         }
         Architecture::Olmo2 | Architecture::Olmo3 | Architecture::Olmoe | Architecture::Qwen2Moe if shape.tied => {
