@@ -245,7 +245,7 @@ fn recipes_that_are_none() {
         "scheme = \"w4a16g64\"\n[learn]\nepoch = 20\n",
         USAGE,
         &[
-            "key.toml:3:1: unknown key `epoch`; allowed here: epochs, lwc_lr, aug_loss, loss, start, rounding; did you mean `epochs`?",
+            "key.toml:3:1: unknown key `epoch`; allowed here: epochs, lwc_lr, aug_loss, loss, start, rounding, expert_tokens; did you mean `epochs`?",
         ],
     );
     recipe("type.toml", "scheme = \"w4a16g64\"\nlearn.epochs = \"2\"\n", USAGE, &["type.toml:2:16", "a whole number"]);
