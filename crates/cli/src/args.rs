@@ -360,7 +360,7 @@ pub struct MergeArgs {
 #[command(after_help = "Example:
   omniquant convert SmolLM2-135M-Instruct.Q4_1.gguf --out smollm2")]
 pub struct ConvertArgs {
-    /// A GGUF file of a LLaMA model
+    /// A GGUF file
     pub gguf: PathBuf,
     /// The directory to write; must be missing or empty
     #[arg(long, value_name = "DIR")]

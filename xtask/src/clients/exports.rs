@@ -85,6 +85,22 @@ pub fn export(packed: &Packed, format: &str, dir: &Path) -> Result<Made<PathBuf>
     Ok(made.map(|()| gguf_in(&out).unwrap_or(out)))
 }
 
+/// Whether a scheme gives tensors different types in llama.cpp's files, the embedding and the head among them.
+pub fn is_mixture(scheme: &str) -> bool {
+    scheme.contains("_k")
+}
+
+/// Our logits of what a GGUF file holds, which is written beside it as a directory. The packed model has another embedding and head.
+pub fn logits_of_gguf(file: &Path, ids: &Path) -> Result<Made<PathBuf>> {
+    let (folder, logits) = (file.with_extension("converted"), file.with_extension("logits.safetensors"));
+    remove(&folder)?;
+    let made = match run(&["convert", text(file), "--out", text(&folder)])? {
+        Made::Ready(()) => run(&["logits", text(&folder), "--ids", text(ids), "--out", text(&logits)])?,
+        other => other,
+    };
+    Ok(made.map(|()| logits))
+}
+
 /// Token ids: those of a text, from the golden file of a fixture, or 64 of any, written into `dir`.
 pub fn ids(model: &str, dir: &Path) -> Result<PathBuf> {
     const N: usize = 64;

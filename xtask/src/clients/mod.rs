@@ -110,11 +110,12 @@ fn exported(programs: &[&'static Program], dir: &Path) -> Result<Vec<Exported>> 
             let packed = exports::packed(model.name, &scheme, &ids, dir)?;
             for &format in &formats {
                 let made = match &packed {
-                    Made::Ready(packed) => exports::export(packed, format, dir)?.map(|path| Job {
-                        path,
-                        ids: ids.clone(),
-                        ours: packed.logits.clone(),
-                    }),
+                    Made::Ready(packed) => match exports::export(packed, format, dir)? {
+                        Made::Ready(path) if format == "gguf" && exports::is_mixture(&scheme) => {
+                            exports::logits_of_gguf(&path, &ids)?.map(|ours| Job { path, ids: ids.clone(), ours })
+                        }
+                        made => made.map(|path| Job { path, ids: ids.clone(), ours: packed.logits.clone() }),
+                    },
                     Made::Refused(said) => Made::Refused(said.clone()),
                     Made::Failed(said) => Made::Failed(said.clone()),
                 };
