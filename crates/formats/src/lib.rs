@@ -61,7 +61,7 @@ pub use error::{FormatError, HeaderFault, PackedFault};
 pub use inspect::{Summary, inspect};
 pub use lfs::{LFS_POINTER, is_lfs_pointer};
 pub use model_files::{shard_name, write_index, write_json};
-pub use others::Matrix;
+pub use others::{Matrix, transposed};
 pub use packed::{
     PackedCheckpoint, PackedWriter, Quantization, is_rotated_online, packed_linear, packed_tensors, quantization_of,
 };

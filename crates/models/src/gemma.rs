@@ -66,8 +66,10 @@ fn read_2(config: &Config<'_>) -> Result<LlamaLike, ModelError> {
     let softcap = number_or_null(config, "final_logit_softcapping", Some(30.0))?;
     let windowed = full.with_window(Some(config.size_or("sliding_window", 4096)?));
     let slides = sliding_layers(config, common.dims.n_layers, |layer| layer.is_multiple_of(2))?;
-    let kind = |slides: &bool| if *slides { windowed.clone() } else { full.clone() };
-    Ok(LlamaLike { logits: Logits { scale: 1.0, softcap }, ..LlamaLike::of_layers(&common, slides, kind) })
+    Ok(LlamaLike {
+        logits: Logits { scale: 1.0, softcap },
+        ..LlamaLike::with_windows(&common, slides, &windowed, &full)
+    })
 }
 
 fn read_3(config: &Config<'_>) -> Result<LlamaLike, ModelError> {
@@ -93,16 +95,17 @@ fn read_3(config: &Config<'_>) -> Result<LlamaLike, ModelError> {
     windowed.attention.rope = Some(local);
     let pattern = config.size_or(PATTERN, 6)?;
     let slides = sliding_layers(config, common.dims.n_layers, |layer| !(layer + 1).is_multiple_of(pattern))?;
-    let kind = |slides: &bool| if *slides { windowed.clone() } else { full.clone() };
     let softcap = number_or_null(config, "final_logit_softcapping", None)?;
-    Ok(LlamaLike { logits: Logits { scale: 1.0, softcap }, ..LlamaLike::of_layers(&common, slides, kind) })
+    Ok(LlamaLike {
+        logits: Logits { scale: 1.0, softcap },
+        ..LlamaLike::with_windows(&common, slides, &windowed, &full)
+    })
 }
 
 /// A layer with the norms of LLaMA.
 fn layer_of(config: &Config<'_>, common: &Common, rope: &Rope) -> Result<LayerKind, ModelError> {
     let mut layer = LayerKind::plain(common, rope);
-    let bias = config.flag_or("attention_bias", false)?;
-    (layer.attention.qkv_bias, layer.attention.out_bias) = (bias, bias);
+    layer.attention.set_bias(config.flag_or("attention_bias", false)?);
     Ok(layer)
 }
 

@@ -21,14 +21,12 @@ fn read(json: &Value) -> Result<LlamaLike, ModelError> {
     let defaults = Defaults { kv_heads: Some(8), positions: 131_072, head_dim: Some(64), eps: 1e-5, ..Defaults::LLAMA };
     let common = Common::read(&config, &defaults)?;
     let mut full = LayerKind::plain(&common, &rope_of(&config, &common)?);
-    let bias = config.flag_or("attention_bias", true)?;
-    (full.attention.qkv_bias, full.attention.out_bias) = (bias, bias);
+    full.attention.set_bias(config.flag_or("attention_bias", true)?);
     full.attention.shape.sinks = true;
     set_experts(&config, &common, &mut full)?;
     let window = full.with_window(Some(config.size_or("sliding_window", 128)?));
     let slides = sliding_layers(&config, common.dims.n_layers, |layer| layer.is_multiple_of(2))?;
-    let kind = |slides: &bool| if *slides { window.clone() } else { full.clone() };
-    Ok(LlamaLike::of_layers(&common, slides, kind))
+    Ok(LlamaLike::with_windows(&common, slides, &window, &full))
 }
 
 fn rope_of(config: &Config<'_>, common: &Common) -> Result<Rope, ModelError> {

@@ -20,8 +20,7 @@ fn read(json: &Value) -> Result<LlamaLike, ModelError> {
     let common = Common::read(&config, &Defaults::LLAMA)?;
     let rope = rope::read(&config, &rope::Defaults::of(&common.dims), None)?;
     let mut layer = LayerKind::plain(&common, &rope);
-    let bias = config.flag_or("attention_bias", false)?;
-    (layer.attention.qkv_bias, layer.attention.out_bias) = (bias, bias);
+    layer.attention.set_bias(config.flag_or("attention_bias", false)?);
     layer.attention.shape.scale = Some(config.number_or("attention_multiplier", 1.0)?);
     if config.text("model_type")? == Some("granitemoe") {
         set_experts(&config, &common, &mut layer)?;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use oq_formats::{
     Checkpoint, Dtype, FormatError, Matrix, PackedCheckpoint, Quantization, TensorView, is_rotated_online, read_config,
+    transposed,
 };
 use oq_quant_core::{ActSpec, QuantizedTensor, RotateKind, Scheme};
 use serde_json::Value;
@@ -459,11 +460,6 @@ impl Model {
         }
         Err(ModelError::Shape { name: name.to_owned(), got: view.shape.to_vec(), expected: expected.to_vec() })
     }
-}
-
-/// A matrix stored `[n / rows, rows]` as `[rows, n / rows]`, row-major.
-fn transposed(values: &[f32], rows: usize) -> Vec<f32> {
-    (0..rows).flat_map(|row| values[row..].iter().step_by(rows).copied()).collect()
 }
 
 /// The tensors outside the blocks, read on each call.

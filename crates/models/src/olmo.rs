@@ -54,8 +54,7 @@ fn read_3(config: &Config<'_>) -> Result<LlamaLike, ModelError> {
     let mut windowed = full.with_window(Some(config.size_or("sliding_window", 4096)?));
     windowed.attention.rope = Some(local);
     let slides = sliding_layers(config, common.dims.n_layers, |layer| !(layer + 1).is_multiple_of(4))?;
-    let kind = |slides: &bool| if *slides { windowed.clone() } else { full.clone() };
-    Ok(LlamaLike::of_layers(&common, slides, kind))
+    Ok(LlamaLike::with_windows(&common, slides, &windowed, &full))
 }
 
 fn read_experts(config: &Config<'_>) -> Result<LlamaLike, ModelError> {
@@ -74,8 +73,7 @@ fn read_experts(config: &Config<'_>) -> Result<LlamaLike, ModelError> {
 }
 
 fn layer_of(config: &Config<'_>, mut layer: LayerKind) -> Result<LayerKind, ModelError> {
-    let bias = config.flag_or("attention_bias", false)?;
-    (layer.attention.qkv_bias, layer.attention.out_bias) = (bias, bias);
+    layer.attention.set_bias(config.flag_or("attention_bias", false)?);
     layer.attention.norms = HeadNorms::OfAll;
     Ok(layer)
 }

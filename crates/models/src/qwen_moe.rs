@@ -23,8 +23,7 @@ fn read(json: &Value) -> Result<LlamaLike, ModelError> {
     let rope = rope::read(&config, &rope::Defaults::of(&common.dims), None)?;
     let mut dense = LayerKind::plain(&common, &rope);
     if is_3 {
-        let bias = config.flag_or("attention_bias", false)?;
-        (dense.attention.qkv_bias, dense.attention.out_bias) = (bias, bias);
+        dense.attention.set_bias(config.flag_or("attention_bias", false)?);
         dense.attention.norms = HeadNorms::OfEach;
     } else {
         dense.attention.qkv_bias = config.flag_or("qkv_bias", true)?;

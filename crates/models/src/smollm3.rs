@@ -20,8 +20,7 @@ fn read(json: &Value) -> Result<LlamaLike, ModelError> {
     let theta = 2e6;
     let rope = rope::read(&config, &rope::Defaults { theta, ..rope::Defaults::of(&common.dims) }, None)?;
     let mut plain = LayerKind::plain(&common, &rope);
-    let bias = config.flag_or("attention_bias", false)?;
-    (plain.attention.qkv_bias, plain.attention.out_bias) = (bias, bias);
+    plain.attention.set_bias(config.flag_or("attention_bias", false)?);
     if let Mlp::Gated(mlp) = &mut plain.mlp {
         mlp.bias = config.flag_or("mlp_bias", false)?;
     }

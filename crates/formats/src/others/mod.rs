@@ -26,3 +26,4 @@ mod parts;
 pub(crate) use config::{Layout, Packing, block, packing};
 pub(crate) use linear::{Linear, Part, part_of};
 pub use matrix::Matrix;
+pub use parts::transposed;

@@ -76,8 +76,8 @@ pub(crate) fn check_shape(part: &'static str, got: &[usize], expected: &[usize])
     Err(PackedFault::PartShape { part, got: got.to_vec(), expected: expected.to_vec() })
 }
 
-/// `[rows, cols]` -> `[cols, rows]`.
-pub(crate) fn transposed<T: Copy + Default + Send + Sync>(values: &[T], cols: usize) -> Vec<T> {
+/// A matrix by columns instead of rows: `[rows, cols]` -> `[cols, rows]`, row-major. `cols` must not be 0.
+pub fn transposed<T: Copy + Default + Send + Sync>(values: &[T], cols: usize) -> Vec<T> {
     /// Columns per task, so that it uses whole cache lines.
     const TILE: usize = 16;
     let rows = values.len() / cols;

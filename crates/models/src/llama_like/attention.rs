@@ -60,6 +60,11 @@ struct Outputs {
 }
 
 impl SelfAttention {
+    /// Sets whether all of its linears have a bias.
+    pub(crate) fn set_bias(&mut self, bias: bool) {
+        (self.qkv_bias, self.out_bias) = (bias, bias);
+    }
+
     /// Channels of all heads: queries, and keys.
     fn widths(&self) -> [usize; 2] {
         [self.shape.n_heads, self.shape.n_kv_heads].map(|heads| heads * self.shape.head_dim)

@@ -192,6 +192,11 @@ impl LlamaLike {
         Self::of_kinds(common, kinds.iter().map(kind).collect(), layers)
     }
 
+    /// With sliding windows in the layers that `slides` says, and none in the others.
+    pub(crate) fn with_windows(common: &Common, slides: Vec<bool>, windowed: &LayerKind, full: &LayerKind) -> Self {
+        Self::of_layers(common, slides, |slides| if *slides { windowed.clone() } else { full.clone() })
+    }
+
     fn of_kinds(common: &Common, kinds: Vec<LayerKind>, layers: Vec<usize>) -> Self {
         let ropes = kinds.iter().filter_map(|kind| kind.attention.rope.as_ref());
         let max_positions = ropes.map(|rope| rope.positions(common.dims.max_positions)).max();
