@@ -64,6 +64,8 @@ fn helps() {
         "eval",
         "generate",
         "chat",
+        "serve",
+        "judge",
         "bench",
         "plan",
         "inspect",

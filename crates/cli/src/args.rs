@@ -1,7 +1,9 @@
 //! The command line: the program's commands and their options.
 
 mod export;
+mod judge;
 mod keys;
+mod serve;
 mod shared;
 mod values;
 
@@ -13,6 +15,8 @@ use oq_export::Format;
 use oq_quant_core::QuantSpec;
 
 pub use self::export::{ExportArgs, FormatsArgs};
+pub use self::judge::JudgeArgs;
+pub use self::serve::ServeArgs;
 pub use self::shared::{EvalDataArgs, ModelArgs, RecipeArgs, RunArgs, SamplingArgs};
 pub use self::values::{ComputeArg, DeviceArg, FloatType, HeadArg, KernelsArg, PlanDeviceArg};
 use crate::size::Size;
@@ -84,6 +88,10 @@ pub enum Command {
     Generate(GenerateArgs),
     /// Chat with a model
     Chat(ChatArgs),
+    /// Answer other programs over HTTP, as OpenAI's API does
+    Serve(ServeArgs),
+    /// Let a third model judge the answers of two
+    Judge(JudgeArgs),
     /// Measure the speed of prefill and decode, and the memory they take
     Bench(BenchArgs),
     /// Show what a run would do, what it would take, and whether it fits
