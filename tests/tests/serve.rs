@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::Barrier;
@@ -534,48 +534,69 @@ fn a_signal_ends_answers_and_the_server() {
     assert_eq!(ended.code(), Some(0));
 }
 
+/// The URL of a judge that says the same of every pair, for as long as the test runs.
+fn judge_who_says(reply: &str) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/v1", listener.local_addr().unwrap());
+    let body = json!({"choices": [{"message": {"role": "assistant", "content": reply}}]}).to_string();
+    let answer = format!("HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut reader = BufReader::new(stream.unwrap());
+            let mut head = String::new();
+            while !head.ends_with("\r\n\r\n") && reader.read_line(&mut head).unwrap() > 0 {}
+            let length = |line: &str| line.to_ascii_lowercase().strip_prefix("content-length: ")?.parse().ok();
+            let mut request = vec![0; head.lines().find_map(length).unwrap()];
+            reader.read_exact(&mut request).unwrap();
+            reader.get_mut().write_all(answer.as_bytes()).unwrap();
+        }
+    });
+    url
+}
+
 #[test]
 fn models_here_and_elsewhere_are_judged() {
-    let dir = dense(1100);
+    let dir = dense(512);
     let server = Server::new(dir.path(), &["-q"]);
     let work = tempfile::tempdir().unwrap();
     let (questions, out) = (work.path().join("questions.txt"), work.path().join("contest"));
     fs::write(&questions, "Where is the river?\n{\"turns\": [\"Who is the old man?\"]}\n").unwrap();
-    let judge = |questions: &Path| {
+    // It prefers a place, so it says nothing about the answers.
+    let url = judge_who_says("Because.\nVERDICT: 1");
+    let judge = |questions: &Path, args: &[&str]| {
         let mut command = omniquant();
         command.arg("judge").arg(dir.path()).arg(server.url("/v1")).arg("--questions").arg(questions);
-        command.args(["--judge", &server.url("/v1"), "--judge-model", "tiny", "--max-tokens", "8", "--json", "-q"]);
+        command.args(["--judge", &url, "--judge-model", "strict", "--max-tokens", "8", "-q"]).args(args);
         command.arg("--out").arg(&out).env("OPENAI_API_KEY", "a secret");
         command
     };
-    let said = run_json(&mut judge(&questions));
+    let said = run_json(&mut judge(&questions, &["--json"]));
     let keys: Vec<&str> = said.as_object().unwrap().keys().map(String::as_str).collect();
     assert_eq!(keys.join(" "), "a b judge questions wins ties losses disagreements unreadable record");
-    // tiny-llama tells stories and no verdicts.
-    assert_eq!((&said["questions"], &said["unreadable"], &said["wins"]["count"]), (&json!(2), &json!(2), &json!(0)));
-    assert_eq!(said["wins"]["share"], Value::Null);
+    assert_eq!((&said["questions"], &said["ties"]["count"], &said["disagreements"]), (&json!(2), &json!(2), &json!(2)));
+    assert_eq!(
+        (&said["wins"]["share"], &said["ties"]["share"], &said["unreadable"]),
+        (&json!(0.0), &json!(1.0), &json!(0))
+    );
     let record = fs::read_to_string(out.join("contest.jsonl")).unwrap();
     assert!(!record.contains("a secret"));
-    let answers: Vec<Value> = record
-        .lines()
-        .map(|line| serde_json::from_str::<Value>(line).unwrap()["answer"].clone())
-        .filter(Value::is_object)
-        .collect();
+    let lines = record.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["answer"].clone());
+    let answers: Vec<Value> = lines.filter(Value::is_object).collect();
     assert_eq!(answers.len(), 4);
     // The same model answers alike, here and over HTTP.
-    for i in 0..2 {
-        assert_eq!((&answers[i]["side"], &answers[i + 2]["side"]), (&json!("a"), &json!("b")));
-        assert_eq!(
-            (&answers[i]["question"], &answers[i]["text"]),
-            (&answers[i + 2]["question"], &answers[i + 2]["text"])
-        );
+    let (here, elsewhere) = answers.split_at(2);
+    for (a, b) in here.iter().zip(elsewhere) {
+        assert_eq!((&a["side"], &b["side"]), (&json!("a"), &json!("b")));
+        assert_eq!((&a["question"], &a["text"]), (&b["question"], &b["text"]));
+        assert!(!a["text"].as_str().unwrap().is_empty());
     }
     // What is done is not done again.
-    assert_eq!(run_json(&mut judge(&questions)), said);
+    let shown = run(&mut judge(&questions, &[]), 0).stdout;
+    assert!(String::from_utf8(shown).unwrap().contains("ties           2  100.0%  (95%: 34.2 to 100.0%)"));
     assert_eq!(fs::read_to_string(out.join("contest.jsonl")).unwrap(), record);
 
     fs::write(&questions, "Another question\n").unwrap();
-    let other = run(&mut judge(&questions), 2);
+    let other = run(&mut judge(&questions, &[]), 2);
     assert!(String::from_utf8_lossy(&other.stderr).contains("choose another folder"));
-    run(&mut judge(&work.path().join("nowhere")), 3);
+    run(&mut judge(&work.path().join("nowhere"), &[]), 3);
 }

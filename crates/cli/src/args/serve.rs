@@ -28,8 +28,8 @@ pub struct ServeArgs {
     #[arg(long, value_name = "N", default_value_t = 8080)]
     pub port: u16,
     /// What clients call the model [default: the last part of MODEL]
-    #[arg(long, value_name = "NAME")]
-    pub name: Option<String>,
+    #[arg(long = "name", value_name = "NAME")]
+    pub served_name: Option<String>,
     /// Answer only requests with this token (Authorization: Bearer TOKEN) [default: answer everyone]
     #[arg(long, value_name = "TOKEN", env = "OMNIQUANT_TOKEN", hide_env = true)]
     pub token: Option<String>,

@@ -18,7 +18,7 @@ pub fn run(args: &ServeArgs, out: &Output) -> Result<()> {
     if args.token.as_ref().is_some_and(String::is_empty) {
         return Err(CliError::Usage("--token: an empty token is none: leave it out".to_owned()).into());
     }
-    let name = match &args.name {
+    let name = match &args.served_name {
         Some(name) => name.clone(),
         None => Named::new(&args.model)?.stem(),
     };
