@@ -19,7 +19,7 @@ pub(crate) fn work(loaded: &Loaded, tokenizer: &Tokenizer, parallel: usize, orde
         let first = if engine.has_work() { None } else { Some(orders.recv().unwrap_or(Order::Stop)) };
         for order in first.into_iter().chain(orders.try_iter()) {
             match order {
-                Order::Answer(job) => engine.waiting.push_back(job),
+                Order::Answer(job) => engine.waiting.push_back(*job),
                 Order::Stop => return,
             }
         }
@@ -77,10 +77,14 @@ impl<'a> Engine<'a> {
     }
 
     fn begin(&mut self, job: Job) {
-        let session = self.session_for(&job);
-        match Running::begin(job, session, self.tokenizer) {
-            Ok(running) => self.running.push(running),
-            Err((job, error)) => job.tell(Event::Failed(refusal(&error))),
+        let mut session = self.session_for(&job);
+        let cached = session.ids().len();
+        match prefilled(&job, &mut session, self.tokenizer) {
+            Ok((text, scorer)) => {
+                let sampler = job.sampler.clone();
+                self.running.push(Running { job, session, text, sampler, scorer, cached });
+            }
+            Err(error) => job.tell(Event::Failed(refusal(&error))),
         }
     }
 
@@ -101,32 +105,7 @@ impl<'a> Engine<'a> {
     }
 }
 
-impl<'a> Running<'a> {
-    /// Processes the prompt.
-    fn begin(job: Job, mut session: Session<'a>, tokenizer: &'a Tokenizer) -> Result<Self, (Job, GenerateError)> {
-        let cached = session.ids().len();
-        let started = (|| {
-            let logits = match job.scoring.prompt {
-                None => session.extend(&job.prompt[cached..])?,
-                Some(top) => {
-                    let (logits, scores) = scored(&mut session, &job.prompt, top, tokenizer)?;
-                    job.tell(Event::Prompt(scores));
-                    logits
-                }
-            };
-            let text = Continuation::new(&session, logits, job.settings.clone(), tokenizer)?;
-            let scorer = |top| Ok::<_, GenerateError>((top, Scorer::new(tokenizer, &job.prompt)?));
-            Ok((text, job.scoring.answer.map(scorer).transpose()?))
-        })();
-        match started {
-            Ok((text, scorer)) => {
-                let sampler = job.sampler.clone();
-                Ok(Self { job, session, text, sampler, scorer, cached })
-            }
-            Err(error) => Err((job, error)),
-        }
-    }
-
+impl Running<'_> {
     /// Continues by a token; returns whether that was the last one.
     fn step(&mut self) -> Result<bool, GenerateError> {
         if self.job.told.is_closed() {
@@ -155,6 +134,27 @@ impl<'a> Running<'a> {
         self.job.tell(Event::End { text, end, usage });
         Ok(true)
     }
+}
+
+/// What continues a text, and what scores its tokens if that is asked for, with so many alternatives.
+type Begun<'a> = (Continuation<'a>, Option<(usize, Scorer<'a>)>);
+
+/// Processes a job's prompt, except what the session has processed before.
+fn prefilled<'a>(job: &Job, session: &mut Session<'a>, tokenizer: &'a Tokenizer) -> Result<Begun<'a>, GenerateError> {
+    let logits = match job.scoring.prompt {
+        None => session.extend(&job.prompt[session.ids().len()..])?,
+        Some(top) => {
+            let (logits, scores) = scored(session, &job.prompt, top, tokenizer)?;
+            job.tell(Event::Prompt(scores));
+            logits
+        }
+    };
+    let text = Continuation::new(session, logits, job.settings.clone(), tokenizer)?;
+    let scorer = match job.scoring.answer {
+        None => None,
+        Some(top) => Some((top, Scorer::new(tokenizer, &job.prompt)?)),
+    };
+    Ok((text, scorer))
 }
 
 /// Processes a prompt: the logits of what follows it, and the score of each of its tokens with the `top` most likely ones.

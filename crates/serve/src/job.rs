@@ -10,7 +10,7 @@ use crate::refusal::Refusal;
 
 /// A message to the engine.
 pub(crate) enum Order {
-    Answer(Job),
+    Answer(Box<Job>),
     Stop,
 }
 

@@ -143,7 +143,7 @@ async fn complete(kind: Kind, State(shared): App, body: Result<Bytes, BytesRejec
         let (settings, sampler, scoring) = (task.settings, task.sampler, task.scoring);
         let (told, place) = (told.clone(), place.clone());
         let job = Job { index, prompt: task.prompt, settings, sampler, scoring, told, _place: place };
-        shared.orders.send(Order::Answer(job)).map_err(|_| Refusal::stopping())?;
+        shared.orders.send(Order::Answer(Box::new(job))).map_err(|_| Refusal::stopping())?;
     }
     let answers = Answers::new(heading, echoes, request.logprobs.is_some(), request.include_usage);
     if request.stream { streamed(answers, events).await } else { whole(answers, events).await }
