@@ -229,8 +229,8 @@ fn evaluation() {
     let full = json(&["eval", "tiny-llama"]);
     check_keys(
         &full,
-        "model rtn quantized data seqlen windows tokens perplexity running_perplexity kernels compute head device wall_secs \
-         peak_bytes",
+        "model rtn quantized data seqlen windows tokens perplexity perplexity_error running_perplexity kernels compute head device \
+         wall_secs peak_bytes",
     );
     check_perplexity(&full["perplexity"], 18.26);
     assert_eq!((&full["seqlen"], &full["windows"]), (&256.into(), &39.into()));
@@ -371,6 +371,44 @@ fn a_conversation_that_is_too_long_loses_its_beginning() {
     assert_eq!(said.matches("oldest answers (1) are left out").count(), 1, "{said}");
     // A single question that is too long is an error.
     assert_eq!(answers(&format!("{}\n", long.repeat(4))).status.code(), Some(2));
+}
+
+#[test]
+fn predictions_are_compared_with_those_of_the_full_model() {
+    let windows = ["--windows", "4", "--data", text(&fixture("eval.txt")), "--seqlen", "256"].map(str::to_owned);
+    let eval = |model: &str, more: &[&str]| {
+        json(
+            &["eval", model]
+                .into_iter()
+                .chain(windows.iter().map(String::as_str))
+                .chain(more.iter().copied())
+                .collect::<Vec<_>>(),
+        )
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let packed = dir.path().join("packed");
+    let quantize = ["quantize", "tiny-llama", "--scheme", "w3a16g64", "--method", "rtn", "--out", text(&packed)];
+    json(&quantize);
+    // The record of the run names the model, and so does the option; rounded as it is loaded, it is compared with its own weights.
+    let of_record = eval(text(&packed), &["--kl"]);
+    let named = eval(text(&packed), &["--against", "tiny-llama"]);
+    let rounded = eval("tiny-llama", &["--rtn", "w3a16g64", "--kl"]);
+    let against = &of_record["against"];
+    assert_eq!(against, &named["against"]);
+    assert_eq!((&against["model"], &against["positions"]), (&"tiny-llama".into(), &(4 * 255).into()));
+    assert_eq!(against["divergence"], rounded["against"]["divergence"]);
+    check_perplexity(&against["perplexity"], eval("tiny-llama", &[])["perplexity"].as_f64().unwrap());
+    check_perplexity(&of_record["perplexity"], eval(text(&packed), &[])["perplexity"].as_f64().unwrap());
+    let value = |name: &str| against["divergence"][name].as_f64().unwrap();
+    assert!(value("mean") > 0.05 && value("mean_error") > 0.0, "{against}");
+    let rising = ["median", "p90", "p99", "p99_9", "max"].map(value);
+    assert!(rising.is_sorted(), "{rising:?}");
+    let said = printed(&["eval", text(&packed), "--kl", "--windows", "1", "--data", text(&fixture("eval.txt"))]);
+    assert!(said.contains("against tiny-llama") && said.contains("same likeliest token"), "{said}");
+
+    std::fs::remove_file(packed.join(RUN)).unwrap();
+    let refused = run(omniquant().args(["eval", text(&packed), "--kl"]), 3);
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("name it with --against"), "{refused:?}");
 }
 
 #[test]

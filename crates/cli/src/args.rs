@@ -171,6 +171,7 @@ pub struct QuantizeArgs {
   omniquant eval llama2-7b-w4 --windows 8
   omniquant eval llama2-7b-w4 --kernels packed --compute bf16
   omniquant eval tiny-llama --rtn w3a16g64 --json
+  omniquant eval llama2-7b-w4 --against llama2-7b
   omniquant eval llama2-7b-w4 --tasks piqa,arc_easy --data-dir data
   omniquant eval llama2-7b-w4 --card")]
 pub struct EvalArgs {
@@ -185,6 +186,12 @@ pub struct EvalArgs {
     /// their files in the folder tasks of --data-dir
     #[arg(long, value_name = "LIST", value_delimiter = ',', conflicts_with_all = ["data", "windows", "seqlen"])]
     pub tasks: Vec<Task>,
+    /// Compare the predictions with those of this model in full precision: divergence, and how often both find the same token the likeliest
+    #[arg(long, value_name = "MODEL", conflicts_with_all = ["tasks", "kl"])]
+    pub against: Option<String>,
+    /// The same, with the model that this one was quantized from, as its directory records it, or with the stored weights if --rtn is given
+    #[arg(long, conflicts_with = "tasks")]
+    pub kl: bool,
     /// Use only the first N items of each task [default: all]
     #[arg(long, value_name = "N", requires = "tasks", value_parser = clap::value_parser!(u32).range(1..))]
     pub items: Option<u32>,

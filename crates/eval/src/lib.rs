@@ -1,10 +1,15 @@
-//! Measures a model: next-token perplexity, zero-shot accuracy and logits, one block of weights in memory at a time.
+//! Measures a model: next-token perplexity, divergence from another model, zero-shot accuracy and logits, one block of weights in memory at a
+//! time.
 
+mod divergence;
 mod error;
 mod forward;
 mod perplexity;
+mod statistics;
+mod windows;
 mod zero_shot;
 
+pub use divergence::{Divergence, divergence};
 pub use error::EvalError;
 pub use forward::{Progress, logits};
 pub use perplexity::{Perplexity, perplexity};

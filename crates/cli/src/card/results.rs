@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 
+use oq_eval::{Divergence, Perplexity};
 use oq_formats::atomic_write;
 
 use super::markdown::{code, plain, table};
@@ -36,13 +37,43 @@ impl Measured {
 }
 
 /// Perplexity of a model on windows of a text.
-pub fn perplexity(model: &str, data: &str, windows: usize, seqlen: usize, value: f64) -> Measured {
+pub fn perplexity(model: &str, data: &str, result: &Perplexity) -> Measured {
+    let value = match result.error() {
+        Some(error) => format!("{:.4} ± {error:.2}", result.value()),
+        None => format!("{:.4}", result.value()),
+    };
+    Measured { model: plain(model), ..this("perplexity", data, result, "lower", value) }
+}
+
+/// Divergence of the model that the card is about from the one named `full`.
+pub fn divergence(full: &str, data: &str, compared: &Divergence) -> Measured {
+    let value = match compared.mean_error() {
+        Some(error) => format!("{:.5} ± {error:.5}", compared.mean()),
+        None => format!("{:.5}", compared.mean()),
+    };
+    this(&format!("divergence (KL) from {}", code(&last_part(full))), data, &compared.quantized, "lower", value)
+}
+
+/// How often the model that the card is about and the one named `full` find the same token the likeliest.
+pub fn agreement(full: &str, data: &str, compared: &Divergence) -> Measured {
+    let value = match compared.agreement_error() {
+        Some(error) => format!("{:.2} ± {:.2} %", 100.0 * compared.agreement(), 100.0 * error),
+        None => format!("{:.2} %", 100.0 * compared.agreement()),
+    };
+    this(&format!("same likeliest token as {}", code(&last_part(full))), data, &compared.quantized, "higher", value)
+}
+
+/// A measurement on the windows of `result`.
+fn this(what: &str, data: &str, result: &Perplexity, better: &str, value: String) -> Measured {
+    let windows = windows(result.window_nll.len(), result.seqlen);
+    let what = format!("{what} on {}, {windows} ({better} is better)", code(&last_part(data)));
+    Measured { model: THIS.to_owned(), what, value }
+}
+
+/// `8 windows of 2048 tokens`.
+fn windows(windows: usize, seqlen: usize) -> String {
     let windows = if windows == 1 { "1 window".to_owned() } else { format!("{windows} windows") };
-    Measured {
-        model: plain(model),
-        what: format!("perplexity on {}, {windows} of {seqlen} tokens (lower is better)", code(&last_part(data))),
-        value: format!("{value:.4}"),
-    }
+    format!("{windows} of {seqlen} tokens")
 }
 
 /// Zero-shot accuracy of the model that the card is about.
