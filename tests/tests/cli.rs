@@ -435,6 +435,36 @@ fn tasks_are_asked() {
     assert!(boolq["accuracy_per_character"].is_null() && arc["accuracy_error"].as_f64().unwrap() > 0.0, "{said}");
     let first = ["eval", "tiny-llama", "--tasks", "arc_easy", "--items", "1", "--data-dir", text(dir.path())];
     assert_eq!(json(&first)["tasks"][0]["accuracy"], 1.0, "the sea is likelier than letters");
+
+    // A text whose last word is to be predicted.
+    let lambada = r#"{"text": "The old man went down to the river and looked at the river"}"#;
+    std::fs::write(tasks.join("lambada.test.jsonl"), format!("{lambada}\n{lambada}\n")).unwrap();
+    let options = ["--tasks", "lambada,arc_easy", "--data-dir", text(dir.path())];
+    let [answers, results] = ["answers.jsonl", "results.json"].map(|name| dir.path().join(name));
+    let files = ["--answers", text(&answers), "--harness", text(&results)];
+    let eval = |models: &[&str], more: &[&str]| [&["eval"][..], models, &options, more].concat();
+    let said = json(&eval(&["tiny-llama"], &files));
+    let lambada = &said["tasks"][0];
+    assert_eq!((&lambada["task"], &lambada["items"]), (&"lambada".into(), &2.into()));
+    assert!(lambada["perplexity"].as_f64().unwrap() > 1.0 && lambada["accuracy"].is_number(), "{said}");
+    let of_harness: Value = serde_json::from_slice(&std::fs::read(&results).unwrap()).unwrap();
+    assert_eq!(of_harness["results"]["lambada_openai"]["perplexity,none"], lambada["perplexity"]);
+    assert_eq!(of_harness["results"]["arc_easy"]["acc,none"], 0.5);
+    // What was answered is not asked again, and a file of answers is not overwritten.
+    let whole = std::fs::read_to_string(&answers).unwrap();
+    assert_eq!(whole.lines().count(), 4);
+    run(omniquant().args(eval(&["tiny-llama"], &files)), 2);
+    std::fs::write(&answers, &whole[..whole.len() - 9]).unwrap();
+    let again = [&files[..], &["--resume"]].concat();
+    assert_eq!(json(&eval(&["tiny-llama"], &again))["tasks"], said["tasks"]);
+    assert!(printed(&eval(&["tiny-llama"], &again)).contains("4 items, 0 of them asked now"));
+    // Several models at once.
+    let both = json(&eval(&["tiny-llama", "tiny-mixtral"], &[]));
+    assert_eq!(both["models"][0]["tasks"], said["tasks"]);
+    assert_eq!((&both["models"][1]["model"], both["models"].as_array().unwrap().len()), (&"tiny-mixtral".into(), 2));
+    let table = printed(&eval(&["tiny-llama", "tiny-mixtral"], &[]));
+    assert!(table.lines().next().unwrap().contains("tiny-llama") && table.contains("\nlambada (2 items)"), "{table}");
+    run(omniquant().args(eval(&["tiny-llama", "tiny-mixtral"], &["--harness", text(&results)])), 2);
 }
 
 #[test]

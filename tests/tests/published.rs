@@ -124,6 +124,12 @@ fn the_card_has_what_was_measured() {
     run(&mut eval(&["--data", "tests/fixtures/eval.txt", "--windows", "1"]), 0);
     assert_eq!(rows().len(), 3);
     assert_eq!(rows()[..2], report[..]);
+    // What was measured is recorded, too.
+    let recorded = fs::read_to_string(out.join(oq_recipe::EVALUATIONS)).unwrap();
+    let recorded: Vec<Value> = recorded.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(recorded.iter().map(|line| line["windows"].as_u64().unwrap()).collect::<Vec<_>>(), [2, 1]);
+    assert_eq!(recorded[0]["perplexity"], said["perplexity"]);
+    assert!(recorded.iter().all(|line| line["finished_unix"].as_u64() > Some(0) && line["version"].is_string()));
     // A comparison has lines of its own.
     run(&mut eval(&[&EVAL[..], &["--against", "tiny-llama"]].concat()), 0);
     assert_eq!(rows().len(), 3);

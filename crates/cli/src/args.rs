@@ -78,7 +78,7 @@ pub enum LogFormat {
 pub enum Command {
     /// Quantize a model and write it in packed form
     Quantize(QuantizeArgs),
-    /// Measure perplexity or zero-shot accuracy
+    /// Measure perplexity, divergence from the full-precision model, or zero-shot tasks
     Eval(EvalArgs),
     /// Continue a text
     Generate(GenerateArgs),
@@ -173,17 +173,22 @@ pub struct QuantizeArgs {
   omniquant eval tiny-llama --rtn w3a16g64 --json
   omniquant eval llama2-7b-w4 --against llama2-7b
   omniquant eval llama2-7b-w4 --tasks piqa,arc_easy --data-dir data
+  omniquant eval llama2-7b llama2-7b-w4 --tasks boolq --items 500 --answers boolq.jsonl --resume
   omniquant eval llama2-7b-w4 --card")]
 pub struct EvalArgs {
-    #[command(flatten)]
-    pub model: ModelArgs,
+    /// Directories, names in configs/, or hub ids; HUB-ID@REVISION selects a branch, tag or commit
+    #[arg(value_name = "MODEL", required = true)]
+    pub models: Vec<String>,
+    /// Branch, tag or commit of a model on the hub [default: the one in configs/, else main]
+    #[arg(long, value_name = "REVISION")]
+    pub revision: Option<String>,
     #[command(flatten)]
     pub data: EvalDataArgs,
     /// Tokens per window [default: 2048, or the model's number of positions if that is smaller; without --data, the value in configs/]
     #[arg(long, value_name = "N")]
     pub seqlen: Option<usize>,
-    /// Measure zero-shot accuracy instead of perplexity: a list of piqa, arc_easy, arc_challenge, boolq, hellaswag, winogrande, with
-    /// their files in the folder tasks of --data-dir
+    /// Ask zero-shot tasks instead of measuring perplexity: a list of piqa, arc_easy, arc_challenge, boolq, hellaswag, winogrande, lambada,
+    /// with their files in the folder tasks of --data-dir
     #[arg(long, value_name = "LIST", value_delimiter = ',', conflicts_with_all = ["data", "windows", "seqlen"])]
     pub tasks: Vec<Task>,
     /// Compare the predictions with those of this model in full precision: divergence, and how often both find the same token the likeliest
@@ -195,6 +200,15 @@ pub struct EvalArgs {
     /// Use only the first N items of each task [default: all]
     #[arg(long, value_name = "N", requires = "tasks", value_parser = clap::value_parser!(u32).range(1..))]
     pub items: Option<u32>,
+    /// Write the answer to each item to FILE, a line of JSON each
+    #[arg(long, value_name = "FILE", requires = "tasks")]
+    pub answers: Option<PathBuf>,
+    /// Go on from the answers in the file of --answers
+    #[arg(long, requires = "answers")]
+    pub resume: bool,
+    /// Also write the results to FILE in the format of the lm-evaluation-harness
+    #[arg(long, value_name = "FILE", requires = "tasks")]
+    pub harness: Option<PathBuf>,
     /// Quantize the weights to scheme S by rounding to nearest first
     #[arg(long, value_name = "S")]
     pub rtn: Option<QuantSpec>,

@@ -8,13 +8,10 @@ use oq_models::{Head, Model};
 use tch::{Device, Kind, Tensor};
 
 use crate::error::EvalError;
-use crate::forward::{Progress, STATES_BYTES, embed, run_blocks};
+use crate::forward::{Progress, STATES_BYTES, embed, logit_rows, run_blocks};
 use crate::perplexity::Perplexity;
 use crate::statistics::{mean, quantile, standard_error};
 use crate::windows::windows_of;
-
-/// Logits of this many bytes are held at once, for each of some five intermediate results.
-const LOGITS_BYTES: usize = 64 << 20;
 
 /// Predictions of two models, compared.
 #[derive(Clone, Debug, PartialEq)]
@@ -108,7 +105,7 @@ pub fn divergence(
     let (mut done, total) = (0, windows.len().div_ceil(together) * layers);
     let mut nll = [Vec::new(), Vec::new()];
     let (mut window_divergence, mut window_agreement, mut sorted) = (Vec::new(), Vec::new(), Vec::new());
-    let rows = (LOGITS_BYTES / (vocab * 4)).max(1) as i64;
+    let rows = logit_rows(vocab);
     for chunk in windows.chunks(together) {
         let mut finished = |model: &Model| -> Result<Vec<Tensor>, EvalError> {
             let mut states = embed(model, chunk, device)?;

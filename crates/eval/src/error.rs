@@ -45,6 +45,9 @@ pub enum EvalError {
         /// Context and choice.
         text: String,
     },
+    /// The caller stopped it.
+    #[error("stopped")]
+    Stopped,
     /// A text cannot be tokenized.
     #[error(transparent)]
     Data(#[from] DataError),

@@ -2,9 +2,13 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
 
+use anyhow::Context;
 use oq_eval::{Divergence, Perplexity};
 use oq_formats::atomic_write;
+use oq_recipe::{EVALUATIONS, RUN_FOLDER};
+use serde_json::Value;
 
 use super::markdown::{code, plain, table};
 use crate::exit::CliError;
@@ -76,13 +80,30 @@ fn windows(windows: usize, seqlen: usize) -> String {
     format!("{windows} of {seqlen} tokens")
 }
 
-/// Zero-shot accuracy of the model that the card is about.
-pub fn accuracy(task: &str, items: usize, value: f64) -> Measured {
-    Measured {
-        model: THIS.to_owned(),
-        what: format!("zero-shot accuracy on {}, {items} items (higher is better)", code(task)),
-        value: format!("{:.2} %", 100.0 * value),
-    }
+/// A figure of the model that the card is about on a zero-shot task: what it is and which direction is better, the task and the unit.
+pub fn task(
+    [what, better]: [&str; 2],
+    [task, unit]: [&str; 2],
+    items: usize,
+    value: f64,
+    error: Option<f64>,
+) -> Measured {
+    let error = error.map_or(String::new(), |error| format!(" ± {error:.2}"));
+    let what = format!("{what} on {}, {items} items ({better} is better)", code(task));
+    Measured { model: THIS.to_owned(), what, value: format!("{value:.2}{error}{unit}") }
+}
+
+/// Adds a line to the evaluations in the folder of the run: what was measured, as `--json` prints it, and when.
+pub fn record(dir: &Path, measured: &Value) -> anyhow::Result<()> {
+    let mut line = measured.clone();
+    line["version"] = env!("CARGO_PKG_VERSION").into();
+    line["finished_unix"] = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()).into();
+    let path = dir.join(EVALUATIONS);
+    let context = || format!("cannot write {}", path.display());
+    // Someone may have removed what no program needs.
+    fs::create_dir_all(dir.join(RUN_FOLDER)).with_context(context)?;
+    let written = if path.exists() { fs::read_to_string(&path).with_context(context)? } else { String::new() };
+    Ok(atomic_write(&path, format!("{written}{line}\n").as_bytes())?)
 }
 
 /// The section of a new card: a table, or `otherwise` if nothing was measured.

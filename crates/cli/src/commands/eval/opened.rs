@@ -18,6 +18,8 @@ use crate::resolve::Named;
 
 /// A model to evaluate, in the form that the command line asks for.
 pub struct Opened {
+    /// The model as it was given.
+    pub as_given: String,
     pub named: Named,
     pub model: Model,
     pub form: Form,
@@ -25,10 +27,11 @@ pub struct Opened {
 }
 
 impl Opened {
-    /// Opens MODEL.
-    pub fn new(args: &EvalArgs, out: &Output) -> Result<Self> {
+    /// Opens a model of the command line.
+    pub fn new(name: &str, args: &EvalArgs, out: &Output) -> Result<Self> {
         let device = machine::device(args.device)?;
-        let named = Named::new(&args.model)?;
+        let model = ModelArgs { name: name.to_owned(), revision: args.revision.clone() };
+        let named = Named::new(&model)?;
         let dir = named.directory(out)?;
         if args.card {
             if !Path::new(&named.name).is_dir() {
@@ -48,7 +51,7 @@ impl Opened {
         };
         let kernels = running::kernels(args.kernels, &model, device);
         let form = Form::new(kernels, machine::compute(args.compute, device), head);
-        Ok(Self { named, model: model.with_form(form)?, form, device })
+        Ok(Self { as_given: name.to_owned(), named, model: model.with_form(form)?, form, device })
     }
 
     /// The name and the model to compare with, computed in f32, if the command line asks for a comparison. That is the model of
@@ -80,7 +83,7 @@ impl Opened {
 
     /// What was evaluated, and how, for scripts.
     pub fn record(&self, args: &EvalArgs, results: Value, wall_secs: f64) -> Value {
-        let Self { named, model, form, device } = self;
+        let Self { named, model, form, device, .. } = self;
         let mut record = Map::new();
         let about = json!({"model": named.name, "rtn": args.rtn, "quantized": model.quantization()});
         let how = json!({"kernels": form.kernels.name(), "compute": form.compute.name(), "head": form.head.name(),

@@ -7,6 +7,7 @@ use oq_eval::{Divergence, Perplexity};
 use serde_json::{Value, json};
 
 use super::opened::Opened;
+use super::outcome::Outcome;
 use super::subject::Subject;
 use crate::args::EvalArgs;
 use crate::card;
@@ -16,7 +17,7 @@ use crate::output::{Output, seconds};
 const QUANTILES: [(&str, f64); 5] = [("median", 0.5), ("p90", 0.9), ("p99", 0.99), ("p99_9", 0.999), ("max", 1.0)];
 
 /// Measures a model on the text of the command line.
-pub fn measure(args: &EvalArgs, opened: &Opened, out: &Output) -> Result<()> {
+pub fn measure(args: &EvalArgs, opened: &Opened, out: &Output) -> Result<Outcome> {
     let Opened { named, model, device, .. } = opened;
     let full = opened.full(args, out)?;
     let subject = Subject::new(named.entry, model, &args.data, args.seqlen, out)?;
@@ -29,14 +30,6 @@ pub fn measure(args: &EvalArgs, opened: &Opened, out: &Output) -> Result<()> {
         }
     };
     let secs = started.elapsed().as_secs_f64();
-    if args.card {
-        let mut measured = vec![subject.measured(card::THIS, &result)];
-        if let Some((name, compared)) = &compared {
-            measured.push(card::divergence(name, &subject.data, compared));
-            measured.push(card::agreement(name, &subject.data, compared));
-        }
-        card::add(model.dir(), &measured)?;
-    }
     let windows = result.window_nll.len();
     let mut results = json!({"data": subject.data, "seqlen": result.seqlen, "windows": windows, "tokens": subject.tokens(),
         "perplexity": result.value(), "perplexity_error": result.error(),
@@ -44,18 +37,38 @@ pub fn measure(args: &EvalArgs, opened: &Opened, out: &Output) -> Result<()> {
     if let Some((name, compared)) = &compared {
         results["against"] = record_of(name, compared);
     }
-    let value = opened.record(args, results, secs);
-    out.result(&value, || {
-        let what = subject.describe(&result);
-        let (error, tokens) = (shown_error(&result), subject.tokens());
-        let line =
-            format!("perplexity {:.4}{error}  ({what}; {tokens} tokens in total; {})", result.value(), seconds(secs));
-        [line]
-            .into_iter()
-            .chain(compared.map(|(name, compared)| table_of(name, &compared)))
-            .collect::<Vec<_>>()
-            .join("\n")
-    })
+    let record = opened.record(args, results, secs);
+    if args.card {
+        let mut measured = vec![subject.measured(card::THIS, &result)];
+        if let Some((name, compared)) = &compared {
+            measured.push(card::divergence(name, &subject.data, compared));
+            measured.push(card::agreement(name, &subject.data, compared));
+        }
+        card::add(model.dir(), &measured)?;
+        card::record(model.dir(), &record)?;
+    }
+    let what = subject.describe(&result);
+    let mut figures = vec![(format!("perplexity ({what})"), format!("{:.4}{}", result.value(), shown_error(&result)))];
+    let line =
+        format!("perplexity {}  ({what}; {} tokens in total; {})", figures[0].1, subject.tokens(), seconds(secs));
+    let mut lines = vec![line];
+    if let Some((name, compared)) = &compared {
+        let error = |error: Option<f64>, scale: f64, digits: usize| {
+            error.map_or(String::new(), |error| format!(" +- {:.digits$}", scale * error))
+        };
+        let divergence = format!("{:.5}{}", compared.mean(), error(compared.mean_error(), 1.0, 5));
+        let agreement = format!("{:.2}{}", 100.0 * compared.agreement(), error(compared.agreement_error(), 100.0, 2));
+        let increase = 100.0 * compared.nll_increase().exp_m1();
+        let increase_error = compared.nll_increase_error().map(|error| error * compared.nll_increase().exp());
+        let full = format!("{:.4}{}", compared.full.value(), shown_error(&compared.full));
+        lines.push(format!("against {name}, perplexity {full}: {increase:+.2} %{}", error(increase_error, 100.0, 2)));
+        let quantiles = QUANTILES.map(|(name, q)| format!("{name} {:.5}", compared.quantile(q))).join(", ");
+        lines.push(format!("divergence {divergence}  ({quantiles}; {} positions)", compared.positions()));
+        lines.push(format!("same likeliest token {agreement} %"));
+        figures.push(("divergence".to_owned(), divergence));
+        figures.push(("same likeliest token, %".to_owned(), agreement));
+    }
+    Ok(Outcome { model: named.name.clone(), record, text: lines.join("\n"), figures })
 }
 
 /// ` +- 0.31`, if it is known.
@@ -73,34 +86,4 @@ fn record_of(name: &str, compared: &Divergence) -> Value {
         "nll_increase": compared.nll_increase(), "nll_increase_error": compared.nll_increase_error(),
         "positions": compared.positions(), "divergence": divergence,
         "agreement": compared.agreement(), "agreement_error": compared.agreement_error()})
-}
-
-fn table_of(name: &str, compared: &Divergence) -> String {
-    let error = |error: Option<f64>, scale: f64, digits: usize| {
-        error.map_or(String::new(), |error| format!(" +- {:.digits$}", scale * error))
-    };
-    let quantiles = QUANTILES.map(|(name, q)| format!("{name} {:.5}", compared.quantile(q)));
-    let increase = 100.0 * compared.nll_increase().exp_m1();
-    let increase_error = compared.nll_increase_error().map(|error| error * compared.nll_increase().exp());
-    [
-        format!(
-            "against {name}, perplexity {:.4}{}: {increase:+.2} %{}",
-            compared.full.value(),
-            shown_error(&compared.full),
-            error(increase_error, 100.0, 2)
-        ),
-        format!(
-            "divergence {:.5}{}  ({}; {} positions)",
-            compared.mean(),
-            error(compared.mean_error(), 1.0, 5),
-            quantiles.join(", "),
-            compared.positions()
-        ),
-        format!(
-            "same likeliest token {:.2} %{}",
-            100.0 * compared.agreement(),
-            error(compared.agreement_error(), 100.0, 2)
-        ),
-    ]
-    .join("\n")
 }
