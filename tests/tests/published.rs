@@ -61,6 +61,7 @@ fn the_files_of_a_finished_run() {
             "omniquant/events.jsonl",
             "omniquant/journal.jsonl",
             "omniquant/recipe.toml",
+            "omniquant/report.html",
             "omniquant/run.json",
             "special_tokens_map.json",
             "tokenizer.json",

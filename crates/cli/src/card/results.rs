@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use oq_formats::atomic_write;
+use oq_recipe::{MEASURED, Measurement, Metric, RUN_FOLDER};
 
 use super::markdown::{code, plain, table};
 use crate::exit::CliError;
@@ -16,17 +17,19 @@ const BEGIN: &str = "<!-- measurements by omniquant: begin -->";
 const END: &str = "<!-- measurements by omniquant: end -->";
 
 /// What a card calls the model that it is about.
-pub const THIS: &str = "this model";
+pub const THIS: &str = Measurement::THIS;
 
-/// A measurement, in Markdown.
+/// A measurement, in Markdown and as it is recorded.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Measured {
     /// Of which model.
     pub model: String,
     /// What was measured, on which text or task.
-    pub what: String,
+    what: String,
     /// The number.
-    pub value: String,
+    value: String,
+    /// The same for the record of the run.
+    record: Measurement,
 }
 
 impl Measured {
@@ -38,20 +41,49 @@ impl Measured {
 /// Perplexity of a model on windows of a text.
 pub fn perplexity(model: &str, data: &str, windows: usize, seqlen: usize, value: f64) -> Measured {
     let windows = if windows == 1 { "1 window".to_owned() } else { format!("{windows} windows") };
+    let data = last_part(data);
     Measured {
         model: plain(model),
-        what: format!("perplexity on {}, {windows} of {seqlen} tokens (lower is better)", code(&last_part(data))),
+        what: format!("perplexity on {}, {windows} of {seqlen} tokens (lower is better)", code(&data)),
         value: format!("{value:.4}"),
+        record: Measurement {
+            model: model.to_owned(),
+            metric: Metric::Perplexity,
+            on: format!("{data}, {windows} of {seqlen} tokens"),
+            value,
+            error: None,
+        },
     }
 }
 
-/// Zero-shot accuracy of the model that the card is about.
-pub fn accuracy(task: &str, items: usize, value: f64) -> Measured {
+/// Zero-shot accuracy of the model that the card is about, with its standard error.
+pub fn accuracy(task: &str, items: usize, value: f64, error: f64) -> Measured {
     Measured {
         model: THIS.to_owned(),
         what: format!("zero-shot accuracy on {}, {items} items (higher is better)", code(task)),
         value: format!("{:.2} %", 100.0 * value),
+        record: Measurement {
+            model: THIS.to_owned(),
+            metric: Metric::Accuracy,
+            on: format!("{task}, {items} items"),
+            value,
+            error: Some(error),
+        },
     }
+}
+
+/// Records measurements in the folder of a run; does nothing if `dir` has none. They replace earlier ones of the same model and thing.
+pub fn record(dir: &Path, measured: &[Measured]) -> anyhow::Result<()> {
+    if measured.is_empty() || !dir.join(RUN_FOLDER).is_dir() {
+        return Ok(());
+    }
+    let path = dir.join(MEASURED);
+    let before = match fs::read_to_string(&path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+        text => text?,
+    };
+    let new: Vec<Measurement> = measured.iter().map(|row| row.record.clone()).collect();
+    Ok(atomic_write(&path, Measurement::add(&before, &new).as_bytes())?)
 }
 
 /// The section of a new card: a table, or `otherwise` if nothing was measured.
@@ -116,8 +148,9 @@ mod tests {
     use super::*;
 
     fn measured(model: &str, what: &str, value: &str) -> Measured {
+        let record = accuracy("piqa", 1, 0.0, 0.0).record;
         let [model, what, value] = [model, what, value].map(str::to_owned);
-        Measured { model, what, value }
+        Measured { model, what, value, record }
     }
 
     #[test]

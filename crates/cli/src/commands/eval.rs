@@ -51,7 +51,9 @@ pub fn run(args: &EvalArgs, out: &Output) -> Result<()> {
     let started = std::time::Instant::now();
     let result = subject.measure(&model, device, "measuring", out)?;
     if args.card {
-        card::add(&dir, &[subject.measured(card::THIS, &result)])?;
+        let measured = [subject.measured(card::THIS, &result)];
+        card::add(&dir, &measured)?;
+        card::record(&dir, &measured)?;
     }
     let tokens = subject.ids.len();
     let windows = result.window_nll.len();
@@ -82,7 +84,7 @@ fn ask(args: &EvalArgs, named: &Named, model: &Model, (form, device): (Form, Dev
         let shown = |accuracy: f64| format!("{:6.2} +- {:.2}", 100.0 * accuracy, 100.0 * result.error_of(accuracy));
         let normalized = task.is_normalized().then_some(result.normalized);
         let per_character = normalized.map_or(String::new(), |value| format!("   per character {}", shown(value)));
-        measured.push(card::accuracy(task.name(), result.items, result.plain));
+        measured.push(card::accuracy(task.name(), result.items, result.plain, result.error_of(result.plain)));
         lines.push(format!("{:<14}{:>6} items {}{per_character}", task.name(), result.items, shown(result.plain)));
         values.push(json!({"task": task.name(), "items": result.items, "accuracy": result.plain,
             "accuracy_error": result.error_of(result.plain), "accuracy_per_character": normalized,
@@ -90,6 +92,7 @@ fn ask(args: &EvalArgs, named: &Named, model: &Model, (form, device): (Form, Dev
     }
     if args.card {
         card::add(model.dir(), &measured)?;
+        card::record(model.dir(), &measured)?;
     }
     let value = json!({"model": named.name, "rtn": args.rtn, "quantized": model.quantization(), "tasks": values,
         "kernels": form.kernels.name(), "compute": form.compute.name(), "head": form.head.name(), "device": machine::device_name(device),
