@@ -88,6 +88,8 @@ pub enum Command {
     Bench(BenchArgs),
     /// Show what a run would do, what it would take, and whether it fits
     Plan(PlanArgs),
+    /// Show a run, or several side by side, in an HTML page
+    Report(ReportArgs),
     /// Show the contents of a checkpoint or a packed model
     Inspect(InspectArgs),
     /// Compute the logits of given token ids, to compare with other programs
@@ -320,6 +322,26 @@ pub struct PlanArgs {
     /// First measure how fast this machine is, in about 10 seconds
     #[arg(long)]
     pub measure: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  omniquant report tiny-llama-w3a16g64
+  omniquant report tiny-llama-w3a16g64 --follow
+  omniquant report tiny-llama-w2a16g64 tiny-llama-w3a16g64 tiny-llama-w4a16g64 --out comparison.html
+
+A page needs nothing but a browser: no other file, no script, no network. `omniquant quantize` writes it at the end of a run. What
+`--report` and `omniquant eval DIR --card` measured is in it.")]
+pub struct ReportArgs {
+    /// Directories that `omniquant quantize` wrote, or is writing
+    #[arg(required = true, value_name = "RUN")]
+    pub runs: Vec<PathBuf>,
+    /// The page [default for one run: RUN/omniquant/report.html]
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    /// Write the page again every few seconds until the run ends, or Ctrl-C; the page reads itself again
+    #[arg(long)]
+    pub follow: bool,
 }
 
 #[derive(Debug, Args)]

@@ -23,7 +23,7 @@ use crate::output::bytes;
 pub use self::origin::Origin;
 pub use self::programs::warning;
 pub use self::results::CARD;
-pub use self::results::{Measured, THIS, add, agreement, check, divergence, perplexity, record, task};
+pub use self::results::{Measured, THIS, add, check, divergence, perplexity, record, task};
 
 /// What a card says.
 pub struct Card<'a> {

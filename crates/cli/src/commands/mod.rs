@@ -12,7 +12,9 @@ pub mod inspect;
 pub mod logits;
 pub mod merge;
 pub mod plan;
+pub mod progress;
 pub mod quantize;
+pub mod report;
 pub mod running;
 pub mod synth;
 

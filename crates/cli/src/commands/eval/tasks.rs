@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use oq_data::{Item, Task, Tokenizer};
 use oq_eval::{Accuracy, Answer, Asked, EvalError, Prediction, zero_shot};
 use oq_formats::atomic_write;
+use oq_recipe::Metric;
 use serde_json::{Value, json};
 
 use super::answers::Answers;
@@ -57,8 +58,9 @@ pub fn ask(args: &EvalArgs, opened: &Opened, out: &Output) -> Result<Outcome> {
     let secs = started.elapsed().as_secs_f64();
     let record = opened.record(args, json!({"tasks": results.iter().map(record_of).collect::<Vec<_>>()}), secs);
     if args.card {
-        card::add(model.dir(), &results.iter().flat_map(measured).collect::<Vec<_>>())?;
-        card::record(model.dir(), &record)?;
+        let measured: Vec<card::Measured> = results.iter().flat_map(measured).collect();
+        card::add(model.dir(), &measured)?;
+        card::record(model.dir(), &measured)?;
     }
     if let Some(path) = &args.harness {
         let config = json!({"pretrained": named.name, "rtn": args.rtn, "kernels": form.kernels.name(), "dtype": form.compute.name()});
@@ -140,20 +142,13 @@ fn figures(result: &TaskResult) -> Vec<(String, String)> {
 
 /// For the model's card.
 fn measured(result: &TaskResult) -> Vec<card::Measured> {
-    let row = |(metric, value, error): &(&'static str, f64, Option<f64>)| {
-        let (what, better) = match *metric {
-            "acc" => ("zero-shot accuracy", "higher"),
-            "acc_norm" => ("zero-shot accuracy per character", "higher"),
-            _ => ("perplexity of the last word", "lower"),
+    let row = |&(metric, value, error): &(&'static str, f64, Option<f64>)| {
+        let (metric, of) = match metric {
+            "acc" => (Metric::Accuracy, ""),
+            "acc_norm" => (Metric::Accuracy, ", per character"),
+            _ => (Metric::Perplexity, ", of the last word"),
         };
-        let (scale, unit) = if *metric == "perplexity" { (1.0, "") } else { (100.0, " %") };
-        card::task(
-            [what, better],
-            [result.task.name(), unit],
-            result.items,
-            scale * value,
-            error.map(|error| scale * error),
-        )
+        card::task(metric, result.task.name(), &format!("{} items{of}", result.items), value, error)
     };
     result.metrics.iter().map(row).collect()
 }

@@ -41,11 +41,10 @@ pub fn measure(args: &EvalArgs, opened: &Opened, out: &Output) -> Result<Outcome
     if args.card {
         let mut measured = vec![subject.measured(card::THIS, &result)];
         if let Some((name, compared)) = &compared {
-            measured.push(card::divergence(name, &subject.data, compared));
-            measured.push(card::agreement(name, &subject.data, compared));
+            measured.extend(card::divergence(name, &subject.data, compared));
         }
         card::add(model.dir(), &measured)?;
-        card::record(model.dir(), &record)?;
+        card::record(model.dir(), &measured)?;
     }
     let what = subject.describe(&result);
     let mut figures = vec![(format!("perplexity ({what})"), format!("{:.4}{}", result.value(), shown_error(&result)))];
