@@ -411,6 +411,11 @@ fn predictions_are_compared_with_those_of_the_full_model() {
     assert!(String::from_utf8_lossy(&refused.stderr).contains("name it with --against"), "{refused:?}");
 }
 
+/// The arguments of an evaluation.
+fn eval<'a>(models: &[&'a str], options: &[&'a str], more: &[&'a str]) -> Vec<&'a str> {
+    [&["eval"], models, options, more].concat()
+}
+
 #[test]
 fn tasks_are_asked() {
     let dir = tempfile::tempdir().unwrap();
@@ -442,8 +447,7 @@ fn tasks_are_asked() {
     let options = ["--tasks", "lambada,arc_easy", "--data-dir", text(dir.path())];
     let [answers, results] = ["answers.jsonl", "results.json"].map(|name| dir.path().join(name));
     let files = ["--answers", text(&answers), "--harness", text(&results)];
-    let eval = |models: &[&str], more: &[&str]| [&["eval"][..], models, &options, more].concat();
-    let said = json(&eval(&["tiny-llama"], &files));
+    let said = json(&eval(&["tiny-llama"], &options, &files));
     let lambada = &said["tasks"][0];
     assert_eq!((&lambada["task"], &lambada["items"]), (&"lambada".into(), &2.into()));
     assert!(lambada["perplexity"].as_f64().unwrap() > 1.0 && lambada["accuracy"].is_number(), "{said}");
@@ -453,18 +457,18 @@ fn tasks_are_asked() {
     // What was answered is not asked again, and a file of answers is not overwritten.
     let whole = std::fs::read_to_string(&answers).unwrap();
     assert_eq!(whole.lines().count(), 4);
-    run(omniquant().args(eval(&["tiny-llama"], &files)), 2);
+    run(omniquant().args(eval(&["tiny-llama"], &options, &files)), 2);
     std::fs::write(&answers, &whole[..whole.len() - 9]).unwrap();
     let again = [&files[..], &["--resume"]].concat();
-    assert_eq!(json(&eval(&["tiny-llama"], &again))["tasks"], said["tasks"]);
-    assert!(printed(&eval(&["tiny-llama"], &again)).contains("4 items, 0 of them asked now"));
+    assert_eq!(json(&eval(&["tiny-llama"], &options, &again))["tasks"], said["tasks"]);
+    assert!(printed(&eval(&["tiny-llama"], &options, &again)).contains("4 items, 0 of them asked now"));
     // Several models at once.
-    let both = json(&eval(&["tiny-llama", "tiny-mixtral"], &[]));
+    let both = json(&eval(&["tiny-llama", "tiny-mixtral"], &options, &[]));
     assert_eq!(both["models"][0]["tasks"], said["tasks"]);
     assert_eq!((&both["models"][1]["model"], both["models"].as_array().unwrap().len()), (&"tiny-mixtral".into(), 2));
-    let table = printed(&eval(&["tiny-llama", "tiny-mixtral"], &[]));
+    let table = printed(&eval(&["tiny-llama", "tiny-mixtral"], &options, &[]));
     assert!(table.lines().next().unwrap().contains("tiny-llama") && table.contains("\nlambada (2 items)"), "{table}");
-    run(omniquant().args(eval(&["tiny-llama", "tiny-mixtral"], &["--harness", text(&results)])), 2);
+    run(omniquant().args(eval(&["tiny-llama", "tiny-mixtral"], &options, &["--harness", text(&results)])), 2);
 }
 
 #[test]

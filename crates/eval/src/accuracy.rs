@@ -3,7 +3,15 @@
 use oq_data::Item;
 
 use crate::statistics::{mean, standard_error};
-use crate::zero_shot::Answer;
+
+/// What a model says to an item.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Answer {
+    /// For each choice, the sum of its tokens' log-likelihoods.
+    pub log_likelihoods: Vec<f64>,
+    /// For each choice, whether each of its tokens is the likeliest one there.
+    pub is_greedy: Vec<bool>,
+}
 
 /// A measured accuracy.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -11,12 +11,12 @@ mod tree;
 mod windows;
 mod zero_shot;
 
-pub use accuracy::{Accuracy, Prediction};
+pub use accuracy::{Accuracy, Answer, Prediction};
 pub use divergence::{Divergence, divergence};
 pub use error::EvalError;
 pub use forward::{Progress, logits};
 pub use perplexity::{Perplexity, perplexity};
-pub use zero_shot::{Answer, Asked, zero_shot};
+pub use zero_shot::{Asked, zero_shot};
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

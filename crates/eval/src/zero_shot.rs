@@ -15,6 +15,7 @@ use oq_models::{Head, Model, ModelError};
 use oq_runtime::trim_memory;
 use tch::{Device, Kind, Tensor};
 
+use crate::accuracy::Answer;
 use crate::error::EvalError;
 use crate::forward::{Progress, STATES_BYTES, logit_rows};
 use crate::tree::{Forest, Tree};
@@ -23,15 +24,6 @@ use crate::tree::{Forest, Tree};
 const BATCH_TOKENS: usize = 2048;
 /// Number of tokens of a chunk: many enough that reading the weights for them takes little of the time.
 const CHUNK_TOKENS: usize = 1 << 15;
-
-/// What a model says to an item.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Answer {
-    /// For each choice, the sum of its tokens' log-likelihoods.
-    pub log_likelihoods: Vec<f64>,
-    /// For each choice, whether each of its tokens is the likeliest one there.
-    pub is_greedy: Vec<bool>,
-}
 
 /// What happens while items are answered.
 #[derive(Clone, Copy, Debug)]
