@@ -69,6 +69,7 @@ fn examples_run() {
         ("schemes", &[], &["w3a16g64"]),
         ("serve_and_ask", &[llama, "The old man"], &["The old man", "20 tokens"]),
         ("settled", &[], &["GOMP_SPINCOUNT=", "this processor multiplies bf16:"]),
+        ("show", &["crates/report/tests/runs/tiny-llama"], &["<!doctype html>", "tiny-llama at w3a16g64"]),
         ("smooth", &[], &["8-bit activations, transformed"]),
         ("tokenise", &[], &["13 tokens: [1, 2, 3, 4, 1, 5, 6, 1, 5, 3, 4, 1, 2]"]),
         ("tokenise", &[llama, "The river"], &["and back: \"The river\""]),

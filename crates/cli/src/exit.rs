@@ -76,8 +76,12 @@ fn known_code(error: &(dyn std::error::Error + 'static)) -> Option<u8> {
     }
     if let Some(error) = error.downcast_ref::<EvalError>() {
         return match error {
-            EvalError::TooShort { .. } | EvalError::NothingToPredict { .. } | EvalError::OneToken { .. } => Some(USAGE),
+            EvalError::TooShort { .. }
+            | EvalError::NothingToPredict { .. }
+            | EvalError::OneToken { .. }
+            | EvalError::Vocabulary { .. } => Some(USAGE),
             EvalError::NotFinite { .. } => Some(NUMERIC),
+            EvalError::Stopped => Some(STOPPED),
             EvalError::Data(error) => known_code(error),
             EvalError::Model(error) => Some(model_code(error)),
             _ => None,

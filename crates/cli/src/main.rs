@@ -37,6 +37,7 @@ fn main() -> ExitCode {
         Command::Judge(args) => machine::in_pool(|| commands::judge::run(args, &out)),
         Command::Bench(args) => machine::in_pool(|| commands::bench::run(args, &out)),
         Command::Plan(args) => commands::plan::run(args, &out),
+        Command::Report(args) => commands::report::run(args, &out),
         Command::Inspect(args) => commands::inspect::run(args, &out),
         Command::Logits(args) => commands::logits::run(args, &out),
         Command::Merge(args) => commands::merge::run(args, &out),
