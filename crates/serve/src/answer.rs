@@ -188,7 +188,7 @@ impl Answers {
 
 fn in_chat(score: &Score) -> Value {
     let one = |token: &Spelled, logprob: Option<f64>| {
-        let bytes = token.is_text.then(|| token.text.as_bytes());
+        let bytes = token.is_text.then_some(token.text.as_bytes());
         json!({"token": token.text, "logprob": logprob, "bytes": bytes})
     };
     let mut value = one(&score.token, score.logprob);
