@@ -179,7 +179,7 @@ fn shapes_and_architectures_decide_too() {
         check_shape(format, &model("falcon", [128, 128]), "do not replace Falcon's own class of linears");
     }
     check_shape("mlx", &model("opt", [128, 128]), "mlx-lm has llama, mistral, qwen2, qwen3, not opt");
-    check_shape("gguf", &model("opt", [128, 128]), "qwen3_moe, olmoe, not opt");
+    check_shape("gguf", &model("opt", [128, 128]), "olmoe, gpt_oss, not opt");
     // Groups that would not divide the rows are none that would do.
     let rows = |scheme: &str, cols| of(&[scheme]).of_model("llama", [("x".to_owned(), [64, cols])]);
     assert_eq!(refusal("mlx", &rows("w4a16", 96)).instead.as_deref(), Some("w4a16g32"));
