@@ -145,7 +145,7 @@ fn formats_say_what_they_hold_and_who_opens_them() {
     check_keys(&said, "subject schemes formats");
     let formats = said["formats"].as_array().unwrap();
     let of = |name: &str| formats.iter().find(|row| row["format"] == name).unwrap();
-    check_keys(of("gptq"), "format refusal programs");
+    check_keys(of("gptq"), "format refusal programs limits");
     check_keys(&of("gptq")["programs"][0], "name path evidence");
     assert_eq!(of("awq")["refusal"]["instead"], "w4a16g64");
     let shown = printed(&["formats", "w3a16g64"]);
