@@ -83,12 +83,12 @@ pub fn markdown(rows: &[Row]) -> String {
         "# Exports in the programs that run them: `cargo xtask clients`\n\n\
          Models rounded to nearest, exported, and opened by each program on the CPU. A figure is the largest difference of the program's\n\
          logits from those of `omniquant logits` (the packed model in f32), over the largest logit. It counts as equal up to 1e-3, or up\n\
-         to {OF_ITS_OWN} times what the program is off with the same weights in f16 (the column `{DENSE}`, where there is something to compare). It is 3e-3 for\n\
-         auto-round, which multiplies in f16, and for mlx, which makes f16 offsets of AWQ's zero points; and 0.1 for mistral.rs, which rounds\n\
-         activations to 8 bits, and for schemes with 8-bit activations: transformers rounds these by largest/127.5, and we and vLLM by\n\
-         largest/127. A dash says that the format does not hold the scheme, a figure in bold that something is wrong, and a number in brackets\n\
-         that the program does not run it. `packed, as it is` is what the program is off in its own types, where the other columns have it\n\
-         compute in f32: llama.cpp rounds activations to 8 bits, mlx adds up in f16.\n\n\
+         to {OF_ITS_OWN} times what the program is off with the same weights in f16 (the column `{DENSE}`, where there is something to compare).\n\
+         Auto-round multiplies in f16: 3e-3. mlx-lm makes f16 offsets of AWQ's zero points: 5e-3. mistral.rs rounds activations to 8 bits: 0.1.\n\
+         The same holds for schemes with 8-bit activations, whose codes depend on the last digits: transformers takes scales of largest/127.5\n\
+         instead of largest/127, and vLLM rounds what f16 has. A dash says that the format does not hold the scheme, a figure in bold that\n\
+         something is wrong, and a number in brackets that the program does not run it. `packed, as it is` is what the program is off in its\n\
+         own types, where the other columns have it compute in f32: llama.cpp rounds activations to 8 bits, mlx adds up in f16.\n\n\
          {equal} of {computed} computed files are equal.\n"
     );
     let mut notes = Notes::default();
