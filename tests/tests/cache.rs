@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use oq_calib::JOURNAL;
-use oq_recipe::{EVENTS, RUN};
+use oq_recipe::{EVENTS, REPORT, RUN};
 use oq_tests::{files, fixture, kill, omniquant, run};
 
 /// Two batches of two segments, and one batch of one.
@@ -23,7 +23,7 @@ fn quantize(model: &str, args: &[&str], out: &Path) -> Command {
 
 /// The files of the packed model, without the run's records.
 fn model_of(out: &Path) -> BTreeMap<String, Vec<u8>> {
-    files(out).into_iter().filter(|(name, _)| ![EVENTS, JOURNAL, RUN].contains(&name.as_str())).collect()
+    files(out).into_iter().filter(|(name, _)| ![EVENTS, JOURNAL, REPORT, RUN].contains(&name.as_str())).collect()
 }
 
 #[track_caller]

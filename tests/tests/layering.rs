@@ -18,6 +18,7 @@ const DEPEND_ON: &[(&str, &[&str])] = &[
     ("oq-recipe", &["oq-quant-core"]),
     ("oq-formats", &["oq-quant-core"]),
     ("oq-export", &["oq-formats", "oq-quant-core"]),
+    ("oq-report", &["oq-formats", "oq-recipe"]),
     ("oq-data", &["oq-formats", "oq-random"]),
     ("oq-kernels", &["oq-isa", "oq-quant-core"]),
     ("oq-slices", &[]),
@@ -43,6 +44,8 @@ const DEPEND_ON: &[(&str, &[&str])] = &[
     ),
     ("oq-eval", &["oq-runtime", "oq-data", "oq-models"]),
     ("oq-generate", &["oq-attention", "oq-data", "oq-models", "oq-random", "oq-slices"]),
+    ("oq-serve", &["oq-data", "oq-generate"]),
+    ("oq-judge", &[]),
     (
         "oq-cli",
         &[
@@ -51,6 +54,7 @@ const DEPEND_ON: &[(&str, &[&str])] = &[
             "oq-quant-core",
             "oq-random",
             "oq-recipe",
+            "oq-report",
             "oq-formats",
             "oq-export",
             "oq-data",
@@ -59,6 +63,8 @@ const DEPEND_ON: &[(&str, &[&str])] = &[
             "oq-eval",
             "oq-export",
             "oq-generate",
+            "oq-serve",
+            "oq-judge",
         ],
     ),
     ("xtask", &["oq-recipe"]),
@@ -74,9 +80,11 @@ const WITHOUT_LIBTORCH: &[&str] = &[
     "oq-recipe",
     "oq-formats",
     "oq-export",
+    "oq-report",
     "oq-data",
     "oq-attention",
     "oq-kernels",
+    "oq-judge",
     "xtask",
 ];
 

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use oq_calib::JOURNAL;
 use oq_random::SplitMix64;
-use oq_recipe::{EVENTS, RECIPE, RUN, RUN_FOLDER};
+use oq_recipe::{EVENTS, RECIPE, REPORT, RUN, RUN_FOLDER};
 use oq_tests::{LIMIT, copied, files, fixture, kill, omniquant, run, start, wait};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -21,7 +21,7 @@ use tempfile::TempDir;
 /// Number of killed runs. The first kill of each is spread evenly over the duration of a run.
 const ROUNDS: u64 = 20;
 /// Files with timings, which are not part of the model.
-const RECORDS: [&str; 4] = [EVENTS, JOURNAL, RECIPE, RUN];
+const RECORDS: [&str; 5] = [EVENTS, JOURNAL, RECIPE, REPORT, RUN];
 
 /// The model's only shard.
 const WEIGHTS: &str = "model.safetensors";

@@ -17,6 +17,7 @@
 
 mod cache;
 mod choices;
+mod details;
 mod embedded;
 mod error;
 mod machine;
@@ -33,11 +34,17 @@ mod when;
 
 pub use cache::cache_dir;
 pub use choices::{Family, Loss, Method, Preset, Rounding, Start};
+pub use details::{
+    BLOCKS, BlockDetails, CLIP_BINS, Errors, LinearDetails, MEASURED, Measurement, Metric, Planned, QUANTILES,
+    Quantiles, SiteDetails,
+};
 pub use error::RecipeError;
 pub use machine::{Profile, find_machine, machine_names};
 pub use model::{EvalDefaults, ModelEntry, Source, WheelPart, find, names};
 pub use patch::{RecipeFile, SharePatch};
-pub use record::{BlockRecord, EVENTS, Event, RECIPE, RECORDS, RUN, RUN_FOLDER, RunRecord, StarvedExpert};
+pub use record::{
+    BITS, BlockRecord, EVENTS, Event, RECIPE, RECORDS, REPORT, RUN, RUN_FOLDER, RunRecord, StarvedExpert,
+};
 pub use tables::{
     BitBudget, BitsPatch, Calibration, CalibrationPatch, Key, KeyOption, Learn, LearnPatch, Outer, OuterPatch,
     Overrides, Recipe, Rotate, RotatePatch, Transform, TransformPatch, Tune, TunePatch, keys,

@@ -4,6 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::details::{BLOCKS, MEASURED, Planned};
 use crate::tables::Recipe;
 
 /// The folder of an output directory that has everything about the run. All other files are the model, which can be published without it.
@@ -14,8 +15,12 @@ pub const EVENTS: &str = "omniquant/events.jsonl";
 pub const RUN: &str = "omniquant/run.json";
 /// The [`Recipe`].
 pub const RECIPE: &str = "omniquant/recipe.toml";
+/// The width of each linear and what it was chosen by, if average bits were requested.
+pub const BITS: &str = "omniquant/bits.json";
+/// The page that shows all of this.
+pub const REPORT: &str = "omniquant/report.html";
 /// All files in which a run is recorded.
-pub const RECORDS: [&str; 3] = [EVENTS, RUN, RECIPE];
+pub const RECORDS: [&str; 6] = [EVENTS, RUN, RECIPE, BLOCKS, MEASURED, REPORT];
 
 /// `run.json`: what was run, on what machine, and how it went.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -88,13 +93,22 @@ pub struct StarvedExpert {
 #[expect(missing_docs, reason = "fields mean what they mean in RunRecord and BlockRecord")]
 pub enum Event {
     /// The recipe is resolved and the model is open.
-    RunStarted { model: String, recipe: Box<Recipe>, blocks: usize, started_unix: u64 },
+    RunStarted {
+        model: String,
+        recipe: Box<Recipe>,
+        blocks: usize,
+        started_unix: u64,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        planned: Option<Planned>,
+    },
     /// A block's weights are loaded.
     BlockStarted { block: usize },
     /// An epoch of a block has ended. `secs_left` is for the whole run, once it can be estimated.
     Epoch { block: usize, epoch: usize, loss: f64, lr: f64, secs_left: Option<f64> },
     /// A block has been written.
     BlockFinished(BlockRecord),
+    /// The most resident memory that was seen while a block was learned, or by what followed the last block; looked at after each step.
+    Memory { block: Option<usize>, resident_bytes: u64 },
     /// The loss was not finite, so the block starts again with the learning rate `lr`.
     Retry { block: usize, epoch: usize, batch: usize, lr: f64 },
     /// An epoch of tuning all blocks, on its own segments, has ended; `divergence` is its mean, in nats.
@@ -177,6 +191,10 @@ mod tests {
             r#"{"event":"block_finished","index":1,"losses":[],"final_loss":0.5,"wall_secs":1.5,"retries":1,"beyond_f16":131072.0}"#,
         );
         check(
+            &Event::Memory { block: Some(1), resident_bytes: 4096 },
+            r#"{"event":"memory","block":1,"resident_bytes":4096}"#,
+        );
+        check(
             &Event::BitsChosen { average: 3.25, linears: vec![(3, 21), (4, 7)] },
             r#"{"event":"bits_chosen","average":3.25,"linears":[[3,21],[4,7]]}"#,
         );
@@ -188,8 +206,13 @@ mod tests {
             &Event::RunFinished { wall_secs: 2.5, peak_bytes: 4096, finished_unix: 1_700_000_012 },
             r#"{"event":"run_finished","wall_secs":2.5,"peak_bytes":4096,"finished_unix":1700000012}"#,
         );
-        let started =
-            Event::RunStarted { model: "opt-125m".to_owned(), recipe: Box::new(recipe()), blocks: 12, started_unix: 1 };
+        let started = Event::RunStarted {
+            model: "opt-125m".to_owned(),
+            recipe: Box::new(recipe()),
+            blocks: 12,
+            started_unix: 1,
+            planned: None,
+        };
         assert_eq!(serde_json::from_str::<Event>(&started.to_line()).unwrap(), started);
         assert_eq!(started.to_line().matches('\n').count(), 1);
     }

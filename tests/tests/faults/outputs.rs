@@ -6,7 +6,7 @@ use std::process::Command;
 
 use oq_calib::JOURNAL;
 use oq_formats::Dtype;
-use oq_recipe::{EVENTS, RUN};
+use oq_recipe::{EVENTS, REPORT, RUN};
 use oq_tests::{copied, files, omniquant, run};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -158,7 +158,7 @@ fn check_small_disk(size: &str, more: &[&str], says: &str, expected: &TempDir) {
     assert!(got.keys().eq(expected.keys()), "{size}: {:?}", got.keys());
     for (name, bytes) in got {
         match name.as_str() {
-            RUN | JOURNAL => {}
+            RUN | JOURNAL | REPORT => {}
             EVENTS => {
                 let events = String::from_utf8(bytes).unwrap();
                 events.lines().for_each(|line| drop(serde_json::from_str::<Value>(line).expect("a line of JSON")));

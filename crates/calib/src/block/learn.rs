@@ -11,6 +11,7 @@ use oq_recipe::{Loss, Recipe, Rounding};
 use tch::{Kind, Tensor};
 
 use crate::block::inputs::Inputs;
+use crate::block::learned::Learned;
 use crate::block::routing::linears_of;
 use crate::block::student::{Rates, Student};
 use crate::compute::Place;
@@ -80,7 +81,7 @@ pub(crate) enum LearnError {
 pub(crate) fn learn_block(
     task: &Task<'_>,
     watch: &mut dyn FnMut(LearnEvent) -> ControlFlow<()>,
-) -> Result<(Merged, Descent), LearnError> {
+) -> Result<(Merged, Descent, Learned), LearnError> {
     let learn = &task.recipe.learn;
     let plan = Plan { epochs: learn.epochs, batches: task.inputs.len(), lr: learn.lwc_lr };
     let start = |fraction| task.begin(fraction);
@@ -88,7 +89,8 @@ pub(crate) fn learn_block(
         student.step(optimizer, |ops| task.loss(ops, batch))
     };
     let ((student, _), descent) = descend(plan, start, step, watch)?;
-    Ok((student.merge().map_err(LearnError::of_linear)?, descent))
+    let merged = student.merge().map_err(LearnError::of_linear)?;
+    Ok((merged, descent, student.into_learned()))
 }
 
 impl LearnError {

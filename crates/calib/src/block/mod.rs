@@ -1,9 +1,11 @@
 //! One block: statistics of its inputs, its initial state, and how it learns.
 
 pub(crate) mod compensate;
+pub(crate) mod details;
 pub(crate) mod graph;
 pub(crate) mod inputs;
 pub(crate) mod learn;
+pub(crate) mod learned;
 pub(crate) mod peak;
 pub(crate) mod routing;
 pub(crate) mod sites;

@@ -17,6 +17,7 @@ use tch::{Kind, Tensor};
 use crate::block::compensate::{self, Rounded};
 use crate::block::graph::{StudentOps, backward};
 use crate::block::inputs::Inputs;
+use crate::block::learned::{Clipped, Learned};
 use crate::compute::Place;
 use crate::merged::{Merged, merge};
 use crate::optim::{AdamW, Descending};
@@ -191,6 +192,16 @@ impl<'a> Student<'a> {
         merge(self.weights, self.transform, &self.values, self.clips.keys().copied(), |name, weight| {
             self.clips[&name].quantize(weight)
         })
+    }
+
+    /// What was learned, for the record.
+    pub(crate) fn into_learned(self) -> Learned {
+        let moved = tch::no_grad(|| self.transform.apply(&self.values, |name| self.weights.find(name)));
+        let clips = self.clips.into_iter().map(|(name, clip)| {
+            let weight = moved.get(&name.weight()).unwrap_or_else(|| self.weights.weight(name));
+            (name, Clipped::of(clip, weight))
+        });
+        Learned { clips: clips.collect(), values: self.values }
     }
 }
 

@@ -8,7 +8,7 @@ pub const UNTUNED: &str = "omniquant/untuned";
 /// In that folder: the state of tuning.
 pub(crate) const TUNING: &str = "tuning.safetensors";
 /// The width of each linear, if average bits were requested.
-pub(crate) const WIDTHS: &str = "omniquant/bits.json";
+pub(crate) const WIDTHS: &str = oq_recipe::BITS;
 /// Where earlier versions kept the journal.
 pub(crate) const EARLIER_JOURNAL: &str = "journal.jsonl";
 

@@ -4,15 +4,16 @@ use std::ops::ControlFlow;
 use std::time::Instant;
 
 use oq_let::{Transform, Values};
-use oq_models::Context;
+use oq_models::{Compute, Context};
 use oq_quant_core::{QuantizedTensor, TensorError, WeightSpec};
-use oq_recipe::{BlockRecord, Event, Loss, Transform as Transformation};
+use oq_recipe::{BlockDetails, BlockRecord, Event, Loss, Transform as Transformation};
 use oq_runtime::trim_memory;
 use tch::Tensor;
 
 use super::options::Notice;
 use super::passes::{BlockTargets, States, forward_all};
 use super::running::Run;
+use crate::block::details::{Sample, Subject};
 use crate::block::inputs::Seen;
 use crate::block::learn::{Descent, LearnError, LearnEvent, Task, error, learn_block};
 use crate::block::peak::Peak;
@@ -59,12 +60,19 @@ impl Run<'_> {
         if block_idx < self.work.resumed_blocks {
             return self.replay_block(block_idx, ctx, states);
         }
-        let finished = self.one_block(block_idx, ctx, states)?;
+        let (finished, details) = self.one_block(block_idx, ctx, states)?;
+        // Before the journal: a block that is in the journal is not made again.
+        details.map_or(Ok(()), |details| self.details.add(&details))?;
         journal.finish_learned(finished.clone())?;
         self.emit(Event::BlockFinished(finished.record), block_idx + 1)
     }
 
-    fn one_block(&mut self, block_idx: usize, ctx: &Context, states: &mut States<'_>) -> Result<Finished, CalibError> {
+    fn one_block(
+        &mut self,
+        block_idx: usize,
+        ctx: &Context,
+        states: &mut States<'_>,
+    ) -> Result<(Finished, Option<BlockDetails>), CalibError> {
         let started = Instant::now();
         self.emit(Event::BlockStarted { block: block_idx }, block_idx)?;
         let decoder = self.model.decoder();
@@ -77,13 +85,15 @@ impl Run<'_> {
         // A block in full precision stays what it is.
         let sites = if linears.is_empty() { Vec::new() } else { sites_of(decoder, self.recipe, block_idx)? };
         let transform = Transform::new(sites, self.options.device);
+        let learns = self.recipe.method.learns() && !linears.is_empty();
+        let sample = if learns { Sample::of(&states.full) } else { None };
         let BlockTargets { second, inputs, mut beyond_f16 } =
             self.pass_in_full(block_idx, &weights, (&linears, transform.sites()), ctx, states)?;
         let seen = Seen { weights: &weights, inputs: &inputs };
         let Transformation { shift, alpha, .. } = self.recipe.transform;
         let start = Values::smooth(transform.sites(), shift, alpha, &seen, self.options.device);
 
-        let (mut merged, descent) = if self.recipe.method.learns() && !linears.is_empty() {
+        let (mut merged, descent, learned) = if learns {
             let targets = [Some(&states.full), second.as_ref()].into_iter().flatten().collect();
             let task = Task {
                 decoder,
@@ -101,24 +111,41 @@ impl Run<'_> {
                 targets,
             };
             let learned = learn_block(&task, &mut |event| self.on_learn_event(block_idx, event));
-            learned.map_err(|error| self.learn_error(block_idx, error))?
+            let (merged, descent, learned) = learned.map_err(|error| self.learn_error(block_idx, error))?;
+            (merged, descent, Some(learned))
         } else {
             let widths = self.stages.output.widths();
             let round =
                 |name, weight: &Tensor| round_to_nearest(weight, widths.of(block_idx, name).expect(IS_QUANTIZED));
-            let merged = merge(&weights, &transform, &start, linears, round);
+            let merged = merge(&weights, &transform, &start, linears.iter().copied(), round);
             (
                 merged.map_err(|(name, error)| CalibError::of_linear(self.model, block_idx, name, error))?,
                 Descent::default(),
+                None,
             )
         };
         if self.model.is_rotated() {
             merged.keep_params(&weights, self.stages.learned().params(block_idx).map(|param| param.name.to_owned()));
         }
         self.stages.learned().settle_floats(block_idx, &mut merged, &weights)?;
-        let mut final_loss = None;
+        let (mut final_loss, mut details) = (None, None);
         if self.recipe.method.learns() {
+            let original = weights.cast(&[], Compute::F32);
             merged.put_into(&mut weights);
+            details = sample.zip(learned).and_then(|(sample, learned)| {
+                let subject = Subject {
+                    decoder,
+                    layer: block_idx,
+                    act: self.recipe.scheme.act,
+                    linears: &linears,
+                    specs: &|name| self.stages.output.widths().of(block_idx, name).expect(IS_QUANTIZED),
+                    weights: &original,
+                    learned: &weights,
+                    transform: &transform,
+                };
+                subject.details(&sample, &learned)
+            });
+            drop(original);
             let cast = self.cast(block_idx, &weights);
             let ops = self.quantized(&cast);
             let peak = Peak::default();
@@ -146,7 +173,7 @@ impl Run<'_> {
             beyond_f16,
             starved: inputs.starved,
         };
-        Ok(Finished { shard, sha256, source, surroundings: None, record })
+        Ok((Finished { shard, sha256, source, surroundings: None, record }, details))
     }
 
     fn on_learn_event(&mut self, block: usize, event: LearnEvent) -> ControlFlow<()> {

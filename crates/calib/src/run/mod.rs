@@ -19,6 +19,7 @@ use self::running::Run;
 use self::work::Work;
 use crate::block::peak::F16_MAX;
 use crate::check::check;
+use crate::disk::details::DetailsFile;
 use crate::disk::identity::{Identity, Sources, Surroundings};
 use crate::disk::journal::{Header, Journal, JournalError};
 use crate::disk::stages::Stages;
@@ -74,7 +75,8 @@ pub fn quantize(
     if !was_complete {
         let work = Work::of(recipe, n_blocks, resumed_blocks);
         let (stages, sources) = (&stages, &sources);
-        let mut run = Run { model, sources, recipe, options, stages, on, n_blocks, work };
+        let details = DetailsFile::open(&options.out, resumed_blocks)?;
+        let mut run = Run { model, sources, recipe, options, stages, details, on, n_blocks, work };
         if !stages.has_all(&journal) {
             run.all_blocks(&mut journal, segments)?;
         }

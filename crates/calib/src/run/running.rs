@@ -8,6 +8,7 @@ use oq_recipe::{Event, Recipe};
 use super::options::{Notice, Options};
 use super::work::Work;
 use crate::compute::{ids_of, load_block};
+use crate::disk::details::DetailsFile;
 use crate::disk::identity::Sources;
 use crate::disk::stages::Stages;
 use crate::disk::states::{Cache, Store};
@@ -21,6 +22,7 @@ pub(super) struct Run<'a> {
     pub(super) recipe: &'a Recipe,
     pub(super) options: &'a Options,
     pub(super) stages: &'a Stages<'a>,
+    pub(super) details: DetailsFile,
     pub(super) on: &'a mut dyn FnMut(Notice) -> ControlFlow<()>,
     pub(super) n_blocks: usize,
     pub(super) work: Work,

@@ -23,7 +23,7 @@ use crate::output::bytes;
 pub use self::origin::Origin;
 pub use self::programs::warning;
 pub use self::results::CARD;
-pub use self::results::{Measured, THIS, accuracy, add, check, perplexity};
+pub use self::results::{Measured, THIS, add, check, divergence, perplexity, record, task};
 
 /// What a card says.
 pub struct Card<'a> {

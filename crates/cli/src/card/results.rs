@@ -3,7 +3,9 @@
 use std::fs;
 use std::path::Path;
 
+use oq_eval::{Divergence, Perplexity};
 use oq_formats::atomic_write;
+use oq_recipe::{MEASURED, Measurement, Metric, RUN_FOLDER};
 
 use super::markdown::{code, plain, table};
 use crate::exit::CliError;
@@ -16,17 +18,19 @@ const BEGIN: &str = "<!-- measurements by omniquant: begin -->";
 const END: &str = "<!-- measurements by omniquant: end -->";
 
 /// What a card calls the model that it is about.
-pub const THIS: &str = "this model";
+pub const THIS: &str = Measurement::THIS;
 
-/// A measurement, in Markdown.
+/// A measurement, in Markdown and as it is recorded.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Measured {
     /// Of which model.
     pub model: String,
     /// What was measured, on which text or task.
-    pub what: String,
+    what: String,
     /// The number.
-    pub value: String,
+    value: String,
+    /// The same for the record of the run.
+    record: Measurement,
 }
 
 impl Measured {
@@ -35,23 +39,81 @@ impl Measured {
     }
 }
 
-/// Perplexity of a model on windows of a text.
-pub fn perplexity(model: &str, data: &str, windows: usize, seqlen: usize, value: f64) -> Measured {
-    let windows = if windows == 1 { "1 window".to_owned() } else { format!("{windows} windows") };
-    Measured {
-        model: plain(model),
-        what: format!("perplexity on {}, {windows} of {seqlen} tokens (lower is better)", code(&last_part(data))),
-        value: format!("{value:.4}"),
+/// A number, and how many decimals of it and of its standard error a card shows.
+struct Figure {
+    metric: Metric,
+    value: f64,
+    error: Option<f64>,
+    digits: [usize; 2],
+}
+
+impl Figure {
+    /// As a measurement of the model that the card is about, on `extent` of `data`.
+    fn measured(self, what: &str, data: &str, extent: &str) -> Measured {
+        let Self { metric, value, error, digits: [digits, of_error] } = self;
+        let (better, scale, unit) = match metric {
+            Metric::Accuracy | Metric::Agreement => ("higher", 100.0, " %"),
+            _ => ("lower", 1.0, ""),
+        };
+        let data = last_part(data);
+        let shown_error = error.map_or(String::new(), |error| format!(" ± {:.of_error$}", scale * error));
+        Measured {
+            model: THIS.to_owned(),
+            what: format!("{what} on {}, {extent} ({better} is better)", code(&data)),
+            value: format!("{:.digits$}{shown_error}{unit}", scale * value),
+            record: Measurement { model: THIS.to_owned(), metric, on: format!("{data}, {extent}"), value, error },
+        }
     }
 }
 
-/// Zero-shot accuracy of the model that the card is about.
-pub fn accuracy(task: &str, items: usize, value: f64) -> Measured {
-    Measured {
-        model: THIS.to_owned(),
-        what: format!("zero-shot accuracy on {}, {items} items (higher is better)", code(task)),
-        value: format!("{:.2} %", 100.0 * value),
+/// Perplexity of a model on windows of a text.
+pub fn perplexity(model: &str, data: &str, result: &Perplexity) -> Measured {
+    let (value, error) = (result.value(), result.error());
+    let figure = Figure { metric: Metric::Perplexity, value, error, digits: [4, 2] };
+    let mut measured = figure.measured("perplexity", data, &windows(result));
+    measured.model = plain(model);
+    measured.record.model = model.to_owned();
+    measured
+}
+
+/// Divergence of the model that the card is about from the one named `full`, and how often both find the same token the likeliest.
+pub fn divergence(full: &str, data: &str, compared: &Divergence) -> [Measured; 2] {
+    let (full, windows) = (code(&last_part(full)), windows(&compared.quantized));
+    let (value, error) = (compared.mean(), compared.mean_error());
+    let divergence = Figure { metric: Metric::Divergence, value, error, digits: [5, 5] };
+    let (value, error) = (compared.agreement(), compared.agreement_error());
+    let agreement = Figure { metric: Metric::Agreement, value, error, digits: [2, 2] };
+    [
+        divergence.measured(&format!("divergence (KL) from {full}"), data, &windows),
+        agreement.measured(&format!("same likeliest token as {full}"), data, &windows),
+    ]
+}
+
+/// `8 windows of 2048 tokens`.
+fn windows(result: &Perplexity) -> String {
+    let n = result.window_nll.len();
+    let windows = if n == 1 { "1 window".to_owned() } else { format!("{n} windows") };
+    format!("{windows} of {} tokens", result.seqlen)
+}
+
+/// A figure of the model that the card is about on `extent` of a zero-shot task.
+pub fn task(metric: Metric, task: &str, extent: &str, value: f64, error: Option<f64>) -> Measured {
+    let what = if metric == Metric::Accuracy { "zero-shot accuracy" } else { "perplexity" };
+    Figure { metric, value, error, digits: [2, 2] }.measured(what, task, extent)
+}
+
+/// Records measurements in the folder of a run; does nothing if `dir` has none. They replace earlier ones of the same model and thing.
+pub fn record(dir: &Path, measured: &[Measured]) -> anyhow::Result<()> {
+    if measured.is_empty() || !dir.join(RUN_FOLDER).is_dir() {
+        return Ok(());
     }
+    let path = dir.join(MEASURED);
+    let before = match fs::read_to_string(&path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+        text => text?,
+    };
+    let new: Vec<Measurement> = measured.iter().map(|row| row.record.clone()).collect();
+    Ok(atomic_write(&path, Measurement::add(&before, &new).as_bytes())?)
 }
 
 /// The section of a new card: a table, or `otherwise` if nothing was measured.
@@ -116,8 +178,9 @@ mod tests {
     use super::*;
 
     fn measured(model: &str, what: &str, value: &str) -> Measured {
+        let record = task(Metric::Accuracy, "piqa", "1 item", 0.0, None).record;
         let [model, what, value] = [model, what, value].map(str::to_owned);
-        Measured { model, what, value }
+        Measured { model, what, value, record }
     }
 
     #[test]

@@ -1,32 +1,31 @@
 //! `omniquant quantize`: learns, writes the packed model, and records the run beside it.
 
 use std::fmt::Write as _;
-use std::fs::{File, OpenOptions};
-use std::io::Write as _;
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result};
-use oq_calib::{Machine, Notice, Nth, Options, Outcome, Plan, Setting, UNTUNED, check, outer_specs, quantize};
+use anyhow::Result;
+use oq_calib::{Machine, Notice, Options, Outcome, Plan, Setting, UNTUNED, check, outer_specs, quantize};
 use oq_data::{Split, segments_and_new};
 use oq_export::Tensor;
 use oq_formats::{PackedCheckpoint, Summary, atomic_write};
 use oq_models::family::decoder_of;
 use oq_models::{Compute, Decoder, LinearSpec, Model, specs_of_layer};
 use oq_quant_core::{RotateKind, WeightSpec};
-use oq_recipe::{EVENTS, Event, Method, RECIPE, RUN, Recipe, RunRecord};
+use oq_recipe::{Event, Method, Planned, RECIPE, RUN, Recipe, RunRecord};
 use serde_json::{Value, json};
 use tch::Device;
 
 use crate::args::QuantizeArgs;
 use crate::card::{self, Card, Measured, Origin};
 use crate::commands::eval::{Subject, tokens};
-use crate::commands::export;
 use crate::commands::plan::{about, notes, refuse, text_bytes};
+use crate::commands::progress::{Events, Show};
 use crate::commands::running::Interrupt;
+use crate::commands::{export, report};
 use crate::exit::CliError;
-use crate::output::{Bar, Output, bytes, seconds};
+use crate::output::{Output, bytes, seconds};
 use crate::resolve::Named;
 use crate::{machine, profile};
 
@@ -84,26 +83,39 @@ pub fn run(args: &QuantizeArgs, out: &Output) -> Result<()> {
     // The report's text is loaded first, so that it cannot be found missing after hours of learning.
     let subject = args.report.then(|| Subject::new(named.entry, &model, &args.eval, None, out)).transpose()?;
     let segments = segments(&model, &recipe, args, out)?;
-    let job = Job { named: &named, recipe: &recipe, model: &model, dir: &dir, device, compute, cache_memory };
+    let planned = Planned {
+        original_bytes: model.checkpoint().total_bytes(),
+        output_bytes: plan.output_bytes,
+        peak_bytes: plan.memory.host.total(),
+        block_secs: plan.time.as_ref().map(|time| time.block_secs),
+        total_secs: plan.time.as_ref().map(|time| time.total_secs),
+    };
+    let job = Job { named: &named, recipe: &recipe, model: &model, dir: &dir, device, compute, cache_memory, planned };
     let record = job.run(&segments, args.resume, out)?;
     let summary = oq_formats::inspect(&dir)?;
     job.write_card(args, &summary)?;
-    let report = subject.map_or_else(|| Ok(Vec::new()), |subject| job.report(&subject, out));
-    let report = report.and_then(|rows| {
+    let rows = subject.map_or_else(|| Ok(Vec::new()), |subject| job.report(&subject, out));
+    let rows = rows.and_then(|rows| {
         let measured: Vec<Measured> = rows.iter().map(|row| row.measured.clone()).collect();
+        card::record(&dir, &measured)?;
         if !rows.is_empty() && card::check(&dir).is_ok() {
             card::add(&dir, &measured)?;
         }
         Ok(rows)
     });
-    let (report, failed) = match report {
-        Ok(report) => (report, None),
+    let (rows, failed) = match rows {
+        Ok(rows) => (rows, None),
         Err(error) => (Vec::new(), Some(error.context("the model was quantized, but the report failed"))),
     };
+    let page = report::of_finished(&dir)?;
     let exports = export::export_all(&dir, &exports, &oq_export::Options::default(), out)?;
     let value = json!({"out": dir, "bytes": summary.total_bytes, "bits_per_weight": summary.bits_per_weight(),
-        "run": record, "report": report, "exports": exports});
-    out.result(&value, || summary_text(&dir, &summary, &record, &report) + &export::text(&exports))?;
+        "run": record, "report": rows, "page": page, "exports": exports});
+    out.result(&value, || {
+        summary_text(&dir, &summary, &record, &rows)
+            + &format!("report: {}\n", page.display())
+            + &export::text(&exports)
+    })?;
     failed.map_or(Ok(()), Err)
 }
 
@@ -220,6 +232,7 @@ struct Job<'a> {
     device: Device,
     compute: Compute,
     cache_memory: Option<u64>,
+    planned: Planned,
 }
 
 /// A row of the report.
@@ -242,15 +255,14 @@ impl Job<'_> {
         let started_unix = unix_now();
         let n_blocks = self.model.decoder().dims().n_layers;
         let bar = out.bar(&format!("{} {}", self.named.stem(), self.recipe.scheme));
-        let tune_epochs = self.recipe.tune.epochs;
-        let epochs = self.recipe.learn.epochs;
-        let mut show = Show { bar, n_blocks, epochs, tune_epochs, secs_left: None };
-        let mut events = Events { path: self.dir.join(EVENTS), file: None };
+        let mut show = Show::new(bar, n_blocks, self.recipe);
+        let mut events = Events::new(self.dir);
         let begun = Event::RunStarted {
             model: self.named.name.clone(),
             recipe: Box::new(self.recipe.clone()),
             blocks: n_blocks,
             started_unix,
+            planned: Some(self.planned),
         };
         let mut begun = Some(begun);
         let mut failed = None;
@@ -261,8 +273,12 @@ impl Job<'_> {
         let mut on = |notice| {
             // At the first notice, the directory is known to be this run's.
             let first = begun.take();
-            let written = first.iter().chain(event_of(&notice)).try_for_each(|event| events.write(event));
-            show.on(&notice);
+            let memory = show.on(&notice);
+            let event = match &notice {
+                Notice::Event(event) => Some(event),
+                Notice::Progress { .. } => None,
+            };
+            let written = first.iter().chain(event).chain(&memory).try_for_each(|event| events.write(event));
             if let Err(error) = written {
                 failed = Some(error);
                 return ControlFlow::Break(());
@@ -274,12 +290,15 @@ impl Job<'_> {
             return Err(error);
         }
         let outcome = result?;
-        drop(show);
+        let after = show.finish();
         // If all blocks were finished before, there was no notice.
         if !outcome.was_complete
             && let Some(first) = begun
         {
             events.write(&first)?;
+        }
+        if !outcome.was_complete {
+            events.write(&after)?;
         }
         self.record(outcome, started, started_unix, &mut events)
     }
@@ -369,76 +388,6 @@ impl Job<'_> {
 /// The record of a run that finished earlier; none if that was killed before writing it.
 fn stored_record(path: &Path) -> Option<RunRecord> {
     serde_json::from_slice(&std::fs::read(path).ok()?).ok()
-}
-
-fn event_of(notice: &Notice) -> Option<&Event> {
-    match notice {
-        Notice::Event(event) => Some(event),
-        Notice::Progress { .. } => None,
-    }
-}
-
-/// Shows progress on stderr.
-struct Show {
-    bar: Bar,
-    n_blocks: usize,
-    epochs: usize,
-    tune_epochs: usize,
-    secs_left: Option<f64>,
-}
-
-impl Show {
-    fn on(&mut self, notice: &Notice) {
-        match notice {
-            Notice::Progress { done, total } => self.bar.set(*done, *total),
-            Notice::Event(Event::Epoch { block, epoch, loss, secs_left, .. }) => {
-                self.secs_left = *secs_left;
-                let (block, epoch) = (Nth { index: *block, of: self.n_blocks }, Nth { index: *epoch, of: self.epochs });
-                self.bar.message(format!("block {block}, epoch {epoch}, loss {loss:.3e}"));
-            }
-            Notice::Event(Event::BlockFinished(block)) => self.bar.line(|| {
-                let loss = block.final_loss.map_or(String::new(), |loss| format!(", loss {loss:.3e}"));
-                let left = self.secs_left.map_or(String::new(), |secs| format!(", {} left", seconds(secs)));
-                let (nth, took) = (Nth { index: block.index, of: self.n_blocks }, block.wall_secs);
-                format!("block {nth} finished in {took:.1} s{loss}{left}")
-            }),
-            Notice::Event(Event::Tuned { epoch, divergence, secs_left, .. }) => self.bar.line(|| {
-                let left = secs_left.map_or(String::new(), |secs| format!(", {} left", seconds(secs)));
-                let epoch = Nth { index: *epoch, of: self.tune_epochs };
-                format!("tuning epoch {epoch}, divergence {divergence:.4}{left}")
-            }),
-            Notice::Event(Event::BitsChosen { average, linears }) => self.bar.line(|| {
-                let widths: Vec<String> = linears.iter().map(|(bits, n)| format!("{n} of {bits} bits")).collect();
-                format!("linears: {}; {average:.3} bits on average", widths.join(", "))
-            }),
-            Notice::Event(_) => {}
-        }
-    }
-}
-
-/// `events.jsonl`, opened at the first event.
-struct Events {
-    path: PathBuf,
-    file: Option<File>,
-}
-
-impl Events {
-    fn write(&mut self, event: &Event) -> Result<()> {
-        let context =
-            || format!("cannot write {}; finished blocks are kept: continue with --resume", self.path.display());
-        let file = match &mut self.file {
-            Some(file) => file,
-            None => {
-                let file = OpenOptions::new().create(true).append(true).open(&self.path).with_context(context)?;
-                // A full disk or a kill may have left a partial line.
-                let written = std::fs::read(&self.path).with_context(context)?;
-                let whole_lines = written.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
-                file.set_len(whole_lines as u64).with_context(context)?;
-                self.file.insert(file)
-            }
-        };
-        file.write_all(event.to_line().as_bytes()).with_context(context)
-    }
 }
 
 fn unix_now() -> u64 {
