@@ -83,7 +83,9 @@ fn check(folder: &str, golden: &str) {
 
 #[test]
 fn models_answer_as_transformers() {
-    for folder in ["tiny-llama", "tiny-llama-256", "tiny-mixtral", "tiny-qwen3-moe", "llama-mha", "llama-gqa-tied"] {
+    for folder in
+        ["tiny-llama", "tiny-llama-256", "tiny-qwen3", "tiny-mixtral", "tiny-qwen3-moe", "llama-mha", "llama-gqa-tied"]
+    {
         check(folder, "golden.safetensors");
     }
 }
@@ -123,7 +125,7 @@ fn check_perplexity(model: &Model, expected: f64, tolerance: f64) {
 
 #[test]
 fn perplexity_is_that_of_transformers() {
-    for folder in ["tiny-llama", "tiny-llama-256", "tiny-mixtral", "tiny-qwen3-moe"].map(fixture) {
+    for folder in ["tiny-llama", "tiny-llama-256", "tiny-qwen3", "tiny-mixtral", "tiny-qwen3-moe"].map(fixture) {
         let golden: Value = serde_json::from_slice(&std::fs::read(folder.join("golden.json")).unwrap()).unwrap();
         let model = Model::open(&folder).unwrap();
         check_perplexity(&model, golden["perplexity"].as_f64().unwrap(), PERPLEXITY_TOLERANCE);
@@ -177,6 +179,7 @@ fn rounding_to_nearest_costs_what_it_costs_elsewhere() {
     // From a PyTorch quantizer of a few lines on the same weights and text. Routers stay as they are.
     let table = [
         ("tiny-llama", [("w4a16g64", 19.50), ("w3a16g64", 20.95), ("w2a16g64", 35.24), ("w2a16", 44.13)]),
+        ("tiny-qwen3", [("w4a16g64", 17.62), ("w3a16g64", 18.40), ("w2a16g64", 23.86), ("w2a16", 27.785)]),
         ("tiny-mixtral", [("w4a16g64", 17.15), ("w3a16g64", 17.67), ("w2a16g64", 21.41), ("w2a16", 22.85)]),
         ("tiny-qwen3-moe", [("w4a16g64", 16.93), ("w3a16g64", 17.55), ("w2a16g64", 20.93), ("w2a16", 22.24)]),
     ];
