@@ -448,14 +448,19 @@ fn a_run_leaves_records() {
 
     let lines = std::fs::read_to_string(out.join(EVENTS)).unwrap();
     let events: Vec<Event> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    let [Event::RunStarted { blocks: 4, planned: Some(planned), .. }, blocks @ .., Event::Memory { block: None, .. }, Event::RunFinished { .. }] =
-        &events[..]
+    let [
+        Event::RunStarted { blocks: 4, planned: Some(planned), .. },
+        blocks @ ..,
+        Event::Memory { block: None, .. },
+        Event::RunFinished { .. },
+    ] = &events[..]
     else {
         panic!("{lines}");
     };
     assert!(planned.original_bytes > planned.output_bytes && planned.peak_bytes > 0, "{planned:?}");
     for (index, of_block) in blocks.chunks(4).enumerate() {
-        let [Event::BlockStarted { block }, Event::Epoch { epoch: 0, .. }, Event::BlockFinished(finished), memory] = of_block
+        let [Event::BlockStarted { block }, Event::Epoch { epoch: 0, .. }, Event::BlockFinished(finished), memory] =
+            of_block
         else {
             panic!("{of_block:?}");
         };

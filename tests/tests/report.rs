@@ -12,7 +12,17 @@ use oq_tests::{kill, omniquant, run, run_json};
 
 fn quantize(model: &str, out: &Path, more: &[&str]) -> Command {
     let mut command = omniquant();
-    command.args(["quantize", model, "--calib", "tests/fixtures/calib.txt", "--samples", "4", "--seqlen", "64", "--quiet"]);
+    command.args([
+        "quantize",
+        model,
+        "--calib",
+        "tests/fixtures/calib.txt",
+        "--samples",
+        "4",
+        "--seqlen",
+        "64",
+        "--quiet",
+    ]);
     command.args(more).arg("--out").arg(out).stdin(Stdio::null());
     command
 }
@@ -23,7 +33,17 @@ fn finished() -> &'static Path {
     let (_, out) = DIR.get_or_init(|| {
         let dir = tempfile::tempdir().unwrap();
         let out = dir.path().join("w3");
-        let more = ["--scheme", "w3a16g64", "--epochs", "3", "--report", "--data", "tests/fixtures/eval.txt", "--windows", "4"];
+        let more = [
+            "--scheme",
+            "w3a16g64",
+            "--epochs",
+            "3",
+            "--report",
+            "--data",
+            "tests/fixtures/eval.txt",
+            "--windows",
+            "4",
+        ];
         run(&mut quantize("tiny-llama", &out, &more), 0);
         (dir, out)
     });
@@ -57,7 +77,10 @@ fn a_run_records_what_it_did_and_writes_its_page() {
     let measured: Vec<Measurement> = measured.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let models: Vec<&str> = measured.iter().map(|row| row.model.as_str()).collect();
     assert_eq!(models, ["full precision", "round to nearest", Measurement::THIS]);
-    assert!(measured.iter().all(|row| row.metric == Metric::Perplexity && row.on == "eval.txt, 4 windows of 256 tokens"), "{measured:?}");
+    assert!(
+        measured.iter().all(|row| row.metric == Metric::Perplexity && row.on == "eval.txt, 4 windows of 256 tokens"),
+        "{measured:?}"
+    );
     let page = fs::read_to_string(out.join(REPORT)).unwrap();
     assert!(page.contains(&format!("{:.2}", measured[2].value)), "the perplexity");
 
@@ -76,7 +99,9 @@ fn transformed_blocks_record_their_scales() {
     let out = dir.path().join("w4a4");
     run(&mut quantize("tiny-llama", &out, &["--scheme", "w4a4", "--epochs", "2"]), 0);
     for block in details(&out) {
-        assert!(!block.sites.is_empty() && block.sites.iter().all(|site| site.scales[0] > 0.0 && site.scales.is_sorted()));
+        assert!(
+            !block.sites.is_empty() && block.sites.iter().all(|site| site.scales[0] > 0.0 && site.scales.is_sorted())
+        );
         assert!(block.error.learned < block.error.nearest, "{:?}", block.error);
         let query = block.linears.iter().find(|linear| linear.name == "self_attn.q_proj").unwrap();
         assert!(query.input_rescaled.is_some() && query.input_rescaled != query.input);
@@ -88,14 +113,18 @@ fn transformed_blocks_record_their_scales() {
 fn runs_are_compared() {
     let dir = tempfile::tempdir().unwrap();
     let (other, page) = (dir.path().join("w4"), dir.path().join("comparison.html"));
-    let more = ["--scheme", "w4a16g64", "--epochs", "1", "--report", "--data", "tests/fixtures/eval.txt", "--windows", "4"];
+    let more =
+        ["--scheme", "w4a16g64", "--epochs", "1", "--report", "--data", "tests/fixtures/eval.txt", "--windows", "4"];
     run(&mut quantize("tiny-llama", &other, &more), 0);
     run(omniquant().arg("report").args([finished(), &other]), 2);
     run(omniquant().arg("report").args([finished(), &other]).args(["--follow", "--out"]).arg(&page), 2);
     let said = run_json(omniquant().args(["report", "--json"]).args([finished(), &other]).arg("--out").arg(&page));
     assert_eq!(said["runs"].as_array().unwrap().len(), 2);
     let page = fs::read_to_string(page).unwrap();
-    assert!(page.contains("2 of 2 runs on the Pareto front") && page.contains("learn.epochs"), "four bits are larger and better");
+    assert!(
+        page.contains("2 of 2 runs on the Pareto front") && page.contains("learn.epochs"),
+        "four bits are larger and better"
+    );
     run(omniquant().arg("report").arg(dir.path()), 3);
 }
 

@@ -257,12 +257,12 @@ impl Plot {
         let mut chart = ChartBuilder::on(root)
             .margin_top(size(10))
             .margin_right(size(if has_label { 62 } else { 12 }))
-            .x_label_area_size(size(if self.x.label.is_empty() { 20 } else { 38 }))
-            .y_label_area_size(size(if self.is_small { 42 } else { 52 }))
+            .x_label_area_size(size(if self.x.label.is_empty() { 24 } else { 42 }))
+            .y_label_area_size(size(if self.is_small { 40 } else { 46 }))
             .build_cartesian_2d(x.0..x.1, y)?;
         let (x_tick, y_tick) = (|value: &f64| self.x.tick(*value), |value: &f64| self.y.tick(*value));
         let n_ticks = match self.x.kind {
-            AxisKind::Whole => ((x.1 - x.0).round() as usize).clamp(2, if self.is_small { 6 } else { 10 }),
+            AxisKind::Whole => ((x.1 - x.0).round() as usize).clamp(1, if self.is_small { 6 } else { 10 }),
             _ => 6,
         };
         chart
@@ -271,7 +271,7 @@ impl Plot {
             .light_line_style(TRANSPARENT)
             .bold_line_style(Tone::Grid.colour().stroke_width(FINE as u32))
             .axis_style(Tone::Faint.colour().stroke_width(FINE as u32))
-            .set_all_tick_mark_size(0)
+            .set_all_tick_mark_size(size(5))
             .x_labels(n_ticks)
             .y_labels(if self.is_small { 4 } else { 6 })
             .x_label_formatter(&x_tick)
@@ -295,7 +295,9 @@ impl Plot {
             let line = colour.stroke_width(size(2) as u32);
             let points = || series.points.iter().copied();
             match series.look {
-                Look::Dots | Look::Line => let _ = chart.draw_series(LineSeries::new(points(), line))?,
+                Look::Dots | Look::Line => {
+                    let _ = chart.draw_series(LineSeries::new(points(), line))?;
+                }
                 Look::Rings | Look::Dashes => {
                     let _ = chart.draw_series(DashedLineSeries::new(points(), size(5) as u32, size(4) as u32, line))?;
                 }
