@@ -20,7 +20,7 @@ pub(crate) fn sentences(run: &Run) -> String {
         (Some(size), Some(planned)) => {
             let share = size.bytes as f64 / planned.original_bytes.max(1) as f64;
             let [after, before] = [size.bytes, planned.original_bytes].map(bytes);
-            format!("At {scheme}, {model} takes {after} instead of {before}, {} of it.", percent(share))
+            format!("At {scheme}, {model} takes {after} instead of {before} ({}).", percent(share))
         }
         (Some(size), None) => format!("At {scheme}, {model} takes {}.", bytes(size.bytes)),
         _ => format!("{model} was quantized to {scheme}."),
@@ -109,24 +109,20 @@ pub(crate) fn measured(run: &Run) -> Option<Table> {
     if run.measured.is_empty() {
         return None;
     }
+    let has_errors = run.measured.iter().any(|row| row.error.is_some());
     let row = |row: &Measurement| {
+        let metric =
+            format!("{} ({} is better)", name(row.metric), if is_better_low(row.metric) { "lower" } else { "higher" });
         let error = row.error.map_or_else(String::new, |error| format!("± {}", shown(row.metric, error)));
-        let metric = format!(
-            "{} ({})",
-            name(row.metric),
-            if is_better_low(row.metric) { "lower is better" } else { "higher is better" }
-        );
-        vec![
-            Cell::text(row.model.clone()),
-            Cell::text(metric),
-            Cell::text(row.on.clone()),
-            Cell::number(shown(row.metric, row.value)),
-            Cell::number(error),
-        ]
+        let mut cells = [&row.model, &metric, &row.on].map(|text| Cell::text(text.as_str())).to_vec();
+        cells.push(Cell::number(shown(row.metric, row.value)));
+        cells.extend(has_errors.then(|| Cell::number(error)));
+        cells
     };
+    let head = ["model", "measurement", "on", "value"].into_iter().chain(has_errors.then_some("standard error"));
     Some(Table {
         caption: "What was measured".to_owned(),
-        head: ["model", "measurement", "on", "value", "standard error"].map(str::to_owned).to_vec(),
+        head: head.map(str::to_owned).collect(),
         rows: run.measured.iter().map(row).collect(),
         is_folded: false,
     })

@@ -40,7 +40,7 @@ pub(crate) struct Table {
 #[derive(Clone, Debug, Default, Serialize)]
 pub(crate) struct Cell {
     pub(crate) text: String,
-    /// From 0 to 1, how dark the cell is.
+    /// From 0 to 1, how strong its shade is.
     pub(crate) heat: Option<f64>,
     pub(crate) is_number: bool,
 }
@@ -55,7 +55,7 @@ impl Cell {
     }
 }
 
-/// A table of values by block and column, darker where they are larger.
+/// A table of values by block and column, with a stronger shade where they are larger.
 pub(crate) fn heat_table(
     caption: impl Into<String>,
     columns: &[String],

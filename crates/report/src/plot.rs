@@ -64,8 +64,10 @@ pub(crate) enum Look {
     Squares,
     /// Bars down to the axis.
     Bars,
-    /// A step from value to value, filled below.
+    /// A step from value to value.
     Steps,
+    /// The same, dashed.
+    DashedSteps,
 }
 
 /// A sequence of points.
@@ -144,13 +146,24 @@ impl Axis {
             AxisKind::Share => format!("{:.0} %", 100.0 * value),
             AxisKind::FromZero | AxisKind::Range if is_whole => format!("{}", value.round()),
             AxisKind::FromZero | AxisKind::Range => trimmed(value),
-            // Few of the many between two powers of ten.
-            AxisKind::Log => {
-                let digit = value / 10f64.powf(value.log10().floor());
-                let is_named = [1.0, 2.0, 5.0, 10.0].iter().any(|named| (digit - named).abs() < 1e-6);
-                if is_named { trimmed(value) } else { String::new() }
-            }
+            AxisKind::Log => trimmed(value),
         }
+    }
+}
+
+/// Ticks of a logarithmic axis: as few of 1, 2, 5 and the digits between them as say where one is.
+fn log_ticks(low: f64, high: f64) -> Vec<f64> {
+    let powers = low.log10().floor() as i32..=high.log10().floor() as i32;
+    let with = |digits: &[f64]| -> Vec<f64> {
+        let all = powers.clone().flat_map(|power| digits.iter().map(move |digit| digit * 10f64.powi(power)));
+        all.filter(|tick| (low..=high).contains(tick)).collect()
+    };
+    let ticks = [&[1.0][..], &[1.0, 2.0, 5.0], &[1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0]].map(with);
+    let [few, more, most] = ticks;
+    match (few.len(), more.len()) {
+        (3.., _) => few,
+        (_, 2..) => more,
+        _ => most,
     }
 }
 
@@ -209,7 +222,9 @@ impl Plot {
             let in_band = self.band.iter().flat_map(|(_, band)| band).flat_map(|&(_, low, high)| [low, high]);
             let (low, high) = self.y.range(values(|point| point.1).chain(in_band));
             let drawn = match self.y.kind {
-                AxisKind::Log => self.draw(&root, (left, right), (low..high).log_scale()),
+                AxisKind::Log => {
+                    self.draw(&root, (left, right), (low..high).log_scale().with_key_points(log_ticks(low, high)))
+                }
                 _ => self.draw(&root, (left, right), low..high),
             };
             drawn.and_then(|()| root.present()).expect("drawing into a string cannot fail");
@@ -306,9 +321,11 @@ impl Plot {
                     chart.draw_series(points().map(bar))?;
                 }
                 Look::Steps => {
-                    let half = series.points.get(1).map_or(0.5, |next| (next.0 - series.points[0].0) / 2.0);
-                    let steps: Vec<(f64, f64)> = points().flat_map(|(x, y)| [(x - half, y), (x + half, y)]).collect();
-                    chart.draw_series(LineSeries::new(steps, line))?;
+                    let _ = chart.draw_series(LineSeries::new(steps(&series.points), line))?;
+                }
+                Look::DashedSteps => {
+                    let dashed = DashedLineSeries::new(steps(&series.points), size(5) as u32, size(4) as u32, line);
+                    let _ = chart.draw_series(dashed)?;
                 }
                 Look::Squares => {}
             }
@@ -346,6 +363,12 @@ impl Plot {
 
 type Drawn<'a> = Result<(), DrawingAreaErrorKind<<SVGBackend<'a> as DrawingBackend>::ErrorType>>;
 
+/// The corners of a line that is level around each point.
+fn steps(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
+    let half = points.get(1).map_or(0.5, |next| (next.0 - points[0].0) / 2.0);
+    points.iter().flat_map(|&(x, y)| [(x - half, y), (x + half, y)]).collect()
+}
+
 /// The symbol of a series beside its name.
 fn symbol(series: &Series) -> String {
     let colour = format!("var(--{})", series.tone.property());
@@ -360,7 +383,7 @@ fn symbol(series: &Series) -> String {
             line(dashes) + &ring
         }
         Look::Line | Look::Steps => line(""),
-        Look::Dashes => line(dashes),
+        Look::Dashes | Look::DashedSteps => line(dashes),
         Look::Squares => format!("<rect x=\"10.5\" y=\"2.5\" width=\"7\" height=\"7\" fill=\"{colour}\"/>"),
         Look::Bars => format!("<rect x=\"8\" y=\"1\" width=\"12\" height=\"10\" fill=\"{colour}\" opacity=\"0.75\"/>"),
     };
@@ -374,4 +397,35 @@ fn band_symbol() -> String {
 
 fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_logarithmic_axis_has_some_ticks() {
+        assert_eq!(log_ticks(0.05, 200.0), [0.1, 1.0, 10.0, 100.0]);
+        assert_eq!(log_ticks(0.9, 12.0), [1.0, 2.0, 5.0, 10.0]);
+        assert_eq!(log_ticks(2.1, 4.9), [3.0, 4.0]);
+    }
+
+    #[test]
+    fn a_plot_has_colours_of_the_page_and_words() {
+        let series = vec![Series::new("a", Look::Rings, Tone::Other, vec![(1.0, 2.0), (2.0, 3.0)])];
+        let (x, y) = (Axis::new("block", AxisKind::Whole), Axis::new("", AxisKind::FromZero));
+        let plot = Plot {
+            title: "1 < 2".to_owned(),
+            about: "It rises from 2 to 3.".to_owned(),
+            x,
+            y,
+            series,
+            band: None,
+            is_small: true,
+        };
+        let Figure { svg, keys, .. } = plot.figure("it");
+        assert!(svg.contains("var(--other)") && svg.contains("var(--grid)") && !svg.contains("=\"#"), "{svg}");
+        assert!(svg.contains("<title id=\"it-t\">1 &lt; 2</title>") && svg.contains("It rises from 2 to 3."), "{svg}");
+        assert_eq!(keys.iter().map(|key| key.name.as_str()).collect::<Vec<_>>(), ["a"]);
+    }
 }

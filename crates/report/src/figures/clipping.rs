@@ -92,7 +92,7 @@ pub(crate) fn rounding(run: &Run) -> Section {
             .figures
             .push(Plot { title, about, x, y, series, band: None, is_small: true }.figure(&format!("moved-{i}")));
     }
-    let caption = "Codes that are not the nearest ones; darker is more";
+    let caption = "Codes that are not the nearest ones; a stronger shade is more";
     section.tables.push(Table { is_folded: true, ..heat_table(caption, &columns(&kinds), &rows, percent) });
     section
 }
@@ -119,7 +119,7 @@ fn histogram(title: &str, about: String, max: &[f64], min: &[f64], is_small: boo
     };
     let series = vec![
         Series::new("of the largest weight", Look::Steps, Tone::Made, points(max)),
-        Series::new("of the smallest weight", Look::Dashes, Tone::Other, points(min)),
+        Series::new("of the smallest weight", Look::DashedSteps, Tone::Other, points(min)),
     ];
     let x = Axis::new(if is_small { "" } else { "share that is kept" }, AxisKind::Share);
     let y = Axis::new("", AxisKind::FromZero);

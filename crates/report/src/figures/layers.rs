@@ -55,7 +55,7 @@ pub(crate) fn section(run: &Run) -> Section {
     }
     section.tables.push(worst_linears(details));
     let rows = table(details, &kinds, |linear| linear.error.map(|error| error.learned));
-    let caption = "Error of each linear's output after learning; darker is larger";
+    let caption = "Error of each linear's output after learning; a stronger shade is larger";
     section.tables.push(Table { is_folded: true, ..heat_table(caption, &columns(&kinds), &rows, percent) });
     section
 }

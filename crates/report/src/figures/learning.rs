@@ -51,7 +51,7 @@ pub(crate) fn section(run: &Run) -> Section {
         });
         let series: Vec<Series> = series.collect();
         let (x, y) = (Axis::new("epoch", AxisKind::Whole), Axis::of_sizes("", &series));
-        let title = "Loss by epoch; later blocks are darker".to_owned();
+        let title = "Loss by epoch; later blocks are stronger".to_owned();
         section.figures.push(Plot { title, about, x, y, series, band: None, is_small: false }.figure("loss"));
     }
     let by_block = |of: &dyn Fn(&[f64]) -> Option<f64>| -> Vec<(f64, f64)> {

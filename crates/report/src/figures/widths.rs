@@ -32,7 +32,12 @@ pub(crate) fn section(run: &Run) -> Section {
         };
         rows.push((block, columns.iter().map(mean).collect()));
     }
-    section.tables.push(heat_table("Bits of each group of linears; darker is more", &columns, &rows, number));
+    section.tables.push(heat_table(
+        "Bits of each group of linears; a stronger shade is more",
+        &columns,
+        &rows,
+        width_of,
+    ));
     let mut costly: Vec<&Unit> = bits.units.iter().collect();
     costly.sort_by(|a, b| cost(b).total_cmp(&cost(a)));
     let head = ["linears".to_owned(), "bits".to_owned()];
@@ -54,6 +59,11 @@ pub(crate) fn section(run: &Run) -> Section {
         is_folded: true,
     });
     section
+}
+
+/// Means over experts may lie between two widths.
+fn width_of(bits: f64) -> String {
+    if bits.fract() == 0.0 { format!("{bits}") } else { format!("{bits:.2}") }
 }
 
 /// Its cost at the fewest bits.
