@@ -176,6 +176,9 @@ fn trimmed(value: f64) -> String {
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
 
+/// A place, and the ends of a band there.
+pub(crate) type Between = (f64, f64, f64);
+
 /// A plot.
 #[derive(Clone, Debug)]
 pub(crate) struct Plot {
@@ -187,7 +190,7 @@ pub(crate) struct Plot {
     pub(crate) y: Axis,
     pub(crate) series: Vec<Series>,
     /// An area between two lines, with its name.
-    pub(crate) band: Option<(String, Vec<(f64, f64, f64)>)>,
+    pub(crate) band: Option<(String, Vec<Between>)>,
     /// Whether it is one of many that are compared.
     pub(crate) is_small: bool,
 }
