@@ -64,6 +64,8 @@ fn helps() {
         "eval",
         "generate",
         "chat",
+        "serve",
+        "judge",
         "bench",
         "plan",
         "inspect",
@@ -143,7 +145,7 @@ fn formats_say_what_they_hold_and_who_opens_them() {
     check_keys(&said, "subject schemes formats");
     let formats = said["formats"].as_array().unwrap();
     let of = |name: &str| formats.iter().find(|row| row["format"] == name).unwrap();
-    check_keys(of("gptq"), "format refusal programs");
+    check_keys(of("gptq"), "format refusal programs limits");
     check_keys(&of("gptq")["programs"][0], "name path evidence");
     assert_eq!(of("awq")["refusal"]["instead"], "w4a16g64");
     let shown = printed(&["formats", "w3a16g64"]);
@@ -229,8 +231,8 @@ fn evaluation() {
     let full = json(&["eval", "tiny-llama"]);
     check_keys(
         &full,
-        "model rtn quantized data seqlen windows tokens perplexity running_perplexity kernels compute head device wall_secs \
-         peak_bytes",
+        "model rtn quantized data seqlen windows tokens perplexity perplexity_error running_perplexity kernels compute head device \
+         wall_secs peak_bytes",
     );
     check_perplexity(&full["perplexity"], 18.26);
     assert_eq!((&full["seqlen"], &full["windows"]), (&256.into(), &39.into()));
@@ -374,6 +376,49 @@ fn a_conversation_that_is_too_long_loses_its_beginning() {
 }
 
 #[test]
+fn predictions_are_compared_with_those_of_the_full_model() {
+    let windows = ["--windows", "4", "--data", text(&fixture("eval.txt")), "--seqlen", "256"].map(str::to_owned);
+    let eval = |model: &str, more: &[&str]| {
+        json(
+            &["eval", model]
+                .into_iter()
+                .chain(windows.iter().map(String::as_str))
+                .chain(more.iter().copied())
+                .collect::<Vec<_>>(),
+        )
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let packed = dir.path().join("packed");
+    let quantize = ["quantize", "tiny-llama", "--scheme", "w3a16g64", "--method", "rtn", "--out", text(&packed)];
+    json(&quantize);
+    // The record of the run names the model, and so does the option; rounded as it is loaded, it is compared with its own weights.
+    let of_record = eval(text(&packed), &["--kl"]);
+    let named = eval(text(&packed), &["--against", "tiny-llama"]);
+    let rounded = eval("tiny-llama", &["--rtn", "w3a16g64", "--kl"]);
+    let against = &of_record["against"];
+    assert_eq!(against, &named["against"]);
+    assert_eq!((&against["model"], &against["positions"]), (&"tiny-llama".into(), &(4 * 255).into()));
+    assert_eq!(against["divergence"], rounded["against"]["divergence"]);
+    check_perplexity(&against["perplexity"], eval("tiny-llama", &[])["perplexity"].as_f64().unwrap());
+    check_perplexity(&of_record["perplexity"], eval(text(&packed), &[])["perplexity"].as_f64().unwrap());
+    let value = |name: &str| against["divergence"][name].as_f64().unwrap();
+    assert!(value("mean") > 0.05 && value("mean_error") > 0.0, "{against}");
+    let rising = ["median", "p90", "p99", "p99_9", "max"].map(value);
+    assert!(rising.is_sorted(), "{rising:?}");
+    let said = printed(&["eval", text(&packed), "--kl", "--windows", "1", "--data", text(&fixture("eval.txt"))]);
+    assert!(said.contains("against tiny-llama") && said.contains("same likeliest token"), "{said}");
+
+    std::fs::remove_file(packed.join(RUN)).unwrap();
+    let refused = run(omniquant().args(["eval", text(&packed), "--kl"]), 3);
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("name it with --against"), "{refused:?}");
+}
+
+/// The arguments of an evaluation.
+fn eval<'a>(models: &[&'a str], options: &[&'a str], more: &[&'a str]) -> Vec<&'a str> {
+    [&["eval"], models, options, more].concat()
+}
+
+#[test]
 fn tasks_are_asked() {
     let dir = tempfile::tempdir().unwrap();
     let tasks = dir.path().join("tasks");
@@ -397,6 +442,35 @@ fn tasks_are_asked() {
     assert!(boolq["accuracy_per_character"].is_null() && arc["accuracy_error"].as_f64().unwrap() > 0.0, "{said}");
     let first = ["eval", "tiny-llama", "--tasks", "arc_easy", "--items", "1", "--data-dir", text(dir.path())];
     assert_eq!(json(&first)["tasks"][0]["accuracy"], 1.0, "the sea is likelier than letters");
+
+    // A text whose last word is to be predicted.
+    let lambada = r#"{"text": "The old man went down to the river and looked at the river"}"#;
+    std::fs::write(tasks.join("lambada.test.jsonl"), format!("{lambada}\n{lambada}\n")).unwrap();
+    let options = ["--tasks", "lambada,arc_easy", "--data-dir", text(dir.path())];
+    let [answers, results] = ["answers.jsonl", "results.json"].map(|name| dir.path().join(name));
+    let files = ["--answers", text(&answers), "--harness", text(&results)];
+    let said = json(&eval(&["tiny-llama"], &options, &files));
+    let lambada = &said["tasks"][0];
+    assert_eq!((&lambada["task"], &lambada["items"]), (&"lambada".into(), &2.into()));
+    assert!(lambada["perplexity"].as_f64().unwrap() > 1.0 && lambada["accuracy"].is_number(), "{said}");
+    let of_harness: Value = serde_json::from_slice(&std::fs::read(&results).unwrap()).unwrap();
+    assert_eq!(of_harness["results"]["lambada_openai"]["perplexity,none"], lambada["perplexity"]);
+    assert_eq!(of_harness["results"]["arc_easy"]["acc,none"], 0.5);
+    // What was answered is not asked again, and a file of answers is not overwritten.
+    let whole = std::fs::read_to_string(&answers).unwrap();
+    assert_eq!(whole.lines().count(), 4);
+    run(omniquant().args(eval(&["tiny-llama"], &options, &files)), 2);
+    std::fs::write(&answers, &whole[..whole.len() - 9]).unwrap();
+    let again = [&files[..], &["--resume"]].concat();
+    assert_eq!(json(&eval(&["tiny-llama"], &options, &again))["tasks"], said["tasks"]);
+    assert!(printed(&eval(&["tiny-llama"], &options, &again)).contains("4 items, 0 of them asked now"));
+    // Several models at once.
+    let both = json(&eval(&["tiny-llama", "tiny-mixtral"], &options, &[]));
+    assert_eq!(both["models"][0]["tasks"], said["tasks"]);
+    assert_eq!((&both["models"][1]["model"], both["models"].as_array().unwrap().len()), (&"tiny-mixtral".into(), 2));
+    let table = printed(&eval(&["tiny-llama", "tiny-mixtral"], &options, &[]));
+    assert!(table.lines().next().unwrap().contains("tiny-llama") && table.contains("\nlambada (2 items)"), "{table}");
+    run(omniquant().args(eval(&["tiny-llama", "tiny-mixtral"], &options, &["--harness", text(&results)])), 2);
 }
 
 #[test]

@@ -7,12 +7,13 @@ use std::path::Path;
 
 use oq_calib::quantize;
 use oq_eval::logits;
+use oq_formats::packed::{Experts, experts_of};
 use oq_formats::{Checkpoint, OutTensor, read_config, write_shard};
 use oq_models::family::decoder_of;
 use oq_models::{Decoder, DenseOps, Model, ModelError};
 use oq_quant_core::QuantSpec;
 use oq_recipe::{Method, Overrides, Recipe};
-use oq_tests::{copied, fixture, in_f32, measure, omniquant, relative_error, tokens};
+use oq_tests::{checkpoints, copied, fixture, in_f32, measure, omniquant, relative_error, tokens};
 use serde_json::{Value, json};
 use tch::{Device, Tensor};
 
@@ -342,4 +343,24 @@ fn plans_know_the_shapes_of_published_models() {
             ],
         );
     }
+}
+
+#[test]
+fn families_with_experts_are_known_by_their_name() {
+    let mut seen = std::collections::BTreeSet::new();
+    for folder in checkpoints() {
+        let config = read_config(&folder).unwrap();
+        let (decoder, stored) = (decoder_of(&config).unwrap(), Checkpoint::open(&folder).unwrap());
+        let layer = decoder.dims().n_layers - 1;
+        let name = config["model_type"].as_str().unwrap();
+        let experts = experts_of(name);
+        assert_eq!(experts.is_some(), !decoder.layer(layer).experts.is_empty(), "{}", folder.display());
+        let prefix = decoder.block_prefix(layer);
+        let is_stored = |fused: &oq_models::Fused| stored.contains(&format!("{prefix}{}", fused.name));
+        if experts == Some(Experts::Together) {
+            assert!(decoder.fused(layer).iter().any(is_stored), "{}", folder.display());
+        }
+        seen.extend(experts.map(|_| name.to_owned()));
+    }
+    assert_eq!(seen.len(), 6, "{seen:?}");
 }

@@ -5,7 +5,7 @@
 use std::path::Path;
 
 use oq_data::{AddSpecial, Hub, Rows, Split, Tokenizer, load_text};
-use oq_eval::{logits, perplexity};
+use oq_eval::{Divergence, divergence, logits, perplexity};
 use oq_formats::{Checkpoint, Dtype, OutTensor, write_shard};
 use oq_models::{DenseOps, Model};
 use oq_quant_core::QuantSpec;
@@ -83,7 +83,9 @@ fn check(folder: &str, golden: &str) {
 
 #[test]
 fn models_answer_as_transformers() {
-    for folder in ["tiny-llama", "tiny-llama-256", "tiny-mixtral", "tiny-qwen3-moe", "llama-mha", "llama-gqa-tied"] {
+    for folder in
+        ["tiny-llama", "tiny-llama-256", "tiny-qwen3", "tiny-mixtral", "tiny-qwen3-moe", "llama-mha", "llama-gqa-tied"]
+    {
         check(folder, "golden.safetensors");
     }
 }
@@ -123,10 +125,52 @@ fn check_perplexity(model: &Model, expected: f64, tolerance: f64) {
 
 #[test]
 fn perplexity_is_that_of_transformers() {
-    for folder in ["tiny-llama", "tiny-llama-256", "tiny-mixtral", "tiny-qwen3-moe"].map(fixture) {
+    for folder in ["tiny-llama", "tiny-llama-256", "tiny-qwen3", "tiny-mixtral", "tiny-qwen3-moe"].map(fixture) {
         let golden: Value = serde_json::from_slice(&std::fs::read(folder.join("golden.json")).unwrap()).unwrap();
         let model = Model::open(&folder).unwrap();
         check_perplexity(&model, golden["perplexity"].as_f64().unwrap(), PERPLEXITY_TOLERANCE);
+    }
+}
+
+#[test]
+fn divergence_is_that_of_transformers() {
+    // Divergences of positions are small differences of logarithms in f32; those of the quantiles are single ones.
+    const DIVERGENCE_TOLERANCE: f64 = 1e-4;
+    let golden: Value = serde_json::from_slice(&std::fs::read(fixture("divergence.json")).unwrap()).unwrap();
+    let [llama, mixtral] = ["tiny-llama", "tiny-mixtral"].map(|name| Model::open(&fixture(name)).unwrap());
+    let compare = |full: &Model, other: &Model, windows| {
+        divergence(full, other, &tokens("eval.txt"), 256, windows, Device::Cpu, &mut |_| {}).unwrap()
+    };
+    let result: Divergence = compare(&llama, &mixtral, None);
+    assert_eq!(result.window_divergence.len() as u64, golden["windows"].as_u64().unwrap());
+    let close = |got: f64, expected: &Value| {
+        let expected = expected.as_f64().unwrap();
+        assert!((got / expected - 1.0).abs() <= DIVERGENCE_TOLERANCE, "{got}, expected {expected}");
+    };
+    let expected = &golden["divergence"];
+    close(result.mean(), &expected["mean"]);
+    close(result.mean_error().unwrap(), &expected["mean_error"]);
+    for (name, q) in [("median", 0.5), ("p90", 0.9), ("p99", 0.99), ("p99_9", 0.999), ("max", 1.0)] {
+        close(result.quantile(q), &expected[name]);
+    }
+    // One position more or less, where two tokens are as likely as each other.
+    assert!((result.agreement() - golden["agreement"].as_f64().unwrap()).abs() < 1.5 / result.positions() as f64);
+    close(result.agreement_error().unwrap(), &golden["agreement_error"]);
+    for (perplexity, name) in [(&result.full, "full"), (&result.quantized, "other")] {
+        close(perplexity.value(), &golden["perplexity"][name]);
+        close(perplexity.error().unwrap(), &golden["perplexity_error"][name]);
+    }
+    close(result.nll_increase(), &golden["nll_increase"]);
+    close(result.nll_increase_error().unwrap(), &golden["nll_increase_error"]);
+
+    // A model agrees with itself; one window does not show how much windows differ.
+    let same = compare(&llama, &llama, Some(1));
+    assert_eq!((same.mean(), same.quantile(1.0), same.agreement(), same.nll_increase()), (0.0, 0.0, 1.0, 0.0));
+    assert_eq!((same.mean_error(), same.agreement_error(), same.full.error()), (None, None, None));
+    let other = Model::open(&fixture("tiny-llama-256")).unwrap();
+    if other.decoder().dims().vocab != llama.decoder().dims().vocab {
+        let error = divergence(&llama, &other, &tokens("eval.txt"), 256, Some(1), Device::Cpu, &mut |_| {});
+        assert!(error.unwrap_err().to_string().contains("vocabularies"));
     }
 }
 
@@ -135,6 +179,7 @@ fn rounding_to_nearest_costs_what_it_costs_elsewhere() {
     // From a PyTorch quantizer of a few lines on the same weights and text. Routers stay as they are.
     let table = [
         ("tiny-llama", [("w4a16g64", 19.50), ("w3a16g64", 20.95), ("w2a16g64", 35.24), ("w2a16", 44.13)]),
+        ("tiny-qwen3", [("w4a16g64", 17.62), ("w3a16g64", 18.40), ("w2a16g64", 23.86), ("w2a16", 27.785)]),
         ("tiny-mixtral", [("w4a16g64", 17.15), ("w3a16g64", 17.67), ("w2a16g64", 21.41), ("w2a16", 22.85)]),
         ("tiny-qwen3-moe", [("w4a16g64", 16.93), ("w3a16g64", 17.55), ("w2a16g64", 20.93), ("w2a16", 22.24)]),
     ];

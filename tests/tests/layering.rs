@@ -44,6 +44,8 @@ const DEPEND_ON: &[(&str, &[&str])] = &[
     ),
     ("oq-eval", &["oq-runtime", "oq-data", "oq-models"]),
     ("oq-generate", &["oq-attention", "oq-data", "oq-models", "oq-random", "oq-slices"]),
+    ("oq-serve", &["oq-data", "oq-generate"]),
+    ("oq-judge", &[]),
     (
         "oq-cli",
         &[
@@ -61,6 +63,8 @@ const DEPEND_ON: &[(&str, &[&str])] = &[
             "oq-eval",
             "oq-export",
             "oq-generate",
+            "oq-serve",
+            "oq-judge",
         ],
     ),
     ("xtask", &["oq-recipe"]),
@@ -80,6 +84,7 @@ const WITHOUT_LIBTORCH: &[&str] = &[
     "oq-data",
     "oq-attention",
     "oq-kernels",
+    "oq-judge",
     "xtask",
 ];
 

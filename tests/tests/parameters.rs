@@ -61,6 +61,7 @@ fn small_models() {
     check("tiny-falcon", 820_480);
     check("tiny-mixtral", 1_593_216);
     check("tiny-qwen3-moe", 1_593_408);
+    check("tiny-qwen3", 869_632);
 }
 
 #[test]

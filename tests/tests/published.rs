@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use oq_recipe::RUN_FOLDER;
+use oq_recipe::{Measurement, Metric, RUN_FOLDER};
 use oq_tests::{copied, files, fixture, omniquant, run};
 use serde_json::{Value, json};
 
@@ -118,12 +118,29 @@ fn the_card_has_what_was_measured() {
     };
     let said: Value = serde_json::from_slice(&run(&mut eval(&EVAL), 0).stdout).unwrap();
     assert_eq!(rows(), report);
-    let value = format!("{:.4}", said["perplexity"].as_f64().unwrap());
+    let [value, error] = ["perplexity", "perplexity_error"].map(|key| said[key].as_f64().unwrap());
+    let value = format!("{value:.4} ± {error:.2}");
     assert!(report[1].ends_with(&format!("| {value} |")), "{report:?}, {value}");
     // Others stay.
     run(&mut eval(&["--data", "tests/fixtures/eval.txt", "--windows", "1"]), 0);
     assert_eq!(rows().len(), 3);
     assert_eq!(rows()[..2], report[..]);
+    // A comparison has lines of its own.
+    run(&mut eval(&[&EVAL[..], &["--against", "tiny-llama"]].concat()), 0);
+    assert_eq!(rows().len(), 3);
+    let on = "on `eval.txt`, 2 windows of 512 tokens";
+    for what in
+        ["| this model | divergence (KL) from `tiny-llama` ", "| this model | same likeliest token as `tiny-llama` "]
+    {
+        assert!(card().contains(&format!("{what}{on}")), "{}", card());
+    }
+    // What was measured is recorded, too.
+    let recorded = fs::read_to_string(out.join(oq_recipe::MEASURED)).unwrap();
+    let recorded: Vec<Measurement> = recorded.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let of = |metric| recorded.iter().find(|row| row.metric == metric && row.model == Measurement::THIS).unwrap();
+    assert_eq!(of(Metric::Perplexity).on, "eval.txt, 1 window of 512 tokens");
+    assert!(of(Metric::Divergence).value > 0.0 && of(Metric::Divergence).error > Some(0.0), "{recorded:?}");
+    assert!((0.5..1.0).contains(&of(Metric::Agreement).value), "{recorded:?}");
     let [before, after] = ["<!-- measurements by omniquant: begin -->", "<!-- measurements by omniquant: end -->"];
     let outside = |card: &str| {
         let (start, rest) = card.split_once(before).unwrap();

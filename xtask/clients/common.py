@@ -2,8 +2,8 @@
 
     python SCRIPT.py JOBS.json
 
-Each job has `path` (an exported directory or file), `ids` (safetensors with input_ids, integers [1, t]) and `ours` (safetensors with
-our logits, f32 [1, t, vocab]). A line has `error`, the largest difference over the largest magnitude, or `failed`, what the program said.
+Each job has `path` (an exported directory or file), `tokenizer` (its tokenizer.json), `ids` (safetensors with input_ids, integers [1, t])
+and `ours` (safetensors with our logits, f32 [1, t, vocab]). A line has `error`, the largest difference over the largest magnitude, or `failed`, what the program said.
 """
 
 import json
@@ -51,10 +51,10 @@ def each_job(answer):
 
 
 def main(compare):
-    """Calls `compare(path, ids, ours)` for each job."""
+    """Calls `compare(job, ids, ours)` for each job."""
 
     def answer(job):
         ids = load_file(job["ids"])["input_ids"][0, :TOKENS].astype(int).tolist()
-        return compare(job["path"], ids, load_file(job["ours"])["logits"][0, :TOKENS].astype(np.float32))
+        return compare(job, ids, load_file(job["ours"])["logits"][0, :TOKENS].astype(np.float32))
 
     each_job(answer)

@@ -122,7 +122,8 @@ def decode(path, into):
     there(llama.llama_model_quantize(str(path).encode(), str(into).encode(), settings) == 0, "not decoded")
 
 
-def compare(path, ids, ours):
+def compare(job, ids, ours):
+    path = job["path"]
     as_is = difference(logits_of(path, ids), ours)
     with tempfile.TemporaryDirectory() as folder:
         decoded = Path(folder) / "f32.gguf"

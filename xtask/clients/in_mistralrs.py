@@ -31,11 +31,10 @@ def runner(path):
         )
 
 
-def compare(path, ids, ours):
+def compare(job, ids, ours):
     """The largest difference of log-probabilities, over the largest of them."""
-    path = Path(path)
-    tokenizer = Tokenizer.from_file(str(Path(__file__).parents[2] / "tests/fixtures/tiny-llama/tokenizer.json"))
-    running, errors = runner(path), []
+    tokenizer = Tokenizer.from_file(job["tokenizer"])
+    running, errors = runner(Path(job["path"])), []
     for length in LENGTHS:
         text = tokenizer.decode(ids[:length], skip_special_tokens=False)
         if tokenizer.encode(text, add_special_tokens=False).ids != ids[:length]:

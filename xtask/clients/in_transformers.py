@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM
 from common import difference, main
 
 
-def compare(path, ids, ours):
-    path = Path(path)
+def compare(job, ids, ours):
+    path = Path(job["path"])
     where = {"gguf_file": path.name} if path.suffix == ".gguf" else {}
     folder = path.parent if where else path
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager", **where)

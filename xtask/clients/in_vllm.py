@@ -18,6 +18,10 @@ from vllm.distributed import cleanup_dist_env_and_memory
 
 from common import difference, main
 
+# vLLM collects garbage nine times for each model, among all that it imported, which takes most of the time. Once is enough.
+collect = gc.collect
+gc.collect = lambda *_: 0
+
 
 def logits_of(llm, ids):
     """[t, vocab]: each position of the prompt, the last one being that of the first new token."""
@@ -50,20 +54,21 @@ def with_model(path, tokens, use, **settings):
             max_model_len=tokens + 8,
             skip_tokenizer_init=True,
             disable_log_stats=True,
+            num_gpu_blocks_override=64,
             **settings,
         )
         return use(llm)
     finally:
         del llm
-        gc.collect()
         cleanup_dist_env_and_memory()
+        collect()
 
 
-def compare(path, ids, ours):
+def compare(job, ids, ours):
     def use(llm):
         return {"error": difference(logits_of(llm, ids), ours), "path": linears(llm)}
 
-    return with_model(path, len(ids), use, max_logprobs=-1, logprobs_mode="raw_logits")
+    return with_model(job["path"], len(ids), use, max_logprobs=-1, logprobs_mode="raw_logits")
 
 
 if __name__ == "__main__":

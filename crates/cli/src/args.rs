@@ -1,7 +1,9 @@
 //! The command line: the program's commands and their options.
 
 mod export;
+mod judge;
 mod keys;
+mod serve;
 mod shared;
 mod values;
 
@@ -13,6 +15,8 @@ use oq_export::Format;
 use oq_quant_core::QuantSpec;
 
 pub use self::export::{ExportArgs, FormatsArgs};
+pub use self::judge::JudgeArgs;
+pub use self::serve::ServeArgs;
 pub use self::shared::{EvalDataArgs, ModelArgs, RecipeArgs, RunArgs, SamplingArgs};
 pub use self::values::{ComputeArg, DeviceArg, FloatType, HeadArg, KernelsArg, PlanDeviceArg};
 use crate::size::Size;
@@ -78,12 +82,16 @@ pub enum LogFormat {
 pub enum Command {
     /// Quantize a model and write it in packed form
     Quantize(QuantizeArgs),
-    /// Measure perplexity or zero-shot accuracy
+    /// Measure perplexity, divergence from the full-precision model, or zero-shot tasks
     Eval(EvalArgs),
     /// Continue a text
     Generate(GenerateArgs),
     /// Chat with a model
     Chat(ChatArgs),
+    /// Answer other programs over HTTP, as OpenAI's API does
+    Serve(ServeArgs),
+    /// Let a third model judge the answers of two
+    Judge(JudgeArgs),
     /// Measure the speed of prefill and decode, and the memory they take
     Bench(BenchArgs),
     /// Show what a run would do, what it would take, and whether it fits
@@ -173,23 +181,44 @@ pub struct QuantizeArgs {
   omniquant eval llama2-7b-w4 --windows 8
   omniquant eval llama2-7b-w4 --kernels packed --compute bf16
   omniquant eval tiny-llama --rtn w3a16g64 --json
+  omniquant eval llama2-7b-w4 --against llama2-7b
   omniquant eval llama2-7b-w4 --tasks piqa,arc_easy --data-dir data
+  omniquant eval llama2-7b llama2-7b-w4 --tasks boolq --items 500 --answers boolq.jsonl --resume
   omniquant eval llama2-7b-w4 --card")]
 pub struct EvalArgs {
-    #[command(flatten)]
-    pub model: ModelArgs,
+    /// Directories, names in configs/, or hub ids; HUB-ID@REVISION selects a branch, tag or commit
+    #[arg(value_name = "MODEL", required = true)]
+    pub models: Vec<String>,
+    /// Branch, tag or commit of a model on the hub [default: the one in configs/, else main]
+    #[arg(long, value_name = "REVISION")]
+    pub revision: Option<String>,
     #[command(flatten)]
     pub data: EvalDataArgs,
     /// Tokens per window [default: 2048, or the model's number of positions if that is smaller; without --data, the value in configs/]
     #[arg(long, value_name = "N")]
     pub seqlen: Option<usize>,
-    /// Measure zero-shot accuracy instead of perplexity: a list of piqa, arc_easy, arc_challenge, boolq, hellaswag, winogrande, with
-    /// their files in the folder tasks of --data-dir
+    /// Ask zero-shot tasks instead of measuring perplexity: a list of piqa, arc_easy, arc_challenge, boolq, hellaswag, winogrande, lambada,
+    /// with their files in the folder tasks of --data-dir
     #[arg(long, value_name = "LIST", value_delimiter = ',', conflicts_with_all = ["data", "windows", "seqlen"])]
     pub tasks: Vec<Task>,
+    /// Compare the predictions with those of this model in full precision: divergence, and how often both find the same token the likeliest
+    #[arg(long, value_name = "MODEL", conflicts_with_all = ["tasks", "kl"])]
+    pub against: Option<String>,
+    /// The same, with the model that this one was quantized from, as its directory records it, or with the stored weights if --rtn is given
+    #[arg(long, conflicts_with = "tasks")]
+    pub kl: bool,
     /// Use only the first N items of each task [default: all]
     #[arg(long, value_name = "N", requires = "tasks", value_parser = clap::value_parser!(u32).range(1..))]
     pub items: Option<u32>,
+    /// Write the answer to each item to FILE, a line of JSON each
+    #[arg(long, value_name = "FILE", requires = "tasks")]
+    pub answers: Option<PathBuf>,
+    /// Go on from the answers in the file of --answers
+    #[arg(long, requires = "answers")]
+    pub resume: bool,
+    /// Also write the results to FILE in the format of the lm-evaluation-harness
+    #[arg(long, value_name = "FILE", requires = "tasks")]
+    pub harness: Option<PathBuf>,
     /// Quantize the weights to scheme S by rounding to nearest first
     #[arg(long, value_name = "S")]
     pub rtn: Option<QuantSpec>,

@@ -8,9 +8,11 @@ use oq_formats::FormatError;
 use oq_formats::gguf::GgufError;
 use oq_generate::GenerateError;
 use oq_isa::IsaError;
+use oq_judge::{EndpointError, JudgeError};
 use oq_models::ModelError;
 use oq_quant_core::TensorError;
 use oq_recipe::RecipeError;
+use oq_serve::ServeError;
 
 /// The recipe or the command line is wrong.
 const USAGE: u8 = 2;
@@ -74,8 +76,12 @@ fn known_code(error: &(dyn std::error::Error + 'static)) -> Option<u8> {
     }
     if let Some(error) = error.downcast_ref::<EvalError>() {
         return match error {
-            EvalError::TooShort { .. } | EvalError::NothingToPredict { .. } | EvalError::OneToken { .. } => Some(USAGE),
+            EvalError::TooShort { .. }
+            | EvalError::NothingToPredict { .. }
+            | EvalError::OneToken { .. }
+            | EvalError::Vocabulary { .. } => Some(USAGE),
             EvalError::NotFinite { .. } => Some(NUMERIC),
+            EvalError::Stopped => Some(STOPPED),
             EvalError::Data(error) => known_code(error),
             EvalError::Model(error) => Some(model_code(error)),
             _ => None,
@@ -89,6 +95,21 @@ fn known_code(error: &(dyn std::error::Error + 'static)) -> Option<u8> {
             GenerateError::Data(error) => known_code(error),
             _ => None,
         };
+    }
+    if let Some(error) = error.downcast_ref::<JudgeError>() {
+        return match error {
+            JudgeError::OtherContest { .. } => Some(USAGE),
+            JudgeError::Io { source, .. } => Some(io_code(source)),
+            // Its cause decides.
+            JudgeError::Answer { .. } | JudgeError::Judge { .. } => None,
+            _ => Some(INPUT),
+        };
+    }
+    if error.is::<EndpointError>() {
+        return Some(INPUT);
+    }
+    if let Some(error) = error.downcast_ref::<ServeError>() {
+        return Some(if matches!(error, ServeError::Bind { .. }) { USAGE } else { OTHER });
     }
     if let Some(error) = error.downcast_ref::<ModelError>() {
         return Some(model_code(error));

@@ -33,6 +33,8 @@ fn main() -> ExitCode {
         Command::Eval(args) => commands::eval::run(args, &out),
         Command::Generate(args) => machine::in_pool(|| commands::generate::run(args, &out)),
         Command::Chat(args) => machine::in_pool(|| commands::chat::run(args, &out)),
+        Command::Serve(args) => machine::in_pool(|| commands::serve::run(args, &out)),
+        Command::Judge(args) => machine::in_pool(|| commands::judge::run(args, &out)),
         Command::Bench(args) => machine::in_pool(|| commands::bench::run(args, &out)),
         Command::Plan(args) => commands::plan::run(args, &out),
         Command::Report(args) => commands::report::run(args, &out),

@@ -70,6 +70,16 @@ pub enum DataError {
         /// What would help.
         mend: String,
     },
+    /// A dataset is not in the data directory, and the hub does not have it.
+    #[error("{name} is not here ({looked}): {mend}")]
+    MissingText {
+        /// The dataset and its split.
+        name: String,
+        /// Where it was searched on disk.
+        looked: String,
+        /// What would help.
+        mend: String,
+    },
     /// A zero-shot task is not in the data directory.
     #[error("{name} is not here: {file} is expected in the folder tasks of {}", looked_in(data_dir.as_deref()))]
     MissingTask {
@@ -246,6 +256,7 @@ impl DataError {
             | Self::NoChatTemplate { .. }
             | Self::UnknownDataset { .. }
             | Self::MissingSplit { .. }
+            | Self::MissingText { .. }
             | Self::MissingTask { .. }
             | Self::Refused { .. }
             | Self::NotOnHub { .. }

@@ -72,6 +72,20 @@ pub(crate) fn load(path: &Path, rows: Rows<'_>) -> Result<(String, Option<String
     }
 }
 
+/// The field `text` of the first `most` rows of a file with a row of JSON per line, which may be gzipped.
+pub(crate) fn first_texts(path: &Path, most: usize) -> Result<Vec<String>, DataError> {
+    let bytes = read(path)?;
+    let bytes = if bytes.starts_with(&[0x1f, 0x8b]) { gunzip(path, &bytes)? } else { bytes };
+    let text = text_of(path, bytes)?;
+    let of_line = |(i, line): (usize, &str)| match serde_json::from_str::<Value>(line) {
+        Ok(row) => row[FIELDS[0]].as_str().map(str::to_owned).ok_or_else(|| {
+            DataError::corrupt(path, format!("line {} has no field `{}` with a text", i + 1, FIELDS[0]))
+        }),
+        Err(e) => Err(DataError::corrupt(path, format!("line {} is not JSON: {e}", i + 1))),
+    };
+    text.lines().enumerate().take(most).map(of_line).collect()
+}
+
 fn read(path: &Path) -> Result<Vec<u8>, DataError> {
     let mut bytes = Vec::new();
     let read = match path == Path::new("-") {

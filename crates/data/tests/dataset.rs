@@ -71,11 +71,34 @@ fn a_file_is_one_text_without_its_final_newline() {
 
 #[test]
 fn unknown_names_are_told_what_is_known() {
-    for name in ["c4", "wikitext2:dev", "nowhere/file.txt"] {
+    for name in ["c5", "wikitext2:dev", "nowhere/file.txt"] {
         let err = load_text(name, Split::Test, None, &no_hub(), Rows::default()).unwrap_err();
         assert!(matches!(err, DataError::UnknownDataset { .. }), "{err}");
         assert!(err.to_string().contains("wikitext2:valid"), "{err}");
     }
+}
+
+#[test]
+fn other_texts_are_read_as_papers_evaluate_on_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let load = |name: &str, split| load_text(name, split, Some(dir.path()), &no_hub(), Rows::default());
+    for (name, file) in [("c4", "c4-validation.00000-of-00008.json.gz"), ("ptb", "ptb.test.txt")] {
+        let err = load(name, Split::Test).unwrap_err();
+        assert_eq!(err.kind(), ErrorKind::MissingInput);
+        assert!(err.to_string().contains(file), "{err}");
+        std::fs::create_dir(dir.path().join(name)).unwrap();
+    }
+    std::fs::write(dir.path().join("ptb/ptb.test.txt"), " no it was n't <unk> \n but n years ago \n").unwrap();
+    assert_eq!(load("ptb", Split::Test).unwrap().text, "no it was n't <unk>\n\nbut n years ago");
+    assert!(load("ptb", Split::Train).unwrap_err().to_string().contains("ptb.train.txt"));
+    // C4 has no test split; 1100 documents are read.
+    let rows: String = (0..1101).map(|i| format!("{{\"text\": \"d{i}\\n\", \"url\": \"u\"}}\n")).collect();
+    std::fs::write(dir.path().join("c4/c4-validation.00000-of-00008.json"), rows).unwrap();
+    let text = load("c4", Split::Test).unwrap();
+    assert_eq!((&*text.name, text.about.as_deref()), ("c4:valid", Some("1100 documents")));
+    assert!(text.text.starts_with("d0\n d1\n d2\n") && text.text.ends_with(" d1099\n"), "{}", &text.text[..20]);
+    std::fs::write(dir.path().join("c4/c4-validation.00000-of-00008.json"), "{\"url\": \"u\"}\n").unwrap();
+    assert!(load("c4:valid", Split::Test).unwrap_err().to_string().contains("line 1 has no field `text`"));
 }
 
 #[test]

@@ -29,12 +29,25 @@ pub enum EvalError {
         /// Its loss.
         value: f64,
     },
+    /// Two models that predict different tokens.
+    #[error(
+        "the models have vocabularies of {full} and {quantized} tokens: only models of one vocabulary can be compared"
+    )]
+    Vocabulary {
+        /// Tokens of the model in full precision.
+        full: usize,
+        /// Tokens of the quantized model.
+        quantized: usize,
+    },
     /// A choice and its context are a single token, so there is nothing to predict it from.
     #[error("{text:?} is one token: a choice needs a token of context before it")]
     OneToken {
         /// Context and choice.
         text: String,
     },
+    /// The caller stopped it.
+    #[error("stopped")]
+    Stopped,
     /// A text cannot be tokenized.
     #[error(transparent)]
     Data(#[from] DataError),

@@ -12,6 +12,14 @@ pub(crate) const STATES_BYTES: usize = 512 << 20;
 /// Number of tokens whose logits are held at once: 512 rows of 128k entries are 256 MiB.
 const LOGIT_ROWS: i64 = 512;
 
+/// Logits of this many bytes are held at once, for each of some five intermediate results.
+const LOGITS_BYTES: usize = 64 << 20;
+
+/// Number of positions whose logits are held at once where several tensors of their size are needed.
+pub(crate) fn logit_rows(vocab: usize) -> i64 {
+    (LOGITS_BYTES / (vocab * 4)).max(1) as i64
+}
+
 /// Progress of a measurement.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]

@@ -8,6 +8,8 @@ use tch::{Device, Tensor};
 
 use crate::error::EvalError;
 use crate::forward::{Progress, STATES_BYTES, embed, nll, run_blocks};
+use crate::statistics::{mean, standard_error};
+use crate::windows::windows_of;
 
 /// A measured perplexity.
 #[derive(Clone, Debug, PartialEq)]
@@ -27,8 +29,23 @@ impl Perplexity {
 
     /// The perplexity of the first `windows` windows.
     pub fn after(&self, windows: usize) -> f64 {
-        let nll = &self.window_nll[..windows];
-        (nll.iter().sum::<f64>() / nll.len() as f64).exp()
+        mean(&self.window_nll[..windows]).exp()
+    }
+
+    /// Mean next-token cross-entropy, in nats.
+    pub fn nll(&self) -> f64 {
+        mean(&self.window_nll)
+    }
+
+    /// Standard error of [`Self::nll`]. Its unit is the window, since tokens of one window depend on each other. Windows of one document do
+    /// so too, but less. None for a single window.
+    pub fn nll_error(&self) -> Option<f64> {
+        standard_error(&self.window_nll)
+    }
+
+    /// Standard error of [`Self::value`], to first order: the perplexity times [`Self::nll_error`].
+    pub fn error(&self) -> Option<f64> {
+        Some(self.value() * self.nll_error()?)
     }
 }
 
@@ -42,16 +59,7 @@ pub fn perplexity(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Perplexity, EvalError> {
     let _no_grad = tch::no_grad_guard();
-    if seqlen < 2 {
-        return Err(EvalError::NothingToPredict { seqlen });
-    }
-    let windows: Vec<Tensor> = oq_data::windows(ids, seqlen)
-        .take(max_windows.unwrap_or(usize::MAX))
-        .map(|w| Tensor::from_slice(&w.iter().map(|&id| i64::from(id)).collect::<Vec<_>>()).unsqueeze(0))
-        .collect();
-    if windows.is_empty() {
-        return Err(EvalError::TooShort { tokens: ids.len(), seqlen });
-    }
+    let windows = windows_of(ids, seqlen, max_windows)?;
     let dims = model.decoder().dims();
     let together = (STATES_BYTES / (seqlen * dims.hidden * 4)).max(1);
     let (mut done, total) = (0, windows.len().div_ceil(together) * dims.n_layers);

@@ -1,101 +1,238 @@
-//! Zero-shot accuracy: how often a model finds the correct choice of an item the most likely.
+//! Zero-shot tasks: how likely a model finds each choice of an item.
 //!
-//! Scores follow the `lm-evaluation-harness`: a choice scores the sum of its tokens' log-likelihoods given the context, optionally per
-//! character of its text. Context and choice are tokenized together, without special tokens, and split after the number of tokens that the
-//! context alone has.
+//! Scores follow the `lm-evaluation-harness`: a choice scores the sum of its tokens' log-likelihoods given the context. Context and choice
+//! are tokenized together, with the special tokens that the tokenizer adds, and split after the number of tokens that the context alone has;
+//! spaces at the end of the context count as the choice's.
+//!
+//! What an item's choices share, usually their context, is computed once, and many items are computed as one sequence without padding. Items
+//! are divided into chunks, whose answers do not depend on other chunks.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
+use std::ops::{ControlFlow, Range};
 
 use oq_data::{AddSpecial, Choice, Item, Tokenizer};
 use oq_models::{Head, Model, ModelError};
-use tch::{Device, Tensor};
+use oq_runtime::trim_memory;
+use tch::{Device, Kind, Tensor};
 
+use crate::accuracy::Answer;
 use crate::error::EvalError;
-use crate::forward::{Progress, STATES_BYTES, embed, nll, run_blocks};
+use crate::forward::{Progress, STATES_BYTES, logit_rows};
+use crate::tree::{Forest, Tree};
 
-/// Number of tokens that are computed at once.
+/// Number of tokens that are computed as one sequence.
 const BATCH_TOKENS: usize = 2048;
-/// Lengths are rounded up to multiples of this.
-const STEP: usize = 16;
+/// Number of tokens of a chunk: many enough that reading the weights for them takes little of the time.
+const CHUNK_TOKENS: usize = 1 << 15;
 
-/// A measured accuracy.
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// What happens while items are answered.
+#[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
-pub struct Accuracy {
-    /// Number of items.
-    pub items: usize,
-    /// Fraction of them whose correct choice is the most likely.
-    pub plain: f64,
-    /// Fraction of them whose correct choice is the most likely per character.
-    pub normalized: f64,
-}
-
-impl Accuracy {
-    /// Standard error of a fraction of the items.
-    pub fn error_of(&self, accuracy: f64) -> f64 {
-        (accuracy * (1.0 - accuracy) / (self.items.max(2) - 1) as f64).sqrt()
-    }
+pub enum Asked<'a> {
+    /// Blocks were computed.
+    Progress(Progress),
+    /// A chunk of items is answered, from index `first` on.
+    Answered {
+        /// Index of the first.
+        first: usize,
+        /// One answer for each.
+        answers: &'a [Answer],
+    },
 }
 
 /// One continuation of one sequence.
 struct Request {
-    /// Index of the sequence.
-    sequence: usize,
-    /// The position that predicts the first token of the continuation.
-    first: usize,
+    /// For each token of the continuation, the one of the item's tree that predicts it.
+    predicting: Vec<usize>,
     /// Tokens of the continuation.
     targets: Vec<u32>,
 }
 
-/// Evaluates `model` on all items.
+/// An item as tokens.
+struct Question {
+    tree: Tree,
+    /// One for each choice.
+    requests: Vec<Request>,
+}
+
+/// Asks `model` all items. Those with a `known` answer, one entry for each item, are not asked again if all of their chunk are known.
+///
+/// # Errors
+/// When an item cannot be tokenized or has a token that the model lacks, a likelihood is not finite, or `on` breaks.
 pub fn zero_shot(
     model: &Model,
     tokenizer: &Tokenizer,
     items: &[Item],
+    known: &[Option<Answer>],
     device: Device,
-    progress: &mut dyn FnMut(Progress),
-) -> Result<Accuracy, EvalError> {
-    let choices = || items.iter().flat_map(|item| &item.choices);
-    let (mut sequences, mut seen, mut requests) = (Vec::new(), HashMap::new(), Vec::new());
-    for choice in choices() {
-        let (ids, targets) = tokens(tokenizer, choice, model.decoder().dims().max_positions)?;
-        let first = ids.len() - targets.len();
-        // Choices of one token share everything that the model reads.
-        let sequence = *seen.entry(ids.clone()).or_insert_with(|| {
-            sequences.push(ids);
-            sequences.len() - 1
-        });
-        requests.push(Request { sequence, first, targets });
-    }
-    let values = log_likelihoods(model, &sequences, &requests, device, progress)?;
-    let per_character = choices().zip(&values).map(|(choice, value)| {
-        // Without the leading space.
-        value / (choice.continuation.chars().count() - 1).max(1) as f64
-    });
-    let right = |values: Vec<f64>| {
-        let mut values = values.into_iter();
-        let is_right = |item: &&Item| {
-            let of_item: Vec<f64> = values.by_ref().take(item.choices.len()).collect();
-            // On a tie, the first.
-            let best = of_item
-                .iter()
-                .enumerate()
-                .fold(0, |best, (idx, value)| if *value > of_item[best] { idx } else { best });
-            best == item.gold
-        };
-        items.iter().filter(is_right).count() as f64 / items.len().max(1) as f64
+    on: &mut dyn FnMut(Asked<'_>) -> ControlFlow<()>,
+) -> Result<Vec<Answer>, EvalError> {
+    let _no_grad = tch::no_grad_guard();
+    assert_eq!(items.len(), known.len(), "an entry for each item");
+    let dims = model.decoder().dims();
+    let question = |item: &Item| -> Result<Question, EvalError> {
+        let choices = item.choices.iter().map(|choice| tokens(tokenizer, choice, dims.max_positions));
+        Ok(Question::new(choices.collect::<Result<Vec<_>, EvalError>>()?, dims.vocab)?)
     };
-    let normalized = right(per_character.collect());
-    Ok(Accuracy { items: items.len(), plain: right(values), normalized })
+    let questions = items.iter().map(question).collect::<Result<Vec<_>, EvalError>>()?;
+    let chunk_tokens = CHUNK_TOKENS.min(STATES_BYTES / (dims.hidden * 4));
+    let chunks = runs(&questions, chunk_tokens);
+    let is_known = |chunk: &Range<usize>| known[chunk.clone()].iter().all(Option::is_some);
+    let total = dims.n_layers * chunks.iter().filter(|chunk| !is_known(chunk)).count();
+    let (mut done, mut answers) = (0, Vec::with_capacity(items.len()));
+    for chunk in chunks {
+        if is_known(&chunk) {
+            answers.extend(known[chunk].iter().flatten().cloned());
+            continue;
+        }
+        let first = chunk.start;
+        let mut step = || {
+            done += 1;
+            on(Asked::Progress(Progress { done, total }))
+        };
+        let new = answer(model, &questions[chunk], first, device, &mut step)?;
+        if on(Asked::Answered { first, answers: &new }).is_break() {
+            return Err(EvalError::Stopped);
+        }
+        answers.extend(new);
+    }
+    Ok(answers)
+}
+
+/// Answers questions, of which the first has the index `first`, with each block loaded once.
+fn answer(
+    model: &Model,
+    questions: &[Question],
+    first: usize,
+    device: Device,
+    after_block: &mut dyn FnMut() -> ControlFlow<()>,
+) -> Result<Vec<Answer>, EvalError> {
+    let decoder = model.decoder();
+    let batches: Vec<&[Question]> = runs(questions, BATCH_TOKENS).into_iter().map(|run| &questions[run]).collect();
+    let outer = model.outer(device);
+    let mut states = Vec::with_capacity(batches.len());
+    for batch in &batches {
+        let embed = |question: &Question| question.tree.embed(|ids| decoder.embed(&outer, ids));
+        let embedded = batch.iter().map(embed).collect::<Result<Vec<_>, ModelError>>()?;
+        let trees: Vec<&Tree> = batch.iter().map(|question| &question.tree).collect();
+        states.push((Forest::new(decoder, &trees, device), Tensor::cat(&embedded, 1)));
+    }
+    for block_idx in 0..decoder.dims().n_layers {
+        trim_memory();
+        let block = model.block(block_idx, device)?;
+        model.read_ahead(block_idx + 1);
+        block.with_ops(|ops| {
+            for (forest, x) in &mut states {
+                *x = forest.block(decoder, block_idx, ops, x);
+            }
+        });
+        if after_block().is_break() {
+            return Err(EvalError::Stopped);
+        }
+    }
+    let head = model.head(device)?;
+    let mut answers = Vec::with_capacity(questions.len());
+    for (batch, (_, x)) in batches.into_iter().zip(states) {
+        let found = likelihoods(model, &head, batch, &x.squeeze_dim(0), device)?;
+        let mut found = found.into_iter();
+        for question in batch {
+            let of_item: Vec<(f64, bool)> = found.by_ref().take(question.requests.len()).collect();
+            if let Some((value, _)) = of_item.iter().find(|(value, _)| !value.is_finite()) {
+                return Err(EvalError::NotFinite { window: first + answers.len(), value: *value });
+            }
+            let (log_likelihoods, is_greedy) = of_item.into_iter().unzip();
+            answers.push(Answer { log_likelihoods, is_greedy });
+        }
+    }
+    Ok(answers)
+}
+
+/// For each request of a batch, the sum of its tokens' log-likelihoods, and whether each is the likeliest, from the last block's output
+/// `x [tokens of the batch, hidden]`.
+fn likelihoods(
+    model: &Model,
+    head: &Head,
+    batch: &[Question],
+    x: &Tensor,
+    device: Device,
+) -> Result<Vec<(f64, bool)>, ModelError> {
+    // What is predicted by each token that predicts any: requests and tokens.
+    let mut wanted: BTreeMap<i64, Vec<(usize, i64)>> = BTreeMap::new();
+    let (mut start, mut n_requests) = (0, 0);
+    for question in batch {
+        for request in &question.requests {
+            for (&idx, &target) in request.predicting.iter().zip(&request.targets) {
+                wanted.entry((start + idx) as i64).or_default().push((n_requests, i64::from(target)));
+            }
+            n_requests += 1;
+        }
+        start += question.tree.len();
+    }
+    let mut found = vec![(0.0, true); n_requests];
+    let wanted: Vec<(i64, Vec<(usize, i64)>)> = wanted.into_iter().collect();
+    let vocab = model.decoder().dims().vocab;
+    for rows in wanted.chunks(logit_rows(vocab) as usize) {
+        let index: Vec<i64> = rows.iter().map(|(row, _)| *row).collect();
+        let x = x.index_select(0, &Tensor::from_slice(&index).to_device(device));
+        let x = model.decoder().finish(&model.outer(device), &x.unsqueeze(0))?.squeeze_dim(0);
+        let log_p = head.logits(&x).log_softmax(-1, Kind::Float); // [rows, vocab]
+        let likeliest = Vec::<i64>::try_from(log_p.argmax(1, false)).expect("a vector of indices");
+        let pairs = rows.iter().enumerate().flat_map(|(i, (_, pairs))| pairs.iter().map(move |pair| (i, pair)));
+        let places: Vec<i64> = pairs.clone().map(|(i, (_, target))| i as i64 * log_p.size()[1] + target).collect();
+        let values = log_p.view(-1).index_select(0, &Tensor::from_slice(&places).to_device(device));
+        let values = Vec::<f32>::try_from(values.to_device(Device::Cpu)).expect("a vector of f32");
+        for ((i, (request, target)), value) in pairs.zip(values) {
+            let (sum, is_greedy) = &mut found[*request];
+            *sum += f64::from(value);
+            *is_greedy &= likeliest[i] == *target;
+        }
+    }
+    Ok(found)
+}
+
+/// Questions in a row that have at most `tokens` together, or are one.
+fn runs(questions: &[Question], tokens: usize) -> Vec<Range<usize>> {
+    let (mut runs, mut start, mut sum) = (Vec::new(), 0, 0);
+    for (idx, question) in questions.iter().enumerate() {
+        let own = question.tree.len();
+        if idx > start && sum + own > tokens {
+            runs.push(start..idx);
+            (start, sum) = (idx, 0);
+        }
+        sum += own;
+    }
+    if start < questions.len() {
+        runs.push(start..questions.len());
+    }
+    runs
+}
+
+impl Question {
+    /// From what the model reads for each choice, and the tokens of the continuation, whose first ones are the last that it reads.
+    fn new(choices: impl IntoIterator<Item = (Vec<u32>, Vec<u32>)>, vocab: usize) -> Result<Self, ModelError> {
+        let mut tree = Tree::default();
+        let request = |(read, targets): (Vec<u32>, Vec<u32>)| {
+            // The last token of a sequence is only predicted, never read.
+            if let Some(i) = targets.iter().position(|&id| id as usize >= vocab) {
+                let index = read.len() - targets.len() + 1 + i;
+                return Err(ModelError::TokenId { id: i64::from(targets[i]), index, vocab });
+            }
+            let path = tree.add(&read);
+            Ok(Request { predicting: path[path.len() - targets.len()..].to_vec(), targets })
+        };
+        let requests = choices.into_iter().map(request).collect::<Result<Vec<_>, ModelError>>()?;
+        Ok(Self { tree, requests })
+    }
 }
 
 /// The input of the model for a choice (all tokens but the last), and the tokens of the continuation. Inputs longer than `longest` lose
 /// their beginning.
 fn tokens(tokenizer: &Tokenizer, choice: &Choice, longest: usize) -> Result<(Vec<u32>, Vec<u32>), EvalError> {
-    let context = tokenizer.encode(&choice.context, AddSpecial::No)?.len();
-    let whole = tokenizer.encode(&format!("{}{}", choice.context, choice.continuation), AddSpecial::No)?;
+    let text = format!("{}{}", choice.context, choice.continuation);
+    let context = tokenizer.encode(choice.context.trim_end(), AddSpecial::Yes)?.len();
+    let whole = tokenizer.encode(&text, AddSpecial::Yes)?;
     if whole.len() < 2 {
-        return Err(EvalError::OneToken { text: format!("{}{}", choice.context, choice.continuation) });
+        return Err(EvalError::OneToken { text });
     }
     // Some tokenizers may join the end of the context and the beginning of the choice.
     let context = context.clamp(1, whole.len() - 1);
@@ -105,187 +242,144 @@ fn tokens(tokenizer: &Tokenizer, choice: &Choice, longest: usize) -> Result<(Vec
     Ok((read.to_vec(), targets))
 }
 
-/// Sum of the log-likelihoods of each request's tokens.
-fn log_likelihoods(
-    model: &Model,
-    sequences: &[Vec<u32>],
-    requests: &[Request],
-    device: Device,
-    progress: &mut dyn FnMut(Progress),
-) -> Result<Vec<f64>, EvalError> {
-    let _no_grad = tch::no_grad_guard();
-    let mut of_sequence = vec![Vec::new(); sequences.len()];
-    for (idx, request) in requests.iter().enumerate() {
-        of_sequence[request.sequence].push(idx);
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::accuracy::Accuracy;
+    use crate::logits;
+
+    fn fixture(name: &str) -> std::path::PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures").join(name)
     }
-    let dims = model.decoder().dims();
-    // The last token of a sequence is only predicted, never read.
-    for Request { first, targets, .. } in requests {
-        if let Some(i) = targets.iter().position(|&id| id as usize >= dims.vocab) {
-            let (id, index) = (i64::from(targets[i]), first + 1 + i);
-            return Err(ModelError::TokenId { id, index, vocab: dims.vocab }.into());
-        }
+
+    fn ask(model: &Model, tokenizer: &Tokenizer, items: &[Item]) -> Vec<Answer> {
+        zero_shot(model, tokenizer, items, &vec![None; items.len()], Device::Cpu, &mut |_| ControlFlow::Continue(()))
+            .unwrap()
     }
-    let padded = |length| padded(length, dims.max_positions);
-    let batches = batches(sequences, padded);
-    let bytes = |batch: &[usize]| batch.len() * padded(sequences[batch[0]].len()) * dims.hidden * 4;
-    let chunks = chunks(&batches, |batch| bytes(batch));
-    let (mut done, total) = (0, chunks.len() * dims.n_layers);
-    let mut values = vec![0.0; requests.len()];
-    for chunk in chunks {
-        let ids: Vec<Tensor> = chunk.iter().map(|batch| ids_of(batch, sequences, padded)).collect();
-        let mut states = embed(model, &ids, device)?;
-        run_blocks(model, &mut states, device, &mut || {
-            done += 1;
-            progress(Progress { done, total });
-        })?;
-        let head = model.head(device)?;
-        for (batch, x) in chunk.iter().zip(&states) {
-            for (row, &sequence) in batch.iter().enumerate() {
-                for &idx in &of_sequence[sequence] {
-                    let value = log_likelihood(model, &x.get(row as i64), &head, &requests[idx], device)?;
-                    if !value.is_finite() {
-                        return Err(EvalError::NotFinite { window: idx, value });
-                    }
-                    values[idx] = value;
+
+    fn item(context: &str, continuations: &[&str]) -> Item {
+        let choice =
+            |continuation: &&str| Choice { context: context.to_owned(), continuation: (*continuation).to_owned() };
+        Item { choices: continuations.iter().map(choice).collect(), gold: 0 }
+    }
+
+    /// The sum of the targets' log-likelihoods, and whether each is the likeliest, from the logits of a whole sequence.
+    fn of_sequence(model: &Model, read: &[u32], targets: &[u32]) -> (f64, bool) {
+        let ids: Vec<i64> = read.iter().map(|&id| i64::from(id)).collect();
+        let logits = logits(model, &Tensor::from_slice(&ids).unsqueeze(0), Device::Cpu).unwrap();
+        let log_p = logits.squeeze_dim(0).log_softmax(-1, Kind::Double);
+        let first = read.len() - targets.len();
+        let of_token = |(i, &id): (usize, &u32)| {
+            let row = log_p.get((first + i) as i64);
+            (row.double_value(&[i64::from(id)]), row.argmax(0, false).int64_value(&[]) == i64::from(id))
+        };
+        let values: Vec<(f64, bool)> = targets.iter().enumerate().map(of_token).collect();
+        (values.iter().map(|(value, _)| value).sum(), values.iter().all(|(_, is_greedy)| *is_greedy))
+    }
+
+    #[test]
+    fn likelihoods_are_those_of_whole_sequences() {
+        // Both sides in f32; products of other shapes sum in other orders.
+        const TOLERANCE: f64 = 1e-3;
+        let tiny = ["tiny-llama", "tiny-opt", "tiny-falcon", "tiny-mixtral", "tiny-qwen3-moe", "falcon-7b-like"]
+            .map(str::to_owned);
+        // With sliding windows, softcaps, sinks, ALiBi or tables of positions.
+        let variants = ["mixtral-window", "gemma2", "gemma3", "olmo3", "gpt-oss", "phi3-long", "smollm3"];
+        let variants = variants.map(|name| format!("family-variants/{name}"));
+        let sequence =
+            |n: usize, seed: usize| (0..n).map(|i| (5 + (i * i + 3 * seed) % 50) as u32).collect::<Vec<u32>>();
+        let after = |first: &[u32], n, seed| [first, &sequence(n, seed)].concat();
+        let question = |shared: usize, seed, ends: &[(usize, usize)]| {
+            let shared = sequence(shared, seed);
+            // Of the end, the last token is not read, and all are predicted.
+            let choice = |(i, &(n, known)): (usize, &(usize, usize))| {
+                let whole = after(&shared, n, seed + 7 * i + 1);
+                let first = whole.len() - n.min(known);
+                (whole[..whole.len() - 1].to_vec(), whole[first..].to_vec())
+            };
+            ends.iter().enumerate().map(choice).collect::<Vec<_>>()
+        };
+        let mut questions = vec![
+            question(12, 1, &[(4, 4), (1, 1), (9, 9)]),
+            question(40, 2, &[(1, 1), (1, 1)]),
+            question(7, 3, &[(5, 2)]),
+            question(1, 4, &[(3, 3), (6, 6), (2, 2), (2, 2)]),
+            question(60, 5, &[(20, 20), (3, 3)]),
+        ];
+        // A choice that another goes on from.
+        let long = sequence(9, 6);
+        questions.push(vec![(long[..8].to_vec(), long[5..].to_vec()), (long[..5].to_vec(), long[4..6].to_vec())]);
+        for name in tiny.iter().chain(&variants) {
+            let model = Model::open(&fixture(name)).unwrap();
+            let vocab = model.decoder().dims().vocab;
+            let asked: Vec<Question> =
+                questions.iter().map(|choices| Question::new(choices.clone(), vocab).unwrap()).collect();
+            let answers =
+                tch::no_grad(|| answer(&model, &asked, 0, Device::Cpu, &mut || ControlFlow::Continue(())).unwrap());
+            for (choices, answer) in questions.iter().zip(&answers) {
+                for (i, (read, targets)) in choices.iter().enumerate() {
+                    let (expected, is_greedy) = of_sequence(&model, read, targets);
+                    let value = answer.log_likelihoods[i];
+                    assert!((value - expected).abs() < TOLERANCE, "{name}: {value} for {expected}");
+                    assert_eq!(answer.is_greedy[i], is_greedy, "{name}");
                 }
             }
         }
     }
-    Ok(values)
-}
-
-/// The scores of a request's tokens, given a sequence's last hidden states `x [t, hidden]`.
-fn log_likelihood(
-    model: &Model,
-    x: &Tensor,
-    head: &Head,
-    request: &Request,
-    device: Device,
-) -> Result<f64, ModelError> {
-    let n = request.targets.len() as i64;
-    let x = x.narrow(0, request.first as i64, n);
-    let x = model.decoder().finish(&model.outer(device), &x.unsqueeze(0))?.squeeze_dim(0);
-    let targets: Vec<i64> = request.targets.iter().map(|&id| i64::from(id)).collect();
-    let targets = Tensor::from_slice(&targets).to_device(device);
-    Ok(-nll(head, &x, &targets))
-}
-
-/// Sequences that are computed together, by index: all of one padded length, the longest first.
-fn batches(sequences: &[Vec<u32>], padded: impl Fn(usize) -> usize) -> Vec<Vec<usize>> {
-    let mut order: Vec<usize> = (0..sequences.len()).collect();
-    order.sort_by_key(|&idx| std::cmp::Reverse(sequences[idx].len()));
-    let mut batches: Vec<Vec<usize>> = Vec::new();
-    for idx in order {
-        let length = padded(sequences[idx].len());
-        match batches.last_mut() {
-            Some(batch)
-                if padded(sequences[batch[0]].len()) == length && (batch.len() + 1) * length <= BATCH_TOKENS =>
-            {
-                batch.push(idx);
-            }
-            _ => batches.push(vec![idx]),
-        }
-    }
-    batches
-}
-
-/// Batches in chunks of at most [`STATES_BYTES`], or of one batch.
-fn chunks(batches: &[Vec<usize>], bytes: impl Fn(&[usize]) -> usize) -> Vec<&[Vec<usize>]> {
-    let (mut chunks, mut start, mut sum) = (Vec::new(), 0, 0);
-    for (idx, batch) in batches.iter().enumerate() {
-        let own = bytes(batch);
-        if idx > start && sum + own > STATES_BYTES {
-            chunks.push(&batches[start..idx]);
-            (start, sum) = (idx, 0);
-        }
-        sum += own;
-    }
-    if start < batches.len() {
-        chunks.push(&batches[start..]);
-    }
-    chunks
-}
-
-/// At most the model's number of positions, which the sequence itself does not exceed.
-fn padded(length: usize, max_positions: usize) -> usize {
-    length.next_multiple_of(STEP).min(max_positions.max(length))
-}
-
-/// `[b, t]`, padded at the ends, which causal attention hides from all earlier positions.
-fn ids_of(batch: &[usize], sequences: &[Vec<u32>], padded: impl Fn(usize) -> usize) -> Tensor {
-    let length = padded(sequences[batch[0]].len());
-    let row = |&idx: &usize| {
-        let ids = sequences[idx].iter().map(|&id| i64::from(id));
-        ids.chain(std::iter::repeat(0)).take(length)
-    };
-    let flat: Vec<i64> = batch.iter().flat_map(row).collect();
-    Tensor::from_slice(&flat).view([batch.len() as i64, length as i64])
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::logits;
-    use std::path::Path;
-    use tch::Kind;
 
     #[test]
-    fn likelihoods_are_those_of_whole_sequences() {
-        // Both sides in f32; batches sum in other orders.
-        const TOLERANCE: f64 = 1e-3;
-        for name in ["tiny-llama", "tiny-opt", "tiny-falcon"] {
-            let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures").join(name);
-            let model = Model::open(&dir).unwrap();
-            // Two share their sequence, lengths and batches differ.
-            let sequence = |n: u32| (0..n).map(|i| 5 + (i * i + 3 * n) % 90).collect::<Vec<u32>>();
-            let sequences: Vec<Vec<u32>> = [7, 40, 33, 16, 17, 100].map(sequence).to_vec();
-            let targets = |sequence: usize, n: usize, last: u32| {
-                let ids = &sequences[sequence];
-                let first = ids.len() - n;
-                let targets = ids[first + 1..].iter().copied().chain([last]).collect();
-                Request { sequence, first, targets }
-            };
-            let requests = [(0, 3, 9), (1, 1, 8), (1, 1, 7), (2, 12, 6), (3, 16, 5), (4, 2, 9), (5, 60, 8)]
-                .map(|(s, n, last)| targets(s, n, last));
-            let values = log_likelihoods(&model, &sequences, &requests, Device::Cpu, &mut |_| ()).unwrap();
-            for (request, value) in requests.iter().zip(values) {
-                let ids: Vec<i64> = sequences[request.sequence].iter().map(|&id| i64::from(id)).collect();
-                let logits = logits(&model, &Tensor::from_slice(&ids).unsqueeze(0), Device::Cpu).unwrap();
-                let log_p = logits.squeeze_dim(0).log_softmax(-1, Kind::Double);
-                let of_token =
-                    |(i, &id): (usize, &u32)| log_p.double_value(&[(request.first + i) as i64, i64::from(id)]);
-                let expected: f64 = request.targets.iter().enumerate().map(of_token).sum();
-                assert!((value - expected).abs() < TOLERANCE, "{name}: {value} for {expected}");
+    fn known_answers_are_kept_and_the_others_are_the_same_again() {
+        let dir = fixture("tiny-llama");
+        let (model, tokenizer) = (Model::open(&dir).unwrap(), Tokenizer::open(&dir).unwrap());
+        let long = "The old man went down to the river and looked at the boat. ".repeat(20);
+        let items: Vec<Item> = (0..300).map(|i| item(&format!("{i} {long}"), &[" yes", " no way"])).collect();
+        let mut chunks = Vec::new();
+        let whole = zero_shot(&model, &tokenizer, &items, &vec![None; items.len()], Device::Cpu, &mut |asked| {
+            if let Asked::Answered { first, answers } = asked {
+                chunks.push((first, answers.to_vec()));
             }
-        }
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+        assert!(chunks.len() > 1 && chunks[0].1.len() + chunks[1].1.len() <= items.len());
+        assert_eq!(chunks.iter().flat_map(|(_, answers)| answers.clone()).collect::<Vec<_>>(), whole);
+        // Without the last one of the last chunk, only that chunk is asked again.
+        let mut known: Vec<Option<Answer>> = whole.iter().cloned().map(Some).collect();
+        *known.last_mut().unwrap() = None;
+        let mut again = Vec::new();
+        let resumed = zero_shot(&model, &tokenizer, &items, &known, Device::Cpu, &mut |asked| {
+            if let Asked::Answered { first, .. } = asked {
+                again.push(first);
+            }
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+        assert_eq!((again, resumed), (vec![chunks.last().unwrap().0], whole));
+        let none = vec![None; items.len()];
+        let stopped = zero_shot(&model, &tokenizer, &items, &none, Device::Cpu, &mut |_| ControlFlow::Break(()));
+        assert!(matches!(stopped, Err(EvalError::Stopped)));
     }
 
     #[test]
     fn the_likeliest_choice_is_the_answer() {
-        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/tiny-llama");
+        let dir = fixture("tiny-llama");
         let (model, tokenizer) = (Model::open(&dir).unwrap(), Tokenizer::open(&dir).unwrap());
-        let choice =
-            |continuation: &str| Choice { context: "The man".to_owned(), continuation: continuation.to_owned() };
         // One is short; one is likely for its length.
-        let choices = [" q", " and the old man went down to the river", " zq xj"].map(choice);
+        let question = item("The man", &[" q", " and the old man went down to the river", " zq xj"]);
+        let best = |worths: Vec<f64>| (0..3).max_by(|&a, &b| worths[a].total_cmp(&worths[b])).unwrap();
         let worth = |choice: &Choice| {
             let (read, targets) = tokens(&tokenizer, choice, 512).unwrap();
-            let ids: Vec<i64> = read.iter().map(|&id| i64::from(id)).collect();
-            let logits = logits(&model, &Tensor::from_slice(&ids).unsqueeze(0), Device::Cpu).unwrap();
-            let log_p = logits.squeeze_dim(0).log_softmax(-1, Kind::Double);
-            let first = read.len() - targets.len();
-            let of_token = |(i, &id): (usize, &u32)| log_p.double_value(&[(first + i) as i64, i64::from(id)]);
-            targets.iter().enumerate().map(of_token).sum::<f64>()
+            of_sequence(&model, &read, &targets).0
         };
-        let best = |worths: [f64; 3]| (0..3).max_by(|&a, &b| worths[a].total_cmp(&worths[b])).unwrap();
-        let plain = best(choices.each_ref().map(worth));
+        let plain = best(question.choices.iter().map(worth).collect());
         let characters = |choice: &Choice| (choice.continuation.len() - 1) as f64;
-        let normalized = best(choices.each_ref().map(|choice| worth(choice) / characters(choice)));
+        let normalized = best(question.choices.iter().map(|choice| worth(choice) / characters(choice)).collect());
         assert_ne!(plain, normalized, "else the two cannot be told apart");
         let ask = |golds: &[usize]| {
-            let items: Vec<Item> = golds.iter().map(|&gold| Item { choices: choices.to_vec(), gold }).collect();
-            let result = zero_shot(&model, &tokenizer, &items, Device::Cpu, &mut |_| ()).unwrap();
+            let items: Vec<Item> = golds.iter().map(|&gold| Item { gold, ..question.clone() }).collect();
+            let result = Accuracy::new(&items, &ask(&model, &tokenizer, &items));
             (result.items, result.plain, result.normalized)
         };
         for gold in 0..3 {
@@ -296,23 +390,12 @@ mod tests {
     }
 
     #[test]
-    fn tokens_beyond_the_vocabulary_are_refused_where_nothing_reads_them() {
-        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/tiny-llama");
-        let model = Model::open(&dir).unwrap();
-        let request = Request { sequence: 0, first: 1, targets: vec![3, 1024] };
-        let result = log_likelihoods(&model, &[vec![1, 2, 3]], &[request], Device::Cpu, &mut |_| ());
-        let token = ModelError::TokenId { id: 1024, index: 3, vocab: 1024 };
-        assert_eq!(result.unwrap_err().to_string(), token.to_string());
-    }
-
-    #[test]
     fn choices_are_cut_where_the_context_ends() {
-        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/tiny-llama");
-        let tokenizer = Tokenizer::open(&dir).unwrap();
+        let tokenizer = Tokenizer::open(&fixture("tiny-llama")).unwrap();
         let choice = Choice { context: "Question: why\nAnswer:".to_owned(), continuation: " because it is".to_owned() };
         let (read, targets) = tokens(&tokenizer, &choice, 1000).unwrap();
-        let whole = tokenizer.encode("Question: why\nAnswer: because it is", AddSpecial::No).unwrap();
-        let context = tokenizer.encode("Question: why\nAnswer:", AddSpecial::No).unwrap();
+        let whole = tokenizer.encode("Question: why\nAnswer: because it is", AddSpecial::Yes).unwrap();
+        let context = tokenizer.encode("Question: why\nAnswer:", AddSpecial::Yes).unwrap();
         assert_eq!(read, whole[..whole.len() - 1]);
         assert_eq!(targets, whole[context.len()..]);
         let (short, same) = tokens(&tokenizer, &choice, targets.len() + 1).unwrap();
@@ -320,26 +403,22 @@ mod tests {
     }
 
     #[test]
-    fn batches_hold_every_sequence_once() {
-        let sequences: Vec<Vec<u32>> = (1..400).map(|n| vec![0; 1 + n * 37 % 300]).collect();
-        // No longer than the positions of a model, where a sequence is not.
-        let padded = |length| padded(length, 299);
-        assert_eq!([16, 17, 289, 299, 300].map(padded), [16, 32, 299, 299, 300]);
-        let batches = batches(&sequences, padded);
-        let mut all: Vec<usize> = batches.concat();
-        all.sort_unstable();
-        assert!(all.into_iter().eq(0..sequences.len()));
-        assert!(batches.iter().all(|batch| batch.len() * padded(sequences[batch[0]].len()) <= BATCH_TOKENS));
-        let bytes = |batch: &[usize]| batch.len() * 40_000_000;
-        let chunks = chunks(&batches, bytes);
-        assert_eq!(chunks.concat(), batches);
-        let sum = |chunk: &[Vec<usize>]| chunk.iter().map(|batch| bytes(batch)).sum::<usize>();
-        assert!(chunks.iter().all(|chunk| chunk.len() == 1 || sum(chunk) <= STATES_BYTES));
+    fn tokens_beyond_the_vocabulary_are_refused_where_nothing_reads_them() {
+        let Err(refused) = Question::new([(vec![1, 2, 3], vec![3, 1024])], 1024) else { panic!("must be refused") };
+        assert_eq!(refused.to_string(), ModelError::TokenId { id: 1024, index: 3, vocab: 1024 }.to_string());
     }
 
     #[test]
-    fn errors_are_those_of_a_fraction() {
-        let accuracy = Accuracy { items: 101, plain: 0.5, normalized: 0.2 };
-        assert_eq!((accuracy.error_of(0.5), accuracy.error_of(0.2)), (0.05, 0.04));
+    fn runs_hold_every_question_once() {
+        let question = |n: usize| {
+            let mut tree = Tree::default();
+            tree.add(&vec![0; n]);
+            Question { tree, requests: Vec::new() }
+        };
+        let questions: Vec<Question> = (1..200).map(|n| question(1 + n * 37 % 300)).collect();
+        let runs = runs(&questions, 250);
+        assert!(runs.iter().cloned().flatten().eq(0..questions.len()));
+        let sum = |run: &Range<usize>| questions[run.clone()].iter().map(|question| question.tree.len()).sum::<usize>();
+        assert!(runs.iter().all(|run| run.len() == 1 || sum(run) <= 250));
     }
 }

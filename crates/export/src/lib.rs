@@ -33,7 +33,7 @@ mod write;
 
 pub use error::ExportError;
 pub use format::Format;
-pub use programs::{Evidence, Program, programs};
+pub use programs::{Evidence, Limit, Program, limits_of_programs, programs};
 pub use refusal::{Refusal, check};
 pub use subject::{Subject, Tensor};
 pub use table::{FORMATS, find};

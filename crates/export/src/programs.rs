@@ -39,6 +39,35 @@ pub fn programs(format: &Format, subject: &Subject) -> Vec<&'static Program> {
     PROGRAMS.iter().filter(|program| program.format == format.name && (program.opens)(subject)).collect()
 }
 
+/// A kind of model that a format holds, and a program that knows the format does not open.
+#[derive(Clone, Debug, Serialize)]
+pub struct Limit {
+    #[serde(skip)]
+    format: &'static str,
+    /// The program's name and version.
+    pub name: &'static str,
+    /// What it does with such a model.
+    pub why: &'static str,
+    /// What would do instead.
+    pub instead: &'static str,
+    #[serde(skip)]
+    meets: fn(&Subject) -> bool,
+}
+
+/// The programs that know `format` and do not open the model in it, although they open others.
+pub fn limits_of_programs(format: &Format, subject: &Subject) -> Vec<&'static Limit> {
+    LIMITS.iter().filter(|limit| limit.format == format.name && (limit.meets)(subject)).collect()
+}
+
+/// The limits that were met when [`PROGRAMS`] were run.
+static LIMITS: [Limit; 1] = [Limit {
+    format: CT,
+    name: TRANSFORMERS_CT,
+    why: "it loses the zero points of experts, and stops with \"Asymmetric quant requires zero-point values\"",
+    instead: "a symmetric scheme",
+    meets: |subject| is_float(subject) && has_integer_codes(subject) && has_experts_with_zero_points(subject),
+}];
+
 const fn row(
     format: &'static str,
     name: &'static str,
@@ -52,9 +81,7 @@ const fn row(
 /// Every program of a format, as of November 2026.
 static PROGRAMS: [Program; 28] = [
     row(CT, TRANSFORMERS_CT, DECODED, Run, |subject| {
-        is_float(subject)
-            && has_integer_codes(subject)
-            && (!subject.has_experts() || subject.weights().iter().all(|w| is_symmetric(*w)))
+        is_float(subject) && has_integer_codes(subject) && !has_experts_with_zero_points(subject)
     }),
     row(CT, TRANSFORMERS_CT, "decodes the weights when it loads them, to bfloat16", Run, |subject| {
         is_float(subject) && all(subject, |w| w.storage.has_float_codes())
@@ -139,6 +166,10 @@ fn is_symmetric(weight: WeightSpec) -> bool {
 
 fn is_for_marlin(weight: WeightSpec) -> bool {
     is_integer(weight, &[4]) || is_integer(weight, &[8]) && is_symmetric(weight)
+}
+
+fn has_experts_with_zero_points(subject: &Subject) -> bool {
+    subject.experts().is_some() && !subject.weights().iter().all(|weight| is_symmetric(*weight))
 }
 
 fn is_grouped(weight: WeightSpec) -> bool {

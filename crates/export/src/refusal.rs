@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use oq_formats::packed::Experts;
 use oq_quant_core::{ActSpec, Bits, GroupSize, Symmetry, WeightSpec};
 use serde::Serialize;
 
@@ -58,7 +59,7 @@ fn limits(format: &Format, subject: &Subject) -> Result<(), String> {
             "its activations are rotated while it runs, which no format can say: quantize with --rotate merged or none";
         return Err(why.to_owned());
     }
-    if subject.has_fused_experts() && format.name != "gguf" {
+    if subject.experts() == Some(Experts::Together) && format.name != "gguf" {
         return Err("its experts are one tensor to other programs, which would leave these linears out".to_owned());
     }
     (format.holds)(subject)?;

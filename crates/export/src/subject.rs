@@ -3,10 +3,9 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
-use oq_formats::packed::has_fused_experts;
+use oq_formats::packed::{Experts, experts_of};
 use oq_formats::{FormatError, PackedCheckpoint, is_rotated_online};
 use oq_quant_core::{ActSpec, Mixture, QuantSpec, WeightSpec};
-use serde_json::json;
 
 /// A scheme, or a model with its schemes and shapes. Formats decide by it whether they hold the model.
 #[derive(Clone, Debug, PartialEq)]
@@ -181,14 +180,9 @@ impl Subject {
         self.architecture().is_some_and(|architecture| architectures.contains(&architecture))
     }
 
-    /// Whether it has experts.
-    pub(crate) fn has_experts(&self) -> bool {
-        self.is_any_of(&["mixtral", "qwen2_moe", "qwen3_moe", "olmoe"]) || self.has_fused_experts()
-    }
-
-    /// Whether other programs hold its experts in one tensor.
-    pub(crate) fn has_fused_experts(&self) -> bool {
-        has_fused_experts(&json!({"model_type": self.architecture()}))
+    /// How other programs store its experts, if it has some.
+    pub(crate) fn experts(&self) -> Option<Experts> {
+        self.architecture().and_then(experts_of)
     }
 
     /// Whether exports of such a model were opened with every program; those of others were opened with transformers.

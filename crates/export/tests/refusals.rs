@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use oq_export::{Evidence, FORMATS, Refusal, Subject, Tensor, check, find, programs};
+use oq_export::{Evidence, FORMATS, Refusal, Subject, Tensor, check, find, limits_of_programs, programs};
 use oq_quant_core::{ActSpec, QuantSpec, WeightSpec};
 
 fn of(schemes: &[&str]) -> Subject {
@@ -179,7 +179,7 @@ fn shapes_and_architectures_decide_too() {
         check_shape(format, &model("falcon", [128, 128]), "do not replace Falcon's own class of linears");
     }
     check_shape("mlx", &model("opt", [128, 128]), "mlx-lm has llama, mistral, qwen2, qwen3, not opt");
-    check_shape("gguf", &model("opt", [128, 128]), "qwen3_moe, olmoe, not opt");
+    check_shape("gguf", &model("opt", [128, 128]), "olmoe, gpt_oss, not opt");
     // Groups that would not divide the rows are none that would do.
     let rows = |scheme: &str, cols| of(&[scheme]).of_model("llama", [("x".to_owned(), [64, cols])]);
     assert_eq!(refusal("mlx", &rows("w4a16", 96)).instead.as_deref(), Some("w4a16g32"));
@@ -206,6 +206,24 @@ fn what_is_held_is_opened() {
     assert!(on_a_cpu(&opened("compressed-tensors", "w4a16")) && !on_a_cpu(&opened("compressed-tensors", "w3a16g64")));
     let opt = of(&["w4a16g64"]).of_model("opt", []);
     assert!(!programs(find("dense").unwrap(), &opt).iter().any(|program| program.name.starts_with("mlx-lm")));
+}
+
+#[test]
+fn programs_that_fail_at_a_model_are_told() {
+    let format = find("compressed-tensors").unwrap();
+    let limits = |scheme: &str, architecture: &str| {
+        let subject = of(&[scheme]).of_model(architecture, []);
+        let [opens, fails] = [
+            programs(format, &subject).iter().map(|program| program.name).collect::<Vec<_>>(),
+            limits_of_programs(format, &subject).iter().map(|limit| limit.name).collect(),
+        ];
+        assert!(fails.iter().all(|name| !opens.contains(name)), "{scheme} of {architecture}");
+        fails.len()
+    };
+    assert_eq!(
+        [limits("w4a16g64", "mixtral"), limits("w4a16g64sym", "mixtral"), limits("w4a16g64", "llama")],
+        [1, 0, 0]
+    );
 }
 
 #[test]

@@ -221,7 +221,7 @@ fn models_that_would_change_are_refused_by_name() {
     check(
         b"\x05\0\0\0\0\0\0\0llama\x14",
         b"\x05\0\0\0\0\0\0\0plamo\x14",
-        "`general.architecture` is plamo, expected llama, qwen2, qwen2moe, qwen3, qwen3moe, falcon, gemma, gemma2, gemma3, ",
+        "`general.architecture` is plamo, expected llama, mistral3, qwen2, qwen2moe, qwen3, qwen3moe, falcon, gemma, gemma2, ",
     );
     check(b"smollm", b"mpt_30", "`tokenizer.ggml.pre` is mpt_30, expected gpt-2, smollm, llama-bpe");
     check(b"\x04\0\0\0\0\0\0\0gpt2", b"\x04\0\0\0\0\0\0\0bert", "`tokenizer.ggml.model` is bert");

@@ -177,8 +177,15 @@ fn younger_families_come_back() {
     assert_eq!(after["layer_types"], json!(["sliding_attention", "full_attention"]));
     assert_eq!(after["rope_scaling"], json!({ "rope_type": "linear", "factor": 4.0 }));
     check("smollm3", |config| config["no_rope_layers"] = json!([1, 1]));
+    check("granitemoe", same);
+    let (before, after) = check("ministral3", same);
+    for key in ["rope_theta", "factor", "llama_4_scaling_beta", "original_max_position_embeddings"] {
+        assert_eq!(after["rope_parameters"][key].as_f64(), before["rope_parameters"][key].as_f64(), "{key}");
+    }
+    // Both weights of YaRN's temperature are 1. In files it is relative to YaRN's own, in f32.
+    assert!((after["rope_parameters"]["attention_factor"].as_f64().unwrap() - 1.0).abs() < 1e-6);
     // Within the window there is no difference.
-    for name in ["phi3", "mixtral-window"] {
+    for name in ["phi3", "mixtral-window", "ministral3-window"] {
         assert_eq!(check(name, same).1["max_position_embeddings"], 8, "{name}");
     }
     for name in ["phi3-long", "phi4-mini"] {
@@ -213,7 +220,113 @@ fn younger_families_that_llama_cpp_would_compute_otherwise_are_refused() {
     check("seed-oss-bias", "`model.layers.0.self_attn.o_proj.bias`");
     check("smollm3", "`no_rope_layers` is [0,1]");
     check("smollm3-interval", "`use_sliding_window` is true");
-    check("granitemoe", "`granitemoe` models are not written");
+    check("granitemoe-bias", "`model.layers.0.self_attn.q_proj.bias`");
+    check("gpt-oss", "`swiglu_alpha` is 1.5, expected 1.702");
+}
+
+/// What llama.cpp computes in GPT-OSS.
+fn usual_gates(config: &mut Json) {
+    config["swiglu_alpha"] = json!(1.702);
+    config["swiglu_limit"] = json!(7.0);
+}
+
+#[test]
+fn experts_with_biases_and_sinks_come_back() {
+    let dir = model("family-variants/gpt-oss", usual_gates);
+    let (_, after) = back(dir.path(), "gpt-oss");
+    assert_eq!((&after["sliding_window"], &after["rope_scaling"]["truncate"]), (&json!(8), &json!(false)));
+    let (_file, written) = write(dir.path(), &WriteOptions::default()).unwrap();
+    let (ours, dense) = (Gguf::open(&written.path).unwrap(), Checkpoint::open(dir.path()).unwrap());
+    // Hidden states of 32, 4 experts of 32. Columns of the source are gates and ups in turns.
+    let values = |name: &str| dense.values(&format!("model.layers.1.{name}")).unwrap();
+    let (weights, biases) = (values("mlp.experts.gate_up_proj"), values("mlp.experts.gate_up_proj_bias"));
+    for (first, name) in ["ffn_gate_exps", "ffn_up_exps"].into_iter().enumerate() {
+        let tensor = |part: &str| ours.tensor(&format!("blk.1.{name}.{part}")).unwrap().dequantize();
+        let (found, bias) = (tensor("weight"), tensor("bias"));
+        for (at, value) in found.into_iter().enumerate() {
+            let (expert, row, col) = (at / 1024, at / 32 % 32, at % 32);
+            let expected = weights[(expert * 32 + col) * 64 + 2 * row + first];
+            assert_eq!(value, half::f16::from_f32(expected).to_f32(), "{name} {at}");
+            assert_eq!(bias[expert * 32 + row], biases[expert * 64 + 2 * row + first], "{name} {at}");
+        }
+    }
+    assert_eq!(ours.tensor("blk.0.attn_sinks.weight").unwrap().dequantize(), {
+        dense.values("model.layers.0.self_attn.sinks").unwrap()
+    });
+}
+
+#[test]
+fn experts_in_mxfp4_stay_as_published() {
+    let dir = model("family-variants/gpt-oss-mxfp4", |_| {});
+    let (file, written) = write(dir.path(), &WriteOptions::default()).unwrap();
+    let (ours, source) = (Gguf::open(&written.path).unwrap(), Checkpoint::open(dir.path()).unwrap());
+    let kind = |name: &str| ours.tensor(&format!("blk.0.{name}.weight")).unwrap().kind().name();
+    assert_eq!(
+        ["ffn_gate_exps", "ffn_up_exps", "ffn_down_exps", "attn_q"].map(kind),
+        ["MXFP4", "MXFP4", "MXFP4", "F16"]
+    );
+    let back_dir = file.path().join("back");
+    convert_to_hf(&written.path, &back_dir, &mut |_| {}).unwrap();
+    let back = Checkpoint::open(&back_dir).unwrap();
+    // Hidden states of 32, 4 experts of 64.
+    for (name, rows, cols) in [("gate_up_proj", 128, 32), ("down_proj", 32, 64)] {
+        let name = format!("model.layers.1.mlp.experts.{name}");
+        let bytes = |end: &str| source.tensor(&format!("{name}_{end}")).unwrap().bytes;
+        let (blocks, scales) = (bytes("blocks"), bytes("scales"));
+        let stored = back.tensor(&name).unwrap();
+        assert_eq!(stored.shape, [4, cols, rows]);
+        for (at, value) in stored.to_f32_vec().unwrap().into_iter().enumerate() {
+            let (expert, col, row) = (at / (cols * rows), at / rows % cols, at % rows);
+            let weight = (expert * rows + row) * cols + col;
+            let code = blocks[weight / 2] >> (4 * (weight % 2)) & 15;
+            let magnitude = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0][usize::from(code & 7)];
+            let expected = magnitude * 2f32.powi(i32::from(scales[weight / 32]) - 127);
+            assert_eq!(value, if code > 7 { -expected } else { expected }, "{name} {at}");
+        }
+    }
+}
+
+#[test]
+fn experts_that_were_packed_one_by_one_are_put_together() {
+    let spec: QuantSpec = "w4a16g32sym".parse().unwrap();
+    let dir = model("family-variants/gpt-oss", |config| {
+        usual_gates(config);
+        let quantization = Quantization::from(spec);
+        config["quantization_config"] = oq_formats::packed::quantization_config(&quantization, &["lm_head"]);
+    });
+    let dense = Checkpoint::open(&fixture("family-variants/gpt-oss")).unwrap();
+    let mut tensors = Vec::new();
+    let mut up = Vec::new();
+    for view in dense.tensors() {
+        let values = view.to_f32_vec().unwrap();
+        let own = |name: &str, shape: &[usize], values: &[f32]| {
+            OutTensor::from_f32(name, shape, values, safetensors::Dtype::BF16).unwrap()
+        };
+        let Some((layer, which)) = view.name.split_once("mlp.experts.") else {
+            tensors.push(own(view.name, view.shape, &values));
+            continue;
+        };
+        for (expert, values) in values.chunks(values.len() / 4).enumerate() {
+            let stem = format!("{layer}mlp.experts.{expert}.{}", which.trim_end_matches("_bias"));
+            if which.ends_with("_bias") {
+                tensors.push(own(&format!("{stem}.bias"), &view.shape[1..], values));
+                continue;
+            }
+            let (cols, rows) = (view.shape[1], view.shape[2]);
+            let turned: Vec<f32> = (0..rows * cols).map(|at| values[at % cols * rows + at / cols]).collect();
+            let packed = QuantizedTensor::quantize(&turned, rows, cols, spec.weight).unwrap();
+            if stem == "model.layers.1.mlp.experts.2.gate_up_proj" {
+                up = packed.dequantize().chunks(cols).skip(1).step_by(2).flatten().copied().collect();
+            }
+            tensors.extend(packed_tensors(&stem, &packed));
+        }
+    }
+    write_shard(&dir.path().join("model.safetensors"), &tensors).unwrap();
+    let (_file, written) = write(dir.path(), &WriteOptions::default()).unwrap();
+    let ours = Gguf::open(&written.path).unwrap();
+    let tensor = ours.tensor("blk.1.ffn_up_exps.weight").unwrap();
+    assert_eq!((tensor.kind().name(), tensor.shape()), ("Q4_0", &[4, 32, 32][..]));
+    assert_eq!(tensor.dequantize()[2 * 1024..3 * 1024], up);
 }
 
 #[test]

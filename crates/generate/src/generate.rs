@@ -83,6 +83,77 @@ pub struct Generated {
     pub decode_secs: f64,
 }
 
+/// A text while it is being generated, token by token. Several of them can take turns, each with a session of its own.
+pub struct Continuation<'a> {
+    settings: Settings,
+    stream: TextStream<'a>,
+    logits: Vec<f32>,
+    ids: Vec<u32>,
+}
+
+/// What one step of a [`Continuation`] adds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Step {
+    /// The new token; none if the text ended without one.
+    pub id: Option<u32>,
+    /// The new piece of text, which is often empty.
+    pub text: String,
+    /// Why the text ends here, if it does.
+    pub end: Option<End>,
+}
+
+impl<'a> Continuation<'a> {
+    /// Continues what the session has processed, whose last logits, `[vocab]`, are given.
+    pub fn new(
+        session: &Session<'_>,
+        logits: Vec<f32>,
+        settings: Settings,
+        tokenizer: &'a Tokenizer,
+    ) -> Result<Self, GenerateError> {
+        let stream = TextStream::new(tokenizer, session.ids(), &settings.stops)?;
+        Ok(Self { settings, stream, logits, ids: Vec::new() })
+    }
+
+    /// Processes the last token and chooses the next one. Nothing may follow a step that ends the text. On return the session has processed
+    /// all tokens but the last. An end-of-sequence token is not processed.
+    pub fn step(&mut self, session: &mut Session<'_>, sampler: &mut Sampler) -> Result<Step, GenerateError> {
+        let last = self.ids.last().copied();
+        if last.is_some() && session.ids().len() >= session.limit() {
+            return Ok(self.finish(End::Context));
+        }
+        if self.ids.len() >= self.settings.max_tokens {
+            return Ok(self.finish(End::MaxTokens));
+        }
+        if let Some(last) = last {
+            self.logits = session.extend(&[last])?;
+        }
+        let id = sampler.choose(&self.logits, session.ids());
+        if self.settings.ends.contains(&id) {
+            return Ok(self.finish(End::Token(id)));
+        }
+        self.ids.push(id);
+        let piece = self.stream.push(id)?;
+        Ok(Step { id: Some(id), text: piece.text, end: piece.stop.map(End::Stop) })
+    }
+
+    /// Ends the text: the rest of it, which may still contain a stop string.
+    pub fn finish(&mut self, end: End) -> Step {
+        let rest = self.stream.finish();
+        Step { id: None, text: rest.text, end: Some(rest.stop.map_or(end, End::Stop)) }
+    }
+
+    /// The logits that the last token was chosen from, `[vocab]`.
+    pub fn logits(&self) -> &[f32] {
+        &self.logits
+    }
+
+    /// The tokens so far, without an end-of-sequence token.
+    pub fn ids(&self) -> &[u32] {
+        &self.ids
+    }
+}
+
 /// Feeds `prompt` to the session, after what it has processed before, and continues it. `tell` is called once per token with the new piece
 /// of text, which is often empty; it can stop the generation.
 ///
@@ -94,44 +165,27 @@ pub fn generate(
     tell: &mut dyn FnMut(&str) -> ControlFlow<()>,
 ) -> Result<Generated, GenerateError> {
     let started = Instant::now();
-    let mut logits = session.extend(prompt)?;
+    let logits = session.extend(prompt)?;
     let prefill_secs = started.elapsed().as_secs_f64();
     let started = Instant::now();
-    let mut stream = TextStream::new(tokenizer, session.ids(), &settings.stops)?;
-    let (mut ids, mut text) = (Vec::new(), String::new());
-    let mut end = loop {
-        if ids.len() >= settings.max_tokens {
-            break End::MaxTokens;
-        }
-        let id = sampler.choose(&logits, session.ids());
-        if settings.ends.contains(&id) {
-            break End::Token(id);
-        }
-        ids.push(id);
-        let piece = stream.push(id)?;
-        text.push_str(&piece.text);
-        let flow = tell(&piece.text);
-        if let Some(stop) = piece.stop {
-            break End::Stop(stop);
+    let mut continuation = Continuation::new(session, logits, settings.clone(), tokenizer)?;
+    let mut text = String::new();
+    let mut add = |piece: &str| {
+        text.push_str(piece);
+        tell(piece)
+    };
+    let end = loop {
+        let step = continuation.step(session, sampler)?;
+        let flow = add(&step.text);
+        if let Some(end) = step.end {
+            break end;
         }
         if flow.is_break() {
-            break End::Interrupted;
-        }
-        if session.ids().len() >= session.limit() {
-            break End::Context;
-        }
-        if ids.len() < settings.max_tokens {
-            logits = session.extend(&[id])?;
+            let rest = continuation.finish(End::Interrupted);
+            // Generation ends here in any case.
+            let _ = add(&rest.text);
+            break rest.end.unwrap_or(End::Interrupted);
         }
     };
-    if !matches!(end, End::Stop(_)) {
-        let rest = stream.finish();
-        text.push_str(&rest.text);
-        // Generation ends here in any case.
-        let _ = tell(&rest.text);
-        if let Some(stop) = rest.stop {
-            end = End::Stop(stop);
-        }
-    }
-    Ok(Generated { ids, text, end, prefill_secs, decode_secs: started.elapsed().as_secs_f64() })
+    Ok(Generated { ids: continuation.ids, text, end, prefill_secs, decode_secs: started.elapsed().as_secs_f64() })
 }

@@ -1,5 +1,5 @@
 //! Text generation: a model in memory ([`Loaded`]), the state of one sequence ([`Session`]), sampling ([`Sampler`]) and streamed text
-//! ([`TextStream`]). [`generate`] combines them.
+//! ([`TextStream`]). [`generate`] combines them; [`Continuation`] does so step by step.
 //!
 //! The forward is that of the model's family. A session only adds the earlier keys and values in [`oq_models::BlockOps::attention`].
 //!
@@ -15,7 +15,7 @@ mod session;
 mod stream;
 
 pub use error::GenerateError;
-pub use generate::{End, Generated, Settings, generate};
+pub use generate::{Continuation, End, Generated, Settings, Step, generate};
 pub use loaded::Loaded;
 pub use sampler::{Choice, Sampler, Sampling};
 pub use session::Session;

@@ -8,6 +8,9 @@ use crate::cache::{Cache, CachedOps};
 use crate::error::GenerateError;
 use crate::loaded::Loaded;
 
+/// Rows of logits that are computed at a time where all of them are wanted: 64 of a vocabulary of 128k are 32 MiB.
+const ROWS: usize = 64;
+
 /// A growing sequence.
 pub struct Session<'a> {
     loaded: &'a Loaded,
@@ -31,6 +34,30 @@ impl Session<'_> {
     /// errors but the last leave the session unchanged.
     pub fn extend(&mut self, ids: &[u32]) -> Result<Vec<f32>, GenerateError> {
         let _no_grad = tch::no_grad_guard();
+        let x = self.forward(ids)?;
+        self.logits(&x, ids.len() - 1, 1)
+    }
+
+    /// The same, and `each` gets the logits after every one of the tokens, `[vocab]`.
+    ///
+    /// # Errors
+    /// As [`Self::extend`].
+    pub fn extend_and_tell(&mut self, ids: &[u32], each: &mut dyn FnMut(&[f32])) -> Result<Vec<f32>, GenerateError> {
+        let _no_grad = tch::no_grad_guard();
+        let x = self.forward(ids)?;
+        let mut last = Vec::new();
+        for start in (0..ids.len()).step_by(ROWS) {
+            let n = ROWS.min(ids.len() - start);
+            let logits = self.logits(&x, start, n)?;
+            let rows = logits.chunks_exact(logits.len() / n);
+            rows.clone().for_each(&mut *each);
+            last = rows.last().expect("there is a row at least").to_vec();
+        }
+        Ok(last)
+    }
+
+    /// Processes the next tokens: their hidden states `[1, n, width]` after the last block.
+    fn forward(&mut self, ids: &[u32]) -> Result<Tensor, GenerateError> {
         let decoder = self.loaded.model().decoder();
         let (first, limit) = (self.ids.len(), self.limit());
         let positions = first..first + ids.len();
@@ -47,11 +74,21 @@ impl Session<'_> {
             x = block.with_ops(|ops| decoder.block(layer, &CachedOps { ops, cache }, &ctx, &x));
         }
         self.ids.extend(ids);
-        let last = x.narrow(1, ids.len() as i64 - 1, 1);
-        let logits = self.loaded.head().logits(&decoder.finish(self.loaded, &last)?).to_kind(Kind::Float);
+        Ok(x)
+    }
+
+    /// Logits of `n` of the last hidden states, from `start`: `x [1, t, width] -> [n * vocab]`.
+    fn logits(&self, x: &Tensor, start: usize, n: usize) -> Result<Vec<f32>, GenerateError> {
+        let position = self.ids.len() - x.size()[1] as usize + start;
+        let rows = x.narrow(1, start as i64, n as i64);
+        let finished = self.loaded.model().decoder().finish(self.loaded, &rows)?;
+        let logits = self.loaded.head().logits(&finished).to_kind(Kind::Float);
         let logits = Vec::<f32>::try_from(logits.view(-1)).expect("logits are f32");
-        match logits.iter().find(|logit| !logit.is_finite()) {
-            Some(&value) => Err(GenerateError::NotFinite { position: self.ids.len() - 1, value }),
+        match logits.iter().position(|logit| !logit.is_finite()) {
+            Some(at) => {
+                let position = position + at / (logits.len() / n);
+                Err(GenerateError::NotFinite { position, value: logits[at] })
+            }
             None => Ok(logits),
         }
     }

@@ -9,7 +9,7 @@ use crate::error::GenerateError;
 /// The text of a sequence of tokens, piece by piece.
 pub struct TextStream<'a> {
     decoded: DecodeStream<'a>,
-    stops: &'a [String],
+    stops: Vec<String>,
     /// Text that may be the beginning of a stop string.
     held: String,
 }
@@ -26,8 +26,8 @@ pub struct Piece {
 
 impl<'a> TextStream<'a> {
     /// Text that follows that of `prompt` and ends before any of `stops`.
-    pub fn new(tokenizer: &'a Tokenizer, prompt: &[u32], stops: &'a [String]) -> Result<Self, GenerateError> {
-        Ok(Self { decoded: tokenizer.stream(prompt)?, stops, held: String::new() })
+    pub fn new(tokenizer: &'a Tokenizer, prompt: &[u32], stops: &[String]) -> Result<Self, GenerateError> {
+        Ok(Self { decoded: tokenizer.stream(prompt)?, stops: stops.to_vec(), held: String::new() })
     }
 
     /// Adds a token.

@@ -7,6 +7,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::levels::{ClipTensors, FRACTIONS, Levels, ROUNDS, Zero};
 use crate::strengths::LwcGrads;
+use crate::usual::{LARGEST, Usual};
 
 /// Grids of all groups, each part `[out, groups, 1]`.
 struct Grids {
@@ -202,12 +203,12 @@ fn strength_gradients(grids: &Grids, clip: &ClipTensors, ends: &ClipTensors) -> 
     LwcGrads { gamma: strength(&ends.hi, &grids.max, &clip.hi), beta: strength(&ends.lo, &grids.min, &clip.lo) }
 }
 
-/// The offsets `[out, in]`, moved by `rate` such that values move against the sign of `grad = dL/dw'`; those of clamped codes do not move.
+/// The offsets `[out, in]`, moved such that values move against `grad = dL/dw'`: see [`Lwc::move_offsets`](crate::Lwc::move_offsets).
 pub fn moved_offsets(
     levels: Levels,
     weight: &Tensor,
     offsets: &Tensor,
-    grad: &Tensor,
+    (grad, usual): (&Tensor, &Usual),
     clip: &ClipTensors,
     rate: f64,
 ) -> Tensor {
@@ -216,7 +217,8 @@ pub fn moved_offsets(
     let (_, inside) = residuals(levels, &grids, &groups, Some(offsets), clip);
     // An offset moves a value by its product with the scale, which may be negative.
     let ways = inside.to_kind(grad.kind()) * grids.scale.sign();
-    offsets - grad.sign() * ways.view_as(weight) * rate
+    let steps = (grad * usual.rows.unsqueeze(1) * &usual.columns).clamp(-LARGEST, LARGEST);
+    offsets - steps * ways.view_as(weight) * rate
 }
 
 /// The fractions out of `choices` with the least `sum importance (w - w')²` of each group: first for both ends together, then for each end.

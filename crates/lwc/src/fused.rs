@@ -11,6 +11,7 @@ use oq_slices::Number;
 use rayon::prelude::*;
 
 use crate::levels::{FRACTIONS, Levels, ROUNDS, Zero};
+use crate::usual::LARGEST;
 
 /// Independent sums; as many as fill the vector registers of common machines.
 const LANES: usize = 16;
@@ -360,19 +361,26 @@ pub fn gradients_with_weight<T: Real, S: Stored<T>>(
         });
 }
 
-/// Moves `offsets` `[out, in]` by `rate`, such that values move against the sign of `grad = dL/dw'` `[out, in]`; those of clamped codes do not move. The offsets
-/// of `groups` are not read.
-pub fn move_offsets<T: Real, S: Stored<T>>(groups: &Groups<'_, T>, grad: &[S], rate: T, offsets: &mut [T]) {
-    groups.par_iter().zip(grad.par_chunks(groups.len)).zip(offsets.par_chunks_mut(groups.len)).for_each(
-        |(((group, grid), grad), offsets)| {
+/// Moves `offsets` `[out, in]` such that values move against `grad = dL/dw'` `[out, in]`; those of clamped codes do not move. A step is `rate`
+/// times the gradient and the factors `[out]` of its row and `[in]` of its column. The offsets of `groups` are not read.
+pub fn move_offsets<T: Real, S: Stored<T>>(
+    groups: &Groups<'_, T>,
+    grad: &[S],
+    (rows, columns): (&[T], &[T]),
+    rate: T,
+    offsets: &mut [T],
+) {
+    let (len, largest) = (groups.len, T::of(LARGEST));
+    let in_row = columns.len() / len;
+    groups.par_iter().zip(grad.par_chunks(len)).zip(offsets.par_chunks_mut(len)).enumerate().for_each(
+        |(idx, (((group, grid), grad), offsets))| {
             // An offset moves a value by its product with the scale, which may be negative.
             let rate = if grid.scale < T::ZERO { T::ZERO - rate } else { rate };
-            for ((v, &w), &g) in offsets.iter_mut().zip(group.weight).zip(grad) {
+            let (row, columns) = (rows[idx / in_row], &columns[idx % in_row * len..][..len]);
+            for (((v, &w), &g), &column) in offsets.iter_mut().zip(group.weight).zip(grad).zip(columns) {
                 let (_, _, inside) = grid.encode(w, *v);
-                let g = g.to_real();
-                let up = if g > T::ZERO { rate } else { T::ZERO };
-                let down = if g < T::ZERO { rate } else { T::ZERO };
-                *v = *v + if inside { down - up } else { T::ZERO };
+                let step = (g.to_real() * row * column).clamped(T::ZERO - largest, largest);
+                *v = *v - if inside { step * rate } else { T::ZERO };
             }
         },
     );

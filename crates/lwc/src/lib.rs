@@ -36,6 +36,7 @@ mod levels;
 mod operations;
 mod strengths;
 mod tensors;
+mod usual;
 
 pub use strengths::{Lwc, LwcError, LwcGrads, START};
 

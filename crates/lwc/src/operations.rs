@@ -7,6 +7,7 @@ use tch::{Device, Kind, Tensor, no_grad};
 
 use crate::levels::{ClipTensors, Levels};
 use crate::strengths::{Lwc, LwcError, LwcGrads, choices};
+use crate::usual::Usual;
 use crate::{composed, tensors};
 
 impl Lwc {
@@ -134,31 +135,36 @@ impl Lwc {
         composed::nearest(self.spec.storage.has_float_codes(), places)
     }
 
-    /// Learns how weights are rounded: moves the offsets by `rate` units of the scale, such that values move against the sign of `grad = dL/dw'` `[out, in]`
-    /// (SignRound, Cheng et al. 2023, arXiv 2309.05516, eq. 4), in place if possible. Offsets start at 0; those of clamped codes do not
-    /// move.
+    /// Learns how weights are rounded: moves the offsets by some `rate` units of the scale, such that values move against
+    /// `grad = dL/dw'` `[out, in]`, in place if possible. Offsets start at 0; those of clamped codes do not move.
+    ///
+    /// A step is the gradient divided by what is usual in its row `i` and its column `j`, `sqrt(r_i c_j / m)` with the mean squares `r` of
+    /// rows, `c` of columns and `m` of all (Adafactor, Shazeer & Stern 2018, arXiv 1804.04235, without memory); at most twice
+    /// the rate. So most offsets move by about the rate, as with the sign of the gradient (SignRound, arXiv 2309.05516), but those to
+    /// which the loss is indifferent stay.
     ///
     /// # Panics
     /// When `weight` or `grad` is not `[out, in]`.
     pub fn move_offsets(&mut self, weight: &Tensor, grad: &Tensor, rate: f64) {
         let (weight, grad, clip) = (self.prepared(weight), self.checked(grad), self.clip());
         let mut offsets = self.offsets.take().unwrap_or_else(|| weight.zeros_like());
+        let usual = no_grad(|| Usual::of(&grad, weight.kind()));
         // Loops that write in place must not read the same memory.
         let apart = [&weight, &grad].into_iter().all(|read| !slices::overlap(read, &offsets));
         no_grad(|| match fused_kinds(&weight, grad.kind()).filter(|_| apart) {
             Some((Kind::Double, Kind::Double)) => {
-                self.move_offsets_fused::<f64, f64>(&weight, &grad, &clip, rate, &mut offsets);
+                self.move_offsets_fused::<f64, f64>(&weight, (&grad, &usual), &clip, rate, &mut offsets);
             }
             Some((Kind::Float, Kind::BFloat16)) => {
-                self.move_offsets_fused::<f32, bf16>(&weight, &grad, &clip, rate, &mut offsets);
+                self.move_offsets_fused::<f32, bf16>(&weight, (&grad, &usual), &clip, rate, &mut offsets);
             }
             Some((Kind::Float, Kind::Float)) => {
-                self.move_offsets_fused::<f32, f32>(&weight, &grad, &clip, rate, &mut offsets);
+                self.move_offsets_fused::<f32, f32>(&weight, (&grad, &usual), &clip, rate, &mut offsets);
             }
             _ => {
                 let grad = grad.to_kind(weight.kind());
-                offsets =
-                    composed::moved_offsets(Levels::new(self.spec, &weight), &weight, &offsets, &grad, &clip, rate);
+                let levels = Levels::new(self.spec, &weight);
+                offsets = composed::moved_offsets(levels, &weight, &offsets, (&grad, &usual), &clip, rate);
             }
         });
         self.offsets = Some(offsets);

@@ -11,6 +11,7 @@ use tch::Tensor;
 use crate::fused;
 use crate::levels::{ClipTensors, Levels};
 use crate::strengths::{Lwc, LwcGrads, choices};
+use crate::usual::Usual;
 
 /// Codes of a weight `[rows, cols]` with its clipping; all in f32.
 pub(crate) fn quantize(
@@ -90,20 +91,22 @@ impl Lwc {
     pub(crate) fn move_offsets_fused<T: fused::Real, S: fused::Stored<T>>(
         &self,
         weight: &Tensor,
-        grad: &Tensor,
+        (grad, usual): (&Tensor, &Usual),
         clip: &ClipTensors,
         rate: f64,
         offsets: &mut Tensor,
     ) {
         assert!(self.offsets.is_none(), "offsets are moved while they are read");
-        let read = [weight, grad, &clip.hi, &clip.lo];
+        let read = [weight, grad, &clip.hi, &clip.lo, &usual.rows, &usual.columns];
         assert!(read.into_iter().all(|read| !slices::overlap(read, offsets)), "offsets share memory with what is read");
         let (zeros, stored) = (self.zeros::<T>(), self.stored::<T>(weight, clip));
         // SAFETY: only the offsets are written meanwhile, and they lie elsewhere.
         let (groups, grad) = unsafe { (self.groups(weight, &zeros, clip, &stored), slices::of::<S>(grad)) };
+        // SAFETY: as above.
+        let usual = unsafe { (slices::of(&usual.rows), slices::of(&usual.columns)) };
         // SAFETY: nothing that is read meanwhile lies there, and no libtorch operation runs.
         let offsets = unsafe { slices::of_mut(offsets) };
-        fused::move_offsets(&groups, grad, T::of(rate), offsets);
+        fused::move_offsets(&groups, grad, usual, T::of(rate), offsets);
     }
 
     /// Offsets of a group that has none.

@@ -50,6 +50,23 @@ impl Context {
         Self { kinds: vec![LayerContext { rotary, query_scale: None, mask }] }
     }
 
+    /// The same for tokens at these positions, `[n]`, which may repeat, as where several sequences are computed as one. Masks stay those of
+    /// all positions.
+    #[must_use]
+    pub fn at(&self, positions: &Tensor) -> Self {
+        let rows = |table: &Tensor| table.index_select(0, positions);
+        let kind = |kind: &LayerContext| LayerContext {
+            rotary: kind.rotary.as_ref().map(|rotary| Rotary {
+                cos: rows(&rotary.cos),
+                sin: rows(&rotary.sin),
+                interleaved: rotary.interleaved,
+            }),
+            query_scale: kind.query_scale.as_ref().map(rows),
+            mask: kind.mask.as_ref().map(Tensor::shallow_clone),
+        };
+        Self { kinds: self.kinds.iter().map(kind).collect() }
+    }
+
     /// The context of a kind.
     ///
     /// # Panics

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use anyhow::{Context, Result, bail};
+use serde_json::Value;
 
 use crate::{locate, program};
 
@@ -20,10 +21,12 @@ pub struct Model {
 /// The models: one by every scheme, and others by some.
 pub fn models(has_smollm2: bool) -> Vec<Model> {
     let some = ["w4a16g64", "w4a16g32sym", "w3a16g64", "w2a16g32", "w8a16sym", "w4a16"].map(str::to_owned).to_vec();
+    let others = ["w4a16g64full", "w8a8-int8"].map(str::to_owned);
     let legacy = ["q4_0", "q4_1", "q5_0", "q5_1", "q8_0"].map(str::to_owned);
     let mut models = vec![
         Model { name: "tiny-llama-256", schemes: every_scheme() },
         Model { name: "tiny-llama", schemes: [&some[..], &legacy].concat() },
+        Model { name: "tiny-qwen3", schemes: [&some[..], &others].concat() },
         Model { name: "tiny-falcon", schemes: some.clone() },
         Model { name: "tiny-opt", schemes: some.clone() },
     ];
@@ -76,13 +79,46 @@ pub fn packed(model: &str, scheme: &str, ids: &Path, dir: &Path) -> Result<Made<
     Ok(made.map(|()| Packed { folder, logits }))
 }
 
-/// Exports a packed model in a format, into a folder of `dir`. Gives what a program is to open.
-pub fn export(packed: &Packed, format: &str, dir: &Path) -> Result<Made<PathBuf>> {
-    let name = packed.folder.file_name().context("packed models have names")?.to_string_lossy();
-    let out = dir.join("exports").join(format!("{name}-{format}"));
+/// Exports a packed model in each format, into folders of `dir`. Gives what a program is to open, in their order.
+pub fn export(packed: &Packed, formats: &[&str], dir: &Path) -> Result<Vec<Made<PathBuf>>> {
+    let name = packed.folder.file_name().context("packed models have names")?;
+    let out = dir.join("exports").join(name);
     remove(&out)?;
-    let made = run(&["export", text(&packed.folder), "--to", format, "--out", text(&out)])?;
-    Ok(made.map(|()| gguf_in(&out).unwrap_or(out)))
+    let said: Value = serde_json::from_str(&printed(&["formats", text(&packed.folder), "--json"])?)?;
+    let refusal = |format: &&str| {
+        let its_own = said["formats"].as_array()?.iter().find(|entry| entry["format"] == **format)?;
+        refused(&its_own["refusal"])
+    };
+    let held: Vec<&str> = formats.iter().filter(|format| refusal(format).is_none()).copied().collect();
+    // One format alone would be written into the folder itself.
+    let all_at_once = match held.len() {
+        0 | 1 => false,
+        _ => matches!(run_export(packed, &held.join(","), &out)?, Made::Ready(())),
+    };
+    let made = |format: &&str| {
+        let place = out.join(format);
+        Ok(match refusal(format) {
+            Some(said) => Made::Refused(said),
+            None if all_at_once => Made::Ready(place),
+            None => {
+                remove(&place)?;
+                run_export(packed, format, &place)?.map(|()| place)
+            }
+        }
+        .map(|place| gguf_in(&place).unwrap_or(place)))
+    };
+    formats.iter().map(made).collect()
+}
+
+fn run_export(packed: &Packed, formats: &str, out: &Path) -> Result<Made<()>> {
+    run(&["export", text(&packed.folder), "--to", formats, "--out", text(out)])
+}
+
+/// What a format does not hold, and what it would.
+fn refused(refusal: &Value) -> Option<String> {
+    let word = |key: &str| refusal[key].as_str();
+    let said = format!("{} cannot hold {}: {}", word("format")?, word("schemes")?, word("why")?);
+    Some(word("instead").map_or_else(|| said.clone(), |instead| format!("{said}; {instead} would do")))
 }
 
 /// Whether a scheme gives tensors different types in llama.cpp's files, the embedding and the head among them.
@@ -101,23 +137,37 @@ pub fn logits_of_gguf(file: &Path, ids: &Path) -> Result<Made<PathBuf>> {
     Ok(made.map(|()| logits))
 }
 
-/// Token ids: those of a text, from the golden file of a fixture, or 64 of any, written into `dir`.
+/// The first tokens of `tests/fixtures/eval.txt` to SmolLM2.
+const OF_SMOLLM2: [u64; 32] = [
+    6403, 1980, 253, 655, 28, 253, 9723, 8180, 4161, 281, 253, 6740, 30, 1963, 1194, 28, 1041, 761, 253, 4516, 351,
+    253, 3953, 16305, 3365, 330, 5484, 30, 1249, 874, 4516, 436,
+];
+
+/// Token ids of a text: those of the golden file of a fixture, or SmolLM2's, written into `dir`.
 pub fn ids(model: &str, dir: &Path) -> Result<PathBuf> {
-    const N: usize = 64;
     let golden = locate::repository().join("tests/fixtures").join(model).join("golden.safetensors");
     if golden.is_file() {
         return Ok(golden);
     }
     let path = dir.join("ids.safetensors");
-    let header = format!(r#"{{"input_ids":{{"dtype":"I64","shape":[1,{N}],"data_offsets":[0,{}]}}}}"#, 8 * N);
+    let n = OF_SMOLLM2.len();
+    let header = format!(r#"{{"input_ids":{{"dtype":"I64","shape":[1,{n}],"data_offsets":[0,{}]}}}}"#, 8 * n);
     let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
     bytes.extend(header.as_bytes());
-    bytes.extend((0..N as u64).flat_map(|i| ((i * i * 31 + i / 7) % 1021 + 3).to_le_bytes()));
+    bytes.extend(OF_SMOLLM2.into_iter().flat_map(u64::to_le_bytes));
     fs::write(&path, bytes).with_context(|| format!("cannot write {}", path.display()))?;
     Ok(path)
 }
 
 impl<T> Made<T> {
+    /// Its files, where there are any.
+    pub fn ready(&self) -> Option<&T> {
+        match self {
+            Self::Ready(value) => Some(value),
+            Self::Refused(_) | Self::Failed(_) => None,
+        }
+    }
+
     /// The same of other files.
     pub fn map<U>(self, f: impl FnOnce(T) -> U) -> Made<U> {
         match self {
@@ -170,4 +220,21 @@ fn gguf_in(folder: &Path) -> Option<PathBuf> {
 
 fn text(path: &Path) -> &str {
     path.to_str().expect("folders that we name are UTF-8")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn refusals_are_read() {
+        let refusal =
+            |instead: Value| json!({"format": "awq", "schemes": "w2a16", "why": "4 bits only", "instead": instead});
+        assert_eq!(refused(&Value::Null), None);
+        assert_eq!(refused(&refusal(Value::Null)).as_deref(), Some("awq cannot hold w2a16: 4 bits only"));
+        let said = refused(&refusal(json!("w4a16")));
+        assert_eq!(said.as_deref(), Some("awq cannot hold w2a16: 4 bits only; w4a16 would do"));
+    }
 }

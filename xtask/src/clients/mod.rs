@@ -19,9 +19,9 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use oq_recipe::find;
 
-use self::exports::Made;
+use self::exports::{Made, Packed};
 use self::programs::{Job, PROGRAMS, Program};
-use self::report::{Outcome, Row};
+use self::report::{Outcome, Row, is_packed, is_yardstick};
 use crate::{locate, process, program};
 
 /// Options of the task.
@@ -50,9 +50,15 @@ pub fn run(args: &ClientsArgs) -> Result<()> {
     program::build()?;
 
     let files = exported(&programs, &dir)?;
+    let mut places = vec![dir.join("clients.md")];
+    places.extend(
+        args.record.as_ref().map(|name| locate::repository().join("benches/record").join(name).join("clients.md")),
+    );
     let mut rows = Vec::new();
     for &program in &programs {
         rows.extend(answered(program, &files, &environments)?);
+        // A run takes an hour: what there is of it is on disk.
+        write(&places[..1], &report::markdown(&rows))?;
     }
     let mut text = report::markdown(&rows);
     let mut other_perplexities = 0;
@@ -67,18 +73,20 @@ pub fn run(args: &ClientsArgs) -> Result<()> {
         }
     }
     std::io::stdout().write_all(text.as_bytes())?;
-    let mut places = vec![dir.join("clients.md")];
-    places.extend(
-        args.record.as_ref().map(|name| locate::repository().join("benches/record").join(name).join("clients.md")),
-    );
-    for place in places {
-        fs::write(&place, &text).with_context(|| format!("cannot write {}", place.display()))?;
-        eprintln!("table: {}", place.display());
-    }
+    write(&places, &text)?;
     let (computed, equal) = report::count(&rows);
     eprintln!("{equal} of {computed} equal, {}", process::took(start.elapsed()));
     ensure!(equal == computed, "{} of {computed} files give other logits", computed - equal);
     ensure!(other_perplexities == 0, "{other_perplexities} files give another perplexity");
+    Ok(())
+}
+
+/// Writes the table into each file.
+fn write(places: &[PathBuf], text: &str) -> Result<()> {
+    for place in places {
+        fs::write(place, text).with_context(|| format!("cannot write {}", place.display()))?;
+        eprintln!("table: {}", place.display());
+    }
     Ok(())
 }
 
@@ -102,28 +110,36 @@ struct Exported {
 /// Quantizes every model by its schemes, and exports it in every format that one of `programs` opens.
 fn exported(programs: &[&'static Program], dir: &Path) -> Result<Vec<Exported>> {
     let formats: BTreeSet<&'static str> = programs.iter().flat_map(|program| program.formats).copied().collect();
+    let formats: Vec<&'static str> = formats.into_iter().collect();
     let mut files = Vec::new();
     for model in exports::models(has_smollm2()?) {
         let ids = exports::ids(model.name, dir)?;
         for scheme in model.schemes {
             eprintln!("{} {scheme}", model.name);
-            let packed = exports::packed(model.name, &scheme, &ids, dir)?;
-            for &format in &formats {
-                let made = match &packed {
-                    Made::Ready(packed) => match exports::export(packed, format, dir)? {
-                        Made::Ready(path) if format == "gguf" && exports::is_mixture(&scheme) => {
-                            exports::logits_of_gguf(&path, &ids)?.map(|ours| Job { path, ids: ids.clone(), ours })
-                        }
-                        made => made.map(|path| Job { path, ids: ids.clone(), ours: packed.logits.clone() }),
-                    },
-                    Made::Refused(said) => Made::Refused(said.clone()),
-                    Made::Failed(said) => Made::Failed(said.clone()),
-                };
-                files.push(Exported { model: model.name, scheme: scheme.clone(), format, made });
-            }
+            let jobs = match exports::packed(model.name, &scheme, &ids, dir)? {
+                Made::Ready(packed) => jobs(&packed, &scheme, &formats, &ids, dir)?,
+                Made::Refused(said) => formats.iter().map(|_| Made::Refused(said.clone())).collect(),
+                Made::Failed(said) => formats.iter().map(|_| Made::Failed(said.clone())).collect(),
+            };
+            let file = |(&format, made)| Exported { model: model.name, scheme: scheme.clone(), format, made };
+            files.extend(formats.iter().zip(jobs).map(file));
         }
     }
     Ok(files)
+}
+
+/// A packed model in each format, with the logits to compare.
+fn jobs(packed: &Packed, scheme: &str, formats: &[&str], ids: &Path, dir: &Path) -> Result<Vec<Made<Job>>> {
+    let job = |path, ours| Job { path, tokenizer: packed.folder.join("tokenizer.json"), ids: ids.to_owned(), ours };
+    let made = |(format, made): (&&str, Made<PathBuf>)| {
+        Ok(match made {
+            Made::Ready(path) if *format == "gguf" && exports::is_mixture(scheme) => {
+                exports::logits_of_gguf(&path, ids)?.map(|ours| job(path, ours))
+            }
+            made => made.map(|path| job(path, packed.logits.clone())),
+        })
+    };
+    formats.iter().zip(exports::export(packed, formats, dir)?).map(made).collect()
 }
 
 /// Whether the cache has SmolLM2, which takes longer than all others.
@@ -132,25 +148,29 @@ fn has_smollm2() -> Result<bool> {
     Ok(entry.wheel_file(&locate::cache_dir()?).is_some_and(|file| file.is_file()))
 }
 
-/// What `program` makes of the files that it opens.
+/// What `program` makes of the files that it opens: packed ones, and then what their weights cost it when they are not packed.
 fn answered(program: &'static Program, files: &[Exported], environments: &Path) -> Result<Vec<Row>> {
-    let its_own = || files.iter().filter(|file| program.formats.contains(&file.format));
-    let ready = |file: &Exported| match &file.made {
-        Made::Ready(job) => Some(job.clone()),
-        Made::Refused(_) | Made::Failed(_) => None,
-    };
-    let jobs: Vec<Job> = its_own().filter_map(ready).collect();
-    let mut answers = programs::ask(program, environments, &jobs)?.into_iter();
-    let row = |file: &Exported| Row {
+    let files: Vec<&Exported> = files.iter().filter(|file| program.formats.contains(&file.format)).collect();
+    let row = |file: &&Exported| Row {
         program,
         model: file.model,
         scheme: file.scheme.clone(),
         format: file.format,
         outcome: match &file.made {
-            Made::Ready(_) => Outcome::Asked(answers.next().expect("an answer a job")),
+            Made::Ready(_) => Outcome::NotAsked,
             Made::Refused(said) => Outcome::Refused(said.clone()),
             Made::Failed(said) => Outcome::NotWritten(said.clone()),
         },
     };
-    Ok(its_own().map(row).collect())
+    let mut rows: Vec<Row> = files.iter().map(row).collect();
+    for is_next in [is_packed, is_yardstick] {
+        let next: Vec<usize> = (0..rows.len()).filter(|&i| is_next(&rows, &rows[i])).collect();
+        let asked: Vec<(usize, Job)> =
+            next.into_iter().filter_map(|i| Some((i, files[i].made.ready()?.clone()))).collect();
+        let jobs: Vec<Job> = asked.iter().map(|(_, job)| job.clone()).collect();
+        for ((i, _), answer) in asked.iter().zip(programs::ask(program, environments, &jobs)?) {
+            rows[*i].outcome = Outcome::Asked(answer);
+        }
+    }
+    Ok(rows)
 }

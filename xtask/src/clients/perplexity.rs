@@ -52,9 +52,9 @@ pub fn compare(vllm: &Program, text: &Path, dir: &Path, environments: &Path) -> 
     for (scheme, format) in FILES {
         eprintln!("{MODEL} {scheme} {format}");
         let packed = ready(exports::packed(MODEL, scheme, &ids, dir)?)?;
-        let exported = ready(exports::export(&packed, format, dir)?)?;
+        let exported = exports::export(&packed, &[format], dir)?.pop().context("a file a format")?;
         ours.push(measured(&packed, text)?);
-        jobs.push(json!({ "path": exported, "text": text, "seqlen": SEQLEN, "windows": WINDOWS }));
+        jobs.push(json!({ "path": ready(exported)?, "text": text, "seqlen": SEQLEN, "windows": WINDOWS }));
     }
     let answers = programs::run_script(vllm, SCRIPT, environments, &jobs, answer, Err)?;
     let rows = FILES.into_iter().zip(ours).zip(answers);

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
-use super::programs::{Answer, Program};
+use super::programs::{Answer, Program, ROUNDED_ACTIVATIONS};
 
 /// How far above its own error, with the same weights in f16, a program may be.
 const OF_ITS_OWN: f64 = 2.0;
@@ -27,8 +27,23 @@ pub enum Outcome {
     Refused(String),
     /// `omniquant` failed.
     NotWritten(String),
+    /// The yardstick of files that the program does not run.
+    NotAsked,
     /// The program's answer.
     Asked(Answer),
+}
+
+/// Whether weights are packed: the program is asked about these first.
+pub fn is_packed(_: &[Row], row: &Row) -> bool {
+    row.format != DENSE
+}
+
+/// Whether weights are not packed, and the program runs the same ones packed. If no format holds the model, it is asked whether it has it.
+pub fn is_yardstick(rows: &[Row], row: &Row) -> bool {
+    let mut of_model = rows.iter().filter(|other| other.model == row.model && other.format != DENSE);
+    let is_asked = |other: &Row| matches!(other.outcome, Outcome::Asked(_));
+    let is_run = |other: &Row| other.scheme == row.scheme && error(other).is_some();
+    row.format == DENSE && (of_model.clone().any(is_run) || !of_model.any(is_asked))
 }
 
 /// Whether the program computes what we do, where it is off by `error` and with the same weights in f16 by `own`.
@@ -36,7 +51,8 @@ fn is_equal(row: &Row, error: f64, own: Option<f64>) -> bool {
     if row.format == DENSE {
         return error <= OWN_BAR;
     }
-    error <= own.map_or(0.0, |own| OF_ITS_OWN * own.min(OWN_BAR)).max(row.program.bar)
+    let bar = if row.scheme.contains("a8") { ROUNDED_ACTIVATIONS } else { row.program.bar };
+    error <= own.map_or(0.0, |own| OF_ITS_OWN * own.min(OWN_BAR)).max(bar)
 }
 
 /// The error of a row that has one.
@@ -66,10 +82,13 @@ pub fn markdown(rows: &[Row]) -> String {
     let mut text = format!(
         "# Exports in the programs that run them: `cargo xtask clients`\n\n\
          Models rounded to nearest, exported, and opened by each program on the CPU. A figure is the largest difference of the program's\n\
-         logits from those of `omniquant logits` (the packed model in f32), over the largest logit. It counts as equal up to 1e-3 (auto-round and\n\
-         mlx: 3e-3, as they multiply in f16; mistral.rs: 0.1, as it rounds activations), or up to {OF_ITS_OWN} times what the program is off with the same weights in f16\n\
-         (the column `{DENSE}`). A dash says that the format does not hold the scheme, a figure in bold that something is wrong, and a number in\n\
-         brackets that the program does not run it.\n\n\
+         logits from those of `omniquant logits` (the packed model in f32), over the largest logit. It counts as equal up to 1e-3, or up\n\
+         to {OF_ITS_OWN} times what the program is off with the same weights in f16 (the column `{DENSE}`, where there is something to compare).\n\
+         Auto-round multiplies in f16: 3e-3. mlx-lm makes f16 offsets of AWQ's zero points: 5e-3. mistral.rs rounds activations to 8 bits: 0.1.\n\
+         The same holds for schemes with 8-bit activations, whose codes depend on the last digits: transformers takes scales of largest/127.5\n\
+         instead of largest/127, and vLLM rounds what f16 has. A dash says that the format does not hold the scheme, a figure in bold that\n\
+         something is wrong, and a number in brackets that the program does not run it. `packed, as it is` is what the program is off in its\n\
+         own types, where the other columns have it compute in f32: llama.cpp rounds activations to 8 bits, mlx adds up in f16.\n\n\
          {equal} of {computed} computed files are equal.\n"
     );
     let mut notes = Notes::default();
@@ -99,7 +118,7 @@ fn refusals(text: &mut String, rows: &[Row]) {
         }
     }
     if !refused.is_empty() {
-        text.push_str("\nWhat formats do not hold, as `omniquant export` says of the first such scheme:\n\n");
+        text.push_str("\nWhat formats do not hold, as `omniquant formats` says of the first such scheme:\n\n");
     }
     for ((format, _), said) in refused {
         writeln!(text, "- {format}: {said}").expect("a String can be written");
@@ -113,7 +132,7 @@ fn section(text: &mut String, rows: &[Row], first: &Row, notes: &mut Notes) {
     let has_as_is =
         rows_here.iter().any(|row| matches!(row.outcome, Outcome::Asked(Answer::Logits { as_is: Some(_), .. })));
     let formats = first.program.formats;
-    let as_is = if has_as_is { " | the file as it is" } else { "" };
+    let as_is = if has_as_is { " | packed, as it is" } else { "" };
     write!(text, "\n| {} | {}{as_is} |\n", first.model, formats.join(" | ")).expect("a String can be written");
     writeln!(text, "|{}", "---|".repeat(1 + formats.len() + usize::from(has_as_is))).expect("a String can be written");
     let mut seen = BTreeSet::new();
@@ -123,7 +142,7 @@ fn section(text: &mut String, rows: &[Row], first: &Row, notes: &mut Notes) {
         }
         let of_format = |format: &&str| rows_here.iter().find(|r| r.scheme == row.scheme && r.format == *format);
         let cells: Vec<&&Row> = formats.iter().filter_map(of_format).collect();
-        if cells.iter().all(|cell| matches!(cell.outcome, Outcome::Refused(_))) {
+        if cells.iter().all(|cell| matches!(cell.outcome, Outcome::Refused(_) | Outcome::NotAsked)) {
             continue;
         }
         write!(text, "| {} |", row.scheme).expect("a String can be written");
@@ -131,11 +150,13 @@ fn section(text: &mut String, rows: &[Row], first: &Row, notes: &mut Notes) {
             write!(text, " {} |", shown(cell, own_error(rows, cell), notes)).expect("a String can be written");
         }
         if has_as_is {
-            let own = cells.iter().find_map(|cell| match cell.outcome {
+            let packed = cells.iter().filter(|cell| cell.format != DENSE);
+            let as_is = packed.filter_map(|cell| match cell.outcome {
                 Outcome::Asked(Answer::Logits { as_is, .. }) => as_is,
                 _ => None,
             });
-            write!(text, " {} |", own.map_or_else(|| "-".to_owned(), figure)).expect("a String can be written");
+            write!(text, " {} |", as_is.reduce(f64::max).map_or_else(|| "-".to_owned(), figure))
+                .expect("a String can be written");
         }
         text.push('\n');
     }
@@ -145,6 +166,7 @@ fn section(text: &mut String, rows: &[Row], first: &Row, notes: &mut Notes) {
 fn shown(row: &Row, own: Option<f64>, notes: &mut Notes) -> String {
     match &row.outcome {
         Outcome::Refused(_) => "-".to_owned(),
+        Outcome::NotAsked => String::new(),
         Outcome::NotWritten(said) => notes.number(&format!("not written: {said}")),
         Outcome::Asked(Answer::Failed(said)) => notes.number(said),
         Outcome::Asked(Answer::Logits { error, .. }) if is_equal(row, *error, own) => figure(*error),
@@ -200,6 +222,26 @@ mod tests {
         assert_eq!(count(&rows), (2, 1));
         let rows = [row("auto-round", "w4a16", logits(4e-3))];
         assert_eq!(count(&rows), (1, 0));
+    }
+
+    #[test]
+    fn yardsticks_are_asked_for_where_there_is_something_to_compare() {
+        let refused = || Outcome::Refused("4 bits only".to_owned());
+        let failed = || Outcome::Asked(Answer::Failed("no kernel".to_owned()));
+        let wanted = |rows: &[Row]| rows.iter().map(|row| is_yardstick(rows, row)).collect::<Vec<_>>();
+        let rows = [
+            row("dense", "w4a16", Outcome::NotAsked),
+            row("auto-round", "w4a16", logits(1e-4)),
+            row("dense", "w3a16", Outcome::NotAsked),
+            row("auto-round", "w3a16", failed()),
+            row("dense", "w2a16", Outcome::NotAsked),
+            row("auto-round", "w2a16", refused()),
+        ];
+        assert_eq!(wanted(&rows), [true, false, false, false, false, false]);
+        let nothing_is_held = [row("dense", "w2a16", Outcome::NotAsked), row("auto-round", "w2a16", refused())];
+        assert_eq!(wanted(&nothing_is_held), [true, false]);
+        let text = markdown(&rows);
+        assert!(text.contains("\n| w3a16 |  | [1] |\n") && !text.contains("| w2a16 |"), "{text}");
     }
 
     #[test]

@@ -10,7 +10,7 @@ use crate::block::inputs::Moments;
 /// Fraction of the mean diagonal that is added to the diagonal, so that the matrix has an inverse (GPTQ, section 3.3).
 const DAMPING: f64 = 0.01;
 /// The same fraction, times channels per token: correlations measured on few tokens are mostly noise.
-const SHRINKING: f64 = 0.5;
+const SHRINKING: f64 = 2.5;
 /// Columns whose errors are applied to the rest of the matrix in one product.
 const BATCH: i64 = 128;
 /// Weights processed at once, in whole rows: 64 MiB in f32, a few times.

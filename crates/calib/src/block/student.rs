@@ -37,8 +37,10 @@ pub(crate) struct Student<'a> {
     rounding: Option<Descending>,
 }
 
-/// The largest step of an offset: the sign of a gradient says little about how far to go.
-const LARGEST_STEP: f64 = 0.02;
+/// How far all usual steps together move an offset, in codes.
+const REACH: f64 = 0.25;
+/// The largest rate: if there are few steps, they reach less far.
+const LARGEST_RATE: f64 = 0.01;
 
 /// Learning rates.
 #[derive(Clone, Copy)]
@@ -97,8 +99,7 @@ impl<'a> Student<'a> {
 
     /// Learns rounding too, in `steps` steps, each scaled by `fraction`.
     pub(crate) fn round_within(&mut self, steps: usize, fraction: f64) {
-        // All steps together move an offset by half a code, or by less if there are few of them.
-        let first = (1.0 / (steps + 1) as f64).min(LARGEST_STEP);
+        let first = (2.0 * REACH / (steps + 1) as f64).min(LARGEST_RATE);
         self.rounding = Some(Descending::new(fraction * first, steps));
     }
 

@@ -82,7 +82,7 @@ impl RecipeArgs {
 /// The text to evaluate on.
 #[derive(Clone, Debug, Args)]
 pub struct EvalDataArgs {
-    /// Evaluation text: wikitext2, wikitext2:valid, or a file as for --calib [default: the model's, else wikitext2]
+    /// Evaluation text: wikitext2, wikitext2:valid, c4, ptb, or a file as for --calib [default: the model's, else wikitext2]
     #[arg(long, value_name = "DATA")]
     pub data: Option<String>,
     /// Field or column with the text, in JSON or parquet files; conversations are rendered with the model's chat template

@@ -10,20 +10,20 @@ use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::path::Path;
 
-use oq_export::{Subject, Tensor};
+use oq_export::{Limit, Subject, Tensor};
 use oq_formats::atomic_write;
 use oq_quant_core::{ActSpec, GroupSize, RotateKind, Storage, Symmetry};
 use oq_recipe::{Method, RUN_FOLDER, Recipe};
 
 use self::markdown::{block, code, command, plain, quoted, table};
-use self::programs::{cells, example, examples, others};
+use self::programs::{cells, example, examples, limits, others};
 use crate::last_part::last_part;
 use crate::output::bytes;
 
 pub use self::origin::Origin;
 pub use self::programs::warning;
 pub use self::results::CARD;
-pub use self::results::{Measured, THIS, accuracy, add, check, perplexity, record};
+pub use self::results::{Measured, THIS, add, check, divergence, perplexity, record, task};
 
 /// What a card says.
 pub struct Card<'a> {
@@ -82,8 +82,14 @@ impl Card<'_> {
         say(&table(["program", "how it computes", ""], rows));
         match &others {
             Err(refusal) => say(&format!("Other programs refuse this model: {}.\n", plain(&refusal.why))),
-            Ok(programs) if programs.is_empty() => say("Other programs were not tried on it.\n"),
-            Ok(_) => {}
+            Ok(programs) if programs.is_empty() && limits(self.subject).is_empty() => {
+                say("Other programs were not tried on it.\n");
+            }
+            Ok(_) => {
+                for Limit { name, why, instead, .. } in limits(self.subject) {
+                    say(&format!("Not with {name}: {why}. Quantize with {instead} for it.\n"));
+                }
+            }
         }
         let (language, own) = example(self.name);
         say(&block(language, &own));

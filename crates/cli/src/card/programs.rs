@@ -1,6 +1,6 @@
 //! How to run a packed model. The table of `oq-export` says which programs of others open it.
 
-use oq_export::{Evidence, Program, Refusal, Subject, check, find, programs};
+use oq_export::{Evidence, Limit, Program, Refusal, Subject, check, find, limits_of_programs, programs};
 use oq_quant_core::{ActSpec, QuantSpec, Symmetry, WeightSpec};
 use oq_recipe::Recipe;
 
@@ -18,6 +18,11 @@ pub fn others(subject: &Subject) -> Result<Vec<&'static Program>, Refusal> {
     check(layout, subject)?;
     // Those that are left have another layout there.
     Ok(if subject.act() == ActSpec::Float { programs(layout, subject) } else { Vec::new() })
+}
+
+/// The programs of others that open models of this layout, and not this one.
+pub fn limits(subject: &Subject) -> Vec<&'static Limit> {
+    limits_of_programs(find(LAYOUT).expect("it is in the table"), subject)
 }
 
 /// Says before a run that other programs will refuse its result.

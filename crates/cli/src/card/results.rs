@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 
+use oq_eval::{Divergence, Perplexity};
 use oq_formats::atomic_write;
 use oq_recipe::{MEASURED, Measurement, Metric, RUN_FOLDER};
 
@@ -38,38 +39,67 @@ impl Measured {
     }
 }
 
-/// Perplexity of a model on windows of a text.
-pub fn perplexity(model: &str, data: &str, windows: usize, seqlen: usize, value: f64) -> Measured {
-    let windows = if windows == 1 { "1 window".to_owned() } else { format!("{windows} windows") };
-    let data = last_part(data);
-    Measured {
-        model: plain(model),
-        what: format!("perplexity on {}, {windows} of {seqlen} tokens (lower is better)", code(&data)),
-        value: format!("{value:.4}"),
-        record: Measurement {
-            model: model.to_owned(),
-            metric: Metric::Perplexity,
-            on: format!("{data}, {windows} of {seqlen} tokens"),
-            value,
-            error: None,
-        },
+/// A number, and how many decimals of it and of its standard error a card shows.
+struct Figure {
+    metric: Metric,
+    value: f64,
+    error: Option<f64>,
+    digits: [usize; 2],
+}
+
+impl Figure {
+    /// As a measurement of the model that the card is about, on `extent` of `data`.
+    fn measured(self, what: &str, data: &str, extent: &str) -> Measured {
+        let Self { metric, value, error, digits: [digits, of_error] } = self;
+        let (better, scale, unit) = match metric {
+            Metric::Accuracy | Metric::Agreement => ("higher", 100.0, " %"),
+            _ => ("lower", 1.0, ""),
+        };
+        let data = last_part(data);
+        let shown_error = error.map_or(String::new(), |error| format!(" ± {:.of_error$}", scale * error));
+        Measured {
+            model: THIS.to_owned(),
+            what: format!("{what} on {}, {extent} ({better} is better)", code(&data)),
+            value: format!("{:.digits$}{shown_error}{unit}", scale * value),
+            record: Measurement { model: THIS.to_owned(), metric, on: format!("{data}, {extent}"), value, error },
+        }
     }
 }
 
-/// Zero-shot accuracy of the model that the card is about, with its standard error.
-pub fn accuracy(task: &str, items: usize, value: f64, error: f64) -> Measured {
-    Measured {
-        model: THIS.to_owned(),
-        what: format!("zero-shot accuracy on {}, {items} items (higher is better)", code(task)),
-        value: format!("{:.2} %", 100.0 * value),
-        record: Measurement {
-            model: THIS.to_owned(),
-            metric: Metric::Accuracy,
-            on: format!("{task}, {items} items"),
-            value,
-            error: Some(error),
-        },
-    }
+/// Perplexity of a model on windows of a text.
+pub fn perplexity(model: &str, data: &str, result: &Perplexity) -> Measured {
+    let (value, error) = (result.value(), result.error());
+    let figure = Figure { metric: Metric::Perplexity, value, error, digits: [4, 2] };
+    let mut measured = figure.measured("perplexity", data, &windows(result));
+    measured.model = plain(model);
+    measured.record.model = model.to_owned();
+    measured
+}
+
+/// Divergence of the model that the card is about from the one named `full`, and how often both find the same token the likeliest.
+pub fn divergence(full: &str, data: &str, compared: &Divergence) -> [Measured; 2] {
+    let (full, windows) = (code(&last_part(full)), windows(&compared.quantized));
+    let (value, error) = (compared.mean(), compared.mean_error());
+    let divergence = Figure { metric: Metric::Divergence, value, error, digits: [5, 5] };
+    let (value, error) = (compared.agreement(), compared.agreement_error());
+    let agreement = Figure { metric: Metric::Agreement, value, error, digits: [2, 2] };
+    [
+        divergence.measured(&format!("divergence (KL) from {full}"), data, &windows),
+        agreement.measured(&format!("same likeliest token as {full}"), data, &windows),
+    ]
+}
+
+/// `8 windows of 2048 tokens`.
+fn windows(result: &Perplexity) -> String {
+    let n = result.window_nll.len();
+    let windows = if n == 1 { "1 window".to_owned() } else { format!("{n} windows") };
+    format!("{windows} of {} tokens", result.seqlen)
+}
+
+/// A figure of the model that the card is about on `extent` of a zero-shot task.
+pub fn task(metric: Metric, task: &str, extent: &str, value: f64, error: Option<f64>) -> Measured {
+    let what = if metric == Metric::Accuracy { "zero-shot accuracy" } else { "perplexity" };
+    Figure { metric, value, error, digits: [2, 2] }.measured(what, task, extent)
 }
 
 /// Records measurements in the folder of a run; does nothing if `dir` has none. They replace earlier ones of the same model and thing.
@@ -148,7 +178,7 @@ mod tests {
     use super::*;
 
     fn measured(model: &str, what: &str, value: &str) -> Measured {
-        let record = accuracy("piqa", 1, 0.0, 0.0).record;
+        let record = task(Metric::Accuracy, "piqa", "1 item", 0.0, None).record;
         let [model, what, value] = [model, what, value].map(str::to_owned);
         Measured { model, what, value, record }
     }

@@ -11,12 +11,17 @@ fn recipe(scheme: &str, overrides: &Overrides) -> Recipe {
 
 /// The card of a model that is quantized by `recipe`.
 fn card(recipe: &Recipe, origin: &Origin, model: &str) -> String {
+    let is_online = recipe.rotate.kind == RotateKind::Online;
+    card_of(&Subject::from(recipe.scheme).rotated_online(is_online), recipe, origin, model)
+}
+
+fn card_of(subject: &Subject, recipe: &Recipe, origin: &Origin, model: &str) -> String {
     let card = Card {
         name: &format!("{model}-{}", recipe.scheme),
         model,
         origin,
         recipe,
-        subject: &Subject::from(recipe.scheme).rotated_online(recipe.rotate.kind == RotateKind::Online),
+        subject,
         bits_per_code: f64::from(recipe.scheme.weight.bits.get()),
         bits_per_weight: 4.25,
         bytes: [1 << 20, 1 << 18],
@@ -62,6 +67,22 @@ fn what_other_programs_refuse_is_not_offered_to_them() {
     assert!(!text.contains("from_pretrained") && !text.contains("vllm"), "{text}");
     assert!(text.contains("| activations | 4 bits, with a scale and a zero point for each token"), "{text}");
     assert!(text.contains("This is `mine`, ") && text.contains("The original's terms of use apply."), "{text}");
+}
+
+#[test]
+fn programs_that_fail_at_experts_are_named() {
+    let text = |scheme: &str, architecture: &str| {
+        let recipe = recipe(scheme, &Overrides::default());
+        let subject = Subject::from(recipe.scheme).of_model(architecture, []);
+        card_of(&subject, &recipe, &known(), "model")
+    };
+    let limit = "Not with transformers 5.24 with compressed-tensors 0.20: it loses the zero points of experts";
+    let asymmetric = text("w4a16g64", "mixtral");
+    assert!(asymmetric.contains(limit) && asymmetric.contains("a symmetric scheme"), "{asymmetric}");
+    assert!(!asymmetric.contains("from_pretrained") && !asymmetric.contains("were not tried"), "{asymmetric}");
+    for text in [text("w4a16g64sym", "mixtral"), text("w4a16g64", "llama")] {
+        assert!(!text.contains("Not with") && text.contains("from_pretrained"), "{text}");
+    }
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::path::Path;
 
 use anyhow::Result;
-use oq_export::{Evidence, FORMATS, Format, Program, Refusal, Subject, check, programs};
+use oq_export::{Evidence, FORMATS, Format, Limit, Program, Refusal, Subject, check, limits_of_programs, programs};
 use oq_formats::PackedCheckpoint;
 use oq_quant_core::QuantSpec;
 use serde::Serialize;
@@ -45,13 +45,18 @@ struct Row {
     format: &'static str,
     refusal: Option<Refusal>,
     programs: Vec<&'static Program>,
+    /// Programs that open other models in this format, and not this one.
+    limits: Vec<&'static Limit>,
 }
 
 impl Row {
     fn of(format: &Format, subject: &Subject) -> Self {
         let refusal = check(format, subject).err();
-        let programs = if refusal.is_none() { programs(format, subject) } else { Vec::new() };
-        Self { format: format.name, refusal, programs }
+        let (programs, limits) = match refusal {
+            None => (programs(format, subject), limits_of_programs(format, subject)),
+            Some(_) => (Vec::new(), Vec::new()),
+        };
+        Self { format: format.name, refusal, programs, limits }
     }
 }
 
@@ -69,6 +74,9 @@ fn text(subject: &Subject, rows: &[Row]) -> String {
         for program in &row.programs {
             let unproved = if program.evidence == Evidence::Read { " (by its source; not run)" } else { "" };
             line(format!("  {}: {}{unproved}", program.name, program.path));
+        }
+        for Limit { name, why, instead, .. } in &row.limits {
+            line(format!("  {name}: no, {why}; {instead} would do"));
         }
     }
     text

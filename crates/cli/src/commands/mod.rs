@@ -9,6 +9,7 @@ pub mod export;
 pub mod formats;
 pub mod generate;
 pub mod inspect;
+pub mod judge;
 pub mod logits;
 pub mod merge;
 pub mod plan;
@@ -16,6 +17,7 @@ pub mod progress;
 pub mod quantize;
 pub mod report;
 pub mod running;
+pub mod serve;
 pub mod synth;
 
 use clap::CommandFactory;

@@ -113,6 +113,11 @@ impl Tokenizer {
         tokenizing(|| self.inner.decode(ids, true)).map_err(|e| self.refused("decode the ids", e))
     }
 
+    /// The token `id` as the vocabulary spells it, such as `</s>` or `\u{120}the`.
+    pub fn token(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
     /// The beginning-of-sequence token, if the tokenizer names one.
     pub fn bos(&self) -> Option<u32> {
         self.bos

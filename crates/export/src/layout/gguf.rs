@@ -19,9 +19,10 @@ pub(crate) const FORMAT: Format = Format {
 };
 
 /// Architectures that the writer describes to llama.cpp.
-const ARCHITECTURES: [&str; 19] = [
+const ARCHITECTURES: [&str; 22] = [
     "llama",
     "mistral",
+    "ministral3",
     "qwen2",
     "qwen3",
     "falcon",
@@ -33,12 +34,14 @@ const ARCHITECTURES: [&str; 19] = [
     "olmo3",
     "smollm3",
     "granite",
+    "granitemoe",
     "glm4",
     "seed_oss",
     "mixtral",
     "qwen2_moe",
     "qwen3_moe",
     "olmoe",
+    "gpt_oss",
 ];
 /// Of a row that all blocks divide.
 const ROW: usize = 4096;

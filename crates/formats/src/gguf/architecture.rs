@@ -1,5 +1,10 @@
 //! The architectures of llama.cpp that are read and written.
 
+use crate::packed::experts_of;
+
+/// The key, without prefix, of how queries grow with the logarithm of their position.
+pub(super) const TEMPERATURE: &str = "attention.temperature_scale";
+
 /// An architecture. Two that llama.cpp runs as one are two here if transformers has a class for each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Architecture {
@@ -7,6 +12,8 @@ pub(super) enum Architecture {
     Llama,
     /// LLaMA with experts.
     Mixtral,
+    /// Ministral 3: LLaMA whose queries grow with their position.
+    Ministral3,
     /// Qwen 2 and 2.5.
     Qwen2,
     /// Qwen 2 with experts, one of them for all tokens.
@@ -35,6 +42,10 @@ pub(super) enum Architecture {
     SmolLm3,
     /// Granite 3, without experts.
     Granite,
+    /// Granite 3 with experts.
+    GraniteMoe,
+    /// GPT-OSS.
+    GptOss,
     /// GLM-4 of 2025.
     Glm4,
     /// Seed-OSS.
@@ -42,9 +53,10 @@ pub(super) enum Architecture {
 }
 
 impl Architecture {
-    const ALL: [Self; 18] = [
+    const ALL: [Self; 21] = [
         Self::Llama,
         Self::Mixtral,
+        Self::Ministral3,
         Self::Qwen2,
         Self::Qwen2Moe,
         Self::Qwen3,
@@ -59,6 +71,8 @@ impl Architecture {
         Self::Olmoe,
         Self::SmolLm3,
         Self::Granite,
+        Self::GraniteMoe,
+        Self::GptOss,
         Self::Glm4,
         Self::SeedOss,
     ];
@@ -68,6 +82,7 @@ impl Architecture {
         match self {
             Self::Llama => ["llama", "llama", "LlamaForCausalLM"],
             Self::Mixtral => ["llama", "mixtral", "MixtralForCausalLM"],
+            Self::Ministral3 => ["mistral3", "ministral3", "Ministral3ForCausalLM"],
             Self::Qwen2 => ["qwen2", "qwen2", "Qwen2ForCausalLM"],
             Self::Qwen2Moe => ["qwen2moe", "qwen2_moe", "Qwen2MoeForCausalLM"],
             Self::Qwen3 => ["qwen3", "qwen3", "Qwen3ForCausalLM"],
@@ -82,6 +97,8 @@ impl Architecture {
             Self::Olmoe => ["olmoe", "olmoe", "OlmoeForCausalLM"],
             Self::SmolLm3 => ["smollm3", "smollm3", "SmolLM3ForCausalLM"],
             Self::Granite => ["granite", "granite", "GraniteForCausalLM"],
+            Self::GraniteMoe => ["granitemoe", "granitemoe", "GraniteMoeForCausalLM"],
+            Self::GptOss => ["gpt-oss", "gpt_oss", "GptOssForCausalLM"],
             Self::Glm4 => ["glm4", "glm4", "Glm4ForCausalLM"],
             Self::SeedOss => ["seed_oss", "seed_oss", "SeedOssForCausalLM"],
         }
@@ -102,12 +119,14 @@ impl Architecture {
         self.names()[2]
     }
 
-    /// The architecture of this name in GGUF, and of a file that has experts or a sliding window or not.
-    pub(super) fn of_name(name: &str, has_experts: bool, has_window: bool) -> Option<Self> {
+    /// The architecture of this name in GGUF; `has` says whether a file has a key, which is without prefix, with another value than 0.
+    pub(super) fn of_name(name: &str, has: impl Fn(&str) -> bool) -> Option<Self> {
         let found = Self::ALL.into_iter().find(|architecture| architecture.name() == name)?;
         Some(match found {
-            Self::Llama if has_experts => Self::Mixtral,
-            Self::Olmo2 if has_window => Self::Olmo3,
+            Self::Llama if has("expert_count") => Self::Mixtral,
+            Self::Olmo2 if has("attention.sliding_window") => Self::Olmo3,
+            // Mistral Small 3 has this name too.
+            Self::Ministral3 if !has(TEMPERATURE) => Self::Llama,
             other => other,
         })
     }
@@ -140,14 +159,14 @@ impl Architecture {
     }
 
     /// Whether it has experts instead of one MLP.
-    pub(super) const fn has_experts(self) -> bool {
-        matches!(self, Self::Mixtral | Self::Qwen2Moe | Self::Qwen3Moe | Self::Olmoe)
+    pub(super) fn has_experts(self) -> bool {
+        experts_of(self.model_type()).is_some()
     }
 
     /// Every which block has no sliding window if a file does not say; none for architectures without windows.
     pub(super) const fn usual_period(self) -> Option<usize> {
         match self {
-            Self::Gemma2 => Some(2),
+            Self::Gemma2 | Self::GptOss => Some(2),
             Self::Gemma3 => Some(6),
             Self::Olmo3 => Some(4),
             _ => None,
@@ -159,6 +178,11 @@ impl Architecture {
         matches!(self, Self::Gemma | Self::Gemma2)
     }
 
+    /// Whether embeddings, scores, residuals and logits have factors.
+    pub(super) const fn is_granite(self) -> bool {
+        matches!(self, Self::Granite | Self::GraniteMoe)
+    }
+
     /// Whether its norms multiply by one more than their weight, which GGUF files hold.
     pub(super) const fn is_gemma(self) -> bool {
         matches!(self, Self::Gemma | Self::Gemma2 | Self::Gemma3)
@@ -166,7 +190,7 @@ impl Architecture {
 
     /// Whether llama.cpp rotates neighbouring values of a head where Hugging Face rotates the two halves.
     pub(super) const fn is_interleaved(self) -> bool {
-        matches!(self, Self::Llama | Self::Mixtral | Self::Granite | Self::SmolLm3)
+        self.is_granite() || matches!(self, Self::Llama | Self::Mixtral | Self::Ministral3 | Self::SmolLm3)
     }
 
     /// Whether some heads' values may not be rotated: those after the first `rope.dimension_count`.

@@ -13,13 +13,74 @@ use super::tensors::Place;
 use super::tokenizer::Tokenizer;
 use super::{Gguf, GgufError, Tensor, from_metadata, hf_config};
 use crate::atomic::{atomic_write, atomic_write_with};
-use crate::header;
+use crate::{header, transposed};
 
 /// Values dequantized at a time: 8 MB of f16, so that memory does not grow with the model.
 const SLAB_VALUES: usize = 1 << 22;
 
-/// A tensor to convert.
+/// A tensor of the file, or one expert's part of it.
 type Placed<'a> = (Place, Tensor<'a>);
+
+/// A tensor to write.
+struct Output<'a> {
+    hf: String,
+    /// Outermost dimension first: of experts that are one tensor, their number.
+    shape: Vec<usize>,
+    /// A matrix or vector for each of these experts, of one tensor of the file or of several that have its rows.
+    matrices: Vec<Vec<Placed<'a>>>,
+    /// Whether each matrix is `[in, out]`.
+    transposed: bool,
+}
+
+impl Output<'_> {
+    fn placed(&self) -> impl Iterator<Item = &Placed<'_>> {
+        self.matrices.iter().flatten()
+    }
+
+    fn values(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Whether its values are a linear's weights, which are rounded to f16.
+    fn is_matrix(&self) -> bool {
+        self.matrices[0][0].0.role.is_some()
+    }
+
+    /// f16, or f32 for a vector or router that f16 would change, such as a norm with more digits. They are too small to be worth rounding.
+    fn dtype(&self) -> Dtype {
+        let exact = |value: &f32| f16::from_f32(*value).to_f32() == *value;
+        let is_exact = |parts: &Vec<Placed<'_>>| values(parts).iter().all(exact);
+        if self.is_matrix() || self.matrices.iter().all(is_exact) { Dtype::F16 } else { Dtype::F32 }
+    }
+}
+
+/// The tensors to write: experts that are one tensor in Hugging Face are put together.
+fn outputs(placed: Vec<Placed<'_>>) -> Vec<Output<'_>> {
+    let mut outputs: Vec<Output<'_>> = Vec::new();
+    for (place, tensor) in placed {
+        let (hf, transposed) = match &place.fused {
+            Some(fused) => (fused.name.clone(), fused.transposed),
+            None => (place.hf.clone(), false),
+        };
+        let (expert, count) = place.expert.filter(|_| place.fused.is_some()).unwrap_or((0, 1));
+        let started = if place.fused.is_some() { outputs.iter().rposition(|output| output.hf == hf) } else { None };
+        let at = started.unwrap_or_else(|| {
+            let mut shape = place.hf_shape();
+            if transposed {
+                shape.reverse();
+            }
+            if place.fused.is_some() {
+                shape.insert(0, count);
+            }
+            outputs.push(Output { hf, shape, matrices: Vec::new(), transposed });
+            outputs.len() - 1
+        });
+        let matrices = &mut outputs[at].matrices;
+        matrices.resize_with(matrices.len().max(expert + 1), Vec::new);
+        matrices[expert].push((place, tensor));
+    }
+    outputs
+}
 
 /// Progress of a conversion.
 #[derive(Clone, Copy, Debug)]
@@ -50,8 +111,9 @@ pub struct Converted {
 /// Converts the model in `gguf` to a directory `out_dir` with `model.safetensors`, `tokenizer.json`, `tokenizer_config.json`,
 /// `generation_config.json` and, last, `config.json`. Each file is written atomically.
 ///
-/// The module names the architectures. Of a split model `gguf` is the first file. Matrices are dequantized in f32 and rounded to f16. Vectors (norms) are f16 if that is
-/// exact, else f32. This takes some megabytes of memory, whatever the model's size.
+/// The module names the architectures. Of a split model `gguf` is the first file. Matrices are dequantized in f32 and rounded to f16. Vectors
+/// (norms) are f16 if that is exact, else f32. This takes some megabytes of memory, whatever the model's size; with experts that Hugging Face
+/// stores by columns, as much as one expert's matrix.
 ///
 /// # Errors
 /// Fails if the result would be a different model, and names the reason: other architectures, missing or extra tensors, weights beyond f16,
@@ -64,7 +126,7 @@ pub fn convert_to_hf(
     let file = Gguf::open(gguf)?;
     // Except for weights beyond f16, everything is validated before the first byte is written.
     let shape = from_metadata::read(&file)?;
-    let placed = from_metadata::find_all(&file, &shape)?;
+    let outputs = outputs(from_metadata::find_all(&file, &shape)?);
     let tokenizer = Tokenizer::read(file.metadata(), shape.vocab)?;
     let tokenizer_json = tokenizer.json()?;
 
@@ -73,45 +135,49 @@ pub fn convert_to_hf(
         let text = format!("{json:#}\n");
         atomic_write(&out_dir.join(name), text.as_bytes()).map_err(GgufError::from)
     };
-    let weight_bytes = write_weights(&out_dir.join("model.safetensors"), &placed, progress)?;
+    let weight_bytes = write_weights(&out_dir.join("model.safetensors"), &outputs, progress)?;
     write("tokenizer.json", &tokenizer_json)?;
     write("tokenizer_config.json", &tokenizer.config(shape.context))?;
     write("generation_config.json", &tokenizer.generation_config())?;
     write("config.json", &hf_config::config(&shape, &tokenizer.ids()))?;
     Ok(Converted {
         dir: out_dir.to_owned(),
-        tensors: placed.len(),
-        values: placed.iter().map(|(place, _)| place.values()).sum(),
+        tensors: outputs.len(),
+        values: outputs.iter().map(Output::values).sum(),
         weight_bytes,
     })
 }
 
 /// Streams the tensors to a safetensors file and returns its size.
-fn write_weights(path: &Path, placed: &[Placed<'_>], progress: &mut dyn FnMut(Progress<'_>)) -> Result<u64, GgufError> {
-    let mut outputs: Vec<_> = placed.iter().map(|placed| (placed, output_dtype(placed))).collect();
+fn write_weights(path: &Path, all: &[Output<'_>], progress: &mut dyn FnMut(Progress<'_>)) -> Result<u64, GgufError> {
+    let mut outputs: Vec<_> = all.iter().map(|output| (output, output.dtype())).collect();
     // Readers expect every tensor to be aligned to its type, so the wider type comes first. The sort is stable.
     outputs.sort_by_key(|&(_, dtype)| dtype != Dtype::F32);
 
-    let bytes_of = |(place, _): &Placed<'_>, dtype: Dtype| place.values() * dtype.bitsize() / 8;
+    let bytes_of = |output: &Output<'_>, dtype: Dtype| output.values() * dtype.bitsize() / 8;
     let entries = outputs
         .iter()
-        .map(|&(placed, dtype)| (placed.0.hf.clone(), dtype, placed.0.shape.clone(), bytes_of(placed, dtype)));
+        .map(|&(output, dtype)| (output.hf.clone(), dtype, output.shape.clone(), bytes_of(output, dtype)));
     let header = header::encode(entries).expect("offsets follow each other by construction");
-    let data: usize = outputs.iter().map(|&(placed, dtype)| bytes_of(placed, dtype)).sum();
+    let data: usize = outputs.iter().map(|&(output, dtype)| bytes_of(output, dtype)).sum();
 
     // Blocks of zeros are no weights: the data is missing.
     let is_lost = |placed: &&Placed<'_>| placed.0.role.is_some() && placed.1.bytes().iter().all(|&b| b == 0);
-    if let Some(placed) = placed.iter().find(is_lost) {
-        let (tensor, kind) = (placed.1.name().to_owned(), placed.1.kind().name());
-        return Err(GgufError::Zeros { tensor, kind });
+    if let Some((_, tensor)) = all.iter().flat_map(Output::placed).find(is_lost) {
+        return Err(GgufError::Zeros { tensor: tensor.name().to_owned(), kind: tensor.kind().name() });
     }
     // The writer's errors are io::Error; a refused weight is passed beside it.
     let mut refused = None;
     let written = atomic_write_with(path, |out| {
         out.write_all(&header)?;
-        for (i, &(placed, dtype)) in outputs.iter().enumerate() {
-            write_tensor(out, placed, dtype, &mut refused)?;
-            progress(Progress { tensor: &placed.0.hf, done: i + 1, total: outputs.len() });
+        for (i, &(output, dtype)) in outputs.iter().enumerate() {
+            for parts in &output.matrices {
+                match output.is_matrix() {
+                    true => write_matrix(out, parts, output.transposed, &mut refused)?,
+                    false => write_values(out, &values(parts), dtype)?,
+                }
+            }
+            progress(Progress { tensor: &output.hf, done: i + 1, total: outputs.len() });
         }
         Ok(())
     });
@@ -121,40 +187,52 @@ fn write_weights(path: &Path, placed: &[Placed<'_>], progress: &mut dyn FnMut(Pr
     }
 }
 
-/// f16, or f32 for a vector or router that f16 would change, such as a norm with more digits. They are too small to be worth rounding.
-fn output_dtype(placed: &Placed<'_>) -> Dtype {
-    let exact = |value: &f32| f16::from_f32(*value).to_f32() == *value;
-    if placed.0.role.is_some() || values(placed).iter().all(exact) { Dtype::F16 } else { Dtype::F32 }
-}
-
 /// A tensor that is no linear's matrix, in the order of Hugging Face.
-fn values((place, tensor): &Placed<'_>) -> Vec<f32> {
-    let values = tensor.dequantize();
-    let rows = if place.shape.len() == 1 { values.len() } else { 0 };
-    let ordered = (0..rows).map(|row| values[place.order.in_gguf(row)]).chain(values[rows..].iter().copied());
-    ordered.map(|value| value - place.plus).collect()
+fn values(parts: &[Placed<'_>]) -> Vec<f32> {
+    let mut all = vec![0.0; parts[0].0.hf_shape().iter().product()];
+    for (place, tensor) in parts {
+        let first = place.first_row();
+        let mut values = vec![0.0; place.rows() * tensor.row_values()];
+        for (row, values) in values.chunks_mut(tensor.row_values()).enumerate() {
+            tensor.dequantize_row(first + row, values);
+        }
+        let cols = values.len() / place.shape[0];
+        for (row, values) in values.chunks(cols).enumerate() {
+            let to = &mut all[place.order.in_hf(row) * cols..][..cols];
+            to.iter_mut().zip(values).for_each(|(to, value)| *to = value - place.plus);
+        }
+    }
+    all
 }
 
-fn write_tensor(
+fn write_values(out: &mut impl Write, values: &[f32], dtype: Dtype) -> io::Result<()> {
+    match dtype {
+        Dtype::F32 => values.iter().try_for_each(|value| out.write_all(&value.to_le_bytes())),
+        _ => values.iter().try_for_each(|value| out.write_all(&f16::from_f32(*value).to_le_bytes())),
+    }
+}
+
+/// A linear's matrix, whose rows are in one tensor or in several.
+fn write_matrix(
     out: &mut impl Write,
-    placed: &Placed<'_>,
-    dtype: Dtype,
+    parts: &[Placed<'_>],
+    is_transposed: bool,
     refused: &mut Option<GgufError>,
 ) -> io::Result<()> {
-    let (place, tensor) = placed;
-    if place.role.is_none() {
-        let values = values(placed).into_iter();
-        return match dtype {
-            Dtype::F32 => values.map(f32::to_le_bytes).try_for_each(|bytes| out.write_all(&bytes)),
-            _ => values.map(|value| f16::from_f32(value).to_le_bytes()).try_for_each(|bytes| out.write_all(&bytes)),
-        };
+    let (rows, cols) = (parts[0].0.hf_shape()[0], parts[0].1.row_values());
+    // For each row, the part that has it, and its number there.
+    let mut sources = vec![(&parts[0], 0); rows];
+    for part in parts {
+        (0..part.0.shape[0]).for_each(|row| sources[part.0.order.in_hf(row)] = (part, row));
     }
-    let (rows, cols) = (place.shape[0], tensor.row_values());
-    let slab_rows = (SLAB_VALUES / cols.max(1)).max(1);
-    for first in (0..rows).step_by(slab_rows) {
-        let slab = (first..rows.min(first + slab_rows)).into_par_iter().map(|row| half_row(placed, row));
-        match slab.collect::<Result<Vec<_>, _>>() {
-            Ok(slab) => slab.iter().try_for_each(|row| out.write_all(row))?,
+    // A matrix that is transposed is one expert's, and taken whole.
+    let slab_rows = if is_transposed { rows } else { (SLAB_VALUES / cols.max(1)).max(1) };
+    for (slab_idx, slab) in sources.chunks(slab_rows).enumerate() {
+        let first = slab_idx * slab_rows;
+        let half_row = |(idx, &(part, row)): (usize, &(&Placed<'_>, usize))| half_row(part, row, first + idx);
+        match slab.par_iter().enumerate().map(half_row).collect::<Result<Vec<_>, _>>() {
+            Ok(slab) if is_transposed => out.write_all(&bytes(&transposed(&slab.concat(), cols)))?,
+            Ok(slab) => slab.iter().try_for_each(|row| out.write_all(&bytes(row)))?,
             Err(error) => {
                 *refused = Some(error);
                 return Err(io::Error::other("a weight was refused"));
@@ -164,17 +242,17 @@ fn write_tensor(
     Ok(())
 }
 
-/// One row of the output, as bytes of f16.
-fn half_row((place, tensor): &Placed<'_>, row: usize) -> Result<Vec<u8>, GgufError> {
+fn bytes(halves: &[f16]) -> Vec<u8> {
+    halves.iter().flat_map(|half| half.to_le_bytes()).collect()
+}
+
+/// One row of a matrix, which is row `in_hf` of the output.
+fn half_row((place, tensor): &Placed<'_>, row: usize, in_hf: usize) -> Result<Vec<f16>, GgufError> {
     let mut values = vec![0.0; tensor.row_values()];
-    tensor.dequantize_row(place.row_in_gguf(row), &mut values);
-    let mut bytes = Vec::with_capacity(2 * values.len());
-    for (col, &value) in values.iter().enumerate() {
-        let half = f16::from_f32(value);
-        if !half.is_finite() {
-            return Err(GgufError::OutOfRange { tensor: tensor.name().to_owned(), row, col, value });
-        }
-        bytes.extend(half.to_le_bytes());
-    }
-    Ok(bytes)
+    tensor.dequantize_row(place.first_row() + row, &mut values);
+    let half = |(col, &value): (usize, &f32)| match f16::from_f32(value) {
+        half if half.is_finite() => Ok(half),
+        _ => Err(GgufError::OutOfRange { tensor: tensor.name().to_owned(), row: in_hf, col, value }),
+    };
+    values.iter().enumerate().map(half).collect()
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::architecture::Architecture;
+use super::architecture::{Architecture, TEMPERATURE};
 use super::metadata::{Array, Value, required};
 use super::shape::{
     Experts, Llama3Rule, Multipliers, Rope, RopeScaling, Shape, Window, long_attention, yarn_attention,
@@ -19,12 +19,13 @@ const MOST_EXPERTS: usize = 1 << 12;
 /// A file's keys under the prefix of its architecture.
 struct Keys<'a> {
     file: &'a Gguf,
+    prefix: &'a str,
     architecture: Architecture,
 }
 
 impl Keys<'_> {
     fn key(&self, name: &str) -> String {
-        format!("{}.{name}", self.architecture.name())
+        format!("{}.{name}", self.prefix)
     }
 
     /// A dimension of the model: at least one, and small enough that two can be multiplied.
@@ -63,12 +64,13 @@ pub(super) fn read(file: &Gguf) -> Result<Shape, GgufError> {
     let name = required("general.architecture", metadata.text("general.architecture")?)?;
     let count = |key: &str| metadata.unsigned(&format!("{name}.{key}"));
     let has_experts = count("expert_count")?.is_some_and(|n| n > 0);
-    let has_window = count("attention.sliding_window")?.is_some_and(|n| n > 0);
-    let Some(architecture) = Architecture::of_name(name, has_experts, has_window) else {
+    let is_set = |value: &Value| value.as_unsigned() != Some(0);
+    let has = |key: &str| metadata.get(&format!("{name}.{key}")).is_some_and(is_set);
+    let Some(architecture) = Architecture::of_name(name, has) else {
         let known = Architecture::known();
         return Err(GgufError::wrong("general.architecture", name, format!("{known}, which are converted")));
     };
-    let keys = Keys { file, architecture };
+    let keys = Keys { file, prefix: name, architecture };
     if has_experts && !architecture.has_experts() {
         let experts = count("expert_count")?.unwrap_or_default();
         return Err(keys.wrong("expert_count", experts, "0: experts of this architecture are not converted"));
@@ -108,7 +110,8 @@ pub(super) fn read(file: &Gguf) -> Result<Shape, GgufError> {
         experts: if architecture.has_experts() { Some(experts(&keys, intermediate)?) } else { None },
         window: window(&keys, layers)?,
         caps: [keys.positive("attn_logit_softcapping")?, keys.positive("final_logit_softcapping")?],
-        multipliers: if architecture == Architecture::Granite { Some(multipliers(&keys, head_dim)?) } else { None },
+        multipliers: if architecture.is_granite() { Some(multipliers(&keys, head_dim)?) } else { None },
+        temperature: if architecture == Architecture::Ministral3 { keys.positive(TEMPERATURE)? } else { None },
     };
     refuse_what_hugging_face_lacks(&keys, &shape)?;
     Ok(shape)
@@ -120,7 +123,11 @@ fn refuse_what_hugging_face_lacks(keys: &Keys<'_>, shape: &Shape) -> Result<(), 
     let (inputs, output) = (shape.attention_bias, shape.output_bias);
     match shape.architecture {
         // Hugging Face has biases of all four linears or of none.
-        Architecture::Llama | Architecture::Granite | Architecture::SmolLm3 => match (inputs, output) {
+        Architecture::Llama
+        | Architecture::Granite
+        | Architecture::GraniteMoe
+        | Architecture::GptOss
+        | Architecture::SmolLm3 => match (inputs, output) {
             (true, false) => return extra("blk.0.attn_q.bias"),
             (false, true) => return extra("blk.0.attn_output.bias"),
             _ => {}
@@ -312,19 +319,27 @@ fn long_scaling(keys: &Keys<'_>, rotated: usize) -> Result<RopeScaling, GgufErro
 }
 
 fn yarn(keys: &Keys<'_>) -> Result<RopeScaling, GgufError> {
-    for name in ["yarn_ext_factor", "yarn_attn_factor", "yarn_log_multiplier"] {
-        let name = format!("rope.scaling.{name}");
-        if let Some(value) = keys.file.metadata().float(&keys.key(&name))? {
-            return Err(keys.wrong(&name, value, "no such key: it is not converted"));
+    const LOG_MULTIPLIER: &str = "rope.scaling.yarn_log_multiplier";
+    // Those of other architectures stand for something else.
+    let of_ministral = (keys.prefix == "mistral3").then(|| keys.positive(LOG_MULTIPLIER)).transpose()?.flatten();
+    for name in ["rope.scaling.yarn_ext_factor", "rope.scaling.yarn_attn_factor", LOG_MULTIPLIER] {
+        match keys.file.metadata().float(&keys.key(name))? {
+            Some(value) if name != LOG_MULTIPLIER || of_ministral.is_none() => {
+                return Err(keys.wrong(name, value, "no such key: it is not converted"));
+            }
+            _ => {}
         }
     }
     let factor = required(&keys.key("rope.scaling.factor"), keys.positive("rope.scaling.factor")?)?;
+    let own = yarn_attention(factor, 1.0) / of_ministral.map_or(1.0, |mscale| yarn_attention(factor, mscale));
     Ok(RopeScaling::Yarn {
         factor,
         original: keys.size("rope.scaling.original_context_length")?,
         beta_fast: keys.positive("rope.scaling.yarn_beta_fast")?.unwrap_or(32.0),
         beta_slow: keys.positive("rope.scaling.yarn_beta_slow")?.unwrap_or(1.0),
-        attention: yarn_attention(factor, 1.0) * keys.positive("rope.scaling.attn_factor")?.unwrap_or(1.0),
+        attention: own * keys.positive("rope.scaling.attn_factor")?.unwrap_or(1.0),
+        // All published models have it so, and files do not say.
+        truncate: keys.architecture != Architecture::GptOss,
     })
 }
 

@@ -48,7 +48,7 @@ fn llama(shape: &Shape) -> Json {
 /// The keys of one family. What GGUF files do not say is what llama.cpp computes.
 fn of_family(shape: &Shape) -> Json {
     match shape.architecture {
-        Architecture::Llama | Architecture::Granite | Architecture::SmolLm3 => {
+        Architecture::Llama | Architecture::Granite | Architecture::GraniteMoe | Architecture::SmolLm3 => {
             let mut part = json!({ "attention_bias": shape.attention_bias, "mlp_bias": shape.mlp_bias });
             if let Some(factors) = shape.multipliers {
                 part["embedding_multiplier"] = factors.embedding.into();
@@ -105,6 +105,17 @@ fn of_family(shape: &Shape) -> Json {
             "mlp_bias": shape.mlp_bias,
         }),
         Architecture::Mixtral => json!({ "sliding_window": null }),
+        Architecture::Ministral3 => {
+            // The factor of queries has a place in this section alone.
+            let mut section = rope_scaling(&shape.rope.scaling);
+            section["rope_theta"] = shape.rope.theta.into();
+            section["llama_4_scaling_beta"] = shape.temperature.into();
+            json!({ "rope_parameters": section, "rope_scaling": null, "sliding_window": null })
+        }
+        Architecture::GptOss => {
+            let part = json!({ "attention_bias": shape.attention_bias, "swiglu_alpha": 1.702, "swiglu_limit": 7.0 });
+            with_window(part, shape)
+        }
         Architecture::Falcon => Json::Null,
     }
 }
@@ -129,9 +140,10 @@ fn with_window(mut part: Json, shape: &Shape) -> Json {
 
 fn mixture(shape: &Shape) -> Json {
     let Some(experts) = shape.experts else { return Json::Null };
-    let is_mixtral = shape.architecture == Architecture::Mixtral;
     let mut part = json!({ "num_experts_per_tok": experts.used });
-    part[if is_mixtral { "num_local_experts" } else { "num_experts" }] = experts.count.into();
+    let is_local =
+        matches!(shape.architecture, Architecture::Mixtral | Architecture::GraniteMoe | Architecture::GptOss);
+    part[if is_local { "num_local_experts" } else { "num_experts" }] = experts.count.into();
     if matches!(shape.architecture, Architecture::Qwen2Moe | Architecture::Qwen3Moe) {
         part["moe_intermediate_size"] = experts.width.into();
         part["decoder_sparse_step"] = 1.into();
@@ -140,7 +152,7 @@ fn mixture(shape: &Shape) -> Json {
     if let Some(width) = experts.shared {
         part["shared_expert_intermediate_size"] = width.into();
     }
-    if !is_mixtral {
+    if !is_local {
         part["norm_topk_prob"] = (shape.architecture == Architecture::Qwen3Moe).into();
     }
     part
@@ -178,14 +190,21 @@ fn rope_scaling(scaling: &RopeScaling) -> Json {
             "high_freq_factor": rule.high,
             "original_max_position_embeddings": rule.context as u64,
         }),
-        RopeScaling::Yarn { factor, original, beta_fast, beta_slow, attention } => json!({
-            "rope_type": "yarn",
-            "factor": factor,
-            "original_max_position_embeddings": original,
-            "beta_fast": beta_fast,
-            "beta_slow": beta_slow,
-            "attention_factor": attention,
-        }),
+        RopeScaling::Yarn { factor, original, beta_fast, beta_slow, attention, truncate } => {
+            let mut section = json!({
+                "rope_type": "yarn",
+                "factor": factor,
+                "original_max_position_embeddings": original,
+                "beta_fast": beta_fast,
+                "beta_slow": beta_slow,
+                "attention_factor": attention,
+            });
+            // Else it is what transformers does.
+            if !truncate {
+                section["truncate"] = false.into();
+            }
+            section
+        }
         RopeScaling::Long { short, long, attention, .. } => json!({
             "type": "longrope",
             "rope_type": "longrope",

@@ -7,9 +7,12 @@
 //! [`write_gguf`] writes a Hugging Face directory, packed or in full precision, as a file that llama.cpp runs. Codes are moved into blocks
 //! without rounding anything again.
 //!
-//! Both know the architectures `llama` (Mistral and Mixtral too), `qwen2`, `qwen2moe`, `qwen3`, `qwen3moe`, `falcon`, `gemma`, `gemma2`,
-//! `gemma3` (text), `phi3`, `olmo2` (OLMo 3 too), `olmoe`, `smollm3`, `granite`, `glm4` and `seed_oss`. Layouts follow the specification,
-//! `docs/gguf.md` of the ggml project, versions 2 and 3, little-endian.
+//! Both know the architectures `llama` (Mistral and Mixtral too), `mistral3` (Ministral 3; Mistral Small is read as LLaMA), `qwen2`,
+//! `qwen2moe`, `qwen3`, `qwen3moe`, `falcon`, `gemma`, `gemma2`, `gemma3` (text), `phi3`, `olmo2` (OLMo 3 too), `olmoe`, `smollm3`, `granite`,
+//! `granitemoe`, `gpt-oss`, `glm4` and `seed_oss`. Layouts follow the specification, `docs/gguf.md` of the ggml project, versions 2 and 3,
+//! little-endian.
+//!
+//! llama.cpp rounds the ends of YaRN's ramp, which GPT-OSS does not. So it rotates a few channels a little otherwise, whoever wrote the file.
 //!
 //! | quantized as | rows or groups of | blocks | bits per weight |
 //! |---|---|---|---|

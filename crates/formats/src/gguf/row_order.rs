@@ -20,28 +20,23 @@ pub(super) enum RowOrder {
         /// Rows per head.
         head_dim: usize,
     },
+    /// Some of the rows of a larger tensor in Hugging Face: gates and ups of an expert are one tensor there, and two in GGUF.
+    Among {
+        /// The first of them.
+        first: usize,
+        /// From one to the next.
+        step: usize,
+        /// Rows of the larger tensor.
+        all: usize,
+    },
 }
 
 impl RowOrder {
-    /// The row of the GGUF tensor that holds row `row` of the Hugging Face tensor.
-    pub(super) fn in_gguf(self, row: usize) -> usize {
+    /// Rows of the Hugging Face tensor if that of GGUF has `rows`.
+    pub(super) fn rows_in_hf(self, rows: usize) -> usize {
         match self {
-            Self::Plain => row,
-            Self::Interleaved { head_dim } => {
-                let (head, within) = (row / head_dim, row % head_dim);
-                let (half, i) = (within / (head_dim / 2), within % (head_dim / 2));
-                head * head_dim + 2 * i + half
-            }
-            Self::Grouped { heads, kv_heads, head_dim } => {
-                let queries = heads / kv_heads;
-                let (head, channel) = (row / head_dim, row % head_dim);
-                let (group, slot) = (head / (queries + 2), head % (queries + 2));
-                let head = match slot.checked_sub(queries) {
-                    None => group * queries + slot,
-                    Some(key_or_value) => heads + key_or_value * kv_heads + group,
-                };
-                head * head_dim + channel
-            }
+            Self::Among { all, .. } => all,
+            _ => rows,
         }
     }
 
@@ -62,6 +57,7 @@ impl RowOrder {
                 };
                 (group * (queries + 2) + slot) * head_dim + channel
             }
+            Self::Among { first, step, .. } => first + step * row,
         }
     }
 }
@@ -73,18 +69,30 @@ mod tests {
     #[test]
     fn interleaved_rows_come_back_as_halves() {
         let order = RowOrder::Interleaved { head_dim: 6 };
-        let sources: Vec<_> = (0..12).map(|row| order.in_gguf(row)).collect();
-        assert_eq!(sources, [0, 2, 4, 1, 3, 5, 6, 8, 10, 7, 9, 11]);
-        assert!((0..12).all(|row| order.in_hf(order.in_gguf(row)) == row));
+        let sources: Vec<_> = (0..12).map(|row| order.in_hf(row)).collect();
+        assert_eq!(sources, [0, 3, 1, 4, 2, 5, 6, 9, 7, 10, 8, 11]);
     }
 
     #[test]
     fn queries_keys_and_values_are_gathered() {
         // Two groups of two queries, a key and a value; one row per head.
         let order = RowOrder::Grouped { heads: 4, kv_heads: 2, head_dim: 1 };
-        let sources: Vec<_> = (0..8).map(|row| order.in_gguf(row)).collect();
-        assert_eq!(sources, [0, 1, 4, 6, 2, 3, 5, 7]);
+        let sources: Vec<_> = (0..8).map(|row| order.in_hf(row)).collect();
+        assert_eq!(sources, [0, 1, 4, 5, 2, 6, 3, 7]);
         let order = RowOrder::Grouped { heads: 6, kv_heads: 3, head_dim: 4 };
-        assert!((0..48).all(|row| order.in_hf(order.in_gguf(row)) == row));
+        let mut sources: Vec<_> = (0..48).map(|row| order.in_hf(row)).collect();
+        sources.sort_unstable();
+        assert!(sources.into_iter().eq(0..48));
+    }
+
+    #[test]
+    fn gates_and_ups_are_taken_apart() {
+        let rows = |first, step| {
+            let order = RowOrder::Among { first, step, all: 6 };
+            assert_eq!(order.rows_in_hf(3), 6);
+            [0, 1, 2].map(|row| order.in_hf(row))
+        };
+        assert_eq!([rows(0, 1), rows(3, 1)], [[0, 1, 2], [3, 4, 5]]);
+        assert_eq!([rows(0, 2), rows(1, 2)], [[0, 2, 4], [1, 3, 5]]);
     }
 }

@@ -36,6 +36,8 @@ pub(super) struct Shape {
     pub(super) caps: [Option<f64>; 2],
     /// Granite only.
     pub(super) multipliers: Option<Multipliers>,
+    /// Ministral 3 only: queries are multiplied by `1 + temperature ln(1 + floor(position / original))`, where `original` is YaRN's.
+    pub(super) temperature: Option<f64>,
 }
 
 impl Shape {
@@ -133,6 +135,8 @@ pub(super) enum RopeScaling {
         beta_slow: f64,
         /// Factor of cosines and sines.
         attention: f64,
+        /// Whether the ends of the ramp are whole rotations. In llama.cpp they are.
+        truncate: bool,
     },
     /// LongRoPE (arXiv 2402.13753): a factor for the period of each rotation.
     Long {

@@ -17,14 +17,27 @@ pub(super) struct Slot {
     pub(super) bias: bool,
     /// How many there are of it; 0 if it belongs to no expert.
     pub(super) experts: usize,
+    /// The tensor that has those of all experts in Hugging Face.
+    pub(super) fused: Option<Fused>,
+    /// Whether its name in Hugging Face has no `.weight`.
+    pub(super) bare: bool,
     /// What GGUF adds to its values.
     pub(super) plus: f32,
+}
+
+/// A tensor of Hugging Face that has the matrices of all experts.
+#[derive(Clone, Copy)]
+pub(super) struct Fused {
+    /// Its name. That of the biases ends in `_bias`.
+    pub(super) name: &'static str,
+    /// Whether the matrices are `[in, out]`.
+    pub(super) transposed: bool,
 }
 
 impl Slot {
     pub(super) fn norm(gguf: &'static str, hf: &'static str, len: usize) -> Self {
         let (shape, order) = (vec![len], RowOrder::Plain);
-        Self { gguf, hf, role: None, shape, order, bias: false, experts: 0, plus: 0.0 }
+        Self { gguf, hf, role: None, shape, order, bias: false, experts: 0, fused: None, bare: false, plus: 0.0 }
     }
 
     pub(super) fn linear(gguf: &'static str, hf: &'static str, role: Role, shape: [usize; 2]) -> Self {
@@ -46,6 +59,10 @@ impl Slot {
 
     fn experts(self, experts: usize) -> Self {
         Self { experts, ..self }
+    }
+
+    fn fused(self, name: &'static str, transposed: bool) -> Self {
+        Self { fused: Some(Fused { name, transposed }), ..self }
     }
 
     /// A norm's values in GGUF.
@@ -89,7 +106,9 @@ fn norms(shape: &Shape) -> Vec<Slot> {
             norm(("ffn_norm", "post_attention_layernorm")),
             norm(("post_ffw_norm", "post_mlp_layernorm")),
         ],
-        Architecture::SeedOss => vec![norm(first), norm(("post_attention_norm", "post_attention_layernorm"))],
+        Architecture::SeedOss | Architecture::GptOss => {
+            vec![norm(first), norm(("post_attention_norm", "post_attention_layernorm"))]
+        }
         _ => vec![norm(first), norm(("ffn_norm", "post_attention_layernorm"))],
     };
     let of_heads = match shape.architecture {
@@ -119,12 +138,16 @@ fn attention(shape: &Shape) -> Vec<Slot> {
         let fused = [queries + 2 * keys, hidden];
         return vec![Slot::linear("attn_qkv", "self_attn.qkv_proj", Role::QueryKeyValue, fused), output];
     }
-    vec![
+    let mut slots = vec![
         Slot::linear("attn_q", "self_attn.q_proj", Role::Query, [queries, hidden]).ordered(rotated).bias(bias),
         Slot::linear("attn_k", "self_attn.k_proj", Role::Key, [keys, hidden]).ordered(rotated).bias(bias),
         Slot::linear("attn_v", "self_attn.v_proj", Role::Value, [keys, hidden]).bias(bias),
         output,
-    ]
+    ];
+    if shape.architecture == Architecture::GptOss {
+        slots.push(Slot { bare: true, ..Slot::norm("attn_sinks", "self_attn.sinks", shape.heads) });
+    }
+    slots
 }
 
 fn mlp(shape: &Shape) -> Vec<Slot> {
@@ -143,6 +166,11 @@ fn mlp(shape: &Shape) -> Vec<Slot> {
 fn mixture(shape: &Shape, experts: Experts) -> Vec<Slot> {
     let hidden = shape.hidden;
     let Experts { count, width, .. } = experts;
+    match shape.architecture {
+        Architecture::GraniteMoe => return granite(hidden, experts),
+        Architecture::GptOss => return gpt_oss(hidden, experts),
+        _ => {}
+    }
     let [router, gate, up, down] = if shape.architecture == Architecture::Mixtral {
         [
             "block_sparse_moe.gate",
@@ -168,6 +196,43 @@ fn mixture(shape: &Shape, experts: Experts) -> Vec<Slot> {
         ]);
     }
     slots
+}
+
+/// Gates lie before ups.
+fn granite(hidden: usize, Experts { count, width, .. }: Experts) -> Vec<Slot> {
+    let input = |gguf, role, first| {
+        Slot::linear(gguf, "block_sparse_moe.input_linear.*", role, [width, hidden])
+            .experts(count)
+            .fused("block_sparse_moe.input_linear.weight", false)
+            .ordered(RowOrder::Among { first, step: 1, all: 2 * width })
+    };
+    vec![
+        Slot::router("ffn_gate_inp", "block_sparse_moe.router.layer", [count, hidden]),
+        input("ffn_gate_exps", Role::Gate, 0),
+        input("ffn_up_exps", Role::Up, width),
+        Slot::linear("ffn_down_exps", "block_sparse_moe.output_linear.*", Role::Down, [hidden, width])
+            .experts(count)
+            .fused("block_sparse_moe.output_linear.weight", false),
+    ]
+}
+
+/// Gates and ups lie in turns, and all have biases.
+fn gpt_oss(hidden: usize, Experts { count, width, .. }: Experts) -> Vec<Slot> {
+    let input = |gguf, role, first| {
+        Slot::linear(gguf, "mlp.experts.*.gate_up_proj", role, [width, hidden])
+            .experts(count)
+            .fused("mlp.experts.gate_up_proj", true)
+            .ordered(RowOrder::Among { first, step: 2, all: 2 * width })
+    };
+    let slots = [
+        Slot::router("ffn_gate_inp", "mlp.router", [count, hidden]),
+        input("ffn_gate_exps", Role::Gate, 0),
+        input("ffn_up_exps", Role::Up, 1),
+        Slot::linear("ffn_down_exps", "mlp.experts.*.down_proj", Role::Down, [hidden, width])
+            .experts(count)
+            .fused("mlp.experts.down_proj", true),
+    ];
+    slots.map(|slot| slot.bias(true)).into()
 }
 
 fn falcon(shape: &Shape) -> Vec<Slot> {

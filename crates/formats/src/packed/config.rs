@@ -3,6 +3,7 @@
 use oq_quant_core::{ActSpec, GroupSize, Storage, Symmetry, WeightSpec};
 use serde_json::{Map, Value, json};
 
+use super::experts::{Experts, experts_of};
 use super::fields::{bits, expect, wrong};
 use super::online::{FORMAT as ROTATED, is_rotated_online};
 use super::portable::{describe_rope, set_dtype};
@@ -23,8 +24,6 @@ const BLOCKS: &str = "pack-quantized-blocks";
 /// A format of our own, of models whose experts are one tensor to other programs. Here they are linears of their own, which loaders that
 /// know the plain format would leave out without a word.
 const SEPARATE_EXPERTS: &str = "pack-quantized-experts";
-/// `model_type` of these models.
-const FUSED_EXPERTS: [&str; 2] = ["gpt_oss", "granitemoe"];
 /// Of a model whose groups have several formats.
 const MIXED: &str = "mixed-precision";
 /// Formats of other programs: a byte for each weight.
@@ -128,7 +127,7 @@ pub(crate) fn packed_config(source: &Value, quantization: &Quantization, ignore:
     set_dtype(&mut config, quantization.weights().iter().any(|weight| weight.storage.has_float_codes()));
     describe_rope(&mut config);
     let mut quantization = quantization_config(quantization, ignore);
-    if has_fused_experts(source) {
+    if source["model_type"].as_str().and_then(experts_of) == Some(Experts::Together) {
         quantization["format"] = SEPARATE_EXPERTS.into();
         for group in quantization["config_groups"].as_object_mut().into_iter().flat_map(|groups| groups.values_mut()) {
             if group["format"] == FORMAT {
@@ -140,11 +139,6 @@ pub(crate) fn packed_config(source: &Value, quantization: &Quantization, ignore:
     // Names Python files that are not copied, and that loaders of these architectures do not need.
     config.remove("auto_map");
     Value::Object(config)
-}
-
-/// Whether other programs hold the experts of this model in one tensor, by its `config.json`.
-pub fn has_fused_experts(config: &Value) -> bool {
-    config["model_type"].as_str().is_some_and(|model_type| FUSED_EXPERTS.contains(&model_type))
 }
 
 /// How a model is quantized according to its config; none if it is in full precision, or all its linears are stored in FP8.

@@ -37,6 +37,7 @@
 
 mod blocks;
 pub(crate) mod config;
+mod experts;
 pub(crate) mod fields;
 pub(crate) mod layout;
 mod online;
@@ -46,7 +47,8 @@ mod reader;
 pub(crate) mod scheme;
 mod writer;
 
-pub use config::{has_fused_experts, quantization_config, quantization_of};
+pub use config::{quantization_config, quantization_of};
+pub use experts::{Experts, experts_of};
 pub use layout::{packed_linear, packed_tensors};
 pub use online::is_rotated_online;
 pub use reader::PackedCheckpoint;

@@ -5,6 +5,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::{NAMED, noise};
 use crate::levels::Levels;
+use crate::usual::{LARGEST, Usual};
 use crate::{Lwc, START, composed};
 
 /// Sums of some hundred f32 terms in another order, as a fraction of their sizes.
@@ -111,9 +112,14 @@ fn check(spec: WeightSpec, in_features: i64, kind: Kind, tolerance: f64, offsets
     let from = offsets.map_or_else(|| weight.zeros_like(), Tensor::copy);
     lwc.move_offsets(&weight, &grad, 0.125);
     let moved = lwc.offsets.expect("they were moved");
-    assert_eq!(moved, composed::moved_offsets(levels, &weight, &from, &grad, &clip, 0.125), "{spec:?} {kind:?}");
+    let usual = Usual::of(&grad, kind);
+    assert_eq!(
+        moved,
+        composed::moved_offsets(levels, &weight, &from, (&grad, &usual), &clip, 0.125),
+        "{spec:?} {kind:?}"
+    );
     let ways = (&moved - &from).abs();
-    assert!(ways.max().double_value(&[]) <= 0.1251 && ways.sum(kind).double_value(&[]) > 0.0);
+    assert!(ways.max().double_value(&[]) <= 0.2501 && ways.sum(kind).double_value(&[]) > 0.0);
 }
 
 #[test]
@@ -166,6 +172,29 @@ fn what_is_not_a_number_is_not_hidden() {
 
     let _ = weight.get(1).get(0).fill_(f64::NAN);
     assert!(lwc.fake_quantize(&weight).get(1).get(0).double_value(&[]).is_nan());
+}
+
+/// Steps are gradients over the root mean squares of their rows and columns.
+#[test]
+fn gradients_are_divided_by_what_is_usual() {
+    let grad = noise(3, [OUT, 20], Kind::Double) * noise(4, [OUT, 1], Kind::Double) * noise(5, [1, 20], Kind::Double);
+    let _ = grad.get(2).fill_(0.0);
+    let mean = |axes: &[i64]| grad.square().mean_dim(axes, true, Kind::Double);
+    let expected = &grad / (mean(&[1]) * mean(&[0]) / mean(&[0, 1])).sqrt();
+    let expected = expected.nan_to_num(0.0, 0.0, 0.0);
+    let usual = Usual::of(&grad, Kind::Double);
+    let steps = &grad * usual.rows.unsqueeze(1) * &usual.columns;
+    assert!((&steps - &expected).abs().max().double_value(&[]) < 1e-12);
+    assert_eq!(steps.get(2), expected.get(2).zeros_like());
+
+    let spec = WeightSpec::integer(Bits::new(8).unwrap(), GroupSize::channels(20).unwrap(), Symmetry::Asymmetric);
+    let (weight, rate) = (noise(6, [OUT, 20], Kind::Double), 1e-3);
+    let mut lwc = lwc(spec, 20, Kind::Double);
+    lwc.move_offsets(&weight, &grad, rate);
+    let moved = lwc.offsets.expect("they were moved") / -rate;
+    // The codes at both ends may be clamped, and do not move.
+    let off = (&moved - expected.clamp(-LARGEST, LARGEST)).abs().where_self(&moved.ne(0.0), &moved.zeros_like());
+    assert!(off.max().double_value(&[]) < 1e-9 && moved.count_nonzero(None).int64_value(&[]) > OUT * 15);
 }
 
 /// An offset is moved so that the value moves against the gradient, whatever the sign of the scale.

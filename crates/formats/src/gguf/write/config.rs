@@ -42,7 +42,7 @@ fn llama(
         "mistral" => Some((8, 131_072)),
         "llama" => Some((heads, 2048)),
         "qwen2" | "qwen3" => Some((32, 32_768)),
-        "olmo2" | "olmo3" | "granite" => Some((heads, 2048)),
+        "olmo2" | "olmo3" | "granite" | "granitemoe" => Some((heads, 2048)),
         "olmoe" | "phi3" => Some((heads, 4096)),
         _ => None,
     };
@@ -73,7 +73,7 @@ fn llama(
     // llama.cpp attends to all positions in these. Within the window that is the same.
     let bound = match model_type {
         "mistral" if config.0.get("sliding_window").is_none() => Some(4096),
-        "mistral" | "mixtral" | "phi3" => config.size("sliding_window")?,
+        "mistral" | "mixtral" | "ministral3" | "phi3" => config.size("sliding_window")?,
         _ => None,
     };
     let has = |name: &str| checkpoint.contains(name);
@@ -98,6 +98,7 @@ fn llama(
         window: families::window(config, architecture, layers)?,
         caps: families::caps(config, architecture)?,
         multipliers: families::multipliers(config, architecture)?,
+        temperature: families::temperature(config, architecture)?,
     };
     families::refuse_shape(config, &shape)?;
     Ok(shape)
@@ -145,6 +146,7 @@ fn falcon(config: Config<'_>, checkpoint: &Checkpoint) -> Result<Shape, GgufErro
         window: None,
         caps: [None; 2],
         multipliers: None,
+        temperature: None,
     })
 }
 

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::pairs::Pairs;
-use crate::gguf::architecture::Architecture;
+use crate::gguf::architecture::{Architecture, TEMPERATURE};
 use crate::gguf::shape::{RopeScaling, Shape, yarn_attention};
 
 /// Version of the block types, `GGML_QNT_VERSION`.
@@ -69,6 +69,9 @@ pub(super) fn architecture(shape: &Shape) -> Pairs {
         number("residual_scale", factors.residual);
         number("attention.scale", factors.attention);
         number("logit_scale", factors.logits);
+    }
+    if let Some(temperature) = shape.temperature {
+        number(TEMPERATURE, temperature);
     }
     match shape.rope.scaling {
         // The factors of Llama 3 are a tensor.

@@ -12,7 +12,11 @@ const NO_OTHER: &str = "llama.cpp computes no other";
 
 /// Whether the width of a head does not follow from that of a hidden state.
 pub(super) fn needs_head_dim(architecture: Architecture) -> bool {
-    matches!(architecture, Architecture::Glm4 | Architecture::SeedOss) || architecture.is_gemma()
+    let has_its_own = matches!(
+        architecture,
+        Architecture::Glm4 | Architecture::SeedOss | Architecture::Ministral3 | Architecture::GptOss
+    );
+    has_its_own || architecture.is_gemma()
 }
 
 /// `tie_word_embeddings` where the config has no such key, as in transformers' classes.
@@ -24,6 +28,8 @@ pub(super) fn is_tied_by_default(architecture: Architecture) -> bool {
 pub(super) fn class_norm_eps(architecture: Architecture) -> f64 {
     match architecture {
         Architecture::Mixtral
+        | Architecture::Ministral3
+        | Architecture::GptOss
         | Architecture::Phi3
         | Architecture::Olmo2
         | Architecture::Olmo3
@@ -42,7 +48,7 @@ pub(super) fn refuse(config: Config<'_>, architecture: Architecture, model_type:
     } else {
         config.only("hidden_act", "silu")?;
     }
-    if !matches!(model_type, "mistral" | "mixtral") {
+    if !matches!(model_type, "mistral" | "mixtral" | "ministral3") {
         config.is("use_sliding_window", false, "llama.cpp has no windows in these models")?;
     }
     match architecture {
@@ -62,6 +68,10 @@ pub(super) fn refuse(config: Config<'_>, architecture: Architecture, model_type:
                 None => Ok(()),
                 Some(_) => Err(config.wrong("clip_qkv", "null: it is not written")),
             }
+        }
+        Architecture::GptOss => {
+            config.is("swiglu_alpha", 1.702, NO_OTHER)?;
+            config.is("swiglu_limit", 7.0, NO_OTHER)
         }
         Architecture::Gemma3 => match config.get("attn_logit_softcapping") {
             None => Ok(()),
@@ -92,6 +102,7 @@ pub(super) fn refuse_shape(config: Config<'_>, shape: &Shape) -> Result<(), Gguf
             }
         }
         Architecture::Granite
+        | Architecture::GraniteMoe
         | Architecture::Phi3
         | Architecture::Olmo2
         | Architecture::Olmo3
@@ -110,7 +121,14 @@ pub(super) fn refuse_shape(config: Config<'_>, shape: &Shape) -> Result<(), Gguf
         architecture if architecture.is_always_tied() && !shape.tied => {
             Err(config.wrong("tie_word_embeddings", "true: llama.cpp has no other head here"))
         }
-        Architecture::Olmo2 | Architecture::Olmo3 | Architecture::Olmoe | Architecture::Qwen2Moe if shape.tied => {
+        Architecture::GptOss if !shape.output_bias => Err(config.wrong("attention_bias", format!("true: {NO_OTHER}"))),
+        Architecture::Olmo2
+        | Architecture::Olmo3
+        | Architecture::Olmoe
+        | Architecture::Qwen2Moe
+        | Architecture::GptOss
+            if shape.tied =>
+        {
             Err(config.wrong("tie_word_embeddings", "false: llama.cpp needs a head of its own here"))
         }
         _ => Ok(()),
@@ -120,14 +138,15 @@ pub(super) fn refuse_shape(config: Config<'_>, shape: &Shape) -> Result<(), Gguf
 /// Refuses biases that llama.cpp does not read.
 fn refuse_biases(shape: &Shape) -> Result<(), GgufError> {
     let is_llama = shape.architecture == Architecture::Llama;
-    let has_inputs = is_llama
+    let has_all = is_llama || shape.architecture == Architecture::GptOss;
+    let has_inputs = has_all
         || matches!(
             shape.architecture,
             Architecture::Qwen2 | Architecture::Qwen2Moe | Architecture::Glm4 | Architecture::SeedOss
         );
     let biases = [
         (shape.attention_bias && !has_inputs, "self_attn.q_proj"),
-        (shape.output_bias && !is_llama, "self_attn.o_proj"),
+        (shape.output_bias && !has_all, "self_attn.o_proj"),
         (shape.mlp_bias && !is_llama, "mlp.up_proj"),
     ];
     match biases.into_iter().find(|(is_extra, _)| *is_extra) {
@@ -199,7 +218,7 @@ pub(super) fn caps(config: Config<'_>, architecture: Architecture) -> Result<[Op
 
 /// Factors of hidden states.
 pub(super) fn multipliers(config: Config<'_>, architecture: Architecture) -> Result<Option<Multipliers>, GgufError> {
-    if architecture != Architecture::Granite {
+    if !architecture.is_granite() {
         return Ok(None);
     }
     // The defaults of transformers' class.
@@ -210,4 +229,20 @@ pub(super) fn multipliers(config: Config<'_>, architecture: Architecture) -> Res
         attention: factor("attention_multiplier")?,
         logits: factor("logits_scaling")?,
     }))
+}
+
+/// How queries grow with the logarithm of their position.
+pub(super) fn temperature(config: Config<'_>, architecture: Architecture) -> Result<Option<f64>, GgufError> {
+    if architecture != Architecture::Ministral3 {
+        return Ok(None);
+    }
+    // transformers' class does not run without them.
+    let section = Config(config.get("rope_parameters").unwrap_or(&Json::Null));
+    if section.text("rope_type").or_else(|| section.text("type")) != Some("yarn") {
+        return Err(section.wrong("rope_type", "yarn"));
+    }
+    match section.number("llama_4_scaling_beta")? {
+        None => Err(section.wrong("llama_4_scaling_beta", "a positive number")),
+        beta => Ok(beta),
+    }
 }

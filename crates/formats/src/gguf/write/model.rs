@@ -16,7 +16,6 @@ use crate::gguf::row_order::RowOrder;
 use crate::gguf::shape::{RopeScaling, Shape};
 use crate::gguf::tensors::{LONG_FACTORS, Place, ROPE_FACTORS, places};
 use crate::gguf::{GgufError, Progress, TensorKind};
-use crate::{FormatError, TensorView};
 
 /// Values converted at a time, so that memory does not grow with the model.
 const SLAB_VALUES: usize = 1 << 22;
@@ -97,7 +96,7 @@ struct Output {
 /// Writes the model in `dir`, packed or in full precision, as a GGUF file for llama.cpp, with its tokenizer. `out` is the file, or a
 /// directory in which it is named `NAME-TYPE.gguf`.
 ///
-/// Architectures are LLaMA, Mistral, Qwen 2, Qwen 3 and Falcon. Quantized linears keep the value of every weight (but see
+/// The module names the architectures. Quantized linears keep the value of every weight (but see
 /// [`WriteOptions::near`]): each setting has a block type that holds it, or the error names a setting that has one. Norms and biases are
 /// f32. Of a Mistral with a sliding window, `context_length` is the window, within which llama.cpp computes the same.
 ///
@@ -109,8 +108,9 @@ pub fn write_gguf(
     options: &WriteOptions,
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<Written, GgufError> {
-    let source = Source::open(dir)?;
+    let mut source = Source::open(dir)?;
     let shape = config::read(source.config(), source.checkpoint())?;
+    source.split(&places(&shape))?;
     let tokenizer = tokenizer::metadata(dir, shape.vocab)?;
     let mixture = match options.mixture {
         None if options.mixture_of_linears => mixture_of_linears(&source, &shape)?,
@@ -212,6 +212,7 @@ fn plan(source: &Source, shape: &Shape, options: &WriteOptions) -> Result<Vec<Ou
             order: RowOrder::Plain,
             expert: None,
             plus: 0.0,
+            fused: None,
         };
         outputs.push(Output { place, kind: TensorKind::F32, content: Content::Values(values) });
     }
@@ -229,7 +230,7 @@ fn plan(source: &Source, shape: &Shape, options: &WriteOptions) -> Result<Vec<Ou
                 (kind, Content::Packed(stem.to_owned()), got.to_vec())
             }
             (None, Some(role)) => {
-                let got = source.checkpoint().tensor(&place.hf)?.shape.to_vec();
+                let got = source.shape(&place.hf)?;
                 let cols = got.last().copied().unwrap_or(0);
                 // Linears that the quantizer left in full precision stay so.
                 let is_left_out = source.is_packed() && !matches!(role, Role::Embedding | Role::Head);
@@ -238,10 +239,11 @@ fn plan(source: &Source, shape: &Shape, options: &WriteOptions) -> Result<Vec<Ou
                 let kind = block.map_or(Some(TensorKind::F16), |block| encode::kind_of(block.spec(), cols, false));
                 (kind.expect("a block type holds its own grid"), Content::Matrix(block), got)
             }
-            (None, None) => (TensorKind::F32, Content::Vector, source.checkpoint().tensor(&place.hf)?.shape.to_vec()),
+            (None, None) => (TensorKind::F32, Content::Vector, source.shape(&place.hf)?),
         };
-        if got != place.shape {
-            return Err(GgufError::Shape { tensor: place.hf, got, expected: place.shape });
+        let expected = place.hf_shape();
+        if got != expected {
+            return Err(GgufError::Shape { tensor: place.hf, got, expected });
         }
         outputs.push(Output { place, kind, content });
     }
@@ -282,35 +284,22 @@ fn write_tensor(source: &Source, output: &Output, out: &mut dyn Write) -> Result
             let tensor = source.linear(stem)?;
             slabs().try_for_each(|rows| write(&encode::encode(&tensor, *kind, rows, |row| place.order.in_hf(row))))
         }
-        Content::Matrix(block) => {
-            let view = source.checkpoint().tensor(&place.hf).map_err(GgufError::from)?;
-            slabs().try_for_each(|rows| {
-                let values = gathered(view, cols, rows.clone().map(|row| place.order.in_hf(row)).collect())?;
-                match block {
-                    None => write(&halves(place, rows.start, cols, &values)?),
-                    Some(block) => {
-                        let tensor = QuantizedTensor::quantize(&values, rows.len(), cols, block.spec());
-                        let tensor = tensor.map_err(|why| GgufError::Rounding { tensor: place.hf.clone(), why })?;
-                        write(&encode::encode(&tensor, *kind, 0..rows.len(), |row| row))
-                    }
+        Content::Matrix(block) => slabs().try_for_each(|rows| {
+            let values = source.rows(&place.hf, rows.clone().map(|row| place.order.in_hf(row)).collect())?;
+            match block {
+                None => write(&halves(place, rows.start, cols, &values)?),
+                Some(block) => {
+                    let tensor = QuantizedTensor::quantize(&values, rows.len(), cols, block.spec());
+                    let tensor = tensor.map_err(|why| GgufError::Rounding { tensor: place.hf.clone(), why })?;
+                    write(&encode::encode(&tensor, *kind, 0..rows.len(), |row| row))
                 }
-            })
-        }
+            }
+        }),
     }
 }
 
 fn floats(values: &[f32]) -> Vec<u8> {
     values.iter().flat_map(|value| value.to_le_bytes()).collect()
-}
-
-/// Rows of a matrix `[_, cols]` as f32.
-fn gathered(view: TensorView<'_>, cols: usize, rows: Vec<usize>) -> Result<Vec<f32>, GgufError> {
-    let row_bytes = cols * view.dtype.bitsize() / 8;
-    let row = |row: usize| {
-        let bytes = &view.bytes[row * row_bytes..][..row_bytes];
-        TensorView { shape: &[cols], bytes, ..view }.to_f32_vec()
-    };
-    Ok(rows.into_par_iter().map(row).collect::<Result<Vec<_>, FormatError>>()?.concat())
 }
 
 /// Rows as f16, the first of them row `first` of the file's.

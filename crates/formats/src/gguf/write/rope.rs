@@ -1,6 +1,6 @@
 //! The rotary embedding of a Hugging Face `config.json`.
 
-use serde_json::Value as Json;
+use serde_json::{Value as Json, json};
 
 use super::keys::Config;
 use crate::gguf::GgufError;
@@ -22,7 +22,8 @@ pub(super) fn rope(
     let parameters = config.get("rope_parameters");
     // Some families have a section for each kind of block.
     let of_full = parameters.map(|parameters| parameters.get("full_attention").unwrap_or(parameters));
-    let section = Config(config.get("rope_scaling").filter(is_full).or(of_full).unwrap_or(&Json::Null));
+    let class = class_scaling(architecture);
+    let section = Config(config.get("rope_scaling").filter(is_full).or(of_full).unwrap_or(&class));
     let either = |key: &str, default: f64| match section.number(key)? {
         Some(value) => Ok(value),
         None => config.number(key).map(|value| value.unwrap_or(default)),
@@ -64,7 +65,7 @@ pub(super) fn rope(
                 context: original as f64,
             },
         },
-        "yarn" => yarn(section, positions, original)?,
+        "yarn" => yarn(section, architecture, positions, original)?,
         "longrope" | "su" if architecture == Architecture::Phi3 => long(section, positions, original, rotated)?,
         _ => return Err(section.wrong("rope_type", "default, linear, llama3 or yarn: llama.cpp has no other")),
     };
@@ -77,7 +78,18 @@ fn class_theta(architecture: Architecture) -> f64 {
         Architecture::Gemma3 | Architecture::Mixtral => 1_000_000.0,
         Architecture::SmolLm3 => 2_000_000.0,
         Architecture::Olmo3 => 500_000.0,
+        Architecture::GptOss => 150_000.0,
         _ => 10_000.0,
+    }
+}
+
+/// The scaling of transformers' class.
+fn class_scaling(architecture: Architecture) -> Json {
+    match architecture {
+        Architecture::GptOss => {
+            json!({ "rope_type": "yarn", "factor": 32.0, "original_max_position_embeddings": 4096, "truncate": false })
+        }
+        _ => Json::Null,
     }
 }
 
@@ -92,8 +104,15 @@ fn long(section: Config<'_>, positions: usize, original: usize, rotated: usize) 
     Ok(RopeScaling::Long { original, short: factors("short_factor")?, long: factors("long_factor")?, attention })
 }
 
-fn yarn(section: Config<'_>, positions: usize, original: usize) -> Result<RopeScaling, GgufError> {
-    if !section.flag("truncate", true)? {
+fn yarn(
+    section: Config<'_>,
+    architecture: Architecture,
+    positions: usize,
+    original: usize,
+) -> Result<RopeScaling, GgufError> {
+    let truncate = section.flag("truncate", true)?;
+    // GPT-OSS is published without, and llama.cpp runs it with rounded ends.
+    if !truncate && architecture != Architecture::GptOss {
         return Err(section.wrong("truncate", "true: llama.cpp rounds the ends of the ramp"));
     }
     for (key, only) in [("beta_fast", 32.0), ("beta_slow", 1.0)] {
@@ -105,5 +124,5 @@ fn yarn(section: Config<'_>, positions: usize, original: usize) -> Result<RopeSc
     let mscale = section.number_unless_zero("mscale")?.zip(section.number_unless_zero("mscale_all_dim")?);
     let of_scales = mscale.map(|(mscale, all)| yarn_attention(factor, mscale) / yarn_attention(factor, all));
     let attention = section.number("attention_factor")?.or(of_scales).unwrap_or(yarn_attention(factor, 1.0));
-    Ok(RopeScaling::Yarn { factor, original, beta_fast: 32.0, beta_slow: 1.0, attention })
+    Ok(RopeScaling::Yarn { factor, original, beta_fast: 32.0, beta_slow: 1.0, attention, truncate })
 }

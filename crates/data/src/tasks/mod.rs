@@ -1,4 +1,5 @@
-//! Zero-shot tasks: multiple-choice questions, of which a model should find the correct choice the most likely.
+//! Zero-shot tasks: multiple-choice questions, of which a model should find the correct choice the most likely, and texts whose last word it
+//! should predict.
 //!
 //! Prompts are those of the `lm-evaluation-harness` 0.4, so that results can be compared. A task is read from `tasks/` under the folder of
 //! datasets:
@@ -10,16 +11,21 @@
 //! | `arc_challenge` | `arc_challenge.test.jsonl` | `ARC-Challenge-Test.jsonl` | the same |
 //! | `boolq` | `boolq.validation.jsonl` | `dev.jsonl` of BoolQ | `query` (`Passage: .. \nQuestion: ..?`), `choices`, `gold` |
 //! | `hellaswag` | `hellaswag.val.jsonl`, or `hellaswag.val-1000.jsonl`, its first 1000 items | `hellaswag_val.jsonl` | |
+//! | `lambada` | `lambada.test.jsonl` | `lambada_test.jsonl` of OpenAI's LAMBADA: a `text` a line | |
 //! | `winogrande` | `winogrande.validation.jsonl` | `dev.jsonl` of WinoGrande 1.1 | `context_options`, `continuation`, `gold` |
+
+mod items;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
+use self::items::{Arc, Boolq, Hellaswag, Lambada, Piqa, Winogrande};
 use crate::error::{DataError, read_text};
+
+pub use self::items::{Choice, Item};
 
 /// A zero-shot task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -31,30 +37,13 @@ pub enum Task {
     Boolq,
     Hellaswag,
     Winogrande,
-}
-
-/// One item of a task.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Item {
-    /// Two or more choices.
-    pub choices: Vec<Choice>,
-    /// Index of the correct one.
-    pub gold: usize,
-}
-
-/// A possible continuation, and its context.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Choice {
-    /// Does not end with a space.
-    pub context: String,
-    /// Scored by its likelihood given the context. Begins with a space.
-    pub continuation: String,
+    Lambada,
 }
 
 impl Task {
     /// All tasks.
-    pub const ALL: [Self; 6] =
-        [Self::Piqa, Self::ArcEasy, Self::ArcChallenge, Self::Boolq, Self::Hellaswag, Self::Winogrande];
+    pub const ALL: [Self; 7] =
+        [Self::Piqa, Self::ArcEasy, Self::ArcChallenge, Self::Boolq, Self::Hellaswag, Self::Winogrande, Self::Lambada];
 
     /// The name on the command line.
     pub const fn name(self) -> &'static str {
@@ -65,12 +54,27 @@ impl Task {
             Self::Boolq => "boolq",
             Self::Hellaswag => "hellaswag",
             Self::Winogrande => "winogrande",
+            Self::Lambada => "lambada",
         }
+    }
+
+    /// The name and the version of the same task in the harness.
+    pub const fn in_harness(self) -> (&'static str, f64) {
+        match self {
+            Self::Boolq => (self.name(), 2.0),
+            Self::Lambada => ("lambada_openai", 1.0),
+            _ => (self.name(), 1.0),
+        }
+    }
+
+    /// Whether items have several choices, of which one is correct. Otherwise a single continuation is predicted.
+    pub const fn has_choices(self) -> bool {
+        !matches!(self, Self::Lambada)
     }
 
     /// Whether the harness also reports accuracy by likelihood per character.
     pub const fn is_normalized(self) -> bool {
-        !matches!(self, Self::Boolq | Self::Winogrande)
+        !matches!(self, Self::Boolq | Self::Winogrande | Self::Lambada)
     }
 
     /// Possible file names, in order of preference.
@@ -82,6 +86,7 @@ impl Task {
             Self::Boolq => &["boolq.validation.jsonl"],
             Self::Hellaswag => &["hellaswag.val.jsonl", "hellaswag.val-1000.jsonl"],
             Self::Winogrande => &["winogrande.validation.jsonl"],
+            Self::Lambada => &["lambada.test.jsonl"],
         }
     }
 
@@ -109,8 +114,9 @@ impl Task {
             Self::Boolq => lines::<Boolq>(&path)?.into_iter().map(Boolq::item).collect(),
             Self::Hellaswag => lines::<Hellaswag>(&path)?.into_iter().map(Hellaswag::item).collect(),
             Self::Winogrande => lines::<Winogrande>(&path)?.into_iter().map(Winogrande::item).collect(),
+            Self::Lambada => lines::<Lambada>(&path)?.into_iter().map(Lambada::item).collect(),
         };
-        check(&path, items)
+        check(&path, items, if self.has_choices() { 2 } else { 1 })
     }
 
     fn path(self, data_dir: Option<&Path>) -> Result<PathBuf, DataError> {
@@ -137,160 +143,6 @@ impl FromStr for Task {
     }
 }
 
-#[derive(Deserialize)]
-struct Piqa {
-    goal: String,
-    sol1: String,
-    sol2: String,
-}
-
-#[derive(Deserialize)]
-#[serde(untagged, expecting = "neither ARC's own item nor question, choices and gold")]
-enum Arc {
-    Published {
-        question: ArcQuestion,
-        #[serde(rename = "answerKey")]
-        answer_key: String,
-    },
-    Plain {
-        question: String,
-        choices: Vec<String>,
-        gold: usize,
-    },
-}
-
-#[derive(Deserialize)]
-struct ArcQuestion {
-    stem: String,
-    choices: Vec<ArcChoice>,
-}
-
-#[derive(Deserialize)]
-struct ArcChoice {
-    text: String,
-    label: String,
-}
-
-#[derive(Deserialize)]
-#[serde(untagged, expecting = "neither BoolQ's own item nor query, choices and gold")]
-enum Boolq {
-    Published { title: String, passage: String, question: String, answer: bool },
-    Plain { query: String, choices: Vec<String>, gold: usize },
-}
-
-#[derive(Deserialize)]
-struct Hellaswag {
-    activity_label: String,
-    ctx_a: String,
-    ctx_b: String,
-    endings: Vec<String>,
-    label: usize,
-}
-
-#[derive(Deserialize)]
-#[serde(untagged, expecting = "neither WinoGrande's own item nor context_options, continuation and gold")]
-enum Winogrande {
-    Published { sentence: String, option1: String, option2: String, answer: String },
-    Plain { context_options: Vec<String>, continuation: String, gold: usize },
-}
-
-/// Choices that share one context.
-fn after(context: &str, choices: &[String], gold: usize) -> Item {
-    let choice =
-        |choice: &String| Choice { context: context.trim_end().to_owned(), continuation: format!(" {choice}") };
-    Item { choices: choices.iter().map(choice).collect(), gold }
-}
-
-fn question(question: &str) -> String {
-    format!("Question: {question}\nAnswer:")
-}
-
-impl Piqa {
-    fn item(self, gold: usize) -> Item {
-        after(&question(&self.goal), &[self.sol1, self.sol2], gold)
-    }
-}
-
-impl Arc {
-    fn item(self) -> Item {
-        let (text, choices, gold) = match self {
-            Self::Published { question: ArcQuestion { stem, choices }, answer_key } => {
-                // A key that is none of the labels is rejected as a missing choice.
-                let gold = choices.iter().position(|choice| choice.label == answer_key).unwrap_or(choices.len());
-                (stem, choices.into_iter().map(|choice| choice.text).collect(), gold)
-            }
-            Self::Plain { question, choices, gold } => (question, choices, gold),
-        };
-        after(&question(&text), &choices, gold)
-    }
-}
-
-impl Boolq {
-    fn item(self) -> Item {
-        match self {
-            Self::Published { title, passage, question, answer } => {
-                let choices = ["no", "yes"].map(str::to_owned);
-                after(&format!("{title} -- {passage}\nQuestion: {question}?\nAnswer:"), &choices, usize::from(answer))
-            }
-            Self::Plain { query, choices, gold } => {
-                let query = query.strip_prefix("Passage: ").unwrap_or(&query);
-                after(&format!("{query}\nAnswer:"), &choices, gold)
-            }
-        }
-    }
-}
-
-impl Hellaswag {
-    fn item(self) -> Item {
-        let context = format!("{}: {} {}", self.activity_label, self.ctx_a, capitalized(&self.ctx_b));
-        let endings: Vec<String> = self.endings.iter().map(|ending| without_marks(ending)).collect();
-        after(&without_marks(&context), &endings, self.label)
-    }
-}
-
-impl Winogrande {
-    fn item(self) -> Item {
-        let (contexts, continuation, gold) = match self {
-            Self::Published { sentence, option1, option2, answer } => {
-                // Without a gap there is nothing to continue, which is rejected.
-                let (before, after) = sentence.split_once('_').unwrap_or((&sentence, ""));
-                let contexts = [option1, option2].map(|option| format!("{before}{option}")).to_vec();
-                (contexts, after.to_owned(), answer.parse().map_or(usize::MAX, |number: usize| number.wrapping_sub(1)))
-            }
-            Self::Plain { context_options, continuation, gold } => (context_options, continuation, gold),
-        };
-        let continuation = format!(" {}", continuation.trim());
-        let choice =
-            |context: String| Choice { context: context.trim_end().to_owned(), continuation: continuation.clone() };
-        Item { choices: contexts.into_iter().map(choice).collect(), gold }
-    }
-}
-
-/// Capitalizes the first letter and lowercases the others.
-fn capitalized(text: &str) -> String {
-    let mut letters = text.chars();
-    let first = letters.next().into_iter().flat_map(char::to_uppercase);
-    first.chain(letters.flat_map(char::to_lowercase)).collect()
-}
-
-/// HellaSwag's texts without the tags of those from WikiHow: `[title]`, `[step]`.
-fn without_marks(text: &str) -> String {
-    let text = text.trim().replace(" [title]", ". ");
-    let (mut kept, mut rest) = (String::with_capacity(text.len()), text.as_str());
-    while let Some(start) = rest.find('[') {
-        let end = rest[start..].find([']', '\n']).filter(|&end| rest.as_bytes()[start + end] == b']');
-        let Some(end) = end else {
-            kept.push_str(&rest[..=start]);
-            rest = &rest[start + 1..];
-            continue;
-        };
-        kept.push_str(&rest[..start]);
-        rest = &rest[start + end + 1..];
-    }
-    kept.push_str(rest);
-    kept.replace("  ", " ")
-}
-
 /// The lines of a JSON Lines file.
 fn lines<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>, DataError> {
     let parse = |(number, line): (usize, &str)| {
@@ -299,14 +151,14 @@ fn lines<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>, DataError> {
     read_text(path)?.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()).map(parse).collect()
 }
 
-/// Rejects invalid items.
-fn check(path: &Path, items: Vec<Item>) -> Result<Vec<Item>, DataError> {
+/// Rejects invalid items, such as those with fewer choices.
+fn check(path: &Path, items: Vec<Item>, least_choices: usize) -> Result<Vec<Item>, DataError> {
     if items.is_empty() {
         return Err(DataError::corrupt(path, "no items"));
     }
     for (idx, Item { choices, gold }) in items.iter().enumerate() {
         let has_text = |choice: &Choice| !choice.context.is_empty() && !choice.continuation.trim().is_empty();
-        if choices.len() < 2 || *gold >= choices.len() || !choices.iter().all(has_text) {
+        if choices.len() < least_choices || *gold >= choices.len() || !choices.iter().all(has_text) {
             let reason = format!("item {}: {} choices, the right one is number {gold}", idx + 1, choices.len());
             return Err(DataError::corrupt(path, reason));
         }
@@ -347,6 +199,9 @@ mod tests {
         let winogrande = r#"{"context_options": ["So Ann", "So Bea"], "continuation": "won.", "gold": 0}"#;
         let file = [("winogrande.validation.jsonl", winogrande)];
         check_load(Task::Winogrande, &file, &["So Ann", "So Bea"], &[" won."; 2], 0);
+        let lambada = r#"{"text": "He saw a  dog and\nthe dog"}"#;
+        let file = [("lambada.test.jsonl", lambada)];
+        check_load(Task::Lambada, &file, &["He saw a  dog and\nthe"], &[" dog"], 0);
         let hellaswag = r#"{"activity_label": "Roof", "ctx_a": "A man [header] sits [title] Up.", "ctx_b": "he HAS",
             "endings": ["goes [substeps] on.", "ends ["], "label": 1}"#
             .replace('\n', "");

@@ -1,0 +1,40 @@
+//! `omniquant eval`: perplexity, divergence from the model in full precision, zero-shot tasks.
+
+mod answers;
+mod harness;
+mod opened;
+mod outcome;
+mod subject;
+mod tasks;
+mod text;
+
+use anyhow::Result;
+use serde_json::json;
+
+use self::opened::Opened;
+use self::outcome::{Outcome, table};
+use crate::args::EvalArgs;
+use crate::exit::CliError;
+use crate::output::Output;
+
+pub use self::subject::{Subject, tokens};
+
+pub fn run(args: &EvalArgs, out: &Output) -> Result<()> {
+    if args.models.len() > 1 && args.harness.is_some() {
+        return Err(CliError::Usage("--harness: a file of the harness is about one model: give one".to_owned()).into());
+    }
+    // All of them are opened before the first is evaluated.
+    let opened = args.models.iter().map(|name| Opened::new(name, args, out)).collect::<Result<Vec<_>>>()?;
+    let measure = |opened: &Opened| match args.tasks.is_empty() {
+        true => text::measure(args, opened, out),
+        false => tasks::ask(args, opened, out),
+    };
+    let outcomes = opened.iter().map(measure).collect::<Result<Vec<Outcome>>>()?;
+    match &outcomes[..] {
+        [one] => out.result(&one.record, || one.text.clone()),
+        all => {
+            let records: Vec<_> = all.iter().map(|outcome| &outcome.record).collect();
+            out.result(&json!({"models": records}), || table(all))
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! The text that a model is evaluated on.
+
+use std::path::Path;
+
+use anyhow::Result;
+use oq_data::{AddSpecial, Hub, Rows, Split, Tokenizer, load_text};
+use oq_eval::{Divergence, EvalError, Perplexity, Progress, divergence, perplexity};
+use oq_models::Model;
+use oq_recipe::ModelEntry;
+use tch::Device;
+
+use crate::args::EvalDataArgs;
+use crate::card::{self, Measured};
+use crate::exit::CliError;
+use crate::output::Output;
+use crate::resolve::data_path;
+
+const DEFAULT_DATA: &str = "wikitext2";
+const DEFAULT_SEQLEN: usize = 2048;
+
+/// What to evaluate on.
+pub struct Subject {
+    /// A dataset's name or a file.
+    pub data: String,
+    /// Its tokens: at least one window.
+    ids: Vec<u32>,
+    seqlen: usize,
+    windows: Option<usize>,
+}
+
+impl Subject {
+    /// The text of the command line, else of the model's own settings, else WikiText-2, tokenized by `model`. Windows have 2048 tokens,
+    /// or as many as the model has positions, unless set.
+    pub fn new(
+        entry: Option<&ModelEntry>,
+        model: &Model,
+        args: &EvalDataArgs,
+        seqlen: Option<usize>,
+        out: &Output,
+    ) -> Result<Self> {
+        let defaults = entry.map(|entry| entry.eval.clone()).unwrap_or_default();
+        // The window length set for another text does not apply to the user's own.
+        let own_data = args.data.is_none();
+        let data = args.data.clone().or(defaults.data).unwrap_or_else(|| DEFAULT_DATA.to_owned());
+        let longest = DEFAULT_SEQLEN.min(model.decoder().dims().max_positions);
+        let window = seqlen.or(defaults.seqlen.filter(|_| own_data)).unwrap_or(longest);
+        if window < 2 {
+            return Err(EvalError::NothingToPredict { seqlen: window }.into());
+        }
+        let ids = tokens(model.dir(), &data, Split::Test, args, out)?;
+        if seqlen.is_none() && ids.len() < window {
+            let message = format!(
+                "{data} has {} tokens, less than a window of {window}: give a longer text with --data",
+                ids.len()
+            );
+            return Err(CliError::Usage(message).into());
+        }
+        Ok(Self { data, ids, seqlen: window, windows: args.windows.map(|n| n as usize) })
+    }
+
+    /// Number of tokens of the whole text.
+    pub fn tokens(&self) -> usize {
+        self.ids.len()
+    }
+
+    /// The perplexity of `model`, whose tokenizer must be that of [`Self::new`].
+    pub fn measure(&self, model: &Model, device: Device, what: &str, out: &Output) -> Result<Perplexity> {
+        let bar = out.bar(what);
+        let mut on = |progress: Progress| bar.set(progress.done, progress.total);
+        Ok(perplexity(model, &self.ids, self.seqlen, self.windows, device, &mut on)?)
+    }
+
+    /// How far `model`, whose tokenizer must be that of [`Self::new`], is from `full`.
+    ///
+    /// # Errors
+    /// Also when the tokenizer of `full` divides the text into other tokens.
+    pub fn compare(
+        &self,
+        full: &Model,
+        model: &Model,
+        args: &EvalDataArgs,
+        device: Device,
+        out: &Output,
+    ) -> Result<Divergence> {
+        if full.dir() != model.dir() && tokens(full.dir(), &self.data, Split::Test, args, out)? != self.ids {
+            let [full, model] = [full, model].map(|model| model.dir().display());
+            let message = format!(
+                "{full} and {model} divide {} into different tokens, so their predictions cannot be compared",
+                self.data
+            );
+            return Err(CliError::Usage(message).into());
+        }
+        let bar = out.bar("comparing");
+        let mut on = |progress: Progress| bar.set(progress.done, progress.total);
+        Ok(divergence(full, model, &self.ids, self.seqlen, self.windows, device, &mut on)?)
+    }
+
+    /// The result as a line of a model's card.
+    pub fn measured(&self, model: &str, result: &Perplexity) -> Measured {
+        card::perplexity(model, &self.data, result)
+    }
+
+    /// `wikitext2, 8 windows of 2048`.
+    pub fn describe(&self, result: &Perplexity) -> String {
+        format!("{}, {} windows of {}", self.data, result.window_nll.len(), result.seqlen)
+    }
+}
+
+/// Ids of a text, by the model's tokenizer.
+pub fn tokens(model: &Path, data: &str, split: Split, args: &EvalDataArgs, out: &Output) -> Result<Vec<u32>> {
+    let tokenizer = Tokenizer::open(model)?;
+    let rows = Rows::default().with_model(model);
+    let rows = args.text_field.as_deref().map_or(rows, |field| rows.with_field(field));
+    let text = load_text(&data_path(data), split, args.data_dir.as_deref(), &Hub::from_env(), rows)?;
+    if let Some(about) = &text.about {
+        out.note(&format!("note: {data}: {about}"));
+    }
+    Ok(tokenizer.encode(&text.text, AddSpecial::Yes)?)
+}
