@@ -127,7 +127,8 @@ impl Axis {
         let (low, high) = values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), v| (low.min(v), high.max(v)));
         let (low, high) = if low <= high { (low, high) } else { (0.0, 1.0) };
         match self.kind {
-            AxisKind::Whole => (low - 0.5, high + 0.5),
+            // Lines may reach to both ends.
+            AxisKind::Whole => (low.ceil() - 0.5, high.floor() + 0.5),
             AxisKind::FromZero => (0.0, if high > 0.0 { high * 1.08 } else { 1.0 }),
             AxisKind::Range => {
                 let rest = if high > low { 0.08 * (high - low) } else { 0.5 * high.abs().max(1.0) };
