@@ -68,6 +68,7 @@ fn helps() {
         "judge",
         "bench",
         "plan",
+        "report",
         "inspect",
         "logits",
         "merge",
@@ -496,7 +497,7 @@ fn a_run_leaves_records() {
     let quantize = ["quantize", "tiny-llama", "--scheme", "w2a16g64", "--samples", "2", "--epochs", "1"];
     let size = ["--seqlen", "64", "--report", "--out", text(&out)];
     let said = json(&[&quantize[..], &size].concat());
-    check_keys(&said, "out bytes bits_per_weight run report exports");
+    check_keys(&said, "out bytes bits_per_weight run report page exports");
     assert_eq!(said["out"], text(&out));
     // 2 bits per weight, and 16 + 2 bits per group of 64.
     assert_eq!(said["bits_per_weight"], 2.0 + 18.0 / 64.0);

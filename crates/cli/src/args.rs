@@ -336,10 +336,11 @@ pub struct PlanArgs {
 #[command(after_help = "Examples:
   omniquant report tiny-llama-w3a16g64
   omniquant report tiny-llama-w3a16g64 --follow
-  omniquant report tiny-llama-w2a16g64 tiny-llama-w3a16g64 tiny-llama-w4a16g64 --out comparison.html
+  omniquant report llama-w2 llama-w3 llama-w4 --out comparison.html
 
-A page needs nothing but a browser: no other file, no script, no network. `omniquant quantize` writes it at the end of a run. What
-`--report` and `omniquant eval DIR --card` measured is in it.")]
+A page needs nothing but a browser: no other file, no script, no network.
+`omniquant quantize` writes it at the end of a run. It has what `--report` and
+`omniquant eval DIR --card` measured.")]
 pub struct ReportArgs {
     /// Directories that `omniquant quantize` wrote, or is writing
     #[arg(required = true, value_name = "RUN")]

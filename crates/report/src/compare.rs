@@ -16,9 +16,11 @@ use crate::text::{bytes, count, seconds};
 pub fn comparison(runs: &[Run]) -> String {
     let quality = quality(runs);
     let points = quality.as_ref().map_or_else(Vec::new, |row| points(runs, row));
+    // One run alone is in front of nothing.
+    let points = if points.len() > 1 { points } else { Vec::new() };
     let mut trade = Section::new("trade", "Size against quality");
     let mut lead = format!("{} compared.", count(runs.len(), "run"));
-    if let Some(row) = quality.as_ref().filter(|_| points.len() > 1) {
+    if let Some(row) = quality.as_ref().filter(|_| !points.is_empty()) {
         let about = about(&points, row);
         lead = format!("{lead} {about}");
         trade.text.push(

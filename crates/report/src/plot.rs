@@ -127,7 +127,8 @@ impl Axis {
         let (low, high) = values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), v| (low.min(v), high.max(v)));
         let (low, high) = if low <= high { (low, high) } else { (0.0, 1.0) };
         match self.kind {
-            AxisKind::Whole => (low - 0.5, high + 0.5),
+            // Lines may reach to both ends.
+            AxisKind::Whole => (low.ceil() - 0.5, high.floor() + 0.5),
             AxisKind::FromZero => (0.0, if high > 0.0 { high * 1.08 } else { 1.0 }),
             AxisKind::Range => {
                 let rest = if high > low { 0.08 * (high - low) } else { 0.5 * high.abs().max(1.0) };
@@ -176,6 +177,9 @@ fn trimmed(value: f64) -> String {
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
 
+/// A place, and the ends of a band there.
+pub(crate) type Between = (f64, f64, f64);
+
 /// A plot.
 #[derive(Clone, Debug)]
 pub(crate) struct Plot {
@@ -187,7 +191,7 @@ pub(crate) struct Plot {
     pub(crate) y: Axis,
     pub(crate) series: Vec<Series>,
     /// An area between two lines, with its name.
-    pub(crate) band: Option<(String, Vec<(f64, f64, f64)>)>,
+    pub(crate) band: Option<(String, Vec<Between>)>,
     /// Whether it is one of many that are compared.
     pub(crate) is_small: bool,
 }

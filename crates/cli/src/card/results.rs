@@ -24,7 +24,7 @@ pub const THIS: &str = Measurement::THIS;
 #[derive(Clone, Debug, PartialEq)]
 pub struct Measured {
     /// Of which model.
-    pub model: String,
+    model: String,
     /// What was measured, on which text or task.
     what: String,
     /// The number.
@@ -34,6 +34,13 @@ pub struct Measured {
 }
 
 impl Measured {
+    /// The same of a model with another name.
+    pub fn of(mut self, model: &str) -> Self {
+        self.model = plain(model);
+        self.record.model = model.to_owned();
+        self
+    }
+
     fn cells(&self) -> [String; 3] {
         [self.model.clone(), self.what.clone(), self.value.clone()]
     }
@@ -70,10 +77,7 @@ impl Figure {
 pub fn perplexity(model: &str, data: &str, result: &Perplexity) -> Measured {
     let (value, error) = (result.value(), result.error());
     let figure = Figure { metric: Metric::Perplexity, value, error, digits: [4, 2] };
-    let mut measured = figure.measured("perplexity", data, &windows(result));
-    measured.model = plain(model);
-    measured.record.model = model.to_owned();
-    measured
+    figure.measured("perplexity", data, &windows(result)).of(model)
 }
 
 /// Divergence of the model that the card is about from the one named `full`, and how often both find the same token the likeliest.

@@ -375,7 +375,7 @@ impl Job<'_> {
             Method::Rtn if is_rotated => "rotated and rounded",
             Method::Rtn if !self.recipe.outer.is_none() => "outer matrices too",
             Method::Rtn => {
-                rounded.measured.model = card::THIS.to_owned();
+                rounded.measured = rounded.measured.of(card::THIS);
                 return Ok(vec![full, rounded]);
             }
             Method::Smoothquant => "SmoothQuant",

@@ -99,7 +99,7 @@ pub(crate) fn rounding(run: &Run) -> Section {
 
 /// A histogram over all blocks, as shares of the groups.
 fn shares(run: &Run, of: impl Fn(&LinearDetails) -> &[u64; CLIP_BINS], kind: Option<&str>) -> Vec<f64> {
-    let mut sum = vec![0.0; CLIP_BINS];
+    let mut sum = [0.0; CLIP_BINS];
     let linears = run.details.iter().flat_map(|block| &block.linears);
     for linear in linears.filter(|linear| kind.is_none_or(|kind| kind_of(&linear.name) == kind)) {
         sum.iter_mut().zip(of(linear)).for_each(|(sum, &n)| *sum += n as f64);

@@ -16,6 +16,9 @@ const NINE_TENTHS: usize = 4;
 const NEARLY_MOST: usize = 5;
 const MOST: usize = 6;
 
+/// Numbers of some blocks.
+type ByBlock = Vec<(usize, Quantiles)>;
+
 /// The learned scales of channels.
 pub(crate) fn scales(run: &Run) -> Section {
     let mut section = Section::new("scales", "Learned scales");
@@ -38,7 +41,7 @@ pub(crate) fn scales(run: &Run) -> Section {
             let site = block.sites.iter().find(|site| site.kind.to_string() == *kind && site.module == *module)?;
             Some((block.index, site.scales))
         };
-        let by_block: Vec<(usize, Quantiles)> = run.details.iter().filter_map(of_block).collect();
+        let by_block: ByBlock = run.details.iter().filter_map(of_block).collect();
         let ends = |at: usize, of: fn(f64, f64) -> f64| {
             by_block.iter().map(|(_, scales)| scales[at]).reduce(of).unwrap_or_default()
         };
@@ -63,9 +66,9 @@ pub(crate) fn inputs(run: &Run) -> Section {
     let mut section = Section::new("inputs", "What the linears read");
     let all = kinds(&run.details);
     // Linears that read the same input have the same numbers; each input is shown once, with its first reader.
-    let mut shown: Vec<(Vec<&str>, Vec<(usize, Quantiles)>, Vec<(usize, Quantiles)>)> = Vec::new();
+    let mut shown: Vec<(Vec<&str>, ByBlock, ByBlock)> = Vec::new();
     for kind in &all {
-        let of = |of: fn(&LinearDetails) -> Option<Quantiles>| -> Vec<(usize, Quantiles)> {
+        let of = |of: fn(&LinearDetails) -> Option<Quantiles>| -> ByBlock {
             run.details.iter().filter_map(|block| Some((block.index, largest(block, kind, of)?))).collect()
         };
         let (plain, rescaled) = (of(|linear| linear.input), of(|linear| linear.input_rescaled));
