@@ -6,7 +6,8 @@ use std::path::Path;
 use crate::endpoint::{ChatOptions, Endpoint, EndpointError};
 use crate::error::JudgeError;
 use crate::question::Question;
-use crate::record::{Record, Rules, Side};
+use crate::record::{Record, Rules};
+use crate::side::Side;
 use crate::tally::Tally;
 use crate::verdict::{INSTRUCTIONS, Verdict, pair};
 

@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::endpoint::EndpointError;
-use crate::record::Side;
+use crate::side::Side;
 
 /// Why a contest cannot go on.
 #[derive(Debug, thiserror::Error)]

@@ -11,6 +11,7 @@ mod endpoint;
 mod error;
 mod question;
 mod record;
+mod side;
 mod tally;
 mod verdict;
 
@@ -18,7 +19,8 @@ pub use contest::{Answerer, Contest};
 pub use endpoint::{ChatOptions, Endpoint, EndpointError};
 pub use error::JudgeError;
 pub use question::Question;
-pub use record::{Rules, Side};
+pub use record::Rules;
+pub use side::Side;
 pub use tally::{Share, Tally};
 pub use verdict::Verdict;
 

@@ -1,7 +1,5 @@
 //! Answers in OpenAI's form: whole, or in pieces.
 
-use axum::http::header::CONTENT_TYPE;
-use axum::response::{IntoResponse, Response};
 use oq_generate::End;
 use serde_json::{Map, Value, json};
 
@@ -219,9 +217,4 @@ fn in_completion(scores: &[Score], offset: &mut usize) -> Value {
         "token_logprobs": scores.iter().map(|score| score.logprob).collect::<Vec<_>>(),
         "top_logprobs": scores.iter().map(top).collect::<Vec<_>>(),
     })
-}
-
-/// A response's body.
-pub(crate) fn json_body(value: &Value) -> Response {
-    ([(CONTENT_TYPE, "application/json")], value.to_string()).into_response()
 }

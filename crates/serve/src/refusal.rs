@@ -1,6 +1,6 @@
 //! Errors as clients of OpenAI's API read them.
 
-use axum::http::header::{RETRY_AFTER, WWW_AUTHENTICATE};
+use axum::http::header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
@@ -100,6 +100,11 @@ impl IntoResponse for Refusal {
             StatusCode::SERVICE_UNAVAILABLE => drop(headers.insert(RETRY_AFTER, HeaderValue::from(RETRY_SECS))),
             _ => {}
         }
-        (self.status, headers, crate::answer::json_body(&self.json())).into_response()
+        (self.status, headers, json_body(&self.json())).into_response()
     }
+}
+
+/// A response's body.
+pub(crate) fn json_body(value: &Value) -> Response {
+    ([(CONTENT_TYPE, "application/json")], value.to_string()).into_response()
 }

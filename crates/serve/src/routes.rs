@@ -23,11 +23,11 @@ use tokio::sync::Semaphore;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::task::spawn_blocking;
 
-use crate::answer::{Answers, Heading, json_body};
+use crate::answer::{Answers, Heading};
 use crate::auth;
 use crate::job::{Event, Job, Order};
 use crate::prepare::Known;
-use crate::refusal::Refusal;
+use crate::refusal::{Refusal, json_body};
 use crate::request::{Kind, Request};
 
 /// Largest request: a long text as a list of token ids.
