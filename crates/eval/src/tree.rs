@@ -3,6 +3,8 @@
 //! The tokens of one tree or several are computed as one sequence. Products and norms work on each token by itself; positions come from a
 //! gathered [`Context`], and [`TreeOps`] lets each token attend to those on its way from the root.
 
+use std::collections::BTreeMap;
+
 use oq_models::{ActPoint, BlockOps, Context, Decoder, LinearName, Scores};
 use tch::{Device, Tensor};
 
@@ -110,7 +112,15 @@ impl Forest {
         let longest = trees.iter().map(|tree| tree.depth()).max().unwrap_or(0);
         let positions: Vec<i64> = trees.iter().flat_map(|tree| tree.positions.iter().copied()).collect();
         let positions = Tensor::from_slice(&positions).to_device(device);
-        let context = decoder.context(longest as usize, device).at(&positions);
+        // Some models scale their rotations by the length of a sequence.
+        let mut contexts = BTreeMap::new();
+        let own = |tree: &&Tree| {
+            let context =
+                contexts.entry(tree.depth()).or_insert_with(|| decoder.context(tree.depth() as usize, device));
+            context.at(&Tensor::from_slice(&tree.positions).to_device(device))
+        };
+        let of_trees: Vec<Context> = trees.iter().map(own).collect();
+        let context = decoder.context(longest as usize, device).joined(&of_trees);
         let mut first = 0;
         let place = |tree: &&Tree| {
             let len = tree.len() as i64;

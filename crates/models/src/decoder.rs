@@ -67,6 +67,27 @@ impl Context {
         Self { kinds: self.kinds.iter().map(kind).collect() }
     }
 
+    /// For several sequences that are computed as one: positions of one after the other, and masks of `self`, all positions.
+    #[must_use]
+    pub fn joined(&self, sequences: &[Self]) -> Self {
+        let join = |of: &dyn Fn(&LayerContext) -> Option<Tensor>, kind: usize| {
+            let parts: Option<Vec<Tensor>> = sequences.iter().map(|context| of(&context.kinds[kind])).collect();
+            parts.filter(|parts| !parts.is_empty()).map(|parts| Tensor::cat(&parts, 0))
+        };
+        let rotary = |of: &dyn Fn(&Rotary) -> &Tensor, kind: usize| {
+            join(&|context| context.rotary.as_ref().map(|rotary| of(rotary).shallow_clone()), kind)
+        };
+        let kind = |(idx, kind): (usize, &LayerContext)| LayerContext {
+            rotary: kind.rotary.as_ref().and_then(|whole| {
+                let (cos, sin) = (rotary(&|rotary| &rotary.cos, idx)?, rotary(&|rotary| &rotary.sin, idx)?);
+                Some(Rotary { cos, sin, interleaved: whole.interleaved })
+            }),
+            query_scale: join(&|context| context.query_scale.as_ref().map(Tensor::shallow_clone), idx),
+            mask: kind.mask.as_ref().map(Tensor::shallow_clone),
+        };
+        Self { kinds: self.kinds.iter().enumerate().map(kind).collect() }
+    }
+
     /// The context of a kind.
     ///
     /// # Panics

@@ -65,17 +65,20 @@ fn fill_by(at_once: i64, linears: &[Rounded<'_>], moments: &Moments) {
     }
 }
 
-/// Fraction of the rounding error at a linear's outputs that compensation leaves, from 0 to 1, if the errors of weights are independent
-/// and equally large. It is the energy of each channel that the channels after it do not predict, as a fraction of the total energy. On
-/// few tokens it is an upper bound, because they are damped more.
+/// Fraction of the rounding error at a linear's outputs that compensation leaves on these tokens, from 0 to 1, if the errors of weights are
+/// independent and equally large. An error of a channel is spread over the channels after it by that row of the factor `U`, so its energy
+/// is that of the row in the inputs, `(U H Uᵀ)ᵢᵢ / Uᵢᵢ²` in place of `Hᵢᵢ`.
 pub(crate) fn error_left(moments: &Moments) -> f64 {
     let of_part = |products: &Tensor| {
         let (diagonal, n) = (products.diagonal(0, 0, 1), products.size()[0]);
         let held = diagonal.sum(Kind::Double).double_value(&[]);
-        let factor = factor(products, &diagonal.argsort(0, true), damping(n, moments.tokens));
-        factor.map_or((held, held), |(upper, damping)| {
+        let order = diagonal.argsort(0, true);
+        let factor = factor(products, &order, damping(n, moments.tokens));
+        factor.map_or((held, held), |(upper, _)| {
+            let ordered = products.index_select(0, &order).index_select(1, &order);
+            let energy = (upper.matmul(&ordered) * &upper).sum_dim_intlist(1i64, false, Kind::Double);
             let told = upper.diagonal(0, 0, 1).to_kind(Kind::Double).square();
-            (told.reciprocal().sum(Kind::Double).double_value(&[]), (1.0 + damping) * held)
+            ((energy / told).sum(Kind::Double).double_value(&[]), held)
         })
     };
     let (left, held) =

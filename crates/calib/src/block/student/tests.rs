@@ -118,8 +118,10 @@ fn rounding_starts_from_compensation() {
     let spec = scheme("w3a16g32");
     let seen = |start: Start| {
         let ops = InputOps::new(DenseOps::new(&weights), &[], &linears, Some(start), Vec::new());
-        let x = noise(3, &[1, 200, decoder.dims().hidden as i64]);
-        let _ = decoder.block(0, &ops, &decoder.context(200, Device::Cpu), &x);
+        // Correlated channels, which are all that compensation has, on enough tokens for it to trust them.
+        let hidden = decoder.dims().hidden as i64;
+        let x = noise(3, &[8, 250, 8]).matmul(&noise(4, &[8, hidden])) + noise(5, &[8, 250, hidden]) * 0.1;
+        let _ = decoder.block(0, &ops, &decoder.context(250, Device::Cpu), &x);
         ops.finish()
     };
     let student = |seen: &Inputs| {
