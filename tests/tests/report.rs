@@ -78,7 +78,7 @@ fn a_run_records_what_it_did_and_writes_its_page() {
     let models: Vec<&str> = measured.iter().map(|row| row.model.as_str()).collect();
     assert_eq!(models, ["full precision", "round to nearest", Measurement::THIS]);
     assert!(
-        measured.iter().all(|row| row.metric == Metric::Perplexity && row.on == "eval.txt, 4 windows of 256 tokens"),
+        measured.iter().all(|row| row.metric == Metric::Perplexity && row.on == "eval.txt, 4 windows of 512 tokens"),
         "{measured:?}"
     );
     let page = fs::read_to_string(out.join(REPORT)).unwrap();

@@ -12,6 +12,7 @@ use oq_judge::{EndpointError, JudgeError};
 use oq_models::ModelError;
 use oq_quant_core::TensorError;
 use oq_recipe::RecipeError;
+use oq_report::ReportError;
 use oq_serve::ServeError;
 
 /// The recipe or the command line is wrong.
@@ -124,6 +125,12 @@ fn known_code(error: &(dyn std::error::Error + 'static)) -> Option<u8> {
             ExportError::Format(error) => format_code(error),
             ExportError::Gguf(error) => return known_code(error),
             _ => OTHER,
+        });
+    }
+    if let Some(error) = error.downcast_ref::<ReportError>() {
+        return Some(match error {
+            ReportError::Io { source, .. } => io_code(source),
+            _ => INPUT,
         });
     }
     if let Some(error) = error.downcast_ref::<FormatError>() {
