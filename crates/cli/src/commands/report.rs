@@ -50,10 +50,14 @@ pub fn run(args: &ReportArgs, out: &Output) -> Result<()> {
     }
 }
 
-/// Writes the report of a finished run to its folder, and returns its path.
+/// Writes the report of a finished run to its folder, unless it is there as it would be, and returns its path.
 pub fn of_finished(dir: &Path) -> Result<PathBuf> {
     let path = dir.join(REPORT);
-    write(dir, &path, false)?;
+    let html = page(&Run::read(dir)?, false);
+    if std::fs::read(&path).is_ok_and(|there| there == html.as_bytes()) {
+        return Ok(path);
+    }
+    atomic_write(&path, html.as_bytes())?;
     Ok(path)
 }
 
