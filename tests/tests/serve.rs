@@ -294,9 +294,8 @@ fn log_probabilities_are_those_of_the_whole_text() {
     let last = all.get(ids.len() as i64 - 1).max().double_value(&[]);
     assert!(close(&logprobs["token_logprobs"][ids.len()], last), "{logprobs}");
     let tokens = logprobs["tokens"].as_array().unwrap();
-    assert_eq!(tokens[0], "<s>");
-    let joined: String = tokens[1..].iter().map(|token| token.as_str().unwrap()).collect();
-    assert_eq!(answer["choices"][0]["text"], joined);
+    let joined: String = tokens.iter().map(|token| token.as_str().unwrap()).collect();
+    assert_eq!(answer["choices"][0]["text"], joined, "its tokenizer adds no special token");
 
     let body =
         json!({"messages": [{"role": "user", "content": "x"}], "max_tokens": 3, "logprobs": true, "top_logprobs": 2});
@@ -522,7 +521,8 @@ fn a_signal_ends_answers_and_the_server() {
     // One that waits, too.
     let mut waiting = TcpStream::connect(&server.host).unwrap();
     waiting.write_all(posted("/v1/completions", &endless(false).to_string()).as_bytes()).unwrap();
-    thread::sleep(Duration::from_millis(50));
+    // Until it is read, even on a busy machine.
+    thread::sleep(Duration::from_secs(2));
     run(Command::new("kill").args(["-s", "INT", &server.child.id().to_string()]), 0);
     let rest: Vec<String> = stream.lines().map(|line| line.unwrap()).filter(|line| !line.is_empty()).collect();
     let last: Value = serde_json::from_str(rest.last().unwrap().strip_prefix("data: ").unwrap()).unwrap();

@@ -145,6 +145,8 @@ async fn complete(kind: Kind, State(shared): App, body: Result<Bytes, BytesRejec
         let job = Job { index, prompt: task.prompt, settings, sampler, scoring, told, _place: place };
         shared.orders.send(Order::Answer(Box::new(job))).map_err(|_| Refusal::stopping())?;
     }
+    // Only the engine may hold the channel open: when it drops a request, the wait for an answer ends.
+    drop(told);
     let answers = Answers::new(heading, echoes, request.logprobs.is_some(), request.include_usage);
     if request.stream { streamed(answers, events).await } else { whole(answers, events).await }
 }
