@@ -3,7 +3,7 @@
 //! The tokens of one tree or several are computed as one sequence. Products and norms work on each token by itself; positions come from a
 //! gathered [`Context`], and [`TreeOps`] lets each token attend to those on its way from the root.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use oq_models::{ActPoint, BlockOps, Context, Decoder, LinearName, Scores};
 use tch::{Device, Tensor};
@@ -109,27 +109,22 @@ struct Place {
 
 impl Forest {
     pub(crate) fn new(decoder: &dyn Decoder, trees: &[&Tree], device: Device) -> Self {
-        let longest = trees.iter().map(|tree| tree.depth()).max().unwrap_or(0);
-        let positions: Vec<i64> = trees.iter().flat_map(|tree| tree.positions.iter().copied()).collect();
-        let positions = Tensor::from_slice(&positions).to_device(device);
-        // Some models scale their rotations by the length of a sequence.
-        let mut contexts = BTreeMap::new();
-        let own = |tree: &&Tree| {
-            let context =
-                contexts.entry(tree.depth()).or_insert_with(|| decoder.context(tree.depth() as usize, device));
-            context.at(&Tensor::from_slice(&tree.positions).to_device(device))
-        };
-        let of_trees: Vec<Context> = trees.iter().map(own).collect();
-        let context = decoder.context(longest as usize, device).joined(&of_trees);
         let mut first = 0;
         let place = |tree: &&Tree| {
-            let len = tree.len() as i64;
-            let place = Place { first, len, positions: positions.narrow(0, first, len), mask: tree.mask(device) };
+            let (len, positions) = (tree.len() as i64, Tensor::from_slice(&tree.positions).to_device(device));
+            let place = Place { first, len, positions, mask: tree.mask(device) };
             first += len;
             place
         };
-        let trees = trees.iter().map(place).collect();
-        Self { context, trees }
+        let places: Vec<Place> = trees.iter().map(place).collect();
+        // One for each length: some models scale their rotations by the length of a sequence.
+        let context = |depth: i64| (depth, decoder.context(depth as usize, device));
+        let contexts: BTreeMap<i64, Context> =
+            trees.iter().map(|tree| tree.depth()).collect::<BTreeSet<_>>().into_iter().map(context).collect();
+        let of_trees: Vec<Context> =
+            trees.iter().zip(&places).map(|(tree, place)| contexts[&tree.depth()].at(&place.positions)).collect();
+        let (_, longest) = contexts.last_key_value().expect("a batch has questions");
+        Self { context: longest.joined(&of_trees), trees: places }
     }
 
     /// One block: `x [1, tokens of all trees, hidden]` in the same shape.
