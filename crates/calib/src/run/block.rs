@@ -87,7 +87,7 @@ impl Run<'_> {
         let transform = Transform::new(sites, self.options.device);
         let learns = self.recipe.method.learns() && !linears.is_empty();
         let sample = if learns { Sample::of(&states.full) } else { None };
-        let BlockTargets { second, inputs, mut beyond_f16 } =
+        let BlockTargets { second, inputs, starved, mut beyond_f16 } =
             self.pass_in_full(block_idx, &weights, (&linears, transform.sites()), ctx, states)?;
         let seen = Seen { weights: &weights, inputs: &inputs };
         let Transformation { shift, alpha, .. } = self.recipe.transform;
@@ -95,14 +95,16 @@ impl Run<'_> {
 
         let (mut merged, descent, learned) = if learns {
             let targets = [Some(&states.full), second.as_ref()].into_iter().flatten().collect();
+            let settled = starved.settled.within(&weights, self.options.compute);
             let task = Task {
                 decoder,
                 layer: block_idx,
                 ctx,
-                weights: &weights,
-                linears: &linears,
+                weights: &settled,
+                linears: &starved.settled.rest_of(&linears),
                 specs: &|name| self.stages.output.widths().of(block_idx, name).expect(IS_QUANTIZED),
                 transform: &transform,
+                fixed: &starved.fixed(&decoder.layer(block_idx).experts),
                 start: &start,
                 seen: &inputs,
                 recipe: self.recipe,
@@ -111,7 +113,8 @@ impl Run<'_> {
                 targets,
             };
             let learned = learn_block(&task, &mut |event| self.on_learn_event(block_idx, event));
-            let (merged, descent, learned) = learned.map_err(|error| self.learn_error(block_idx, error))?;
+            let (mut merged, descent, mut learned) = learned.map_err(|error| self.learn_error(block_idx, error))?;
+            starved.settled.join(&mut merged, &mut learned);
             (merged, descent, Some(learned))
         } else {
             let widths = self.stages.output.widths();
@@ -171,7 +174,7 @@ impl Run<'_> {
             wall_secs: started.elapsed().as_secs_f64(),
             retries: descent.retries as usize,
             beyond_f16,
-            starved: inputs.starved,
+            starved: starved.experts,
         };
         Ok((Finished { shard, sha256, source, surroundings: None, record }, details))
     }
