@@ -4,14 +4,14 @@
 use std::collections::BTreeMap;
 
 use oq_lwc::LwcError;
-use oq_models::{BlockWeights, Compute, Layer, LinearName};
+use oq_models::{BlockWeights, Compute, Layer, LinearName, dequantized};
 use oq_quant_core::{QuantizedTensor, WeightSpec};
 use tch::Device;
 
 use crate::block::inputs::{Inputs, products_of};
 use crate::block::learned::{Clipped, Learned};
 use crate::block::start::started;
-use crate::merged::{Merged, dequantized};
+use crate::merged::Merged;
 
 /// Bytes of products of input channels that experts settled together may take. One expert may take more.
 const TOGETHER: u64 = 256 << 20;
@@ -76,7 +76,7 @@ impl Settled {
     pub(crate) fn within(&self, weights: &BlockWeights, compute: Compute) -> BlockWeights {
         let mut with = weights.cast(&[], Compute::F32);
         for (&name, codes) in &self.codes {
-            with.set(name.weight(), compute.cast(dequantized(codes, weights.weight(name))));
+            with.set(name.weight(), compute.cast(dequantized(codes, weights.weight(name).device())));
         }
         with
     }

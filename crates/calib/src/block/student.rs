@@ -115,10 +115,7 @@ impl<'a> Student<'a> {
         let leaves = self.cut(&moved);
         let ops = StudentOps::new(self.weights, &leaves, self.act, self.compute);
         let loss = tch::with_grad(|| loss(&ops));
-        let value = loss.double_value(&[]);
-        if !value.is_finite() {
-            return None;
-        }
+        let value = loss.detach();
         // In a block that attention cuts, only learned norms are upstream of both parts.
         let (names, learning): (Vec<&str>, Vec<&Tensor>) =
             leaves.iter().filter(|(_, leaf)| leaf.requires_grad()).map(|(name, leaf)| (name.as_str(), leaf)).unzip();
@@ -154,8 +151,11 @@ impl<'a> Student<'a> {
             of_params.extend(Tensor::run_backward(&[linear], &values.tensors().collect::<Vec<_>>(), false, false));
         }
         let sum: Tensor = of_params.iter().map(|grad| grad.sum(Kind::Float)).chain(of_held).sum();
-        let is_finite = sum.double_value(&[]).is_finite();
-        is_finite.then_some(Gradients { value, moved, of_quantized, of_params })
+        // Read together: reading waits for the device.
+        let read = Tensor::stack(&[value.to_kind(Kind::Float), sum.to_kind(Kind::Float)], 0);
+        let [value, sum] = Vec::<f32>::try_from(read).expect("f32").try_into().expect("two numbers");
+        let is_finite = value.is_finite() && sum.is_finite();
+        is_finite.then_some(Gradients { value: value.into(), moved, of_quantized, of_params })
     }
 
     /// The leaves of the block's graph: the quantized weights of all linears, and everything else that the transformation changed.

@@ -155,15 +155,16 @@ impl Run<'_> {
             // This pass cannot be stopped, because what was learned would be lost.
             forward_all((decoder, block_idx), &peak.watch(&ops), ctx, &mut states.quantized, &mut || Ok(()))?;
             // The mean squared error, whatever the loss was, so that runs can be compared.
-            let (mut sum, mut segments) = (0.0, 0.0);
+            let (mut errors, mut sizes) = (Vec::new(), Vec::new());
             for (a, b) in states.quantized.iter().zip(states.full.iter()) {
                 // The last batch may be smaller.
                 peak.see(&a);
-                let in_batch = a.size()[0] as f64;
-                sum += in_batch * error(Loss::Mse, &a, &b).double_value(&[]);
-                segments += in_batch;
+                sizes.push(a.size()[0] as f64);
+                errors.push(error(Loss::Mse, &a, &b));
             }
-            final_loss = Some(sum / segments);
+            let errors = Vec::<f32>::try_from(Tensor::stack(&errors, 0)).expect("f32");
+            let sum: f64 = errors.into_iter().zip(&sizes).map(|(error, size)| f64::from(error) * size).sum();
+            final_loss = Some(sum / sizes.iter().sum::<f64>());
             beyond_f16 = peak.beyond_f16();
         }
         let (shard, sha256) = self.stages.learned().write_block(block_idx, &merged)?;
