@@ -7,7 +7,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::levels::{ClipTensors, FRACTIONS, Levels, ROUNDS, Zero};
 use crate::strengths::LwcGrads;
-use crate::usual::{LARGEST, Usual};
+use crate::usual::Usual;
 
 /// Grids of all groups, each part `[out, groups, 1]`.
 struct Grids {
@@ -217,8 +217,7 @@ pub fn moved_offsets(
     let (_, inside) = residuals(levels, &grids, &groups, Some(offsets), clip);
     // An offset moves a value by its product with the scale, which may be negative.
     let ways = inside.to_kind(grad.kind()) * grids.scale.sign();
-    let steps = (grad * usual.rows.unsqueeze(1) * &usual.columns).clamp(-LARGEST, LARGEST);
-    offsets - steps * ways.view_as(weight) * rate
+    offsets - usual.steps(grad) * ways.view_as(weight) * rate
 }
 
 /// The fractions out of `choices` with the least `sum importance (w - w')²` of each group: first for both ends together, then for each end.

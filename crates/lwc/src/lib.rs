@@ -39,6 +39,7 @@ mod tensors;
 mod usual;
 
 pub use strengths::{Lwc, LwcError, LwcGrads, START};
+pub use usual::Usual;
 
 #[cfg(test)]
 mod tests;

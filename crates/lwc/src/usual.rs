@@ -25,6 +25,11 @@ impl Usual {
         let columns = columns.reciprocal() * height;
         Self { rows: finite(&rows), columns: finite(&columns) }
     }
+
+    /// The gradients over what is usual in their row and column, `[out, in]`: about 1, at most [`LARGEST`].
+    pub fn steps(&self, grad: &Tensor) -> Tensor {
+        (grad * self.rows.unsqueeze(1) * &self.columns).clamp(-LARGEST, LARGEST)
+    }
 }
 
 /// 0 where a norm was 0.

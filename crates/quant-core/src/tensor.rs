@@ -158,6 +158,30 @@ impl QuantizedTensor {
         Ok(Self { stored: self.stored.rescaled(factors)?, ..self.clone() })
     }
 
+    /// The same grids with codes that are moved by `steps`, `[rows, cols]`, as far as the grids have codes.
+    ///
+    /// # Panics
+    /// When `steps` has a different length.
+    pub fn stepped(&self, steps: &[i8]) -> Self {
+        assert_eq!(steps.len(), self.rows * self.cols, "stepped: steps and codes");
+        let (row_words, max_code) = (packed_words(self.cols, self.spec.bits), self.spec.bits.max_code());
+        // Symmetric grids have as many codes below the centre as above.
+        let least = if self.spec.symmetry == Symmetry::Symmetric { 2 * self.spec.bits.centre() - max_code } else { 0 };
+        let mut words = vec![0; self.words.len()];
+        words.par_chunks_mut(row_words).zip(steps.par_chunks(self.cols)).enumerate().for_each_init(
+            || vec![0u8; self.cols],
+            |codes, (row, (words, steps))| {
+                self.row_codes(row, codes);
+                for (code, &step) in codes.iter_mut().zip(steps).filter(|(_, step)| **step != 0) {
+                    // A code that a file has outside the grid stays.
+                    *code = code.saturating_add_signed(step).clamp(least.min(*code), max_code);
+                }
+                pack_row(codes, self.spec.bits, words).expect("codes are clamped, and a row has its words");
+            },
+        );
+        Self { words, ..self.clone() }
+    }
+
     /// Stacks matrices vertically into one.
     ///
     /// # Panics

@@ -452,6 +452,32 @@ proptest! {
     }
 
     #[test]
+    fn codes_step_as_far_as_the_grid_goes(matrix in matrix(), steps in vec(-2i8..=2, 64)) {
+        let before = matrix.quantize();
+        let [rows, cols] = before.shape();
+        let steps: Vec<i8> = (0..rows * cols).map(|at| steps[at % steps.len()]).collect();
+        let after = before.stepped(&steps);
+        prop_assert_eq!(after.stored(), before.stored());
+        let (mut old, mut new) = (vec![0; cols], vec![0; cols]);
+        let groups = before.groups();
+        for row in 0..rows {
+            before.row_codes(row, &mut old);
+            after.row_codes(row, &mut new);
+            for col in 0..cols {
+                let grid = before.grid(row, col * groups / cols);
+                // Symmetric grids have as many codes on either side.
+                let least = match before.spec().symmetry {
+                    Symmetry::Symmetric => 2 * i16::from(grid.zero_point) - i16::from(grid.max_code),
+                    _ => 0,
+                };
+                let expected = i16::from(old[col]) + i16::from(steps[row * cols + col]);
+                let least = least.min(i16::from(old[col]));
+                prop_assert_eq!(i16::from(new[col]), expected.clamp(least, i16::from(grid.max_code)));
+            }
+        }
+    }
+
+    #[test]
     fn parts_make_the_same_tensor(matrix in matrix()) {
         let packed = matrix.quantize();
         let (scales, zero_points) = packed.half().unwrap();

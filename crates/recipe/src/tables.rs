@@ -365,6 +365,15 @@ table! {
         is_read: |recipe| learns(recipe) && recipe.tune.epochs > 0,
         allows: |rate, _| must_be_rate(*rate, "5e-3"),
     }
+    /// How far tuning pulls codes, in steps of the grid: what usual gradients, all in one direction, add up to while rates fall to 0. Codes
+    /// move by one step where it is more than half of one. 0 for codes that stay.
+    pub codes: f64 as tune_codes {
+        value_name: "X",
+        help: "How far that tuning pulls codes, in steps of the grid; they move where it is half a step (0: they stay) [default: 1.3 \
+               with --preset best at 2 bits, else 0]",
+        is_read: |recipe| learns(recipe) && recipe.tune.epochs > 0,
+        allows: |reach, _| must((0.0..=10.0).contains(reach), "0 to 10"),
+    }
 }
 
 table! {

@@ -1,10 +1,11 @@
 //! Tuning of all blocks together: their scales, norms and biases, by the divergence of the quantized model's predictions from the
 //! full-precision model's (end-to-end training of quantization parameters, EfficientQAT, Chen et al. 2024, arXiv 2407.11062, section
-//! 3.3, with the original model as the teacher). Codes and zero points stay fixed.
+//! 3.3, with the original model as the teacher). Zero points stay fixed, and so do codes, unless they are told to follow ([`codes`]).
 //!
 //! Each step reads every block's shard once in the forward and once in the backward pass, so that one block is in memory at a time. The
-//! learned values and their two moments stay in memory: three numbers per group.
+//! learned values and their two moments stay in memory: three numbers per group, and a byte for each code that may move.
 
+mod codes;
 mod state;
 
 use std::collections::BTreeMap;
@@ -14,6 +15,7 @@ use oq_quant_core::ActSpec;
 use oq_recipe::Tune;
 use tch::{Kind, Tensor};
 
+use self::codes::{Places, first_rate};
 use crate::compute::Place;
 use crate::disk::output::Output;
 use crate::disk::states::Store;
@@ -68,10 +70,12 @@ pub(crate) struct Progress {
 struct Changes {
     tensors: BTreeMap<String, Tensor>,
     optimizer: AdamW,
+    /// Where its codes are, if they move.
+    places: Places,
 }
 
 impl Changes {
-    fn new(block: &Merged, place: Place, lr: f64) -> Self {
+    fn new(block: &Merged, place: Place, lr: f64, codes_move: bool) -> Self {
         // Float codes have scales that take few values: these stay.
         let with_scales = block.codes.iter().filter(|(_, packed)| packed.scale_groups() > 0);
         let of_scales = with_scales.map(|(&name, packed)| {
@@ -82,7 +86,8 @@ impl Changes {
         let zeros = |(name, shape): (String, Vec<i64>)| (name, Tensor::zeros(shape, (Kind::Float, place.device)));
         let tensors: BTreeMap<_, _> = of_scales.chain(of_params).map(zeros).collect();
         let optimizer = AdamW::new(tensors.values().map(|change| (change, lr)));
-        Self { tensors, optimizer }
+        let places = if codes_move { Places::new(block) } else { Places::default() };
+        Self { tensors, optimizer, places }
     }
 
     /// All of a block's tensors with the changes applied, with weights in the type of the products.
@@ -171,7 +176,8 @@ impl<'a> Tuner<'a> {
     pub(crate) fn start(&mut self, lr: f64) -> Result<(), PassError> {
         let Subject { model, blocks, place, batches, tune, .. } = self.subject;
         let n_blocks = model.decoder().dims().n_layers;
-        let changes = |block| Ok(Changes::new(&blocks.read_block(block, place.device)?, place, lr));
+        let codes_move = tune.codes > 0.0;
+        let changes = |block| Ok(Changes::new(&blocks.read_block(block, place.device)?, place, lr, codes_move));
         self.blocks = (0..n_blocks).map(changes).collect::<Result<_, PassError>>()?;
         (self.divergences, self.epoch, self.lr) = (Vec::new(), Progress::default(), lr);
         self.schedule = Descending::new(1.0, tune.epochs * batches);
@@ -183,7 +189,10 @@ impl<'a> Tuner<'a> {
     pub(crate) fn step(&mut self, x: Tensor, target: &Tensor) -> Result<f64, PassError> {
         let fraction = self.schedule.next();
         let segments = x.size()[0] as usize;
-        let divergence = self.descend(x, target, |Changes { tensors, optimizer }, grads| {
+        // Places follow the schedule from their own rate.
+        let Tune { epochs, codes, .. } = *self.subject.tune;
+        let rate = fraction * (self.lr / self.subject.tune.lr) * first_rate(codes, epochs * self.subject.batches);
+        let divergence = self.descend(x, target, rate, |Changes { tensors, optimizer, .. }, grads| {
             optimizer.step_at(fraction, tensors.values_mut().zip(grads));
         })?;
         self.epoch.steps += 1;
@@ -197,23 +206,28 @@ impl<'a> Tuner<'a> {
         &mut self,
         x: Tensor,
         target: &Tensor,
+        rate: f64,
         mut on_block: impl FnMut(&mut Changes, Vec<Tensor>),
     ) -> Result<f64, PassError> {
-        let Subject { blocks, place, .. } = self.subject;
+        let place = self.subject.place;
         let mut x = x;
         for block in 0..self.blocks.len() {
             self.inputs.put(block, &x)?;
-            let tensors = self.blocks[block].applied(&blocks.read_block(block, place.device)?, place);
+            let tensors = self.blocks[block].applied(&self.packed(block)?, place);
             x = self.link(block, &tensors, |link| link.forward(&x));
         }
         let (divergence, mut grad) = self.predictions.divergence(&x, target)?;
         for block in (0..self.blocks.len()).rev() {
-            let packed = blocks.read_block(block, place.device)?;
+            let packed = self.packed(block)?;
             let leaf = |(name, tensor): (String, Tensor)| (name, tensor.set_requires_grad(true));
             let leaves = self.blocks[block].applied(&packed, place).into_iter().map(leaf).collect();
             let x = self.inputs.get(block);
             let (of_x, of_leaves) = self.link(block, &leaves, |link| link.backward(&x, &grad));
             let changes = &mut self.blocks[block];
+            for (&name, codes) in &packed.codes {
+                let grad = leaves.keys().zip(&of_leaves).find(|(leaf, _)| **leaf == name.weight());
+                changes.places.follow(name, codes, grad.expect("each weight was a leaf").1, rate);
+            }
             // In the order of the changes: both are sorted by name.
             let of_changes = leaves.iter().zip(&of_leaves).filter(|((name, _), _)| changes.tensors.contains_key(*name));
             let of_changes: Vec<Tensor> =
@@ -226,6 +240,15 @@ impl<'a> Tuner<'a> {
         Ok(if sum.is_finite() { divergence } else { f64::NAN })
     }
 
+    /// A learned block with its codes where they are now.
+    fn packed(&self, block: usize) -> Result<Merged, PassError> {
+        let Subject { blocks, place, .. } = self.subject;
+        let mut packed = blocks.read_block(block, place.device)?;
+        let places = &self.blocks[block].places;
+        packed.codes = packed.codes.into_iter().map(|(name, codes)| (name, places.of(name, codes))).collect();
+        Ok(packed)
+    }
+
     fn link<T>(&self, layer: usize, tensors: &BTreeMap<String, Tensor>, run: impl FnOnce(&Link<'_>) -> T) -> T {
         let Subject { model, ctx, act, place, .. } = self.subject;
         let none = BlockWeights::new(BTreeMap::new()).with_online(self.online.clone());
@@ -234,7 +257,7 @@ impl<'a> Tuner<'a> {
 
     /// A tuned block as it is stored.
     pub(crate) fn merged(&self, block: usize) -> Result<Merged, PassError> {
-        let Merged { codes, floats, params } = self.subject.blocks.read_block(block, self.subject.place.device)?;
+        let Merged { codes, floats, params } = self.packed(block)?;
         let changes = &self.blocks[block];
         let codes = codes.into_iter().map(|(name, packed)| {
             let Some(change) = changes.tensors.get(&name.weight()) else { return Ok((name, packed)) };

@@ -63,6 +63,8 @@ pub(super) struct Counts {
     pub(super) first: u64,
     /// Groups of a block, each with two clipping strengths.
     pub(super) grids: u64,
+    /// Codes of a block that tuning may move, each with a place of a byte.
+    pub(super) places: u64,
     /// Elements of a block's norms and biases.
     pub(super) params: u64,
     /// Weights with an offset: all, or none.
@@ -171,6 +173,7 @@ impl Counts {
             tokens: if reads_text { samples.saturating_mul(seqlen) as u64 } else { 0 },
             steps: (recipe.learn.epochs as u64).saturating_mul(batches),
             tuning_steps: (recipe.tune_epochs() as u64).saturating_mul(batches),
+            places: if recipe.tune_epochs() > 0 && recipe.tune.codes > 0.0 { sum(&|_| true) } else { 0 },
             params: norms + biases.sum::<u64>(),
             probed_tokens: recipe.bits.as_ref().map_or(0, |_| probed_segments.saturating_mul(seqlen) as u64),
             choices: recipe.bits.as_ref().map_or(0, |budget| budget.choices.len() as u64),

@@ -114,9 +114,9 @@ impl MemoryPlan {
                 let held = within(*states);
                 let step_bytes = parts.step_bytes.saturating_add(holes(parts.step_bytes));
                 let cache_bytes = held.saturating_add(masks);
-                Parts { cache_bytes, step_bytes, block_bytes: parts.block_bytes, ..program }
+                Parts { cache_bytes, step_bytes, block_bytes: parts.block_bytes + places(counts), ..program }
             });
-            let saving = with(Parts { block_bytes: 2 * learned(counts), ..program });
+            let saving = with(Parts { block_bytes: 2 * (learned(counts) + places(counts)), ..program });
             let phases = [tokenizing, with(loading), with(coding), copying, saving].into_iter();
             let phases = phases.chain(learning).chain(passes);
             return Self { host: Parts::largest(phases), device: None, spilled_bytes };
@@ -132,7 +132,7 @@ impl MemoryPlan {
         let codes = counts.weights + counts.block_bytes + 2 * F32 * counts.largest;
         let coding = Parts { block_bytes: codes, ..program };
         let copying = Parts { checkpoint_bytes: counts.outer_bytes, block_bytes: counts.rotated_bytes, ..program };
-        let saving = Parts { block_bytes: learned(counts), ..program };
+        let saving = Parts { block_bytes: learned(counts) + 2 * places(counts), ..program };
         let context =
             Parts { program_bytes: CUDA_DEVICE_BYTES, cache_bytes: there.saturating_add(masks), ..Parts::default() };
         let composed = COMPOSED_COPIES * F32 * counts.largest;
@@ -207,6 +207,11 @@ fn learning(counts: &Counts, temporary: u64, compensated: u64) -> impl Iterator<
 /// The learned values of tuning with two moments, in f32. They are copied when they are saved.
 fn learned(counts: &Counts) -> u64 {
     if counts.tuning_steps > 0 { 3 * F32 * counts.dims.n_layers as u64 * (counts.grids + counts.params) } else { 0 }
+}
+
+/// Places of all codes that tuning may move, on the host.
+fn places(counts: &Counts) -> u64 {
+    counts.dims.n_layers as u64 * counts.places
 }
 
 /// Tuning of all blocks: a block's dequantized weights in f32 and in the type of the products, their gradients, the learned values of

@@ -109,7 +109,7 @@ fn every_key_reaches_the_recipe() {
             expert_tokens: 128,
         },
         transform: Transform { sites: vec![SiteKind::Updown, SiteKind::Qk], shift: true, lr: 0.125, alpha: 0.0 },
-        tune: Tune { epochs: 2, lr: 0.5 },
+        tune: Tune { epochs: 2, lr: 0.5, codes: 1.5 },
         rotate: Rotate { kind: RotateKind::Online, seed: 0 },
         bits: Some(BitBudget { average: 2.5, choices: vec![Bits::ALL[0], Bits::ALL[5]] }),
         outer: Outer { head_bits: Some(Bits::ALL[4]), embed_bits: Some(Bits::ALL[6]) },
@@ -135,6 +135,7 @@ fn every_key_reaches_the_recipe() {
         .let_alpha(0.0)
         .tune_epochs(2)
         .tune_lr(0.5)
+        .tune_codes(1.5)
         .rotate(RotateKind::Online)
         .bits(2.5)
         .bit_choices(vec![Bits::ALL[0], Bits::ALL[5]])

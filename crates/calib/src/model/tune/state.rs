@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use oq_formats::{Checkpoint, Dtype, FormatError, OutTensor, write_shard};
-use oq_models::tensor_of;
+use oq_models::{LinearName, tensor_of};
 use tch::Tensor;
 
 use super::{Changes, Progress, Tuner};
@@ -52,6 +52,12 @@ impl Tuner<'_> {
                 }
             }
         }
+        for (block, changes) in self.blocks.iter().enumerate() {
+            for (linear, places) in changes.places.parts() {
+                let bytes: Vec<u8> = places.iter().map(|place| place.cast_unsigned()).collect();
+                tensors.push(OutTensor::new(places_of(block, linear), Dtype::U8, &[places.len()], bytes)?);
+            }
+        }
         write_shard(path, &tensors)
     }
 
@@ -82,6 +88,15 @@ impl Tuner<'_> {
                 }
             }
             changes.optimizer.set_steps(steps);
+            for (linear, places) in changes.places.parts_mut() {
+                let name = places_of(block, linear);
+                let stored = saved.tensor(&name)?;
+                let wanted = [places.len()];
+                if (stored.dtype, stored.shape) != (Dtype::U8, &wanted[..]) {
+                    return Err(unfit(&name, format!("is {:?} {:?}, not U8 {wanted:?}", stored.dtype, stored.shape)));
+                }
+                places.iter_mut().zip(stored.bytes).for_each(|(place, byte)| *place = byte.cast_signed());
+            }
         }
         self.schedule.skip(steps);
         Ok(())
@@ -129,6 +144,11 @@ impl Tuner<'_> {
         let epoch = Progress { steps: steps as usize, segments: segments as usize, sum };
         Ok((lr, epoch, divergences.to_vec()))
     }
+}
+
+/// The name of a linear's places in the file.
+fn places_of(block: usize, linear: LinearName) -> String {
+    format!("{block}.{}.places", linear.weight())
 }
 
 impl Changes {

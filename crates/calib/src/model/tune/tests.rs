@@ -4,6 +4,7 @@ use std::ops::ControlFlow;
 
 use oq_formats::{Checkpoint, Dtype, OutTensor, write_shard};
 use oq_models::Compute;
+use oq_quant_core::QuantizedTensor;
 use oq_random::SplitMix64;
 use oq_recipe::{Method, Overrides, Recipe};
 use tch::Device;
@@ -47,7 +48,7 @@ fn with_tuner(name: &str, scheme: &str, test: impl FnOnce(&mut Tuner<'_>, &Tenso
 }
 
 fn divergence(tuner: &mut Tuner<'_>, x: &Tensor, target: &Tensor) -> f64 {
-    tuner.descend(x.shallow_clone(), target, |_, _| ()).unwrap()
+    tuner.descend(x.shallow_clone(), target, 0.0, |_, _| ()).unwrap()
 }
 
 /// Moves all changes by `step` along `way`, which lists the tensors of the last block first.
@@ -64,7 +65,7 @@ fn gradients_match_finite_differences() {
     for (name, scheme) in [("tiny-llama", "w3a16g64"), ("tiny-opt", "w3a16"), ("tiny-falcon", "w4a16g64sym")] {
         with_tuner(name, scheme, |tuner, x, target| {
             let mut grads = Vec::new();
-            tuner.descend(x.shallow_clone(), target, |_, of_block| grads.extend(of_block)).unwrap();
+            tuner.descend(x.shallow_clone(), target, 0.0, |_, of_block| grads.extend(of_block)).unwrap();
             // Along the signs of the gradients, every tensor contributes.
             let way: Vec<Tensor> = grads.iter().map(Tensor::sign).collect();
             let slope: f64 = grads.iter().map(|grad| grad.abs().sum(Kind::Double).double_value(&[])).sum();
@@ -108,6 +109,56 @@ fn steps_decrease_the_divergence_and_resume_exactly() {
         assert_eq!(tuner.divergences(), [first]);
         assert_eq!(tuner.step(x.shallow_clone(), target).unwrap(), second);
         assert_eq!(tensors(tuner), whole);
+    });
+}
+
+#[test]
+fn codes_that_many_texts_agree_on_move_and_resume_exactly() {
+    with_tuner("tiny-llama", "w2a16g64", |tuner, x, target| {
+        let moving: &Tune = Box::leak(Box::new(Tune { codes: 1.0, epochs: 1, lr: 1e-12 }));
+        (tuner.subject.tune, tuner.subject.batches) = (moving, 24);
+        tuner.start(moving.lr).unwrap();
+        let first = tuner.step(x.shallow_clone(), target).unwrap();
+        for _ in 0..11 {
+            tuner.step(x.shallow_clone(), target).unwrap();
+        }
+        let (dir, mut last) = (tempfile::tempdir().unwrap(), f64::NAN);
+        let path = dir.path().join("tuning.safetensors");
+        tuner.save(&path).unwrap();
+        let mut rest = |tuner: &mut Tuner<'_>| {
+            for _ in 0..10 {
+                last = tuner.step(x.shallow_clone(), target).unwrap();
+            }
+            let merged = (0..4).map(|block| tuner.merged(block).unwrap().codes);
+            (last, merged.flat_map(|codes| codes.into_values()).collect::<Vec<QuantizedTensor>>())
+        };
+        let (last, codes) = rest(tuner);
+        tuner.start(moving.lr).unwrap();
+        tuner.restore(&path).unwrap();
+        assert_eq!(rest(tuner), (last, codes.clone()));
+        // Nothing else moves at such a rate.
+        assert!(last < 0.95 * first, "{last} after {first}");
+        let before = (0..4).flat_map(|block| {
+            tuner.subject.blocks.read_block(block, Device::Cpu).unwrap().codes.into_values().collect::<Vec<_>>()
+        });
+        let (mut moved, mut all) = (0, 0);
+        for (before, after) in before.zip(&codes) {
+            let values = |packed: &QuantizedTensor| {
+                let mut row = vec![0; packed.shape()[1]];
+                let rows = 0..packed.shape()[0];
+                rows.flat_map(|at| {
+                    packed.row_codes(at, &mut row);
+                    row.clone()
+                })
+                .collect::<Vec<u8>>()
+            };
+            for (before, after) in values(&before).into_iter().zip(values(after)) {
+                assert!(before.abs_diff(after) <= 1, "one step at most");
+                moved += usize::from(before != after);
+                all += 1;
+            }
+        }
+        assert!(moved * 10 < all && moved * 10_000 > all, "few codes: {moved} of {all}");
     });
 }
 
