@@ -192,9 +192,11 @@ impl<'a> Tuner<'a> {
         // Places follow the schedule from their own rate.
         let Tune { epochs, codes, .. } = *self.subject.tune;
         let rate = fraction * (self.lr / self.subject.tune.lr) * first_rate(codes, epochs * self.subject.batches);
-        let divergence = self.descend(x, target, rate, |Changes { tensors, optimizer, .. }, grads| {
-            optimizer.step_at(fraction, tensors.values_mut().zip(grads));
-        })?;
+        let seed = self.divergences.len() * self.subject.batches + self.epoch.steps;
+        let divergence =
+            self.descend(x, target, (rate, seed as u64), |Changes { tensors, optimizer, .. }, grads| {
+                optimizer.step_at(fraction, tensors.values_mut().zip(grads));
+            })?;
         self.epoch.steps += 1;
         self.epoch.segments += segments;
         self.epoch.sum += segments as f64 * divergence;
@@ -206,7 +208,7 @@ impl<'a> Tuner<'a> {
         &mut self,
         x: Tensor,
         target: &Tensor,
-        rate: f64,
+        of_codes: (f64, u64),
         mut on_block: impl FnMut(&mut Changes, Vec<Tensor>),
     ) -> Result<f64, PassError> {
         let place = self.subject.place;
@@ -226,7 +228,7 @@ impl<'a> Tuner<'a> {
             let changes = &mut self.blocks[block];
             for (&name, codes) in &packed.codes {
                 let grad = leaves.keys().zip(&of_leaves).find(|(leaf, _)| **leaf == name.weight());
-                changes.places.follow(name, codes, grad.expect("each weight was a leaf").1, rate);
+                changes.places.follow(name, codes, grad.expect("each weight was a leaf").1, of_codes);
             }
             // In the order of the changes: both are sorted by name.
             let of_changes = leaves.iter().zip(&of_leaves).filter(|((name, _), _)| changes.tensors.contains_key(*name));

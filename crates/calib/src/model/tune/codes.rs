@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use oq_lwc::Usual;
 use oq_models::LinearName;
 use oq_quant_core::QuantizedTensor;
+use oq_random::SplitMix64;
 use tch::{Device, Kind, Tensor};
 
 use crate::merged::Merged;
@@ -41,18 +42,26 @@ impl Places {
         }
     }
 
-    /// Moves places against the gradient of the dequantized weight, `[out, in]`.
-    pub(super) fn follow(&mut self, name: LinearName, packed: &QuantizedTensor, grad: &Tensor, rate: f64) {
+    /// Moves places against the gradient of the dequantized weight, `[out, in]`. `seed` differs from step to step.
+    pub(super) fn follow(
+        &mut self,
+        name: LinearName,
+        packed: &QuantizedTensor,
+        grad: &Tensor,
+        (rate, seed): (f64, u64),
+    ) {
         let Some(places) = self.0.get_mut(&name) else { return };
-        let steps = Usual::of(grad, Kind::Float).steps(grad) * (rate * UNITS);
-        let steps = steps.round().to_kind(Kind::Int8).to_device(Device::Cpu);
-        let steps = Vec::<i8>::try_from(steps.contiguous().view(-1)).expect("a vector of i8");
+        let steps = (Usual::of(grad, Kind::Float).steps(grad) * (rate * UNITS)).to_device(Device::Cpu);
+        let steps = Vec::<f32>::try_from(steps.to_kind(Kind::Float).contiguous().view(-1)).expect("a vector of f32");
         let ([_, cols], groups) = (packed.shape(), packed.groups());
-        let in_groups = places.chunks_mut(cols / groups).zip(steps.chunks(cols / groups)).enumerate();
-        for (at, (places, steps)) in in_groups {
-            let falls = packed.grid(at / groups, at % groups).scale < 0.0;
+        let len = cols / groups;
+        for (at, (places, steps)) in places.chunks_mut(len).zip(steps.chunks(len)).enumerate() {
+            let up = packed.grid(at / groups, at % groups).scale > 0.0;
+            // Up or down at random, so that small steps add up to what they are.
+            let mut dither = SplitMix64::new(seed.wrapping_add((at as u64) << 32));
             for (place, step) in places.iter_mut().zip(steps) {
-                *place = if falls { place.saturating_add(*step) } else { place.saturating_sub(*step) };
+                let step = (step + dither.unit() as f32).floor() as i8;
+                *place = if up { place.saturating_sub(step) } else { place.saturating_add(step) };
             }
         }
     }

@@ -48,7 +48,7 @@ fn with_tuner(name: &str, scheme: &str, test: impl FnOnce(&mut Tuner<'_>, &Tenso
 }
 
 fn divergence(tuner: &mut Tuner<'_>, x: &Tensor, target: &Tensor) -> f64 {
-    tuner.descend(x.shallow_clone(), target, 0.0, |_, _| ()).unwrap()
+    tuner.descend(x.shallow_clone(), target, (0.0, 0), |_, _| ()).unwrap()
 }
 
 /// Moves all changes by `step` along `way`, which lists the tensors of the last block first.
@@ -65,7 +65,7 @@ fn gradients_match_finite_differences() {
     for (name, scheme) in [("tiny-llama", "w3a16g64"), ("tiny-opt", "w3a16"), ("tiny-falcon", "w4a16g64sym")] {
         with_tuner(name, scheme, |tuner, x, target| {
             let mut grads = Vec::new();
-            tuner.descend(x.shallow_clone(), target, 0.0, |_, of_block| grads.extend(of_block)).unwrap();
+            tuner.descend(x.shallow_clone(), target, (0.0, 0), |_, of_block| grads.extend(of_block)).unwrap();
             // Along the signs of the gradients, every tensor contributes.
             let way: Vec<Tensor> = grads.iter().map(Tensor::sign).collect();
             let slope: f64 = grads.iter().map(|grad| grad.abs().sum(Kind::Double).double_value(&[])).sum();
