@@ -18,10 +18,10 @@ use crate::{process, wheel};
 pub struct SetupArgs {
     /// Use the CUDA 13 build with its NVIDIA libraries instead of the CPU build.
     #[arg(long)]
-    cuda: bool,
+    pub cuda: bool,
     /// Download again even if the cache has libtorch already.
     #[arg(long)]
-    force: bool,
+    pub force: bool,
 }
 
 /// Written last into a finished libtorch. torch-sys reads it to check the version.

@@ -6,6 +6,7 @@ mod beyond;
 mod bundle;
 mod checks;
 mod clients;
+mod device;
 mod dist;
 mod fetch;
 mod libtorch;
@@ -158,6 +159,18 @@ Examples:
   cargo xtask clients --record epyc-zen4-2-cores")]
     Clients(clients::ClientsArgs),
 
+    /// Run all that a GPU does for this program, once, and compare it with the plan: a table of 20 lines to send back.
+    #[command(after_help = "\
+It sets up libtorch for CUDA (2.5 GB to download), runs the tests of CUDA against the CPU, measures the
+machine, learns and tunes one block with random weights, and times prefill and decode. What fails becomes a line of
+the table. 2 GB on disk for the model beside libtorch; some ten minutes on a GPU.
+
+Examples:
+  cargo xtask device
+  cargo xtask device --device cuda:1 --model llama2-70b
+  cargo xtask device --device cpu --model tiny-llama --seqlen 128")]
+    Device(device::DeviceArgs),
+
     /// Run everything that CI checks on one machine: formatting, clippy, features, packages, dependencies, tests, fuzz targets, docs.
     #[command(after_help = "\
 It stops at the first step that fails, and prints how long each one took. Dependencies are checked if
@@ -186,6 +199,7 @@ fn main() -> ExitCode {
         Task::Dist => dist::dist(),
         Task::Wheel => pip::wheel(),
         Task::Clients(args) => clients::run(&args),
+        Task::Device(args) => device::run(&args),
         Task::Ci => checks::ci(),
     };
     let Err(error) = outcome else { return ExitCode::SUCCESS };
