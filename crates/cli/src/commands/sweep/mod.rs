@@ -31,6 +31,8 @@ use crate::{machine, profile};
 
 /// The comparison of the results.
 const PAGE: &str = "report.html";
+/// The settings, and what is known of them.
+const SETTINGS: &str = "sweep.json";
 
 pub fn run(args: &SweepArgs, global: &Global, out: &Output) -> Result<()> {
     let device = machine::device(args.device)?;
@@ -85,10 +87,10 @@ pub fn run(args: &SweepArgs, global: &Global, out: &Output) -> Result<()> {
     let sweep = Sweep { failed: &failed, ..sweep };
     let value = write(&failed)?;
     let results = Results::new(&settings);
-    let page = dir.join(PAGE);
-    atomic_write(&page, comparison(&results.runs).as_bytes())?;
+    let page = Some(dir.join(PAGE)).filter(|page| page.exists());
     let shown = json!({"out": dir, "page": page, "sweep": value});
-    out.result(&shown, || format!("{}report: {}\n", record::text(&sweep, &results), page.display()))?;
+    let report = page.map_or_else(String::new, |page| format!("report: {}\n", page.display()));
+    out.result(&shown, || record::text(&sweep, &results) + &report)?;
     if failed.is_empty() {
         return Ok(());
     }
@@ -97,9 +99,13 @@ pub fn run(args: &SweepArgs, global: &Global, out: &Output) -> Result<()> {
     Err(anyhow!("{} of {of} settings failed; the same command tries them again:{}", failed.len(), lines.concat()))
 }
 
-/// Writes `sweep.json`, and returns what is in it.
+/// Writes `sweep.json`, whose content it returns, and the page, once there is something to show.
 fn write(dir: &Path, sweep: &Sweep<'_>) -> Result<Value> {
-    let value = record::value(sweep, &Results::new(sweep.settings));
-    atomic_write(&dir.join("sweep.json"), (serde_json::to_string_pretty(&value)? + "\n").as_bytes())?;
+    let results = Results::new(sweep.settings);
+    let value = record::value(sweep, &results);
+    atomic_write(&dir.join(SETTINGS), (serde_json::to_string_pretty(&value)? + "\n").as_bytes())?;
+    if !results.runs.is_empty() {
+        atomic_write(&dir.join(PAGE), comparison(&results.runs).as_bytes())?;
+    }
     Ok(value)
 }

@@ -163,7 +163,8 @@ pub fn text(sweep: &Sweep<'_>, results: &Results) -> String {
                 row.push(size.bits_per_weight.map_or_else(String::new, |bits| format!("{bits:.2}")));
                 row.push(figure(Metric::Divergence, 5));
                 row.push(figure(Metric::Perplexity, 4));
-                row.push(seconds(made.wall_secs));
+                let more = if made.is_resumed { "> " } else { "" };
+                row.push(format!("{more}{}", seconds(made.wall_secs)));
                 row.push(bytes(made.peak_bytes));
             }
             _ => row.push(state(setting, false).to_owned()),

@@ -1,6 +1,7 @@
 //! Runs the settings, and measures each result when it is there.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::ffi::OsString;
 use std::fs::{File, TryLockError};
 use std::path::Path;
 use std::process::ChildStdin;
@@ -71,44 +72,64 @@ impl Runs<'_> {
         let interrupt = Interrupt::install(Some(note))?;
         let reference = self.subject.reference(self.model, self.device, self.dir, out)?;
         let bar = out.bar(&format!("sweep of {} settings", self.settings.len()));
-        for i in unmeasured {
-            self.measured(i, &reference, &mut failed, &bar, out);
-        }
-        let jobs = usize::from(args.jobs).min(unfinished.len().max(1));
-        let threads = threads(jobs, global);
+        // Not by what is left to do: a sweep that goes on gives each run as many threads as before, and so the same result.
+        let jobs = usize::from(args.jobs).min(self.settings.len());
+        let options: Vec<Vec<OsString>> =
+            self.settings.iter().map(|setting| child::options(setting, args, global, threads(jobs, global))).collect();
+        let shown = Shown { interrupt: &interrupt, bar: &bar, out };
+        interrupt.during(|| {
+            for i in unmeasured.iter().copied().take_while(|_| !interrupt.was_asked()) {
+                self.measured(i, &reference, &mut failed, &shown);
+            }
+            self.run_all((VecDeque::from(unfinished), jobs, &options), &reference, (&mut failed, write), &shown)
+        })?;
+        Ok(failed)
+    }
+
+    /// Runs the `waiting` settings, `jobs` at a time, until all have ended or it is interrupted.
+    fn run_all(
+        &self,
+        (mut waiting, jobs, options): (VecDeque<usize>, usize, &[Vec<OsString>]),
+        reference: &Reference<'_>,
+        (failed, write): (&mut Failed, &dyn Fn(&Failed) -> Result<Value>),
+        shown: &Shown<'_>,
+    ) -> Result<()> {
         let (to, said) = channel();
-        let mut waiting = VecDeque::from(unfinished);
         let mut running: BTreeMap<usize, ChildStdin> = BTreeMap::new();
         loop {
-            write(&failed)?;
+            write(failed)?;
             while running.len() < jobs
+                && !shown.interrupt.was_asked()
                 && let Some(i) = waiting.pop_front()
             {
-                let setting = &self.settings[i];
-                interrupt.during(|| wait_for_others(setting, &interrupt, &bar, out));
-                if interrupt.was_asked() {
-                    return self.stopped(running, &said, &interrupt);
+                wait_for_others(&self.settings[i], shown);
+                if shown.interrupt.was_asked() {
+                    break;
                 }
-                match child::start(i, &child::options(setting, args, global, threads), to.clone()) {
+                match child::start(i, &options[i], to.clone()) {
                     Ok(input) => drop(running.insert(i, input)),
                     Err(error) => drop(failed.insert(i, with_causes(&error, ": "))),
                 }
             }
+            if shown.interrupt.was_asked() {
+                stop(running, &said);
+                return Err(CliError::Stopped.into());
+            }
             if running.is_empty() {
-                return Ok(failed);
+                return Ok(());
             }
             let is_going = |i: &usize| running.contains_key(i) || waiting.contains(i);
-            let heard = interrupt.during(|| self.listen(&said, &is_going, &interrupt, &bar));
-            match heard {
-                None => return self.stopped(running, &said, &interrupt),
-                Some(Said::Line(i, line)) => bar.say(&format!("{}: {line}", self.settings[i].name), out),
+            match self.listen(&said, &is_going, shown) {
+                // It was interrupted.
+                None => {}
+                Some(Said::Line(i, line)) => shown.say(&self.settings[i], &line),
                 Some(Said::Ended(i, None)) => {
                     running.remove(&i);
-                    self.measured(i, &reference, &mut failed, &bar, out);
+                    self.measured(i, reference, failed, shown);
                 }
                 Some(Said::Ended(i, Some(why))) => {
                     running.remove(&i);
-                    bar.say(&format!("{}: failed: {why}", self.settings[i].name), out);
+                    shown.say(&self.settings[i], &format!("failed: {why}"));
                     failed.insert(i, why);
                 }
             }
@@ -116,22 +137,16 @@ impl Runs<'_> {
     }
 
     /// What a run says next; none after an interruption. Meanwhile shows how far the runs are.
-    fn listen(
-        &self,
-        said: &Receiver<Said>,
-        is_going: &dyn Fn(&usize) -> bool,
-        interrupt: &Interrupt,
-        bar: &Bar,
-    ) -> Option<Said> {
+    fn listen(&self, said: &Receiver<Said>, is_going: &dyn Fn(&usize) -> bool, shown: &Shown<'_>) -> Option<Said> {
         loop {
-            if interrupt.was_asked() {
+            if shown.interrupt.was_asked() {
                 return None;
             }
             match said.recv_timeout(NAP) {
                 Ok(said) => return Some(said),
                 // This process holds a sender.
                 Err(RecvTimeoutError::Disconnected) => return None,
-                Err(RecvTimeoutError::Timeout) => self.show(is_going, bar),
+                Err(RecvTimeoutError::Timeout) => self.show(is_going, shown.bar),
             }
         }
     }
@@ -152,14 +167,14 @@ impl Runs<'_> {
         bar.set((done / weights.iter().sum::<f64>() * PARTS as f64) as usize, PARTS);
     }
 
-    /// Measures a result, if it is not measured yet.
-    fn measured(&self, which: usize, reference: &Reference<'_>, failed: &mut Failed, bar: &Bar, out: &Output) {
+    /// Measures a result.
+    fn measured(&self, which: usize, reference: &Reference<'_>, failed: &mut Failed, shown: &Shown<'_>) {
         let setting = &self.settings[which];
-        match self.measure(setting, reference, bar) {
-            Ok(divergence) => bar.say(&format!("{}: divergence {divergence:.5}", setting.name), out),
+        match self.measure(setting, reference, shown.bar) {
+            Ok(divergence) => shown.say(setting, &format!("divergence {divergence:.5}")),
             Err(error) => {
                 let why = format!("it is quantized, but cannot be measured: {}", with_causes(&error, ": "));
-                bar.say(&format!("{}: {why}", setting.name), out);
+                shown.say(setting, &why);
                 failed.insert(which, why);
             }
         }
@@ -184,26 +199,32 @@ impl Runs<'_> {
         let is_this = |row: &Measurement| row.metric == Metric::Divergence && row.on == on;
         card::recorded(&self.settings[which].dir).iter().any(is_this)
     }
+}
 
-    /// Stops the runs that are going on, and waits for their ends.
-    fn stopped(
-        &self,
-        running: BTreeMap<usize, ChildStdin>,
-        said: &Receiver<Said>,
-        interrupt: &Interrupt,
-    ) -> Result<Failed> {
-        let mut left = running.len();
-        drop(running);
-        interrupt.during(|| {
-            while left > 0 {
-                match said.recv() {
-                    Ok(Said::Ended(..)) => left -= 1,
-                    Ok(Said::Line(..)) => {}
-                    Err(_) => break,
-                }
-            }
-        });
-        Err(CliError::Stopped.into())
+/// Where a sweep shows what happens, and what interrupts it.
+struct Shown<'a> {
+    interrupt: &'a Interrupt,
+    bar: &'a Bar,
+    out: &'a Output,
+}
+
+impl Shown<'_> {
+    fn say(&self, setting: &Setting, line: &str) {
+        self.bar.say(&format!("{}: {line}", setting.name), self.out);
+    }
+}
+
+/// Stops the runs that are going on, and waits for their ends.
+fn stop(running: BTreeMap<usize, ChildStdin>, said: &Receiver<Said>) {
+    let mut left = running.len();
+    // This ends their inputs.
+    drop(running);
+    while left > 0 {
+        match said.recv() {
+            Ok(Said::Ended(..)) => left -= 1,
+            Ok(Said::Line(..)) => {}
+            Err(_) => break,
+        }
     }
 }
 
@@ -225,11 +246,11 @@ fn progress(run: &Run) -> f64 {
 }
 
 /// Waits until no other process runs this setting. After a kill, a run notices a moment later that its sweep is gone.
-fn wait_for_others(setting: &Setting, interrupt: &Interrupt, bar: &Bar, out: &Output) {
+fn wait_for_others(setting: &Setting, shown: &Shown<'_>) {
     let mut is_said = false;
-    while is_locked(&setting.dir.join(JOURNAL)) && !interrupt.was_asked() {
+    while is_locked(&setting.dir.join(JOURNAL)) && !shown.interrupt.was_asked() {
         if !is_said {
-            bar.say(&format!("{}: waiting for the process that runs it", setting.name), out);
+            shown.say(setting, "waiting for the process that runs it");
             is_said = true;
         }
         std::thread::sleep(NAP);

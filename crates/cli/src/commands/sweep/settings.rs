@@ -121,6 +121,10 @@ fn setting(
     let Common { named, config, decoder, out, planned } = common;
     let args = RecipeArgs { scheme: Some(scheme), recipe: None, preset: Some(preset), more: args.recipe.clone() };
     let recipe = named.recipe(&args, Some(config))?;
+    let text = &recipe.calibration.data;
+    if text == "-" || Path::new(text).metadata().is_ok_and(|about| !about.is_file() && !about.is_dir()) {
+        bail!("--calib {text}: every run reads this text, and it can be read only once: give a file");
+    }
     let plan = Plan::new(*decoder, &recipe, &oq_calib::Setting { text_bytes: text_bytes(&recipe), ..*planned })?;
     let setting = Setting { name: name.to_owned(), dir: out.join(name), args, recipe, plan };
     if let Some(run) = setting.run().filter(|run| !run.blocks.is_empty()) {
