@@ -68,6 +68,7 @@ const DEPEND_ON: &[(&str, &[&str])] = &[
         ],
     ),
     ("xtask", &["oq-recipe"]),
+    ("oq-protected", &[]),
 ];
 
 /// Packages that build and run their own tests without libtorch.
@@ -103,6 +104,7 @@ const UNSAFE: &[&str] = &[
     "crates/models/src/packed.rs",
     "crates/runtime/src/lib.rs",
     "crates/slices/src/lib.rs",
+    "tests/protected/src/lib.rs",
 ];
 
 const MAX_LINES: usize = 800;

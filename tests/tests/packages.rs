@@ -9,7 +9,7 @@ use oq_tests::{examples, fixture, packages, repository, run};
 use serde_json::Value;
 
 /// Packages of this workspace that nobody else takes.
-const UNPUBLISHED: &[&str] = &["oq-benches", "oq-tests", "xtask"];
+const UNPUBLISHED: &[&str] = &["oq-benches", "oq-protected", "oq-tests", "xtask"];
 /// A program, which is its own example.
 const PROGRAM: &str = "oq-cli";
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use oq_let::{Transform, Values};
-use oq_models::{BlockWeights, LinearName};
+use oq_models::{BlockWeights, LinearName, dequantized};
 use oq_quant_core::QuantizedTensor;
 use tch::Tensor;
 
@@ -28,7 +28,7 @@ impl Merged {
     /// Replaces a block's tensors by the dequantized codes and all that changed.
     pub(crate) fn put_into(&self, weights: &mut BlockWeights) {
         for (&name, packed) in &self.codes {
-            let weight = dequantized(packed, weights.weight(name));
+            let weight = dequantized(packed, weights.weight(name).device());
             weights.set(name.weight(), weight);
         }
         for (&name, weight) in &self.floats {
@@ -38,11 +38,6 @@ impl Merged {
             weights.set(name.clone(), tensor.shallow_clone());
         }
     }
-}
-
-/// The dequantized codes, in the shape and on the device of `like`.
-pub(crate) fn dequantized(packed: &QuantizedTensor, like: &Tensor) -> Tensor {
-    Tensor::from_slice(&packed.dequantize()).view_as(like).to_device(like.device())
 }
 
 /// Applies a transformation, and quantizes the linears named; others stay in full precision.

@@ -10,6 +10,7 @@ use tch::{Cuda, Device};
 
 use crate::args::{ComputeArg, DeviceArg};
 use crate::exit::CliError;
+use crate::nvidia::card;
 
 /// The requested device; for `auto`, a CUDA device if there is one.
 pub fn device(wanted: DeviceArg) -> Result<Device, CliError> {
@@ -29,7 +30,12 @@ pub fn device(wanted: DeviceArg) -> Result<Device, CliError> {
 pub fn compute(wanted: ComputeArg, device: Device) -> Compute {
     match (wanted, device) {
         (ComputeArg::F32, _) => Compute::F32,
-        (ComputeArg::Bf16, _) | (ComputeArg::Auto, Device::Cuda(_)) => Compute::Bf16,
+        (ComputeArg::Bf16, _) => Compute::Bf16,
+        // A card that nvidia-smi does not tell of is more likely a new one.
+        (ComputeArg::Auto, Device::Cuda(index)) if card(index).is_none_or(|card| card.multiplies_bf16()) => {
+            Compute::Bf16
+        }
+        (ComputeArg::Auto, Device::Cuda(_)) => Compute::F32,
         (ComputeArg::Auto, _) if multiplies_bf16() => Compute::Bf16,
         (ComputeArg::Auto, _) => Compute::F32,
     }
@@ -83,34 +89,9 @@ pub fn machine(out: &Path) -> Machine {
 /// The accelerator, if blocks are not computed on the CPU.
 pub fn accelerator(device: Device) -> Option<Accelerator> {
     match device {
-        Device::Cuda(index) => Some(Accelerator { memory_bytes: free_cuda_memory(index) }),
+        Device::Cuda(index) => Some(Accelerator { memory_bytes: card(index).map(|card| card.free_bytes) }),
         _ => None,
     }
-}
-
-/// Free memory of a CUDA device, if nvidia-smi can tell which card that is. CUDA lists the fastest card first, nvidia-smi lists cards
-/// by their place on the bus, and `tch` says neither which card a device is nor how much of its memory is free.
-fn free_cuda_memory(index: usize) -> Option<u64> {
-    if std::env::var_os("CUDA_VISIBLE_DEVICES").is_some() {
-        tracing::debug!(index, "free memory of the device is unknown: CUDA_VISIBLE_DEVICES renumbers cards");
-        return None;
-    }
-    let by_bus = std::env::var_os("CUDA_DEVICE_ORDER").is_some_and(|order| order == "PCI_BUS_ID");
-    let query = ["--query-gpu=memory.free", "--format=csv,noheader,nounits"];
-    let output = std::process::Command::new("nvidia-smi").args(query).output().ok()?;
-    let free = free_memory(&String::from_utf8_lossy(&output.stdout), index, by_bus);
-    if free.is_none() {
-        tracing::debug!(index, by_bus, "free memory of the device is unknown: nvidia-smi cannot tell which card it is");
-    }
-    free
-}
-
-/// Free bytes of a device, from a listing with a line in MiB for each card. The card is known if it is the only one, or if CUDA lists
-/// cards by bus, too (`by_bus`).
-fn free_memory(listed: &str, index: usize, by_bus: bool) -> Option<u64> {
-    let lines: Vec<&str> = listed.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-    let line = lines.get(index).filter(|_| by_bus || lines.len() == 1)?;
-    line.parse::<u64>().ok()?.checked_mul(1 << 20)
 }
 
 /// Total memory in bytes.
@@ -154,30 +135,4 @@ pub fn libtorch_path() -> Option<PathBuf> {
     let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
     let path = maps.lines().find_map(|line| line.split_whitespace().last().filter(|p| p.contains("libtorch_cpu")))?;
     Some(PathBuf::from(path))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_card_is_known_by_bus_order_or_if_it_is_the_only_one() {
-        const MIB: u64 = 1 << 20;
-        // As `nvidia-smi --query-gpu=memory.free --format=csv,noheader,nounits` prints them.
-        let (one, two) = ("143167\n", "23831\n80994\n");
-        assert_eq!(free_memory(one, 0, false), Some(143_167 * MIB));
-        assert_eq!(free_memory(one, 0, true), Some(143_167 * MIB));
-        assert_eq!(free_memory(one, 1, false), None);
-        assert_eq!(
-            [0, 1, 2].map(|index| free_memory(two, index, true)),
-            [Some(23_831 * MIB), Some(80_994 * MIB), None]
-        );
-        // It is not known which of them CUDA lists first.
-        assert_eq!([0, 1].map(|index| free_memory(two, index, false)), [None, None]);
-        for other in
-            ["", "[N/A]\n", "[Insufficient Permissions]\n", "No devices were found\n", "99999999999999999999\n"]
-        {
-            assert_eq!(free_memory(other, 0, true), None, "{other}");
-        }
-    }
 }

@@ -6,6 +6,7 @@ mod commands;
 mod exit;
 mod last_part;
 mod machine;
+mod nvidia;
 mod output;
 mod profile;
 mod resolve;

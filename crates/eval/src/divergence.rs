@@ -215,25 +215,29 @@ impl Window {
     /// From normed hidden states `[t, hidden]` of both models, `rows` positions at a time; `targets [t - 1]`.
     fn new(states: [&Tensor; 2], heads: &[Head; 2], targets: &Tensor, rows: i64) -> Self {
         let predicted = targets.size()[0];
-        let mut window = Self { nll: [0.0; 2], divergences: Vec::with_capacity(predicted as usize), agreed: 0 };
+        // Read at the end: reading waits for the device.
+        let (mut nll, mut agreed, mut divergences) = ([const { Vec::new() }; 2], Vec::new(), Vec::new());
         for start in (0..predicted).step_by(rows as usize) {
             let n = rows.min(predicted - start);
             let targets = targets.narrow(0, start, n).unsqueeze(1);
             let [full, quantized] = [0, 1].map(|i| {
                 let logits = heads[i].logits(&states[i].narrow(0, start, n));
                 let log_p = logits.log_softmax(-1, Kind::Float); // [n, vocab]
-                window.nll[i] -= log_p.gather(1, &targets, false).sum(Kind::Double).double_value(&[]);
+                nll[i].push(log_p.gather(1, &targets, false).sum(Kind::Double));
                 log_p
             });
-            window.agreed +=
-                full.argmax(1, false).eq_tensor(&quantized.argmax(1, false)).sum(Kind::Int64).int64_value(&[]);
+            agreed.push(full.argmax(1, false).eq_tensor(&quantized.argmax(1, false)).sum(Kind::Int64));
             // The largest terms have few significant digits in common, so that f32 suffices for them, but not for their sum.
             let terms = full.exp() * (&full - &quantized);
             let sums = terms.sum_dim_intlist([1].as_slice(), false, Kind::Double);
             // Equal predictions may be a rounding error below 0.
-            let sums = sums.clamp_min(0.0).to_kind(Kind::Float).to_device(Device::Cpu);
-            window.divergences.extend(Vec::<f32>::try_from(sums).expect("a vector of f32"));
+            divergences.push(sums.clamp_min(0.0).to_kind(Kind::Float));
         }
-        window
+        let sum = |parts: &[Tensor]| Tensor::stack(parts, 0).sum(None::<Kind>);
+        Self {
+            nll: nll.map(|parts| -sum(&parts).double_value(&[])),
+            divergences: Vec::try_from(Tensor::cat(&divergences, 0)).expect("a vector of f32"),
+            agreed: sum(&agreed).int64_value(&[]),
+        }
     }
 }

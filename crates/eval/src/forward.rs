@@ -76,5 +76,8 @@ pub(crate) fn run_blocks(
 /// Sum of the negative log-likelihoods of the tokens `targets [n]`, given normed hidden states `x [n, width]`.
 pub(crate) fn nll(head: &Head, x: &Tensor, targets: &Tensor) -> f64 {
     let rows = x.split(LOGIT_ROWS, 0).into_iter().zip(targets.split(LOGIT_ROWS, 0));
-    rows.map(|(x, targets)| token_nll(&head.logits(&x), &targets).sum(Kind::Double).double_value(&[])).sum()
+    // Read once, at the end: reading waits for the device.
+    let sum = Tensor::zeros([], (Kind::Double, x.device()));
+    let sum = rows.fold(sum, |sum, (x, targets)| sum + token_nll(&head.logits(&x), &targets).sum(Kind::Double));
+    sum.double_value(&[])
 }

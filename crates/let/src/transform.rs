@@ -13,7 +13,16 @@ pub const MIN_SCALE: f64 = 1e-2;
 #[derive(Debug)]
 pub struct Transform {
     sites: Vec<Site>,
+    /// Of each site's ports, which scales and which channels they are.
+    places: Vec<Vec<Places>>,
     device: Device,
+}
+
+/// A port's indices, on the device.
+#[derive(Debug)]
+struct Places {
+    scales: Tensor,
+    channels: Tensor,
 }
 
 /// Scales and shifts of each site.
@@ -75,7 +84,10 @@ impl Values {
 impl Transform {
     /// Takes sites. At most one of them may act on the inputs of a module.
     pub fn new(sites: Vec<Site>, device: Device) -> Self {
-        Self { sites, device }
+        let index = |numbers: &[i64]| Tensor::from_slice(numbers).to_device(device);
+        let of_port = |port: &Port| Places { scales: index(&port.scales), channels: index(&port.channels) };
+        let places = sites.iter().map(|site| site.ports.iter().map(of_port).collect()).collect();
+        Self { sites, places, device }
     }
 
     /// The sites.
@@ -109,18 +121,18 @@ impl Transform {
     fn ends(&self, module: &str, values: &Values, weight: &Tensor) -> Ends {
         let mut ends = Ends::default();
         for (idx, site) in self.sites.iter().enumerate() {
-            for port in site.ports.iter().filter(|port| port.module == module) {
-                let scale = self.pick(&values.scales[idx], port);
-                let shift = values.shifts[idx].as_ref().map(|shift| self.pick(shift, port));
+            for (port, places) in site.ports.iter().zip(&self.places[idx]).filter(|(port, _)| port.module == module) {
+                let scale = values.scales[idx].index_select(0, &places.scales);
+                let shift = values.shifts[idx].as_ref().map(|shift| shift.index_select(0, &places.scales));
                 let (width, end) = match port.action {
                     Action::MultiplyInput => (weight.size()[1], &mut ends.input),
                     Action::DivideOutput | Action::MultiplyOutput => (weight.size()[0], &mut ends.output),
                 };
                 let scale = if port.action == Action::DivideOutput { scale.reciprocal() } else { scale };
-                let scale = self.spread(&scale, 1.0, port, width);
+                let scale = self.spread(&scale, 1.0, places, width);
                 end.scale = Some(end.scale.take().map_or(scale.shallow_clone(), |before| before * &scale));
                 if let Some(shift) = shift.filter(|_| port.action != Action::MultiplyOutput) {
-                    let shift = self.spread(&shift, 0.0, port, width);
+                    let shift = self.spread(&shift, 0.0, places, width);
                     end.shift = Some(end.shift.take().map_or(shift.shallow_clone(), |before| before + &shift));
                 }
             }
@@ -128,15 +140,10 @@ impl Transform {
         ends
     }
 
-    /// The value for each of the port's channels.
-    fn pick(&self, numbers: &Tensor, port: &Port) -> Tensor {
-        numbers.index_select(0, &Tensor::from_slice(&port.scales).to_device(self.device))
-    }
-
     /// The values at the port's channels, and `rest` at the others: `[width]`.
-    fn spread(&self, numbers: &Tensor, rest: f64, port: &Port, width: i64) -> Tensor {
+    fn spread(&self, numbers: &Tensor, rest: f64, places: &Places, width: i64) -> Tensor {
         let all = Tensor::full([width], rest, (numbers.kind(), self.device));
-        all.index_copy(0, &Tensor::from_slice(&port.channels).to_device(self.device), numbers)
+        all.index_copy(0, &places.channels, numbers)
     }
 }
 

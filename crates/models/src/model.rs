@@ -13,6 +13,7 @@ use tch::{Device, Tensor};
 
 use crate::block::{BlockWeights, DenseOps};
 use crate::decoder::{Decoder, OuterOps};
+use crate::dequantized::of_matrix;
 use crate::error::ModelError;
 use crate::family::{decoder_of, text_config};
 use crate::form::{Block, Form, Kernels};
@@ -173,8 +174,8 @@ impl Model {
     }
 
     /// The online rotations of its activations, if it has any.
-    pub fn online(&self) -> Option<Online> {
-        self.online.clone()
+    pub fn online(&self, device: Device) -> Option<Online> {
+        self.online.as_ref().map(|online| online.to_device(device))
     }
 
     /// The same model with its weights stored and multiplied as `form` says. The default is dense f32.
@@ -268,7 +269,7 @@ impl Model {
         let block = BlockWeights::new(tensors);
         Ok(match &self.rotator {
             Some(rotator) => rotator.block(block_idx, block)?,
-            None => block.with_online(self.online()),
+            None => block.with_online(self.online(device)),
         })
     }
 
@@ -304,7 +305,7 @@ impl Model {
                     |group: &Vec<Linear>| group.iter().map(|linear| self.stored_linear(&prefix, linear)).collect();
                 let params = self.load_params(&prefix, &layout, device)?;
                 let ops = PackedOps::new(layout.groups().iter().map(of_group), params, self.act(), compute)?;
-                Ok(Block::Packed(ops.with_online(self.online())))
+                Ok(Block::Packed(ops.with_online(self.online(device))))
             }
         }
     }
@@ -352,7 +353,7 @@ impl Model {
             return Ok(if self.transposed.contains(&name) { stored.tr().contiguous() } else { stored });
         }
         let shape = [linear.out_features as i64, linear.in_features as i64];
-        Ok(Tensor::from_slice(&self.matrix(name, linear)?.into_values()).view(shape).to_device(device))
+        Ok(of_matrix(self.matrix(name, linear)?, shape, device))
     }
 
     /// A linear's weight: codes, if the model has them or is rounded as it is loaded.
@@ -393,7 +394,7 @@ impl Model {
     fn load(&self, name: &str, device: Device) -> Result<Tensor, ModelError> {
         if let Some((packed, linear)) = self.weights.packed(name) {
             let shape = packed.linear_shape(linear)?.map(|n| n as i64);
-            let tensor = Tensor::from_slice(&packed.matrix(linear)?.into_values()).view(shape).to_device(device);
+            let tensor = of_matrix(packed.matrix(linear)?, shape, device);
             self.checkpoint().release();
             return Ok(tensor);
         }

@@ -1,7 +1,7 @@
 //! Online rotations: Hadamard matrices that are applied to activations during the forward pass.
 
 use oq_rotation::Orthogonal;
-use tch::Tensor;
+use tch::{Device, Tensor};
 
 use crate::act::ActPoint;
 use crate::error::RotateError;
@@ -24,6 +24,11 @@ impl Online {
         let hadamard = |(what, width)| Orthogonal::hadamard(width).ok_or(RotateError::Width { what, width });
         let [heads, inner] = Self::widths(dims).map(hadamard);
         Ok(Self { heads: heads?, inner: inner? })
+    }
+
+    /// The same rotations, of activations on this device.
+    pub fn to_device(&self, device: Device) -> Self {
+        Self { heads: self.heads.to_device(device), inner: self.inner.to_device(device) }
     }
 
     /// The rotated activations, with their numbers of channels.
@@ -64,7 +69,7 @@ pub(crate) fn rotate_online(online: Option<&Online>, point: ActPoint, x: Tensor)
 
 #[cfg(test)]
 mod tests {
-    use tch::{Device, Kind};
+    use tch::Kind;
 
     use super::*;
 

@@ -9,7 +9,7 @@
 use oq_let::{Action, Site};
 use oq_quant_core::{RotateKind, SiteKind};
 use oq_rotation::Rotation;
-use tch::Tensor;
+use tch::{Device, Tensor};
 
 use crate::block::BlockWeights;
 use crate::decoder::Decoder;
@@ -117,7 +117,8 @@ impl Rotator {
     /// # Errors
     /// When a norm's bias cannot be rotated.
     pub fn block(&self, layer: usize, block: BlockWeights) -> Result<BlockWeights, RotateError> {
-        let mut block = block.with_online(self.online.clone());
+        let device = block.tensors().values().next().map_or(Device::Cpu, Tensor::device);
+        let mut block = block.with_online(self.online.as_ref().map(|online| online.to_device(device)));
         let Places { stream, values } = &self.layers[layer];
         for (norm, readers) in &stream.readers {
             self.fold(&mut block, norm, readers)?;

@@ -1,7 +1,7 @@
 //! Orthogonal matrices and their products with tensors.
 
 use oq_random::SplitMix64;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::hadamard;
 
@@ -31,6 +31,11 @@ impl Orthogonal {
             Tensor::from_slice(&signs).view([factor.order as i64; 2])
         });
         Some(Self { factors: factors.collect(), scale: (n as f64).sqrt().recip() })
+    }
+
+    /// The same matrix on a device: without it, each product with a tensor of the device sends the matrix there.
+    pub fn to_device(&self, device: Device) -> Self {
+        Self { factors: self.factors.iter().map(|factor| factor.to_device(device)).collect(), scale: self.scale }
     }
 
     /// Whether [`Self::hadamard`] returns a matrix for `n`; does not compute it.
@@ -139,7 +144,6 @@ impl Rotation {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use tch::Device;
 
     /// For sums of some hundred products in f64.
     const TOLERANCE: f64 = 1e-12;

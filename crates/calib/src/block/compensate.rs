@@ -3,7 +3,7 @@
 //! The result is an offset for each code.
 
 use oq_lwc::Lwc;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::block::inputs::Moments;
 
@@ -28,7 +28,9 @@ pub(crate) struct Rounded<'a> {
 /// Fills in the offsets of linears that read the same input. They stay zero if the moments of that input have no inverse even when
 /// damped.
 pub(crate) fn fill(linears: &[Rounded<'_>], moments: &Moments) {
-    fill_by(WEIGHTS, linears, moments);
+    // On a device, columns of all rows at once: launching an operation for each part costs more than the memory saves.
+    let on_cpu = moments.squares.device() == Device::Cpu;
+    fill_by(if on_cpu { WEIGHTS } else { i64::MAX }, linears, moments);
 }
 
 /// [`fill`], with `at_once` weights at a time.
@@ -158,7 +160,6 @@ mod tests {
     use super::*;
     use crate::testing::noise;
     use oq_quant_core::QuantSpec;
-    use tch::Device;
 
     const TOKENS: i64 = 4000;
 

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use oq_let::{InputStats, Site, Source};
 use oq_models::{ActPoint, BlockOps, BlockWeights, DenseOps, LinearName};
-use oq_recipe::{Start, StarvedExpert};
+use oq_recipe::Start;
 use tch::{Kind, Tensor};
 
 /// Channels whose products with each other are kept. Wider inputs are split into parts of this width, so that memory does not grow with
@@ -13,6 +13,17 @@ use tch::{Kind, Tensor};
 pub(crate) const PART: i64 = 8192;
 /// Rows of products that are computed as a matrix product of their own.
 const STRIP: i64 = 256;
+
+/// Widths of the parts of an input of `n` channels.
+pub(crate) fn parts(n: usize) -> impl Iterator<Item = i64> {
+    let n = n as i64;
+    (0..n).step_by(PART as usize).map(move |first| PART.min(n - first))
+}
+
+/// Products that are kept of an input of `n` channels.
+pub(crate) fn products_of(n: usize) -> u64 {
+    parts(n).map(|part| (part * part) as u64).sum()
+}
 
 /// Moments of one linear's inputs `[.., n]`.
 #[derive(Debug)]
@@ -30,8 +41,8 @@ impl Moments {
     pub(crate) fn new(x: &Tensor, with_products: bool) -> Self {
         let n = *x.size().last().expect("inputs have channels");
         let zeros = |shape: &[i64]| Tensor::zeros(shape, (Kind::Float, x.device()));
-        let widths = (0..n).step_by(PART as usize).map(|first| PART.min(n - first));
-        let products = if with_products { widths.map(|width| zeros(&[width, width])).collect() } else { Vec::new() };
+        let square = |width: i64| zeros(&[width, width]);
+        let products = if with_products { parts(n as usize).map(square).collect() } else { Vec::new() };
         Self { squares: zeros(&[n]), products, tokens: 0 }
     }
 
@@ -97,8 +108,6 @@ pub(crate) struct Inputs {
     pub(crate) of_sites: BTreeMap<&'static str, InputStats>,
     /// By input, the linears that read it, and its moments.
     moments: Vec<(Vec<&'static str>, Moments)>,
-    /// Experts that too few tokens reached; their statistics are those of all tokens.
-    pub(crate) starved: Vec<StarvedExpert>,
 }
 
 impl Inputs {
@@ -129,12 +138,21 @@ impl Source for Seen<'_> {
     }
 }
 
+/// The tokens that experts are given.
+pub(crate) enum Given {
+    /// Those that the router chose; but all tokens for these experts.
+    Routed(BTreeSet<usize>),
+    /// All tokens for these experts, and none for others. The block's output is of no use then.
+    Only(BTreeSet<usize>),
+}
+
 /// Runs a block in full precision and collects the statistics of its linears' inputs.
 pub(crate) struct InputOps<'a> {
     ops: DenseOps<'a>,
     /// Whether products of channels with each other are summed too.
     with_products: bool,
     linears: BTreeSet<&'static str>,
+    given: Given,
     seen: RefCell<Inputs>,
     /// The input of the previous linear, kept alive so that no other tensor can get its address.
     last: RefCell<Option<Tensor>>,
@@ -142,13 +160,13 @@ pub(crate) struct InputOps<'a> {
 
 impl<'a> InputOps<'a> {
     /// Collects the input of each site's first reader, which the other readers share. For `start` it also collects the inputs of
-    /// `linears`, except those that a site rescales, because their inputs will be different. Starved experts are given all tokens.
+    /// `linears`, except those that a site rescales, because their inputs will be different.
     pub(crate) fn new(
         ops: DenseOps<'a>,
         sites: &[Site],
         linears: &[LinearName],
         start: Option<Start>,
-        starved: Vec<StarvedExpert>,
+        given: Given,
     ) -> Self {
         let readers = sites.iter().filter_map(|site| site.readers().next()).map(|reader| reader.module);
         let of_sites = readers.map(|module| (module, InputStats::default())).collect();
@@ -156,8 +174,8 @@ impl<'a> InputOps<'a> {
         let watched = linears.iter().filter(|name| looks && !sites.iter().any(|site| site.rescales_input_of(name.0)));
         let linears = watched.map(|name| name.0).collect();
         let with_products = start == Some(Start::Compensate);
-        let seen = RefCell::new(Inputs { of_sites, moments: Vec::new(), starved });
-        Self { ops, with_products, linears, seen, last: RefCell::new(None) }
+        let seen = RefCell::new(Inputs { of_sites, moments: Vec::new() });
+        Self { ops, with_products, linears, given, seen, last: RefCell::new(None) }
     }
 
     /// The statistics collected.
@@ -209,8 +227,11 @@ impl BlockOps for InputOps<'_> {
     }
 
     fn tokens_of_expert(&self, expert: usize, tokens: Vec<i64>, all: usize) -> Vec<i64> {
-        let is_starved = self.seen.borrow().starved.iter().any(|starved| starved.expert == expert);
-        if is_starved { (0..all as i64).collect() } else { tokens }
+        match &self.given {
+            Given::Routed(with_all) | Given::Only(with_all) if with_all.contains(&expert) => (0..all as i64).collect(),
+            Given::Routed(_) => tokens,
+            Given::Only(_) => Vec::new(),
+        }
     }
 
     fn param(&self, name: &str) -> Tensor {
@@ -249,7 +270,13 @@ mod tests {
         let (decoder, weights) = (model.decoder(), model.load_block(0, Device::Cpu).unwrap());
         let sites = decoder.sites(0, SiteKind::Norm).unwrap();
         let linears: Vec<LinearName> = decoder.layer(0).linears.iter().map(|linear| linear.name).collect();
-        let ops = InputOps::new(DenseOps::new(&weights), &sites, &linears, Some(Start::Compensate), Vec::new());
+        let ops = InputOps::new(
+            DenseOps::new(&weights),
+            &sites,
+            &linears,
+            Some(Start::Compensate),
+            Given::Routed(BTreeSet::new()),
+        );
         let x = Tensor::ones([1, 3, decoder.dims().hidden as i64], (Kind::Float, Device::Cpu));
         let _ = decoder.block(0, &ops, &decoder.context(3, Device::Cpu), &x);
         let seen = ops.finish();

@@ -12,7 +12,6 @@ use tch::{Kind, Tensor};
 
 use crate::block::inputs::Inputs;
 use crate::block::learned::Learned;
-use crate::block::routing::linears_of;
 use crate::block::student::{Rates, Student};
 use crate::compute::Place;
 use crate::disk::states::Store;
@@ -33,6 +32,8 @@ pub(crate) struct Task<'a> {
     /// How each linear is quantized.
     pub(crate) specs: &'a dyn Fn(LinearName) -> WeightSpec,
     pub(crate) transform: &'a Transform,
+    /// Linears that stay as they start.
+    pub(crate) fixed: &'a [LinearName],
     /// Initial scales and shifts.
     pub(crate) start: &'a Values,
     /// Statistics of the linears' inputs, if clipping starts from them.
@@ -106,7 +107,7 @@ impl<'a> Task<'a> {
         let start = (self.transform, self.start.copy());
         let student = Student::new(self.weights, self.linears, (self.specs, scheme.act), start, self.seen, self.place);
         let mut student = student.map_err(LearnError::of_linear)?;
-        student.fix(linears_of(&self.seen.starved, &self.decoder.layer(self.layer)));
+        student.fix(self.fixed);
         if learn.rounding == Rounding::Learned {
             student.round_within(learn.epochs * self.inputs.len(), fraction);
         }

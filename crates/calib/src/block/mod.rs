@@ -8,6 +8,8 @@ pub(crate) mod learn;
 pub(crate) mod learned;
 pub(crate) mod peak;
 pub(crate) mod routing;
+pub(crate) mod settled;
 pub(crate) mod sites;
+pub(crate) mod start;
 pub(crate) mod student;
 pub(crate) mod watch;

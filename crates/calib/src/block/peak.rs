@@ -1,25 +1,26 @@
 //! The largest activation of a block. The packed model asks for float16, and some models' activations exceed its largest number.
 
-use std::cell::Cell;
+use std::cell::RefCell;
 
 use oq_models::BlockOps;
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use crate::block::watch::Watched;
 
 /// The largest f16 number.
 pub(crate) const F16_MAX: f64 = 65504.0;
 
-/// The largest magnitude seen.
+/// The largest magnitude seen, on the device of what was seen: reading it would wait for the device each time.
 #[derive(Default)]
-pub(crate) struct Peak(Cell<f64>);
+pub(crate) struct Peak(RefCell<Option<Tensor>>);
 
 impl Peak {
     /// Takes all elements into account.
     pub(crate) fn see(&self, x: &Tensor) {
         let (least, most) = x.detach().aminmax(None::<i64>, false);
-        let largest = most.double_value(&[]).max(-least.double_value(&[]));
-        self.0.set(self.0.get().max(largest));
+        let largest = most.maximum(&-least).to_kind(Kind::Float);
+        let mut seen = self.0.borrow_mut();
+        *seen = Some(seen.take().map_or_else(|| largest.shallow_clone(), |before| before.fmax(&largest)));
     }
 
     /// Runs a block and takes the inputs and outputs of its linears into account.
@@ -35,7 +36,8 @@ impl Peak {
 
     /// The largest magnitude, if it exceeds f16. Infinity, which JSON cannot express, becomes the largest f32.
     pub(crate) fn beyond_f16(&self) -> Option<f64> {
-        let largest = self.0.get().min(f64::from(f32::MAX));
+        let largest = self.0.borrow().as_ref().map_or(0.0, |largest| largest.double_value(&[]));
+        let largest = largest.min(f64::from(f32::MAX));
         (largest > F16_MAX).then_some(largest)
     }
 }
@@ -43,7 +45,7 @@ impl Peak {
 #[cfg(test)]
 mod tests {
     use oq_models::{BlockWeights, DenseOps, LinearName};
-    use tch::{Device, Kind};
+    use tch::Device;
 
     use super::*;
 

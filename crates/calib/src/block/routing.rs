@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 
-use oq_models::{ActPoint, BlockOps, DenseOps, Layer, LinearName, Scores};
+use oq_models::{ActPoint, BlockOps, DenseOps, LinearName, Scores};
 use oq_recipe::StarvedExpert;
 use tch::Tensor;
 
@@ -46,9 +46,4 @@ impl BlockOps for RoutingOps<'_> {
     fn param(&self, name: &str) -> Tensor {
         self.ops.param(name)
     }
-}
-
-/// The linears of the starved experts.
-pub(crate) fn linears_of(starved: &[StarvedExpert], layout: &Layer) -> Vec<LinearName> {
-    starved.iter().flat_map(|starved| layout.experts[starved.expert].iter().copied()).collect()
 }

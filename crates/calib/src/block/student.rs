@@ -14,10 +14,10 @@ use oq_models::{BlockOps, BlockWeights, Compute, LinearName};
 use oq_quant_core::{ActSpec, WeightSpec};
 use tch::{Kind, Tensor};
 
-use crate::block::compensate::{self, Rounded};
 use crate::block::graph::{StudentOps, backward};
 use crate::block::inputs::Inputs;
 use crate::block::learned::{Clipped, Learned};
+use crate::block::start::started;
 use crate::compute::Place;
 use crate::merged::{Merged, merge};
 use crate::optim::{AdamW, Descending};
@@ -29,9 +29,9 @@ pub(crate) struct Student<'a> {
     act: ActSpec,
     compute: Compute,
     clips: BTreeMap<LinearName, Lwc>,
-    /// Linears whose clipping stays as the search found it.
-    searched: BTreeSet<LinearName>,
-    /// Linears that stay as they start: those of experts that too few tokens reach.
+    /// Linears whose clipping stays as it started.
+    held: BTreeSet<LinearName>,
+    /// Those of them whose rounding stays too: experts that too few tokens reach.
     fixed: BTreeSet<LinearName>,
     values: Values,
     rounding: Option<Descending>,
@@ -60,40 +60,19 @@ impl<'a> Student<'a> {
         seen: &Inputs,
         place: Place,
     ) -> Result<Self, (LinearName, LwcError)> {
-        let clips = linears
-            .iter()
-            .map(|&name| {
-                let (out_features, in_features) = weights.weight(name).size2().expect("a weight is [out, in]");
-                let clip = Lwc::new(out_features as usize, in_features as usize, specs(name), place.device);
-                let mut clip = clip.map_err(|error| (name, error))?;
-                if let Some(moments) = seen.moments(name) {
-                    clip.start_from_search(weights.weight(name), &moments.squares);
-                    if !moments.products.is_empty() {
-                        clip.offsets = Some(weights.weight(name).zeros_like());
-                    }
-                }
-                Ok((name, clip))
-            })
-            .collect::<Result<BTreeMap<_, _>, _>>()?;
-        // All of them are allocated before the first is filled in, so that temporary tensors leave no gaps between them.
-        for (names, moments) in seen.of_linears() {
-            let rounded = clips.iter().filter_map(|(&name, clip)| {
-                let offsets = clip.offsets.as_ref().filter(|_| names.contains(&name.0))?;
-                Some(Rounded { weight: weights.weight(name), clip, offsets })
-            });
-            compensate::fill(&rounded.collect::<Vec<_>>(), moments);
-        }
+        let clips = started(weights, linears, specs, seen, place.device)?;
         // Scales of few bits change in jumps, each of which rounds many weights anew: what compensation won would be lost.
         let jumps = |(&name, clip): (&LinearName, &Lwc)| {
             (clip.spec().storage.has_coarse_scales() && seen.moments(name).is_some()).then_some(name)
         };
-        let searched = clips.iter().filter_map(jumps).collect();
+        let held = clips.iter().filter_map(jumps).collect();
         let (compute, fixed) = (place.compute, BTreeSet::new());
-        Ok(Self { weights, transform, act, compute, clips, searched, fixed, values, rounding: None })
+        Ok(Self { weights, transform, act, compute, clips, held, fixed, values, rounding: None })
     }
 
     /// Leaves the clipping and rounding of these linears as they start.
-    pub(crate) fn fix(&mut self, linears: impl IntoIterator<Item = LinearName>) {
+    pub(crate) fn fix(&mut self, linears: &[LinearName]) {
+        self.held.extend(linears);
         self.fixed.extend(linears);
     }
 
@@ -105,11 +84,8 @@ impl<'a> Student<'a> {
 
     /// An optimizer of all other parameters.
     pub(crate) fn optimizer(&self, rates: Rates) -> AdamW {
-        let strengths = self.clips.iter().flat_map(|(name, clip)| {
-            let stays = self.searched.contains(name) || self.fixed.contains(name);
-            let rate = if stays { 0.0 } else { rates.clip };
-            [(&clip.gamma, rate), (&clip.beta, rate)]
-        });
+        let learned = self.clips.iter().filter(|(name, _)| !self.held.contains(name));
+        let strengths = learned.flat_map(|(_, clip)| [(&clip.gamma, rates.clip), (&clip.beta, rates.clip)]);
         AdamW::new(strengths.chain(self.values.tensors().map(|value| (value, rates.transform))))
     }
 
@@ -124,7 +100,8 @@ impl<'a> Student<'a> {
                 clip.move_offsets(weight, &of_quantized[name.as_str()], rate);
             }
         }
-        let strengths = self.clips.values_mut().flat_map(|clip| [&mut clip.gamma, &mut clip.beta]);
+        let learned = self.clips.iter_mut().filter(|(name, _)| !self.held.contains(name));
+        let strengths = learned.flat_map(|(_, clip)| [&mut clip.gamma, &mut clip.beta]);
         optimizer.step(strengths.chain(self.values.tensors_mut()).zip(of_params));
         self.values.keep_off_zero();
         value
@@ -138,30 +115,33 @@ impl<'a> Student<'a> {
         let leaves = self.cut(&moved);
         let ops = StudentOps::new(self.weights, &leaves, self.act, self.compute);
         let loss = tch::with_grad(|| loss(&ops));
-        let value = loss.double_value(&[]);
-        if !value.is_finite() {
-            return None;
-        }
+        let value = loss.detach();
         // In a block that attention cuts, only learned norms are upstream of both parts.
-        let grads = backward(loss, leaves.values().collect(), ops.cut(), !moved.is_empty());
-        let mut grads: BTreeMap<&str, Tensor> = leaves.keys().map(String::as_str).zip(grads).collect();
+        let (names, learning): (Vec<&str>, Vec<&Tensor>) =
+            leaves.iter().filter(|(_, leaf)| leaf.requires_grad()).map(|(name, leaf)| (name.as_str(), leaf)).unzip();
+        let grads = backward(loss, learning, ops.cut(), !moved.is_empty());
+        let mut grads: BTreeMap<&str, Tensor> = names.into_iter().zip(grads).collect();
 
-        let (mut of_params, mut of_quantized) = (Vec::new(), BTreeMap::new());
-        for (&name, clip) in &self.clips {
-            let name = name.weight();
-            let grad = grads.get_mut(name.as_str()).expect("each weight was a leaf");
-            if self.rounding.is_some() {
+        let (mut of_params, mut of_held, mut of_quantized) = (Vec::new(), Vec::new(), BTreeMap::new());
+        for (linear, clip) in &self.clips {
+            let name = linear.weight();
+            let Some(grad) = grads.get_mut(name.as_str()) else { continue };
+            if self.rounding.is_some() && !self.fixed.contains(linear) {
                 of_quantized.insert(name.clone(), grad.shallow_clone());
             }
+            let is_held = self.held.contains(linear);
             let of_clip = match moved.get(&name) {
                 Some(weight) => {
                     let (of_clip, of_weight) = clip.gradients_with_weight(weight, grad);
                     *grad = of_weight;
-                    of_clip
+                    (!is_held).then_some(of_clip)
                 }
-                None => clip.gradients(self.weights.get(&name), grad),
+                None => (!is_held).then(|| clip.gradients(self.weights.get(&name), grad)),
             };
-            of_params.extend([of_clip.gamma, of_clip.beta]);
+            match of_clip {
+                Some(of_clip) => of_params.extend([of_clip.gamma, of_clip.beta]),
+                None => of_held.push(grad.sum(Kind::Float)),
+            }
         }
         if !moved.is_empty() {
             // The linear function of the transformed tensors that has these gradients.
@@ -170,20 +150,25 @@ impl<'a> Student<'a> {
             });
             of_params.extend(Tensor::run_backward(&[linear], &values.tensors().collect::<Vec<_>>(), false, false));
         }
-        let sum: Tensor = of_params.iter().map(|grad| grad.sum(Kind::Float)).sum();
-        let is_finite = sum.double_value(&[]).is_finite();
-        is_finite.then_some(Gradients { value, moved, of_quantized, of_params })
+        let sum: Tensor = of_params.iter().map(|grad| grad.sum(Kind::Float)).chain(of_held).sum();
+        // Read together: reading waits for the device.
+        let read = Tensor::stack(&[value.to_kind(Kind::Float), sum.to_kind(Kind::Float)], 0);
+        let [value, sum] = Vec::<f32>::try_from(read).expect("f32").try_into().expect("two numbers");
+        let is_finite = value.is_finite() && sum.is_finite();
+        is_finite.then_some(Gradients { value: value.into(), moved, of_quantized, of_params })
     }
 
     /// The leaves of the block's graph: the quantized weights of all linears, and everything else that the transformation changed.
     fn cut(&self, moved: &BTreeMap<String, Tensor>) -> BTreeMap<String, Tensor> {
-        let leaf = |tensor: Tensor| tensor.detach().set_requires_grad(true);
+        let cut = |tensor: Tensor, learns: bool| tensor.detach().set_requires_grad(learns);
         let mut leaves: BTreeMap<String, Tensor> =
-            moved.iter().map(|(name, tensor)| (name.clone(), leaf(tensor.shallow_clone()))).collect();
-        for (&name, clip) in &self.clips {
-            let name = name.weight();
-            let weight = moved.get(&name).unwrap_or_else(|| self.weights.get(&name));
-            leaves.insert(name, leaf(clip.fake_quantize_as(self.compute.kind(), weight)));
+            moved.iter().map(|(name, tensor)| (name.clone(), cut(tensor.shallow_clone(), true))).collect();
+        for (linear, clip) in &self.clips {
+            let name = linear.weight();
+            let moves = moved.get(&name);
+            let quantized =
+                clip.fake_quantize_as(self.compute.kind(), moves.unwrap_or_else(|| self.weights.get(&name)));
+            leaves.insert(name, cut(quantized, moves.is_some() || !self.fixed.contains(linear)));
         }
         leaves
     }

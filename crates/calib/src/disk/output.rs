@@ -23,7 +23,7 @@ impl<'a> Output<'a> {
     /// Creates the directory, or continues in an existing one.
     pub(crate) fn create(dir: &Path, model: &'a Model, widths: Widths) -> Result<Self, FormatError> {
         let writer = PackedWriter::create(dir, model.dir(), model.decoder().dims().n_layers)?;
-        let writer = writer.rotated_online(model.online().is_some());
+        let writer = writer.rotated_online(model.online(Device::Cpu).is_some());
         Ok(Self { writer, model, widths })
     }
 

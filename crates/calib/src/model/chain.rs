@@ -36,17 +36,18 @@ impl<'a> Predictions<'a> {
         let target = self.model.decoder().finish(&self.model.outer(self.device), target)?.flatten(0, -2);
         let n = target.size()[0] as f64;
         let mut targets = target.split(POSITIONS, 0).into_iter();
-        let mut sum = 0.0;
+        // On the device: reading it would wait for each part.
+        let mut sum = Tensor::zeros([], (Kind::Double, self.device));
         let grad = self.gradient(x, |mut ours| {
             let target = targets.next().expect("as many positions as the target has");
             // In place where possible: these are the largest tensors of all.
             let mut theirs = self.log_probabilities(&target);
             let p = theirs.exp();
-            sum += theirs.g_sub_(&ours).g_mul_(&p).sum(Kind::Double).double_value(&[]);
+            let _ = sum.g_add_(&theirs.g_sub_(&ours).g_mul_(&p).sum(Kind::Double));
             drop(theirs);
             ours.exp_().g_sub_(&p).g_div_scalar_(n)
         })?;
-        Ok((sum / n, grad))
+        Ok((sum.double_value(&[]) / n, grad))
     }
 
     /// Gradient with respect to `x [b, t, hidden]` of the log-likelihood of one token after each position. The tokens are drawn from

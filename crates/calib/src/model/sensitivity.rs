@@ -214,7 +214,7 @@ impl Probe<'_> {
         tensors: &BTreeMap<String, Tensor>,
         run: impl FnOnce(&Link<'_>) -> T,
     ) -> T {
-        let none = BlockWeights::new(BTreeMap::new()).with_online(self.model.online());
+        let none = BlockWeights::new(BTreeMap::new()).with_online(self.model.online(self.place.device));
         let (decoder, compute) = (self.model.decoder(), self.place.compute);
         run(&Link { decoder, layer, ctx, tensors, act: ActSpec::Float, compute, none })
     }

@@ -9,7 +9,7 @@ mod state;
 
 use std::collections::BTreeMap;
 
-use oq_models::{BlockWeights, Context, Model};
+use oq_models::{BlockWeights, Context, Model, Online, dequantized};
 use oq_quant_core::ActSpec;
 use oq_recipe::Tune;
 use tch::{Kind, Tensor};
@@ -39,6 +39,7 @@ pub(crate) struct Subject<'a> {
 pub(crate) struct Tuner<'a> {
     subject: Subject<'a>,
     predictions: Predictions<'a>,
+    online: Option<Online>,
     blocks: Vec<Changes>,
     /// Inputs of the blocks in the last step.
     inputs: Store<'a>,
@@ -91,7 +92,7 @@ impl Changes {
         let floats = floats.map(|(name, weight)| (name.weight(), weight.to_kind(place.compute.kind())));
         let of_linears = packed.codes.iter().map(|(&name, codes)| {
             let (name, shape) = (name.weight(), codes.shape().map(|n| n as i64));
-            let values = Tensor::from_slice(&codes.dequantize()).to_device(place.device);
+            let values = dequantized(codes, place.device);
             let weight = match self.tensors.get(&name) {
                 Some(change) => values.view([shape[0], change.size()[1], -1]) * change.exp().unsqueeze(-1),
                 None => values,
@@ -137,7 +138,8 @@ impl<'a> Tuner<'a> {
         let predictions = Predictions::new(model, place.compute, place.device)?;
         let (blocks, divergences, schedule) = (Vec::new(), Vec::new(), Descending::new(1.0, tune.epochs));
         let (epoch, lr) = (Progress::default(), tune.lr);
-        let mut tuner = Self { subject, predictions, blocks, inputs, divergences, epoch, lr, schedule };
+        let online = model.online(place.device);
+        let mut tuner = Self { subject, predictions, online, blocks, inputs, divergences, epoch, lr, schedule };
         tuner.start(tune.lr)?;
         Ok(tuner)
     }
@@ -226,7 +228,7 @@ impl<'a> Tuner<'a> {
 
     fn link<T>(&self, layer: usize, tensors: &BTreeMap<String, Tensor>, run: impl FnOnce(&Link<'_>) -> T) -> T {
         let Subject { model, ctx, act, place, .. } = self.subject;
-        let none = BlockWeights::new(BTreeMap::new()).with_online(model.online());
+        let none = BlockWeights::new(BTreeMap::new()).with_online(self.online.clone());
         run(&Link { decoder: model.decoder(), layer, ctx, tensors, act, compute: place.compute, none })
     }
 

@@ -13,7 +13,7 @@ use oq_rotation::SLAB;
 use tch::{Device, Kind, Tensor};
 
 use crate::block::compensate::WEIGHTS;
-use crate::block::inputs::PART;
+use crate::block::inputs::parts;
 use crate::block::sites::{SiteError, sites_of};
 use crate::model::sensitivity::n_segments;
 use crate::widths::{Open, outer_specs};
@@ -253,11 +253,7 @@ struct Compensation {
 impl Compensation {
     /// `widths`: the distinct inputs of linears.
     fn of(layout: &Layer, sites: &[Site], widths: &[Input]) -> Self {
-        // Widths of the parts for which products are kept.
-        let parts = |n: usize| {
-            let (n, part) = (n as u64, PART as u64);
-            (0..n.div_ceil(part)).map(move |idx| part.min(n - idx * part))
-        };
+        let parts = |n: usize| parts(n).map(|part| part as u64);
         let watched = widths.iter().filter(|input| !input.is_rescaled);
         let squares: Vec<u64> = watched.flat_map(|input| parts(input.channels)).map(|part| part * part).collect();
         // Two Cholesky factors and one inverse, each a third of a matrix product, times two.

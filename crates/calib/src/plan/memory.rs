@@ -105,7 +105,7 @@ impl MemoryPlan {
             let loading = Parts { checkpoint_bytes: stored, block_bytes: loaded(counts), ..program };
             let coding = Parts { block_bytes: coded(counts), ..program };
             let copying = Parts { checkpoint_bytes: counts.outer_bytes, block_bytes: counts.rotated_bytes, ..program };
-            let learning = learning(counts, 0).map(|parts| Parts {
+            let learning = learning(counts, 0, WEIGHTS as u64).map(|parts| Parts {
                 block_bytes: parts.block_bytes,
                 step_bytes: parts.step_bytes.saturating_add(holes(parts.step_bytes)),
                 ..with(program)
@@ -137,7 +137,8 @@ impl MemoryPlan {
             Parts { program_bytes: CUDA_DEVICE_BYTES, cache_bytes: there.saturating_add(masks), ..Parts::default() };
         let composed = COMPOSED_COPIES * F32 * counts.largest;
         let slack = |bytes: u64| bytes.saturating_mul(CUDA_TENTHS) / 10;
-        let on_device = learning(counts, composed).chain([Parts { block_bytes: loaded(counts), ..Parts::default() }]);
+        let on_device =
+            learning(counts, composed, u64::MAX).chain([Parts { block_bytes: loaded(counts), ..Parts::default() }]);
         let on_device = on_device.map(|parts| Parts {
             block_bytes: slack(parts.block_bytes),
             step_bytes: slack(parts.step_bytes),
@@ -173,8 +174,8 @@ fn rounding(counts: &Counts) -> u64 {
 
 /// The phases of learning with the most memory: the start of rounding, a step's backward pass and, if weights are transformed, the
 /// backward pass from their gradients to the scales. If nothing is learned, the only phase is a pass in full precision. `temporary`:
-/// bytes that clipping needs.
-fn learning(counts: &Counts, temporary: u64) -> impl Iterator<Item = Parts> {
+/// bytes that clipping needs. `compensated`: weights whose errors are compensated at once.
+fn learning(counts: &Counts, temporary: u64, compensated: u64) -> impl Iterator<Item = Parts> {
     let product = counts.product_bytes;
     let weights = F32 * counts.weights;
     if counts.targets == 0 {
@@ -186,7 +187,7 @@ fn learning(counts: &Counts, temporary: u64) -> impl Iterator<Item = Parts> {
     }
     let weights = weights + rounding(counts);
     // A matrix of products, two factors and an inverse; the columns of weights, copies of them, and offsets.
-    let compensating = 4 * counts.largest_products + 6 * counts.largest.min(WEIGHTS as u64);
+    let compensating = 4 * counts.largest_products + 6 * counts.largest.min(compensated);
     let compensating = Parts { block_bytes: weights + F32 * compensating, ..Parts::default() };
     let compensating = (counts.products > 0).then_some(compensating);
     let strengths = 2 * STRENGTH_COPIES * F32 * counts.grids;

@@ -87,7 +87,7 @@ impl Run<'_> {
         let transform = Transform::new(sites, self.options.device);
         let learns = self.recipe.method.learns() && !linears.is_empty();
         let sample = if learns { Sample::of(&states.full) } else { None };
-        let BlockTargets { second, inputs, mut beyond_f16 } =
+        let BlockTargets { second, inputs, starved, mut beyond_f16 } =
             self.pass_in_full(block_idx, &weights, (&linears, transform.sites()), ctx, states)?;
         let seen = Seen { weights: &weights, inputs: &inputs };
         let Transformation { shift, alpha, .. } = self.recipe.transform;
@@ -95,14 +95,16 @@ impl Run<'_> {
 
         let (mut merged, descent, learned) = if learns {
             let targets = [Some(&states.full), second.as_ref()].into_iter().flatten().collect();
+            let settled = starved.settled.within(&weights, self.options.compute);
             let task = Task {
                 decoder,
                 layer: block_idx,
                 ctx,
-                weights: &weights,
-                linears: &linears,
+                weights: &settled,
+                linears: &starved.settled.rest_of(&linears),
                 specs: &|name| self.stages.output.widths().of(block_idx, name).expect(IS_QUANTIZED),
                 transform: &transform,
+                fixed: &starved.fixed(&decoder.layer(block_idx).experts),
                 start: &start,
                 seen: &inputs,
                 recipe: self.recipe,
@@ -111,7 +113,8 @@ impl Run<'_> {
                 targets,
             };
             let learned = learn_block(&task, &mut |event| self.on_learn_event(block_idx, event));
-            let (merged, descent, learned) = learned.map_err(|error| self.learn_error(block_idx, error))?;
+            let (mut merged, descent, mut learned) = learned.map_err(|error| self.learn_error(block_idx, error))?;
+            starved.settled.join(&mut merged, &mut learned);
             (merged, descent, Some(learned))
         } else {
             let widths = self.stages.output.widths();
@@ -152,15 +155,16 @@ impl Run<'_> {
             // This pass cannot be stopped, because what was learned would be lost.
             forward_all((decoder, block_idx), &peak.watch(&ops), ctx, &mut states.quantized, &mut || Ok(()))?;
             // The mean squared error, whatever the loss was, so that runs can be compared.
-            let (mut sum, mut segments) = (0.0, 0.0);
+            let (mut errors, mut sizes) = (Vec::new(), Vec::new());
             for (a, b) in states.quantized.iter().zip(states.full.iter()) {
                 // The last batch may be smaller.
                 peak.see(&a);
-                let in_batch = a.size()[0] as f64;
-                sum += in_batch * error(Loss::Mse, &a, &b).double_value(&[]);
-                segments += in_batch;
+                sizes.push(a.size()[0] as f64);
+                errors.push(error(Loss::Mse, &a, &b));
             }
-            final_loss = Some(sum / segments);
+            let errors = Vec::<f32>::try_from(Tensor::stack(&errors, 0)).expect("f32");
+            let sum: f64 = errors.into_iter().zip(&sizes).map(|(error, size)| f64::from(error) * size).sum();
+            final_loss = Some(sum / sizes.iter().sum::<f64>());
             beyond_f16 = peak.beyond_f16();
         }
         let (shard, sha256) = self.stages.learned().write_block(block_idx, &merged)?;
@@ -171,7 +175,7 @@ impl Run<'_> {
             wall_secs: started.elapsed().as_secs_f64(),
             retries: descent.retries as usize,
             beyond_f16,
-            starved: inputs.starved,
+            starved: starved.experts,
         };
         Ok((Finished { shard, sha256, source, surroundings: None, record }, details))
     }

@@ -5,6 +5,7 @@ mod block;
 mod options;
 mod passes;
 mod running;
+mod starved;
 mod tune;
 mod work;
 

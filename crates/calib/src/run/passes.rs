@@ -2,12 +2,11 @@
 
 use oq_let::Site;
 use oq_models::{BlockOps, BlockWeights, Context, Decoder, LinearName};
-use oq_recipe::StarvedExpert;
 
 use super::running::Run;
-use crate::block::inputs::{InputOps, Inputs};
+use super::starved::Starved;
+use crate::block::inputs::{Given, InputOps, Inputs};
 use crate::block::peak::Peak;
-use crate::block::routing::RoutingOps;
 use crate::compute::is_finite;
 use crate::disk::states::{Cache, Store};
 use crate::error::CalibError;
@@ -27,6 +26,8 @@ pub(super) struct BlockTargets<'a> {
     pub(super) second: Option<Store<'a>>,
     /// Statistics of the linears' inputs.
     pub(super) inputs: Inputs,
+    /// Experts that too few tokens reach.
+    pub(super) starved: Starved,
     /// The largest activation, if it exceeds f16; not recorded if the quantized block's is.
     pub(super) beyond_f16: Option<f64>,
 }
@@ -80,7 +81,8 @@ impl Run<'_> {
         states: &mut States<'c>,
     ) -> Result<BlockTargets<'c>, CalibError> {
         if states.full.is_empty() {
-            return Ok(BlockTargets { second: None, inputs: Inputs::default(), beyond_f16: None });
+            let (inputs, starved) = (Inputs::default(), Starved::default());
+            return Ok(BlockTargets { second: None, inputs, starved, beyond_f16: None });
         }
         let decoder = self.model.decoder();
         let cast = self.cast(block_idx, weights);
@@ -94,9 +96,9 @@ impl Run<'_> {
             }
         }
         let learns = self.recipe.method.learns();
-        let start = learns.then_some(self.recipe.learn.start);
-        let starved = self.starved_experts(block_idx, &cast, ctx, &states.full)?;
-        let watched = InputOps::new(full, sites, linears, start, starved);
+        let starved = self.starved(block_idx, (weights, &cast), (linears, sites), ctx, &states.full)?;
+        let rest = starved.settled.rest_of(linears);
+        let watched = InputOps::new(full, sites, &rest, self.start(), Given::Routed(starved.with_sites.clone()));
         let peak = Peak::default();
         let peaking = peak.watch(&watched);
         let ops: &dyn BlockOps = if learns { &watched } else { &peaking };
@@ -113,39 +115,7 @@ impl Run<'_> {
             states.full.set(batch, &x)?;
         }
         drop(peaking);
-        Ok(BlockTargets { second, inputs: watched.finish(), beyond_f16: peak.beyond_f16() })
-    }
-}
-
-impl Run<'_> {
-    /// The experts of a block that too few calibration tokens reach.
-    fn starved_experts(
-        &mut self,
-        block_idx: usize,
-        cast: &BlockWeights,
-        ctx: &Context,
-        inputs: &Store<'_>,
-    ) -> Result<Vec<StarvedExpert>, CalibError> {
-        let (decoder, enough) = (self.model.decoder(), self.recipe.learn.expert_tokens);
-        let experts = decoder.layer(block_idx).experts.len();
-        if experts == 0 || enough == 0 || !self.recipe.method.learns() {
-            return Ok(Vec::new());
-        }
-        let ops = RoutingOps::new(self.full(cast), experts);
-        for x in inputs.iter() {
-            self.progress(block_idx)?;
-            let _ = decoder.block(block_idx, &ops, ctx, &x);
-        }
-        let starved = ops.starved(enough);
-        if !starved.is_empty() {
-            let named = starved.iter().map(|starved| format!("{} ({})", starved.expert, starved.tokens));
-            let (block, experts) = (Nth::new(block_idx, self.n_blocks), named.collect::<Vec<_>>().join(", "));
-            tracing::warn!(
-                %block,
-                "fewer than {enough} calibration tokens reach experts {experts}: they start from all tokens, and stay there"
-            );
-        }
-        Ok(starved)
+        Ok(BlockTargets { second, inputs: watched.finish(), starved, beyond_f16: peak.beyond_f16() })
     }
 }
 

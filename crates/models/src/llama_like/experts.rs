@@ -129,12 +129,18 @@ impl Experts {
         let mut out = out.flatten(0, -2); // [tokens, hidden]
         let rows = ready.flatten(0, -2);
         let n_tokens = rows.size()[0] as usize;
-        for (idx, (mlp, tokens)) in self.mlps.iter().zip(tokens_by_expert(&weights)).enumerate() {
-            let tokens = ops.tokens_of_expert(idx, tokens, n_tokens);
+        let by_expert = tokens_by_expert(&weights).into_iter().enumerate();
+        let by_expert: Vec<Vec<i64>> =
+            by_expert.map(|(idx, tokens)| ops.tokens_of_expert(idx, tokens, n_tokens)).collect();
+        // All in one copy to the device.
+        let all = Tensor::from_slice(&by_expert.concat()).to_device(h.device());
+        let mut first = 0;
+        for (idx, (mlp, tokens)) in self.mlps.iter().zip(by_expert).enumerate() {
             if tokens.is_empty() {
                 continue;
             }
-            let tokens = Tensor::from_slice(&tokens).to_device(h.device());
+            let tokens = all.narrow(0, first, tokens.len() as i64);
+            first += tokens.size()[0];
             let y = mlp.forward(ops, &rows.index_select(0, &tokens).unsqueeze(0)).squeeze_dim(0).to_kind(out.kind());
             let share = weights.select(1, idx as i64).index_select(0, &tokens).unsqueeze(-1);
             out = out.index_add(0, &tokens, &(y * share));

@@ -7,7 +7,8 @@ use oq_recipe::{Overrides, Recipe, Rounding, Start};
 use tch::Device;
 
 use super::*;
-use crate::block::inputs::InputOps;
+use crate::block::compensate::{self, Rounded};
+use crate::block::inputs::{Given, InputOps};
 use crate::block::learn::Task;
 use crate::disk::states::{Cache, Store};
 use crate::testing::{fixture, noise};
@@ -117,7 +118,7 @@ fn rounding_starts_from_compensation() {
     let transform = Transform::new(Vec::new(), Device::Cpu);
     let spec = scheme("w3a16g32");
     let seen = |start: Start| {
-        let ops = InputOps::new(DenseOps::new(&weights), &[], &linears, Some(start), Vec::new());
+        let ops = InputOps::new(DenseOps::new(&weights), &[], &linears, Some(start), Given::Routed(BTreeSet::new()));
         // Correlated channels, which are all that compensation has, on enough tokens for it to trust them.
         let hidden = decoder.dims().hidden as i64;
         let x = noise(3, &[8, 250, 8]).matmul(&noise(4, &[8, hidden])) + noise(5, &[8, 250, hidden]) * 0.1;
@@ -167,6 +168,7 @@ fn half_of_the_rates_halves_every_step() {
         linears: &linears,
         specs: &|_| recipe.scheme.weight,
         transform: &transform,
+        fixed: &[],
         start: &Values::identity(transform.sites(), false, Kind::Float, Device::Cpu),
         seen: &Inputs::default(),
         recipe: &recipe,
@@ -217,7 +219,7 @@ fn offsets_move_by_a_quarter_of_a_code_at_most() {
             clips: BTreeMap::new(),
             values: Values::identity(&[], false, Kind::Float, Device::Cpu),
             rounding: None,
-            searched: std::collections::BTreeSet::new(),
+            held: BTreeSet::new(),
             fixed: BTreeSet::new(),
         };
         student.round_within(steps, 1.0);
