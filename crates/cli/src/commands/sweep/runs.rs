@@ -36,6 +36,9 @@ const PARTS: usize = 10_000;
 /// Why settings failed, by index.
 pub type Failed = BTreeMap<usize, String>;
 
+/// Keeps what is known of a sweep.
+pub type Keep<'a> = &'a dyn Fn(&Failed) -> Result<Value>;
+
 /// The runs of a sweep.
 pub struct Runs<'a> {
     pub settings: &'a [Setting],
@@ -54,12 +57,7 @@ impl Runs<'_> {
     ///
     /// # Errors
     /// When it is stopped, and when nothing can be measured at all; then the runs that are going on are stopped first.
-    pub fn all(
-        &self,
-        (args, global): (&SweepArgs, &Global),
-        write: &dyn Fn(&Failed) -> Result<Value>,
-        out: &Output,
-    ) -> Result<Failed> {
+    pub fn all(&self, (args, global): (&SweepArgs, &Global), write: Keep<'_>, out: &Output) -> Result<Failed> {
         let mut failed = Failed::new();
         write(&failed)?;
         let is_quantized = |&i: &usize| self.settings[i].is_quantized();
@@ -91,13 +89,13 @@ impl Runs<'_> {
         &self,
         (mut waiting, jobs, options): (VecDeque<usize>, usize, &[Vec<OsString>]),
         reference: &Reference<'_>,
-        (failed, write): (&mut Failed, &dyn Fn(&Failed) -> Result<Value>),
+        (failed, write): (&mut Failed, Keep<'_>),
         shown: &Shown<'_>,
     ) -> Result<()> {
         let (to, said) = channel();
         let mut running: BTreeMap<usize, ChildStdin> = BTreeMap::new();
+        write(failed)?;
         loop {
-            write(failed)?;
             while running.len() < jobs
                 && !shown.interrupt.was_asked()
                 && let Some(i) = waiting.pop_front()
@@ -110,6 +108,7 @@ impl Runs<'_> {
                     Ok(input) => drop(running.insert(i, input)),
                     Err(error) => drop(failed.insert(i, with_causes(&error, ": "))),
                 }
+                write(failed)?;
             }
             if shown.interrupt.was_asked() {
                 stop(running, &said);
@@ -126,11 +125,13 @@ impl Runs<'_> {
                 Some(Said::Ended(i, None)) => {
                     running.remove(&i);
                     self.measured(i, reference, failed, shown);
+                    write(failed)?;
                 }
                 Some(Said::Ended(i, Some(why))) => {
                     running.remove(&i);
                     shown.say(&self.settings[i], &format!("failed: {why}"));
                     failed.insert(i, why);
+                    write(failed)?;
                 }
             }
         }
