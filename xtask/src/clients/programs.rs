@@ -51,7 +51,7 @@ pub static PROGRAMS: [Program; 7] = [
     },
     Program {
         name: "auto-round",
-        about: "transformers 5.24.0 with auto-round 0.16.1, which finds gptqmodel 7.7.0, packed products in f16",
+        about: "transformers 5.24.0 with auto-round 0.16.1, which finds gptqmodel 7.7.0, in f16",
         environment: GPTQMODEL,
         script: "in_transformers.py",
         formats: &["dense", "auto-round"],
