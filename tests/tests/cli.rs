@@ -61,6 +61,7 @@ fn helps() {
     let commands = [
         "",
         "quantize",
+        "sweep",
         "eval",
         "generate",
         "chat",

@@ -5,7 +5,7 @@
 use std::path::Path;
 
 use oq_data::{AddSpecial, Hub, Rows, Split, Tokenizer, load_text};
-use oq_eval::{Divergence, divergence, logits, perplexity};
+use oq_eval::{Divergence, Reference, divergence, logits, perplexity};
 use oq_formats::{Checkpoint, Dtype, OutTensor, write_shard};
 use oq_models::{DenseOps, Model};
 use oq_quant_core::QuantSpec;
@@ -162,6 +162,22 @@ fn divergence_is_that_of_transformers() {
     }
     close(result.nll_increase(), &golden["nll_increase"]);
     close(result.nll_increase_error().unwrap(), &golden["nll_increase_error"]);
+
+    // What is computed once for several models gives each the same result, also where states are narrowed before the head.
+    let opt = Model::open(&fixture("opt-postnorm-proj")).unwrap();
+    let rounded = opt.reopened().unwrap().with_round_to_nearest("w3a16".parse::<QuantSpec>().unwrap()).unwrap();
+    let vocab = opt.decoder().dims().vocab as u32;
+    let few: Vec<u32> = tokens("eval.txt").iter().take(100).map(|id| id % vocab).collect();
+    let disk = tempfile::tempdir().unwrap();
+    for (full, others, ids, seqlen) in
+        [(&llama, [&mixtral, &llama], tokens("eval.txt"), 256), (&opt, [&rounded, &opt], few, 16)]
+    {
+        let again = |other| divergence(full, other, &ids, seqlen, None, Device::Cpu, &mut |_| {}).unwrap();
+        let reference = Reference::new(full, &ids, seqlen, None, Device::Cpu, disk.path(), &mut |_| {}).unwrap();
+        for other in others {
+            assert_eq!(reference.divergence(other, &mut |_| {}).unwrap(), again(other));
+        }
+    }
 
     // A model agrees with itself; one window does not show how much windows differ.
     let same = compare(&llama, &llama, Some(1));

@@ -42,7 +42,7 @@ const DEPEND_ON: &[(&str, &[&str])] = &[
             "oq-models",
         ],
     ),
-    ("oq-eval", &["oq-runtime", "oq-data", "oq-models"]),
+    ("oq-eval", &["oq-runtime", "oq-formats", "oq-data", "oq-models"]),
     ("oq-generate", &["oq-attention", "oq-data", "oq-models", "oq-random", "oq-slices"]),
     ("oq-serve", &["oq-data", "oq-generate"]),
     ("oq-judge", &[]),

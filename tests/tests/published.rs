@@ -141,6 +141,13 @@ fn the_card_has_what_was_measured() {
     assert_eq!(of(Metric::Perplexity).on, "eval.txt, 1 window of 512 tokens");
     assert!(of(Metric::Divergence).value > 0.0 && of(Metric::Divergence).error > Some(0.0), "{recorded:?}");
     assert!((0.5..1.0).contains(&of(Metric::Agreement).value), "{recorded:?}");
+    // So is the page: each figure of the record stands there and in the card.
+    let page = fs::read_to_string(out.join(oq_recipe::REPORT)).unwrap();
+    for row in recorded.iter().filter(|row| row.metric == Metric::Perplexity) {
+        let [exact, shown] = [format!("| {:.4} ", row.value), format!("{:.2}", row.value)];
+        assert!(card().contains(&exact) && page.contains(&shown), "{row:?}");
+    }
+    assert_eq!(card().matches("is better) |").count(), recorded.len());
     let [before, after] = ["<!-- measurements by omniquant: begin -->", "<!-- measurements by omniquant: end -->"];
     let outside = |card: &str| {
         let (start, rest) = card.split_once(before).unwrap();
@@ -163,10 +170,14 @@ fn a_card_of_the_user_is_left_alone() {
     assert!(said.contains("no card with a place for measurements"), "{said}");
     let said = stderr(omniquant().args(["eval", "tiny-llama", "--card"]).args(EVAL), 2);
     assert!(said.contains("tiny-llama: --card writes to a directory"), "{said}");
-    // One that was deleted is written again.
+    // One that was deleted is written again, with what was measured.
     fs::remove_file(&path).unwrap();
     run(quantize(&tiny, "w4a16g64", &out).arg("--resume"), 0);
-    assert!(fs::read_to_string(&path).unwrap().contains("Not measured yet."));
+    let again = fs::read_to_string(&path).unwrap();
+    assert!(
+        again.contains("| this model | perplexity on `eval.txt`") && !again.contains("Not measured yet."),
+        "{again}"
+    );
 }
 
 #[test]

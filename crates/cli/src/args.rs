@@ -5,6 +5,7 @@ mod judge;
 mod keys;
 mod serve;
 mod shared;
+mod sweep;
 mod values;
 
 use std::path::PathBuf;
@@ -18,6 +19,7 @@ pub use self::export::{ExportArgs, FormatsArgs};
 pub use self::judge::JudgeArgs;
 pub use self::serve::ServeArgs;
 pub use self::shared::{EvalDataArgs, ModelArgs, RecipeArgs, RunArgs, SamplingArgs};
+pub use self::sweep::SweepArgs;
 pub use self::values::{ComputeArg, DeviceArg, FloatType, HeadArg, KernelsArg, PlanDeviceArg};
 use crate::size::Size;
 
@@ -82,6 +84,8 @@ pub enum LogFormat {
 pub enum Command {
     /// Quantize a model and write it in packed form
     Quantize(QuantizeArgs),
+    /// Quantize a model at several settings, and compare the results
+    Sweep(SweepArgs),
     /// Measure perplexity, divergence from the full-precision model, or zero-shot tasks
     Eval(EvalArgs),
     /// Continue a text
@@ -173,6 +177,10 @@ pub struct QuantizeArgs {
     /// memory]
     #[arg(long, value_name = "SIZE")]
     pub cache_memory: Option<Size>,
+    /// Stop when the input ends, as on Ctrl-C
+    // `omniquant sweep` holds the other end, so that no run outlives it.
+    #[arg(long, hide = true)]
+    pub until_input_ends: bool,
 }
 
 #[derive(Debug, Args)]

@@ -83,6 +83,7 @@ fn known_code(error: &(dyn std::error::Error + 'static)) -> Option<u8> {
             | EvalError::Vocabulary { .. } => Some(USAGE),
             EvalError::NotFinite { .. } => Some(NUMERIC),
             EvalError::Stopped => Some(STOPPED),
+            EvalError::Reference { source, .. } => Some(io_code(source)),
             EvalError::Data(error) => known_code(error),
             EvalError::Model(error) => Some(model_code(error)),
             _ => None,

@@ -31,6 +31,7 @@ fn main() -> ExitCode {
     let out = output::Output::new(&cli.global);
     let result = oq_isa::Isa::chosen().map_err(Into::into).and_then(|_| match &cli.command {
         Command::Quantize(args) => commands::quantize::run(args, &out),
+        Command::Sweep(args) => commands::sweep::run(args, &cli.global, &out),
         Command::Eval(args) => commands::eval::run(args, &out),
         Command::Generate(args) => machine::in_pool(|| commands::generate::run(args, &out)),
         Command::Chat(args) => machine::in_pool(|| commands::chat::run(args, &out)),

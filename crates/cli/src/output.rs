@@ -80,13 +80,7 @@ impl Output {
 
     /// Prints the error that ends the command.
     pub fn error(&self, error: &anyhow::Error) {
-        // Some libraries repeat their causes in their messages. A cause is printed only if the line above does not contain it.
-        let mut text = error.to_string();
-        for cause in error.chain().skip(1).map(ToString::to_string) {
-            if !text.contains(&cause) {
-                text = format!("{text}\n  because: {cause}");
-            }
-        }
+        let text = with_causes(error, "\n  because: ");
         match self.log_format {
             LogFormat::Json => tracing::error!("{text}"),
             LogFormat::Text => eprintln!("error: {text}"),
@@ -148,6 +142,11 @@ impl Bar {
         self.bar.set_message(message);
     }
 
+    /// Prints a line that is no progress: above the bar, if there is one.
+    pub fn say(&self, line: &str, out: &Output) {
+        if self.bar.is_hidden() { out.note(line) } else { self.bar.println(line) }
+    }
+
     /// Prints a line of its own, if there is no bar.
     pub fn line(&self, line: impl FnOnce() -> String) {
         self.last_line.set(Instant::now());
@@ -163,6 +162,17 @@ impl Drop for Bar {
     fn drop(&mut self) {
         self.bar.finish_and_clear();
     }
+}
+
+/// An error with its causes. Some libraries repeat them in their messages, so a cause is given only if what is before does not contain it.
+pub fn with_causes(error: &anyhow::Error, because: &str) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !text.contains(&cause) {
+            text = format!("{text}{because}{cause}");
+        }
+    }
+    text
 }
 
 /// A number of bytes as text.

@@ -79,7 +79,8 @@ impl Divergence {
     }
 }
 
-/// Compares `quantized` with `full` on the first `max_windows` (or all) windows of `seqlen` tokens of `ids`.
+/// Compares `quantized` with `full` on the first `max_windows` (or all) windows of `seqlen` tokens of `ids`. To compare several models with
+/// the same one, use a [`Reference`](crate::Reference).
 ///
 /// # Errors
 /// When the vocabularies differ in size, and as [`perplexity`](crate::perplexity()).
@@ -93,48 +94,107 @@ pub fn divergence(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Divergence, EvalError> {
     let _no_grad = tch::no_grad_guard();
-    let models = [full, quantized];
-    let [vocab, other] = models.map(|model| model.decoder().dims().vocab);
-    if vocab != other {
-        return Err(EvalError::Vocabulary { full: vocab, quantized: other });
-    }
     let windows = windows_of(ids, seqlen, max_windows)?;
-    let token_bytes: usize = models.iter().map(|model| model.decoder().dims().hidden * 4).sum();
-    let together = (STATES_BYTES / (seqlen * token_bytes)).max(1);
-    let layers: usize = models.iter().map(|model| model.decoder().dims().n_layers).sum();
+    let together = together(&[full, quantized], seqlen);
+    let layers: usize = [full, quantized].iter().map(|model| model.decoder().dims().n_layers).sum();
     let (mut done, total) = (0, windows.len().div_ceil(together) * layers);
-    let mut nll = [Vec::new(), Vec::new()];
-    let (mut window_divergence, mut window_agreement, mut sorted) = (Vec::new(), Vec::new(), Vec::new());
-    let rows = logit_rows(vocab);
+    let mut after_block = || {
+        done += 1;
+        progress(Progress { done, total });
+    };
+    let mut comparison = Comparison::new(full, quantized, device)?;
     for chunk in windows.chunks(together) {
-        let mut finished = |model: &Model| -> Result<Vec<Tensor>, EvalError> {
-            let mut states = embed(model, chunk, device)?;
-            run_blocks(model, &mut states, device, &mut || {
-                done += 1;
-                progress(Progress { done, total });
-            })?;
-            let outer = model.outer(device);
-            let finish = |x: &Tensor| Ok(model.decoder().finish(&outer, x)?.squeeze_dim(0)); // [t, hidden]
-            states.iter().map(finish).collect()
-        };
-        let states = [finished(full)?, finished(quantized)?];
-        let heads = [full.head(device)?, quantized.head(device)?];
-        for (idx, ids) in chunk.iter().enumerate() {
-            let targets = ids.to_device(device).squeeze_dim(0).narrow(0, 1, seqlen as i64 - 1);
-            let window = Window::new(states.each_ref().map(|states| &states[idx]), &heads, &targets, rows);
-            let n = window.divergences.len() as f64;
-            for (nll, sum) in nll.iter_mut().zip(window.nll) {
-                nll.push(finite(sum / n, window_divergence.len())?);
+        let of_full = normed(full, chunk, device, &mut after_block)?;
+        comparison.add(chunk, &of_full, &mut after_block)?;
+    }
+    Ok(comparison.finish(seqlen))
+}
+
+/// Number of windows that go through the blocks of these models together.
+pub(crate) fn together(models: &[&Model], seqlen: usize) -> usize {
+    let token_bytes: usize = models.iter().map(|model| model.decoder().dims().hidden * 4).sum();
+    (STATES_BYTES / (seqlen * token_bytes)).max(1)
+}
+
+/// Normed hidden states `[t, hidden]` of each window, as the head reads them.
+pub(crate) fn normed(
+    model: &Model,
+    windows: &[Tensor],
+    device: Device,
+    after_block: &mut dyn FnMut(),
+) -> Result<Vec<Tensor>, EvalError> {
+    let mut states = embed(model, windows, device)?;
+    run_blocks(model, &mut states, device, after_block)?;
+    let outer = model.outer(device);
+    states.iter().map(|x| Ok(model.decoder().finish(&outer, x)?.squeeze_dim(0))).collect()
+}
+
+/// A comparison of two models, window by window.
+pub(crate) struct Comparison<'a> {
+    quantized: &'a Model,
+    heads: [Head; 2],
+    device: Device,
+    /// Positions whose logits are held at once.
+    rows: i64,
+    nll: [Vec<f64>; 2],
+    window_divergence: Vec<f64>,
+    window_agreement: Vec<f64>,
+    divergences: Vec<f32>,
+}
+
+impl<'a> Comparison<'a> {
+    /// Nothing yet.
+    ///
+    /// # Errors
+    /// When the vocabularies differ in size.
+    pub(crate) fn new(full: &Model, quantized: &'a Model, device: Device) -> Result<Self, EvalError> {
+        let [vocab, other] = [full, quantized].map(|model| model.decoder().dims().vocab);
+        if vocab != other {
+            return Err(EvalError::Vocabulary { full: vocab, quantized: other });
+        }
+        Ok(Self {
+            quantized,
+            heads: [full.head(device)?, quantized.head(device)?],
+            device,
+            rows: logit_rows(vocab),
+            nll: [Vec::new(), Vec::new()],
+            window_divergence: Vec::new(),
+            window_agreement: Vec::new(),
+            divergences: Vec::new(),
+        })
+    }
+
+    /// Compares the next windows: `windows [1, t]` each, and what [`normed`] says of the model in full precision.
+    pub(crate) fn add(
+        &mut self,
+        windows: &[Tensor],
+        of_full: &[Tensor],
+        after_block: &mut dyn FnMut(),
+    ) -> Result<(), EvalError> {
+        let of_quantized = normed(self.quantized, windows, self.device, after_block)?;
+        for (ids, states) in windows.iter().zip(of_full.iter().zip(&of_quantized)) {
+            let predicted = ids.size()[1] - 1;
+            let targets = ids.to_device(self.device).squeeze_dim(0).narrow(0, 1, predicted);
+            let window = Window::new([states.0, states.1], &self.heads, &targets, self.rows);
+            let (n, idx) = (window.divergences.len() as f64, self.window_divergence.len());
+            for (nll, sum) in self.nll.iter_mut().zip(window.nll) {
+                nll.push(finite(sum / n, idx)?);
             }
             let sum: f64 = window.divergences.iter().copied().map(f64::from).sum();
-            window_divergence.push(finite(sum / n, window_divergence.len())?);
-            window_agreement.push(window.agreed as f64 / n);
-            sorted.extend(window.divergences);
+            self.window_divergence.push(finite(sum / n, idx)?);
+            self.window_agreement.push(window.agreed as f64 / n);
+            self.divergences.extend(window.divergences);
         }
+        Ok(())
     }
-    sorted.sort_by(f32::total_cmp);
-    let [full, quantized] = nll.map(|window_nll| Perplexity { window_nll, seqlen });
-    Ok(Divergence { full, quantized, window_divergence, window_agreement, sorted })
+
+    /// The result, on windows of `seqlen` tokens.
+    pub(crate) fn finish(self, seqlen: usize) -> Divergence {
+        let Self { nll, window_divergence, window_agreement, divergences: mut sorted, .. } = self;
+        sorted.sort_by(f32::total_cmp);
+        let [full, quantized] = nll.map(|window_nll| Perplexity { window_nll, seqlen });
+        Divergence { full, quantized, window_divergence, window_agreement, sorted }
+    }
 }
 
 fn finite(value: f64, window: usize) -> Result<f64, EvalError> {

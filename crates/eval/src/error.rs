@@ -1,5 +1,8 @@
 //! Errors of measuring.
 
+use std::io;
+use std::path::PathBuf;
+
 use oq_data::DataError;
 use oq_models::ModelError;
 
@@ -44,6 +47,16 @@ pub enum EvalError {
     OneToken {
         /// Context and choice.
         text: String,
+    },
+    /// What models are to be compared with cannot be stored.
+    #[error("{}: cannot store the full-precision model's predictions, {bytes} bytes: {source}; free some space or measure fewer --windows", dir.display())]
+    Reference {
+        /// Directory of the file.
+        dir: PathBuf,
+        /// Its size.
+        bytes: u64,
+        /// The cause.
+        source: io::Error,
     },
     /// The caller stopped it.
     #[error("stopped")]

@@ -6,6 +6,7 @@ mod divergence;
 mod error;
 mod forward;
 mod perplexity;
+mod reference;
 mod statistics;
 mod tree;
 mod windows;
@@ -16,6 +17,7 @@ pub use divergence::{Divergence, divergence};
 pub use error::EvalError;
 pub use forward::{Progress, logits};
 pub use perplexity::{Perplexity, perplexity};
+pub use reference::Reference;
 pub use zero_shot::{Asked, zero_shot};
 
 #[cfg(doctest)]

@@ -125,6 +125,9 @@ pub struct Measurement {
     pub model: String,
     /// What was measured.
     pub metric: Metric,
+    /// The model in full precision that it is compared with, where the metric compares.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub with: Option<String>,
     /// On what: the text and its windows, the task and its items, the machine.
     pub on: String,
     /// The number.
@@ -137,10 +140,13 @@ pub struct Measurement {
 impl Measurement {
     /// The model that the run wrote.
     pub const THIS: &str = "this model";
+    /// The model that the run started from.
+    pub const FULL: &str = "full precision";
 
     /// Whether `other` is the same measurement, with a value of its own.
     pub fn is_again(&self, other: &Self) -> bool {
-        (&self.model, self.metric, &self.on) == (&other.model, other.metric, &other.on)
+        let what = |row: &Self| (row.model.clone(), row.metric, row.with.clone(), row.on.clone());
+        what(self) == what(other)
     }
 
     /// The content of `measured.jsonl` after `new` measurements: they replace earlier ones of the same. Lines that are not understood are
@@ -163,6 +169,7 @@ mod tests {
         let of = |model: &str, on: &str, value| Measurement {
             model: model.to_owned(),
             metric: Metric::Perplexity,
+            with: None,
             on: on.to_owned(),
             value,
             error: None,

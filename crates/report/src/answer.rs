@@ -7,7 +7,7 @@ use crate::run::Run;
 use crate::text::{bytes, count, percent, seconds, short};
 
 /// The names of other models in measurements.
-pub(crate) const FULL: &str = "full precision";
+pub(crate) const FULL: &str = Measurement::FULL;
 pub(crate) const NEAREST: &str = "round to nearest";
 
 /// What came of the run, or how far it is.

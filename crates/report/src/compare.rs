@@ -14,22 +14,20 @@ use crate::text::{bytes, count, seconds};
 
 /// Runs side by side as one HTML page that needs nothing else: size against quality, and tables.
 pub fn comparison(runs: &[Run]) -> String {
-    let quality = quality(runs);
-    let points = quality.as_ref().map_or_else(Vec::new, |row| points(runs, row));
     // One run alone is in front of nothing.
-    let points = if points.len() > 1 { points } else { Vec::new() };
+    let of_all = Trade::of(runs).filter(|trade| trade.points.len() > 1);
     let mut trade = Section::new("trade", "Size against quality");
     let mut lead = format!("{} compared.", count(runs.len(), "run"));
-    if let Some(row) = quality.as_ref().filter(|_| !points.is_empty()) {
-        let about = about(&points, row);
+    if let Some(of_all) = &of_all {
+        let about = about(of_all);
         lead = format!("{lead} {about}");
         trade.text.push(
             "A run is on the Pareto front if no other one is both smaller and better. The numbers are those of the tables.".to_owned(),
         );
-        trade.figures.push(plot(runs, &points, row, about).figure("trade"));
+        trade.figures.push(plot(runs, of_all, about).figure("trade"));
     }
     let mut results = Section::new("results", "Results");
-    results.tables.push(results_table(runs, &points));
+    results.tables.push(results_table(runs, of_all.as_ref().map_or(&[], |trade| &trade.points)));
     let mut settings = Section::new("settings", "Settings that differ");
     settings.tables.extend(differences(runs));
     let mut model_names: Vec<&str> = runs.iter().map(Run::model_name).collect();
@@ -46,12 +44,56 @@ pub fn comparison(runs: &[Run]) -> String {
     page.html()
 }
 
+/// Runs by size and quality.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Trade {
+    /// The measurement that quality is compared by, as one of the runs has it.
+    pub by: Measurement,
+    /// The runs that have it and a size, from the smallest to the largest.
+    pub points: Vec<Point>,
+}
+
 /// A run with its size and quality.
-struct Point {
-    run: usize,
-    bytes: f64,
-    value: f64,
-    is_in_front: bool,
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Point {
+    /// Its index.
+    pub run: usize,
+    /// Bytes of the packed model.
+    pub bytes: u64,
+    /// Its value of [`Trade::by`].
+    pub value: f64,
+    /// Whether no other one is both smaller and better.
+    pub is_in_front: bool,
+}
+
+impl Trade {
+    /// Compares runs by the measurement that most of them have: of equals the divergence, else the perplexity, else the accuracy. None if
+    /// nothing was measured.
+    pub fn of(runs: &[Run]) -> Option<Self> {
+        let by = quality(runs)?;
+        Some(Self { points: points(runs, &by), by })
+    }
+
+    /// The best run of at most `bytes`; of equals the smallest.
+    pub fn best_within(&self, bytes: u64) -> Option<&Point> {
+        let fitting = self.points.iter().filter(|point| point.bytes <= bytes);
+        fitting.min_by(|a, b| (sign(&self.by) * a.value).total_cmp(&(sign(&self.by) * b.value)))
+    }
+
+    /// What quality is compared by: `divergence on wikitext2, 8 windows of 2048 tokens`.
+    pub fn measure(&self) -> String {
+        format!("{} on {}", name(self.by.metric), self.by.on)
+    }
+
+    /// A value of [`Self::by`] as text.
+    pub fn shown(&self, value: f64) -> String {
+        shown(self.by.metric, value)
+    }
+}
+
+/// What makes the smallest value the best.
+fn sign(row: &Measurement) -> f64 {
+    if is_better_low(row.metric) { 1.0 } else { -1.0 }
 }
 
 /// The measurement by which most runs can be compared: of these, the divergence, else the perplexity.
@@ -76,10 +118,10 @@ fn quality(runs: &[Run]) -> Option<Measurement> {
 }
 
 fn points(runs: &[Run], row: &Measurement) -> Vec<Point> {
-    let sign = if is_better_low(row.metric) { 1.0 } else { -1.0 };
+    let sign = sign(row);
     let known = runs.iter().enumerate().filter_map(|(run, of)| {
         let value = of.of_result().find(|other| other.is_again(row))?.value;
-        Some(Point { run, bytes: of.size?.bytes as f64, value, is_in_front: false })
+        Some(Point { run, bytes: of.size?.bytes, value, is_in_front: false })
     });
     let mut points: Vec<Point> = known.collect();
     let front: Vec<bool> = points
@@ -92,31 +134,32 @@ fn points(runs: &[Run], row: &Measurement) -> Vec<Point> {
         })
         .collect();
     points.iter_mut().zip(front).for_each(|(point, is_in_front)| point.is_in_front = is_in_front);
-    points.sort_by(|a, b| a.bytes.total_cmp(&b.bytes));
+    points.sort_by_key(|point| point.bytes);
     points
 }
 
-fn about(points: &[Point], row: &Measurement) -> String {
-    let in_front: Vec<String> = points
+fn about(trade: &Trade) -> String {
+    let in_front: Vec<String> = trade
+        .points
         .iter()
         .filter(|point| point.is_in_front)
-        .map(|point| format!("{} ({}, {})", point.run + 1, bytes(point.bytes as u64), shown(row.metric, point.value)))
+        .map(|point| format!("{} ({}, {})", point.run + 1, bytes(point.bytes), trade.shown(point.value)))
         .collect();
     format!(
-        "By size and {} on {}, {} of {} on the Pareto front: {}.",
-        name(row.metric),
-        row.on,
+        "By size and {}, {} of {} on the Pareto front: {}.",
+        trade.measure(),
         in_front.len(),
-        count(points.len(), "run"),
+        count(trade.points.len(), "run"),
         in_front.join(", ")
     )
 }
 
-fn plot(runs: &[Run], points: &[Point], row: &Measurement, about: String) -> Plot {
+fn plot(runs: &[Run], trade: &Trade, about: String) -> Plot {
+    let Trade { by: row, points } = trade;
     let scale = if matches!(row.metric, Metric::Accuracy) { 100.0 } else { 1.0 };
     let series = |is_in_front: bool| {
         let of: Vec<&Point> = points.iter().filter(|point| point.is_in_front == is_in_front).collect();
-        let at = of.iter().map(|point| (point.bytes / MIB, scale * point.value)).collect();
+        let at = of.iter().map(|point| (mib(point), scale * point.value)).collect();
         let (label, look, tone) = match is_in_front {
             true => ("on the Pareto front", Look::Dots, Tone::Made),
             false => ("beaten by another", Look::Squares, Tone::Other),
@@ -130,11 +173,11 @@ fn plot(runs: &[Run], points: &[Point], row: &Measurement, about: String) -> Plo
     all.retain(|series| !series.points.is_empty());
     let full = runs.iter().find_map(|run| run.beside(row, FULL));
     if let Some((full, (first, last))) = full.zip(points.first().zip(points.last())) {
-        let level = vec![(first.bytes / MIB, scale * full), (last.bytes / MIB, scale * full)];
+        let level = vec![(mib(first), scale * full), (mib(last), scale * full)];
         all.push(Series::new(FULL, Look::Dashes, Tone::Plan, level));
     }
     Plot {
-        title: format!("{} on {}", name(row.metric), row.on),
+        title: trade.measure(),
         about,
         x: Axis::new("size, MiB", AxisKind::Range),
         y: Axis::new("", AxisKind::Range),
@@ -144,7 +187,9 @@ fn plot(runs: &[Run], points: &[Point], row: &Measurement, about: String) -> Plo
     }
 }
 
-const MIB: f64 = 1_048_576.0;
+fn mib(point: &Point) -> f64 {
+    point.bytes as f64 / 1_048_576.0
+}
 
 fn results_table(runs: &[Run], points: &[Point]) -> Table {
     let mut measured: Vec<&Measurement> = Vec::new();

@@ -13,7 +13,7 @@ mod plot;
 mod run;
 mod text;
 
-pub use compare::comparison;
+pub use compare::{Point, Trade, comparison};
 pub use page::page;
 pub use run::{Bits, ReportError, Run, Size, Surroundings, Unit};
 

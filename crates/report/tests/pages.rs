@@ -172,6 +172,7 @@ fn the_pareto_front_is_marked() {
         run.measured = vec![Measurement {
             model: Measurement::THIS.to_owned(),
             metric: Metric::Perplexity,
+            with: None,
             on: "a".to_owned(),
             value,
             error: None,

@@ -8,7 +8,6 @@ use oq_recipe::{Method, Overrides, Preset};
 
 use super::keys::KeyArgs;
 use super::values::{ComputeArg, DeviceArg, HeadArg, KernelsArg};
-use crate::last_part::last_part;
 
 /// Which model.
 #[derive(Clone, Debug, Args)]
@@ -36,6 +35,13 @@ pub struct RecipeArgs {
     /// tuning of all blocks together) or paper (as published: clipping, and --let where the paper has it) [default: default]
     #[arg(long, value_name = "PRESET")]
     pub preset: Option<Preset>,
+    #[command(flatten)]
+    pub more: MoreRecipeArgs,
+}
+
+/// What a recipe is besides its scheme and preset.
+#[derive(Clone, Debug, Args)]
+pub struct MoreRecipeArgs {
     /// omniquant (learned clipping and transformation), smoothquant (transformation without learning) or rtn (round to nearest)
     #[arg(long, value_name = "M")]
     pub method: Option<Method>,
@@ -56,25 +62,26 @@ pub struct RecipeArgs {
 
 impl RecipeArgs {
     pub fn overrides(&self) -> Overrides {
-        let use_let = if self.no_let { Some(false) } else { self.use_let.then_some(true) };
-        let overrides = self.own.clone();
-        Overrides { method: self.method, preset: self.preset, use_let, overrides, ..self.keys.overrides.clone() }
+        let MoreRecipeArgs { method, use_let, no_let, own, keys } = &self.more;
+        let use_let = if *no_let { Some(false) } else { use_let.then_some(true) };
+        let (preset, method, overrides) = (self.preset, *method, own.clone());
+        Overrides { method, preset, use_let, overrides, ..keys.overrides.clone() }
     }
 
-    /// These options as they are typed, in a fixed order; paths without their folders.
-    pub fn words(&self) -> Vec<String> {
-        let recipe = self.recipe.as_ref().map(|file| last_part(&file.to_string_lossy()));
+    /// These options as they are typed, in a fixed order; paths as `path` gives them.
+    pub fn words(&self, path: impl Fn(&str) -> String) -> Vec<String> {
+        let MoreRecipeArgs { method, use_let, no_let, own, keys } = &self.more;
         let valued = [
             ("--scheme", self.scheme.map(|scheme| scheme.to_string())),
-            ("--recipe", recipe),
+            ("--recipe", self.recipe.as_ref().map(|file| path(&file.to_string_lossy()))),
             ("--preset", self.preset.map(|preset| preset.name().to_owned())),
-            ("--method", self.method.map(|method| method.to_string())),
+            ("--method", method.map(|method| method.to_string())),
         ];
         let valued = valued.into_iter().filter_map(|(option, value)| Some([option.to_owned(), value?]));
-        let flags = [("--let", self.use_let), ("--no-let", self.no_let)];
-        let flags = flags.into_iter().filter(|(_, is_given)| *is_given).map(|(flag, _)| flag.to_owned());
-        let keys = self.keys.words.iter().map(|(option, value)| [option.clone(), last_part(value)]);
-        let own = self.own.iter().flat_map(|own| ["--override".to_owned(), own.to_string()]);
+        let flags = [("--let", use_let), ("--no-let", no_let)];
+        let flags = flags.into_iter().filter(|(_, is_given)| **is_given).map(|(flag, _)| flag.to_owned());
+        let keys = keys.words.iter().map(|(option, value)| [option.clone(), path(value)]);
+        let own = own.iter().flat_map(|own| ["--override".to_owned(), own.to_string()]);
         valued.flatten().chain(flags).chain(keys.flatten()).chain(own).collect()
     }
 }

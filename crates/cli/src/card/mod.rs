@@ -23,7 +23,7 @@ use crate::output::bytes;
 pub use self::origin::Origin;
 pub use self::programs::warning;
 pub use self::results::CARD;
-pub use self::results::{Measured, THIS, add, check, divergence, perplexity, record, task};
+pub use self::results::{THIS, check, divergence, on, perplexity, record, recorded, task, windows};
 
 /// What a card says.
 pub struct Card<'a> {

@@ -20,114 +20,95 @@ const END: &str = "<!-- measurements by omniquant: end -->";
 /// What a card calls the model that it is about.
 pub const THIS: &str = Measurement::THIS;
 
-/// A measurement, in Markdown and as it is recorded.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Measured {
-    /// Of which model.
-    model: String,
-    /// What was measured, on which text or task.
-    what: String,
-    /// The number.
-    value: String,
-    /// The same for the record of the run.
-    record: Measurement,
-}
-
-impl Measured {
-    /// The same of a model with another name.
-    pub fn of(mut self, model: &str) -> Self {
-        self.model = plain(model);
-        self.record.model = model.to_owned();
-        self
-    }
-
-    fn cells(&self) -> [String; 3] {
-        [self.model.clone(), self.what.clone(), self.value.clone()]
-    }
-}
-
-/// A number, and how many decimals of it and of its standard error a card shows.
-struct Figure {
-    metric: Metric,
-    value: f64,
-    error: Option<f64>,
-    digits: [usize; 2],
-}
-
-impl Figure {
-    /// As a measurement of the model that the card is about, on `extent` of `data`.
-    fn measured(self, what: &str, data: &str, extent: &str) -> Measured {
-        let Self { metric, value, error, digits: [digits, of_error] } = self;
-        let (better, scale, unit) = match metric {
-            Metric::Accuracy | Metric::Agreement => ("higher", 100.0, " %"),
-            _ => ("lower", 1.0, ""),
-        };
-        let data = last_part(data);
-        let shown_error = error.map_or(String::new(), |error| format!(" ± {:.of_error$}", scale * error));
-        Measured {
-            model: THIS.to_owned(),
-            what: format!("{what} on {}, {extent} ({better} is better)", code(&data)),
-            value: format!("{:.digits$}{shown_error}{unit}", scale * value),
-            record: Measurement { model: THIS.to_owned(), metric, on: format!("{data}, {extent}"), value, error },
-        }
-    }
-}
-
 /// Perplexity of a model on windows of a text.
-pub fn perplexity(model: &str, data: &str, result: &Perplexity) -> Measured {
-    let (value, error) = (result.value(), result.error());
-    let figure = Figure { metric: Metric::Perplexity, value, error, digits: [4, 2] };
-    figure.measured("perplexity", data, &windows(result)).of(model)
+pub fn perplexity(model: &str, data: &str, result: &Perplexity) -> Measurement {
+    let on = on(data, &windows(result.window_nll.len(), result.seqlen));
+    let (model, value, error) = (model.to_owned(), result.value(), result.error());
+    Measurement { model, metric: Metric::Perplexity, with: None, on, value, error }
 }
 
 /// Divergence of the model that the card is about from the one named `full`, and how often both find the same token the likeliest.
-pub fn divergence(full: &str, data: &str, compared: &Divergence) -> [Measured; 2] {
-    let (full, windows) = (code(&last_part(full)), windows(&compared.quantized));
-    let (value, error) = (compared.mean(), compared.mean_error());
-    let divergence = Figure { metric: Metric::Divergence, value, error, digits: [5, 5] };
-    let (value, error) = (compared.agreement(), compared.agreement_error());
-    let agreement = Figure { metric: Metric::Agreement, value, error, digits: [2, 2] };
+pub fn divergence(full: &str, data: &str, compared: &Divergence) -> [Measurement; 2] {
+    let on = on(data, &windows(compared.quantized.window_nll.len(), compared.quantized.seqlen));
+    let of = |metric, value, error| {
+        let (model, with) = (THIS.to_owned(), Some(last_part(full)));
+        Measurement { model, metric, with, on: on.clone(), value, error }
+    };
     [
-        divergence.measured(&format!("divergence (KL) from {full}"), data, &windows),
-        agreement.measured(&format!("same likeliest token as {full}"), data, &windows),
+        of(Metric::Divergence, compared.mean(), compared.mean_error()),
+        of(Metric::Agreement, compared.agreement(), compared.agreement_error()),
     ]
 }
 
-/// `8 windows of 2048 tokens`.
-fn windows(result: &Perplexity) -> String {
-    let n = result.window_nll.len();
-    let windows = if n == 1 { "1 window".to_owned() } else { format!("{n} windows") };
-    format!("{windows} of {} tokens", result.seqlen)
-}
-
 /// A figure of the model that the card is about on `extent` of a zero-shot task.
-pub fn task(metric: Metric, task: &str, extent: &str, value: f64, error: Option<f64>) -> Measured {
-    let what = if metric == Metric::Accuracy { "zero-shot accuracy" } else { "perplexity" };
-    Figure { metric, value, error, digits: [2, 2] }.measured(what, task, extent)
+pub fn task(metric: Metric, task: &str, extent: &str, value: f64, error: Option<f64>) -> Measurement {
+    Measurement { model: THIS.to_owned(), metric, with: None, on: on(task, extent), value, error }
 }
 
-/// Records measurements in the folder of a run; does nothing if `dir` has none. They replace earlier ones of the same model and thing.
-pub fn record(dir: &Path, measured: &[Measured]) -> anyhow::Result<()> {
-    if measured.is_empty() || !dir.join(RUN_FOLDER).is_dir() {
-        return Ok(());
+/// What was measured on: an extent of some data.
+pub fn on(data: &str, extent: &str) -> String {
+    format!("{}, {extent}", last_part(data))
+}
+
+/// `8 windows of 2048 tokens`.
+pub fn windows(n: usize, seqlen: usize) -> String {
+    let windows = if n == 1 { "1 window".to_owned() } else { format!("{n} windows") };
+    format!("{windows} of {seqlen} tokens")
+}
+
+/// Records measurements of the model in `dir`: in the folder of its run, if it has one, and in its card, if that has a place for them. They
+/// replace earlier ones of the same model and thing. The card gets what is in the record, so that both say the same.
+pub fn record(dir: &Path, new: &[Measurement]) -> anyhow::Result<()> {
+    let is_run = dir.join(RUN_FOLDER).is_dir();
+    if is_run && !new.is_empty() {
+        let path = dir.join(MEASURED);
+        let before = match fs::read_to_string(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+            text => text?,
+        };
+        atomic_write(&path, Measurement::add(&before, new).as_bytes())?;
     }
-    let path = dir.join(MEASURED);
-    let before = match fs::read_to_string(&path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
-        text => text?,
-    };
-    let new: Vec<Measurement> = measured.iter().map(|row| row.record.clone()).collect();
-    Ok(atomic_write(&path, Measurement::add(&before, &new).as_bytes())?)
+    let rows = if is_run { recorded(dir) } else { new.to_vec() };
+    if rows.is_empty() || check(dir).is_err() { Ok(()) } else { add(dir, &rows) }
+}
+
+/// What was measured of the model in `dir`, by the record of its run.
+pub fn recorded(dir: &Path) -> Vec<Measurement> {
+    let text = fs::read_to_string(dir.join(MEASURED)).unwrap_or_default();
+    text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
 }
 
 /// The section of a new card: a table, or `otherwise` if nothing was measured.
-pub fn section(measured: &[Measured], otherwise: &str) -> String {
+pub fn section(measured: &[Measurement], otherwise: &str) -> String {
     let content = if measured.is_empty() { otherwise.to_owned() } else { table_of(measured) };
     format!("{BEGIN}\n{content}{END}\n")
 }
 
-fn table_of(measured: &[Measured]) -> String {
-    table(["model", "measurement", "value"], measured.iter().map(Measured::cells))
+fn table_of(measured: &[Measurement]) -> String {
+    table(["model", "measurement", "value"], measured.iter().map(cells))
+}
+
+/// Model, measurement and value, in Markdown.
+fn cells(row: &Measurement) -> [String; 3] {
+    let with = code(row.with.as_deref().unwrap_or("full precision"));
+    // Decimals of the value and of its standard error.
+    let (what, better, scale, digits, of_error, unit) = match row.metric {
+        Metric::Perplexity => ("perplexity".to_owned(), "lower", 1.0, 4, 2, ""),
+        Metric::Divergence => (format!("divergence (KL) from {with}"), "lower", 1.0, 5, 5, ""),
+        Metric::Agreement => (format!("same likeliest token as {with}"), "higher", 100.0, 2, 2, " %"),
+        Metric::Accuracy => ("zero-shot accuracy".to_owned(), "higher", 100.0, 2, 2, " %"),
+        Metric::Prefill => ("prefill, tokens per second,".to_owned(), "higher", 1.0, 1, 1, ""),
+        Metric::Decode => ("decode, tokens per second,".to_owned(), "higher", 1.0, 1, 1, ""),
+        Metric::Memory => ("memory, bytes,".to_owned(), "lower", 1.0, 0, 0, ""),
+    };
+    let (data, extent) = row.on.split_once(", ").unwrap_or((&row.on, ""));
+    let extent = if extent.is_empty() { String::new() } else { format!(", {}", plain(extent)) };
+    let error = row.error.map_or(String::new(), |error| format!(" ± {:.of_error$}", scale * error));
+    [
+        plain(&row.model),
+        format!("{what} on {}{extent} ({better} is better)", code(data)),
+        format!("{:.digits$}{error}{unit}", scale * row.value),
+    ]
 }
 
 /// Fails if `dir` has no card with such a section.
@@ -136,7 +117,7 @@ pub fn check(dir: &Path) -> Result<(), CliError> {
 }
 
 /// Adds measurements to the card in `dir`. They replace earlier ones of the same model and thing.
-pub fn add(dir: &Path, measured: &[Measured]) -> anyhow::Result<()> {
+fn add(dir: &Path, measured: &[Measurement]) -> anyhow::Result<()> {
     let card = read(dir)?;
     let path = dir.join(CARD);
     Ok(atomic_write(&path, card.with(measured).as_bytes())?)
@@ -165,8 +146,11 @@ impl Card {
         Some(Self { before: before.to_owned(), section: section.to_owned(), after: after.to_owned() })
     }
 
-    fn with(&self, measured: &[Measured]) -> String {
-        let start = |row: &Measured| format!("| {} | {} | ", row.model, row.what);
+    fn with(&self, measured: &[Measurement]) -> String {
+        let start = |row: &Measurement| {
+            let [model, what, _] = cells(row);
+            format!("| {model} | {what} | ")
+        };
         // The two lines of the head come first.
         let old = self.section.lines().filter(|line| line.starts_with('|')).skip(2);
         let old = old.filter(|line| !measured.iter().any(|row| line.starts_with(&start(row))));
@@ -181,10 +165,8 @@ impl Card {
 mod tests {
     use super::*;
 
-    fn measured(model: &str, what: &str, value: &str) -> Measured {
-        let record = task(Metric::Accuracy, "piqa", "1 item", 0.0, None).record;
-        let [model, what, value] = [model, what, value].map(str::to_owned);
-        Measured { model, what, value, record }
+    fn measured(model: &str, task: &str, value: f64) -> Measurement {
+        Measurement { model: model.to_owned(), ..super::task(Metric::Accuracy, task, "1 item", value, None) }
     }
 
     #[test]
@@ -194,17 +176,31 @@ mod tests {
         let empty = format!("# A\n\n{}\nmine | not theirs\n", section(&[], "Nothing yet.\n"));
         fs::write(&path, &empty).unwrap();
         check(dir.path()).unwrap();
-        let rows = |rows: &str| {
+        let rows = |rows: &[(&str, &str, u32)]| {
+            let row = |(model, task, value): &(&str, &str, u32)| {
+                format!("| {model} | zero-shot accuracy on `{task}`, 1 item (higher is better) | {value}.00 % |\n")
+            };
+            let rows: String = rows.iter().map(row).collect();
             format!(
                 "# A\n\n{BEGIN}\n| model | measurement | value |\n|---|---|---|\n{rows}{END}\n\nmine | not theirs\n"
             )
         };
-        add(dir.path(), &[measured("full", "wiki", "1"), measured("this", "wiki", "2")]).unwrap();
-        assert_eq!(fs::read_to_string(&path).unwrap(), rows("| full | wiki | 1 |\n| this | wiki | 2 |\n"));
-        add(dir.path(), &[measured("this", "piqa", "3")]).unwrap();
-        add(dir.path(), &[measured("this", "wiki", "4")]).unwrap();
-        let expected = rows("| full | wiki | 1 |\n| this | piqa | 3 |\n| this | wiki | 4 |\n");
-        assert_eq!(fs::read_to_string(&path).unwrap(), expected);
+        let read = || fs::read_to_string(&path).unwrap();
+        add(dir.path(), &[measured("full", "wiki", 0.01), measured("this", "wiki", 0.02)]).unwrap();
+        assert_eq!(read(), rows(&[("full", "wiki", 1), ("this", "wiki", 2)]));
+        add(dir.path(), &[measured("this", "piqa", 0.03)]).unwrap();
+        add(dir.path(), &[measured("this", "wiki", 0.04)]).unwrap();
+        assert_eq!(read(), rows(&[("full", "wiki", 1), ("this", "piqa", 3), ("this", "wiki", 4)]));
+
+        // In the folder of a run, the card says what the record says, and nothing is lost that it does not know.
+        fs::create_dir_all(dir.path().join(RUN_FOLDER)).unwrap();
+        record(dir.path(), &[measured("this", "piqa", 0.05)]).unwrap();
+        assert_eq!(recorded(dir.path()), [measured("this", "piqa", 0.05)]);
+        let expected = rows(&[("full", "wiki", 1), ("this", "wiki", 4), ("this", "piqa", 5)]);
+        assert_eq!(read(), expected);
+        fs::write(&path, read().replace("5.00", "7.00")).unwrap();
+        record(dir.path(), &[]).unwrap();
+        assert_eq!(read(), expected);
 
         for other in ["", "# Mine\n", BEGIN, &format!("{END}\n{BEGIN}\n")] {
             fs::write(&path, other).unwrap();

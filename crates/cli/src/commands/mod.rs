@@ -18,6 +18,7 @@ pub mod quantize;
 pub mod report;
 pub mod running;
 pub mod serve;
+pub mod sweep;
 pub mod synth;
 
 use clap::CommandFactory;

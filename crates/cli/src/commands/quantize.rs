@@ -13,18 +13,19 @@ use oq_formats::{PackedCheckpoint, Summary, atomic_write};
 use oq_models::family::decoder_of;
 use oq_models::{Compute, Decoder, LinearSpec, Model, specs_of_layer};
 use oq_quant_core::{RotateKind, WeightSpec};
-use oq_recipe::{Event, Method, Planned, RECIPE, RUN, Recipe, RunRecord};
+use oq_recipe::{Event, Measurement, Method, Planned, RECIPE, RUN, Recipe, RunRecord};
 use serde_json::{Value, json};
 use tch::Device;
 
 use crate::args::QuantizeArgs;
-use crate::card::{self, Card, Measured, Origin};
+use crate::card::{self, Card, Origin};
 use crate::commands::eval::{Subject, tokens};
 use crate::commands::plan::{about, notes, refuse, text_bytes};
 use crate::commands::progress::{Events, Show};
 use crate::commands::running::Interrupt;
 use crate::commands::{export, report};
 use crate::exit::CliError;
+use crate::last_part::last_part;
 use crate::output::{Output, bytes, seconds};
 use crate::resolve::Named;
 use crate::{machine, profile};
@@ -91,16 +92,13 @@ pub fn run(args: &QuantizeArgs, out: &Output) -> Result<()> {
         total_secs: plan.time.as_ref().map(|time| time.total_secs),
     };
     let job = Job { named: &named, recipe: &recipe, model: &model, dir: &dir, device, compute, cache_memory, planned };
-    let record = job.run(&segments, args.resume, out)?;
+    let record = job.run(&segments, args, out)?;
     let summary = oq_formats::inspect(&dir)?;
     job.write_card(args, &summary)?;
     let rows = subject.map_or_else(|| Ok(Vec::new()), |subject| job.report(&subject, out));
     let rows = rows.and_then(|rows| {
-        let measured: Vec<Measured> = rows.iter().map(|row| row.measured.clone()).collect();
+        let measured: Vec<Measurement> = rows.iter().map(|row| row.measured.clone()).collect();
         card::record(&dir, &measured)?;
-        if !rows.is_empty() && card::check(&dir).is_ok() {
-            card::add(&dir, &measured)?;
-        }
         Ok(rows)
     });
     let (rows, failed) = match rows {
@@ -213,8 +211,12 @@ fn planned(plan: &Plan) -> String {
 /// Disk space for resuming a run in `dir`: the free bytes and those that it has already written. None, which means no limit, if the run
 /// is finished.
 fn room(dir: &Path, free: u64) -> Option<u64> {
-    let written = shard_bytes(dir) + shard_bytes(&dir.join(UNTUNED));
-    (!dir.join("config.json").exists()).then(|| free.saturating_add(written))
+    (!dir.join("config.json").exists()).then(|| free.saturating_add(written(dir)))
+}
+
+/// Bytes of the blocks that a run in `dir` has written.
+pub fn written(dir: &Path) -> u64 {
+    shard_bytes(dir) + shard_bytes(&dir.join(UNTUNED))
 }
 
 /// Bytes of the shards in `dir`; 0 if it does not exist.
@@ -241,16 +243,19 @@ struct Row {
     name: String,
     perplexity: f64,
     subject: String,
-    /// The same for the model's card.
+    /// The same as it is recorded.
     #[serde(skip)]
-    measured: Measured,
+    measured: Measurement,
 }
 
 impl Job<'_> {
     /// Quantizes, with progress on stderr and records of the run in the output directory.
-    fn run(&self, segments: &[Vec<u32>], resume: bool, out: &Output) -> Result<RunRecord> {
+    fn run(&self, segments: &[Vec<u32>], args: &QuantizeArgs, out: &Output) -> Result<RunRecord> {
         let interrupt =
             Interrupt::install(Some("stopping; finished blocks are kept (interrupt again to stop at once)"))?;
+        if args.until_input_ends {
+            interrupt.ask_when_input_ends();
+        }
         let started = Instant::now();
         let started_unix = unix_now();
         let n_blocks = self.model.decoder().dims().n_layers;
@@ -269,7 +274,7 @@ impl Job<'_> {
         let Self { device, compute, cache_memory, .. } = *self;
         let mut options = Options::new(self.dir);
         (options.device, options.compute) = (device, compute);
-        (options.cache_memory, options.resume) = (cache_memory, resume);
+        (options.cache_memory, options.resume) = (cache_memory, args.resume);
         let mut on = |notice| {
             // At the first notice, the directory is known to be this run's.
             let first = begun.take();
@@ -339,7 +344,7 @@ impl Job<'_> {
     fn write_card(&self, args: &QuantizeArgs, summary: &Summary) -> Result<()> {
         let Self { named, recipe, model, .. } = self;
         let source = if Path::new(&named.name).is_dir() { named.stem() } else { args.model.name.clone() };
-        let options = args.recipe.words();
+        let options = args.recipe.words(last_part);
         let words = ["omniquant", "quantize", &source].into_iter().chain(options.iter().map(String::as_str));
         let revision = args.model.revision.iter().flat_map(|revision| ["--revision", revision]);
         let field = args.eval.text_field.iter().flat_map(|field| ["--text-field", field]);
@@ -366,7 +371,7 @@ impl Job<'_> {
             let measured = subject.measured(if is_this { card::THIS } else { &name }, &result);
             Ok(Row { name, perplexity: result.value(), subject: subject.describe(&result), measured })
         };
-        let full = measure("full precision".to_owned(), self.model)?;
+        let full = measure(Measurement::FULL.to_owned(), self.model)?;
         let rounded = Model::open(self.model.dir())?.with_round_to_nearest(self.recipe.quantization())?;
         let mut rounded = measure("round to nearest".to_owned(), &rounded)?;
         let is_rotated = self.recipe.rotate.kind != RotateKind::None;
@@ -375,7 +380,7 @@ impl Job<'_> {
             Method::Rtn if is_rotated => "rotated and rounded",
             Method::Rtn if !self.recipe.outer.is_none() => "outer matrices too",
             Method::Rtn => {
-                rounded.measured = rounded.measured.of(card::THIS);
+                card::THIS.clone_into(&mut rounded.measured.model);
                 return Ok(vec![full, rounded]);
             }
             Method::Smoothquant => "SmoothQuant",

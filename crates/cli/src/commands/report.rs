@@ -6,11 +6,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use oq_formats::atomic_write;
-use oq_recipe::REPORT;
+use oq_recipe::{Measurement, REPORT};
 use oq_report::{Run, comparison, page};
 use serde_json::json;
 
 use crate::args::ReportArgs;
+use crate::card;
 use crate::commands::running::Interrupt;
 use crate::exit::CliError;
 use crate::output::Output;
@@ -59,6 +60,13 @@ pub fn of_finished(dir: &Path) -> Result<PathBuf> {
     }
     atomic_write(&path, html.as_bytes())?;
     Ok(path)
+}
+
+/// Records measurements of the model in `dir` in its run's record, its card and its page, as far as it has them.
+pub fn measured(dir: &Path, new: &[Measurement]) -> Result<()> {
+    card::record(dir, new)?;
+    let has_page = dir.join(REPORT).exists() && Run::read(dir).is_ok();
+    if has_page { of_finished(dir).map(drop) } else { Ok(()) }
 }
 
 fn write(dir: &Path, path: &Path, follows: bool) -> Result<Run> {

@@ -161,24 +161,38 @@ pub struct Interrupt {
     /// Whether interruptible work is running.
     busy: Arc<AtomicBool>,
     asked: Arc<AtomicBool>,
+    /// What is printed at the first one.
+    note: Option<&'static str>,
 }
 
 impl Interrupt {
     /// Handles the signals from now on. They interrupt what [`Self::during`] runs, after printing `note` if there is one. At any other
     /// time, and when repeated, they end the program.
     pub fn install(note: Option<&'static str>) -> Result<Self, CliError> {
-        let interrupt = Self::default();
-        let Self { busy, asked } = interrupt.clone();
-        let handler = move || {
-            if !busy.load(Ordering::Relaxed) || asked.swap(true, Ordering::Relaxed) {
-                std::process::exit(130);
-            }
-            if let Some(note) = note {
-                eprintln!("{note}");
-            }
-        };
-        ctrlc::set_handler(handler).map_err(|e| CliError::Usage(format!("signals cannot be handled: {e}")))?;
+        let interrupt = Self { note, ..Self::default() };
+        let handler = interrupt.clone();
+        ctrlc::set_handler(move || handler.ask())
+            .map_err(|e| CliError::Usage(format!("signals cannot be handled: {e}")))?;
         Ok(interrupt)
+    }
+
+    /// Also treats the end of the input as such a signal.
+    pub fn ask_when_input_ends(&self) {
+        let interrupt = self.clone();
+        std::thread::spawn(move || {
+            // An input that cannot be read has ended.
+            let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+            interrupt.ask();
+        });
+    }
+
+    fn ask(&self) {
+        if !self.busy.load(Ordering::Relaxed) || self.asked.swap(true, Ordering::Relaxed) {
+            std::process::exit(130);
+        }
+        if let Some(note) = self.note {
+            eprintln!("{note}");
+        }
     }
 
     /// Runs work that [`Self::was_asked`] interrupts.

@@ -4,13 +4,13 @@ use std::path::Path;
 
 use anyhow::Result;
 use oq_data::{AddSpecial, Hub, Rows, Split, Tokenizer, load_text};
-use oq_eval::{Divergence, EvalError, Perplexity, Progress, divergence, perplexity};
+use oq_eval::{Divergence, EvalError, Perplexity, Progress, Reference, divergence, perplexity};
 use oq_models::Model;
-use oq_recipe::ModelEntry;
+use oq_recipe::{Measurement, ModelEntry};
 use tch::Device;
 
 use crate::args::EvalDataArgs;
-use crate::card::{self, Measured};
+use crate::card;
 use crate::exit::CliError;
 use crate::output::Output;
 use crate::resolve::data_path;
@@ -95,8 +95,22 @@ impl Subject {
         Ok(divergence(full, model, &self.ids, self.seqlen, self.windows, device, &mut on)?)
     }
 
-    /// The result as a line of a model's card.
-    pub fn measured(&self, model: &str, result: &Perplexity) -> Measured {
+    /// The predictions of the full-precision model `full`, whose tokenizer must be that of [`Self::new`], to compare models with. They lie on
+    /// the disk of `dir`.
+    pub fn reference<'a>(&self, full: &'a Model, device: Device, dir: &Path, out: &Output) -> Result<Reference<'a>> {
+        let bar = out.bar("full precision");
+        let mut on = |progress: Progress| bar.set(progress.done, progress.total);
+        Ok(Reference::new(full, &self.ids, self.seqlen, self.windows, device, dir, &mut on)?)
+    }
+
+    /// What is measured on, as it is recorded.
+    pub fn on(&self) -> String {
+        let n = (self.ids.len() / self.seqlen).min(self.windows.unwrap_or(usize::MAX));
+        card::on(&self.data, &card::windows(n, self.seqlen))
+    }
+
+    /// The result as it is recorded.
+    pub fn measured(&self, model: &str, result: &Perplexity) -> Measurement {
         card::perplexity(model, &self.data, result)
     }
 

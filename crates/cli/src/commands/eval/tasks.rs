@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use oq_data::{Item, Task, Tokenizer};
 use oq_eval::{Accuracy, Answer, Asked, EvalError, Prediction, zero_shot};
 use oq_formats::atomic_write;
-use oq_recipe::Metric;
+use oq_recipe::{Measurement, Metric};
 use serde_json::{Value, json};
 
 use super::answers::Answers;
@@ -16,6 +16,7 @@ use super::opened::Opened;
 use super::outcome::Outcome;
 use crate::args::EvalArgs;
 use crate::card;
+use crate::commands::report;
 use crate::exit::CliError;
 use crate::output::{Output, seconds};
 
@@ -58,9 +59,8 @@ pub fn ask(args: &EvalArgs, opened: &Opened, out: &Output) -> Result<Outcome> {
     let secs = started.elapsed().as_secs_f64();
     let record = opened.record(args, json!({"tasks": results.iter().map(record_of).collect::<Vec<_>>()}), secs);
     if args.card {
-        let measured: Vec<card::Measured> = results.iter().flat_map(measured).collect();
-        card::add(model.dir(), &measured)?;
-        card::record(model.dir(), &measured)?;
+        let measured: Vec<Measurement> = results.iter().flat_map(measured).collect();
+        report::measured(model.dir(), &measured)?;
     }
     if let Some(path) = &args.harness {
         let config = json!({"pretrained": named.name, "rtn": args.rtn, "kernels": form.kernels.name(), "dtype": form.compute.name()});
@@ -141,7 +141,7 @@ fn figures(result: &TaskResult) -> Vec<(String, String)> {
 }
 
 /// For the model's card.
-fn measured(result: &TaskResult) -> Vec<card::Measured> {
+fn measured(result: &TaskResult) -> Vec<Measurement> {
     let row = |&(metric, value, error): &(&'static str, f64, Option<f64>)| {
         let (metric, of) = match metric {
             "acc" => (Metric::Accuracy, ""),

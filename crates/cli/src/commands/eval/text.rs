@@ -11,6 +11,7 @@ use super::outcome::Outcome;
 use super::subject::Subject;
 use crate::args::EvalArgs;
 use crate::card;
+use crate::commands::report;
 use crate::output::{Output, seconds};
 
 /// Shares of the positions whose divergence is shown, with their names in records.
@@ -43,8 +44,7 @@ pub fn measure(args: &EvalArgs, opened: &Opened, out: &Output) -> Result<Outcome
         if let Some((name, compared)) = &compared {
             measured.extend(card::divergence(name, &subject.data, compared));
         }
-        card::add(model.dir(), &measured)?;
-        card::record(model.dir(), &measured)?;
+        report::measured(model.dir(), &measured)?;
     }
     let what = subject.describe(&result);
     let mut figures = vec![(format!("perplexity ({what})"), format!("{:.4}{}", result.value(), shown_error(&result)))];
