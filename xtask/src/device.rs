@@ -230,7 +230,10 @@ fn tuning(checked: &mut Checked<'_>) -> Result<Vec<Row>> {
 
 fn speed(checked: &mut Checked<'_>) -> Result<Vec<Row>> {
     let (model, device) = (text(&checked.out.join("one-epoch"))?.to_owned(), checked.args.device.clone());
-    let said = checked.ask("bench", &["bench", &model, "--device", &device, "--quiet"])?;
+    // Within the positions of any model.
+    let prompt = checked.args.seqlen.min(512).to_string();
+    let words = ["bench", &model, "--prompt-tokens", &prompt, "--tokens", "32", "--device", &device, "--quiet"];
+    let said = checked.ask("bench", &words)?;
     let (prefill, decode) = (number(&said, "/prefill_tokens_per_s")?, number(&said, "/decode_tokens_per_s")?);
     let kernels = said["kernels"].as_str().unwrap_or_default();
     Ok(vec![row(
