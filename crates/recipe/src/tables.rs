@@ -367,6 +367,8 @@ table! {
     }
     /// How far tuning pulls codes, in steps of the grid: what usual gradients, all in one direction, add up to while rates fall to 0. Codes
     /// move by one step where it is more than half of one. 0 for codes that stay.
+    // Records of runs before there was this key are read too.
+    #[serde(default)]
     pub codes: f64 as tune_codes {
         value_name: "X",
         help: "How far that tuning pulls codes, in steps of the grid; they move where it is half a step (0: they stay) [default: 1.3 \
