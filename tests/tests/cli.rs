@@ -106,8 +106,8 @@ fn plan_of_a_model_that_is_here() {
     );
     // Two clipping strengths per group: q and o 2 * 128 groups, k and v 2 * 64, gate and up 2 * 384, down 6 * 128.
     assert_eq!(plan["learned_per_block"], 2 * (2 * 256 + 2 * 128 + 2 * 768 + 768));
-    // 32 segments, half of 40 epochs.
-    assert_eq!(plan["steps_per_block"], 32 * 20);
+    // 32 segments, a quarter of 40 epochs.
+    assert_eq!(plan["steps_per_block"], 32 * 10);
     assert_eq!(plan["calibration_tokens"], 32 * 256);
 }
 
@@ -527,6 +527,7 @@ fn a_run_leaves_records() {
     let [
         Event::RunStarted { blocks: 4, planned: Some(planned), .. },
         blocks @ ..,
+        Event::Tuned { epoch: 0, .. },
         Event::Memory { block: None, .. },
         Event::RunFinished { .. },
     ] = &events[..]

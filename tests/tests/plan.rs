@@ -53,7 +53,7 @@ fn another_machine_by_its_name() {
     let number = |key: &str| time[key].as_f64().unwrap();
     let is_near = |a: f64, b: f64| (a / b - 1.0).abs() < 1e-9;
     assert!(is_near(number("step_secs"), sum(&time["step"])), "{time}");
-    assert!(is_near(number("block_secs"), 1280.0 * number("step_secs") + number("other_secs")), "{time}");
+    assert!(is_near(number("block_secs"), 640.0 * number("step_secs") + number("other_secs")), "{time}");
     assert!(number("total_secs") >= 80.0 * number("block_secs"), "{time}");
 }
 

@@ -127,7 +127,8 @@ pub enum Preset {
     Paper,
     /// [`Self::Default`] in half of its epochs.
     Fast,
-    /// Clipping starts from a search, rounding from second-order compensation; both are learned, in half of the paper's epochs.
+    /// Clipping starts from a search, rounding from second-order compensation; both are learned, in a quarter of the paper's epochs; then
+    /// all blocks are tuned together, on as much text again.
     #[default]
     Default,
     /// [`Self::Default`] with four times as much text and an eighth of the paper's epochs. Then all blocks are tuned together, on as much

@@ -352,7 +352,7 @@ table! {
     pub epochs: usize as tune_epochs {
         value_name: "N",
         help: "After the blocks, epochs of tuning the scales, norms and biases of all blocks together, each over new segments \
-               [default: 1 with --preset best, else 0]",
+               [default: 1 with --preset default or best, else 0]",
         is_read: learns,
         asks: |epochs| *epochs > 0,
         allows: |epochs, _| must(*epochs <= MAX_TUNE_EPOCHS, format!("{MAX_TUNE_EPOCHS} or less")),

@@ -31,8 +31,8 @@ pub struct RecipeArgs {
     /// configs/models, else from the preset, else from the paper
     #[arg(long, value_name = "FILE")]
     pub recipe: Option<PathBuf>,
-    /// How much is learned: default (half of the paper's epochs), fast (a quarter), best (an eighth, on four times as much text, then
-    /// tuning of all blocks together) or paper (as published: clipping, and --let where the paper has it) [default: default]
+    /// How much is learned: default (a quarter of the paper's epochs, then tuning of all blocks together), fast (no tuning), best (an
+    /// eighth, on four times as much text, and tuning) or paper (as published: clipping, and --let where the paper has it) [default: default]
     #[arg(long, value_name = "PRESET")]
     pub preset: Option<Preset>,
     #[command(flatten)]

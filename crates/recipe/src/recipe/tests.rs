@@ -13,8 +13,8 @@ fn resolve(scheme: &str, model: Option<&str>, file: &str, overrides: Overrides) 
 fn later_layers_win() {
     let none = Overrides::default;
     let epochs = |model, file, overrides| resolve("w2a16g64", model, file, overrides).unwrap().learn.epochs;
-    assert_eq!(epochs(None, "", none()), 20);
-    assert_eq!(epochs(Some("smollm2-135m"), "", none()), 3);
+    assert_eq!(epochs(None, "", none()), 10);
+    assert_eq!(epochs(Some("smollm2-135m"), "", none()), 2);
     assert_eq!(epochs(Some("smollm2-135m"), "learn.epochs = 7", none()), 7);
     let typed = none().epochs(9);
     assert_eq!(epochs(Some("smollm2-135m"), "learn.epochs = 7", typed.clone()), 9);
@@ -28,22 +28,26 @@ fn presets_lie_between_the_paper_and_the_recipe() {
         let overrides = Overrides { preset, ..Overrides::default() };
         let Recipe { calibration, learn, tune, .. } = resolve("w4a16", Some("smollm2-135m"), file, overrides).unwrap();
         assert_eq!((learn.start, learn.rounding, learn.loss, learn.epochs), expected);
-        let is_best = preset == Some(Preset::Best);
-        assert_eq!((calibration.samples, tune.epochs), if is_best { (64, 1) } else { (16, 0) });
+        let expected = match preset {
+            Some(Preset::Best) => (64, 1),
+            None | Some(Preset::Default) => (16, 1),
+            Some(Preset::Fast | Preset::Paper) => (16, 0),
+        };
+        assert_eq!((calibration.samples, tune.epochs), expected);
     }
     let ours = |epochs| (Start::Compensate, Rounding::Learned, Loss::Relative, epochs);
-    check(None, "", ours(3));
-    check(Some(Preset::Default), "", ours(3));
+    check(None, "", ours(2));
+    check(Some(Preset::Default), "", ours(2));
     check(Some(Preset::Fast), "", ours(2));
     check(Some(Preset::Best), "", ours(1));
     check(Some(Preset::Paper), "", (Start::Whole, Rounding::Fixed, Loss::Mse, 5));
     check(Some(Preset::Fast), "learn.epochs = 7", ours(7));
-    check(None, "learn.start = \"search\"\nlearn.loss = \"mse\"", (Start::Search, Rounding::Learned, Loss::Mse, 3));
+    check(None, "learn.start = \"search\"\nlearn.loss = \"mse\"", (Start::Search, Rounding::Learned, Loss::Mse, 2));
     let resolve = |preset| {
         let overrides = Overrides::default().preset(preset);
         Recipe::resolve("w4a16".parse().unwrap(), find("opt-66b"), None, &overrides).unwrap().learn.epochs
     };
-    assert_eq!([Preset::Paper, Preset::Default, Preset::Fast, Preset::Best].map(resolve), [20, 10, 5, 3]);
+    assert_eq!([Preset::Paper, Preset::Default, Preset::Fast, Preset::Best].map(resolve), [20, 5, 5, 3]);
     // The paper's second target is for rounded activations, or its own.
     let both = |model, file, preset, aug_loss| {
         let mut overrides = Overrides::default().preset(preset);
@@ -310,6 +314,6 @@ fn settings_that_nothing_reads_are_named() {
     check("w4a16", text, &[]);
     check("w4a16", rounded.clone(), &["calibration.data", "calibration.samples", "calibration.seed"]);
     check("w4a16", rounded.bits(3.5).batch(2), &["calibration.batch"]);
-    let shift = Overrides::default().let_shift(true).tune_lr(1e-3);
+    let shift = Overrides::default().let_shift(true).tune_epochs(0).tune_lr(1e-3);
     check("w4a16", shift, &["let.shift", "tune.lr"]);
 }
