@@ -17,7 +17,7 @@ use tch::Device;
 const TOLERANCE: f64 = 1e-2;
 
 fn run(model: &str, scheme: &str, compute: Compute, resume: bool, out: &Path) -> Result<Outcome, CalibError> {
-    let overrides = Overrides::default().samples(8).epochs(4);
+    let overrides = Overrides::default().samples(8).epochs(4).tune_epochs(0);
     let scheme = scheme.parse().unwrap();
     let recipe = Recipe::resolve(scheme, find(model), None, &overrides).unwrap();
     let c = &recipe.calibration;

@@ -30,7 +30,12 @@ struct Size {
 }
 
 fn recipe(scheme: &str, method: Method, size: Size) -> Recipe {
-    let overrides = Overrides::default().method(method).samples(size.samples).seqlen(size.seqlen).epochs(size.epochs);
+    let overrides = Overrides::default()
+        .method(method)
+        .samples(size.samples)
+        .seqlen(size.seqlen)
+        .epochs(size.epochs)
+        .tune_epochs(0);
     Recipe::resolve(scheme.parse().unwrap(), None, None, &overrides).unwrap()
 }
 

@@ -141,7 +141,7 @@ fn a_norm_that_cannot_be_folded_is_named() {
 
 fn recipe(model: &str, scheme: &str, rotate: RotateKind, more: Overrides) -> Recipe {
     let scheme: QuantSpec = scheme.parse().unwrap();
-    let overrides = more.samples(4).seqlen(64).epochs(2).rotate(rotate);
+    let overrides = more.samples(4).seqlen(64).epochs(2).tune_epochs(0).rotate(rotate);
     Recipe::resolve(scheme, find(model), None, &overrides).unwrap()
 }
 

@@ -25,7 +25,7 @@ fn recipe(model: &str, scheme: &str, overrides: Overrides) -> Recipe {
 }
 
 fn short() -> Overrides {
-    Overrides::default().samples(16).epochs(10).batch(1)
+    Overrides::default().samples(16).epochs(10).tune_epochs(0).batch(1)
 }
 
 fn quantized(model: &str, recipe: &Recipe, out: &Path) -> Outcome {
@@ -135,7 +135,7 @@ fn the_packed_model_is_the_one_that_was_measured() {
     for (model, sites) in
         [("tiny-llama", SiteKind::ALL.to_vec()), ("tiny-opt", SiteKind::ALL.to_vec()), ("tiny-falcon", Vec::new())]
     {
-        let mut overrides = Overrides::default().samples(4).seqlen(64).epochs(2);
+        let mut overrides = Overrides::default().samples(4).seqlen(64).epochs(2).tune_epochs(0);
         overrides.transform.sites = (!sites.is_empty()).then_some(sites);
         let recipe = recipe(model, "w4a6g32", overrides);
         let out = tempfile::tempdir().unwrap();
@@ -171,7 +171,7 @@ fn scales_do_not_pass_rotations_while_the_model_runs() {
 #[test]
 fn a_stopped_run_ends_in_the_same_bytes() {
     for method in [Method::Omniquant, Method::Smoothquant] {
-        let overrides = Overrides::default().method(method).samples(4).seqlen(64).epochs(2);
+        let overrides = Overrides::default().method(method).samples(4).seqlen(64).epochs(2).tune_epochs(0);
         let recipe = recipe("tiny-opt", "w4a4", overrides);
         let (whole, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         quantized("tiny-opt", &recipe, whole.path());
