@@ -223,7 +223,7 @@ mod tests {
         let model = fixture("tiny-llama");
         let losses = |aug_loss| {
             let out = tempfile::tempdir().unwrap();
-            let overrides = Overrides::default().samples(1).seqlen(32).epochs(1).aug_loss(aug_loss);
+            let overrides = Overrides::default().samples(1).seqlen(32).epochs(1).tune_epochs(0).aug_loss(aug_loss);
             let recipe = Recipe::resolve("w2a16g64".parse().unwrap(), None, None, &overrides).unwrap();
             let (device, compute) = (Device::Cpu, Compute::F32);
             let options = Options { device, compute, ..Options::new(out.path()) };
