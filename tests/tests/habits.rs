@@ -247,7 +247,7 @@ fn rows_of_text_are_measured_and_learned_from_as_their_text() {
     let tokenizer = Tokenizer::open(&fixture("tiny-llama")).unwrap();
     let tokens = tokenizer.encode(&rows.concat()[..600], AddSpecial::Yes).unwrap().len();
     let said = stderr(&run(&mut quantize(&short, "16", "32"), 0));
-    assert!(said.contains(&format!("it has {tokens} tokens, but 16 segments of 32 need 512")), "{said}");
+    assert!(said.contains(&format!("it has {tokens} tokens, but 32 segments of 32 need 1024")), "{said}");
     let said = stderr(&run(&mut quantize(&short, "2", "500"), 2));
     assert!(said.contains(&format!("has {tokens} tokens")) && said.contains("500"), "{said}");
     let said = stderr(&run(&mut quantize(&plain, "2", "32"), 0));
