@@ -48,7 +48,7 @@ fn a_card_says_what_the_model_is() {
         "| activations | not quantized |",
         "| size | 256.00 KiB, originally 1.00 MiB; 4.250 bits per quantized weight, scales included |",
         "| method | clipping learned in 5 epochs from `compensate`, rounding learned, all blocks tuned together in 1 epoch |",
-        "| calibration text | `wikitext2`: 128 segments of 2048 tokens |",
+        "| calibration text | `wikitext2`: 256 segments of 2048 tokens |",
         "Not measured yet.",
         "omniquant eval model\nomniquant eval model-w4a16g64 --card\n",
         "vllm serve model-w4a16g64 --dtype float16",
