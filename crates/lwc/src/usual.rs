@@ -26,7 +26,7 @@ impl Usual {
         Self { rows: finite(&rows), columns: finite(&columns) }
     }
 
-    /// The gradients over what is usual in their row and column, `[out, in]`: about 1, at most [`LARGEST`].
+    /// The gradients over what is usual in their row and column, `[out, in]`: about 1, at most 2.
     pub fn steps(&self, grad: &Tensor) -> Tensor {
         (grad * self.rows.unsqueeze(1) * &self.columns).clamp(-LARGEST, LARGEST)
     }
