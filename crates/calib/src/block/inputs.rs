@@ -10,7 +10,7 @@ use tch::{Kind, Tensor};
 
 /// Channels whose products with each other are kept. Wider inputs are split into parts of this width, so that memory does not grow with
 /// the square of the width. A part of 8192 channels takes 256 MiB.
-pub(crate) const PART: i64 = 8192;
+const PART: i64 = 8192;
 /// Rows of products that are computed as a matrix product of their own.
 const STRIP: i64 = 256;
 
