@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
-use oq_calib::{CalibError, Notice, Nth, Outcome, UNTUNED};
+use oq_calib::{CalibError, JOURNAL, Notice, Nth, Outcome, TUNING};
 use oq_models::Model;
 use oq_recipe::{EVENTS, Overrides, RUN, Recipe};
 use oq_tests::{fixture, in_f32, kill, model_files, omniquant, run, start, tokens};
@@ -38,7 +38,7 @@ fn whole() -> &'static Files {
     WHOLE.get_or_init(|| {
         let dir = tempfile::tempdir().unwrap();
         run(&mut quantize(dir.path()), 0);
-        assert!(!dir.path().join(UNTUNED).exists());
+        assert!(!dir.path().join(TUNING).exists());
         model_files(dir.path())
     })
 }
@@ -46,7 +46,7 @@ fn whole() -> &'static Files {
 #[track_caller]
 fn check_whole(out: &Path) {
     assert!(model_files(out) == *whole(), "other bytes than an undisturbed run's");
-    assert!(!out.join(UNTUNED).exists());
+    assert!(!out.join(TUNING).exists());
 }
 
 fn events(out: &Path) -> Vec<Value> {
@@ -67,12 +67,20 @@ fn check_killed(reached: impl Fn(&Path) -> bool) {
     check_whole(dir.path());
 }
 
+/// Whether the journal has the line of this tuned block, counted from 0.
+fn is_tuned(out: &Path, block: usize) -> bool {
+    let journal = fs::read_to_string(out.join(JOURNAL)).unwrap_or_default();
+    journal.contains(&format!("\"tuned\":{block},"))
+}
+
 #[test]
 fn killed_runs_end_in_the_same_bytes() {
-    check_killed(|out| out.join("omniquant/untuned/model-00004-of-00005.safetensors").exists());
+    check_killed(|out| out.join("model-00001-of-00005.safetensors").exists());
+    check_killed(|out| out.join("model-00004-of-00005.safetensors").exists());
     check_killed(|out| tuned_epochs(out) == 1);
     check_killed(|out| tuned_epochs(out) == 3);
-    check_killed(|out| out.join("model-00001-of-00005.safetensors").exists());
+    check_killed(|out| is_tuned(out, 0));
+    check_killed(|out| is_tuned(out, 3));
     check_killed(|out| out.join("model-00005-of-00005.safetensors").exists());
 }
 
@@ -113,7 +121,7 @@ fn damage_is_mended() {
 fn tuning_starts_again_where_its_blocks_do() {
     let dir = tempfile::tempdir().unwrap();
     kill(&mut quantize(dir.path()), || tuned_epochs(dir.path()) == 1);
-    fs::write(dir.path().join("omniquant/untuned/model-00004-of-00005.safetensors"), b"").unwrap();
+    fs::write(dir.path().join("model-00004-of-00005.safetensors"), b"").unwrap();
     run(&mut quantize(dir.path()), 0);
     check_whole(dir.path());
     let is_first = |event: &&Value| event["event"] == "tuned" && event["epoch"] == 0;
@@ -121,20 +129,38 @@ fn tuning_starts_again_where_its_blocks_do() {
 }
 
 #[test]
-fn blocks_of_two_tunings_are_not_mixed() {
-    let dir = tempfile::tempdir().unwrap();
-    let [first, third] = [1, 3].map(|shard| dir.path().join(format!("model-0000{shard}-of-00005.safetensors")));
-    let mut child = start(&mut quantize(dir.path()), || dir.path().join(UNTUNED).exists());
-    // A directory with this name prevents the third tuned block from being written.
-    fs::create_dir(&third).unwrap();
-    assert!(!child.wait().unwrap().success());
-    fs::remove_dir(&third).unwrap();
-    let written = || fs::metadata(&first).unwrap().modified().unwrap();
-    let before = written();
-    fs::remove_file(dir.path().join("omniquant/untuned/tuning.safetensors")).unwrap();
-    run(&mut quantize(dir.path()), 0);
-    check_whole(dir.path());
-    assert_ne!(written(), before, "the first block was left as it was");
+fn a_run_that_stops_while_tuned_blocks_replace_learned_ones_goes_on() {
+    let (whole, segments) = (tempfile::tempdir().unwrap(), noise([1, 2, 3]));
+    let go_on = &mut |_: Notice| ControlFlow::Continue(());
+    learned_in(whole.path(), &segments, 2, 5e-4, go_on).unwrap();
+    // What happens to a directory with two tuned blocks and two learned ones, whose second block was `learned` before.
+    let check = |what: &str, happens: &dyn Fn(&Path, &[u8]), all_again: bool| {
+        let out = tempfile::tempdir().unwrap();
+        let second = out.path().join("model-00002-of-00005.safetensors");
+        let mut learned = Vec::new();
+        let stopped = learned_in(out.path(), &segments, 2, 5e-4, &mut |_| {
+            if is_tuned(out.path(), 1) {
+                return ControlFlow::Break(());
+            }
+            learned = fs::read(&second).unwrap_or_default();
+            ControlFlow::Continue(())
+        });
+        assert!(matches!(stopped, Err(CalibError::TuningStopped { .. })), "{stopped:?}");
+        assert!(is_tuned(out.path(), 1) && !is_tuned(out.path(), 2), "{what}");
+        assert!(fs::read(&second).unwrap() != learned, "{what}");
+        happens(out.path(), &learned);
+        let resumed = learned_in(out.path(), &segments, 2, 5e-4, &mut |_| ControlFlow::Continue(())).unwrap();
+        assert_eq!(resumed.resumed_blocks, if all_again { 0 } else { 4 }, "{what}");
+        assert!(model_files(out.path()) == model_files(whole.path()), "{what}: other bytes");
+        assert!(!out.path().join(TUNING).exists(), "{what}");
+    };
+    let [second, third] = [2, 3].map(|shard| format!("model-0000{shard}-of-00005.safetensors"));
+    check("nothing", &|_, _| {}, false);
+    // Killed between the journal's line and the placement of the shard.
+    check("not placed", &|out, learned| fs::write(out.join(&second), learned).unwrap(), false);
+    check("a tuned block is damaged", &|out, _| fs::write(out.join(&second), b"").unwrap(), true);
+    check("a learned block is damaged", &|out, _| fs::write(out.join(&third), b"").unwrap(), true);
+    check("the state of tuning is gone", &|out, _| fs::remove_file(out.join(TUNING)).unwrap(), true);
 }
 
 #[test]

@@ -28,7 +28,7 @@ mod testing;
 pub use block::sites::SiteError;
 pub use check::check;
 pub use disk::journal::JournalError;
-pub use disk::names::{JOURNAL, UNTUNED};
+pub use disk::names::{JOURNAL, TUNING};
 pub use disk::states::StatesError;
 pub use error::CalibError;
 pub use nth::Nth;

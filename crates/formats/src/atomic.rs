@@ -6,7 +6,7 @@
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::FormatError;
 
@@ -52,6 +52,40 @@ fn try_write(path: &Path, fill: impl FnOnce(&mut BufWriter<File>) -> io::Result<
     file.sync_all()?;
     temp_path.persist(path).map_err(|refused| refused.error)?;
     sync_dir(dir)
+}
+
+/// A file that is written and synced, under a name of its own. A process that ends before [`Self::place`] leaves a leftover.
+#[derive(Debug)]
+pub struct Staged {
+    path: PathBuf,
+    place: PathBuf,
+}
+
+impl Staged {
+    /// A file that will be at `place`, and has to be written to [`Self::path`] first.
+    pub(crate) fn new(place: &Path) -> Self {
+        Self { path: parent(place).join(format!("{TEMP_PREFIX}staged")), place: place.to_owned() }
+    }
+
+    /// Where it is now.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Where it will be.
+    pub fn destination(&self) -> &Path {
+        &self.place
+    }
+
+    /// Puts it in its place, where it replaces an earlier file in one step.
+    ///
+    /// # Errors
+    /// When the file cannot be renamed.
+    pub fn place(self) -> Result<(), FormatError> {
+        let Self { path, place } = self;
+        let placed = fs::rename(path, &place).and_then(|()| sync_dir(parent(&place)));
+        placed.map_err(|source| FormatError::writing(&place, None, source))
+    }
 }
 
 /// Removes a file and syncs its directory; a missing file is no error.
@@ -161,6 +195,20 @@ mod tests {
         fs::write(&plain, b"").unwrap();
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode();
         assert_eq!(mode(&ours), mode(&plain));
+    }
+
+    #[test]
+    fn a_staged_file_replaces_another_when_it_is_placed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.json");
+        atomic_write(&path, b"old").unwrap();
+        let staged = Staged::new(&path);
+        atomic_write(staged.path(), b"new").unwrap();
+        assert!(is_leftover(staged.path().file_name().unwrap()));
+        assert_eq!(fs::read(staged.destination()).unwrap(), b"old");
+        staged.place().unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"new");
+        assert_eq!(names(dir.path()), ["a.json"]);
     }
 
     #[test]

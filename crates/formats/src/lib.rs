@@ -53,7 +53,7 @@ mod text;
 mod view;
 mod word_split;
 
-pub use atomic::{atomic_write, is_leftover, remove_file, remove_leftovers};
+pub use atomic::{Staged, atomic_write, is_leftover, remove_file, remove_leftovers};
 pub use checkpoint::{Checkpoint, Shard};
 pub use config::read_config;
 pub use digest::sha256_file;

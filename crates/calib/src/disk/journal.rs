@@ -1,7 +1,8 @@
 //! The journal of a run: one JSON line per finished shard, so that a killed run can be resumed.
 //!
 //! The first line has everything that decides the result, and the surroundings in which the run began. A line is appended and synced
-//! once the block's shard is in place. A torn last line counts as not written.
+//! once the block's shard is in place; that of a tuned block, which replaces the learned one, just before. A torn last line counts as
+//! not written.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::Write;
@@ -12,7 +13,7 @@ use oq_recipe::{BlockRecord, RECORDS, RUN_FOLDER};
 use serde::{Deserialize, Serialize};
 
 use crate::disk::identity::{Identity, Surroundings};
-use crate::disk::names::{EARLIER_JOURNAL, JOURNAL, UNTUNED, WIDTHS};
+use crate::disk::names::{EARLIER_JOURNAL, JOURNAL, WIDTHS};
 use crate::nth::Nth;
 
 /// The first line.
@@ -61,6 +62,8 @@ pub(crate) struct TunedRecord {
     pub(crate) divergences: Vec<f64>,
     /// Restarts of tuning after a number that was not finite.
     pub(crate) retries: u32,
+    /// sha256 of the state of tuning that it was made from.
+    pub(crate) state: String,
 }
 
 /// Why a journal could not be opened or written.
@@ -286,12 +289,12 @@ fn append(path: &Path, mut file: &File, line: &impl Serialize) -> Result<(), Jou
 /// Whether `out` has anything besides a torn journal, the run's own records and unfinished temporary files.
 fn holds_files(out: &Path) -> std::io::Result<bool> {
     let is_own = |path: &Path| [JOURNAL, WIDTHS].iter().chain(&RECORDS).any(|own| path == out.join(own));
-    let folders = [RUN_FOLDER, UNTUNED].map(|folder| out.join(folder));
-    for dir in [out].into_iter().chain(folders.iter().map(PathBuf::as_path).filter(|dir| dir.is_dir())) {
+    let folder = out.join(RUN_FOLDER);
+    for dir in [out, &folder].into_iter().filter(|dir| dir.is_dir()) {
         for entry in std::fs::read_dir(dir)? {
             let entry = entry?;
             let path = entry.path();
-            if !(folders.contains(&path) || is_own(&path) || is_leftover(&entry.file_name())) {
+            if !(path == folder || is_own(&path) || is_leftover(&entry.file_name())) {
                 return Ok(true);
             }
         }
@@ -439,7 +442,7 @@ mod tests {
         let counts = |journal: &Journal| (journal.learned().len(), journal.tuned().len());
         let tuned = |block| {
             let Finished { shard, sha256, source, surroundings, .. } = self::block(block);
-            let record = TunedRecord { tuned: block, divergences: vec![0.5, 0.25], retries: 1 };
+            let record = TunedRecord { tuned: block, divergences: vec![0.5, 0.25], retries: 1, state: "0".into() };
             Finished { shard, sha256, source, surroundings, record }
         };
         let mut journal = open();

@@ -3,10 +3,8 @@
 
 /// The journal: one line for each finished shard.
 pub const JOURNAL: &str = "omniquant/journal.jsonl";
-/// Folder of learned blocks that will be tuned.
-pub const UNTUNED: &str = "omniquant/untuned";
-/// In that folder: the state of tuning.
-pub(crate) const TUNING: &str = "tuning.safetensors";
+/// The state of tuning, while blocks are tuned.
+pub const TUNING: &str = "omniquant/tuning.safetensors";
 /// The width of each linear, if average bits were requested.
 pub(crate) const WIDTHS: &str = oq_recipe::BITS;
 /// Where earlier versions kept the journal.
@@ -22,7 +20,7 @@ mod tests {
 
     #[test]
     fn all_of_a_run_is_in_one_folder() {
-        for path in RECORDS.into_iter().chain([JOURNAL, UNTUNED, WIDTHS]) {
+        for path in RECORDS.into_iter().chain([JOURNAL, TUNING, WIDTHS]) {
             assert_eq!(Path::new(path).parent(), Some(Path::new(RUN_FOLDER)), "{path}");
         }
     }

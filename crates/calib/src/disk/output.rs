@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
-use oq_formats::{Checkpoint, Dtype, FormatError, OutTensor, PackedWriter, packed_linear, packed_tensors, sha256_file};
+use oq_formats::{
+    Checkpoint, Dtype, FormatError, OutTensor, PackedWriter, Staged, packed_linear, packed_tensors, sha256_file,
+};
 use oq_models::{BlockWeights, LinearName, Model, ModelError, OuterOps, Param, intern, tensor_of};
 use oq_quant_core::{QuantizedTensor, WeightSpec};
 use oq_rotation::SLAB;
@@ -42,9 +44,13 @@ impl<'a> Output<'a> {
         &self.widths
     }
 
-    /// Writes a block's shard: packed linears, and norms and biases as merged, or else as in the checkpoint. Returns the shard's file
-    /// name and sha256.
-    pub(crate) fn write_block(&self, block_idx: usize, merged: &Merged) -> Result<(String, String), FormatError> {
+    /// Writes a block's shard, which has yet to be placed: packed linears, and norms and biases as merged, or else as in the checkpoint.
+    /// Returns the shard's file name and sha256, too.
+    pub(crate) fn stage_block(
+        &self,
+        block_idx: usize,
+        merged: &Merged,
+    ) -> Result<(Staged, String, String), FormatError> {
         let checkpoint = self.model.checkpoint();
         let prefix = self.model.decoder().block_prefix(block_idx);
         let mut tensors = Vec::new();
@@ -69,10 +75,18 @@ impl<'a> Output<'a> {
                 Some(tensor) => out_tensor(full_name, &param.stored_of(tensor), Dtype::F32)?,
             });
         }
-        self.writer.write_block(block_idx, &tensors)?;
-        let path = self.writer.block_path(block_idx);
-        let shard = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        Ok((shard, sha256_file(&path)?))
+        let staged = self.writer.stage_block(block_idx, &tensors)?;
+        let shard =
+            staged.destination().file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let sha256 = sha256_file(staged.path())?;
+        Ok((staged, shard, sha256))
+    }
+
+    /// Writes a block's shard in its place. Returns its file name and sha256.
+    pub(crate) fn write_block(&self, block_idx: usize, merged: &Merged) -> Result<(String, String), FormatError> {
+        let (staged, shard, sha256) = self.stage_block(block_idx, merged)?;
+        staged.place()?;
+        Ok((shard, sha256))
     }
 
     /// Reads a block from its shard.
@@ -137,10 +151,7 @@ impl<'a> Output<'a> {
     /// # Errors
     /// If it cannot be read, which says nothing about its content.
     pub(crate) fn is_intact(&self, block_idx: usize, sha256: &str) -> Result<bool, FormatError> {
-        match sha256_file(&self.writer.block_path(block_idx)) {
-            Err(FormatError::MissingFile { .. }) => Ok(false),
-            found => Ok(found? == sha256),
-        }
+        is_intact(&self.writer.block_path(block_idx), sha256)
     }
 
     /// Whether the directory has its index and config, and the same tensors outside the blocks as the model.
@@ -220,6 +231,17 @@ impl<'a> Output<'a> {
         ignore.retain(|name| self.widths.of_outer(decoder, &format!("{name}.weight")).is_none());
         let quantization = self.widths.quantization(decoder);
         Ok(self.writer.finish(self.model.config(), &quantization, &ignore)?)
+    }
+}
+
+/// Whether a file exists and has this hash.
+///
+/// # Errors
+/// If it cannot be read, which says nothing about its content.
+pub(crate) fn is_intact(path: &Path, sha256: &str) -> Result<bool, FormatError> {
+    match sha256_file(path) {
+        Err(FormatError::MissingFile { .. }) => Ok(false),
+        found => Ok(found? == sha256),
     }
 }
 

@@ -1,4 +1,4 @@
-//! Where a run's shards go: those of learned blocks and, if all blocks are tuned afterwards, those of tuned ones.
+//! A run's shards, and which of them have to be made again: those of learned blocks and, if all blocks are tuned afterwards, of tuned ones.
 
 use std::path::{Path, PathBuf};
 
@@ -7,8 +7,8 @@ use oq_models::{Model, ModelError};
 use oq_recipe::{RUN_FOLDER, Recipe};
 
 use crate::disk::journal::{Journal, JournalError, Stage};
-use crate::disk::names::{TUNING, UNTUNED};
-use crate::disk::output::Output;
+use crate::disk::names::TUNING;
+use crate::disk::output::{Output, is_intact};
 use crate::widths::Widths;
 
 /// Why existing shards cannot be used.
@@ -25,13 +25,13 @@ pub(crate) enum StageError {
     Model(#[from] ModelError),
 }
 
-/// The shards of a run. Its journal has a line for each: learned blocks first, then tuned ones, if there are any.
+/// The shards of a run. Its journal has a line for each: learned blocks first, then tuned ones, if there are any. A tuned block replaces the
+/// learned one, once its line is written.
 pub(crate) struct Stages<'a> {
     /// The packed model.
     pub(crate) output: Output<'a>,
-    /// The blocks before tuning, in a folder of their own, which is removed when the model is complete.
-    untuned: Option<Output<'a>>,
-    untuned_dir: PathBuf,
+    /// Whether all blocks are tuned after they are learned.
+    tunes: bool,
     n_blocks: usize,
 }
 
@@ -39,44 +39,30 @@ impl<'a> Stages<'a> {
     /// Creates the directories, or continues in existing ones.
     pub(crate) fn create(out: &Path, model: &'a Model, recipe: &Recipe) -> Result<Self, StageError> {
         let widths = Widths::of_recipe(model.decoder(), recipe)?;
-        let output = Output::create(out, model, widths.clone())?;
+        let output = Output::create(out, model, widths)?;
         remove_leftovers(&out.join(RUN_FOLDER))?;
-        let untuned_dir = out.join(UNTUNED);
-        let untuned = || Output::create(&untuned_dir, model, widths);
-        let untuned = (recipe.tune_epochs() > 0).then(untuned).transpose()?;
-        Ok(Self { output, untuned, untuned_dir, n_blocks: model.decoder().dims().n_layers })
+        Ok(Self { output, tunes: recipe.tune_epochs() > 0, n_blocks: model.decoder().dims().n_layers })
     }
 
-    /// Sets how linears are quantized, if that is not known at first.
-    pub(crate) fn set_widths(&mut self, widths: &Widths) {
-        let outputs = [Some(&mut self.output), self.untuned.as_mut()];
-        outputs.into_iter().flatten().for_each(|output| output.set_widths(widths.clone()));
-    }
-
-    /// Output for learned blocks.
-    pub(crate) fn learned(&self) -> &Output<'a> {
-        self.untuned.as_ref().unwrap_or(&self.output)
-    }
-
-    /// Output of learned blocks that tuning starts from, if there is tuning.
-    pub(crate) fn untuned(&self) -> Option<&Output<'a>> {
-        self.untuned.as_ref()
+    /// Whether all blocks are tuned after they are learned.
+    pub(crate) fn tunes(&self) -> bool {
+        self.tunes
     }
 
     /// File of the state of tuning.
     pub(crate) fn tuning_path(&self) -> PathBuf {
-        self.untuned_dir.join(TUNING)
+        self.output.dir().join(TUNING)
     }
 
     /// Whether the journal has all shards of a finished run.
     pub(crate) fn has_all(&self, journal: &Journal) -> bool {
         let has = |blocks: usize| blocks == self.n_blocks;
-        has(journal.learned().len()) && (self.untuned.is_none() || has(journal.tuned().len()))
+        has(journal.learned().len()) && (!self.tunes || has(journal.tuned().len()))
     }
 
     /// Whether the run is finished and its files are intact.
     pub(crate) fn are_complete(&self, journal: &Journal) -> Result<bool, StageError> {
-        Ok(self.has_all_blocks(journal)? && self.output.is_complete())
+        Ok(self.has_all(journal) && self.first_broken(journal)?.is_none() && self.output.is_complete())
     }
 
     /// Removes `config.json`, so that the model does not count as finished while parts of it are made again.
@@ -92,60 +78,57 @@ impl<'a> Stages<'a> {
         Ok(())
     }
 
-    /// Whether all blocks of the packed model are intact. Intermediate files may be gone.
-    fn has_all_blocks(&self, journal: &Journal) -> Result<bool, StageError> {
-        if !self.has_all(journal) {
-            return Ok(false);
-        }
-        let broken = match self.untuned {
-            Some(_) => self.first_broken_tuned(journal)?,
-            None => self.first_broken_learned(journal)?,
-        };
-        Ok(broken.is_none())
-    }
-
-    /// Drops the first shard that does not match the journal, and those after it.
+    /// Drops what does not match the journal, and what depends on it.
     pub(crate) fn forget_broken(&self, journal: &mut Journal) -> Result<(), StageError> {
-        if self.has_all_blocks(journal)? {
-            return Ok(());
-        }
-        let broken = match self.first_broken_learned(journal)? {
-            Some(broken) => Some(broken),
-            None => self.first_broken_tuned(journal)?,
-        };
-        if let Some((stage, shard)) = broken {
-            tracing::warn!(shard, "a finished shard is missing or damaged: it is made again");
+        while let Some(Broken { stage, file }) = self.first_broken(journal)? {
+            if let Some(file) = file {
+                tracing::warn!(file, "a finished file is missing or damaged: what depends on it is made again");
+            }
             journal.forget(stage)?;
         }
         Ok(())
     }
 
-    /// The first shard of a learned block that is missing or damaged, with its file name.
-    fn first_broken_learned(&self, journal: &Journal) -> Result<Option<(Stage, String)>, StageError> {
-        for (block, finished) in journal.learned().iter().enumerate() {
-            if !self.learned().is_intact(block, &finished.sha256)? {
-                return Ok(Some((Stage::Learned(block), finished.shard.clone())));
+    /// The first shard from which on the run has to be made again.
+    fn first_broken(&self, journal: &Journal) -> Result<Option<Broken>, StageError> {
+        let (learned, tuned) = (journal.learned(), journal.tuned());
+        // Learned blocks that were replaced are gone, and others cannot be learned without them.
+        let all_again = |file: &str| Broken { stage: Stage::Learned(0), file: Some(file.to_owned()) };
+        for (block, finished) in tuned.iter().enumerate() {
+            if self.output.is_intact(block, &finished.sha256)? {
+                continue;
             }
+            // The process may have ended between the journal's line and the shard's placement.
+            let is_last = block + 1 == tuned.len();
+            let is_learned = is_last && self.output.is_intact(block, &learned[block].sha256)?;
+            let unplaced = Broken { stage: Stage::Tuned(block), file: None };
+            return Ok(Some(if is_learned { unplaced } else { all_again(&finished.shard) }));
         }
-        Ok(None)
-    }
-
-    /// The first shard of a tuned block that is missing or damaged, with its file name.
-    fn first_broken_tuned(&self, journal: &Journal) -> Result<Option<(Stage, String)>, StageError> {
-        for (block, finished) in journal.tuned().iter().enumerate() {
-            if !self.output.is_intact(block, &finished.sha256)? {
-                return Ok(Some((Stage::Tuned(block), finished.shard.clone())));
-            }
-        }
-        Ok(None)
-    }
-
-    /// Removes files that only tuning needed, once the model is complete.
-    pub(crate) fn clean_up(&self) {
-        if self.untuned.is_some()
-            && let Err(error) = std::fs::remove_dir_all(&self.untuned_dir)
+        if let Some(last) = tuned.last().filter(|_| tuned.len() < self.n_blocks)
+            && !is_intact(&self.tuning_path(), &last.record.state)?
         {
-            tracing::warn!(dir = %self.untuned_dir.display(), %error, "cannot remove the blocks from before tuning");
+            return Ok(Some(all_again(TUNING)));
+        }
+        for (block, finished) in learned.iter().enumerate().skip(tuned.len()) {
+            if !self.output.is_intact(block, &finished.sha256)? {
+                let this = Broken { stage: Stage::Learned(block), file: Some(finished.shard.clone()) };
+                return Ok(Some(if tuned.is_empty() { this } else { all_again(&finished.shard) }));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Removes the file that only tuning needed, once the model is complete.
+    pub(crate) fn clean_up(&self) {
+        if let Err(error) = remove_file(&self.tuning_path()) {
+            tracing::warn!(%error, "cannot remove the state of tuning");
         }
     }
+}
+
+/// A shard that has to be made again.
+struct Broken {
+    stage: Stage,
+    /// The file that is missing or damaged, if one is.
+    file: Option<String>,
 }

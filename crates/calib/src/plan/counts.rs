@@ -234,9 +234,9 @@ impl Counts {
         2 * hidden + intermediate + 2 * self.heads() + 2 * self.kv_heads()
     }
 
-    /// Bytes on disk per layer during tuning: the block before tuning, and what is learned with two moments.
+    /// Bytes on disk per layer of the state of tuning: what is learned with two moments, and places of codes.
     pub(super) fn tuning_bytes(&self) -> u64 {
-        if self.tuning_steps > 0 { self.block_bytes + 3 * F32 * (self.grids + self.params) } else { 0 }
+        if self.tuning_steps > 0 { 3 * F32 * (self.grids + self.params) + self.places } else { 0 }
     }
 }
 

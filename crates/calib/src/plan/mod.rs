@@ -90,7 +90,7 @@ pub struct Plan {
     pub memory: MemoryPlan,
     /// Size of the packed model.
     pub output_bytes: u64,
-    /// Peak disk space: the packed model, hidden states and, with tuning, the blocks before tuning.
+    /// Peak disk space: the packed model, hidden states and, with tuning, its state.
     pub disk_bytes: u64,
     /// Duration, if the machine's speed is known.
     pub time: Option<TimePlan>,
@@ -127,7 +127,11 @@ impl Plan {
             kinds.iter().fold(0u64, |sum, (counts, n)| sum.saturating_add(n.saturating_mul(of(counts))))
         };
         let output_bytes = sum(|counts| counts.block_bytes).saturating_add(counts.outer_bytes);
-        let disk_bytes = output_bytes.saturating_add(memory.spilled_bytes).saturating_add(sum(Counts::tuning_bytes));
+        // A file is replaced by a new one, which is written before the old one goes.
+        let tuning_bytes = sum(Counts::tuning_bytes).saturating_mul(2);
+        let replaced = if tuning_bytes > 0 { counts.block_bytes } else { 0 };
+        let disk_bytes =
+            [memory.spilled_bytes, tuning_bytes, replaced].into_iter().fold(output_bytes, u64::saturating_add);
         if let Some(free) = setting.machine.disk_bytes.filter(|free| *free < disk_bytes) {
             let needed = gib(disk_bytes);
             problems.push(format!("needs {needed} on disk, but {} is free: choose another --out", gib(free)));

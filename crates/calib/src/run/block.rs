@@ -43,10 +43,7 @@ impl Run<'_> {
                 self.progress(block_idx + 1)?;
             }
         }
-        match self.stages.untuned() {
-            Some(blocks) => self.tune(blocks, &ctx, of_tuning, journal),
-            None => Ok(()),
-        }
+        if self.stages.tunes() { self.tune(&ctx, of_tuning, journal) } else { Ok(()) }
     }
 
     /// Runs the hidden states through a block, and quantizes it unless an earlier run did.
@@ -128,9 +125,9 @@ impl Run<'_> {
             )
         };
         if self.model.is_rotated() {
-            merged.keep_params(&weights, self.stages.learned().params(block_idx).map(|param| param.name.to_owned()));
+            merged.keep_params(&weights, self.stages.output.params(block_idx).map(|param| param.name.to_owned()));
         }
-        self.stages.learned().settle_floats(block_idx, &mut merged, &weights)?;
+        self.stages.output.settle_floats(block_idx, &mut merged, &weights)?;
         let (mut final_loss, mut details) = (None, None);
         if self.recipe.method.learns() {
             let original = weights.cast(&[], Compute::F32);
@@ -167,7 +164,7 @@ impl Run<'_> {
             final_loss = Some(sum / sizes.iter().sum::<f64>());
             beyond_f16 = peak.beyond_f16();
         }
-        let (shard, sha256) = self.stages.learned().write_block(block_idx, &merged)?;
+        let (shard, sha256) = self.stages.output.write_block(block_idx, &merged)?;
         let record = BlockRecord {
             index: block_idx,
             losses: descent.losses,

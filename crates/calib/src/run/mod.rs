@@ -68,7 +68,7 @@ pub fn quantize(
         if let Some(budget) = &recipe.bits {
             let sources = &sources;
             let subject = bits::Subject { model, recipe, budget, segments, options, identity, sources };
-            stages.set_widths(&subject.widths(&mut journal, on)?);
+            stages.output.set_widths(subject.widths(&mut journal, on)?);
         }
         stages.forget_tuning(&journal)?;
     }

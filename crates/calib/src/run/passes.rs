@@ -63,7 +63,7 @@ impl Run<'_> {
         forward_all((decoder, block_idx), &ops, ctx, &mut states.full, &mut || self.progress(block_idx))?;
         drop(cast);
         if self.recipe.method.learns() {
-            self.stages.learned().read_block(block_idx, self.options.device)?.put_into(&mut weights);
+            self.stages.output.read_block(block_idx, self.options.device)?.put_into(&mut weights);
             let cast = self.cast(block_idx, &weights);
             let ops = self.quantized(&cast);
             forward_all((decoder, block_idx), &ops, ctx, &mut states.quantized, &mut || self.progress(block_idx))?;

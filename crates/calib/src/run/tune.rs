@@ -4,6 +4,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use oq_formats::sha256_file;
 use oq_models::Context;
 use oq_recipe::{Calibration, Event};
 use oq_runtime::trim_memory;
@@ -13,8 +14,7 @@ use super::passes::forward_all;
 use super::running::Run;
 use crate::block::learn::ATTEMPTS;
 use crate::compute::{Place, ids_of, is_finite};
-use crate::disk::journal::{Finished, Journal, Stage, TunedRecord};
-use crate::disk::output::Output;
+use crate::disk::journal::{Finished, Journal, TunedRecord};
 use crate::disk::states::{Cache, Store};
 use crate::error::CalibError;
 use crate::model::tune::{Subject, Tuner};
@@ -27,7 +27,6 @@ impl Run<'_> {
     /// Tunes the blocks towards the last hidden states in full precision, each epoch on its own segments, and writes them.
     pub(super) fn tune(
         &mut self,
-        blocks: &Output<'_>,
         ctx: &Context,
         segments: &[Vec<u32>],
         journal: &mut Journal,
@@ -36,7 +35,7 @@ impl Run<'_> {
         let Calibration { samples, batch, .. } = recipe.calibration;
         let subject = Subject {
             model,
-            blocks,
+            blocks: &self.stages.output,
             ctx,
             act: recipe.scheme.act,
             place: Place { device: options.device, compute: options.compute },
@@ -53,10 +52,6 @@ impl Run<'_> {
         if let Err(error) = tuner.restore(&path) {
             tracing::warn!(%error, "the state of tuning cannot be read: tuning starts again");
             tuner.start(recipe.tune.lr)?;
-        }
-        if tuner.divergences().len() < recipe.tune.epochs && !journal.tuned().is_empty() {
-            tracing::warn!("the state of tuning is gone: all tuned blocks are made again");
-            journal.forget(Stage::Tuned(0))?;
         }
         self.work.resume_tuning(tuner.divergences().len(), tuner.epoch().steps);
         // Each restart has halved the learning rate.
@@ -84,15 +79,19 @@ impl Run<'_> {
                 }
             }
         }
+        let state = sha256_file(&path)?;
         for block in journal.tuned().len()..self.n_blocks {
             if self.tuning_progress(recipe.tune.epochs, 0, 0).is_break() {
                 return Err(self.stopped_in_tuning(recipe.tune.epochs - 1));
             }
-            let (shard, sha256) = self.stages.output.write_block(block, &tuner.merged(block)?)?;
-            let record = TunedRecord { tuned: block, divergences: tuner.divergences().to_vec(), retries };
+            let (staged, shard, sha256) = self.stages.output.stage_block(block, &tuner.merged(block)?)?;
+            let divergences = tuner.divergences().to_vec();
+            let record = TunedRecord { tuned: block, divergences, retries, state: state.clone() };
             // The codes are those of the learned block.
             let source = journal.learned()[block].source.clone();
+            // In this order: the learned block, which this one is made from, is there until the journal knows this one.
             journal.finish_tuned(Finished { shard, sha256, source, surroundings: None, record })?;
+            staged.place()?;
         }
         Ok(())
     }

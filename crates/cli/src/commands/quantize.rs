@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Result;
-use oq_calib::{Machine, Notice, Options, Outcome, Plan, Setting, UNTUNED, check, outer_specs, quantize};
+use oq_calib::{Machine, Notice, Options, Outcome, Plan, Setting, TUNING, check, outer_specs, quantize};
 use oq_data::{Split, segments_and_new};
 use oq_export::Tensor;
 use oq_formats::{PackedCheckpoint, Summary, atomic_write};
@@ -216,7 +216,7 @@ fn room(dir: &Path, free: u64) -> Option<u64> {
 
 /// Bytes of the blocks that a run in `dir` has written.
 pub fn written(dir: &Path) -> u64 {
-    shard_bytes(dir) + shard_bytes(&dir.join(UNTUNED))
+    shard_bytes(dir) + std::fs::metadata(dir.join(TUNING)).map_or(0, |file| file.len())
 }
 
 /// Bytes of the shards in `dir`; 0 if it does not exist.
@@ -412,9 +412,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let out = dir.path();
         assert_eq!(room(&out.join("none"), 7), Some(7));
-        fs::create_dir_all(out.join(UNTUNED)).unwrap();
+        fs::create_dir_all(out.join(TUNING).parent().unwrap()).unwrap();
         fs::write(out.join("model-00001-of-00002.safetensors"), [0; 100]).unwrap();
-        fs::write(out.join(UNTUNED).join("model-00001-of-00002.safetensors"), [0; 30]).unwrap();
+        fs::write(out.join(TUNING), [0; 30]).unwrap();
         fs::write(out.join(JOURNAL), [0; 5]).unwrap();
         assert_eq!(room(out, 7), Some(137));
         fs::write(out.join("config.json"), "{}").unwrap();

@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::config::packed_config;
 use super::online;
 use super::scheme::Quantization;
-use crate::atomic::remove_leftovers;
+use crate::atomic::{Staged, remove_leftovers};
 use crate::config::CONFIG;
 use crate::model_files::{shard_name, write_index, write_json};
 use crate::side::copy_side_files;
@@ -77,6 +77,16 @@ impl PackedWriter {
     /// Same as [`write_shard`].
     pub fn write_block(&self, block_idx: usize, tensors: &[OutTensor<'_>]) -> Result<(), FormatError> {
         write_shard(&self.block_path(block_idx), tensors)
+    }
+
+    /// [`Self::write_block`] up to its last step, which is [`Staged::place`]. Until then, the directory holds the block's earlier shard.
+    ///
+    /// # Errors
+    /// Same as [`write_shard`].
+    pub fn stage_block(&self, block_idx: usize, tensors: &[OutTensor<'_>]) -> Result<Staged, FormatError> {
+        let staged = Staged::new(&self.block_path(block_idx));
+        write_shard(staged.path(), tensors)?;
+        Ok(staged)
     }
 
     /// Writes the shard for everything outside the blocks: embeddings, final norm, head.
