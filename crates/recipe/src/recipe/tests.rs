@@ -29,9 +29,9 @@ fn presets_lie_between_the_paper_and_the_recipe() {
         let Recipe { calibration, learn, tune, .. } = resolve("w4a16", Some("smollm2-135m"), file, overrides).unwrap();
         assert_eq!((learn.start, learn.rounding, learn.loss, learn.epochs), expected);
         let expected = match preset {
-            Some(Preset::Best) => (64, 1),
-            None | Some(Preset::Default) => (16, 1),
-            Some(Preset::Fast | Preset::Paper) => (16, 0),
+            Some(Preset::Best) => (256, 1),
+            None | Some(Preset::Default) => (64, 1),
+            Some(Preset::Fast | Preset::Paper) => (64, 0),
         };
         assert_eq!((calibration.samples, tune.epochs), expected);
     }
