@@ -20,6 +20,7 @@ mod optim;
 mod plan;
 mod release;
 mod run;
+mod split;
 mod widths;
 
 #[cfg(test)]
@@ -37,6 +38,7 @@ pub use plan::{
 };
 pub use release::{ReleaseError, merge_release};
 pub use run::{Notice, Options, Outcome, quantize};
+pub use split::check_ranks;
 pub use widths::outer_specs;
 
 #[cfg(doctest)]

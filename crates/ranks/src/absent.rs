@@ -27,6 +27,10 @@ impl Group {
         match self.0 {}
     }
 
+    pub(crate) fn hang_up(&self) {
+        match self.0 {}
+    }
+
     pub(crate) fn set(&self, _key: &str, _value: &str) -> Result<(), String> {
         match self.0 {}
     }

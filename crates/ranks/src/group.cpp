@@ -16,6 +16,15 @@ struct Group {
   c10::intrusive_ptr<c10d::ProcessGroupGloo> gloo;
 };
 
+// Throws where this process has hung up.
+c10d::ProcessGroupGloo& gloo_of(void* group) {
+  auto& gloo = static_cast<Group*>(group)->gloo;
+  if (!gloo) {
+    throw std::runtime_error("this process has hung up");
+  }
+  return *gloo;
+}
+
 char* text_of(const std::string& text) {
   return strdup(text.c_str());
 }
@@ -63,6 +72,11 @@ char* oq_ranks_join(const char* host, uint16_t port, int rank, int size, const c
   });
 }
 
+// Ends the connections, so that nobody waits for this process any more. Notes can still be left and read.
+void oq_ranks_hang_up(void* group) {
+  free(caught([&] { static_cast<Group*>(group)->gloo.reset(); }));
+}
+
 void oq_ranks_leave(void* group) {
   // What other processes do when this one leaves must not end it.
   free(caught([&] { delete static_cast<Group*>(group); }));
@@ -72,13 +86,13 @@ void oq_ranks_leave(void* group) {
 char* oq_ranks_exchange(void* group, at::Tensor* out, at::Tensor* in) {
   return caught([&] {
     std::vector<int64_t> equal;
-    static_cast<Group*>(group)->gloo->alltoall_base(*out, *in, equal, equal)->wait();
+    gloo_of(group).alltoall_base(*out, *in, equal, equal)->wait();
   });
 }
 
 // `out` has the `in` of each rank, in order.
 char* oq_ranks_gather(void* group, at::Tensor* out, at::Tensor* in) {
-  return caught([&] { static_cast<Group*>(group)->gloo->_allgather_base(*out, *in)->wait(); });
+  return caught([&] { gloo_of(group)._allgather_base(*out, *in)->wait(); });
 }
 
 char* oq_ranks_broadcast(void* group, at::Tensor* tensor, int root) {
@@ -86,7 +100,7 @@ char* oq_ranks_broadcast(void* group, at::Tensor* tensor, int root) {
     std::vector<at::Tensor> tensors{*tensor};
     c10d::BroadcastOptions options;
     options.rootRank = root;
-    static_cast<Group*>(group)->gloo->broadcast(tensors, options)->wait();
+    gloo_of(group).broadcast(tensors, options)->wait();
   });
 }
 

@@ -30,6 +30,7 @@ unsafe extern "C" {
         wait_secs: u64,
         out: *mut *mut c_void,
     ) -> *mut c_char;
+    fn oq_ranks_hang_up(group: *mut c_void);
     fn oq_ranks_leave(group: *mut c_void);
     fn oq_ranks_exchange(group: *mut c_void, out: *mut C_tensor, input: *const C_tensor) -> *mut c_char;
     fn oq_ranks_gather(group: *mut c_void, out: *mut C_tensor, input: *const C_tensor) -> *mut c_char;
@@ -82,6 +83,12 @@ impl Group {
     pub(crate) fn broadcast(&self, tensor: &mut Tensor, root: usize) -> Result<(), String> {
         // SAFETY: as in `exchange`.
         done(unsafe { oq_ranks_broadcast(self.0, tensor.as_mut_ptr(), root as i32) })
+    }
+
+    /// Ends the connections, so that nobody waits for this process any more. Notes can still be left and read.
+    pub(crate) fn hang_up(&self) {
+        // SAFETY: `join` made it, and what exchanges tensors looks whether there is a connection.
+        unsafe { oq_ranks_hang_up(self.0) }
     }
 
     /// Leaves a note for the others.

@@ -16,6 +16,7 @@ mod error;
 mod message;
 mod place;
 
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use tch::{Device, Kind, Tensor};
@@ -30,12 +31,12 @@ pub use place::Place;
 const FAREWELL: Duration = Duration::from_secs(5);
 
 /// The processes of a job, of which this is one. All of them call the same functions in the same order, with tensors of the same
-/// shapes and types.
-#[derive(Debug)]
+/// shapes and types. A clone is the same connection.
+#[derive(Clone, Debug)]
 pub struct Ranks {
     rank: usize,
     size: usize,
-    group: Option<Group>,
+    group: Option<Rc<Group>>,
 }
 
 impl Ranks {
@@ -49,7 +50,7 @@ impl Ranks {
     /// # Errors
     /// If they are not within five minutes.
     pub fn join(place: &Place) -> Result<Self, RanksError> {
-        Ok(Self { rank: place.rank, size: place.size, group: Some(Group::join(place)?) })
+        Ok(Self { rank: place.rank, size: place.size, group: Some(Rc::new(Group::join(place)?)) })
     }
 
     /// This process's rank, from 0.
@@ -134,10 +135,13 @@ impl Ranks {
         Ok(())
     }
 
-    /// Says to the other ranks that this one ends with an error, and waits a moment until they know.
+    /// Says to the other ranks that this one ends with an error, and waits a moment until they know. All that is asked of them after this
+    /// is an error.
     pub fn fail(&self, message: &str) {
         let Some(group) = &self.group else { return };
-        if group.set(&failed_key(self.rank), message).is_ok() {
+        let noted = group.set(&failed_key(self.rank), message);
+        group.hang_up();
+        if noted.is_ok() {
             // What cannot be asked any more has ended.
             let _ = self.others(group, |_| false);
         }
@@ -182,7 +186,10 @@ impl Ranks {
     /// Who is to blame for a message that did not come through. Those who still run say so, and the rest is gone.
     fn why(&self, cause: String) -> RanksError {
         let Some(group) = &self.group else { return RanksError::Exchange(cause) };
-        if group.set(&seen_key(self.rank), "").is_err() {
+        let noted = group.set(&seen_key(self.rank), "");
+        // Somebody may wait for this rank and not for the one to blame.
+        group.hang_up();
+        if noted.is_err() {
             return RanksError::Lost { ranks: vec![0], cause };
         }
         match self.others(group, |notes| notes.iter().any(|note| matches!(note, Note::Failed(_)))) {
@@ -194,10 +201,11 @@ impl Ranks {
                 });
                 let gone: Vec<usize> =
                     notes.iter().filter(|(_, note)| matches!(note, Note::Nothing)).map(|(rank, _)| *rank).collect();
-                failed.unwrap_or_else(|| match gone.is_empty() {
-                    true => RanksError::Exchange(cause),
-                    false => RanksError::Lost { ranks: gone, cause },
-                })
+                match failed {
+                    Some(error) => error,
+                    None if gone.is_empty() => RanksError::Exchange(cause),
+                    None => RanksError::Lost { ranks: gone, cause },
+                }
             }
         }
     }

@@ -36,9 +36,12 @@ impl Place {
     }
 
     fn of(variable: &dyn Fn(&str) -> Option<String>) -> Result<Option<Self>, RanksError> {
-        let Some([rank, size, local]) =
-            NAMES.into_iter().find(|[rank, size, _]| variable(rank).is_some() && variable(size).is_some())
-        else {
+        // A batch script has srun's variables too, and is one process. Only what srun starts is a step.
+        let is_set = |[rank, size, _]: &[&str; 3]| {
+            let is_step = !rank.starts_with("SLURM") || variable("SLURM_STEP_ID").is_some();
+            is_step && variable(rank).is_some() && variable(size).is_some()
+        };
+        let Some([rank, size, local]) = NAMES.into_iter().find(is_set) else {
             return Ok(None);
         };
         let number = |name| {
@@ -93,7 +96,9 @@ mod tests {
             Ok(Some(Place { rank, size: 4, local, host, port, interface }))
         };
         assert_eq!(with(&[("RANK", "3"), ("WORLD_SIZE", "4"), ("LOCAL_RANK", "1")]), expected(3, 1));
-        assert_eq!(with(&[("SLURM_PROCID", "2"), ("SLURM_NTASKS", "4"), ("SLURM_LOCALID", "0")]), expected(2, 0));
+        assert_eq!(with(&[("SLURM_PROCID", "2"), ("SLURM_NTASKS", "4"), ("SLURM_LOCALID", "0")]), Ok(None));
+        let step = [("SLURM_PROCID", "2"), ("SLURM_NTASKS", "4"), ("SLURM_LOCALID", "0"), ("SLURM_STEP_ID", "0")];
+        assert_eq!(with(&step), expected(2, 0));
         assert_eq!(with(&[("OMPI_COMM_WORLD_RANK", "0"), ("OMPI_COMM_WORLD_SIZE", "4")]), expected(0, 0));
         // torchrun inside of a job of srun.
         let inside = [("RANK", "1"), ("WORLD_SIZE", "4"), ("SLURM_PROCID", "0"), ("SLURM_NTASKS", "1")];
