@@ -1,6 +1,7 @@
 // The calls of libtorch's c10d that `group.rs` makes. Each returns null, or what went wrong, to be freed by `oq_ranks_free`.
 
 #include <ATen/ATen.h>
+#include <c10/util/Logging.h>
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
 
@@ -8,6 +9,8 @@
 #include <cstring>
 #include <string>
 #include <vector>
+
+C10_DECLARE_int(caffe2_log_level);
 
 namespace {
 
@@ -55,6 +58,10 @@ void oq_ranks_free(char* text) {
 char* oq_ranks_join(const char* host, uint16_t port, int rank, int size, const char* interface, const char* local,
                     uint64_t join_secs, uint64_t wait_secs, void** out) {
   return caught([&] {
+    // What goes wrong is returned. Libraries print nothing, unless the user has asked for it.
+    if (!getenv("TORCH_CPP_LOG_LEVEL")) {
+      FLAGS_caffe2_log_level = 3;
+    }
     c10d::TCPStoreOptions options;
     options.port = port;
     options.isServer = rank == 0;

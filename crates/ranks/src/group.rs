@@ -116,7 +116,7 @@ impl Drop for Group {
 }
 
 fn done(failed: *mut c_char) -> Result<(), String> {
-    said(failed).map_or(Ok(()), Err)
+    said(failed).map_or(Ok(()), |said| Err(plain(&said).to_owned()))
 }
 
 /// A text from C++, which is freed.
@@ -129,4 +129,22 @@ fn said(text: *mut c_char) -> Option<String> {
     // SAFETY: it was allocated by `strdup`, and nobody uses it after this.
     unsafe { oq_ranks_free(text) };
     Some(said)
+}
+
+/// What Gloo says, without the place in its source and its advice.
+fn plain(said: &str) -> &str {
+    let said = said.strip_prefix('[').and_then(|said| Some(said.split_once("] ")?.1)).unwrap_or(said);
+    said.split_once(". This is typically").map_or(said, |(said, _)| said)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_gloo_says_is_shortened() {
+        let said = "[/third_party/gloo/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:51930. This is typically caused by..";
+        assert_eq!(plain(said), "Connection closed by peer [127.0.0.1]:51930");
+        assert_eq!(plain("Timed out"), "Timed out");
+    }
 }

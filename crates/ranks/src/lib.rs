@@ -27,8 +27,10 @@ use self::message::{Form, Message, messages, restored};
 pub use error::RanksError;
 pub use place::Place;
 
-/// How long a rank that failed, or that sees that another one has, waits for the others to say so too.
+/// How long a rank that sees that another one has failed waits for the others to say so too, and the first for them to read it.
 const FAREWELL: Duration = Duration::from_secs(5);
+/// Time between looks at what they say.
+const POLL: Duration = Duration::from_millis(20);
 
 /// The processes of a job, of which this is one. All of them call the same functions in the same order, with tensors of the same
 /// shapes and types. A clone is the same connection.
@@ -135,16 +137,13 @@ impl Ranks {
         Ok(())
     }
 
-    /// Says to the other ranks that this one ends with an error, and waits a moment until they know. All that is asked of them after this
-    /// is an error.
+    /// Says to the other ranks that this one ends with an error. All that is asked of them after this is an error.
     pub fn fail(&self, message: &str) {
         let Some(group) = &self.group else { return };
-        let noted = group.set(&failed_key(self.rank), message);
+        // What cannot be told any more has ended.
+        let _ = group.set(&failed_key(self.rank), message);
         group.hang_up();
-        if noted.is_ok() {
-            // What cannot be asked any more has ended.
-            let _ = self.others(group, |_| false);
-        }
+        self.leave(group, (0..self.size).filter(|&rank| rank != self.rank).collect());
     }
 
     /// Folds tensors over the ranks, in their order.
@@ -189,46 +188,56 @@ impl Ranks {
         let noted = group.set(&seen_key(self.rank), "");
         // Somebody may wait for this rank and not for the one to blame.
         group.hang_up();
-        if noted.is_err() {
+        // The first rank keeps the notes.
+        let Ok(notes) = noted.and_then(|()| self.notes(group)) else {
             return RanksError::Lost { ranks: vec![0], cause };
-        }
-        match self.others(group, |notes| notes.iter().any(|note| matches!(note, Note::Failed(_)))) {
-            Err(_) => RanksError::Lost { ranks: vec![0], cause },
-            Ok(notes) => {
-                let failed = notes.iter().find_map(|(rank, note)| match note {
-                    Note::Failed(message) => Some(RanksError::Failed { rank: *rank, message: message.clone() }),
-                    _ => None,
-                });
-                let gone: Vec<usize> =
-                    notes.iter().filter(|(_, note)| matches!(note, Note::Nothing)).map(|(rank, _)| *rank).collect();
-                match failed {
-                    Some(error) => error,
-                    None if gone.is_empty() => RanksError::Exchange(cause),
-                    None => RanksError::Lost { ranks: gone, cause },
-                }
+        };
+        let (mut failed, mut gone, mut there) = (None, Vec::new(), Vec::new());
+        for (rank, note) in notes {
+            match note {
+                Note::Nothing => gone.push(rank),
+                Note::Seen => there.push(rank),
+                Note::Failed(message) => failed = failed.or(Some(RanksError::Failed { rank, message })),
             }
+        }
+        self.leave(group, there);
+        match failed {
+            Some(error) => error,
+            None if gone.is_empty() => RanksError::Exchange(cause),
+            None => RanksError::Lost { ranks: gone, cause },
         }
     }
 
-    /// What the other ranks have to say, once all have said something or `is_enough` or time is up. An error means that the first rank is
-    /// gone, which keeps the notes.
-    fn others(&self, group: &Group, is_enough: impl Fn(&[Note]) -> bool) -> Result<Vec<(usize, Note)>, String> {
-        let others: Vec<usize> = (0..self.size).filter(|&rank| rank != self.rank).collect();
+    /// What the other ranks have to say, once one has failed, all have said something, or time is up.
+    fn notes(&self, group: &Group) -> Result<Vec<(usize, Note)>, String> {
         let started = Instant::now();
         loop {
-            let notes = others.iter().map(|&rank| {
-                Ok(match group.get(&failed_key(rank))? {
+            let others = (0..self.size).filter(|&rank| rank != self.rank);
+            let notes = others.map(|rank| {
+                let note = match group.get(&failed_key(rank))? {
                     Some(message) => Note::Failed(message),
                     None if group.get(&seen_key(rank))?.is_some() => Note::Seen,
                     None => Note::Nothing,
-                })
+                };
+                Ok((rank, note))
             });
             let notes = notes.collect::<Result<Vec<_>, String>>()?;
-            let all_spoke = !notes.iter().any(|note| matches!(note, Note::Nothing));
-            if all_spoke || is_enough(&notes) || started.elapsed() > FAREWELL {
-                return Ok(others.into_iter().zip(notes).collect());
+            let is_known = notes.iter().any(|(_, note)| matches!(note, Note::Failed(_)))
+                || !notes.iter().any(|(_, note)| matches!(note, Note::Nothing));
+            if is_known || started.elapsed() > FAREWELL {
+                return Ok(notes);
             }
-            std::thread::sleep(Duration::from_millis(50));
+            std::thread::sleep(POLL);
+        }
+    }
+
+    /// Ends. The first rank, which keeps the notes, waits a moment until the others have read them.
+    fn leave(&self, group: &Group, mut others: Vec<usize>) {
+        let _ = group.set(&read_key(self.rank), "");
+        let started = Instant::now();
+        while self.is_first() && !others.is_empty() && started.elapsed() < FAREWELL {
+            others.retain(|&rank| !matches!(group.get(&read_key(rank)), Ok(Some(_))));
+            std::thread::sleep(POLL);
         }
     }
 }
@@ -244,6 +253,11 @@ enum Note {
 
 fn failed_key(rank: usize) -> String {
     format!("failed/{rank}")
+}
+
+/// A rank has read the notes.
+fn read_key(rank: usize) -> String {
+    format!("read/{rank}")
 }
 
 fn seen_key(rank: usize) -> String {
