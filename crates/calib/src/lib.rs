@@ -34,7 +34,8 @@ pub use disk::states::StatesError;
 pub use error::CalibError;
 pub use nth::Nth;
 pub use plan::{
-    Accelerator, LinearPlan, Machine, MemoryPlan, Parts, Plan, Setting, SitePlan, StepTime, Suggestion, TimePlan,
+    Accelerator, BYTES_PER_SEC, LinearPlan, Machine, MemoryPlan, Parts, Plan, Setting, SitePlan, StepTime, Suggestion,
+    TimePlan,
 };
 pub use release::{ReleaseError, merge_release};
 pub use run::{Notice, Options, Outcome, quantize};

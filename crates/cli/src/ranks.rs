@@ -6,7 +6,9 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use oq_calib::Machine;
 use oq_ranks::{Place, Ranks};
+use oq_recipe::Profile;
 
 use crate::args::DeviceArg;
 use crate::exit::CliError;
@@ -31,6 +33,8 @@ pub struct Team {
     pub ranks: Ranks,
     /// Rank among those of this machine.
     local: usize,
+    /// Number of these.
+    here: usize,
     /// The other processes, if they were started here.
     started: Vec<Child>,
 }
@@ -41,7 +45,7 @@ impl Team {
         let there = Place::of_environment()?;
         let (place, started) = match (there, asked) {
             (None, None | Some(0 | 1)) => {
-                return Ok(Self { ranks: Ranks::alone(), local: 0, started: Vec::new() });
+                return Ok(Self { ranks: Ranks::alone(), local: 0, here: 1, started: Vec::new() });
             }
             (Some(place), None) => (place, Vec::new()),
             (Some(place), Some(asked)) if place.size == usize::from(asked) => (place, Vec::new()),
@@ -55,7 +59,7 @@ impl Team {
             (None, Some(asked)) => start(usize::from(asked))?,
         };
         // In this order: what was started is ended if the others cannot be met.
-        let mut team = Self { ranks: Ranks::alone(), local: place.local, started };
+        let mut team = Self { ranks: Ranks::alone(), local: place.local, here: place.here, started };
         team.ranks = Ranks::join(&place)?;
         Ok(team)
     }
@@ -66,6 +70,22 @@ impl Team {
             DeviceArg::Auto if self.ranks.size() > 1 && tch::Cuda::is_available() => DeviceArg::Cuda(self.local),
             DeviceArg::Cuda(first) => DeviceArg::Cuda(first + self.local),
             other => other,
+        }
+    }
+
+    /// What each process has of this machine, if all of them take as much.
+    pub fn part_of(&self, machine: Machine) -> Machine {
+        Machine { memory_bytes: machine.memory_bytes.map(|bytes| bytes / self.here as u64), ..machine }
+    }
+
+    /// The speed that each process has of a processor's, if all of them take as much.
+    pub fn speed_of(&self, processor: Profile) -> Profile {
+        let part = |rate: f64| rate / self.here as f64;
+        Profile {
+            f32_gflops: part(processor.f32_gflops),
+            bf16_gflops: part(processor.bf16_gflops),
+            memory_gb_per_s: part(processor.memory_gb_per_s),
+            ..processor
         }
     }
 }
@@ -90,7 +110,7 @@ fn start(size: usize) -> Result<(Place, Vec<Child>)> {
     let host = "127.0.0.1".to_owned();
     let program = std::env::current_exe().context("this program has no path")?;
     let words: Vec<OsString> = std::env::args_os().skip(1).collect();
-    let mut team = Team { ranks: Ranks::alone(), local: 0, started: Vec::new() };
+    let mut team = Team { ranks: Ranks::alone(), local: 0, here: size, started: Vec::new() };
     for rank in 1..size {
         let mut command = Command::new(&program);
         command.args(&words).stdin(Stdio::null()).stdout(Stdio::null());
@@ -99,6 +119,6 @@ fn start(size: usize) -> Result<(Place, Vec<Child>)> {
         command.envs([("MASTER_ADDR", &host), ("MASTER_PORT", &port)]);
         team.started.push(command.spawn().context("a process for --ranks cannot be started")?);
     }
-    let place = Place { rank: 0, size, local: 0, host, port, interface: None };
+    let place = Place { rank: 0, size, local: 0, here: size, host, port, interface: None };
     Ok((place, std::mem::take(&mut team.started)))
 }

@@ -11,6 +11,8 @@ pub struct Place {
     pub size: usize,
     /// Rank among those of the same machine, from 0.
     pub local: usize,
+    /// Number of ranks on the same machine; 1 if nobody says.
+    pub here: usize,
     /// Machine of the first rank.
     pub host: String,
     /// Port there.
@@ -19,11 +21,11 @@ pub struct Place {
     pub interface: Option<String>,
 }
 
-/// Names of rank, number of ranks, and rank on the machine: torchrun's, then srun's, then mpirun's.
-const NAMES: [[&str; 3]; 3] = [
-    ["RANK", "WORLD_SIZE", "LOCAL_RANK"],
-    ["SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"],
-    ["OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"],
+/// Names of rank, number of ranks, and both on the same machine: torchrun's, then srun's, then mpirun's.
+const NAMES: [[&str; 4]; 3] = [
+    ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"],
+    ["SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE"],
+    ["OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"],
 ];
 
 impl Place {
@@ -37,11 +39,11 @@ impl Place {
 
     fn of(variable: &dyn Fn(&str) -> Option<String>) -> Result<Option<Self>, RanksError> {
         // A batch script has srun's variables too, and is one process. Only what srun starts is a step.
-        let is_set = |[rank, size, _]: &[&str; 3]| {
+        let is_set = |[rank, size, ..]: &[&str; 4]| {
             let is_step = !rank.starts_with("SLURM") || variable("SLURM_STEP_ID").is_some();
             is_step && variable(rank).is_some() && variable(size).is_some()
         };
-        let Some([rank, size, local]) = NAMES.into_iter().find(is_set) else {
+        let Some([rank, size, local, here]) = NAMES.into_iter().find(is_set) else {
             return Ok(None);
         };
         let number = |name| {
@@ -66,9 +68,10 @@ impl Place {
             variable: "MASTER_PORT",
             fault: format!("{port:?} is not a port"),
         })?;
-        let local = if variable(local).is_some() { number(local)? } else { rank_at };
+        let or = |name, otherwise| if variable(name).is_some() { number(name) } else { Ok(otherwise) };
+        let (local, here) = (or(local, rank_at)?, or(here, 1)?.max(1));
         let (host, interface) = (present("MASTER_ADDR")?, variable("GLOO_SOCKET_IFNAME"));
-        Ok(Some(Self { rank: rank_at, size: n, local, host, port, interface }))
+        Ok(Some(Self { rank: rank_at, size: n, local, here, host, port, interface }))
     }
 
     /// Whether all ranks are on one machine, by the address where they meet.
@@ -93,7 +96,7 @@ mod tests {
         let with = |own: &[(&'static str, &'static str)]| place(&[own, &meeting[..]].concat());
         let expected = |rank, local| {
             let (host, port, interface) = ("node7".to_owned(), 29500, None);
-            Ok(Some(Place { rank, size: 4, local, host, port, interface }))
+            Ok(Some(Place { rank, size: 4, local, here: 1, host, port, interface }))
         };
         assert_eq!(with(&[("RANK", "3"), ("WORLD_SIZE", "4"), ("LOCAL_RANK", "1")]), expected(3, 1));
         assert_eq!(with(&[("SLURM_PROCID", "2"), ("SLURM_NTASKS", "4"), ("SLURM_LOCALID", "0")]), Ok(None));

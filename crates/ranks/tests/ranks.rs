@@ -11,7 +11,8 @@ use tch::{Device, Kind, Tensor};
 /// Runs `rank` on each of `size` ranks, and returns what they return, in order.
 fn on_ranks<T: Send>(size: usize, rank: impl Fn(Ranks) -> T + Sync) -> Vec<T> {
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let place = |rank| Place { rank, size, local: rank, host: "127.0.0.1".to_owned(), port, interface: None };
+    let place =
+        |rank| Place { rank, size, local: rank, here: size, host: "127.0.0.1".to_owned(), port, interface: None };
     scope(|threads| {
         let run = |at| {
             let rank = &rank;

@@ -75,6 +75,7 @@ fn run_as(team: &Team, args: &QuantizeArgs, out: &Output) -> Result<()> {
         out.note(&format!("note: {error:#}"));
         None
     });
+    let profile = profile.map(|profile| if device == Device::Cpu { team.speed_of(profile) } else { profile });
     let cache_memory = args.cache_memory.map(|size| size.0);
     let fitting = || -> Result<Plan> {
         let mut machine = Machine { device: machine::accelerator(device), ..machine::machine(&dir) };
@@ -82,7 +83,8 @@ fn run_as(team: &Team, args: &QuantizeArgs, out: &Output) -> Result<()> {
             machine.disk_bytes = machine.disk_bytes.and_then(|free| room(&dir, free));
         }
         let text_bytes = text_bytes(&recipe);
-        let setting = Setting { compute, machine, profile: profile.as_ref(), text_bytes, cache_memory };
+        let (machine, profile, ranks) = (team.part_of(machine), profile.as_ref(), ranks.size());
+        let setting = Setting { compute, machine, profile, text_bytes, cache_memory, ranks };
         let plan = Plan::new(&*decoder, &recipe, &setting)?;
         if !args.force {
             refuse(&plan)?;
