@@ -371,8 +371,8 @@ table! {
     #[serde(default)]
     pub codes: f64 as tune_codes {
         value_name: "X",
-        help: "How far that tuning pulls codes, in steps of the grid; they move where it is half a step (0: they stay) [default: 1.3 \
-               with --preset best at 2 and 3 bits, else 0]",
+        help: "How far that tuning pulls codes, in steps of the grid; they move where it is half a step (0: they stay) [default: 2 \
+               with --preset best at 2 to 4 bits, else 0]",
         is_read: |recipe| learns(recipe) && recipe.tune.epochs > 0,
         allows: |reach, _| must((0.0..=10.0).contains(reach), "0 to 10"),
     }

@@ -9,6 +9,7 @@ use oq_models::{BlockOps, BlockWeights, Context, Decoder, LinearName};
 use oq_quant_core::WeightSpec;
 use oq_ranks::{Ranks, RanksError};
 use oq_recipe::{Loss, Recipe, Rounding};
+use oq_runtime::trim_memory;
 use tch::{Kind, Tensor};
 
 use crate::block::inputs::Inputs;
@@ -98,6 +99,8 @@ pub(crate) fn learn_block(
         student.step(optimizer, |ops| task.loss(ops, batch)).map_err(LearnError::Ranks)
     };
     let ((student, _), descent) = descend(plan, start, step, watch)?;
+    // What steps leave, in pieces of other sizes than codes and the quantized weights need.
+    trim_memory();
     let merged = student.merge().map_err(LearnError::of_linear)?;
     Ok((merged, descent, student.into_learned()))
 }

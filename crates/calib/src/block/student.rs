@@ -41,6 +41,8 @@ pub(crate) struct Student<'a> {
 
 /// How far all usual steps together move an offset, in codes.
 const REACH: f64 = 0.25;
+/// How much further where clipping stays: what scales cannot learn, codes do.
+const FURTHER: f64 = 2.0;
 /// The largest rate: if there are few steps, they reach less far.
 const LARGEST_RATE: f64 = 0.01;
 
@@ -103,6 +105,7 @@ impl<'a> Student<'a> {
         };
         if let Some(rate) = self.rounding.as_mut().map(Descending::next) {
             for (&name, clip) in self.clips.iter_mut().filter(|(name, _)| !self.fixed.contains(name)) {
+                let rate = if self.held.contains(&name) { FURTHER * rate } else { rate };
                 let name = name.weight();
                 let weight = moved.get(&name).unwrap_or_else(|| self.weights.get(&name));
                 clip.move_offsets(weight, &of_quantized[name.as_str()], rate);

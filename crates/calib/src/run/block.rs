@@ -133,6 +133,8 @@ impl Run<'_> {
                 None,
             )
         };
+        // Only starts need statistics, and those of experts are large.
+        drop(inputs);
         if self.model.is_rotated() {
             merged.keep_params(&weights, self.stages.output.params(block_idx).map(|param| param.name.to_owned()));
         }
