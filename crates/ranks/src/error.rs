@@ -1,7 +1,5 @@
 //! Errors of ranks.
 
-use crate::place::Place;
-
 /// Why ranks cannot begin, or not go on.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -19,12 +17,18 @@ pub enum RanksError {
     Absent,
     /// The ranks did not find each other.
     #[error(
-        "rank {} of {} did not join the others at {}:{}: {cause}; do all ranks run, with the same MASTER_ADDR and MASTER_PORT?",
-        place.rank, place.size, place.host, place.port
+        "rank {rank} of {size} did not join the others at {host}:{port}: {cause}; do all ranks run, with the same MASTER_ADDR and \
+         MASTER_PORT?"
     )]
     Join {
-        /// Which rank, of how many, and where.
-        place: Place,
+        /// Which rank.
+        rank: usize,
+        /// Of how many.
+        size: usize,
+        /// Where they meet.
+        host: String,
+        /// The port there.
+        port: u16,
         /// What c10d says.
         cause: String,
     },

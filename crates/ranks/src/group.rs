@@ -64,7 +64,8 @@ impl Group {
                 &raw mut group,
             )
         });
-        failed.map_or(Ok(Self(group)), |cause| Err(RanksError::Join { place: place.clone(), cause }))
+        let Place { rank, size, ref host, port, .. } = *place;
+        failed.map_or(Ok(Self(group)), |cause| Err(RanksError::Join { rank, size, host: host.clone(), port, cause }))
     }
 
     /// Equal parts of `input` go to each rank, and `out` becomes the parts from each. Both are contiguous, on the CPU, and of one size.
