@@ -101,7 +101,7 @@ fn plan_of_a_model_that_is_here() {
     let plan = &plan["plan"];
     check_keys(
         plan,
-        "n_layers linears sites learned_per_block steps_per_block tuning_steps calibration_tokens compute memory output_bytes disk_bytes time problems \
+        "n_layers linears sites learned_per_block steps_per_block tuning_steps calibration_tokens ranks message_bytes compute memory output_bytes disk_bytes time problems \
          suggestions",
     );
     // Two clipping strengths per group: q and o 2 * 128 groups, k and v 2 * 64, gate and up 2 * 384, down 6 * 128.

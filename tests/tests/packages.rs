@@ -71,6 +71,7 @@ fn examples_run() {
         ("settled", &[], &["GOMP_SPINCOUNT=", "this processor multiplies bf16:"]),
         ("show", &["crates/report/tests/runs/tiny-llama"], &["<!doctype html>", "tiny-llama at w3a16g64"]),
         ("smooth", &[], &["8-bit activations, transformed"]),
+        ("sum", &[], &["s for a sum of 64 MiB over 2 processes"]),
         ("tokenise", &[], &["13 tokens: [1, 2, 3, 4, 1, 5, 6, 1, 5, 3, 4, 1, 2]"]),
         ("tokenise", &[llama, "The river"], &["and back: \"The river\""]),
         ("which", &[], &["scalar       available: true", "chosen: "]),

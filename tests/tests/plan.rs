@@ -151,7 +151,8 @@ fn a_run_that_only_measures_widths_hears_what_would_fit() {
     let overrides = Overrides::default().method(Method::Rtn).bits(3.5);
     let recipe = Recipe::resolve("w4a16g128".parse().unwrap(), None, None, &overrides).unwrap();
     let machine = Machine { memory_bytes: Some(4 << 30), disk_bytes: None, device: None };
-    let setting = Setting { compute: Compute::Bf16, machine, profile: None, text_bytes: 1 << 20, cache_memory: None };
+    let (compute, text_bytes) = (Compute::Bf16, 1 << 20);
+    let setting = Setting { compute, machine, profile: None, text_bytes, cache_memory: None, ranks: 1 };
     let plan = Plan::new(&*decoder_of(&config).unwrap(), &recipe, &setting).unwrap();
     assert!(!plan.fits() && !plan.suggestions.is_empty(), "{:?}", plan.memory);
 }
@@ -259,6 +260,7 @@ impl Case {
             profile: Some(profile),
             text_bytes: 1 << 20,
             cache_memory: self.cache_memory,
+            ranks: 1,
         };
         Plan::new(&*decoder, &recipe, &setting).unwrap()
     }

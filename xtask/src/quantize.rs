@@ -25,12 +25,13 @@ const NOT_PLANNED: [(&str, bool, bool); 8] = [
 
 /// Options of both commands that do not affect the result, so they are not part of its directory's name. The first three are in that
 /// name already.
-const NOT_IN_NAME: [&str; 11] = [
+const NOT_IN_NAME: [&str; 12] = [
     "--scheme",
     "--recipe",
     "--out",
     "--device",
     "--cache-memory",
+    "--ranks",
     "--threads",
     "--json",
     "--quiet",

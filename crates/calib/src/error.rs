@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use oq_formats::FormatError;
 use oq_models::{LinearName, Model, ModelError};
+use oq_ranks::RanksError;
 
 use crate::disk::stages::StageError;
 use crate::disk::states::StatesError;
@@ -99,6 +100,32 @@ pub enum CalibError {
         /// [`oq_recipe::Recipe::segments`].
         wanted: usize,
     },
+    /// A batch cannot be split over so many ranks.
+    #[error(
+        "{ranks} ranks cannot share a batch of {smallest}, as each takes its part of every batch of segments: give a --batch of {ranks} \
+         or more that divides the {samples} segments (it is {batch}), or start fewer ranks"
+    )]
+    TooManyRanks {
+        /// Number of ranks.
+        ranks: usize,
+        /// Segments of the smallest batch.
+        smallest: usize,
+        /// Segments of a pass.
+        samples: usize,
+        /// Segments of a batch.
+        batch: usize,
+    },
+    /// The recipe reads no text, so there is nothing to split over ranks.
+    #[error(
+        "{ranks} ranks have nothing to share: this method reads no text, and rounds weights alone; start one process"
+    )]
+    NothingToSplit {
+        /// Number of ranks.
+        ranks: usize,
+    },
+    /// Another rank failed, or is gone.
+    #[error("{0}; finished blocks are kept: continue with --resume, on any number of ranks")]
+    Ranks(#[from] RanksError),
     /// Overrides leave too few bits, or no linears, for a choice of widths.
     #[error("--bits {average}: {why}")]
     Bits {
@@ -153,6 +180,7 @@ impl From<PassError> for CalibError {
             PassError::Linear { linear, reason } => Self::Linear { linear, reason },
             PassError::Model(error) => Self::Model(error),
             PassError::States(error) => Self::States(error),
+            PassError::Ranks(error) => Self::Ranks(error),
         }
     }
 }

@@ -20,6 +20,7 @@ mod optim;
 mod plan;
 mod release;
 mod run;
+mod split;
 mod widths;
 
 #[cfg(test)]
@@ -33,10 +34,12 @@ pub use disk::states::StatesError;
 pub use error::CalibError;
 pub use nth::Nth;
 pub use plan::{
-    Accelerator, LinearPlan, Machine, MemoryPlan, Parts, Plan, Setting, SitePlan, StepTime, Suggestion, TimePlan,
+    Accelerator, BYTES_PER_SEC, LinearPlan, Machine, MemoryPlan, Parts, Plan, Setting, SitePlan, StepTime, Suggestion,
+    TimePlan,
 };
 pub use release::{ReleaseError, merge_release};
 pub use run::{Notice, Options, Outcome, quantize};
+pub use split::check_ranks;
 pub use widths::outer_specs;
 
 #[cfg(doctest)]

@@ -177,6 +177,10 @@ pub struct QuantizeArgs {
     /// memory]
     #[arg(long, value_name = "SIZE")]
     pub cache_memory: Option<Size>,
+    /// Share the run among N processes on this machine, which are started here and split --threads: each takes its part of every batch. Under
+    /// torchrun, srun or mpirun, ranks are as they say, and --out is a directory that all of them see
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub ranks: Option<u16>,
     /// Stop when the input ends, as on Ctrl-C
     // `omniquant sweep` holds the other end, so that no run outlives it.
     #[arg(long, hide = true)]
@@ -335,6 +339,9 @@ pub struct PlanArgs {
     /// Memory for hidden states between blocks, such as 8GiB; the rest is kept on the disk of --out [default: all in memory]
     #[arg(long, value_name = "SIZE")]
     pub cache_memory: Option<Size>,
+    /// Plan for N ranks, each with such a machine or card to itself
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub ranks: Option<u16>,
     /// First measure how fast this machine is, in about 10 seconds
     #[arg(long)]
     pub measure: bool,

@@ -11,6 +11,7 @@ use oq_isa::IsaError;
 use oq_judge::{EndpointError, JudgeError};
 use oq_models::ModelError;
 use oq_quant_core::TensorError;
+use oq_ranks::RanksError;
 use oq_recipe::RecipeError;
 use oq_report::ReportError;
 use oq_serve::ServeError;
@@ -66,6 +67,9 @@ fn known_code(error: &(dyn std::error::Error + 'static)) -> Option<u8> {
     }
     if let Some(error) = error.downcast_ref::<CalibError>() {
         return Some(calib_code(error));
+    }
+    if let Some(error) = error.downcast_ref::<RanksError>() {
+        return Some(if matches!(error, RanksError::Environment { .. }) { USAGE } else { OTHER });
     }
     if let Some(error) = error.downcast_ref::<ReleaseError>() {
         return Some(match error {
@@ -165,7 +169,11 @@ fn calib_code(error: &CalibError) -> u8 {
         | CalibError::TuningDiverged { .. }
         | CalibError::Overflow { .. }
         | CalibError::Linear { .. } => NUMERIC,
-        CalibError::Segments { .. } | CalibError::Site(_) | CalibError::Bits { .. } => USAGE,
+        CalibError::Segments { .. }
+        | CalibError::Site(_)
+        | CalibError::Bits { .. }
+        | CalibError::TooManyRanks { .. }
+        | CalibError::NothingToSplit { .. } => USAGE,
         CalibError::Model(error) => model_code(error),
         CalibError::Format(error) => format_code(error),
         CalibError::States(StatesError { source, .. }) => io_code(source),

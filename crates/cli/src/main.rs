@@ -9,6 +9,7 @@ mod machine;
 mod nvidia;
 mod output;
 mod profile;
+mod ranks;
 mod resolve;
 mod size;
 
@@ -25,7 +26,8 @@ fn main() -> ExitCode {
     if let Err(error) = settled {
         tracing::debug!(%error, "the program could not re-execute itself");
     }
-    if let Some(threads) = cli.global.threads {
+    let ranks = if let Command::Quantize(args) = &cli.command { args.ranks } else { None };
+    if let Some(threads) = ranks::threads(cli.global.threads, ranks) {
         machine::set_threads(threads);
     }
     let out = output::Output::new(&cli.global);

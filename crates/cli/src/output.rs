@@ -47,6 +47,11 @@ impl Output {
         Self { json: global.json, quiet: global.quiet, log_format: global.log_format }
     }
 
+    /// The output of a process that leaves it to another one to speak.
+    pub fn silent(self) -> Self {
+        Self { quiet: true, ..self }
+    }
+
     /// The result of a command: `value` with --json, else `text`.
     pub fn result(&self, value: &impl Serialize, text: impl FnOnce() -> String) -> anyhow::Result<()> {
         let text = if self.json { serde_json::to_string(value)? } else { text() };

@@ -42,6 +42,26 @@ impl InputStats {
             },
         });
     }
+
+    /// Minimum, maximum and sum of midpoints of each of `n` channels, `[n]`, and the number of samples, `[1]`, all in f64 and on the CPU. If
+    /// nothing was added, these change nothing when they are combined with those of other samples.
+    pub fn parts(&self, n: i64) -> [Tensor; 4] {
+        let of = |value: f64, n: i64| Tensor::full([n], value, (Kind::Double, Device::Cpu));
+        match &self.state {
+            None => [of(f64::INFINITY, n), of(f64::NEG_INFINITY, n), of(0.0, n), of(0.0, 1)],
+            Some(State { min, max, middles, samples }) => {
+                let [min, max, middles] =
+                    [min, max, middles].map(|part| part.to_kind(Kind::Double).to_device(Device::Cpu));
+                [min, max, middles, of(*samples as f64, 1)]
+            }
+        }
+    }
+
+    /// The statistics with these parts, which may be combined from those of several.
+    pub fn of_parts([min, max, middles, samples]: [Tensor; 4]) -> Self {
+        let samples = samples.double_value(&[0]) as i64;
+        Self { state: (samples > 0).then_some(State { min, max, middles, samples }) }
+    }
 }
 
 /// Looks up what a start is computed from, by module.

@@ -107,7 +107,7 @@ pub(crate) struct Inputs {
     /// By the first reader of each site, the statistics of its input.
     pub(crate) of_sites: BTreeMap<&'static str, InputStats>,
     /// By input, the linears that read it, and its moments.
-    moments: Vec<(Vec<&'static str>, Moments)>,
+    pub(crate) moments: Vec<(Vec<&'static str>, Moments)>,
 }
 
 impl Inputs {

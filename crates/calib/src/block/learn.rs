@@ -7,12 +7,14 @@ use oq_let::{Transform, Values};
 use oq_lwc::LwcError;
 use oq_models::{BlockOps, BlockWeights, Context, Decoder, LinearName};
 use oq_quant_core::WeightSpec;
+use oq_ranks::{Ranks, RanksError};
 use oq_recipe::{Loss, Recipe, Rounding};
 use oq_runtime::trim_memory;
 use tch::{Kind, Tensor};
 
 use crate::block::inputs::Inputs;
 use crate::block::learned::Learned;
+use crate::block::start::StartError;
 use crate::block::student::{Rates, Student};
 use crate::compute::Place;
 use crate::disk::states::Store;
@@ -46,6 +48,10 @@ pub(crate) struct Task<'a> {
     /// The block's outputs in full precision, for each reference input: that of the full-precision blocks before it and, with the
     /// second loss, also that of the quantized ones.
     pub(crate) targets: Vec<&'a Store<'a>>,
+    /// The processes that learn the block together, each on its part of every batch.
+    pub(crate) ranks: &'a Ranks,
+    /// The share of each batch that this rank has.
+    pub(crate) shares: Vec<f64>,
 }
 
 /// How learning went.
@@ -77,6 +83,8 @@ pub(crate) enum LearnError {
     Diverged { epoch: Nth, batch: Nth, attempts: u32, lr: f64 },
     /// The quantizer refused a linear.
     Linear { linear: LinearName, source: LwcError },
+    /// Another rank failed, or is gone.
+    Ranks(RanksError),
 }
 
 /// Learns one block.
@@ -88,7 +96,7 @@ pub(crate) fn learn_block(
     let plan = Plan { epochs: learn.epochs, batches: task.inputs.len(), lr: learn.lwc_lr };
     let start = |fraction| task.begin(fraction);
     let step = |(student, optimizer): &mut (Student<'_>, _), batch: usize| {
-        student.step(optimizer, |ops| task.loss(ops, batch))
+        student.step(optimizer, |ops| task.loss(ops, batch)).map_err(LearnError::Ranks)
     };
     let ((student, _), descent) = descend(plan, start, step, watch)?;
     // What steps leave, in pieces of other sizes than codes and the quantized weights need.
@@ -103,13 +111,22 @@ impl LearnError {
     }
 }
 
+impl From<StartError> for LearnError {
+    fn from(error: StartError) -> Self {
+        match error {
+            StartError::Linear { linear, source } => Self::Linear { linear, source },
+            StartError::Ranks(error) => Self::Ranks(error),
+        }
+    }
+}
+
 impl<'a> Task<'a> {
     /// The initial state, with all learning rates at a `fraction` of the recipe's.
     pub(crate) fn begin(&self, fraction: f64) -> Result<(Student<'a>, AdamW), LearnError> {
         let Recipe { scheme, learn, transform, .. } = self.recipe;
         let start = (self.transform, self.start.copy());
-        let student = Student::new(self.weights, self.linears, (self.specs, scheme.act), start, self.seen, self.place);
-        let mut student = student.map_err(LearnError::of_linear)?;
+        let (specs, place) = ((self.specs, scheme.act), (self.place, self.ranks));
+        let mut student = Student::new(self.weights, self.linears, specs, start, self.seen, place)?;
         student.fix(self.fixed);
         if learn.rounding == Rounding::Learned {
             student.round_within(learn.epochs * self.inputs.len(), fraction);
@@ -118,10 +135,13 @@ impl<'a> Task<'a> {
         Ok((student, optimizer))
     }
 
-    /// The error of one batch, summed over the targets.
+    /// This rank's part of the error of one batch, summed over the targets.
     pub(crate) fn loss(&self, ops: &dyn BlockOps, batch: usize) -> Tensor {
         let output = self.decoder.block(self.layer, ops, self.ctx, &self.inputs.get(batch));
-        self.targets.iter().map(|target| error(self.recipe.learn.loss, &output, &target.get(batch))).sum()
+        let own: Tensor =
+            self.targets.iter().map(|target| error(self.recipe.learn.loss, &output, &target.get(batch))).sum();
+        let share = self.shares[batch];
+        if share < 1.0 { own * share } else { own }
     }
 }
 
@@ -151,7 +171,7 @@ struct Plan {
 fn descend<S>(
     plan: Plan,
     start: impl Fn(f64) -> Result<S, LearnError>,
-    step: impl Fn(&mut S, usize) -> f64,
+    step: impl Fn(&mut S, usize) -> Result<f64, LearnError>,
     watch: &mut dyn FnMut(LearnEvent) -> ControlFlow<()>,
 ) -> Result<(S, Descent), LearnError> {
     let mut fraction = 1.0;
@@ -164,7 +184,7 @@ fn descend<S>(
             let epoch = Nth::new(epoch, plan.epochs);
             let mut sum = 0.0;
             for batch in 0..plan.batches {
-                let loss = step(&mut state, batch);
+                let loss = step(&mut state, batch)?;
                 let batch = Nth::new(batch, plan.batches);
                 if !loss.is_finite() {
                     retries += 1;
@@ -249,11 +269,11 @@ mod tests {
         let start = |fraction| Ok((1.0, fraction * PLAN.lr));
         let step = |(value, lr): &mut (f64, f64), batch: usize| {
             if *lr > stable_lr && batch == 1 {
-                return f64::NAN;
+                return Ok(f64::NAN);
             }
             let loss = *value;
             *value *= 1.0 - *lr;
-            loss
+            Ok(loss)
         };
         let result = descend(PLAN, start, step, &mut |event| {
             events.push(event);
@@ -299,7 +319,7 @@ mod tests {
     fn stops_when_asked() {
         let start = |_| Ok(());
         let mut steps = 0;
-        let result = descend(PLAN, start, |(), _| 1.0, &mut |_| {
+        let result = descend(PLAN, start, |(), _| Ok(1.0), &mut |_| {
             steps += 1;
             if steps == 2 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });

@@ -13,3 +13,4 @@ pub(crate) mod sites;
 pub(crate) mod start;
 pub(crate) mod student;
 pub(crate) mod watch;
+pub(crate) mod whole;

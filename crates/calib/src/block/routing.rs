@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 
 use oq_models::{ActPoint, BlockOps, DenseOps, LinearName, Scores};
+use oq_ranks::{Ranks, RanksError};
 use oq_recipe::StarvedExpert;
 use tch::Tensor;
 
@@ -18,10 +19,13 @@ impl<'a> RoutingOps<'a> {
         Self { ops, tokens: RefCell::new(vec![0; experts]) }
     }
 
-    /// The experts that fewer than `enough` tokens reached.
-    pub(crate) fn starved(self, enough: usize) -> Vec<StarvedExpert> {
-        let experts = self.tokens.into_inner().into_iter().enumerate();
-        experts.map(|(expert, tokens)| StarvedExpert { expert, tokens }).filter(|e| e.tokens < enough as u64).collect()
+    /// The experts that fewer than `enough` tokens of all ranks reached.
+    pub(crate) fn starved(self, enough: usize, ranks: &Ranks) -> Result<Vec<StarvedExpert>, RanksError> {
+        let tokens: Vec<i64> = self.tokens.into_inner().into_iter().map(|tokens| tokens as i64).collect();
+        let tokens = ranks.sum(vec![Tensor::from_slice(&tokens)])?.remove(0);
+        let experts = Vec::<i64>::try_from(tokens).expect("i64").into_iter().enumerate();
+        let starved = experts.map(|(expert, tokens)| StarvedExpert { expert, tokens: tokens as u64 });
+        Ok(starved.filter(|starved| starved.tokens < enough as u64).collect())
     }
 }
 

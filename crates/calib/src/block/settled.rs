@@ -3,14 +3,14 @@
 
 use std::collections::BTreeMap;
 
-use oq_lwc::LwcError;
 use oq_models::{BlockWeights, Compute, Layer, LinearName, dequantized};
 use oq_quant_core::{QuantizedTensor, WeightSpec};
+use oq_ranks::Ranks;
 use tch::Device;
 
 use crate::block::inputs::{Inputs, products_of};
 use crate::block::learned::{Clipped, Learned};
-use crate::block::start::started;
+use crate::block::start::{StartError, started};
 use crate::merged::Merged;
 
 /// Bytes of products of input channels that experts settled together may take. One expert may take more.
@@ -57,11 +57,12 @@ impl Settled {
         linears: &[LinearName],
         specs: &dyn Fn(LinearName) -> WeightSpec,
         seen: &Inputs,
-        device: Device,
-    ) -> Result<(), (LinearName, LwcError)> {
-        for (name, clip) in started(weights, linears, specs, seen, device)? {
+        (device, ranks): (Device, &Ranks),
+    ) -> Result<(), StartError> {
+        for (name, clip) in started(weights, linears, specs, seen, (device, ranks))? {
             let weight = weights.weight(name);
-            self.codes.insert(name, clip.quantize(weight).map_err(|error| (name, error))?);
+            let codes = clip.quantize(weight).map_err(|source| StartError::Linear { linear: name, source })?;
+            self.codes.insert(name, codes);
             self.clips.insert(name, Clipped::of(clip, weight));
         }
         Ok(())

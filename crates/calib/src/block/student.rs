@@ -12,12 +12,13 @@ use oq_let::{Transform, Values};
 use oq_lwc::{Lwc, LwcError};
 use oq_models::{BlockOps, BlockWeights, Compute, LinearName};
 use oq_quant_core::{ActSpec, WeightSpec};
+use oq_ranks::{Ranks, RanksError};
 use tch::{Kind, Tensor};
 
 use crate::block::graph::{StudentOps, backward};
 use crate::block::inputs::Inputs;
 use crate::block::learned::{Clipped, Learned};
-use crate::block::start::started;
+use crate::block::start::{StartError, started};
 use crate::compute::Place;
 use crate::merged::{Merged, merge};
 use crate::optim::{AdamW, Descending};
@@ -35,6 +36,7 @@ pub(crate) struct Student<'a> {
     fixed: BTreeSet<LinearName>,
     values: Values,
     rounding: Option<Descending>,
+    ranks: &'a Ranks,
 }
 
 /// How far all usual steps together move an offset, in codes.
@@ -60,16 +62,16 @@ impl<'a> Student<'a> {
         (specs, act): (&dyn Fn(LinearName) -> WeightSpec, ActSpec),
         (transform, values): (&'a Transform, Values),
         seen: &Inputs,
-        place: Place,
-    ) -> Result<Self, (LinearName, LwcError)> {
-        let clips = started(weights, linears, specs, seen, place.device)?;
+        (place, ranks): (Place, &'a Ranks),
+    ) -> Result<Self, StartError> {
+        let clips = started(weights, linears, specs, seen, (place.device, ranks))?;
         // Scales of few bits change in jumps, each of which rounds many weights anew: what compensation won would be lost.
         let jumps = |(&name, clip): (&LinearName, &Lwc)| {
             (clip.spec().storage.has_coarse_scales() && seen.moments(name).is_some()).then_some(name)
         };
         let held = clips.iter().filter_map(jumps).collect();
         let (compute, fixed) = (place.compute, BTreeSet::new());
-        Ok(Self { weights, transform, act, compute, clips, held, fixed, values, rounding: None })
+        Ok(Self { weights, transform, act, compute, clips, held, fixed, values, rounding: None, ranks })
     }
 
     /// Leaves the clipping and rounding of these linears as they start.
@@ -91,10 +93,16 @@ impl<'a> Student<'a> {
         AdamW::new(strengths.chain(self.values.tensors().map(|value| (value, rates.transform))))
     }
 
-    /// One step that decreases `loss`, a function of the block's operations. Returns the loss before the step. If the loss or a
-    /// gradient is not finite, it returns NaN and changes nothing.
-    pub(crate) fn step(&mut self, optimizer: &mut AdamW, loss: impl FnOnce(&dyn BlockOps) -> Tensor) -> f64 {
-        let Some(Gradients { value, moved, of_quantized, of_params }) = self.gradients(loss) else { return f64::NAN };
+    /// One step that decreases `loss`, a function of the block's operations, summed over the ranks. Returns the loss before the step. If
+    /// the loss or a gradient is not finite, it returns NaN and changes nothing.
+    pub(crate) fn step(
+        &mut self,
+        optimizer: &mut AdamW,
+        loss: impl FnOnce(&dyn BlockOps) -> Tensor,
+    ) -> Result<f64, RanksError> {
+        let Some(Gradients { value, moved, of_quantized, of_params }) = self.gradients(loss)? else {
+            return Ok(f64::NAN);
+        };
         if let Some(rate) = self.rounding.as_mut().map(Descending::next) {
             for (&name, clip) in self.clips.iter_mut().filter(|(name, _)| !self.fixed.contains(name)) {
                 let rate = if self.held.contains(&name) { FURTHER * rate } else { rate };
@@ -107,11 +115,11 @@ impl<'a> Student<'a> {
         let strengths = learned.flat_map(|(_, clip)| [&mut clip.gamma, &mut clip.beta]);
         optimizer.step(strengths.chain(self.values.tensors_mut()).zip(of_params));
         self.values.keep_off_zero();
-        value
+        Ok(value)
     }
 
-    /// The gradients of a step; none if the loss or a gradient is not finite.
-    fn gradients(&self, loss: impl FnOnce(&dyn BlockOps) -> Tensor) -> Option<Gradients> {
+    /// The gradients of a step; none if the loss or a gradient is not finite. They are those of all ranks together, and so is the choice.
+    fn gradients(&self, loss: impl FnOnce(&dyn BlockOps) -> Tensor) -> Result<Option<Gradients>, RanksError> {
         let values = self.values.leaves();
         // Runs disable gradients otherwise.
         let moved = tch::with_grad(|| self.transform.apply(&values, |name| self.weights.find(name)));
@@ -122,7 +130,11 @@ impl<'a> Student<'a> {
         // In a block that attention cuts, only learned norms are upstream of both parts.
         let (names, learning): (Vec<&str>, Vec<&Tensor>) =
             leaves.iter().filter(|(_, leaf)| leaf.requires_grad()).map(|(name, leaf)| (name.as_str(), leaf)).unzip();
-        let grads = backward(loss, learning, ops.cut(), !moved.is_empty());
+        let mut grads = backward(loss, learning, ops.cut(), !moved.is_empty());
+        // Offsets move by what is not linear in these. All else is, and is summed over the ranks where it is smaller.
+        if self.rounding.is_some() {
+            grads = self.ranks.sum(grads)?;
+        }
         let mut grads: BTreeMap<&str, Tensor> = names.into_iter().zip(grads).collect();
 
         let (mut of_params, mut of_held, mut of_quantized) = (Vec::new(), Vec::new(), BTreeMap::new());
@@ -153,12 +165,16 @@ impl<'a> Student<'a> {
             });
             of_params.extend(Tensor::run_backward(&[linear], &values.tensors().collect::<Vec<_>>(), false, false));
         }
+        if self.rounding.is_none() {
+            of_params = self.ranks.sum(of_params)?;
+        }
         let sum: Tensor = of_params.iter().map(|grad| grad.sum(Kind::Float)).chain(of_held).sum();
         // Read together: reading waits for the device.
         let read = Tensor::stack(&[value.to_kind(Kind::Float), sum.to_kind(Kind::Float)], 0);
+        let read = self.ranks.sum(vec![read])?.remove(0);
         let [value, sum] = Vec::<f32>::try_from(read).expect("f32").try_into().expect("two numbers");
         let is_finite = value.is_finite() && sum.is_finite();
-        is_finite.then_some(Gradients { value: value.into(), moved, of_quantized, of_params })
+        Ok(is_finite.then_some(Gradients { value: value.into(), moved, of_quantized, of_params }))
     }
 
     /// The leaves of the block's graph: the quantized weights of all linears, and everything else that the transformation changed.

@@ -95,11 +95,22 @@ pub(crate) struct Surroundings {
     pub(crate) threads: usize,
     /// Whose attention is used: `own` or `libtorch`.
     pub(crate) attention: String,
+    /// Number of processes.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub(crate) ranks: usize,
+}
+
+fn one() -> usize {
+    1
+}
+
+fn is_one(ranks: &usize) -> bool {
+    *ranks == 1
 }
 
 impl Surroundings {
-    /// Those of a run in this process, on segments of `tokens` tokens.
-    pub(crate) fn here(model: &Model, tokens: usize, device: Device, compute: Compute) -> Self {
+    /// Those of a run on `ranks` processes like this one, on segments of `tokens` tokens.
+    pub(crate) fn here(model: &Model, tokens: usize, (device, compute): (Device, Compute), ranks: usize) -> Self {
         let decoder = model.decoder();
         let is_own = has_own_attention(device, compute.kind())
             && (0..decoder.dims().n_layers).all(|layer| decoder.has_plain_scores(layer, tokens));
@@ -111,17 +122,20 @@ impl Surroundings {
             },
             threads: usize::try_from(tch::get_num_threads()).unwrap_or_default(),
             attention: if is_own { "own" } else { "libtorch" }.to_owned(),
+            ranks,
         }
     }
 
     /// What differs here, with both values; empty if nothing does.
     pub(crate) fn differences(&self, here: &Self) -> String {
         let [there, threads] = [self, here].map(|side| side.threads.to_string());
+        let [ranks_there, ranks] = [self, here].map(|side| side.ranks.to_string());
         let parts = [
             ("libtorch", &self.libtorch, &here.libtorch),
             ("device", &self.device, &here.device),
             ("threads", &there, &threads),
             ("attention", &self.attention, &here.attention),
+            ("ranks", &ranks_there, &ranks),
         ];
         let changed = parts.into_iter().filter(|(_, there, here)| there != here);
         let changed = changed.map(|(name, there, here)| format!("{name} was {there} and is now {here}"));
@@ -226,9 +240,14 @@ mod tests {
             device: device.to_owned(),
             threads,
             attention: "own".to_owned(),
+            ranks: 1,
         };
         assert_eq!(here(1, "cpu").differences(&here(1, "cpu")), "");
         let differences = here(1, "cpu").differences(&here(16, "cuda:0"));
         assert_eq!(differences, "device was cpu and is now cuda:0, threads was 1 and is now 16");
+        let on_two = Surroundings { ranks: 2, ..here(1, "cpu") };
+        assert_eq!(on_two.differences(&here(1, "cpu")), "ranks was 2 and is now 1");
+        let one = serde_json::to_string(&here(1, "cpu")).unwrap();
+        assert!(!one.contains("ranks") && serde_json::from_str::<Surroundings>(&one).unwrap().ranks == 1);
     }
 }

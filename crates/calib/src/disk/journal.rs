@@ -113,6 +113,24 @@ pub enum JournalError {
         /// The checkpoint given now.
         model: PathBuf,
     },
+    /// A rank does not see the journal of the first one.
+    #[error(
+        "{}: {source}: rank 0 writes there, and all ranks need to see it; give an --out on a file system that they share", path.display()
+    )]
+    Unseen {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// Ranks were started with different command lines, or on different files.
+    #[error("{}: rank 0 runs with a different {differences}: start all ranks with the same command and the same files", dir.display())]
+    OtherRank {
+        /// The directory.
+        dir: PathBuf,
+        /// What differs.
+        differences: String,
+    },
     /// Another process writes to the directory.
     #[error("{}: another run is writing there: wait for it to finish, or choose another --out", dir.display())]
     Busy {
@@ -140,7 +158,8 @@ pub enum JournalError {
 /// An open journal.
 pub(crate) struct Journal {
     path: PathBuf,
-    file: File,
+    /// None where another rank writes it.
+    file: Option<File>,
     learned: Vec<Finished>,
     tuned: Vec<Finished<TunedRecord>>,
     /// The surroundings in which it was begun.
@@ -172,26 +191,7 @@ impl Journal {
             Err(TryLockError::Error(error)) => tracing::debug!(%error, "the journal cannot be locked"),
         }
         let text = std::fs::read_to_string(&path).map_err(io)?;
-        let mut lines = text.split_inclusive('\n').filter(|line| line.ends_with('\n'));
-        let header: Option<Header> = lines.next().and_then(|line| serde_json::from_str(line).ok());
-        // All blocks are learned before the first is tuned, and both are numbered from 0 without gaps. The first line that does not fit, and
-        // all after it, are dropped.
-        let (mut learned, mut tuned) = (Vec::new(), Vec::new());
-        let mut kept = text.find('\n').map_or(0, |end| end + 1);
-        for line in lines {
-            if learned.len() < n_blocks {
-                match serde_json::from_str::<Finished>(line) {
-                    Ok(block) if block.record.index == learned.len() => learned.push(block),
-                    _ => break,
-                }
-            } else {
-                match serde_json::from_str::<Finished<TunedRecord>>(line) {
-                    Ok(block) if block.record.tuned == tuned.len() && tuned.len() < n_blocks => tuned.push(block),
-                    _ => break,
-                }
-            }
-            kept += line.len();
-        }
+        let Lines { header, learned, tuned, kept } = Lines::of(&text, n_blocks);
         // A run that has finished no block does not stand in the way of another run.
         let resumes = |header: &Header| header == asked || !learned.is_empty() && header.identity == asked.identity;
         let here = asked.surroundings.clone();
@@ -201,6 +201,7 @@ impl Journal {
             }
             file.set_len(0).map_err(io)?;
             append(&path, &file, asked)?;
+            let file = Some(file);
             return Ok(Self { file, path, learned: Vec::new(), tuned: Vec::new(), begun: here.clone(), here });
         };
         if !resume && !learned.is_empty() {
@@ -213,7 +214,21 @@ impl Journal {
         if kept < text.len() {
             file.set_len(kept as u64).map_err(io)?;
         }
-        Ok(Self { path, file, learned, tuned, begun: header.surroundings, here })
+        Ok(Self { path, file: Some(file), learned, tuned, begun: header.surroundings, here })
+    }
+
+    /// Reads the journal that another rank has opened for the same run, and writes nothing.
+    pub(crate) fn read(dir: &Path, asked: &Header, n_blocks: usize) -> Result<Self, JournalError> {
+        let path = dir.join(JOURNAL);
+        let unseen = |source| JournalError::Unseen { path: path.clone(), source };
+        let text = std::fs::read_to_string(&path).map_err(unseen)?;
+        let Lines { header, learned, tuned, .. } = Lines::of(&text, n_blocks);
+        let header = header.ok_or_else(|| unseen(std::io::ErrorKind::UnexpectedEof.into()))?;
+        if header.identity != asked.identity {
+            let differences = header.identity.differences(&asked.identity);
+            return Err(JournalError::OtherRank { dir: dir.to_owned(), differences });
+        }
+        Ok(Self { path, file: None, learned, tuned, begun: header.surroundings, here: asked.surroundings.clone() })
     }
 
     /// Blocks learned so far, by this process or earlier ones, in order.
@@ -238,14 +253,16 @@ impl Journal {
 
     /// Drops this shard and those after it.
     pub(crate) fn forget(&mut self, first: Stage) -> Result<(), JournalError> {
-        let text = std::fs::read_to_string(&self.path).map_err(|source| self.io(source))?;
         let (learned, tuned) = match first {
             Stage::Learned(block) => (block, 0),
             Stage::Tuned(block) => (self.learned.len(), block),
         };
-        // Truncated in one step: if the process is killed here, the lines before are still there.
-        let kept: usize = text.split_inclusive('\n').take(1 + learned + tuned).map(str::len).sum();
-        self.file.set_len(kept as u64).and_then(|()| self.file.sync_data()).map_err(|source| self.io(source))?;
+        if let Some(file) = &self.file {
+            let text = std::fs::read_to_string(&self.path).map_err(|source| self.io(source))?;
+            // Truncated in one step: if the process is killed here, the lines before are still there.
+            let kept: usize = text.split_inclusive('\n').take(1 + learned + tuned).map(str::len).sum();
+            file.set_len(kept as u64).and_then(|()| file.sync_data()).map_err(|source| self.io(source))?;
+        }
         self.learned.truncate(learned);
         self.tuned.truncate(tuned);
         Ok(())
@@ -269,12 +286,49 @@ impl Journal {
     fn finish<R: Serialize>(&self, block: Finished<R>) -> Result<Finished<R>, JournalError> {
         let surroundings = self.here.clone().filter(|here| self.begun.as_ref() != Some(here));
         let block = Finished { surroundings, ..block };
-        append(&self.path, &self.file, &block)?;
+        if let Some(file) = &self.file {
+            append(&self.path, file, &block)?;
+        }
         Ok(block)
     }
 
     fn io(&self, source: std::io::Error) -> JournalError {
         JournalError::Io { path: self.path.clone(), source }
+    }
+}
+
+/// The lines of a journal.
+struct Lines {
+    header: Option<Header>,
+    learned: Vec<Finished>,
+    tuned: Vec<Finished<TunedRecord>>,
+    /// Bytes of those that count.
+    kept: usize,
+}
+
+impl Lines {
+    /// All blocks are learned before the first is tuned, and both are numbered from 0 without gaps. The first line that does not fit, and
+    /// all after it, are dropped.
+    fn of(text: &str, n_blocks: usize) -> Self {
+        let mut lines = text.split_inclusive('\n').filter(|line| line.ends_with('\n'));
+        let header = lines.next().and_then(|line| serde_json::from_str(line).ok());
+        let (mut learned, mut tuned) = (Vec::new(), Vec::new());
+        let mut kept = text.find('\n').map_or(0, |end| end + 1);
+        for line in lines {
+            if learned.len() < n_blocks {
+                match serde_json::from_str::<Finished>(line) {
+                    Ok(block) if block.record.index == learned.len() => learned.push(block),
+                    _ => break,
+                }
+            } else {
+                match serde_json::from_str::<Finished<TunedRecord>>(line) {
+                    Ok(block) if block.record.tuned == tuned.len() && tuned.len() < n_blocks => tuned.push(block),
+                    _ => break,
+                }
+            }
+            kept += line.len();
+        }
+        Self { header, learned, tuned, kept }
     }
 }
 
@@ -320,7 +374,7 @@ mod tests {
     }
 
     fn on(threads: usize) -> Surroundings {
-        Surroundings { libtorch: "2".into(), device: "cpu".into(), threads, attention: "own".into() }
+        Surroundings { libtorch: "2".into(), device: "cpu".into(), threads, attention: "own".into(), ranks: 1 }
     }
 
     fn block(index: usize) -> Finished {

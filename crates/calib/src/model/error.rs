@@ -2,6 +2,7 @@
 
 use oq_formats::FormatError;
 use oq_models::{LinearName, Model, ModelError};
+use oq_ranks::RanksError;
 
 use crate::disk::states::StatesError;
 use crate::nth::Nth;
@@ -21,6 +22,9 @@ pub(crate) enum PassError {
     /// Hidden states cannot be stored.
     #[error(transparent)]
     States(#[from] StatesError),
+    /// Another rank failed, or is gone.
+    #[error(transparent)]
+    Ranks(#[from] RanksError),
 }
 
 impl PassError {

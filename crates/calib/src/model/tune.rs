@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 
 use oq_models::{BlockWeights, Context, Model, Online, dequantized};
 use oq_quant_core::ActSpec;
+use oq_ranks::Ranks;
 use oq_recipe::Tune;
 use tch::{Kind, Tensor};
 
@@ -35,6 +36,8 @@ pub(crate) struct Subject<'a> {
     pub(crate) place: Place,
     pub(crate) batches: usize,
     pub(crate) tune: &'a Tune,
+    /// The processes that tune the model together, each on its part of every batch.
+    pub(crate) ranks: &'a Ranks,
 }
 
 /// Tunes a model.
@@ -184,17 +187,17 @@ impl<'a> Tuner<'a> {
         Ok(())
     }
 
-    /// One step on the embedded segments `x`, whose last hidden states in full precision are `target`, both `[b, t, hidden]`. Returns
-    /// the divergence before the step, or NaN if a gradient was not finite.
-    pub(crate) fn step(&mut self, x: Tensor, target: &Tensor) -> Result<f64, PassError> {
+    /// One step on this rank's part `x` of a batch of `segments` embedded segments, whose last hidden states in full precision are `target`,
+    /// both `[b, t, hidden]`. Returns the batch's divergence before the step, or NaN if a gradient was not finite.
+    pub(crate) fn step(&mut self, x: Tensor, target: &Tensor, segments: usize) -> Result<f64, PassError> {
         let fraction = self.schedule.next();
-        let segments = x.size()[0] as usize;
+        let share = x.size()[0] as f64 / segments as f64;
         // Places follow the schedule from their own rate.
         let Tune { epochs, codes, .. } = *self.subject.tune;
         let rate = fraction * (self.lr / self.subject.tune.lr) * first_rate(codes, epochs * self.subject.batches);
         let seed = self.divergences.len() * self.subject.batches + self.epoch.steps;
         let divergence =
-            self.descend(x, target, (rate, seed as u64), |Changes { tensors, optimizer, .. }, grads| {
+            self.descend((x, share), target, (rate, seed as u64), |Changes { tensors, optimizer, .. }, grads| {
                 optimizer.step_at(fraction, tensors.values_mut().zip(grads));
             })?;
         self.epoch.steps += 1;
@@ -206,12 +209,12 @@ impl<'a> Tuner<'a> {
     /// Computes the gradients of each block's changes, the last block first.
     fn descend(
         &mut self,
-        x: Tensor,
+        (x, share): (Tensor, f64),
         target: &Tensor,
         of_codes: (f64, u64),
         mut on_block: impl FnMut(&mut Changes, Vec<Tensor>),
     ) -> Result<f64, PassError> {
-        let place = self.subject.place;
+        let Subject { place, ranks, tune, .. } = self.subject;
         let mut x = x;
         for block in 0..self.blocks.len() {
             self.inputs.put(block, &x)?;
@@ -219,12 +222,20 @@ impl<'a> Tuner<'a> {
             x = self.link(block, &tensors, |link| link.forward(&x));
         }
         let (divergence, mut grad) = self.predictions.divergence(&x, target)?;
+        if share < 1.0 {
+            grad *= share;
+        }
         for block in (0..self.blocks.len()).rev() {
             let packed = self.packed(block)?;
             let leaf = |(name, tensor): (String, Tensor)| (name, tensor.set_requires_grad(true));
             let leaves = self.blocks[block].applied(&packed, place).into_iter().map(leaf).collect();
             let x = self.inputs.get(block);
-            let (of_x, of_leaves) = self.link(block, &leaves, |link| link.backward(&x, &grad));
+            let (of_x, mut of_leaves) = self.link(block, &leaves, |link| link.backward(&x, &grad));
+            // Codes follow signs and sizes of whole gradients. All else is linear in them, and is summed over the ranks where it is smaller.
+            let codes_move = tune.codes > 0.0;
+            if codes_move {
+                of_leaves = ranks.sum(of_leaves)?;
+            }
             let changes = &mut self.blocks[block];
             for (&name, codes) in &packed.codes {
                 let grad = leaves.keys().zip(&of_leaves).find(|(leaf, _)| **leaf == name.weight());
@@ -232,13 +243,17 @@ impl<'a> Tuner<'a> {
             }
             // In the order of the changes: both are sorted by name.
             let of_changes = leaves.iter().zip(&of_leaves).filter(|((name, _), _)| changes.tensors.contains_key(*name));
-            let of_changes: Vec<Tensor> =
+            let mut of_changes: Vec<Tensor> =
                 of_changes.map(|((name, leaf), grad)| changes.gradient(name, &packed, &leaf.detach(), grad)).collect();
+            if !codes_move {
+                of_changes = ranks.sum(of_changes)?;
+            }
             on_block(changes, of_changes);
             grad = of_x;
         }
         // A gradient that is not finite in any block makes the first block's gradients not finite.
-        let sum = grad.sum(Kind::Float).double_value(&[]);
+        let sum = ranks.total(grad.sum(Kind::Float).double_value(&[]))?;
+        let divergence = ranks.total(if share < 1.0 { divergence * share } else { divergence })?;
         Ok(if sum.is_finite() { divergence } else { f64::NAN })
     }
 

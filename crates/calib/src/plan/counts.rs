@@ -31,11 +31,13 @@ pub(super) struct Counts {
     /// The layer counted, the first of its kind.
     pub(super) layer: usize,
     pub(super) dims: Dims,
-    /// Tokens per optimizer step.
+    /// Processes that share the run.
+    pub(super) ranks: u64,
+    /// Tokens per optimizer step, of one rank.
     pub(super) batch_tokens: u64,
     /// Tokens per segment.
     pub(super) seqlen: u64,
-    /// Tokens of all segments; 0 if the method reads no text.
+    /// Tokens of all segments of one rank; 0 if the method reads no text.
     pub(super) tokens: u64,
     /// Optimizer steps per block.
     pub(super) steps: u64,
@@ -69,6 +71,8 @@ pub(super) struct Counts {
     pub(super) params: u64,
     /// Weights with an offset: all, or none.
     pub(super) offsets: u64,
+    /// Whether offsets are learned.
+    pub(super) rounds: bool,
     /// Products of input channels with each other, summed for compensation over the distinct inputs of linears; 0 without compensation.
     pub(super) products: u64,
     /// The largest matrix of such products.
@@ -103,6 +107,7 @@ impl Counts {
         decoder: &dyn Decoder,
         recipe: &Recipe,
         compute: Compute,
+        ranks: usize,
     ) -> Result<Vec<(Self, u64)>, SiteError> {
         let mut kinds: Vec<((Layer, Specs), usize, u64)> = Vec::new();
         for idx in 0..decoder.dims().n_layers {
@@ -115,7 +120,7 @@ impl Counts {
         }
         let counts = kinds.iter().map(|&((ref layer, ref specs), idx, n)| {
             let sites = sites_of(decoder, recipe, idx)?;
-            Ok((Self::new(decoder, (idx, layer, specs), recipe, &sites, compute), n))
+            Ok((Self::new(decoder, (idx, layer, specs), (recipe, ranks.max(1)), &sites, compute), n))
         });
         let mut counts = counts.collect::<Result<Vec<_>, SiteError>>()?;
         counts.sort_by_key(|(counts, _)| (std::cmp::Reverse(counts.weights), counts.grids == 0));
@@ -126,7 +131,7 @@ impl Counts {
     fn new(
         decoder: &dyn Decoder,
         (layer, layout, specs): (usize, &Layer, &Specs),
-        recipe: &Recipe,
+        (recipe, ranks): (&Recipe, usize),
         sites: &[Site],
         compute: Compute,
     ) -> Self {
@@ -151,6 +156,8 @@ impl Counts {
         let norms = layout.params.iter().map(|param| numbers(&param.shape)).sum::<u64>();
         let biases = layout.linears.iter().filter(|linear| linear.bias).map(|linear| linear.out_features as u64);
         let largest = layout.linears.iter().map(|l| (l.out_features * l.in_features) as u64).max().unwrap_or(0);
+        // Of the first rank, whose parts of batches are the largest.
+        let own_samples = (samples / batch).saturating_mul(batch.div_ceil(ranks)) + (samples % batch).div_ceil(ranks);
         let probed_segments = n_segments(samples, seqlen);
         let batches = if learns { samples.div_ceil(batch) as u64 } else { 0 };
         // Of experts, those that a token has.
@@ -168,9 +175,10 @@ impl Counts {
         Self {
             layer,
             dims,
-            batch_tokens: batch.saturating_mul(seqlen) as u64,
+            ranks: ranks as u64,
+            batch_tokens: batch.div_ceil(ranks).saturating_mul(seqlen) as u64,
             seqlen: seqlen as u64,
-            tokens: if reads_text { samples.saturating_mul(seqlen) as u64 } else { 0 },
+            tokens: if reads_text { own_samples.saturating_mul(seqlen) as u64 } else { 0 },
             steps: (recipe.learn.epochs as u64).saturating_mul(batches),
             tuning_steps: (recipe.tune_epochs() as u64).saturating_mul(batches),
             places: if recipe.tune_epochs() > 0 && recipe.tune.codes > 0.0 { sum(&|_| true) } else { 0 },
@@ -196,6 +204,7 @@ impl Counts {
             } else {
                 0
             },
+            rounds: learns && recipe.learn.rounding == Rounding::Learned,
             products: compensation.products,
             rotated_bytes: match recipe.rotate.kind {
                 RotateKind::None => 0,

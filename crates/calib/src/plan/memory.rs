@@ -9,6 +9,7 @@
 use serde::Serialize;
 
 use super::counts::{Counts, F16, F32};
+use super::messages;
 use super::setting::Setting;
 use crate::block::compensate::WEIGHTS;
 use crate::model::chain::POSITIONS;
@@ -51,7 +52,7 @@ pub struct MemoryPlan {
 /// Memory by part at the peak, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Parts {
-    /// The program and its libraries.
+    /// The program and its libraries, and messages between ranks.
     pub program_bytes: u64,
     /// The calibration text during tokenization, and its tokens afterwards.
     pub text_bytes: u64,
@@ -80,7 +81,11 @@ impl Parts {
 impl MemoryPlan {
     /// The plan of the largest kind of layer.
     pub(super) fn of_kinds(kinds: &[(Counts, u64)], setting: &Setting<'_>) -> Self {
-        let plans = kinds.iter().map(|(counts, _)| Self::new(counts, setting));
+        let plans = kinds.iter().map(|(counts, _)| {
+            let mut plan = Self::new(counts, setting);
+            plan.host.program_bytes += messages::held(counts);
+            plan
+        });
         let largest = plans.max_by_key(|plan| plan.device.unwrap_or(plan.host).total());
         largest.expect("a model has layers")
     }

@@ -2,6 +2,7 @@
 
 mod counts;
 mod memory;
+mod messages;
 mod setting;
 mod shortage;
 mod suggest;
@@ -16,10 +17,12 @@ use serde::Serialize;
 use crate::block::sites::sites_of;
 use crate::check::check_sites;
 use crate::error::CalibError;
+use crate::split::check_ranks;
 use counts::Counts;
 use shortage::{Shortage, gib};
 
 pub use memory::{MemoryPlan, Parts};
+pub use messages::BYTES_PER_SEC;
 pub use setting::{Accelerator, Machine, Setting};
 pub use suggest::Suggestion;
 pub use time::{StepTime, TimePlan};
@@ -67,7 +70,7 @@ impl SitePlan {
     }
 }
 
-/// A plan of a run.
+/// A plan of a run. If several ranks share it, memory is that of one of them.
 #[derive(Clone, Debug, Serialize)]
 pub struct Plan {
     /// Number of blocks.
@@ -84,6 +87,10 @@ pub struct Plan {
     pub tuning_steps: usize,
     /// Calibration tokens.
     pub calibration_tokens: usize,
+    /// Processes that share the run.
+    pub ranks: usize,
+    /// Bytes that each of them sends in a step.
+    pub message_bytes: u64,
     /// The type of the products.
     pub compute: &'static str,
     /// Peak memory.
@@ -107,7 +114,8 @@ impl Plan {
     /// If the recipe asks for what the model does not have, whatever the memory.
     pub fn new(decoder: &dyn Decoder, recipe: &Recipe, setting: &Setting<'_>) -> Result<Self, CalibError> {
         check_sites(decoder, recipe)?;
-        let kinds = Counts::of_kinds(decoder, recipe, setting.compute)?;
+        check_ranks(recipe, setting.ranks)?;
+        let kinds = Counts::of_kinds(decoder, recipe, setting.compute, setting.ranks)?;
         let (counts, _) = &kinds[0];
         let sites = sites_of(decoder, recipe, counts.layer)?;
         let specs = specs_of_layer(decoder, recipe.quantization(), counts.layer)?;
@@ -148,7 +156,13 @@ impl Plan {
             },
             steps_per_block: counts.steps as usize,
             tuning_steps: counts.tuning_steps as usize,
-            calibration_tokens: counts.tokens as usize,
+            calibration_tokens: if recipe.reads_text() {
+                recipe.calibration.samples.saturating_mul(recipe.calibration.seqlen)
+            } else {
+                0
+            },
+            ranks: setting.ranks,
+            message_bytes: messages::per_step(counts),
             linears,
             sites,
             compute: setting.compute.name(),

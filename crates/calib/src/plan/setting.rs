@@ -35,4 +35,6 @@ pub struct Setting<'a> {
     pub text_bytes: u64,
     /// As in [`crate::Options`].
     pub cache_memory: Option<u64>,
+    /// Number of processes that share the run, each with a machine like this one to itself.
+    pub ranks: usize,
 }

@@ -52,7 +52,7 @@ pub(super) fn suggestions(
     let budget = setting.cache_memory.is_none().then(|| within_budget(kinds, setting));
     let fits = |recipe: &Recipe, compute: Compute, options: String| {
         // These settings do not affect sites.
-        let kinds = Counts::of_kinds(decoder, recipe, compute).ok()?;
+        let kinds = Counts::of_kinds(decoder, recipe, compute, setting.ranks).ok()?;
         let memory = MemoryPlan::of_kinds(&kinds, setting);
         let bytes = memory.device.unwrap_or(memory.host).total();
         Shortage::of(&memory, setting.machine).is_empty().then_some(Suggestion { options, bytes })
@@ -73,7 +73,10 @@ pub(super) fn suggestions(
     let shorter = halves(seqlen, SHORTEST_SEGMENT);
     let compute = setting.compute;
     let bf16 = (compute == Compute::F32).then(|| fits(recipe, Compute::Bf16, "--compute bf16".to_owned())).flatten();
-    let single = (batch > 1).then(|| fits(&with(samples, seqlen, 1), compute, "--batch 1".to_owned())).flatten();
+    // A segment for each rank.
+    let least = setting.ranks.max(1);
+    let single = (batch > least).then(|| fits(&with(samples, seqlen, least), compute, format!("--batch {least}")));
+    let single = single.flatten();
     let of_samples = fewer.clone().find_map(|n| fits(&with(n, seqlen, batch), compute, format!("--samples {n}")));
     let of_seqlen = shorter.clone().find_map(|n| fits(&with(samples, n, batch), compute, format!("--seqlen {n}")));
     let suggestions: Vec<Suggestion> =

@@ -8,6 +8,7 @@ use oq_recipe::Profile;
 use serde::Serialize;
 
 use super::counts::{Counts, F16, F32};
+use super::messages::{self, BYTES_PER_SEC};
 
 /// Fitted values for one kind of device.
 ///
@@ -120,11 +121,14 @@ pub struct StepTime {
     pub weights_secs: f64,
     /// Overhead of operations.
     pub overhead_secs: f64,
+    /// Messages between ranks, at [`BYTES_PER_SEC`](super::BYTES_PER_SEC).
+    pub messages_secs: f64,
 }
 
 impl StepTime {
     fn total(&self) -> f64 {
-        self.products_secs + self.attention_secs + self.activations_secs + self.weights_secs + self.overhead_secs
+        let computing = self.products_secs + self.attention_secs + self.activations_secs + self.weights_secs;
+        computing + self.overhead_secs + self.messages_secs
     }
 }
 
@@ -212,6 +216,7 @@ impl Rates {
             activations_secs: tokens * activation_bytes(counts) / self.memory,
             weights_secs: (clipped + moved + OFFSET_BYTES * counts.offsets as f64) / self.memory,
             overhead_secs: ops * self.secs_per_op,
+            messages_secs: messages::per_step(counts) as f64 / BYTES_PER_SEC,
         }
     }
 
@@ -228,7 +233,7 @@ impl Rates {
         let predictions = tokens * counts.dims.vocab as f64;
         let head = 3.0 * 2.0 * predictions * counts.dims.hidden as f64 / self.products
             + PREDICTION_BYTES * predictions / self.memory;
-        counts.dims.n_layers as f64 * block + head
+        counts.dims.n_layers as f64 * block + head + messages::per_tuning_step(counts) as f64 / BYTES_PER_SEC
     }
 
     /// All blocks forward, and forward and backward; for each width the errors of weights, and their effect on outputs.
@@ -256,10 +261,18 @@ impl Rates {
         let stored = F16 as f64 * weights;
         let shard = counts.block_bytes as f64;
         let files = stored / self.disk + shard / self.disk + shard / HASH_BYTES_PER_SEC;
-        let compensation = (2.0 * tokens * counts.products as f64 + counts.compensation as f64) / self.exact
-            + OPS_PER_COLUMN * counts.columns as f64 * self.secs_per_op;
+        // Linears are shared out to the ranks.
+        let ranks = counts.ranks as f64;
+        let compensation = (2.0 * tokens * counts.products as f64 + counts.compensation as f64 / ranks) / self.exact
+            + OPS_PER_COLUMN * counts.columns as f64 / ranks * self.secs_per_op;
+        let messages = messages::per_block(counts) as f64 / BYTES_PER_SEC;
         // Converting, casting and writing back: like clipping, about one or two passes over weights.
-        passes * forward + compensation + files + SECS_PER_CODE * weights + self.clip_bytes * weights / self.memory
+        passes * forward
+            + compensation
+            + messages
+            + files
+            + SECS_PER_CODE * weights
+            + self.clip_bytes * weights / self.memory
     }
 }
 

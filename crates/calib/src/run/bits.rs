@@ -40,8 +40,11 @@ impl Subject<'_> {
         let sources: Result<Vec<String>, _> =
             (0..decoder.dims().n_layers).map(|block| self.sources.of(block).map(str::to_owned)).collect();
         let sources = sources?;
-        let before = Choice::read(out, self.identity, &sources);
-        if let Some(widths) = before.and_then(|choice| choice.widths(decoder, recipe)) {
+        let stored = || Choice::read(out, self.identity, &sources).and_then(|choice| choice.widths(decoder, recipe));
+        let (before, ranks) = (stored(), &self.options.ranks);
+        if !ranks.any(before.is_none())?
+            && let Some(widths) = before
+        {
             return Ok(widths);
         }
         if !journal.learned().is_empty() {
@@ -49,13 +52,17 @@ impl Subject<'_> {
             journal.forget(Stage::Learned(0))?;
         }
         let open = Open::of(decoder, recipe)?;
-        let choice = self.choose(sources, &open, on)?;
-        choice.write(out)?;
+        // All ranks measure, as they would wait otherwise, and take what the first one wrote.
+        let choice = self.choose(sources.clone(), &open, on)?;
+        if ranks.is_first() {
+            choice.write(out)?;
+        }
+        ranks.barrier()?;
         let event = Event::BitsChosen { average: choice.average, linears: choice.linears() };
         if on(Notice::Event(event)).is_break() {
             return Err(self.stopped());
         }
-        Ok(choice.widths(decoder, recipe).expect("all linears of the model were measured"))
+        Ok(stored().expect("the file was written for this run, and all linears of the model were measured"))
     }
 
     fn choose(

@@ -6,6 +6,7 @@ use std::time::Instant;
 use oq_let::{Transform, Values};
 use oq_models::{Compute, Context};
 use oq_quant_core::{QuantizedTensor, TensorError, WeightSpec};
+use oq_ranks::{Ranks, RanksError};
 use oq_recipe::{BlockDetails, BlockRecord, Event, Loss, Transform as Transformation};
 use oq_runtime::trim_memory;
 use tch::Tensor;
@@ -21,8 +22,9 @@ use crate::block::sites::sites_of;
 use crate::compute::Place;
 use crate::disk::journal::{Finished, Journal};
 use crate::error::CalibError;
-use crate::merged::merge;
+use crate::merged::{Merged, merge};
 use crate::nth::Nth;
+use crate::split::shares;
 
 /// Only these are asked for.
 const IS_QUANTIZED: &str = "linears in full precision were left out";
@@ -34,11 +36,11 @@ impl Run<'_> {
         let ctx = self.model.decoder().context(t, self.options.device);
         let (own, of_tuning) = segments.split_at(segments.len().min(self.recipe.calibration.samples));
         if self.work.resumed_blocks < self.n_blocks {
-            let per_segment = t * self.model.decoder().dims().hidden;
-            let cache = self.cache(self.recipe.calibration.batch * per_segment, own.len() * per_segment);
+            let (batch, all) = self.elements(own);
+            let cache = self.cache(batch, all);
             let mut states = self.first_states(&cache, own)?;
             for block_idx in 0..self.n_blocks {
-                let taken = self.take_block(block_idx, &ctx, &mut states, journal);
+                let taken = self.take_block(block_idx, &ctx, (&mut states, own), journal);
                 taken.map_err(|error| error.in_block(Nth::new(block_idx, self.n_blocks)))?;
                 self.progress(block_idx + 1)?;
             }
@@ -51,39 +53,44 @@ impl Run<'_> {
         &mut self,
         block_idx: usize,
         ctx: &Context,
-        states: &mut States<'_>,
+        (states, segments): (&mut States<'_>, &[Vec<u32>]),
         journal: &mut Journal,
     ) -> Result<(), CalibError> {
         if block_idx < self.work.resumed_blocks {
             return self.replay_block(block_idx, ctx, states);
         }
-        let (finished, details) = self.one_block(block_idx, ctx, states)?;
+        let (record, written, details) = self.one_block(block_idx, ctx, (states, segments))?;
         // Before the journal: a block that is in the journal is not made again.
-        details.map_or(Ok(()), |details| self.details.add(&details))?;
-        journal.finish_learned(finished.clone())?;
-        self.emit(Event::BlockFinished(finished.record), block_idx + 1)
+        if let (Some(file), Some(details)) = (&self.details, details) {
+            file.add(&details)?;
+        }
+        if let Some(Written { shard, sha256, source }) = written {
+            journal.finish_learned(Finished { shard, sha256, source, surroundings: None, record: record.clone() })?;
+        }
+        self.emit(Event::BlockFinished(record), block_idx + 1)
     }
 
     fn one_block(
         &mut self,
         block_idx: usize,
         ctx: &Context,
-        states: &mut States<'_>,
-    ) -> Result<(Finished, Option<BlockDetails>), CalibError> {
+        (states, segments): (&mut States<'_>, &[Vec<u32>]),
+    ) -> Result<(BlockRecord, Option<Written>, Option<BlockDetails>), CalibError> {
         let started = Instant::now();
         self.emit(Event::BlockStarted { block: block_idx }, block_idx)?;
         let decoder = self.model.decoder();
         // Before this block allocates memory.
         trim_memory();
+        let ranks = &self.options.ranks;
         // This reads the block from disk; loading it then hits the page cache.
-        let source = Some(self.sources.of(block_idx)?.to_owned());
+        let source = ranks.is_first().then(|| self.sources.of(block_idx).map(str::to_owned)).transpose()?;
         let mut weights = self.load_block(block_idx)?;
         let (linears, _) = self.stages.output.widths().parted(decoder, block_idx);
         // A block in full precision stays what it is.
         let sites = if linears.is_empty() { Vec::new() } else { sites_of(decoder, self.recipe, block_idx)? };
         let transform = Transform::new(sites, self.options.device);
         let learns = self.recipe.method.learns() && !linears.is_empty();
-        let sample = if learns { Sample::of(&states.full) } else { None };
+        let sample = if learns && ranks.is_first() { Sample::of(&states.full) } else { None };
         let BlockTargets { second, inputs, starved, mut beyond_f16 } =
             self.pass_in_full(block_idx, &weights, (&linears, transform.sites()), ctx, states)?;
         let seen = Seen { weights: &weights, inputs: &inputs };
@@ -108,6 +115,8 @@ impl Run<'_> {
                 place: Place { device: self.options.device, compute: self.options.compute },
                 inputs: &states.quantized,
                 targets,
+                ranks,
+                shares: shares(ranks, segments, self.recipe.calibration.batch),
             };
             let learned = learn_block(&task, &mut |event| self.on_learn_event(block_idx, event));
             let (mut merged, descent, mut learned) = learned.map_err(|error| self.learn_error(block_idx, error))?;
@@ -130,6 +139,7 @@ impl Run<'_> {
             merged.keep_params(&weights, self.stages.output.params(block_idx).map(|param| param.name.to_owned()));
         }
         self.stages.output.settle_floats(block_idx, &mut merged, &weights)?;
+        let written = self.write_block(block_idx, &mut merged, source)?;
         let (mut final_loss, mut details) = (None, None);
         if self.recipe.method.learns() {
             let original = weights.cast(&[], Compute::F32);
@@ -163,10 +173,10 @@ impl Run<'_> {
             }
             let errors = Vec::<f32>::try_from(Tensor::stack(&errors, 0)).expect("f32");
             let sum: f64 = errors.into_iter().zip(&sizes).map(|(error, size)| f64::from(error) * size).sum();
-            final_loss = Some(sum / sizes.iter().sum::<f64>());
+            final_loss = Some(ranks.total(sum)? / ranks.total(sizes.iter().sum())?);
             beyond_f16 = peak.beyond_f16();
         }
-        let (shard, sha256) = self.stages.output.write_block(block_idx, &merged)?;
+        let beyond_f16 = largest(ranks, beyond_f16)?;
         let record = BlockRecord {
             index: block_idx,
             losses: descent.losses,
@@ -176,7 +186,26 @@ impl Run<'_> {
             beyond_f16,
             starved: starved.experts,
         };
-        Ok((Finished { shard, sha256, source, surroundings: None, record }, details))
+        Ok((record, written, details))
+    }
+
+    /// Writes a block's shard on the first rank. The others wait for it and go on with what is in it, so that all have the same block,
+    /// whatever their processors compute.
+    fn write_block(
+        &self,
+        block_idx: usize,
+        merged: &mut Merged,
+        source: Option<String>,
+    ) -> Result<Option<Written>, CalibError> {
+        let (output, ranks) = (&self.stages.output, &self.options.ranks);
+        if ranks.is_first() {
+            let (shard, sha256) = output.write_block(block_idx, merged)?;
+            ranks.barrier()?;
+            return Ok(Some(Written { shard, sha256, source }));
+        }
+        ranks.barrier()?;
+        *merged = output.read_block(block_idx, self.options.device)?;
+        Ok(None)
     }
 
     fn on_learn_event(&mut self, block: usize, event: LearnEvent) -> ControlFlow<()> {
@@ -198,15 +227,30 @@ impl Run<'_> {
         }
     }
 
-    fn learn_error(&self, block: usize, error: LearnError) -> CalibError {
+    pub(super) fn learn_error(&self, block: usize, error: LearnError) -> CalibError {
         match error {
             LearnError::Stopped => self.stopped(block),
+            LearnError::Ranks(error) => error.into(),
             LearnError::Diverged { epoch, batch, attempts, lr } => {
                 CalibError::Diverged { block: Nth::new(block, self.n_blocks), epoch, batch, attempts, lr }
             }
             LearnError::Linear { linear, source } => CalibError::of_linear(self.model, block, linear, source),
         }
     }
+}
+
+/// A block's shard, as this rank wrote it.
+struct Written {
+    shard: String,
+    sha256: String,
+    /// Hash of the weights that it was made from.
+    source: Option<String>,
+}
+
+/// The largest number of all ranks that have one; all are positive.
+fn largest(ranks: &Ranks, own: Option<f64>) -> Result<Option<f64>, RanksError> {
+    let largest = ranks.max(vec![Tensor::from_slice(&[own.unwrap_or(0.0)])])?[0].double_value(&[0]);
+    Ok((largest > 0.0).then_some(largest))
 }
 
 /// Codes of a weight `[out, in]` on the MinMax grids of its groups.

@@ -26,6 +26,7 @@ use crate::disk::journal::{Header, Journal, JournalError};
 use crate::disk::stages::Stages;
 use crate::error::CalibError;
 use crate::nth::Nth;
+use crate::split::check_ranks;
 
 pub use self::options::{Notice, Options, Outcome};
 
@@ -33,7 +34,7 @@ pub use self::options::{Notice, Options, Outcome};
 ///
 /// `segments` are token ids of equal length, [`Recipe::segments`] of them: first those that blocks learn from, then those of each epoch
 /// of tuning. A recipe that reads no text ignores them. `on` receives progress and can ask the run to stop, which it does within a
-/// step. Finished blocks are kept for [`Options::resume`].
+/// step, on all ranks if one is asked. Finished blocks are kept for [`Options::resume`].
 pub fn quantize(
     model: &Model,
     recipe: &Recipe,
@@ -41,6 +42,36 @@ pub fn quantize(
     options: &Options,
     on: &mut dyn FnMut(Notice) -> ControlFlow<()>,
 ) -> Result<Outcome, CalibError> {
+    let ranks = &options.ranks;
+    let mut lost = None;
+    let mut on_all = |notice| {
+        let any = ranks.any(on(notice).is_break());
+        let stops = any.unwrap_or_else(|error| {
+            lost = Some(error);
+            true
+        });
+        if stops { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
+    let result = quantize_here(model, recipe, segments, options, &mut on_all);
+    let result = lost.map_or(result, |error| Err(error.into()));
+    match &result {
+        // All ranks stop, or see the same.
+        Ok(_) | Err(CalibError::Stopped { .. } | CalibError::TuningStopped { .. } | CalibError::Ranks(_)) => {}
+        Err(error) => ranks.fail(&error.to_string()),
+    }
+    result
+}
+
+/// [`quantize`] on this rank.
+fn quantize_here(
+    model: &Model,
+    recipe: &Recipe,
+    segments: &[Vec<u32>],
+    options: &Options,
+    on: &mut dyn FnMut(Notice) -> ControlFlow<()>,
+) -> Result<Outcome, CalibError> {
+    let ranks = &options.ranks;
+    check_ranks(recipe, ranks.size())?;
     check(model, recipe)?;
     let rotated = rotated(model, recipe)?;
     let model = rotated.as_ref().unwrap_or(model);
@@ -52,12 +83,69 @@ pub fn quantize(
     let n_blocks = model.decoder().dims().n_layers;
     let identity = Identity::of(model, recipe, segments, options.compute)?;
     let tokens = segments.first().map_or(0, Vec::len);
-    let surroundings = Some(Surroundings::here(model, tokens, options.device, options.compute));
+    let surroundings = Some(Surroundings::here(model, tokens, (options.device, options.compute), ranks.size()));
     let header = Header { identity, surroundings };
     let (sources, identity) = (Sources::new(model), &header.identity);
-    let mut journal = Journal::open(&options.out, &header, n_blocks, options.resume)?;
-    check_sources(&sources, &journal, (&options.out, model))?;
-    let mut stages = Stages::create(&options.out, model, recipe)?;
+    let opened = ranks.is_first().then(|| open(model, recipe, options, (&header, &sources)));
+    let opened = opened.transpose()?;
+    // The others look at what the first one has opened.
+    let was_complete = ranks.any(opened.as_ref().is_some_and(|(.., was_complete)| *was_complete))?;
+    let (mut journal, mut stages) = match opened {
+        Some((journal, stages, _)) => (journal, stages),
+        None => (Journal::read(&options.out, &header, n_blocks)?, Stages::create(&options.out, model, recipe)?),
+    };
+    // Creating stages removes unfinished files, and the first one writes some soon.
+    ranks.barrier()?;
+    if !was_complete {
+        if let Some(budget) = &recipe.bits {
+            let sources = &sources;
+            let subject = bits::Subject { model, recipe, budget, segments, options, identity, sources };
+            stages.output.set_widths(subject.widths(&mut journal, on)?);
+        }
+        if ranks.is_first() {
+            stages.forget_tuning(&journal)?;
+        }
+    }
+    let resumed_blocks = journal.learned().len();
+    if !was_complete {
+        let work = Work::of(recipe, n_blocks, resumed_blocks);
+        let (stages, sources) = (&stages, &sources);
+        let details = ranks.is_first().then(|| DetailsFile::open(&options.out, resumed_blocks)).transpose()?;
+        let mut run = Run { model, sources, recipe, options, stages, details, on, n_blocks, work };
+        if !stages.has_all(&journal) {
+            run.all_blocks(&mut journal, segments)?;
+        }
+        if ranks.is_first() {
+            stages.output.finish()?;
+            warn_of_f16(&journal, n_blocks);
+        }
+    }
+    ranks.barrier()?;
+    if ranks.is_first() {
+        stages.clean_up();
+    } else {
+        // With the blocks that the first one has recorded.
+        journal = Journal::read(&options.out, &header, n_blocks)?;
+    }
+    Ok(Outcome {
+        blocks: journal.learned().iter().map(|block| block.record.clone()).collect(),
+        tuning: journal.tuned().first().map_or_else(Vec::new, |block| block.record.divergences.clone()),
+        resumed_blocks,
+        was_complete,
+    })
+}
+
+/// Opens the journal and the output directory, and drops what is broken there. Also returns whether nothing is left to do.
+fn open<'a>(
+    model: &'a Model,
+    recipe: &Recipe,
+    options: &Options,
+    (header, sources): (&Header, &Sources<'_>),
+) -> Result<(Journal, Stages<'a>, bool), CalibError> {
+    let n_blocks = model.decoder().dims().n_layers;
+    let mut journal = Journal::open(&options.out, header, n_blocks, options.resume)?;
+    check_sources(sources, &journal, (&options.out, model))?;
+    let stages = Stages::create(&options.out, model, recipe)?;
     let was_complete = stages.are_complete(&journal)?;
     if !was_complete {
         if let Some(differences) = journal.moved() {
@@ -65,32 +153,8 @@ pub fn quantize(
         }
         stages.reopen()?;
         stages.forget_broken(&mut journal)?;
-        if let Some(budget) = &recipe.bits {
-            let sources = &sources;
-            let subject = bits::Subject { model, recipe, budget, segments, options, identity, sources };
-            stages.output.set_widths(subject.widths(&mut journal, on)?);
-        }
-        stages.forget_tuning(&journal)?;
     }
-    let resumed_blocks = journal.learned().len();
-    if !was_complete {
-        let work = Work::of(recipe, n_blocks, resumed_blocks);
-        let (stages, sources) = (&stages, &sources);
-        let details = DetailsFile::open(&options.out, resumed_blocks)?;
-        let mut run = Run { model, sources, recipe, options, stages, details, on, n_blocks, work };
-        if !stages.has_all(&journal) {
-            run.all_blocks(&mut journal, segments)?;
-        }
-        stages.output.finish()?;
-        warn_of_f16(&journal, n_blocks);
-    }
-    stages.clean_up();
-    Ok(Outcome {
-        blocks: journal.learned().iter().map(|block| block.record.clone()).collect(),
-        tuning: journal.tuned().first().map_or_else(Vec::new, |block| block.record.divergences.clone()),
-        resumed_blocks,
-        was_complete,
-    })
+    Ok((journal, stages, was_complete))
 }
 
 /// Refuses blocks that were made from different weights than the model has now, before anything is written. This reads all bytes of

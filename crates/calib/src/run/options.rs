@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use oq_models::Compute;
+use oq_ranks::Ranks;
 use oq_recipe::{BlockRecord, Event};
 use tch::Device;
 
@@ -21,13 +22,15 @@ pub struct Options {
     pub out: PathBuf,
     /// Resume the run in `out`.
     pub resume: bool,
+    /// The processes that share the run. All of them make it with the same model, recipe, segments and `out`, and the first one writes.
+    pub ranks: Ranks,
 }
 
 impl Options {
-    /// A run on the CPU, in f32, with all hidden states in memory, into a directory `out` without an earlier run.
+    /// A run of one process on the CPU, in f32, with all hidden states in memory, into a directory `out` without an earlier run.
     pub fn new(out: impl Into<PathBuf>) -> Self {
         let (device, compute) = (Device::Cpu, Compute::F32);
-        Self { device, compute, cache_memory: None, out: out.into(), resume: false }
+        Self { device, compute, cache_memory: None, out: out.into(), resume: false, ranks: Ranks::alone() }
     }
 }
 

@@ -7,6 +7,7 @@ use super::running::Run;
 use super::starved::Starved;
 use crate::block::inputs::{Given, InputOps, Inputs};
 use crate::block::peak::Peak;
+use crate::block::whole::over_ranks;
 use crate::compute::is_finite;
 use crate::disk::states::{Cache, Store};
 use crate::error::CalibError;
@@ -115,7 +116,8 @@ impl Run<'_> {
             states.full.set(batch, &x)?;
         }
         drop(peaking);
-        Ok(BlockTargets { second, inputs: watched.finish(), starved, beyond_f16: peak.beyond_f16() })
+        let inputs = over_ranks(&self.options.ranks, watched.finish(), weights, &decoder.layer(block_idx))?;
+        Ok(BlockTargets { second, inputs, starved, beyond_f16: peak.beyond_f16() })
     }
 }
 

@@ -14,6 +14,7 @@ use crate::disk::stages::Stages;
 use crate::disk::states::{Cache, Store};
 use crate::error::CalibError;
 use crate::nth::Nth;
+use crate::split::own_parts;
 
 /// A run in progress.
 pub(super) struct Run<'a> {
@@ -22,7 +23,8 @@ pub(super) struct Run<'a> {
     pub(super) recipe: &'a Recipe,
     pub(super) options: &'a Options,
     pub(super) stages: &'a Stages<'a>,
-    pub(super) details: DetailsFile,
+    /// On the first rank.
+    pub(super) details: Option<DetailsFile>,
     pub(super) on: &'a mut dyn FnMut(Notice) -> ControlFlow<()>,
     pub(super) n_blocks: usize,
     pub(super) work: Work,
@@ -36,10 +38,18 @@ impl Run<'_> {
         Cache { device: *device, budget: *cache_memory, batch, len, total: n_stores * len, dir: out.clone() }
     }
 
-    /// Replaces the content of `states` by the embedded segments.
+    /// Elements of the hidden states of this rank's part of the segments of a pass: of the largest batch, and of all.
+    pub(super) fn elements(&self, segments: &[Vec<u32>]) -> (usize, usize) {
+        let per_segment = segments.first().map_or(0, Vec::len) * self.model.decoder().dims().hidden;
+        let parts = own_parts(&self.options.ranks, segments, self.recipe.calibration.batch).map(<[_]>::len);
+        let (largest, all) = parts.fold((0, 0), |(largest, all), part| (part.max(largest), all + part));
+        (largest * per_segment, all * per_segment)
+    }
+
+    /// Replaces the content of `states` by this rank's part of the embedded segments.
     pub(super) fn embed(&self, segments: &[Vec<u32>], states: &mut Store<'_>) -> Result<(), CalibError> {
         let outer = self.model.outer(self.options.device);
-        for (idx, batch) in segments.chunks(self.recipe.calibration.batch).enumerate() {
+        for (idx, batch) in own_parts(&self.options.ranks, segments, self.recipe.calibration.batch).enumerate() {
             states.put(idx, &self.model.decoder().embed(&outer, &ids_of(batch))?)?;
         }
         Ok(())

@@ -10,6 +10,7 @@ use super::running::Run;
 use crate::block::inputs::{Given, InputOps, Inputs};
 use crate::block::routing::RoutingOps;
 use crate::block::settled::{Settled, together};
+use crate::block::whole::over_ranks;
 use crate::disk::states::Store;
 use crate::error::CalibError;
 use crate::nth::Nth;
@@ -62,8 +63,8 @@ impl Run<'_> {
             let widths = self.stages.output.widths();
             let specs = |name| widths.of(block_idx, name).expect("linears in full precision were left out");
             settled
-                .add(weights, &of_group, &specs, &seen, self.options.device)
-                .map_err(|(name, error)| CalibError::of_linear(self.model, block_idx, name, error))?;
+                .add(weights, &of_group, &specs, &seen, (self.options.device, &self.options.ranks))
+                .map_err(|error| self.learn_error(block_idx, error.into()))?;
         }
         Ok(Starved { experts, with_sites: with_sites.into_iter().collect(), settled })
     }
@@ -86,7 +87,7 @@ impl Run<'_> {
             self.progress(block_idx)?;
             let _ = self.model.decoder().block(block_idx, &ops, ctx, &x);
         }
-        Ok(ops.finish())
+        Ok(over_ranks(&self.options.ranks, ops.finish(), cast, &self.model.decoder().layer(block_idx))?)
     }
 
     /// The experts of a block that too few calibration tokens reach.
@@ -107,7 +108,7 @@ impl Run<'_> {
             self.progress(block_idx)?;
             let _ = decoder.block(block_idx, &ops, ctx, &x);
         }
-        let starved = ops.starved(enough);
+        let starved = ops.starved(enough, &self.options.ranks)?;
         if !starved.is_empty() {
             let named = starved.iter().map(|starved| format!("{} ({})", starved.expert, starved.tokens));
             let (block, experts) = (Nth::new(block_idx, self.n_blocks), named.collect::<Vec<_>>().join(", "));

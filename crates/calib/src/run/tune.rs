@@ -41,18 +41,25 @@ impl Run<'_> {
             place: Place { device: options.device, compute: options.compute },
             batches: samples.div_ceil(batch),
             tune: &recipe.tune,
+            ranks: &options.ranks,
         };
-        let per_segment = segments.first().map_or(0, Vec::len) * model.decoder().dims().hidden;
-        let (of_targets, of_inputs) = (samples * per_segment, self.n_blocks * batch * per_segment);
-        let cache = |len| Cache { len, total: of_targets + of_inputs, ..self.cache(batch * per_segment, 0) };
+        // All epochs have as many segments.
+        let (batch, of_targets) = self.elements(&segments[..samples]);
+        let of_inputs = self.n_blocks * batch;
+        let cache = |len| Cache { len, total: of_targets + of_inputs, ..self.cache(batch, 0) };
         let (of_targets, cache) = (cache(of_targets), cache(of_inputs));
         let mut targets = Store::new(&of_targets);
         let mut tuner = Tuner::new(subject, Store::new(&cache))?;
         let path = self.stages.tuning_path();
-        if let Err(error) = tuner.restore(&path) {
+        let restored = tuner.restore(&path);
+        if let Err(error) = &restored {
             tracing::warn!(%error, "the state of tuning cannot be read: tuning starts again");
+        }
+        if options.ranks.any(restored.is_err())? {
             tuner.start(recipe.tune.lr)?;
         }
+        // The first rank may write it soon.
+        options.ranks.barrier()?;
         self.work.resume_tuning(tuner.divergences().len(), tuner.epoch().steps);
         // Each restart has halved the learning rate.
         let mut retries = (recipe.tune.lr / tuner.lr()).log2().round() as u32;
@@ -63,7 +70,9 @@ impl Run<'_> {
             match self.tuning_epoch(&mut tuner, &targets, segments, &path)? {
                 Ok(()) => {
                     let divergence = tuner.finish_epoch();
-                    tuner.save(&path)?;
+                    if options.ranks.is_first() {
+                        tuner.save(&path)?;
+                    }
                     let secs_left = self.work.secs_left(self.work.in_tuning(epoch + 1, 0, 0));
                     self.emit(Event::Tuned { epoch, divergence, lr: tuner.lr(), secs_left }, self.n_blocks)?;
                 }
@@ -79,11 +88,12 @@ impl Run<'_> {
                 }
             }
         }
-        let state = sha256_file(&path)?;
+        let state = options.ranks.is_first().then(|| sha256_file(&path)).transpose()?;
         for block in journal.tuned().len()..self.n_blocks {
             if self.tuning_progress(recipe.tune.epochs, 0, 0).is_break() {
                 return Err(self.stopped_in_tuning(recipe.tune.epochs - 1));
             }
+            let Some(state) = &state else { continue };
             let (staged, shard, sha256) = self.stages.output.stage_block(block, &tuner.merged(block)?)?;
             let divergences = tuner.divergences().to_vec();
             let record = TunedRecord { tuned: block, divergences, retries, state: state.clone() };
@@ -150,9 +160,9 @@ impl Run<'_> {
         let mut saved = Instant::now();
         let batches = segments.chunks(self.recipe.calibration.batch).enumerate();
         for (idx, batch) in batches.skip(tuner.epoch().steps) {
-            let x = self.model.decoder().embed(&outer, &ids_of(batch))?;
+            let x = self.model.decoder().embed(&outer, &ids_of(self.options.ranks.part(batch)))?;
             trim_memory();
-            let divergence = tuner.step(x, &targets.get(idx))?;
+            let divergence = tuner.step(x, &targets.get(idx), batch.len())?;
             if !divergence.is_finite() {
                 return Ok(Err(idx));
             }
@@ -162,7 +172,7 @@ impl Run<'_> {
             if idx + 1 == targets.len() {
                 break;
             }
-            if is_stopped || saved.elapsed() > SAVED_EVERY {
+            if self.options.ranks.is_first() && (is_stopped || saved.elapsed() > SAVED_EVERY) {
                 tuner.save(path)?;
                 saved = Instant::now();
             }

@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::path::Path;
 
 use anyhow::Result;
-use oq_calib::{Accelerator, Machine, Parts, Plan, Setting};
+use oq_calib::{Accelerator, BYTES_PER_SEC, Machine, Parts, Plan, Setting};
 use oq_models::family::decoder_of;
 use oq_models::{Compute, Decoder};
 use oq_quant_core::{QuantSpec, RotateKind, Symmetry, WeightSpec};
@@ -37,7 +37,8 @@ pub fn run(args: &PlanArgs, out: &Output) -> Result<()> {
     let (machine, compute, profile) = subject(args, out)?;
     let text_bytes = text_bytes(&recipe);
     let cache_memory = args.cache_memory.map(|size| size.0);
-    let setting = Setting { compute, machine, profile: profile.as_ref(), text_bytes, cache_memory };
+    let (profile, ranks) = (profile.as_ref(), usize::from(args.ranks.unwrap_or(1)));
+    let setting = Setting { compute, machine, profile, text_bytes, cache_memory, ranks };
     let plan = Plan::new(&*decoder, &recipe, &setting)?;
     let value = json!({"model": named.name, "recipe": recipe, "plan": plan, "peak_bytes": plan.memory.host.total(),
         "peak_device_bytes": plan.memory.device.map(|parts| parts.total()), "machine": machine, "profile": profile,
@@ -204,6 +205,13 @@ fn text(model: &str, recipe: &Recipe, plan: &Plan, setting: &Setting<'_>) -> Str
         let between = format!("{}{readers}", site.writers.join(" : "));
         line("  site", format!("{:<7}{between}: {} scales{shifts}", site.kind.name(), site.n_scales));
     }
+    if plan.ranks > 1 {
+        let part = recipe.calibration.batch.div_ceil(plan.ranks);
+        let (sent, rate) = (bytes(plan.message_bytes), BYTES_PER_SEC / 1e9);
+        let assumed = format!("assumed: {rate} GB/s between machines like this one, which each has to itself");
+        let n = plan.ranks;
+        line("ranks", format!("{n}, each with {part} segments of a batch; each sends {sent} per step ({assumed})"));
+    }
     let rounding = recipe.method.learns() && recipe.learn.rounding == Rounding::Learned;
     let offsets = if rounding { ", and an offset for each weight" } else { "" };
     line("learned", format!("{} numbers per block{offsets}", plan.learned_per_block));
@@ -212,11 +220,12 @@ fn text(model: &str, recipe: &Recipe, plan: &Plan, setting: &Setting<'_>) -> Str
         line("machine", format!("{}{estimate}: {}", profile.name, profile.description));
     }
     let memories = [("memory", Some(plan.memory.host), setting.machine.memory_bytes)].into_iter();
+    let each = if plan.ranks > 1 { " for each rank" } else { "" };
     let of_device = setting.machine.device.and_then(|device| device.memory_bytes);
     for (name, parts, there) in memories.chain([("device memory", plan.memory.device, of_device)]) {
         let Some(parts) = parts else { continue };
         let there = there.map_or_else(|| "an unknown amount".to_owned(), bytes);
-        line(name, format!("{} at most, {there} available", bytes(parts.total())));
+        line(name, format!("{} at most{each}, {there} available", bytes(parts.total())));
         for (part, taken) in parts_of(&parts) {
             line(part, bytes(taken));
         }

@@ -6,13 +6,16 @@ use std::path::Path;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Result;
-use oq_calib::{Machine, Notice, Options, Outcome, Plan, Setting, TUNING, check, outer_specs, quantize};
+use oq_calib::{
+    CalibError, Machine, Notice, Options, Outcome, Plan, Setting, TUNING, check, check_ranks, outer_specs, quantize,
+};
 use oq_data::{Split, segments_and_new};
 use oq_export::Tensor;
 use oq_formats::{PackedCheckpoint, Summary, atomic_write};
 use oq_models::family::decoder_of;
 use oq_models::{Compute, Decoder, LinearSpec, Model, specs_of_layer};
 use oq_quant_core::{RotateKind, WeightSpec};
+use oq_ranks::Ranks;
 use oq_recipe::{Event, Measurement, Method, Planned, RECIPE, RUN, Recipe, RunRecord};
 use serde_json::{Value, json};
 use tch::Device;
@@ -27,15 +30,35 @@ use crate::commands::{export, report};
 use crate::exit::CliError;
 use crate::last_part::last_part;
 use crate::output::{Output, bytes, seconds};
+use crate::ranks::Team;
 use crate::resolve::Named;
 use crate::{machine, profile};
 
 pub fn run(args: &QuantizeArgs, out: &Output) -> Result<()> {
+    let team = Team::gather(args.ranks)?;
+    let ranks = &team.ranks;
+    let out = if ranks.is_first() { *out } else { out.silent() };
+    let result = run_as(&team, args, &out);
+    match result {
+        Err(error) => {
+            // The run itself has told the others.
+            if error.downcast_ref::<CalibError>().is_none() {
+                ranks.fail(&format!("{error:#}"));
+            }
+            Err(if ranks.is_first() { error } else { error.context(format!("rank {}", ranks.rank())) })
+        }
+        ok => ok,
+    }
+}
+
+/// The command on one of the ranks.
+fn run_as(team: &Team, args: &QuantizeArgs, out: &Output) -> Result<()> {
+    let ranks = &team.ranks;
     if !args.report && (args.eval.data.is_some() || args.eval.windows.is_some()) {
         let message = "--data and --windows are for --report: add --report (calibration text is --calib)";
         return Err(CliError::Usage(message.to_owned()).into());
     }
-    let device = machine::device(args.device)?;
+    let device = machine::device(team.device(args.device))?;
     let named = Named::new(&args.model)?;
     // Mistakes in the recipe are reported before anything is downloaded.
     named.recipe(&args.recipe, None)?;
@@ -52,6 +75,7 @@ pub fn run(args: &QuantizeArgs, out: &Output) -> Result<()> {
         out.note(&format!("note: {error:#}"));
         None
     });
+    let profile = profile.map(|profile| if device == Device::Cpu { team.speed_of(profile) } else { profile });
     let cache_memory = args.cache_memory.map(|size| size.0);
     let fitting = || -> Result<Plan> {
         let mut machine = Machine { device: machine::accelerator(device), ..machine::machine(&dir) };
@@ -59,7 +83,8 @@ pub fn run(args: &QuantizeArgs, out: &Output) -> Result<()> {
             machine.disk_bytes = machine.disk_bytes.and_then(|free| room(&dir, free));
         }
         let text_bytes = text_bytes(&recipe);
-        let setting = Setting { compute, machine, profile: profile.as_ref(), text_bytes, cache_memory };
+        let (machine, profile, ranks) = (team.part_of(machine), profile.as_ref(), ranks.size());
+        let setting = Setting { compute, machine, profile, text_bytes, cache_memory, ranks };
         let plan = Plan::new(&*decoder, &recipe, &setting)?;
         if !args.force {
             refuse(&plan)?;
@@ -72,6 +97,7 @@ pub fn run(args: &QuantizeArgs, out: &Output) -> Result<()> {
         None => fitting().and_then(|_| open())?,
     };
     check(&model, &recipe)?;
+    check_ranks(&recipe, ranks.size())?;
     let exports = export::places(&dir, &args.export, None)?;
     let subject_of_exports = what_is_exported(&config, &*decoder, &recipe)?;
     exports.iter().try_for_each(|(format, _)| oq_export::check(format, &subject_of_exports))?;
@@ -82,7 +108,8 @@ pub fn run(args: &QuantizeArgs, out: &Output) -> Result<()> {
     out.note(&planned(&plan));
 
     // The report's text is loaded first, so that it cannot be found missing after hours of learning.
-    let subject = args.report.then(|| Subject::new(named.entry, &model, &args.eval, None, out)).transpose()?;
+    let measures = args.report && ranks.is_first();
+    let subject = measures.then(|| Subject::new(named.entry, &model, &args.eval, None, out)).transpose()?;
     let segments = segments(&model, &recipe, args, out)?;
     let planned = Planned {
         original_bytes: model.checkpoint().total_bytes(),
@@ -91,28 +118,30 @@ pub fn run(args: &QuantizeArgs, out: &Output) -> Result<()> {
         block_secs: plan.time.as_ref().map(|time| time.block_secs),
         total_secs: plan.time.as_ref().map(|time| time.total_secs),
     };
-    let job = Job { named: &named, recipe: &recipe, model: &model, dir: &dir, device, compute, cache_memory, planned };
+    let (named, recipe, model, dir) = (&named, &recipe, &model, &*dir);
+    let job = Job { named, recipe, model, dir, device, compute, cache_memory, planned, ranks };
+    if !ranks.is_first() {
+        return job.follow(&segments, args);
+    }
     let record = job.run(&segments, args, out)?;
-    let summary = oq_formats::inspect(&dir)?;
+    let summary = oq_formats::inspect(dir)?;
     job.write_card(args, &summary)?;
     let rows = subject.map_or_else(|| Ok(Vec::new()), |subject| job.report(&subject, out));
     let rows = rows.and_then(|rows| {
         let measured: Vec<Measurement> = rows.iter().map(|row| row.measured.clone()).collect();
-        card::record(&dir, &measured)?;
+        card::record(dir, &measured)?;
         Ok(rows)
     });
     let (rows, failed) = match rows {
         Ok(rows) => (rows, None),
         Err(error) => (Vec::new(), Some(error.context("the model was quantized, but the report failed"))),
     };
-    let page = report::of_finished(&dir)?;
-    let exports = export::export_all(&dir, &exports, &oq_export::Options::default(), out)?;
+    let page = report::of_finished(dir)?;
+    let exports = export::export_all(dir, &exports, &oq_export::Options::default(), out)?;
     let value = json!({"out": dir, "bytes": summary.total_bytes, "bits_per_weight": summary.bits_per_weight(),
         "run": record, "report": rows, "page": page, "exports": exports});
     out.result(&value, || {
-        summary_text(&dir, &summary, &record, &rows)
-            + &format!("report: {}\n", page.display())
-            + &export::text(&exports)
+        summary_text(dir, &summary, &record, &rows) + &format!("report: {}\n", page.display()) + &export::text(&exports)
     })?;
     failed.map_or(Ok(()), Err)
 }
@@ -235,6 +264,7 @@ struct Job<'a> {
     compute: Compute,
     cache_memory: Option<u64>,
     planned: Planned,
+    ranks: &'a Ranks,
 }
 
 /// A row of the report.
@@ -271,10 +301,7 @@ impl Job<'_> {
         };
         let mut begun = Some(begun);
         let mut failed = None;
-        let Self { device, compute, cache_memory, .. } = *self;
-        let mut options = Options::new(self.dir);
-        (options.device, options.compute) = (device, compute);
-        (options.cache_memory, options.resume) = (cache_memory, args.resume);
+        let options = self.options(args);
         let mut on = |notice| {
             // At the first notice, the directory is known to be this run's.
             let first = begun.take();
@@ -306,6 +333,23 @@ impl Job<'_> {
             events.write(&after)?;
         }
         self.record(outcome, started, started_unix, &mut events)
+    }
+
+    /// Quantizes with other ranks, of which the first one shows and records what happens.
+    fn follow(&self, segments: &[Vec<u32>], args: &QuantizeArgs) -> Result<()> {
+        let interrupt = Interrupt::install(None)?;
+        let mut on = |_| if interrupt.was_asked() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
+        interrupt.during(|| quantize(self.model, self.recipe, segments, &self.options(args), &mut on))?;
+        Ok(())
+    }
+
+    fn options(&self, args: &QuantizeArgs) -> Options {
+        let Self { device, compute, cache_memory, .. } = *self;
+        let mut options = Options::new(self.dir);
+        (options.device, options.compute) = (device, compute);
+        (options.cache_memory, options.resume) = (cache_memory, args.resume);
+        options.ranks = self.ranks.clone();
+        options
     }
 
     fn record(&self, outcome: Outcome, started: Instant, started_unix: u64, events: &mut Events) -> Result<RunRecord> {

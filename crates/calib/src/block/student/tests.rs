@@ -30,6 +30,7 @@ fn shake(student: &mut Student<'_>) {
 
 #[test]
 fn gradients_match_a_single_graph() {
+    let alone = Ranks::alone();
     let _no_grad = tch::no_grad_guard();
     for (name, shift) in [("tiny-opt", true), ("tiny-llama", false)] {
         let model = fixture(name);
@@ -47,7 +48,8 @@ fn gradients_match_a_single_graph() {
             let specs = |_: LinearName| spec.weight;
             let specs: (&dyn Fn(LinearName) -> WeightSpec, ActSpec) = (&specs, spec.act);
             let mut student =
-                Student::new(&weights, &linears, specs, (&transform, values), &Inputs::default(), PLACE).unwrap();
+                Student::new(&weights, &linears, specs, (&transform, values), &Inputs::default(), (PLACE, &alone))
+                    .unwrap();
             shake(&mut student);
             student
         };
@@ -55,7 +57,7 @@ fn gradients_match_a_single_graph() {
         let hidden = decoder.dims().hidden as i64;
         let (x, d_out) = (noise(1, &[1, TOKENS, hidden]), noise(2, &[1, TOKENS, hidden]));
         let loss = |ops: &dyn BlockOps| (decoder.block(0, ops, &ctx, &x) * &d_out).sum(Kind::Float);
-        let ours = start().gradients(loss).expect("all is finite").of_params;
+        let ours = start().gradients(loss).unwrap().expect("all is finite").of_params;
 
         // The same without a cut: autograd through the definition of clipping, from strengths and scales to the loss.
         let mut student = start();
@@ -93,6 +95,7 @@ fn gradients_match_a_single_graph() {
 
 #[test]
 fn a_linear_that_groups_do_not_divide_is_named() {
+    let alone = Ranks::alone();
     let model = fixture("tiny-llama");
     let (decoder, weights) = (model.decoder(), model.load_block(0, Device::Cpu).unwrap());
     let linears: Vec<LinearName> = decoder.layer(0).linears.iter().map(|linear| linear.name).collect();
@@ -102,8 +105,11 @@ fn a_linear_that_groups_do_not_divide_is_named() {
         let specs = |name: LinearName| if name == refused { does_not.weight } else { fits.weight };
         let specs: (&dyn Fn(LinearName) -> WeightSpec, ActSpec) = (&specs, fits.act);
         let values = Values::identity(&[], false, Kind::Float, Device::Cpu);
-        let student = Student::new(&weights, &linears, specs, (&transform, values), &Inputs::default(), PLACE);
-        let (named, error) = student.err().expect("7 divides no width of the model");
+        let student =
+            Student::new(&weights, &linears, specs, (&transform, values), &Inputs::default(), (PLACE, &alone));
+        let Some(StartError::Linear { linear: named, source: error }) = student.err() else {
+            panic!("7 divides no width of the model")
+        };
         assert_eq!(named, refused);
         assert!(error.to_string().contains("group 7"), "{error}");
     }
@@ -111,6 +117,7 @@ fn a_linear_that_groups_do_not_divide_is_named() {
 
 #[test]
 fn rounding_starts_from_compensation() {
+    let alone = Ranks::alone();
     let _no_grad = tch::no_grad_guard();
     let model = fixture("tiny-llama");
     let (decoder, weights) = (model.decoder(), model.load_block(0, Device::Cpu).unwrap());
@@ -129,7 +136,7 @@ fn rounding_starts_from_compensation() {
         let values = Values::identity(&[], false, Kind::Float, Device::Cpu);
         let specs = |_: LinearName| spec.weight;
         let specs: (&dyn Fn(LinearName) -> WeightSpec, ActSpec) = (&specs, spec.act);
-        Student::new(&weights, &linears, specs, (&transform, values), seen, PLACE).unwrap()
+        Student::new(&weights, &linears, specs, (&transform, values), seen, (PLACE, &alone)).unwrap()
     };
     let (searched, compensated) = (seen(Start::Search), seen(Start::Compensate));
     let (by_search, by_compensation, whole) = (student(&searched), student(&compensated), student(&Inputs::default()));
@@ -148,6 +155,7 @@ fn rounding_starts_from_compensation() {
 
 #[test]
 fn half_of_the_rates_halves_every_step() {
+    let alone = Ranks::alone();
     let _no_grad = tch::no_grad_guard();
     let model = fixture("tiny-llama");
     let (decoder, weights) = (model.decoder(), model.load_block(0, Device::Cpu).unwrap());
@@ -175,6 +183,8 @@ fn half_of_the_rates_halves_every_step() {
         place: PLACE,
         inputs: &inputs,
         targets: vec![&inputs],
+        ranks: &alone,
+        shares: vec![1.0],
     };
     let learned = |student: &Student<'_>| -> BTreeMap<&str, Vec<Tensor>> {
         let of_clips = |of: &dyn Fn(&Lwc) -> Tensor| student.clips.values().map(|clip| of(clip).copy()).collect();
@@ -187,7 +197,7 @@ fn half_of_the_rates_halves_every_step() {
     let moved = |fraction| {
         let (mut student, mut optimizer) = task.begin(fraction).unwrap();
         let before = learned(&student);
-        let loss = student.step(&mut optimizer, |ops| task.loss(ops, 0));
+        let loss = student.step(&mut optimizer, |ops| task.loss(ops, 0)).unwrap();
         assert!(loss.is_finite());
         let after = learned(&student);
         let off = |(name, after): (&&'static str, &Vec<Tensor>)| {
@@ -221,6 +231,7 @@ fn offsets_move_by_a_quarter_of_a_code_at_most() {
             rounding: None,
             held: BTreeSet::new(),
             fixed: BTreeSet::new(),
+            ranks: &Ranks::alone(),
         };
         student.round_within(steps, 1.0);
         let mut rounding = student.rounding.unwrap();

@@ -41,14 +41,15 @@ fn with_tuner(name: &str, scheme: &str, test: impl FnOnce(&mut Tuner<'_>, &Tenso
     }
     let blocks = Output::create(out.path(), &model, Widths::of_recipe(model.decoder(), &recipe).unwrap()).unwrap();
     let (act, place) = (scheme.act, Place { device, compute });
-    let subject = Subject { model: &model, blocks: &blocks, ctx: &ctx, act, place, batches: 1, tune: &recipe.tune };
+    let (batches, tune, ranks) = (1, &recipe.tune, &Ranks::alone());
+    let subject = Subject { model: &model, blocks: &blocks, ctx: &ctx, act, place, batches, tune, ranks };
     let len = TOKENS * x.size()[2] as usize * model.decoder().dims().n_layers;
     let cache = Cache { device, budget: None, batch: 0, len, total: len, dir: out.path().to_owned() };
     test(&mut Tuner::new(subject, Store::new(&cache)).unwrap(), &x, &target);
 }
 
 fn divergence(tuner: &mut Tuner<'_>, x: &Tensor, target: &Tensor) -> f64 {
-    tuner.descend(x.shallow_clone(), target, (0.0, 0), |_, _| ()).unwrap()
+    tuner.descend((x.shallow_clone(), 1.0), target, (0.0, 0), |_, _| ()).unwrap()
 }
 
 /// Moves all changes by `step` along `way`, which lists the tensors of the last block first.
@@ -65,7 +66,7 @@ fn gradients_match_finite_differences() {
     for (name, scheme) in [("tiny-llama", "w3a16g64"), ("tiny-opt", "w3a16"), ("tiny-falcon", "w4a16g64sym")] {
         with_tuner(name, scheme, |tuner, x, target| {
             let mut grads = Vec::new();
-            tuner.descend(x.shallow_clone(), target, (0.0, 0), |_, of_block| grads.extend(of_block)).unwrap();
+            tuner.descend((x.shallow_clone(), 1.0), target, (0.0, 0), |_, of_block| grads.extend(of_block)).unwrap();
             // Along the signs of the gradients, every tensor contributes.
             let way: Vec<Tensor> = grads.iter().map(Tensor::sign).collect();
             let slope: f64 = grads.iter().map(|grad| grad.abs().sum(Kind::Double).double_value(&[])).sum();
@@ -92,12 +93,12 @@ fn a_model_has_no_divergence_from_itself() {
 #[test]
 fn steps_decrease_the_divergence_and_resume_exactly() {
     with_tuner("tiny-llama", "w2a16g64", |tuner, x, target| {
-        let first = tuner.step(x.shallow_clone(), target).unwrap();
+        let first = tuner.step(x.shallow_clone(), target, x.size()[0] as usize).unwrap();
         tuner.finish_epoch();
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("tuning.safetensors");
         tuner.save(&path).unwrap();
-        let second = tuner.step(x.shallow_clone(), target).unwrap();
+        let second = tuner.step(x.shallow_clone(), target, x.size()[0] as usize).unwrap();
         assert!(second < 0.999 * first, "{second} after {first}");
         let tensors = |tuner: &Tuner<'_>| -> Vec<Vec<f32>> {
             let all = tuner.blocks.iter().flat_map(|changes| changes.tensors.values());
@@ -107,7 +108,7 @@ fn steps_decrease_the_divergence_and_resume_exactly() {
         tuner.start(1.0).unwrap();
         tuner.restore(&path).unwrap();
         assert_eq!(tuner.divergences(), [first]);
-        assert_eq!(tuner.step(x.shallow_clone(), target).unwrap(), second);
+        assert_eq!(tuner.step(x.shallow_clone(), target, x.size()[0] as usize).unwrap(), second);
         assert_eq!(tensors(tuner), whole);
     });
 }
@@ -118,16 +119,16 @@ fn codes_that_many_texts_agree_on_move_and_resume_exactly() {
         let moving: &Tune = Box::leak(Box::new(Tune { codes: 1.0, epochs: 1, lr: 1e-12 }));
         (tuner.subject.tune, tuner.subject.batches) = (moving, 24);
         tuner.start(moving.lr).unwrap();
-        let first = tuner.step(x.shallow_clone(), target).unwrap();
+        let first = tuner.step(x.shallow_clone(), target, x.size()[0] as usize).unwrap();
         for _ in 0..11 {
-            tuner.step(x.shallow_clone(), target).unwrap();
+            tuner.step(x.shallow_clone(), target, x.size()[0] as usize).unwrap();
         }
         let (dir, mut last) = (tempfile::tempdir().unwrap(), f64::NAN);
         let path = dir.path().join("tuning.safetensors");
         tuner.save(&path).unwrap();
         let mut rest = |tuner: &mut Tuner<'_>| {
             for _ in 0..10 {
-                last = tuner.step(x.shallow_clone(), target).unwrap();
+                last = tuner.step(x.shallow_clone(), target, x.size()[0] as usize).unwrap();
             }
             let merged = (0..4).map(|block| tuner.merged(block).unwrap().codes);
             (last, merged.flat_map(|codes| codes.into_values()).collect::<Vec<QuantizedTensor>>())
@@ -172,9 +173,9 @@ fn a_state_of_another_run_is_refused() {
     with_tuner("tiny-llama", "w2a16g64", |tuner, x, target| {
         // State: of two epochs with three steps each, one is finished, and the next has made one step.
         tuner.subject.batches = 3;
-        let fresh = tuner.step(x.shallow_clone(), target).unwrap();
+        let fresh = tuner.step(x.shallow_clone(), target, x.size()[0] as usize).unwrap();
         tuner.finish_epoch();
-        tuner.step(x.shallow_clone(), target).unwrap();
+        tuner.step(x.shallow_clone(), target, x.size()[0] as usize).unwrap();
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("tuning.safetensors");
         tuner.save(&path).unwrap();
@@ -229,7 +230,7 @@ fn a_state_of_another_run_is_refused() {
 fn merged_blocks_match_the_tuned_ones() {
     with_tuner("tiny-opt", "w4a16g64", |tuner, x, target| {
         for _ in 0..2 {
-            tuner.step(x.shallow_clone(), target).unwrap();
+            tuner.step(x.shallow_clone(), target, x.size()[0] as usize).unwrap();
         }
         let place = tuner.subject.place;
         let packed = tuner.subject.blocks.read_block(0, place.device).unwrap();

@@ -53,6 +53,7 @@ pub fn run(args: &SweepArgs, global: &Global, out: &Output) -> Result<()> {
         profile: profile.as_ref(),
         text_bytes: 0,
         cache_memory: args.cache_memory.map(|size| size.0),
+        ranks: 1,
     };
     let common = Common { named: &named, config: &config, decoder: &*decoder, out: &dir, planned };
     let budget = args.budget.map(|size| size.0);

@@ -1,0 +1,203 @@
+//! Runs that several processes share: they learn what one process learns, end when one of them does, and go on with any number.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::fs;
+use std::net::TcpListener;
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::thread::scope;
+
+use oq_calib::{JOURNAL, Outcome, quantize};
+use oq_models::Model;
+use oq_quant_core::SiteKind;
+use oq_ranks::{Place, Ranks};
+use oq_recipe::{Overrides, Preset, Recipe};
+use oq_tests::{calibration, fixture, in_f32, measure, model_files, omniquant, run, start, tokens, wait};
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// Quantizes a fixture into `out`, on ranks that are threads of this process, and returns what each of them says.
+fn on_ranks(size: usize, model: &str, recipe: &Recipe, segments: &[Vec<u32>], out: &Path) -> Vec<Outcome> {
+    tch::set_num_threads(1);
+    let port = free_port();
+    let quantize_on = |rank| {
+        let mut options = in_f32(out, false);
+        if size > 1 {
+            let host = "127.0.0.1".to_owned();
+            let place = Place { rank, size, local: rank, here: size, host, port, interface: None };
+            options.ranks = Ranks::join(&place).unwrap();
+        }
+        let model = Model::open(&fixture(model)).unwrap();
+        quantize(&model, recipe, segments, &options, &mut |_| ControlFlow::Continue(())).unwrap()
+    };
+    scope(|threads| {
+        let running: Vec<_> = (0..size).map(|rank| threads.spawn(move || quantize_on(rank))).collect();
+        running.into_iter().map(|thread| thread.join().unwrap()).collect()
+    })
+}
+
+fn close(got: f64, expected: f64, tolerance: f64, what: &str) {
+    assert!((got / expected - 1.0).abs() <= tolerance, "{what}: {got} for {expected}");
+}
+
+/// Compares a run of two ranks with that of one, and with another one of two.
+fn check(model: &str, scheme: &str, overrides: &Overrides, segments: impl Fn(&Recipe) -> Vec<Vec<u32>>) {
+    /// The first step of the first block sums the same numbers in another order.
+    const SAME: f64 = 1e-5;
+    /// Gradients that differ in their last bits round a few weights otherwise, and each block passes that on to the next. Codes are valid
+    /// either way. In an epoch's mean loss that is a thousandth or two; a step on half a batch would differ by some hundredths.
+    const LATER: f64 = 0.01;
+    let recipe = Recipe::resolve(scheme.parse().unwrap(), None, None, overrides).unwrap();
+    let segments = segments(&recipe);
+    let dirs = [(); 3].map(|()| tempfile::tempdir().unwrap());
+    let [one, two, again] = [(1, &dirs[0]), (2, &dirs[1]), (2, &dirs[2])]
+        .map(|(size, dir)| on_ranks(size, model, &recipe, &segments, dir.path()));
+    let what = |part: &str| format!("{model} {scheme}: {part}");
+    let losses = |outcome: &Outcome| outcome.blocks.iter().flat_map(|block| block.losses.clone()).collect::<Vec<_>>();
+    // The second rank returns what the first has recorded, in digits.
+    let pairs = losses(&two[0]).into_iter().zip(losses(&two[1]));
+    pairs.for_each(|(first, second)| close(second, first, 1e-12, &what("the same record")));
+    assert_eq!(one[0].blocks.len(), two[0].blocks.len());
+    for (at, (one, two)) in one[0].blocks.iter().zip(&two[0].blocks).enumerate() {
+        assert_eq!(one.starved, two.starved);
+        assert_eq!(one.losses.len(), recipe.learn.epochs);
+        for (epoch, (one, two)) in one.losses.iter().zip(&two.losses).enumerate() {
+            let tolerance = if (at, epoch) == (0, 0) { SAME } else { LATER };
+            close(*two, *one, tolerance, &what(&format!("loss of block {at}, epoch {epoch}")));
+        }
+        close(two.final_loss.unwrap(), one.final_loss.unwrap(), LATER, &what(&format!("error of block {at}")));
+    }
+    assert_eq!(one[0].tuning.len(), recipe.tune_epochs());
+    one[0].tuning.iter().zip(&two[0].tuning).for_each(|(one, two)| close(*two, *one, LATER, &what("tuning")));
+    let files = dirs.each_ref().map(|dir| model_files(dir.path()));
+    assert!(files[1] == files[2], "{}", what("two runs of two ranks have the same bytes"));
+    assert_eq!(losses(&two[0]), losses(&again[0]));
+}
+
+fn text(recipe: &Recipe) -> Vec<Vec<u32>> {
+    calibration(recipe)
+}
+
+/// Five segments of 64 tokens: batches of three and two, which two ranks share unevenly.
+fn small() -> Overrides {
+    Overrides::default().samples(5).seqlen(64).batch(3).epochs(2)
+}
+
+#[test]
+fn two_ranks_learn_and_tune_what_one_does() {
+    check("tiny-llama", "w3a16g64", &small(), text);
+}
+
+#[test]
+fn two_ranks_move_the_codes_that_one_does() {
+    check("tiny-llama", "w3a16g64", &small().tune_codes(1.3), text);
+}
+
+#[test]
+fn two_ranks_transform_and_quantize_activations_as_one_does() {
+    let sites = vec![SiteKind::Norm, SiteKind::Vo, SiteKind::Qk];
+    let paper = small().preset(Preset::Paper).use_let(true).let_sites(sites);
+    check("tiny-llama", "w4a4", &paper, text);
+}
+
+#[test]
+fn experts_get_the_tokens_of_all_ranks() {
+    let ids = |recipe: &Recipe| {
+        let ids = tokens("calib.txt");
+        // Ids of the small vocabulary of these models.
+        let segment = |at: usize| ids[at * 40..][..40].iter().map(|id| id % 64).collect();
+        (0..recipe.segments()).map(segment).collect::<Vec<Vec<u32>>>()
+    };
+    let sized = Overrides::default().samples(5).seqlen(40).batch(3).epochs(2).tune_epochs(0);
+    // All experts are starved, some are, or none are and some have tokens on one rank alone.
+    for enough in [10_000, 60, 0] {
+        check("family-variants/mixtral", "w4a16g16", &sized.clone().expert_tokens(enough), ids);
+    }
+}
+
+/// A run of the program as one of two ranks that meet at `port`.
+fn as_rank(rank: usize, port: u16, out: &Path) -> Command {
+    let mut command = quantize_command(out);
+    command.env("RANK", rank.to_string()).env("WORLD_SIZE", "2");
+    command.env("MASTER_ADDR", "127.0.0.1").env("MASTER_PORT", port.to_string());
+    command.stdout(Stdio::null()).stderr(Stdio::piped());
+    command
+}
+
+fn quantize_command(out: &Path) -> Command {
+    let mut command = omniquant();
+    command.args(["quantize"]).arg(fixture("tiny-llama")).args(["--scheme", "w3a16g64", "--calib"]);
+    command.arg(fixture("calib.txt")).args(["--samples", "4", "--seqlen", "64", "--batch", "2", "--epochs", "8"]);
+    command.args(["--tune-epochs", "0", "--threads", "1", "--force", "--out"]).arg(out);
+    command
+}
+
+fn finished_blocks(out: &Path) -> usize {
+    fs::read_to_string(out.join(JOURNAL)).map_or(0, |journal| journal.lines().count().saturating_sub(1))
+}
+
+#[test]
+fn a_killed_rank_ends_the_others_and_one_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let (out, port) = (dir.path().join("out"), free_port());
+    let mut first = as_rank(0, port, &out).spawn().unwrap();
+    let mut second = start(&mut as_rank(1, port, &out), || finished_blocks(&out) >= 1);
+    second.kill().unwrap();
+    second.wait().unwrap();
+    wait(&mut first, || false);
+    let output = first.wait_with_output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("error: rank 1 ended or cannot be reached"), "{stderr}");
+    assert!(stderr.contains("continue with --resume, on any number of ranks"), "{stderr}");
+    let finished = finished_blocks(&out);
+    assert!((1..4).contains(&finished) && !out.join("config.json").exists(), "{finished} blocks");
+    let output = run(quantize_command(&out).arg("--resume"), 0);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(stderr.contains("ranks was 2 and is now 1"), "{stderr}");
+    assert_eq!(finished_blocks(&out), 4);
+    // Far below rounding to nearest, which has 20.95 on this text.
+    let perplexity = measure(&Model::open(&out).unwrap());
+    assert!(perplexity < 20.3, "{perplexity}");
+}
+
+#[test]
+fn a_stop_asked_of_one_rank_stops_all() {
+    let dir = tempfile::tempdir().unwrap();
+    let (out, port) = (dir.path().join("out"), free_port());
+    let mut first = as_rank(0, port, &out).spawn().unwrap();
+    let mut second = start(&mut as_rank(1, port, &out), || finished_blocks(&out) >= 1);
+    run(Command::new("kill").args(["-s", "INT", &second.id().to_string()]), 0);
+    for process in [&mut first, &mut second] {
+        let status = wait(process, || false).unwrap();
+        assert_eq!(status.code(), Some(130));
+    }
+    assert!(!out.join("config.json").exists());
+    run(quantize_command(&out).arg("--resume"), 0);
+}
+
+#[test]
+fn ranks_can_be_started_here_and_need_enough_segments() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    let refused = |command: &mut Command, code: i32, parts: &[&str]| {
+        let output = run(command, code);
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(parts.iter().all(|part| stderr.contains(part)), "no {parts:?} in {stderr}");
+    };
+    let too_many = "5 ranks cannot share a batch of 2";
+    refused(quantize_command(&out).args(["--ranks", "5"]), 2, &[too_many, "--batch of 5 or more", "4 segments"]);
+    refused(quantize_command(&out).args(["--ranks", "2", "--method", "rtn"]), 2, &["2 ranks have nothing to share"]);
+    let mut elsewhere = quantize_command(&out);
+    refused(elsewhere.env("RANK", "0").env("WORLD_SIZE", "2"), 2, &["MASTER_PORT: is not set"]);
+    refused(as_rank(0, 1, &out).args(["--ranks", "3"]), 2, &["--ranks 3", "rank 0 of 2"]);
+    assert!(!out.exists());
+    let output = run(quantize_command(&out).args(["--ranks", "2", "--json"]), 0);
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(said.lines().count(), 1, "the first rank alone speaks: {said}");
+    assert!(fs::read_to_string(out.join(JOURNAL)).unwrap().contains("\"ranks\":2"));
+}
