@@ -87,6 +87,7 @@
 
 #[cfg(target_arch = "aarch64")]
 mod aarch64;
+mod bytes;
 mod dense;
 mod dot;
 mod element;
