@@ -25,6 +25,12 @@ pub enum KernelError {
         /// How the weights are quantized.
         spec: WeightSpec,
     },
+    /// A kernel does not multiply 8-bit activations.
+    #[error("kernel {kernel} does not multiply 8-bit activations: avx512-bf16 does (AVX-512 with VNNI and BF16)")]
+    Int8 {
+        /// Its name.
+        kernel: &'static str,
+    },
     /// No kernel has that name, or the processor lacks its instructions.
     #[error(transparent)]
     Isa(#[from] IsaError),

@@ -13,6 +13,7 @@ use half::f16;
 use crate::layout::{Layout, STRIP, Tile, Width, WordRow};
 use crate::macros::{for_each, with_bits, with_rows};
 use crate::places::{place, sum_and_shift, sums_of};
+use crate::prepare::Scale;
 use crate::vectors::{self, InstructionSet, Task, Vectors, codes};
 
 /// Vectors of columns that are multiplied side by side.
@@ -90,7 +91,7 @@ fn arrange_segment<V: Vectors>(v: V, x: &[f32], words: &mut [u32]) -> Sums {
         largest = v.larger_size(largest, x);
         not_numbers = v.multiply_add(x, v.splat(0.0), not_numbers);
     }
-    let Scale { step, inverse } = Scale::of(v.largest(largest));
+    let Scale { step, inverse } = Scale::of(v.largest(largest), 32767.0);
     let mut sum = v.splat_word(0);
     for (x, words) in x.chunks_exact(V::LANES).zip(words.chunks_exact_mut(V::LANES / 2)) {
         let integers = v.to_integers(v.multiply(v.floats(x, 0), v.splat(inverse)));
@@ -98,26 +99,6 @@ fn arrange_segment<V: Vectors>(v: V, x: &[f32], words: &mut [u32]) -> Sums {
         v.store_halves(integers, words, 0);
     }
     [v.sum_of_integers(sum) as f32, step + v.sum(not_numbers)]
-}
-
-/// The integers of a segment.
-struct Scale {
-    /// Size of a step.
-    step: f32,
-    /// What activations are multiplied with, before they are rounded.
-    inverse: f32,
-}
-
-impl Scale {
-    /// `largest` becomes 32767.
-    fn of(largest: f32) -> Self {
-        // The inverse of smaller steps would not be a number: such activations count as 0.
-        if largest < 1e-30 {
-            Self { step: 0.0, inverse: 0.0 }
-        } else {
-            Self { step: largest / 32767.0, inverse: 32767.0 / largest }
-        }
-    }
 }
 
 /// `R` rows times strips.

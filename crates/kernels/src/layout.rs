@@ -237,6 +237,12 @@ impl Layout {
         rows / self.width.words() * self.width.block()
     }
 
+    /// Pieces of `channels` channels that precede a channel, where each group begins with a new one.
+    pub(crate) fn pieces_before(&self, channel: usize, channels: usize) -> usize {
+        let [groups, rest] = [channel / self.padded_group, channel % self.padded_group];
+        groups * self.padded_group.div_ceil(channels) + rest.div_ceil(channels)
+    }
+
     /// All words of a strip.
     pub(crate) fn words(&self, strip: usize) -> &[WordRow] {
         let rows = self.padded() / self.width.block() * self.width.words();

@@ -6,9 +6,9 @@ use rayon::prelude::*;
 use crate::element::Element;
 use crate::error::{KernelError, check_len};
 use crate::fused::{Fused, place_row};
-use crate::kernel::{Code, Kernel, Vector};
+use crate::kernel::{Code, Kernel, Panels, Vector};
 use crate::layout::{Layout, STRIP, Segment, Tile, WordRow};
-use crate::panel::Product;
+use crate::panel::{Piece, Product};
 use crate::prepare::{self, pad};
 use crate::scratch::{self, Scratch, sized};
 
@@ -32,6 +32,8 @@ pub struct PackedLinear {
     layout: Layout,
     bias: Option<Vec<f32>>,
     kernel: &'static Kernel,
+    /// Whether many rows are multiplied in 8 bits.
+    int8: bool,
 }
 
 impl PackedLinear {
@@ -46,7 +48,7 @@ impl PackedLinear {
         if let Some(bias) = bias {
             check_len("bias", &[out_features], bias.len())?;
         }
-        Ok(Self { layout: Layout::new(weight)?, bias: bias.map(<[f32]>::to_vec), kernel })
+        Ok(Self { layout: Layout::new(weight)?, bias: bias.map(<[f32]>::to_vec), kernel, int8: false })
     }
 
     /// Moves the codes of several layers into one piece of memory, such as those of a block: many small layers take no more large pages
@@ -55,13 +57,26 @@ impl PackedLinear {
         Layout::gather(linears.into_iter().map(|linear| &mut linear.layout));
     }
 
-    /// The same layer on another kernel.
+    /// The same layer with the activations of more than [`Kernel::few_rows`] rows rounded to 8 bits ([`Operands::Int8`]).
+    ///
+    /// # Errors
+    /// When its kernel does not multiply them ([`Kernel::has_int8`]).
+    ///
+    /// [`Operands::Int8`]: crate::Operands::Int8
+    pub fn with_int8(self) -> Result<Self, KernelError> {
+        match self.kernel.has_int8() {
+            true => Ok(Self { int8: true, ..self }),
+            false => Err(KernelError::Int8 { kernel: self.kernel.name }),
+        }
+    }
+
+    /// The same layer on another kernel, without [`Self::with_int8`].
     ///
     /// # Errors
     /// When this processor cannot run it.
     pub fn with_kernel(self, kernel: &'static Kernel) -> Result<Self, KernelError> {
         kernel.isa.checked()?;
-        Ok(Self { kernel, ..self })
+        Ok(Self { kernel, int8: false, ..self })
     }
 
     /// `x [rows, in_features]` times the transposed weights, plus the bias, into `out [rows, out_features]`.
@@ -91,7 +106,10 @@ impl PackedLinear {
                 match &self.kernel.code {
                     Code::Plain(strip) => self.plain(*strip, x, rows, scratch),
                     Code::Vector(vector) if few => self.fused(vector, x, rows, scratch),
-                    Code::Vector(vector) => self.panels(vector, x, rows, scratch),
+                    Code::Vector(Vector { int8: Some(panels), .. }) if self.int8 => {
+                        self.panels(panels, x, rows, scratch)
+                    }
+                    Code::Vector(vector) => self.panels(&vector.panel, x, rows, scratch),
                 }
                 self.finish(rows, &scratch.tiles, out);
             }
@@ -145,14 +163,14 @@ impl PackedLinear {
     }
 
     /// Many rows: codes are unpacked once for all of them.
-    fn panels<A: Element>(&self, vector: &Vector, x: &[A], rows: usize, scratch: &mut Scratch) {
+    fn panels<A: Element>(&self, panels: &Panels, x: &[A], rows: usize, scratch: &mut Scratch) {
         let layout = &self.layout;
-        let depth = layout.padded() / vector.step;
+        let depth = words_of_row(layout, panels);
         // Blocks of rows as alike in size as can be.
-        let block = rows.div_ceil(rows.div_ceil(vector.panel_rows));
+        let block = rows.div_ceil(rows.div_ceil(panels.rows));
         let operands = sized(&mut scratch.x, rows * depth, 0);
         let blocks = operands.par_chunks_mut(block * depth).zip(x.par_chunks(block * layout.in_features));
-        blocks.for_each(|(operands, x)| scratch::with(|scratch| place_panel(layout, vector, x, operands, scratch)));
+        blocks.for_each(|(operands, x)| scratch::with(|scratch| place_panel(layout, panels, x, operands, scratch)));
         let operands = &*operands;
 
         let tiles = sized(&mut scratch.tiles, layout.strips() * rows, Tile::ZERO);
@@ -160,7 +178,7 @@ impl PackedLinear {
         tiles.par_chunks_mut(strips * rows).enumerate().with_max_len(1).for_each(|(task, tiles)| {
             tiles.fill(Tile::ZERO);
             scratch::with(|scratch| {
-                let task = PanelTask { layout, vector, first: task * strips, rows, block, operands };
+                let task = PanelTask { layout, panels, first: task * strips, rows, block, operands };
                 task.run(tiles, &mut scratch.panel);
             });
         });
@@ -197,14 +215,19 @@ impl PackedLinear {
     }
 }
 
-/// The operands of one block of rows: `x [rows, in_features]` to words `[channels / step, rows]`.
-fn place_panel<A: Element>(layout: &Layout, vector: &Vector, x: &[A], operands: &mut [u32], scratch: &mut Scratch) {
+/// Operand words of a row.
+fn words_of_row(layout: &Layout, panels: &Panels) -> usize {
+    layout.pieces_before(layout.padded(), panels.piece.channels) * panels.piece.words
+}
+
+/// The operands of one block of rows: `x [rows, in_features]` to words `[words of a row, rows]`.
+fn place_panel<A: Element>(layout: &Layout, panels: &Panels, x: &[A], operands: &mut [u32], scratch: &mut Scratch) {
     let rows = x.len() / layout.in_features;
-    let depth = layout.padded() / vector.step;
+    let depth = words_of_row(layout, panels);
     let row = sized(&mut scratch.rows, layout.padded(), 0.0);
     let words = sized(&mut scratch.words, rows * depth, 0);
     for (x, words) in x.chunks_exact(layout.in_features).zip(words.chunks_exact_mut(depth)) {
-        (vector.narrow)(prepare::padded(layout, x, row), words);
+        (panels.narrow)(layout, prepare::padded(layout, x, row), words);
     }
     for (i, operands) in operands.chunks_exact_mut(rows).enumerate() {
         for (operand, words) in operands.iter_mut().zip(words.chunks_exact(depth)) {
@@ -216,13 +239,13 @@ fn place_panel<A: Element>(layout: &Layout, vector: &Vector, x: &[A], operands: 
 /// Some strips times all rows.
 struct PanelTask<'a> {
     layout: &'a Layout,
-    vector: &'a Vector,
+    panels: &'a Panels,
     /// First strip.
     first: usize,
     rows: usize,
     /// Rows of a block, but for the last.
     block: usize,
-    /// `[blocks of rows, channels / step, rows of the block]`.
+    /// `[blocks of rows, words of a row, rows of the block]`.
     operands: &'a [u32],
 }
 
@@ -230,27 +253,28 @@ impl PanelTask<'_> {
     /// `tiles` is `[strips, rows]`. Unpacked operands of a strip stay in the first-level cache while all rows meet them, those of
     /// the rows in the second while all strips meet them.
     fn run(&self, tiles: &mut [Tile], panel: &mut Vec<WordRow>) {
-        let Self { layout, vector, rows, .. } = *self;
+        let Self { layout, panels, rows, .. } = *self;
+        let Piece { words, rows: rows_of_piece, .. } = panels.piece;
         let segment = layout.channels(layout.segments[0].end);
-        for segments in layout.segments.chunks((vector.depth / segment).max(1)) {
-            let depth = self.depth_of(segments);
-            let panel = sized(panel, depth.len(), WordRow::ZERO);
+        for segments in layout.segments.chunks((panels.depth / segment).max(1)) {
+            let pieces = self.pieces_of(segments);
+            let panel = sized(panel, pieces.len() * rows_of_piece, WordRow::ZERO);
             for (i, tiles) in tiles.chunks_exact_mut(rows).enumerate() {
                 let strip = self.first + i;
-                (vector.unpack)(layout, strip, segments, panel);
+                (panels.unpack)(layout, strip, segments, panel);
                 for (block, tiles) in tiles.chunks_mut(self.block).enumerate() {
-                    let x = &self.operands[block * self.block * layout.padded() / vector.step..];
-                    let x = &x[depth.start * tiles.len()..depth.end * tiles.len()];
-                    (vector.multiply)(Product { layout, strip, segments, x, panel, tiles });
+                    let x = &self.operands[block * self.block * words_of_row(layout, panels)..];
+                    let x = &x[pieces.start * words * tiles.len()..pieces.end * words * tiles.len()];
+                    (panels.multiply)(Product { layout, strip, segments, x, panel, tiles });
                 }
             }
         }
     }
 
-    /// Operand words of some segments.
-    fn depth_of(&self, segments: &[Segment]) -> std::ops::Range<usize> {
-        let [start, end] = [segments[0].start, segments[segments.len() - 1].end];
-        self.layout.channels(start) / self.vector.step..self.layout.channels(end) / self.vector.step
+    /// Pieces of some segments.
+    fn pieces_of(&self, segments: &[Segment]) -> std::ops::Range<usize> {
+        let before = |row| self.layout.pieces_before(self.layout.channels(row), self.panels.piece.channels);
+        before(segments[0].start)..before(segments[segments.len() - 1].end)
     }
 }
 

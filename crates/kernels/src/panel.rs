@@ -13,22 +13,31 @@ const VECTORS: usize = STRIP / 4;
 /// [`Vectors::PANEL_SIDE`] is at most this.
 const SIDE: usize = 4;
 
+/// How operands of the panel path lie: those of some channels of a group, or of what is left at its end.
+pub(crate) struct Piece {
+    pub(crate) channels: usize,
+    /// Words of a row of activations.
+    pub(crate) words: usize,
+    /// Rows of unpacked codes.
+    pub(crate) rows: usize,
+}
+
 /// One call of [`multiply`].
 pub(crate) struct Product<'a> {
     pub(crate) layout: &'a Layout,
     pub(crate) strip: usize,
     /// The segments that `x` and `panel` span.
     pub(crate) segments: &'a [Segment],
-    /// Operand words `[channels / step, tiles]`.
+    /// Operand words `[pieces, words, tiles]`.
     pub(crate) x: &'a [u32],
-    /// Operands `[channels / step, 32]`.
+    /// Operands `[pieces, rows, 32]`.
     pub(crate) panel: &'a [WordRow],
-    /// One tile for each row, at most [`InstructionSet::PANEL_ROWS`].
+    /// One tile for each row, at most [`InstructionSet::PANEL_ROWS`] here.
     pub(crate) tiles: &'a mut [Tile],
 }
 
 /// A padded row to operand words.
-pub(crate) fn narrow<I: InstructionSet>(x: &[f32], words: &mut [u32]) {
+pub(crate) fn narrow<I: InstructionSet>(_: &Layout, x: &[f32], words: &mut [u32]) {
     I::new().run(Narrow { x, words });
 }
 

@@ -1,4 +1,4 @@
-//! Activations on their way into a kernel: padded like the groups of the layout.
+//! Activations on their way into a kernel: padded like the groups of the layout, and the scale of integers they become.
 
 use crate::element::Element;
 use crate::layout::Layout;
@@ -23,5 +23,25 @@ pub(crate) fn pad<A: Element>(layout: &Layout, x: &[A], padded: &mut [f32]) {
             *value = x.widen();
         }
         rest.fill(0.0);
+    }
+}
+
+/// The integers that some activations become.
+pub(crate) struct Scale {
+    /// Size of a step.
+    pub(crate) step: f32,
+    /// What activations are multiplied with, before they are rounded.
+    pub(crate) inverse: f32,
+}
+
+impl Scale {
+    /// `largest` becomes the integer `most`.
+    pub(crate) fn of(largest: f32, most: f32) -> Self {
+        // The inverse of smaller steps would not be a number: such activations count as 0.
+        if largest < 1e-30 {
+            Self { step: 0.0, inverse: 0.0 }
+        } else {
+            Self { step: largest / most, inverse: most / largest }
+        }
     }
 }

@@ -22,7 +22,7 @@ pub static KERNELS: &[&Kernel] = &[
         few: Operands::Int16,
         many: Operands::Bf16,
         isa: Isa::Avx512Bf16,
-        code: Code::Vector(Vector::of::<Avx512Bf16>(256)),
+        code: Code::Vector(Vector::with_int8::<Avx512Bf16>(256)),
         // Reading them is what dot products cost: wider vectors would wait.
         dots: Dots::of::<Avx2>(),
     },

@@ -157,6 +157,23 @@ pub(crate) trait Panel<I: InstructionSet> {
     fn dot(isa: I, sum: Floats<I>, x: Words<I>, w: Words<I>) -> Floats<I>;
 }
 
+/// What the panel path in 8 bits takes.
+pub(crate) trait Bytes: InstructionSet {
+    /// Most rows that it multiplies at a time.
+    const BYTE_ROWS: usize;
+
+    /// Each number in all bytes of its lane.
+    fn in_all_bytes(self, from: &[u8; STRIP], i: usize) -> Words<Self>;
+    /// Two pairs in the lowest bits of halves, less zero points, to bytes.
+    fn four(self, pairs: [Words<Self>; 2], zeros: Words<Self>) -> Words<Self>;
+    /// Integers of 8 bits, plus 128, as bytes in the order of [`Self::four`].
+    fn store_bytes(self, integers: Words<Self>, to: &mut [u32], i: usize);
+    /// Adds the products of the four bytes without a sign of `x` and those with one of `w`.
+    fn dot_bytes(self, sums: Words<Self>, x: Words<Self>, w: Words<Self>) -> Words<Self>;
+    /// Adds the products of 16-bit integers; the upper halves of `b` are 0.
+    fn add_product(self, sums: Words<Self>, a: Words<Self>, b: Words<Self>) -> Words<Self>;
+}
+
 /// Codes of pair `J` of a block, at the place of their sum or, if not `in_place`, in the lowest bits of both halves.
 #[inline(always)]
 pub(crate) fn codes<V: Vectors, const BITS: u32, const J: usize>(

@@ -110,6 +110,7 @@ impl Case {
             // Half a unit in the last of 8 digits.
             Operands::Bf16 if !bf16 => self.size.iter().map(|x| x / 256.0).collect(),
             Operands::Bf16 | Operands::F32 => vec![0.0; self.size.len()],
+            Operands::Int8 => unreachable!("only where it is asked for"),
         }
     }
 
@@ -272,6 +273,137 @@ fn what_is_not_a_number_stays_in_its_row() {
     }
 }
 
+/// The kernels that multiply 8-bit activations here.
+fn with_int8() -> Vec<&'static Kernel> {
+    let found: Vec<_> = KERNELS.iter().copied().filter(|kernel| kernel.is_available() && kernel.has_int8()).collect();
+    if found.is_empty() {
+        eprintln!("no kernel multiplies 8-bit activations on this processor: nothing is tested");
+    }
+    found
+}
+
+/// Channels of a group that share a step of 8-bit activations, at most.
+const PIECE: usize = 32;
+
+impl Case {
+    fn run_int8<A: Element>(&self, kernel: &'static Kernel, x: &[A]) -> Vec<f32> {
+        let linear = PackedLinear::new(&self.tensor, self.bias.as_deref()).unwrap().with_kernel(kernel).unwrap();
+        let mut out = vec![0.0; self.rows * self.tensor.shape()[0]];
+        linear.with_int8().unwrap().forward(x, self.rows, &mut out).unwrap();
+        out
+    }
+
+    /// The same product of activations that are rounded to 8 bits, and how far that may move each result.
+    fn rounded_to_8_bits(&self) -> (Self, Vec<f64>) {
+        let [outs, ins] = self.tensor.shape();
+        let group = ins / self.tensor.groups();
+        let weight = self.tensor.dequantize();
+        let (mut x, mut bounds) = (self.x.clone(), Vec::new());
+        for x in x.chunks_mut(ins).take(self.rows) {
+            let mut of_row = vec![0.0; outs];
+            for start in (0..ins).step_by(group).flat_map(|from| (from..from + group).step_by(PIECE)) {
+                let end = (start + PIECE).min((start / group + 1) * group);
+                let largest = x[start..end].iter().fold(0.0f32, |largest, x| x.abs().max(largest));
+                let [step, inverse] = if largest == 0.0 { [0.0, 0.0] } else { [largest / 127.0, 127.0 / largest] };
+                for x in &mut x[start..end] {
+                    *x = (*x * inverse).round_ties_even() * step;
+                }
+                for (out, bound) in of_row.iter_mut().enumerate() {
+                    *bound += 0.5001 * f64::from(step) * sum_of_sizes(&weight[out * ins + start..out * ins + end]);
+                }
+            }
+            bounds.extend(of_row);
+        }
+        (Self::of(self.tensor.clone(), self.bias.clone(), x, self.rows), bounds)
+    }
+
+    /// Many rows in 8 bits: sums in f32 of what is rounded, and no further from the product than rounding moves it.
+    #[track_caller]
+    fn check_int8(&self) {
+        let narrow: Vec<bf16> = self.x.iter().map(|x| bf16::from_f32(*x)).collect();
+        let widened = narrow.iter().map(|x| x.to_f32()).collect();
+        let of_narrow = Self::of(self.tensor.clone(), self.bias.clone(), widened, self.rows);
+        for kernel in with_int8() {
+            for (case, out) in
+                [(self, self.run_int8(kernel, &self.x)), (&of_narrow, of_narrow.run_int8(kernel, &narrow))]
+            {
+                if case.rows <= kernel.few_rows {
+                    assert_eq!(out, case.run::<f32, f32>(kernel, &case.x), "a few rows are as without");
+                    continue;
+                }
+                let (rounded, bounds) = case.rounded_to_8_bits();
+                rounded.check(kernel.name, &out, &rounded.expected, &vec![0.0; out.len()]);
+                case.check(kernel.name, &out, &case.expected, &bounds);
+            }
+        }
+    }
+}
+
+#[test]
+fn activations_of_8_bits() {
+    for bits in 2..=8 {
+        for symmetry in [Symmetry::Asymmetric, Symmetry::Symmetric, Symmetry::FullRange] {
+            for (ins, group) in GROUPS.into_iter().chain([(3, 1), (7, 0), (98, 49), (80, 40), (128, 32)]) {
+                Case::new(spec(bits, group, symmetry), 19, [33, ins], true).check_int8();
+            }
+            for outs in [0, 1, 127] {
+                Case::new(spec(bits, 32, symmetry), 17, [outs, 96], false).check_int8();
+            }
+        }
+    }
+}
+
+#[test]
+fn every_number_of_rows_in_8_bits() {
+    for bits in [2, 3, 4, 8] {
+        for rows in 0..60 {
+            Case::new(spec(bits, 32, Symmetry::Asymmetric), rows, [65, 64], true).check_int8();
+        }
+        Case::new(spec(bits, 64, Symmetry::Asymmetric), 127, [300, 640], true).check_int8();
+    }
+    Case::new(spec(4, 32, Symmetry::Asymmetric), 1031, [33, 64], true).check_int8();
+}
+
+/// What is 0 in a piece stays 0 whatever its neighbours are, and what is tiny or huge is not lost.
+#[test]
+fn sizes_of_8_bit_activations() {
+    for size in [0.0, 1e-20, 1e20] {
+        let mut case = Case::new(spec(4, 64, Symmetry::Asymmetric), 20, [40, 128], false);
+        case.x.chunks_mut(32).step_by(3).for_each(|x| x.iter_mut().for_each(|x| *x *= size));
+        Case::of(case.tensor, None, case.x, 20).check_int8();
+    }
+}
+
+#[test]
+fn what_is_not_a_number_stays_in_its_row_in_8_bits() {
+    for bits in [3, 4, 8] {
+        let case = Case::new(spec(bits, 32, Symmetry::Asymmetric), 20, [40, 96], true);
+        for kernel in with_int8() {
+            let good = case.run_int8(kernel, &case.x);
+            for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                for at in [50..51, 0..96] {
+                    let mut x = case.x.clone();
+                    x[at].fill(bad);
+                    let out = case.run_int8(kernel, &x);
+                    assert!(out[..40].iter().all(|out| !out.is_finite()), "{}", kernel.name);
+                    assert_eq!(out[40..], good[40..], "{}", kernel.name);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn kernels_without_8_bit_activations_say_so() {
+    let tensor = QuantizedTensor::quantize(&[0.5; 12], 3, 4, spec(4, 0, Symmetry::Asymmetric)).unwrap();
+    let linear = PackedLinear::new(&tensor, None).unwrap().with_kernel(Kernel::named("scalar").unwrap()).unwrap();
+    let error = linear.with_int8().expect_err("it has no such path");
+    assert_eq!(
+        error.to_string(),
+        "kernel scalar does not multiply 8-bit activations: avx512-bf16 does (AVX-512 with VNNI and BF16)"
+    );
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -288,5 +420,6 @@ proptest! {
         let symmetry = if symmetric { Symmetry::Symmetric } else { Symmetry::Asymmetric };
         let spec = spec(bits, if per_channel { 0 } else { group }, symmetry);
         Case::new(spec, rows, [outs, group * groups], bias).check_all();
+        Case::new(spec, rows + 16, [outs, group * groups], bias).check_int8();
     }
 }

@@ -1,4 +1,4 @@
-//! AVX-512 with products of 16-bit integers in one instruction (VNNI), for a few rows, and of bf16 pairs, for many.
+//! AVX-512 with products of 16-bit integers in one instruction (VNNI), for a few rows, and of bf16 pairs or 8-bit integers (VNNI), for many.
 
 use std::arch::asm;
 use std::arch::x86_64::*;
@@ -10,7 +10,7 @@ use oq_isa::Isa;
 use super::avx512::Avx512;
 use crate::layout::{STRIP, WordRow};
 use crate::macros::operations;
-use crate::vectors::{InstructionSet, Panel, Task, Vectors, put};
+use crate::vectors::{Bytes, InstructionSet, Panel, Task, Vectors, put};
 
 /// Made where the processor has the instructions.
 #[derive(Clone, Copy)]
@@ -118,6 +118,26 @@ impl Avx512Bf16 {
             _mm512_or_si512(_mm512_srli_epi32::<16>(_mm512_castps_si512(even)), _mm512_castps_si512(odd))
         }
         fn dot_bf16(self, sum: __m512, x: __m512i, w: __m512i) -> __m512 { dot_pairs(sum, x, w) }
+    }
+}
+
+impl Bytes for Avx512Bf16 {
+    const BYTE_ROWS: usize = 6;
+
+    operations! {
+        fn in_all_bytes(self, from: &[u8; STRIP], i: usize) -> __m512i {
+            _mm512_mullo_epi32(self.vectors().zero_points(from, i), _mm512_set1_epi32(0x0101_0101))
+        }
+        fn four(self, [even, odd]: [__m512i; 2], zeros: __m512i) -> __m512i {
+            _mm512_sub_epi8(_mm512_or_si512(even, _mm512_slli_epi32::<8>(odd)), zeros)
+        }
+        fn store_bytes(self, integers: __m512i, to: &mut [u32], i: usize) {
+            let bytes = _mm_xor_si128(_mm512_cvtepi32_epi8(integers), _mm_set1_epi8(-128));
+            let order = _mm_setr_epi8(0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15);
+            put::<_, 4>(must_cast(_mm_shuffle_epi8(bytes, order)), to, i)
+        }
+        fn dot_bytes(self, sums: __m512i, x: __m512i, w: __m512i) -> __m512i { _mm512_dpbusd_epi32(sums, x, w) }
+        fn add_product(self, sums: __m512i, a: __m512i, b: __m512i) -> __m512i { dot_integers(sums, a, b) }
     }
 }
 
