@@ -40,7 +40,8 @@ impl Range {
         let Self { lo: least, hi: most } = self;
         match symmetry {
             Symmetry::FullRange if most >= -least => Self { lo: 0.0, hi: most * hi },
-            Symmetry::FullRange => Self { lo: least * lo, hi: 0.0 },
+            // Not 0, even where the product is too small for a number: of that, nobody could tell which end it was.
+            Symmetry::FullRange => Self { lo: (least * lo).min(-f32::MIN_POSITIVE), hi: 0.0 },
             Symmetry::Asymmetric | Symmetry::Symmetric => Self { lo: least * lo, hi: most * hi },
         }
     }
