@@ -1,5 +1,5 @@
 //! Products with packed weights compared with libtorch: one row through all linears of a decoder layer (decode), and 512 rows through
-//! single linears (prefill). The rivals are libtorch's int4 product and its `linear` in bf16 and f32. The machine's limits, memory
+//! single linears (prefill), with 8-bit activations too where the kernel has them. The rivals are libtorch's int4 product and its `linear` in bf16 and f32. The machine's limits, memory
 //! bandwidth and the fastest bf16 product, are measured in the same rounds, and everything takes turns.
 //!
 //!     cargo xtask bench --bench kernels
@@ -15,6 +15,7 @@ mod sets;
 #[path = "../timing.rs"]
 mod timing;
 
+use oq_kernels::Kernel;
 use tch::Kind;
 
 use crate::limits::{Reads, square_gflops};
@@ -45,7 +46,7 @@ fn main() {
     let threads = rayon::current_num_threads();
     tch::set_num_threads(threads as i32);
     tch::manual_seed(0);
-    println!("{threads} threads, kernel {:?}", oq_kernels::Kernel::chosen().expect("a kernel"));
+    println!("{threads} threads, kernel {:?}", Kernel::chosen().expect("a kernel"));
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
     pool.install(|| {
         for model in models {
@@ -127,13 +128,18 @@ impl Contest {
     /// `limit` is measured in each round, too.
     fn run(shapes: &[[usize; 2]], group: usize, rows: usize, rounds: usize, limit: &mut dyn FnMut()) -> Self {
         let weights = shapes.iter().map(|[outs, ins]| outs * ins).sum::<usize>() as f64;
-        let mut ours: Vec<Ours> = BITS.iter().map(|bits| Ours::new(shapes, *bits, group, rows)).collect();
+        let kernel = Kernel::chosen().expect("a kernel");
+        let rounded = if rows > kernel.few_rows && kernel.has_int8() { &BITS[..] } else { &[] };
+        let packed = |bits: &u32| (format!("W{bits}g{group}"), Ours::new(shapes, *bits, group, rows));
+        let in_8_bits = |bits: &u32| (format!("W{bits}g{group} int8"), packed(bits).1.with_int8());
+        let (names, mut ours): (Vec<_>, Vec<Ours>) =
+            BITS.iter().map(packed).chain(rounded.iter().map(in_8_bits)).unzip();
         let int4 = Int4::new(&ours[0], rows);
         int4.check(&mut ours[0]);
         let dense = [Kind::BFloat16, Kind::Float].map(|kind| Torch::new(shapes, kind, rows));
 
         let entrant = |name: String, bytes: usize| Entrant { name, bytes: bytes as f64, secs: Vec::new() };
-        let packed = BITS.iter().zip(&ours).map(|(bits, ours)| entrant(format!("W{bits}g{group}"), ours.bytes()));
+        let packed = names.into_iter().zip(&ours).map(|(name, ours)| entrant(name, ours.bytes()));
         let bytes = [int4.bytes(), 2 * weights as usize, 4 * weights as usize];
         let rivals = RIVALS.iter().zip(bytes).map(|(name, bytes)| entrant(format!("libtorch {name}"), bytes));
         let mut entrants: Vec<Entrant> = packed.chain(rivals).collect();

@@ -69,6 +69,12 @@ impl Ours {
         Self { tensors, linears, rows, x: numbers(rows * most_in), out: vec![bf16::ZERO; rows * most_out] }
     }
 
+    /// The same with 8-bit activations for many rows.
+    pub fn with_int8(self) -> Self {
+        let linears = self.linears.into_iter().map(|linear| linear.with_int8().expect("the kernel has them"));
+        Self { linears: linears.collect(), ..self }
+    }
+
     pub fn run(&mut self) {
         for linear in &self.linears {
             let [outs, ins] = linear.shape();

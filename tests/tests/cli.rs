@@ -233,7 +233,7 @@ fn evaluation() {
     let full = json(&["eval", "tiny-llama"]);
     check_keys(
         &full,
-        "model rtn quantized data seqlen windows tokens perplexity perplexity_error running_perplexity kernels compute head device \
+        "model rtn quantized data seqlen windows tokens perplexity perplexity_error running_perplexity kernels compute head prefill device \
          wall_secs peak_bytes",
     );
     check_perplexity(&full["perplexity"], 18.26);
@@ -264,7 +264,7 @@ fn evaluation() {
 
 #[test]
 fn texts_are_continued() {
-    const KEYS: &str = "text ids end stop prompt_tokens prefill_secs decode_secs kernels compute head device weight_bytes cache_bytes \
+    const KEYS: &str = "text ids end stop prompt_tokens prefill_secs decode_secs kernels compute head prefill device weight_bytes cache_bytes \
                         peak_bytes seed sampling";
     let dir = rounded("w4a16g64");
     let packed = dir.path().join("packed");
@@ -435,7 +435,7 @@ fn tasks_are_asked() {
         r#"{"query": "Passage: The river is old. \nQuestion: is the river old?", "choices": ["no", "yes"], "gold": 1}"#;
     std::fs::write(tasks.join("boolq.validation.jsonl"), format!("{boolq}\n")).unwrap();
     let said = json(&["eval", "tiny-llama", "--tasks", "arc_easy,boolq", "--data-dir", text(dir.path())]);
-    check_keys(&said, "model rtn quantized tasks kernels compute head device wall_secs peak_bytes");
+    check_keys(&said, "model rtn quantized tasks kernels compute head prefill device wall_secs peak_bytes");
     let [arc, boolq] = &said["tasks"].as_array().unwrap()[..] else { panic!("{said}") };
     // One of two answers is right, whichever is likelier.
     assert_eq!((&arc["task"], &arc["items"], &arc["accuracy"]), (&"arc_easy".into(), &2.into(), &0.5.into()));
@@ -480,7 +480,7 @@ fn speed_is_measured() {
     let said = json(&["bench", "tiny-llama", "--prompt-tokens", "16", "--tokens", "4", "--runs", "2"]);
     check_keys(
         &said,
-        "model kernels compute head device threads prompt_tokens tokens prefill_tokens_per_s decode_tokens_per_s runs weight_bytes \
+        "model kernels compute head prefill device threads prompt_tokens tokens prefill_tokens_per_s decode_tokens_per_s runs weight_bytes \
          cache_bytes loaded_bytes running_bytes peak_bytes memory_bytes_per_s bandwidth_share",
     );
     assert_eq!(said["runs"].as_array().unwrap().len(), 2);

@@ -4,7 +4,7 @@
 
 use oq_eval::logits;
 use oq_formats::FormatError;
-use oq_models::{Compute, Form, HeadKind, Kernels, Model, ModelError};
+use oq_models::{Compute, Form, HeadKind, Kernels, Model, ModelError, Prefill};
 use oq_quant_core::QuantSpec;
 use oq_tests::{fixture, measure, relative_error};
 use tch::{Device, Kind, Tensor};
@@ -17,6 +17,9 @@ const BF16_TOLERANCE: f64 = 6e-2;
 /// A perplexity averages over thousands of such errors. Quantized activations halfway between two codes may be rounded either way.
 const F32_PERPLEXITY: f64 = 1e-3;
 const BF16_PERPLEXITY: f64 = 5e-3;
+
+/// Each activation is rounded by at most a 254th of the largest of 32, here a hundredth of a usual one.
+const INT8_TOLERANCE: f64 = 1e-1;
 
 const TINY: [&str; 4] = ["tiny-llama", "tiny-llama-256", "tiny-opt", "tiny-falcon"];
 
@@ -49,6 +52,29 @@ fn logits_of_every_scheme() {
         }
         for scheme in ["w4a16", "w3a16g32", "w2a16g128", "w4a16g64sym", "w3a16sym"] {
             check(folder, scheme);
+        }
+    }
+}
+
+#[test]
+fn logits_with_8_bit_activations() {
+    for folder in TINY {
+        for scheme in ["w2a16g64", "w3a16g32", "w4a16g64", "w4a16", "w8a16g64"] {
+            for compute in [Compute::F32, Compute::Bf16] {
+                let form = Form::new(Kernels::Packed, compute, HeadKind::Wide).with_prefill(Prefill::Int8);
+                let model = match rounded(folder, scheme, Kernels::Packed, compute).with_form(form) {
+                    Ok(model) => model,
+                    Err(error) => {
+                        assert!(error.to_string().contains("does not multiply 8-bit activations"), "{error}");
+                        eprintln!("{error}: nothing is tested");
+                        return;
+                    }
+                };
+                let dense = answer(&rounded(folder, scheme, Kernels::Dense, Compute::F32));
+                let error = relative_error(&answer(&model), &dense);
+                assert!(error > F32_TOLERANCE, "{folder} {scheme}: activations are not rounded");
+                assert!(error <= INT8_TOLERANCE, "{folder} {scheme} {}: relative error {error:.1e}", compute.name());
+            }
         }
     }
 }
@@ -101,8 +127,10 @@ fn a_head_of_8_bits_costs_nothing_visible() {
 #[test]
 fn packed_products_need_packed_weights_and_a_cpu() {
     let packed = Form::new(Kernels::Packed, Compute::default(), HeadKind::default());
-    let dense = Model::open(&fixture("tiny-llama")).unwrap();
-    assert!(matches!(dense.with_form(packed), Err(ModelError::Format(FormatError::NotPacked { .. }))));
+    let dense = || Model::open(&fixture("tiny-llama")).unwrap();
+    assert!(matches!(dense().with_form(packed), Err(ModelError::Format(FormatError::NotPacked { .. }))));
+    let in_8_bits = Form::default().with_prefill(Prefill::Int8);
+    assert!(matches!(dense().with_form(in_8_bits), Err(ModelError::PrefillDense)));
     let rounded = rounded("tiny-llama", "w4a16g64", Kernels::Packed, Compute::F32);
     assert!(matches!(rounded.block(0, Device::Cuda(0)), Err(ModelError::PackedDevice { .. })));
 }

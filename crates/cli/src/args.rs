@@ -20,7 +20,7 @@ pub use self::judge::JudgeArgs;
 pub use self::serve::ServeArgs;
 pub use self::shared::{EvalDataArgs, ModelArgs, RecipeArgs, RunArgs, SamplingArgs};
 pub use self::sweep::SweepArgs;
-pub use self::values::{ComputeArg, DeviceArg, FloatType, HeadArg, KernelsArg, PlanDeviceArg};
+pub use self::values::{ComputeArg, DeviceArg, FloatType, HeadArg, KernelsArg, PlanDeviceArg, PrefillArg};
 use crate::size::Size;
 
 /// Quantizes large language models to 2-8 bits by learned clipping and equivalent transformation (OmniQuant), and evaluates
@@ -241,11 +241,15 @@ pub struct EvalArgs {
     /// Compute products in f32, bf16, or auto: bf16 where the device is fast at it
     #[arg(long, value_name = "KIND", value_enum, default_value_t = ComputeArg::F32)]
     pub compute: ComputeArg,
+    /// How packed weights multiply many tokens at a time, such as a prompt: auto (as --compute says) or int8 (activations rounded to
+    /// 8 bits: half as fast again, for less than 1 % of perplexity; needs AVX-512 with VNNI and BF16)
+    #[arg(long, value_name = "KIND", value_enum, default_value_t = PrefillArg::Auto)]
+    pub prefill: PrefillArg,
     /// The output head: stored (as stored, converted to f32 here) or w8 (rounded to 8 bits)
     #[arg(long, value_name = "HEAD", value_enum, default_value_t = HeadArg::Stored)]
     pub head: HeadArg,
     /// Also write the result to the model's card, the README.md of a directory that `omniquant quantize` wrote
-    #[arg(long, conflicts_with_all = ["rtn", "head"])]
+    #[arg(long, conflicts_with_all = ["rtn", "head", "prefill"])]
     pub card: bool,
     /// auto, cpu or cuda:N
     #[arg(long, value_name = "DEVICE", default_value = "auto")]

@@ -190,6 +190,7 @@ fn model_code(error: &ModelError) -> u8 {
         | ModelError::TokenId { .. }
         | ModelError::TooLong { .. }
         | ModelError::PackedDevice { .. }
+        | ModelError::PrefillDense
         | ModelError::Kernel(_)
         | ModelError::Rotate(_)
         | ModelError::Override(_)

@@ -91,6 +91,9 @@ pub enum ModelError {
         /// Learned positions of the model.
         positions: usize,
     },
+    /// Only packed products round activations to 8 bits.
+    #[error("8-bit activations are multiplied with packed weights only: say --kernels packed, or leave out --prefill")]
+    PrefillDense,
     /// Packed products run on the CPU only.
     #[error(
         "packed weights are multiplied on the CPU, not on {device:?}: say --device cpu, or --kernels dense --head stored"

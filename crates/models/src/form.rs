@@ -4,7 +4,7 @@ use oq_quant_core::ActSpec;
 
 use crate::block::{BlockOps, BlockWeights, Compute, DenseOps};
 use crate::head::HeadKind;
-use crate::packed::{PackedOps, bytes_of};
+use crate::packed::{PackedOps, Prefill, bytes_of};
 
 /// The implementation of products with a block's linears.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -36,12 +36,19 @@ pub struct Form {
     pub compute: Compute,
     /// How the head is stored.
     pub head: HeadKind,
+    /// What packed linears round activations of many tokens to.
+    pub prefill: Prefill,
 }
 
 impl Form {
     /// A form with these three choices.
     pub const fn new(kernels: Kernels, compute: Compute, head: HeadKind) -> Self {
-        Self { kernels, compute, head }
+        Self { kernels, compute, head, prefill: Prefill::Auto }
+    }
+
+    /// The same form with what packed linears round activations of many tokens to.
+    pub const fn with_prefill(self, prefill: Prefill) -> Self {
+        Self { prefill, ..self }
     }
 }
 

@@ -51,7 +51,7 @@ pub use form::{Block, Form, Kernels};
 pub use head::{Head, HeadKind};
 pub use model::{Model, Outer, ReadDecoder};
 pub use online::Online;
-pub use packed::PackedOps;
+pub use packed::{PackedOps, Prefill};
 pub use rope::Rotary;
 pub use rotate::Rotator;
 pub use schemes::{LinearSpec, OuterSpecs, quantization_by, specs_of_layer};

@@ -20,7 +20,7 @@ use crate::form::{Block, Form, Kernels};
 use crate::head::{Head, HeadKind};
 use crate::names::{has_other_head, refuse_prefix, split_fused, text_model, with_model_prefix};
 use crate::online::Online;
-use crate::packed::{PackedOps, StoredLinear};
+use crate::packed::{PackedOps, Prefill, StoredLinear};
 use crate::rotate::Rotator;
 use crate::schemes::quantization_by;
 use crate::structure::{Layer, Linear, Param};
@@ -181,10 +181,17 @@ impl Model {
     /// The same model with its weights stored and multiplied as `form` says. The default is dense f32.
     ///
     /// # Errors
-    /// When `form` asks for packed weights, and the model is neither packed nor rounded as it is loaded.
+    /// When `form` asks for packed weights, and the model is neither packed nor rounded as it is loaded, or for 8-bit activations without
+    /// packed weights or on a processor whose kernel does not multiply them.
     pub fn with_form(self, form: Form) -> Result<Self, ModelError> {
         if form.kernels == Kernels::Packed && self.quantization().is_none() && self.round_to_nearest.is_none() {
             return Err(FormatError::NotPacked { dir: self.dir }.into());
+        }
+        if form.prefill != Prefill::Auto {
+            if form.kernels != Kernels::Packed {
+                return Err(ModelError::PrefillDense);
+            }
+            form.prefill.check()?;
         }
         Ok(Self { form, ..self })
     }
@@ -291,7 +298,7 @@ impl Model {
     /// # Errors
     /// As [`Self::load_block`], and when packed weights are requested on a device other than the CPU.
     pub fn block(&self, block_idx: usize, device: Device) -> Result<Block, ModelError> {
-        let Form { kernels, compute, .. } = self.form;
+        let Form { kernels, compute, prefill, .. } = self.form;
         match kernels {
             Kernels::Dense => {
                 let weights = self.load_block(block_idx, device)?.cast(&self.decoder.layer(block_idx).linears, compute);
@@ -305,7 +312,7 @@ impl Model {
                     |group: &Vec<Linear>| group.iter().map(|linear| self.stored_linear(&prefix, linear)).collect();
                 let params = self.load_params(&prefix, &layout, device)?;
                 let ops = PackedOps::new(layout.groups().iter().map(of_group), params, self.act(), compute)?;
-                Ok(Block::Packed(ops.with_online(self.online(device))))
+                Ok(Block::Packed(ops.with_prefill(prefill)?.with_online(self.online(device))))
             }
         }
     }

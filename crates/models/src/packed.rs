@@ -30,6 +30,36 @@ pub struct PackedOps {
     compute: Compute,
 }
 
+/// What activations of many tokens, such as a prompt's, are rounded to before packed weights are multiplied with them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Prefill {
+    /// What [`Compute`] says.
+    #[default]
+    Auto,
+    /// 8 bits ([`oq_kernels::Operands::Int8`]), which is faster and costs some accuracy. A few tokens at a time are as without.
+    Int8,
+}
+
+impl Prefill {
+    /// Its name in records and on the command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Int8 => "int8",
+        }
+    }
+
+    /// # Errors
+    /// When the kernel of this processor does not round so.
+    pub(crate) fn check(self) -> Result<(), ModelError> {
+        let kernel = Kernel::chosen()?;
+        match self {
+            Self::Int8 if !kernel.has_int8() => Err(KernelError::Int8 { kernel: kernel.name }.into()),
+            Self::Int8 | Self::Auto => Ok(()),
+        }
+    }
+}
+
 /// Linears with the same input, stacked by rows into one matrix.
 #[derive(Debug)]
 struct Joint {
@@ -106,6 +136,23 @@ impl PackedOps {
     /// The same block with an online rotation of activations.
     pub(crate) fn with_online(self, online: Option<Online>) -> Self {
         Self { online, ..self }
+    }
+
+    /// The same block with what activations of many tokens are rounded to.
+    pub(crate) fn with_prefill(self, prefill: Prefill) -> Result<Self, ModelError> {
+        if prefill == Prefill::Auto {
+            return Ok(self);
+        }
+        let kernel = Kernel::chosen()?;
+        let rounded = |joint: Joint| -> Result<Joint, ModelError> {
+            Ok(match joint {
+                Joint { parts, weight: Weight::Packed(linear) } => {
+                    Joint { parts, weight: Weight::Packed(linear.with_kernel(kernel)?.with_int8()?) }
+                }
+                dense => dense,
+            })
+        };
+        Ok(Self { joints: self.joints.into_iter().map(rounded).collect::<Result<_, _>>()?, ..self })
     }
 
     /// Size in bytes of weights, scales, zero points and other tensors.

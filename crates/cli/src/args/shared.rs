@@ -7,7 +7,7 @@ use oq_quant_core::{Override, QuantSpec};
 use oq_recipe::{Method, Overrides, Preset};
 
 use super::keys::KeyArgs;
-use super::values::{ComputeArg, DeviceArg, HeadArg, KernelsArg};
+use super::values::{ComputeArg, DeviceArg, HeadArg, KernelsArg, PrefillArg};
 
 /// Which model.
 #[derive(Clone, Debug, Args)]
@@ -114,6 +114,10 @@ pub struct RunArgs {
     /// Compute products in f32, bf16, or auto: bf16 where the device is fast at it
     #[arg(long, value_name = "KIND", value_enum, default_value_t = ComputeArg::Auto)]
     pub compute: ComputeArg,
+    /// How packed weights multiply many tokens at a time, such as a prompt: auto (as --compute says) or int8 (activations rounded to
+    /// 8 bits: half as fast again, for less than 1 % of perplexity; needs AVX-512 with VNNI and BF16)
+    #[arg(long, value_name = "KIND", value_enum, default_value_t = PrefillArg::Auto)]
+    pub prefill: PrefillArg,
     /// The output head: stored (as stored) or w8 (rounded to 8 bits, for speed; on the CPU)
     #[arg(long, value_name = "HEAD", value_enum, default_value_t = HeadArg::Stored)]
     pub head: HeadArg,

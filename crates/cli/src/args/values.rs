@@ -62,6 +62,13 @@ pub enum HeadArg {
     W8,
 }
 
+/// What packed weights are multiplied with in prefill.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum PrefillArg {
+    Auto,
+    Int8,
+}
+
 /// The machine to plan a run for.
 #[derive(Clone, Copy, Debug)]
 pub enum PlanDeviceArg {

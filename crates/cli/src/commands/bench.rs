@@ -46,7 +46,7 @@ pub fn run(args: &BenchArgs, out: &Output) -> Result<()> {
     let bandwidth = (device == Device::Cpu).then(read_bytes_per_s);
     let fraction = bandwidth.map(|bandwidth| decode * weight_bytes as f64 / bandwidth);
     let value = json!({"model": args.model.name, "kernels": form.kernels.name(), "compute": form.compute.name(),
-        "head": form.head.name(), "device": machine::device_name(device), "threads": threads, "prompt_tokens": prompt, "tokens": decoded,
+        "head": form.head.name(), "prefill": form.prefill.name(), "device": machine::device_name(device), "threads": threads, "prompt_tokens": prompt, "tokens": decoded,
         "prefill_tokens_per_s": prefill, "decode_tokens_per_s": decode,
         "runs": runs.iter().map(|run| json!({"prefill_tokens_per_s": run.prefill, "decode_tokens_per_s": run.decode}))
             .collect::<Vec<_>>(),
@@ -55,6 +55,7 @@ pub fn run(args: &BenchArgs, out: &Output) -> Result<()> {
     out.result(&value, || {
         let size = |n: Option<u64>| n.map_or_else(|| "unknown".to_owned(), bytes);
         let (kernels, compute, head) = (form.kernels.name(), form.compute.name(), form.head.name());
+        let prefill = form.prefill.name();
         let mut lines = vec![
             format!("prefill         {prefill:.1} tokens per second ({prompt} at once)"),
             format!("decode          {decode:.1} tokens per second ({decoded} one by one)"),
@@ -70,7 +71,7 @@ pub fn run(args: &BenchArgs, out: &Output) -> Result<()> {
             lines.push(format!("memory speed    {speed:.1} GB/s; decoding reads weights at {percent:.0} % of it"));
         }
         lines.push(format!(
-            "computed        {kernels} kernels, {compute}, head {head}, {threads} threads, medians of {} runs",
+            "computed        {kernels} kernels, {compute}, head {head}, prefill {prefill}, {threads} threads, medians of {} runs",
             runs.len()
         ));
         lines.join("\n")

@@ -76,7 +76,7 @@ pub fn record(loaded: &Loaded, session: &Session<'_>, prompt_tokens: usize, gene
     };
     json!({"text": generated.text, "ids": generated.ids, "end": generated.end.name(), "stop": stop,
         "prompt_tokens": prompt_tokens, "prefill_secs": generated.prefill_secs, "decode_secs": generated.decode_secs,
-        "kernels": form.kernels.name(), "compute": form.compute.name(), "head": form.head.name(),
+        "kernels": form.kernels.name(), "compute": form.compute.name(), "head": form.head.name(), "prefill": form.prefill.name(),
         "device": machine::device_name(loaded.device()), "weight_bytes": loaded.weight_bytes(), "cache_bytes": session.cache_bytes(), "peak_bytes": machine::peak_bytes()})
 }
 

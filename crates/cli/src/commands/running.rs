@@ -8,11 +8,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::Result;
 use oq_data::Generation;
 use oq_generate::{Choice, Loaded, Sampler, Sampling, Settings};
-use oq_models::{Form, HeadKind, Kernels, Model};
+use oq_models::{Form, HeadKind, Kernels, Model, Prefill};
 use serde_json::{Value, json};
 use tch::Device;
 
-use crate::args::{HeadArg, KernelsArg, ModelArgs, RunArgs, SamplingArgs};
+use crate::args::{HeadArg, KernelsArg, ModelArgs, PrefillArg, RunArgs, SamplingArgs};
 use crate::exit::CliError;
 use crate::machine;
 use crate::output::Output;
@@ -25,6 +25,14 @@ pub fn kernels(wanted: KernelsArg, model: &Model, device: Device) -> Kernels {
         KernelsArg::Packed => Kernels::Packed,
         KernelsArg::Auto if model.quantization().is_some() && device == Device::Cpu => Kernels::Packed,
         KernelsArg::Auto => Kernels::Dense,
+    }
+}
+
+/// What packed weights are multiplied with in prefill.
+pub fn prefill(wanted: PrefillArg) -> Prefill {
+    match wanted {
+        PrefillArg::Auto => Prefill::Auto,
+        PrefillArg::Int8 => Prefill::Int8,
     }
 }
 
@@ -51,7 +59,8 @@ pub fn open(model: &ModelArgs, args: &RunArgs, out: &Output) -> Result<Opened> {
         HeadArg::W8 => HeadKind::W8,
     };
     let kernels = kernels(args.kernels, &model, device);
-    let model = model.with_form(Form::new(kernels, machine::compute(args.compute, device), head))?;
+    let form = Form::new(kernels, machine::compute(args.compute, device), head).with_prefill(prefill(args.prefill));
+    let model = model.with_form(form)?;
     Ok(Opened { model, device })
 }
 

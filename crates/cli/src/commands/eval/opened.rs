@@ -50,7 +50,8 @@ impl Opened {
             HeadArg::W8 => HeadKind::W8,
         };
         let kernels = running::kernels(args.kernels, &model, device);
-        let form = Form::new(kernels, machine::compute(args.compute, device), head);
+        let prefill = running::prefill(args.prefill);
+        let form = Form::new(kernels, machine::compute(args.compute, device), head).with_prefill(prefill);
         Ok(Self { as_given: name.to_owned(), named, model: model.with_form(form)?, form, device })
     }
 
@@ -86,7 +87,7 @@ impl Opened {
         let Self { named, model, form, device, .. } = self;
         let mut record = Map::new();
         let about = json!({"model": named.name, "rtn": args.rtn, "quantized": model.quantization()});
-        let how = json!({"kernels": form.kernels.name(), "compute": form.compute.name(), "head": form.head.name(),
+        let how = json!({"kernels": form.kernels.name(), "compute": form.compute.name(), "head": form.head.name(), "prefill": form.prefill.name(),
             "device": machine::device_name(*device), "wall_secs": wall_secs, "peak_bytes": machine::peak_bytes()});
         for part in [about, results, how] {
             let Value::Object(part) = part else { unreachable!("parts of a record are objects") };

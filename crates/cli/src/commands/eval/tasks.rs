@@ -89,7 +89,7 @@ fn settings(args: &EvalArgs, opened: &Opened) -> [String; 2] {
     let written = config.ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok()).map_or(0, |since| since.as_nanos());
     let dir = model.dir().canonicalize().unwrap_or_else(|_| model.dir().to_owned());
     let rtn = args.rtn.map_or_else(String::new, |spec| spec.to_string());
-    let how = [form.kernels.name(), form.compute.name(), form.head.name(), &rtn].join(" ");
+    let how = [form.kernels.name(), form.compute.name(), form.head.name(), form.prefill.name(), &rtn].join(" ");
     [format!("{} {written} {}", dir.display(), model.checkpoint().total_bytes()), how]
 }
 
