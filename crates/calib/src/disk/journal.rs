@@ -1,8 +1,7 @@
 //! The journal of a run: one JSON line per finished shard, so that a killed run can be resumed.
 //!
 //! The first line has everything that decides the result, and the surroundings in which the run began. A line is appended and synced
-//! once the block's shard is in place; that of a tuned block, which replaces the learned one, just before. A torn last line counts as
-//! not written.
+//! once the block's shard is written, and then the shard is placed. A torn last line counts as not written.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::Write;

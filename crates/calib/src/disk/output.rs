@@ -91,7 +91,16 @@ impl<'a> Output<'a> {
 
     /// Reads a block from its shard.
     pub(crate) fn read_block(&self, block_idx: usize, device: Device) -> Result<Merged, ModelError> {
-        let shard = Checkpoint::open_file(&self.writer.block_path(block_idx))?;
+        self.read_from(&self.writer.block_path(block_idx), block_idx, device)
+    }
+
+    /// Reads a block from its shard, which a process has written and not yet placed.
+    pub(crate) fn read_staged(&self, block_idx: usize, device: Device) -> Result<Merged, ModelError> {
+        self.read_from(&self.writer.staged_path(block_idx), block_idx, device)
+    }
+
+    fn read_from(&self, path: &Path, block_idx: usize, device: Device) -> Result<Merged, ModelError> {
+        let shard = Checkpoint::open_file(path)?;
         let decoder = self.model.decoder();
         let prefix = decoder.block_prefix(block_idx);
         let linears = decoder.layer(block_idx).linears.into_iter();

@@ -3,6 +3,7 @@
 use std::ops::ControlFlow;
 use std::time::Instant;
 
+use oq_formats::Staged;
 use oq_let::{Transform, Values};
 use oq_models::{Compute, Context};
 use oq_quant_core::{QuantizedTensor, TensorError, WeightSpec};
@@ -64,8 +65,10 @@ impl Run<'_> {
         if let (Some(file), Some(details)) = (&self.details, details) {
             file.add(&details)?;
         }
-        if let Some(Written { shard, sha256, source }) = written {
+        if let Some(Written { staged, shard, sha256, source }) = written {
+            // As with tuned blocks: whoever sees the shard finds it in the journal.
             journal.finish_learned(Finished { shard, sha256, source, surroundings: None, record: record.clone() })?;
+            staged.place()?;
         }
         self.emit(Event::BlockFinished(record), block_idx + 1)
     }
@@ -139,7 +142,7 @@ impl Run<'_> {
             merged.keep_params(&weights, self.stages.output.params(block_idx).map(|param| param.name.to_owned()));
         }
         self.stages.output.settle_floats(block_idx, &mut merged, &weights)?;
-        let written = self.write_block(block_idx, &mut merged, source)?;
+        let written = self.stage_block(block_idx, &mut merged, source)?;
         let (mut final_loss, mut details) = (None, None);
         if self.recipe.method.learns() {
             let original = weights.cast(&[], Compute::F32);
@@ -189,9 +192,9 @@ impl Run<'_> {
         Ok((record, written, details))
     }
 
-    /// Writes a block's shard on the first rank. The others wait for it and go on with what is in it, so that all have the same block,
+    /// Writes a block's shard on the first rank, to be placed once the journal has it. The others wait for it and go on with what is in it, so that all have the same block,
     /// whatever their processors compute.
-    fn write_block(
+    fn stage_block(
         &self,
         block_idx: usize,
         merged: &mut Merged,
@@ -199,12 +202,12 @@ impl Run<'_> {
     ) -> Result<Option<Written>, CalibError> {
         let (output, ranks) = (&self.stages.output, &self.options.ranks);
         if ranks.is_first() {
-            let (shard, sha256) = output.write_block(block_idx, merged)?;
+            let (staged, shard, sha256) = output.stage_block(block_idx, merged)?;
             ranks.barrier()?;
-            return Ok(Some(Written { shard, sha256, source }));
+            return Ok(Some(Written { staged, shard, sha256, source }));
         }
         ranks.barrier()?;
-        *merged = output.read_block(block_idx, self.options.device)?;
+        *merged = output.read_staged(block_idx, self.options.device)?;
         Ok(None)
     }
 
@@ -241,6 +244,7 @@ impl Run<'_> {
 
 /// A block's shard, as this rank wrote it.
 struct Written {
+    staged: Staged,
     shard: String,
     sha256: String,
     /// Hash of the weights that it was made from.

@@ -89,6 +89,11 @@ impl PackedWriter {
         Ok(staged)
     }
 
+    /// Where [`Self::stage_block`] writes a block's shard.
+    pub fn staged_path(&self, block_idx: usize) -> PathBuf {
+        Staged::new(&self.block_path(block_idx)).path().to_owned()
+    }
+
     /// Writes the shard for everything outside the blocks: embeddings, final norm, head.
     pub fn write_rest(&self, tensors: &[OutTensor<'_>]) -> Result<(), FormatError> {
         write_shard(&self.rest_path(), tensors)
