@@ -10,8 +10,7 @@ fn main() {
         println!("cargo:rerun-if-changed={file}");
     }
     println!("cargo:rustc-check-cfg=cfg(has_gloo)");
-    let lib = PathBuf::from(std::env::var_os("DEP_TCH_LIBTORCH_LIB").expect("torch-sys names libtorch's folder"));
-    let include = lib.parent().expect("libraries lie beside headers").join("include");
+    let [include, api] = oq_torch_link::headers();
     let is_linux = std::env::var("CARGO_CFG_TARGET_OS").is_ok_and(|os| os == "linux");
     // libtorch for other systems may be built without c10d's Gloo, whose headers are there nevertheless.
     if !is_linux || !include.join("torch/csrc/distributed/c10d/ProcessGroupGloo.hpp").is_file() {
@@ -19,7 +18,6 @@ fn main() {
         return;
     }
     println!("cargo:rustc-cfg=has_gloo");
-    let api = include.join("torch/csrc/api/include");
     cc::Build::new()
         .cpp(true)
         .std("c++20")

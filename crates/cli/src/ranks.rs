@@ -64,7 +64,7 @@ impl Team {
         Ok(team)
     }
 
-    /// The device of this process: each process of a machine has a CUDA device of its own, counted from the one that is asked for.
+    /// The device of this process: on a machine with CUDA, its local rank after the card that was given, or after the first one.
     pub fn device(&self, wanted: DeviceArg) -> DeviceArg {
         match wanted {
             DeviceArg::Auto if self.ranks.size() > 1 && tch::Cuda::is_available() => DeviceArg::Cuda(self.local),

@@ -7,7 +7,7 @@
 
 #![allow(clippy::print_stdout, reason = "printing is how a build script speaks to cargo")]
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Where torch-sys says that libtorch's libraries lie.
 const FOLDER: &str = "DEP_TCH_LIBTORCH_LIB";
@@ -31,6 +31,18 @@ pub fn link_for(run_path: &str) {
     for argument in arguments(Path::new(&folder), run_path) {
         println!("cargo:rustc-link-arg={argument}");
     }
+}
+
+/// Where the headers of libtorch lie that torch-sys found: its own folder, and that of the C++ interface. For packages that compile C++
+/// against them.
+///
+/// # Panics
+/// Where the package does not depend on torch-sys directly.
+pub fn headers() -> [PathBuf; 2] {
+    let folder = PathBuf::from(std::env::var_os(FOLDER).expect("torch-sys names libtorch's folder"));
+    let include = folder.parent().expect("libraries lie beside headers").join("include");
+    let api = include.join("torch/csrc/api/include");
+    [include, api]
 }
 
 /// What the linker is told: to look for libraries in `run_path` at run time, and to keep libtorch's CUDA library where `folder`, with
