@@ -15,6 +15,8 @@ use crate::usual::LARGEST;
 
 /// Independent sums; as many as fill the vector registers of common machines.
 const LANES: usize = 16;
+/// Rows whose columns are summed together.
+const ROWS: usize = 64;
 /// Terms that are summed in their own kind before they are added to an f64.
 const BLOCK: usize = 1024;
 
@@ -384,6 +386,34 @@ pub fn move_offsets<T: Real, S: Stored<T>>(
             }
         },
     );
+}
+
+/// Norms of the rows and of the columns of gradients `[rows, cols]`.
+pub fn norms<T: Real, S: Stored<T>>(grad: &[S], rows: &mut [T], cols: &mut [T]) {
+    let width = cols.len();
+    // Sums of columns follow the order of the rows, for the same bytes with any number of threads.
+    let parts: Vec<Vec<T>> = rows
+        .par_chunks_mut(ROWS)
+        .zip(grad.par_chunks(ROWS * width))
+        .map(|(rows, grad)| {
+            let mut of_cols = vec![T::ZERO; width];
+            for (norm, grad) in rows.iter_mut().zip(grad.chunks_exact(width)) {
+                let mut lanes = [T::ZERO; LANES];
+                for (cols, grad) in of_cols.chunks_mut(LANES).zip(grad.chunks(LANES)) {
+                    for ((lane, col), &g) in lanes.iter_mut().zip(cols).zip(grad) {
+                        let square = g.to_real() * g.to_real();
+                        *lane = *lane + square;
+                        *col = *col + square;
+                    }
+                }
+                *norm = T::of(folded(lanes, |a, b| a + b).to_f64().sqrt());
+            }
+            of_cols
+        })
+        .collect();
+    for (col, norm) in cols.iter_mut().enumerate() {
+        *norm = T::of(parts.iter().map(|part| part[col].to_f64()).sum::<f64>().sqrt());
+    }
 }
 
 /// Writes the fractions out of `choices` that minimize `sum importance (w - w')²` of each group: first the best for both ends together,

@@ -148,7 +148,7 @@ impl Lwc {
     pub fn move_offsets(&mut self, weight: &Tensor, grad: &Tensor, rate: f64) {
         let (weight, grad, clip) = (self.prepared(weight), self.checked(grad), self.clip());
         let mut offsets = self.offsets.take().unwrap_or_else(|| weight.zeros_like());
-        let usual = no_grad(|| Usual::of(&grad, weight.kind()));
+        let usual = no_grad(|| usual(&weight, &grad));
         // Loops that write in place must not read the same memory.
         let apart = [&weight, &grad].into_iter().all(|read| !slices::overlap(read, &offsets));
         no_grad(|| match fused_kinds(&weight, grad.kind()).filter(|_| apart) {
@@ -168,6 +168,16 @@ impl Lwc {
             }
         });
         self.offsets = Some(offsets);
+    }
+}
+
+/// What gradients of a weight usually are.
+pub(crate) fn usual(weight: &Tensor, grad: &Tensor) -> Usual {
+    match fused_kinds(weight, grad.kind()) {
+        Some((Kind::Double, Kind::Double)) => tensors::usual::<f64, f64>(grad),
+        Some((Kind::Float, Kind::BFloat16)) => tensors::usual::<f32, bf16>(grad),
+        Some((Kind::Float, Kind::Float)) => tensors::usual::<f32, f32>(grad),
+        _ => Usual::of(grad, weight.kind()),
     }
 }
 

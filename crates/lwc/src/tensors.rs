@@ -28,6 +28,16 @@ pub(crate) fn quantize(
     QuantizedTensor::quantize_clipped(weight, rows, cols, spec, Clip { hi, lo }, offsets)
 }
 
+/// What gradients `[out, in]` usually are.
+pub(crate) fn usual<T: fused::Real, S: fused::Stored<T>>(grad: &Tensor) -> Usual {
+    let [rows, cols] = [grad.size()[0], grad.size()[1]];
+    // SAFETY: only tensors that are made here are written meanwhile.
+    let values: &[S] = unsafe { slices::of(grad) };
+    let [of_rows, of_cols] =
+        slices::filled([&[rows], &[cols]], |[of_rows, of_cols]: [&mut [T]; 2]| fused::norms(values, of_rows, of_cols));
+    Usual::of_norms(&of_rows, &of_cols)
+}
+
 impl Lwc {
     /// `importance [in]`.
     pub(crate) fn search_fused<T: fused::Real>(&self, weight: &Tensor, importance: &Tensor) -> ClipTensors {

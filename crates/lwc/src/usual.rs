@@ -18,12 +18,15 @@ impl Usual {
     pub fn of(grad: &Tensor, kind: Kind) -> Self {
         // The norm converts narrow numbers as it reads them; it does not narrow wide ones.
         let grad = if grad.kind() == Kind::Double { grad.to_kind(kind) } else { grad.shallow_clone() };
-        let height = (grad.size()[0] as f64).sqrt();
-        let norms = |of: &Tensor, axis: i64| of.norm_scalaropt_dim_dtype(2.0, axis, false, kind);
-        let (rows, columns) = (norms(&grad, 1), norms(&grad, 0));
-        let rows = (norms(&rows, 0) / height) / rows;
-        let columns = columns.reciprocal() * height;
-        Self { rows: finite(&rows), columns: finite(&columns) }
+        let norms = |axis: i64| grad.norm_scalaropt_dim_dtype(2.0, axis, false, kind);
+        Self::of_norms(&norms(1), &norms(0))
+    }
+
+    /// Of the norms of rows `[out]` and columns `[in]`.
+    pub(crate) fn of_norms(rows: &Tensor, columns: &Tensor) -> Self {
+        let height = (rows.size()[0] as f64).sqrt();
+        let all = rows.norm_scalaropt_dim(2.0, 0, false);
+        Self { rows: finite(&((all / height) / rows)), columns: finite(&(columns.reciprocal() * height)) }
     }
 
     /// The gradients over what is usual in their row and column, `[out, in]`: about 1, at most 2.

@@ -42,6 +42,7 @@ pub use error::RecipeError;
 pub use machine::{Profile, find_machine, machine_names};
 pub use model::{EvalDefaults, ModelEntry, Source, WheelPart, find, names};
 pub use patch::{RecipeFile, SharePatch};
+pub use recipe::Text;
 pub use record::{
     BITS, BlockRecord, EVENTS, Event, RECIPE, RECORDS, REPORT, RUN, RUN_FOLDER, RunRecord, StarvedExpert,
 };

@@ -10,8 +10,20 @@ use crate::model::ModelEntry;
 use crate::parse::parse;
 use crate::patch::RecipeFile;
 use crate::preset::{of_paper, settings_of, sites_of_paper, usual_method};
-use crate::tables::{Overrides, Recipe, keys};
+use crate::tables::{Calibration, Overrides, Recipe, keys};
 use crate::when::Case;
+
+/// Tokens of the shortest segments that longer ones are replaced by.
+const SHORTEST: usize = 256;
+
+/// The segments of one pass over the calibration text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Text {
+    /// How many.
+    pub segments: usize,
+    /// Tokens of each.
+    pub tokens: usize,
+}
 
 impl Recipe {
     /// Settles every setting: the paper's for this scheme and family, under the preset, under the model's own, under a recipe file, under
@@ -82,9 +94,25 @@ impl Recipe {
         self.method.reads_text() || self.bits.is_some()
     }
 
+    /// The text of one pass: `samples` segments of `seqlen` tokens, or as much text in more and shorter segments, if a pass of learning
+    /// would have fewer steps than [`Calibration::steps`]. A step on a quarter of the text teaches nearly as much. Larger batches are
+    /// left alone: they are asked for where steps should be large.
+    pub const fn text(&self) -> Text {
+        let Calibration { mut samples, mut seqlen, batch, steps, .. } = self.calibration;
+        while self.method.learns()
+            && batch == 1
+            && samples < steps
+            && seqlen.is_multiple_of(2)
+            && seqlen >= 2 * SHORTEST
+        {
+            (samples, seqlen) = (2 * samples, seqlen / 2);
+        }
+        Text { segments: samples, tokens: seqlen }
+    }
+
     /// Segments of calibration text that a run reads: those of the blocks, and as many for each pass of tuning.
     pub const fn segments(&self) -> usize {
-        if self.reads_text() { self.calibration.samples.saturating_mul(1 + self.tune_epochs()) } else { 0 }
+        if self.reads_text() { self.text().segments.saturating_mul(1 + self.tune_epochs()) } else { 0 }
     }
 
     /// Passes of tuning that a run makes.

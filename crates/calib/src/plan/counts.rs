@@ -8,7 +8,7 @@ use oq_models::{
     ActPoint, Attention, BlockOps, Compute, Decoder, Dims, Layer, Linear, LinearName, LinearSpec, Param, specs_of_layer,
 };
 use oq_quant_core::{ActSpec, Bits, RotateKind, WeightSpec, packed_words};
-use oq_recipe::{Calibration, Recipe, Rounding};
+use oq_recipe::{Recipe, Rounding, Text};
 use oq_rotation::SLAB;
 use tch::{Device, Kind, Tensor};
 
@@ -137,7 +137,7 @@ impl Counts {
     ) -> Self {
         let Attention { n_heads, n_kv_heads, head_dim, .. } = layout.attention;
         let dims = Dims { n_heads, n_kv_heads, head_dim, intermediate: layout.intermediate, ..decoder.dims() };
-        let Calibration { samples, seqlen, batch, .. } = recipe.calibration;
+        let (Text { segments: samples, tokens: seqlen }, batch) = (recipe.text(), recipe.calibration.batch);
         let (learns, reads_text) = (recipe.method.learns(), recipe.method.reads_text());
         let moved = |name: LinearName| ports(sites, name).next().is_some();
         let moved_twice = |name: LinearName| {

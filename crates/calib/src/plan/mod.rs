@@ -157,7 +157,7 @@ impl Plan {
             steps_per_block: counts.steps as usize,
             tuning_steps: counts.tuning_steps as usize,
             calibration_tokens: if recipe.reads_text() {
-                recipe.calibration.samples.saturating_mul(recipe.calibration.seqlen)
+                recipe.text().segments.saturating_mul(recipe.text().tokens)
             } else {
                 0
             },

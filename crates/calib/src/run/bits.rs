@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::time::Instant;
 
 use oq_models::Model;
-use oq_recipe::{BitBudget, Event, Recipe};
+use oq_recipe::{BitBudget, Event, Recipe, Text};
 
 use super::options::{Notice, Options};
 use crate::block::sites::sites_of;
@@ -75,7 +75,8 @@ impl Subject<'_> {
         let Self { model, recipe, budget, options, .. } = *self;
         let started = Instant::now();
         // These are not among the segments that tuning reads.
-        let segments = &self.segments[..n_segments(recipe.calibration.samples, recipe.calibration.seqlen)];
+        let Text { segments, tokens } = recipe.text();
+        let segments = &self.segments[..n_segments(segments, tokens)];
         let (dims, tokens) = (model.decoder().dims(), segments.iter().map(Vec::len).sum::<usize>());
         let Options { device, compute, cache_memory, out, .. } = options;
         let (of_inputs, of_states) = (dims.n_layers * tokens * dims.hidden, tokens * dims.hidden);

@@ -35,7 +35,7 @@ impl Run<'_> {
         let _no_grad = tch::no_grad_guard();
         let t = segments.first().map_or(0, Vec::len);
         let ctx = self.model.decoder().context(t, self.options.device);
-        let (own, of_tuning) = segments.split_at(segments.len().min(self.recipe.calibration.samples));
+        let (own, of_tuning) = segments.split_at(segments.len().min(self.recipe.text().segments));
         if self.work.resumed_blocks < self.n_blocks {
             let (batch, all) = self.elements(own);
             let cache = self.cache(batch, all);

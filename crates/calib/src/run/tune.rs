@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use oq_formats::sha256_file;
 use oq_models::Context;
-use oq_recipe::{Calibration, Event};
+use oq_recipe::Event;
 use oq_runtime::trim_memory;
 
 use super::options::Notice;
@@ -32,7 +32,7 @@ impl Run<'_> {
         journal: &mut Journal,
     ) -> Result<(), CalibError> {
         let (model, options, recipe) = (self.model, self.options, self.recipe);
-        let Calibration { samples, batch, .. } = recipe.calibration;
+        let (samples, batch) = (recipe.text().segments, recipe.calibration.batch);
         let subject = Subject {
             model,
             blocks: &self.stages.output,

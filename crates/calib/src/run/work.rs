@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use oq_recipe::{Calibration, Recipe};
+use oq_recipe::Recipe;
 
 /// The work of a run.
 #[derive(Debug)]
@@ -20,14 +20,14 @@ pub(crate) struct Work {
     started: Instant,
 }
 
-/// Duration of a step of tuning per block, in steps of a block: it has two more forward passes, and computes weights twice.
-const TUNING_STEPS: usize = 2;
+/// Duration of a step of tuning per block, in steps of a block: it has two more forward passes, but no offsets to move.
+const TUNING_STEPS: usize = 1;
 
 impl Work {
     /// The work of a run that begins now.
     pub(crate) fn of(recipe: &Recipe, n_blocks: usize, resumed_blocks: usize) -> Self {
         let learns = recipe.method.learns();
-        let Calibration { samples, batch, .. } = recipe.calibration;
+        let (samples, batch) = (recipe.text().segments, recipe.calibration.batch);
         let batches = if learns { samples.div_ceil(batch) } else { 1 };
         let epochs = if learns { recipe.learn.epochs } else { 1 };
         let tune_epochs = recipe.tune_epochs();

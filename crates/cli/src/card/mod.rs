@@ -172,9 +172,11 @@ impl Card<'_> {
             row("rotation", recipe.rotate.kind.to_string());
         }
         if recipe.reads_text() {
-            let c = &recipe.calibration;
-            let data = code(&last_part(&c.data));
-            row("calibration text", format!("{data}: {} segments of {} tokens", recipe.segments(), c.seqlen));
+            let data = code(&last_part(&recipe.calibration.data));
+            row(
+                "calibration text",
+                format!("{data}: {} segments of {} tokens", recipe.segments(), recipe.text().tokens),
+            );
         }
         row(
             "folder of the run",

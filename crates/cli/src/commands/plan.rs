@@ -8,7 +8,7 @@ use oq_calib::{Accelerator, BYTES_PER_SEC, Machine, Parts, Plan, Setting};
 use oq_models::family::decoder_of;
 use oq_models::{Compute, Decoder};
 use oq_quant_core::{QuantSpec, RotateKind, Symmetry, WeightSpec};
-use oq_recipe::{BitBudget, Profile, Recipe, Rounding};
+use oq_recipe::{BitBudget, Profile, Recipe, Rounding, Text};
 use serde_json::json;
 
 use crate::args::{ComputeArg, PlanArgs, PlanDeviceArg, RecipeArgs};
@@ -95,7 +95,7 @@ pub fn notes(args: &RecipeArgs, recipe: &Recipe, decoder: &dyn Decoder, out: &Ou
             "note: {scheme} leaves one of four codes out; {full} is symmetric too, and uses all of them"
         ));
     }
-    let (seqlen, positions) = (recipe.calibration.seqlen, decoder.dims().max_positions);
+    let (seqlen, positions) = (recipe.text().tokens, decoder.dims().max_positions);
     if recipe.reads_text() && seqlen > positions {
         out.note(&format!(
             "note: segments of {seqlen} tokens exceed the {positions} positions that the model was trained for"
@@ -171,8 +171,8 @@ fn text(model: &str, recipe: &Recipe, plan: &Plan, setting: &Setting<'_>) -> Str
         }
     }
     if recipe.reads_text() {
-        let c = &recipe.calibration;
-        line("calibration", format!("{} segments of {} tokens of {}, seed {}", c.samples, c.seqlen, c.data, c.seed));
+        let (c, Text { segments, tokens }) = (&recipe.calibration, recipe.text());
+        line("calibration", format!("{segments} segments of {tokens} tokens of {}, seed {}", c.data, c.seed));
     }
     if recipe.method.learns() {
         let loss = if recipe.learn.aug_loss { "both targets" } else { "one target" };

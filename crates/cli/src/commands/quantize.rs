@@ -192,19 +192,24 @@ fn segments(model: &Model, recipe: &Recipe, args: &QuantizeArgs, out: &Output) -
     if !recipe.reads_text() {
         return Ok(Vec::new());
     }
-    let c = &recipe.calibration;
-    let ids = tokens(model.dir(), &c.data, Split::Train, &args.eval, out)?;
-    let asked = recipe.segments() * c.seqlen;
-    if (c.seqlen..asked).contains(&ids.len()) {
+    let (c, text, total) = (&recipe.calibration, recipe.text(), recipe.segments());
+    if text.segments != c.samples {
         out.note(&format!(
-            "note: the calibration text is too short: it has {} tokens, but {} segments of {} need {asked}, so segments share tokens: give \
-             a longer text (--calib) or fewer --samples",
-            ids.len(),
-            recipe.segments(),
-            c.seqlen
+            "note: {} segments of {} tokens replace {} of {}, for more steps on as much text (--steps 1 keeps them)",
+            text.segments, text.tokens, c.samples, c.seqlen
         ));
     }
-    Ok(segments_and_new(&ids, c.samples, recipe.segments() - c.samples, c.seqlen, c.seed)?)
+    let ids = tokens(model.dir(), &c.data, Split::Train, &args.eval, out)?;
+    let asked = total * text.tokens;
+    if (text.tokens..asked).contains(&ids.len()) {
+        out.note(&format!(
+            "note: the calibration text is too short: it has {} tokens, but {total} segments of {} need {asked}, so segments share tokens: give \
+             a longer text (--calib) or fewer --samples",
+            ids.len(),
+            text.tokens
+        ));
+    }
+    Ok(segments_and_new(&ids, text.segments, total - text.segments, text.tokens, c.seed)?)
 }
 
 /// The result as text.

@@ -5,6 +5,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::{NAMED, noise};
 use crate::levels::Levels;
+use crate::operations::usual;
 use crate::usual::{LARGEST, Usual};
 use crate::{Lwc, START, composed};
 
@@ -112,7 +113,7 @@ fn check(spec: WeightSpec, in_features: i64, kind: Kind, tolerance: f64, offsets
     let from = offsets.map_or_else(|| weight.zeros_like(), Tensor::copy);
     lwc.move_offsets(&weight, &grad, 0.125);
     let moved = lwc.offsets.expect("they were moved");
-    let usual = Usual::of(&grad, kind);
+    let usual = usual(&weight, &grad);
     assert_eq!(
         moved,
         composed::moved_offsets(levels, &weight, &from, (&grad, &usual), &clip, 0.125),
@@ -172,6 +173,26 @@ fn what_is_not_a_number_is_not_hidden() {
 
     let _ = weight.get(1).get(0).fill_(f64::NAN);
     assert!(lwc.fake_quantize(&weight).get(1).get(0).double_value(&[]).is_nan());
+}
+
+/// Sums of as many squares in another order, in rows of whole lanes and not, and in more rows than are summed together.
+#[test]
+fn what_is_usual_takes_one_pass() {
+    for (kind, stored, tolerance) in [
+        (Kind::Double, Kind::Double, ORDER_OF_SUM_F64),
+        (Kind::Float, Kind::Float, ORDER_OF_SUM_F32),
+        (Kind::Float, Kind::BFloat16, ORDER_OF_SUM_F32),
+    ] {
+        for shape in [[1, 1], [3, 20], [200, 64], [65, 2100]] {
+            let grad = (noise(3, shape, kind) * noise(4, [shape[0], 1], kind)).to_kind(stored);
+            let _ = grad.get(0).fill_(0.0);
+            let (ours, theirs) = (usual(&grad.to_kind(kind), &grad), Usual::of(&grad, kind));
+            for (ours, theirs) in [(ours.rows, theirs.rows), (ours.columns, theirs.columns)] {
+                let error = difference(&ours, &theirs, &theirs.abs().clamp_min(f64::MIN_POSITIVE));
+                assert!(ours.kind() == kind && error <= tolerance, "{shape:?} {stored:?}: {error}");
+            }
+        }
+    }
 }
 
 /// Steps are gradients over the root mean squares of their rows and columns.

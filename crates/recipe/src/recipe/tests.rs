@@ -14,7 +14,7 @@ fn later_layers_win() {
     let none = Overrides::default;
     let epochs = |model, file, overrides| resolve("w2a16g64", model, file, overrides).unwrap().learn.epochs;
     assert_eq!(epochs(None, "", none()), 10);
-    assert_eq!(epochs(Some("smollm2-135m"), "", none()), 2);
+    assert_eq!(epochs(Some("smollm2-135m"), "", none()), 1);
     assert_eq!(epochs(Some("smollm2-135m"), "learn.epochs = 7", none()), 7);
     let typed = none().epochs(9);
     assert_eq!(epochs(Some("smollm2-135m"), "learn.epochs = 7", typed.clone()), 9);
@@ -29,20 +29,20 @@ fn presets_lie_between_the_paper_and_the_recipe() {
         let Recipe { calibration, learn, tune, .. } = resolve("w4a16", Some("smollm2-135m"), file, overrides).unwrap();
         assert_eq!((learn.start, learn.rounding, learn.loss, learn.epochs), expected);
         let expected = match preset {
-            Some(Preset::Best) => (256, 1),
-            None | Some(Preset::Default) => (64, 1),
-            Some(Preset::Fast | Preset::Paper) => (64, 0),
+            Some(Preset::Best) => (64, 1),
+            None | Some(Preset::Default) => (16, 1),
+            Some(Preset::Fast | Preset::Paper) => (16, 0),
         };
         assert_eq!((calibration.samples, tune.epochs), expected);
     }
     let ours = |epochs| (Start::Compensate, Rounding::Learned, Loss::Relative, epochs);
-    check(None, "", ours(2));
-    check(Some(Preset::Default), "", ours(2));
-    check(Some(Preset::Fast), "", ours(2));
+    check(None, "", ours(1));
+    check(Some(Preset::Default), "", ours(1));
+    check(Some(Preset::Fast), "", ours(1));
     check(Some(Preset::Best), "", ours(1));
-    check(Some(Preset::Paper), "", (Start::Whole, Rounding::Fixed, Loss::Mse, 5));
+    check(Some(Preset::Paper), "", (Start::Whole, Rounding::Fixed, Loss::Mse, 4));
     check(Some(Preset::Fast), "learn.epochs = 7", ours(7));
-    check(None, "learn.start = \"search\"\nlearn.loss = \"mse\"", (Start::Search, Rounding::Learned, Loss::Mse, 2));
+    check(None, "learn.start = \"search\"\nlearn.loss = \"mse\"", (Start::Search, Rounding::Learned, Loss::Mse, 1));
     let resolve = |preset| {
         let overrides = Overrides::default().preset(preset);
         Recipe::resolve("w4a16".parse().unwrap(), find("opt-66b"), None, &overrides).unwrap().learn.epochs
@@ -102,7 +102,14 @@ fn every_key_reaches_the_recipe() {
     let expected = Recipe {
         scheme,
         method: Method::Rtn,
-        calibration: Calibration { data: "my text.txt".to_owned(), samples: 6, seqlen: 12, seed: 7, batch: 3 },
+        calibration: Calibration {
+            data: "my text.txt".to_owned(),
+            samples: 6,
+            seqlen: 12,
+            seed: 7,
+            batch: 3,
+            steps: 9,
+        },
         learn: Learn {
             epochs: 11,
             lwc_lr: 0.25,
@@ -128,6 +135,7 @@ fn every_key_reaches_the_recipe() {
         .seed(7)
         .lwc_lr(0.25)
         .batch(3)
+        .steps(9)
         .aug_loss(true)
         .loss(Loss::Mse)
         .start(Start::Whole)
@@ -316,4 +324,32 @@ fn settings_that_nothing_reads_are_named() {
     check("w4a16", rounded.bits(3.5).batch(2), &["calibration.batch"]);
     let shift = Overrides::default().let_shift(true).tune_epochs(0).tune_lr(1e-3);
     check("w4a16", shift, &["let.shift", "tune.lr"]);
+}
+
+/// Segments and their tokens.
+#[track_caller]
+fn check_text(preset: Preset, file: &str, overrides: Overrides, expected: [usize; 2]) {
+    let overrides = Overrides { preset: Some(preset), ..overrides };
+    let Text { segments, tokens } = resolve("w3a16g64", None, file, overrides).unwrap().text();
+    assert_eq!([segments, tokens], expected, "{preset:?} {file}");
+}
+
+#[test]
+fn few_long_segments_become_more_and_shorter_ones() {
+    let text = |samples, seqlen| Overrides::default().samples(samples).seqlen(seqlen);
+    check_text(Preset::Default, "", Overrides::default(), [128, 2048]);
+    check_text(Preset::Default, "", text(16, 1024), [64, 256]);
+    check_text(Preset::Fast, "", text(16, 2048), [64, 512]);
+    check_text(Preset::Best, "", text(64, 1024), [256, 256]);
+    // There are enough, or too few tokens, or an odd number of them.
+    check_text(Preset::Default, "", text(64, 1024), [64, 1024]);
+    check_text(Preset::Default, "", text(4, 512), [8, 256]);
+    check_text(Preset::Default, "", text(4, 511), [4, 511]);
+    check_text(Preset::Default, "", text(4, 1000), [8, 500]);
+    // Said otherwise, in larger batches, and where nothing is learned.
+    check_text(Preset::Paper, "", text(16, 1024), [16, 1024]);
+    check_text(Preset::Default, "calibration.steps = 1", text(16, 1024), [16, 1024]);
+    check_text(Preset::Default, "", text(16, 1024).steps(32), [32, 512]);
+    check_text(Preset::Default, "", text(16, 1024).batch(2), [16, 1024]);
+    check_text(Preset::Default, "", text(16, 1024).method(Method::Smoothquant), [16, 1024]);
 }
