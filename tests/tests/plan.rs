@@ -139,7 +139,7 @@ fn more_text_than_can_be_counted_does_not_fit() {
 #[test]
 fn states_within_a_budget_are_those_of_the_largest_pass() {
     let args = ["llama2-70b", "--scheme", "w4a16g128", "--device", "a100-80g", "--samples", "4", "--tune-epochs", "1"];
-    let planned = run_json(plan(&args).args(["--cache-memory", "64GiB", "--steps", "1", "--json"]));
+    let planned = run_json(plan(&args).args(["--cache-memory", "64GiB", "--steps", "0", "--json"]));
     // Four targets of 2048 tokens with 8192 channels and the inputs of 80 blocks, in f32. Learning a block takes eight such states.
     assert_eq!(planned["plan"]["memory"]["host"]["cache_bytes"].as_f64().unwrap(), 84.0 * GIB / 16.0);
 }
@@ -247,7 +247,7 @@ impl Case {
             "alibi": is_alibi, "parallel_attn": !is_alibi});
         let decoder = decoder_of(&config).unwrap();
         // Shorter segments that replace longer ones take less.
-        let text = Overrides::default().samples(self.samples).seqlen(self.seqlen).steps(1);
+        let text = Overrides::default().samples(self.samples).seqlen(self.seqlen).steps(0);
         let overrides = text.method(self.method).epochs(3);
         let recipe = Recipe::resolve(self.scheme.parse().unwrap(), None, None, &overrides).unwrap();
         let named = find_machine(self.machine);

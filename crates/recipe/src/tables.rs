@@ -246,14 +246,14 @@ table! {
             must((1..=samples).contains(batch), format!("1 to calibration.samples, which is {samples}"))
         },
     }
-    /// Steps that an epoch has at least, 1 or more: where segments are fewer, and a step reads one, more of them are drawn that are as much
-    /// shorter, see [`Recipe::text`].
+    /// Steps that an epoch has at least: where segments are fewer, and a step reads one, more of them are drawn that are as much shorter,
+    /// see [`Recipe::text`]. Runs recorded by versions without it have 0.
+    #[serde(default)]
     pub steps: usize as steps {
         value_name: "N",
         help: "Steps of an epoch, at least: fewer segments are replaced by more and shorter ones, of 256 tokens or more, but not with a \
-               --batch (1: never) [default: 64, with --preset best 256]",
+               --batch (0: never) [default: 64, with --preset best 256]",
         is_read: learns,
-        allows: |steps, _| must(*steps > 0, "1 or more"),
     }
 }
 

@@ -195,7 +195,7 @@ fn segments(model: &Model, recipe: &Recipe, args: &QuantizeArgs, out: &Output) -
     let (c, text, total) = (&recipe.calibration, recipe.text(), recipe.segments());
     if text.segments != c.samples {
         out.note(&format!(
-            "note: {} segments of {} tokens replace {} of {}, for more steps on as much text (--steps 1 keeps them)",
+            "note: {} segments of {} tokens replace {} of {}, for more steps on as much text (--steps 0 keeps them)",
             text.segments, text.tokens, c.samples, c.seqlen
         ));
     }

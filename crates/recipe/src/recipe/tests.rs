@@ -348,7 +348,7 @@ fn few_long_segments_become_more_and_shorter_ones() {
     check_text(Preset::Default, "", text(4, 1000), [8, 500]);
     // Said otherwise, in larger batches, and where nothing is learned.
     check_text(Preset::Paper, "", text(16, 1024), [16, 1024]);
-    check_text(Preset::Default, "calibration.steps = 1", text(16, 1024), [16, 1024]);
+    check_text(Preset::Default, "calibration.steps = 0", text(16, 1024), [16, 1024]);
     check_text(Preset::Default, "", text(16, 1024).steps(32), [32, 512]);
     check_text(Preset::Default, "", text(16, 1024).batch(2), [16, 1024]);
     check_text(Preset::Default, "", text(16, 1024).method(Method::Smoothquant), [16, 1024]);
