@@ -192,7 +192,7 @@ fn rounding_to_nearest_costs_what_it_costs_elsewhere() {
 /// Quantizes the model in `dir` into `out`, with a few segments of the calibration text.
 fn quantized(dir: &Path, scheme: &str, method: Method, out: &Path) -> Model {
     const SEQLEN: usize = 256;
-    let overrides = Overrides::default().method(method).samples(16).epochs(10).tune_epochs(0);
+    let overrides = Overrides::default().method(method).samples(16).seqlen(SEQLEN).epochs(10).tune_epochs(0);
     let recipe = Recipe::resolve(spec(scheme), None, None, &overrides).unwrap();
     let ids = tokens("calib.txt");
     let segments: Vec<Vec<u32>> = ids.chunks_exact(SEQLEN).take(16).map(<[u32]>::to_vec).collect();

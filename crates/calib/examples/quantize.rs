@@ -20,7 +20,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     let mut random = SplitMix64::new(1);
     let vocab = model.decoder().dims().vocab as u64;
-    let mut segment = || (0..recipe.calibration.seqlen).map(|_| random.below(vocab) as u32).collect();
+    let mut segment = || (0..recipe.text().tokens).map(|_| random.below(vocab) as u32).collect();
     let segments: Vec<Vec<u32>> = (0..recipe.segments()).map(|_| segment()).collect();
     let done = quantize(&model, &recipe, &segments, &Options::new(out), &mut |notice| {
         if let Notice::Progress { done, total } = notice {

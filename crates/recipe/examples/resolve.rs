@@ -12,7 +12,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .ok_or_else(|| format!("no model {model}; known are {}", names().collect::<Vec<_>>().join(", ")))?;
     let overrides = Overrides::default().preset(preset.parse()?);
     let recipe = Recipe::resolve(scheme.parse()?, Some(entry), None, &overrides)?;
-    println!("# {model} by {preset}: {} segments of {} tokens\n", recipe.segments(), recipe.calibration.seqlen);
+    println!("# {model} by {preset}: {} segments of {} tokens\n", recipe.segments(), recipe.text().tokens);
     print!("{}", recipe.to_toml()?);
     Ok(())
 }
