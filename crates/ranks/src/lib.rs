@@ -52,7 +52,10 @@ impl Ranks {
     /// # Errors
     /// If they are not within five minutes.
     pub fn join(place: &Place) -> Result<Self, RanksError> {
-        Ok(Self { rank: place.rank, size: place.size, group: Some(Rc::new(Group::join(place)?)) })
+        let ranks = Self { rank: place.rank, size: place.size, group: Some(Rc::new(Group::join(place)?)) };
+        // One that ended now would break the connections that others are still making.
+        ranks.barrier()?;
+        Ok(ranks)
     }
 
     /// This process's rank, from 0.
