@@ -20,8 +20,8 @@ pub(crate) struct Work {
     started: Instant,
 }
 
-/// Duration of a step of tuning per block, in steps of a block: it has two more forward passes, but no offsets to move.
-const TUNING_STEPS: usize = 1;
+/// Duration of a step of tuning per block, in steps of a block: it has two more forward passes, and computes weights twice.
+const TUNING_STEPS: usize = 2;
 
 impl Work {
     /// The work of a run that begins now.
