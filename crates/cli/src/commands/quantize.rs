@@ -194,6 +194,9 @@ fn segments(model: &Model, recipe: &Recipe, args: &QuantizeArgs, out: &Output) -
     }
     let (c, text, total) = (&recipe.calibration, recipe.text(), recipe.segments());
     if text.segments != c.samples {
+        // What was asked for is refused where the model cannot read it.
+        let asked = tch::Tensor::zeros([1, c.seqlen as i64], (tch::Kind::Int64, Device::Cpu));
+        drop(model.decoder().embed(&model.outer(Device::Cpu), &asked)?);
         out.note(&format!(
             "note: {} segments of {} tokens replace {} of {}, for more steps on as much text (--steps 0 keeps them)",
             text.segments, text.tokens, c.samples, c.seqlen
