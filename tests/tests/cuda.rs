@@ -5,7 +5,8 @@
 use std::ops::ControlFlow;
 
 use oq_calib::{Options, quantize};
-use oq_models::{Compute, Model};
+use oq_models::{Compute, Form, HeadKind, Kernels, Model};
+use oq_quant_core::QuantSpec;
 use oq_recipe::{Overrides, Recipe, find};
 use oq_tests::fixture;
 use tch::{Cuda, Device, Kind, Tensor};
@@ -65,5 +66,33 @@ fn blocks_learn_alike() {
         for loss in losses(model, scheme, Device::Cuda(0), Compute::Bf16) {
             assert!(loss.is_finite(), "{model} {scheme} in bf16: {loss}");
         }
+    }
+}
+
+#[test]
+fn our_kernels_learn_and_multiply_alike() {
+    if skipped() {
+        return;
+    }
+    oq_cuda::use_card(0).unwrap();
+    for (model, scheme) in [("tiny-llama", "w3a16g64"), ("tiny-opt", "w4a8")] {
+        let cpu = losses(model, scheme, Device::Cpu, Compute::F32);
+        let cuda = losses(model, scheme, Device::Cuda(0), Compute::F32);
+        for (cpu, cuda) in cpu.into_iter().zip(cuda) {
+            assert!((cpu - cuda).abs() <= LOSS * cpu, "{model} {scheme}: {cpu} {cuda}");
+        }
+    }
+    // A few tokens, which are multiplied with the codes, and a prompt, whose weights are decoded.
+    for (scheme, tokens) in [("w2a16g64", 3), ("w3a16g64", 8), ("w4a16g64", 1), ("w4a16g64", 64)] {
+        let ids = Tensor::arange(tokens, (Kind::Int64, Device::Cpu)).view([1, tokens]);
+        let logits = |kernels, device| {
+            let model = Model::open(&fixture("tiny-llama")).unwrap();
+            let model = model.with_round_to_nearest(scheme.parse::<QuantSpec>().unwrap()).unwrap();
+            let model = model.with_form(Form::new(kernels, Compute::F32, HeadKind::Wide)).unwrap();
+            oq_eval::logits(&model, &ids, device).unwrap()
+        };
+        let (cpu, cuda) = (logits(Kernels::Dense, Device::Cpu), logits(Kernels::Packed, Device::Cuda(0)));
+        let error = ((&cpu - cuda).abs().max() / cpu.abs().max()).double_value(&[]);
+        assert!(error < LOGITS, "{scheme} {tokens}: {error}");
     }
 }

@@ -22,16 +22,21 @@ const DEPEND_ON: &[(&str, &[&str])] = &[
     ("oq-data", &["oq-formats", "oq-random"]),
     ("oq-kernels", &["oq-isa", "oq-quant-core"]),
     ("oq-slices", &[]),
+    ("oq-cuda", &[]),
     ("oq-ranks", &[]),
     ("oq-attention", &["oq-isa"]),
-    ("oq-lwc", &["oq-quant-core", "oq-slices"]),
+    ("oq-lwc", &["oq-cuda", "oq-quant-core", "oq-slices"]),
     ("oq-let", &["oq-quant-core"]),
     ("oq-rotation", &["oq-random"]),
     // From oq-let it uses only the types that describe sites.
-    ("oq-models", &["oq-quant-core", "oq-formats", "oq-let", "oq-slices", "oq-attention", "oq-kernels", "oq-rotation"]),
+    (
+        "oq-models",
+        &["oq-cuda", "oq-quant-core", "oq-formats", "oq-let", "oq-slices", "oq-attention", "oq-kernels", "oq-rotation"],
+    ),
     (
         "oq-calib",
         &[
+            "oq-cuda",
             "oq-runtime",
             "oq-quant-core",
             "oq-random",
@@ -51,6 +56,7 @@ const DEPEND_ON: &[(&str, &[&str])] = &[
     (
         "oq-cli",
         &[
+            "oq-cuda",
             "oq-isa",
             "oq-runtime",
             "oq-quant-core",
@@ -71,6 +77,7 @@ const DEPEND_ON: &[(&str, &[&str])] = &[
         ],
     ),
     ("xtask", &["oq-recipe"]),
+    ("oq-emulated", &["oq-cuda"]),
     ("oq-protected", &[]),
 ];
 
@@ -96,6 +103,7 @@ const WITHOUT_LIBTORCH: &[&str] = &[
 const UNSAFE: &[&str] = &[
     "benches/kernels/limits.rs",
     "crates/attention/src/avx512_bf16.rs",
+    "crates/cuda/src/lib.rs",
     "crates/formats/src/mmap.rs",
     "crates/generate/src/cache.rs",
     "crates/kernels/src/aarch64/mod.rs",
@@ -108,6 +116,7 @@ const UNSAFE: &[&str] = &[
     "crates/ranks/src/group.rs",
     "crates/runtime/src/lib.rs",
     "crates/slices/src/lib.rs",
+    "tests/emulated/src/lib.rs",
     "tests/protected/src/lib.rs",
 ];
 

@@ -9,7 +9,7 @@ use oq_tests::{examples, fixture, packages, repository, run};
 use serde_json::Value;
 
 /// Packages of this workspace that nobody else takes.
-const UNPUBLISHED: &[&str] = &["oq-benches", "oq-protected", "oq-tests", "xtask"];
+const UNPUBLISHED: &[&str] = &["oq-benches", "oq-emulated", "oq-protected", "oq-tests", "xtask"];
 /// A program, which is its own example.
 const PROGRAM: &str = "oq-cli";
 
@@ -58,6 +58,7 @@ fn examples_run() {
         ("elements", &[], &["share memory: false, a view of one: true"]),
         ("flatten", &[], &["as it is: largest 100.00", "rotated: largest"]),
         ("hand_over", &[], &["w3a16g64", "awq: no, its codes have 4 bits, not 3"]),
+        ("kernels", &[], &["kernels"]),
         ("multiply", &[], &["w2a16g64", "8192 KiB as f32"]),
         ("perplexity", &[llama, text, "256"], &["windows of 256 tokens"]),
         ("piece_by_piece", &[], &["64 positions"]),

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use crate::{beyond, libtorch, locate, packages, process};
+use crate::{beyond, libtorch, locate, nvrtc, packages, process};
 
 /// Runs the tests of the workspace, or of the packages named in `args`.
 pub fn test(args: &[String]) -> Result<()> {
@@ -19,6 +19,9 @@ pub fn test(args: &[String]) -> Result<()> {
         cargo.args(["--workspace", "--exclude", "oq-benches"]);
     }
     cargo.args(args).current_dir(locate::repository());
+    if let Some(library) = nvrtc::library()? {
+        cargo.env("OMNIQUANT_NVRTC", library);
+    }
     let (counts, status) = run_counting(&mut cargo, &mut std::io::stdout().lock())?;
     let Counts { passed, failed, ignored } = counts;
     eprintln!("total: {passed} passed, {failed} failed, {ignored} ignored in {}", process::took(start.elapsed()));

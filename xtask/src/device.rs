@@ -118,16 +118,16 @@ impl Checked<'_> {
     }
 
     /// A run over the one block, and what it says.
-    fn quantized(&mut self, name: &str, epochs: usize, tune_epochs: usize) -> Result<Value> {
+    fn quantized(&mut self, name: &str, epochs: usize, tune_epochs: usize, more: &[&str]) -> Result<Value> {
         let (model, out) = (self.model()?, self.out.join(name));
         let (samples, seqlen) = (SAMPLES.to_string(), self.args.seqlen.to_string());
         let (epochs, tune_epochs) = (epochs.to_string(), tune_epochs.to_string());
         let calib = locate::repository().join("tests/fixtures/calib.txt");
         let device = self.args.device.clone();
         let words = ["quantize", &model, "--scheme", SCHEME, "--calib", text(&calib)?, "--samples", &samples];
-        let more = ["--seqlen", &seqlen, "--epochs", &epochs, "--tune-epochs", &tune_epochs, "--device", &device];
+        let lengths = ["--seqlen", &seqlen, "--epochs", &epochs, "--tune-epochs", &tune_epochs, "--device", &device];
         let last = ["--out", text(&out)?, "--force", "--quiet"];
-        self.ask(name, &[&words[..], &more, &last].concat())
+        self.ask(name, &[&words[..], &lengths, &last, more].concat())
     }
 }
 
@@ -195,9 +195,10 @@ fn profile(checked: &mut Checked<'_>) -> Result<Vec<Row>> {
 
 /// Time of a step, and memory, beside the plan.
 fn blocks(checked: &mut Checked<'_>) -> Result<Vec<Row>> {
-    let (one, three) = (checked.quantized("one-epoch", 1, 0)?, checked.quantized("three-epochs", 3, 0)?);
+    let (one, three) = (checked.quantized("one-epoch", 1, 0, &[])?, checked.quantized("three-epochs", 3, 0, &[])?);
     let block = |said: &Value| number(said, "/run/blocks/0/wall_secs");
-    let step = (block(&three)? - block(&one)?) / (2 * SAMPLES) as f64;
+    let step_of = |one: &Value, three: &Value| Ok((block(three)? - block(one)?) / (2 * SAMPLES) as f64);
+    let step: f64 = step_of(&one, &three)?;
     let plan = checked.said["plan"].clone();
     let planned = number(&plan, "/plan/time/step_secs")?;
     let peak = number(&three, "/run/peak_bytes")? / f64::from(1 << 30);
@@ -205,7 +206,7 @@ fn blocks(checked: &mut Checked<'_>) -> Result<Vec<Row>> {
     let parts = ["products", "attention", "activations", "weights", "overhead"]
         .map(|name| Ok(format!("{name} {:.4}", part(name)?)));
     let parts = parts.into_iter().collect::<Result<Vec<String>>>()?.join(", ");
-    Ok(vec![
+    let mut rows = vec![
         row(
             &format!("a learning step, {} tokens", checked.args.seqlen),
             format!("{step:.4} s, planned {planned:.4} s"),
@@ -213,11 +214,19 @@ fn blocks(checked: &mut Checked<'_>) -> Result<Vec<Row>> {
         row("of the plan, in seconds", parts),
         row("a block with one epoch", format!("{:.1} s", block(&one)?)),
         row("peak memory of the host", format!("{peak:.2} GiB")),
-    ])
+    ];
+    if checked.args.device.starts_with("cuda") {
+        let ours = ["--kernels", "cuda"];
+        let one = checked.quantized("one-epoch-kernels", 1, 0, &ours)?;
+        let three = checked.quantized("three-epochs-kernels", 3, 0, &ours)?;
+        let step: Result<f64> = step_of(&one, &three);
+        rows.push(row("the same step with --kernels cuda", format!("{:.4} s", step?)));
+    }
+    Ok(rows)
 }
 
 fn tuning(checked: &mut Checked<'_>) -> Result<Vec<Row>> {
-    let tuned = checked.quantized("tuned", 1, 1)?;
+    let tuned = checked.quantized("tuned", 1, 1, &[])?;
     let wall = number(&tuned, "/run/wall_secs")?;
     let before = number(&checked.said, "/one-epoch/run/wall_secs").context("the block was not learned before")?;
     let step = (wall - before) / SAMPLES as f64;
@@ -233,13 +242,17 @@ fn speed(checked: &mut Checked<'_>) -> Result<Vec<Row>> {
     // Within the positions of any model.
     let prompt = checked.args.seqlen.min(512).to_string();
     let words = ["bench", &model, "--prompt-tokens", &prompt, "--tokens", "32", "--device", &device, "--quiet"];
-    let said = checked.ask("bench", &words)?;
-    let (prefill, decode) = (number(&said, "/prefill_tokens_per_s")?, number(&said, "/decode_tokens_per_s")?);
-    let kernels = said["kernels"].as_str().unwrap_or_default();
-    Ok(vec![row(
-        &format!("one block and the head, {kernels} weights"),
-        format!("prefill {prefill:.0} and decode {decode:.1} tokens/s"),
-    )])
+    let kernels: &[&str] = if device.starts_with("cuda") { &["auto", "cuda"] } else { &["auto"] };
+    let mut rows = Vec::new();
+    for kernels in kernels {
+        let said = checked.ask(&format!("bench-{kernels}"), &[&words[..], &["--kernels", kernels]].concat())?;
+        let (prefill, decode) = (number(&said, "/prefill_tokens_per_s")?, number(&said, "/decode_tokens_per_s")?);
+        rows.push(row(
+            &format!("one block and the head, --kernels {kernels}"),
+            format!("prefill {prefill:.0} and decode {decode:.1} tokens/s"),
+        ));
+    }
+    Ok(rows)
 }
 
 /// The table in Markdown.

@@ -11,6 +11,7 @@ mod dist;
 mod fetch;
 mod libtorch;
 mod locate;
+mod nvrtc;
 mod packages;
 mod pins;
 mod pip;

@@ -44,6 +44,18 @@ const CUPTI: Part = part(
     &[Take { from: "nvidia/cu13/lib/libcupti.so.13", to: "lib/libcupti.so.13" }],
 );
 
+/// The compiler of CUDA C++. Tests compile the kernels with it, with or without a GPU.
+pub const NVRTC: Part = part(
+    "nvidia-cuda-nvrtc",
+    "13.0.88",
+    90_215_200,
+    "ad9b6d2ead2435f11cbb6868809d2adeeee302e9bb94bcf0539c7a40d80e8575",
+    &[
+        Take { from: "nvidia/cu13/lib/libnvrtc.so.13", to: "lib/libnvrtc.so.13" },
+        Take { from: "nvidia/cu13/lib/libnvrtc-builtins.so.13.0", to: "lib/libnvrtc-builtins.so.13.0" },
+    ],
+);
+
 /// The parts of a libtorch without a GPU.
 pub const CPU: &[Part] = &[
     torch(&[
@@ -82,16 +94,7 @@ pub const CUDA: &[Part] = &[
             Take { from: "nvidia/cu13/lib/libcublasLt.so.13", to: "lib/libcublasLt.so.13" },
         ],
     ),
-    part(
-        "nvidia-cuda-nvrtc",
-        "13.0.88",
-        90_215_200,
-        "ad9b6d2ead2435f11cbb6868809d2adeeee302e9bb94bcf0539c7a40d80e8575",
-        &[
-            Take { from: "nvidia/cu13/lib/libnvrtc.so.13", to: "lib/libnvrtc.so.13" },
-            Take { from: "nvidia/cu13/lib/libnvrtc-builtins.so.13.0", to: "lib/libnvrtc-builtins.so.13.0" },
-        ],
-    ),
+    NVRTC,
     part(
         "nvidia-cudnn-cu13",
         "9.20.0.48",

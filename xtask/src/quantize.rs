@@ -12,8 +12,9 @@ const DEFAULT_MODEL: &str = "tiny-llama";
 
 /// Options of `omniquant quantize` that `omniquant plan` does not take, whether a value follows, and whether they affect the result.
 /// All other options go to both commands, so that the plan is for the run that follows.
-const NOT_PLANNED: [(&str, bool, bool); 8] = [
+const NOT_PLANNED: [(&str, bool, bool); 9] = [
     ("--export", true, false),
+    ("--kernels", true, false),
     ("--force", false, false),
     ("--resume", false, false),
     ("--report", false, false),

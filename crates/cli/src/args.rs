@@ -20,7 +20,9 @@ pub use self::judge::JudgeArgs;
 pub use self::serve::ServeArgs;
 pub use self::shared::{EvalDataArgs, ModelArgs, RecipeArgs, RunArgs, SamplingArgs};
 pub use self::sweep::SweepArgs;
-pub use self::values::{ComputeArg, DeviceArg, FloatType, HeadArg, KernelsArg, PlanDeviceArg, PrefillArg};
+pub use self::values::{
+    ComputeArg, DeviceArg, FloatType, HeadArg, KernelsArg, LearnKernelsArg, PlanDeviceArg, PrefillArg,
+};
 use crate::size::Size;
 
 /// Quantizes large language models to 2-8 bits by learned clipping and equivalent transformation (OmniQuant), and evaluates
@@ -170,6 +172,10 @@ pub struct QuantizeArgs {
     /// auto, cpu or cuda:N
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     pub device: DeviceArg,
+    /// What weights are clipped and decoded with: auto (our loops on a CPU, libtorch's operations on a card) or cuda (our kernels, which
+    /// NVRTC compiles for the card; not yet run on a GPU)
+    #[arg(long, value_name = "KERNELS", value_enum, default_value_t = LearnKernelsArg::Auto)]
+    pub kernels: LearnKernelsArg,
     /// Compute products in bf16 or f32 while learning, or auto: bf16 where the device is fast at it
     #[arg(long, value_name = "KIND", value_enum, default_value_t = ComputeArg::Auto)]
     pub compute: ComputeArg,
@@ -234,8 +240,8 @@ pub struct EvalArgs {
     /// Quantize the weights to scheme S by rounding to nearest first
     #[arg(long, value_name = "S")]
     pub rtn: Option<QuantSpec>,
-    /// dense (decode packed weights first), packed (multiply with packed weights directly, on the CPU), or auto: packed where
-    /// possible
+    /// dense (decode packed weights first), packed (multiply with packed weights directly, on the CPU), cuda (so on a card, by kernels
+    /// that NVRTC compiles for it; not yet run on a GPU), or auto: packed where possible
     #[arg(long, value_name = "KERNELS", value_enum, default_value_t = KernelsArg::Dense)]
     pub kernels: KernelsArg,
     /// Compute products in f32, bf16, or auto: bf16 where the device is fast at it

@@ -41,6 +41,15 @@ pub fn compute(wanted: ComputeArg, device: Device) -> Compute {
     }
 }
 
+/// Uses our CUDA kernels on the device of a run.
+pub fn use_cuda_kernels(device: Device) -> Result<(), CliError> {
+    let Device::Cuda(index) = device else {
+        let message = "--kernels cuda: this run is on the CPU; say --device cuda:0 where there is a card";
+        return Err(CliError::Usage(message.to_owned()));
+    };
+    oq_cuda::use_card(index).map_err(|error| CliError::Usage(format!("--kernels cuda: {error}")))
+}
+
 /// The device's name, as `--device` takes it.
 pub fn device_name(device: Device) -> String {
     match device {

@@ -30,6 +30,7 @@
 //! During learning the scale is not rounded to f16, and ties are rounded to even. [`Lwc::quantize`] computes the final codes, on the grids
 //! of [`oq_quant_core`].
 
+mod card;
 mod composed;
 mod fused;
 mod levels;

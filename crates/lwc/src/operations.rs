@@ -1,4 +1,4 @@
-//! What is done with the strengths: by the fused loops where these can read the tensors, else by libtorch's operations.
+//! What is done with the strengths: by kernels or fused loops where these can read the tensors, else by libtorch's operations.
 
 use half::bf16;
 use oq_quant_core::QuantizedTensor;
@@ -45,6 +45,9 @@ impl Lwc {
     pub fn fake_quantize_as(&self, kind: Kind, weight: &Tensor) -> Tensor {
         let weight = self.prepared(weight);
         let clip = self.clip();
+        if let Some(there) = self.on_card(&weight, &clip, kind) {
+            return there.fake_quantize(kind);
+        }
         no_grad(|| match fused_kinds(&weight, kind) {
             Some((Kind::Double, Kind::Double)) => self.fake_quantize_fused::<f64, f64>(&weight, &clip),
             Some((Kind::Float, Kind::BFloat16)) => self.fake_quantize_fused::<f32, bf16>(&weight, &clip),
@@ -60,6 +63,9 @@ impl Lwc {
     /// When `weight` or `grad` is not `[out, in]`.
     pub fn gradients(&self, weight: &Tensor, grad: &Tensor) -> LwcGrads {
         let (weight, grad, clip) = (self.prepared(weight), self.checked(grad), self.clip());
+        if let Some(there) = self.on_card(&weight, &clip, grad.kind()) {
+            return there.gradients(&grad);
+        }
         no_grad(|| match fused_kinds(&weight, grad.kind()) {
             Some((Kind::Double, Kind::Double)) => self.gradients_fused::<f64, f64>(&weight, &grad, &clip),
             Some((Kind::Float, Kind::BFloat16)) => self.gradients_fused::<f32, bf16>(&weight, &grad, &clip),
@@ -77,6 +83,9 @@ impl Lwc {
     /// When `weight` or `grad` is not `[out, in]`.
     pub fn gradients_with_weight(&self, weight: &Tensor, grad: &Tensor) -> (LwcGrads, Tensor) {
         let (weight, grad, clip) = (self.prepared(weight), self.checked(grad), self.clip());
+        if let Some(there) = self.on_card(&weight, &clip, grad.kind()) {
+            return there.gradients_with_weight(&grad);
+        }
         no_grad(|| match fused_kinds(&weight, grad.kind()) {
             Some((Kind::Double, Kind::Double)) => self.gradients_with_weight_fused::<f64, f64>(&weight, &grad, &clip),
             Some((Kind::Float, Kind::BFloat16)) => self.gradients_with_weight_fused::<f32, bf16>(&weight, &grad, &clip),
@@ -151,6 +160,12 @@ impl Lwc {
         let usual = no_grad(|| usual(&weight, &grad));
         // Loops that write in place must not read the same memory.
         let apart = [&weight, &grad].into_iter().all(|read| !slices::overlap(read, &offsets));
+        let there = self.on_card(&weight, &clip, grad.kind());
+        if let Some(there) = there.filter(|_| apart && offsets.kind() == Kind::Float && offsets.is_contiguous()) {
+            there.move_offsets(&grad, &usual, rate, &mut offsets);
+            self.offsets = Some(offsets);
+            return;
+        }
         no_grad(|| match fused_kinds(&weight, grad.kind()).filter(|_| apart) {
             Some((Kind::Double, Kind::Double)) => {
                 self.move_offsets_fused::<f64, f64>(&weight, (&grad, &usual), &clip, rate, &mut offsets);

@@ -1,5 +1,6 @@
 //! Weights from codes, computed where they are needed.
 
+use oq_cuda::Packed;
 use oq_formats::Matrix;
 use oq_quant_core::QuantizedTensor;
 use tch::{Device, Kind, Tensor};
@@ -11,19 +12,20 @@ const SLAB: usize = 1 << 24;
 /// of the values' bytes. The values are the same to the last bit.
 pub fn dequantized(packed: &QuantizedTensor, device: Device) -> Tensor {
     let [rows, cols] = packed.shape().map(|n| n as i64);
+    if let Some(kernels) = oq_cuda::of(device) {
+        return kernels.decode(&sent(packed, device), Kind::Float);
+    }
     if device == Device::Cpu {
         return Tensor::from_slice(&packed.dequantize()).view([rows, cols]);
     }
-    let [scale, base, zero_point] = grids(packed, device);
-    let bits = i64::from(packed.spec().bits.get());
-    let words: Vec<i32> = packed.words().iter().map(|&word| word.cast_signed()).collect();
-    let words = Tensor::from_slice(&words).view([rows, -1]).to_device(device);
+    let Packed { words, grids, table: float_codes, bits, .. } = sent(packed, device);
+    let [scale, base, zero_point] = [0, 1, 2].map(|part| grids.select(-1, part));
+    let bits = i64::from(bits);
     let last = words.size()[1] - 1;
     // Where in its row each code begins.
     let bit = Tensor::arange(cols, (Kind::Int64, device)) * bits;
     let word = bit.bitwise_right_shift_tensor_scalar(5);
     let shift = bit.bitwise_and(31);
-    let float_codes = packed.grid(0, 0).has_float_codes.then(|| float_codes(device));
     let values = Tensor::empty([rows, cols], (Kind::Float, device));
     let step = (SLAB / cols as usize).max(1) as i64;
     for first in (0..rows).step_by(step as usize) {
@@ -55,17 +57,19 @@ pub(crate) fn of_matrix(matrix: Matrix, shape: [i64; 2], device: Device) -> Tens
     }
 }
 
-/// Scale, value of the zero point, and zero point of each group, `[out, groups]` f32; in one copy to the device.
-fn grids(packed: &QuantizedTensor, device: Device) -> [Tensor; 3] {
-    let ([rows, _], groups) = (packed.shape(), packed.groups());
+/// The codes on a device, packed as they are.
+pub(crate) fn sent(packed: &QuantizedTensor, device: Device) -> Packed {
+    let ([rows, cols], groups) = (packed.shape(), packed.groups());
+    let words: Vec<i32> = packed.words().iter().map(|&word| word.cast_signed()).collect();
     let all = (0..rows * groups).map(|at| packed.grid(at / groups, at % groups));
     let parts: Vec<f32> = all.flat_map(|grid| [grid.scale, grid.base, f32::from(grid.zero_point)]).collect();
-    let parts = Tensor::from_slice(&parts).view([rows as i64, groups as i64, 3]).to_device(device);
-    [0, 1, 2].map(|part| parts.select(-1, part))
-}
-
-/// The numbers that the 16 float codes stand for.
-fn float_codes(device: Device) -> Tensor {
-    let numbers: Vec<f32> = (0..16).map(oq_quant_core::from_e2m1).collect();
-    Tensor::from_slice(&numbers).to_device(device)
+    let has_float_codes = rows > 0 && packed.grid(0, 0).has_float_codes;
+    let table = has_float_codes.then(|| (0..16).map(oq_quant_core::from_e2m1).collect::<Vec<f32>>());
+    Packed {
+        words: Tensor::from_slice(&words).view([rows as i64, -1]).to_device(device),
+        grids: Tensor::from_slice(&parts).view([rows as i64, groups as i64, 3]).to_device(device),
+        table: table.map(|table| Tensor::from_slice(&table).to_device(device)),
+        bits: packed.spec().bits.get(),
+        cols,
+    }
 }

@@ -92,11 +92,14 @@ pub enum ModelError {
         positions: usize,
     },
     /// Only packed products round activations to 8 bits.
-    #[error("8-bit activations are multiplied with packed weights only: say --kernels packed, or leave out --prefill")]
-    PrefillDense,
-    /// Packed products run on the CPU only.
     #[error(
-        "packed weights are multiplied on the CPU, not on {device:?}: say --device cpu, or --kernels dense --head stored"
+        "8-bit activations are multiplied with packed weights on the CPU only: say --kernels packed, or leave out --prefill"
+    )]
+    PrefillDense,
+    /// Packed products run on the CPU, and on a card where the process asked for kernels there.
+    #[error(
+        "these kernels multiply packed weights on the CPU, not on {device:?}: say --device cpu, or --kernels cuda or dense, and --head \
+         stored"
     )]
     PackedDevice {
         /// The requested device.

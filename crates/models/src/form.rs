@@ -4,7 +4,8 @@ use oq_quant_core::ActSpec;
 
 use crate::block::{BlockOps, BlockWeights, Compute, DenseOps};
 use crate::head::HeadKind;
-use crate::packed::{PackedOps, Prefill, bytes_of};
+use crate::packed::{PackedOps, Prefill};
+use crate::tensors::bytes_of;
 
 /// The implementation of products with a block's linears.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -9,8 +9,8 @@ use tch::{Device, Kind, Tensor};
 use crate::block::Compute;
 use crate::decoder::Logits;
 use crate::error::ModelError;
-use crate::packed::{bytes_of, kernel_of, multiply_packed};
-use crate::tensors::{stored_tensor_of, tensor_of};
+use crate::packed::{kernel_of, multiply_packed};
+use crate::tensors::{bytes_of, stored_tensor_of, tensor_of};
 
 /// How the head is stored in memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -7,6 +7,7 @@
 mod act;
 mod attention;
 mod block;
+mod card;
 mod config;
 mod decode;
 mod decoder;

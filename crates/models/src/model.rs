@@ -304,14 +304,16 @@ impl Model {
                 let weights = self.load_block(block_idx, device)?.cast(&self.decoder.layer(block_idx).linears, compute);
                 Ok(Block::Dense { weights, act: self.act(), compute })
             }
-            Kernels::Packed if device != Device::Cpu => Err(ModelError::PackedDevice { device }),
+            Kernels::Packed if device != Device::Cpu && oq_cuda::of(device).is_none() => {
+                Err(ModelError::PackedDevice { device })
+            }
             Kernels::Packed => {
                 let layout = self.decoder.layer(block_idx);
                 let prefix = self.decoder.block_prefix(block_idx);
                 let of_group =
                     |group: &Vec<Linear>| group.iter().map(|linear| self.stored_linear(&prefix, linear)).collect();
                 let params = self.load_params(&prefix, &layout, device)?;
-                let ops = PackedOps::new(layout.groups().iter().map(of_group), params, self.act(), compute)?;
+                let ops = PackedOps::new(layout.groups().iter().map(of_group), params, self.act(), (device, compute))?;
                 Ok(Block::Packed(ops.with_prefill(prefill)?.with_online(self.online(device))))
             }
         }

@@ -6,19 +6,22 @@ use half::bf16;
 use oq_formats::Matrix;
 use oq_kernels::{Element, KERNELS, Kernel, KernelError, Operands, PackedLinear};
 use oq_quant_core::{ActSpec, QuantizedTensor, Stored, WeightSpec};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::act::{ActPoint, quantize_act};
 use crate::attention::{Scores, attention};
 use crate::block::{BlockOps, Compute, multiply};
+use crate::card::CardLinear;
 use crate::error::ModelError;
 use crate::online::{Online, rotate_online};
 use crate::structure::LinearName;
+use crate::tensors::bytes_of;
 
-/// A block on the CPU: its linears packed in the layout of the kernels, its other tensors in f32.
+/// A block whose linears stay packed: on the CPU in the layout of its kernels, on a card as they are stored (`oq-cuda`, where the process
+/// asked for it). Its other tensors are f32.
 ///
-/// Inputs and outputs of products are f32 for every [`Compute`]. Kernels round activations themselves ([`oq_kernels::Operands`]).
-/// Attention runs in bf16 if `compute` says so.
+/// Inputs and outputs of products are f32 for every [`Compute`]. The CPU's kernels round activations themselves
+/// ([`oq_kernels::Operands`]). Attention runs in bf16 if `compute` says so.
 #[derive(Debug)]
 pub struct PackedOps {
     joints: Vec<Joint>,
@@ -71,6 +74,7 @@ struct Joint {
 #[derive(Debug)]
 enum Weight {
     Packed(PackedLinear),
+    Card(CardLinear),
     /// Of linears without codes that kernels multiply with: the weight in the data type of products, and the bias.
     Dense(Tensor, Option<Tensor>),
 }
@@ -86,9 +90,9 @@ pub(crate) struct StoredLinear {
 }
 
 impl Weight {
-    fn dense(values: &[f32], shape: [usize; 2], bias: Option<Vec<f32>>, compute: Compute) -> Self {
-        let weight = Tensor::from_slice(values).view(shape.map(|n| n as i64));
-        Self::Dense(compute.cast(weight), bias.map(|bias| Tensor::from_slice(&bias)))
+    fn dense(values: &[f32], shape: [usize; 2], bias: Option<&[f32]>, (device, compute): (Device, Compute)) -> Self {
+        let weight = Tensor::from_slice(values).view(shape.map(|n| n as i64)).to_device(device);
+        Self::Dense(compute.cast(weight), bias.map(|bias| Tensor::from_slice(bias).to_device(device)))
     }
 }
 
@@ -110,9 +114,8 @@ impl PackedOps {
         groups: impl IntoIterator<Item = Result<Vec<StoredLinear>, ModelError>>,
         params: BTreeMap<String, Tensor>,
         act: ActSpec,
-        compute: Compute,
+        (device, compute): (Device, Compute),
     ) -> Result<Self, ModelError> {
-        let kernel = kernel_of(compute)?;
         let mut joints = Vec::new();
         for group in groups {
             let group = group?;
@@ -121,12 +124,12 @@ impl PackedOps {
             let alike = grid.is_some() && group.iter().all(|linear| linear.grid() == grid);
             let parts = if alike { vec![group] } else { group.into_iter().map(|linear| vec![linear]).collect() };
             for part in parts {
-                joints.push(Joint::new(part, kernel, compute)?);
+                joints.push(Joint::new(part, (device, compute))?);
             }
         }
         PackedLinear::gather(joints.iter_mut().filter_map(|joint: &mut Joint| match &mut joint.weight {
             Weight::Packed(linear) => Some(linear),
-            Weight::Dense(..) => None,
+            Weight::Card(_) | Weight::Dense(..) => None,
         }));
         let of_joint = |(idx, joint): (usize, &Joint)| joint.parts.iter().map(move |&(name, _)| (name, idx)).collect();
         let places = joints.iter().enumerate().flat_map::<Vec<_>, _>(of_joint).collect();
@@ -149,6 +152,7 @@ impl PackedOps {
                 Joint { parts, weight: Weight::Packed(linear) } => {
                     Joint { parts, weight: Weight::Packed(linear.with_kernel(kernel)?.with_int8()?) }
                 }
+                Joint { weight: Weight::Card(_), .. } => return Err(ModelError::PrefillDense),
                 dense => dense,
             })
         };
@@ -173,25 +177,32 @@ impl PackedOps {
 }
 
 impl Joint {
-    fn new(group: Vec<StoredLinear>, kernel: &'static Kernel, compute: Compute) -> Result<Self, ModelError> {
+    fn new(group: Vec<StoredLinear>, place: (Device, Compute)) -> Result<Self, ModelError> {
+        let (device, compute) = place;
         let parts: Vec<_> = group.iter().map(|linear| (linear.name, linear.shape[0])).collect();
         let bias = group.iter().any(|linear| linear.bias.is_some()).then(|| {
             let of_one = |linear: &StoredLinear| linear.bias.clone().unwrap_or_else(|| vec![0.0; linear.shape[0]]);
             group.iter().flat_map(of_one).collect::<Vec<f32>>()
         });
+        let bias = bias.as_deref();
         let mut codes = Vec::with_capacity(group.len());
         for StoredLinear { shape, weight, .. } in group {
             match weight {
                 Matrix::Codes(weight) => codes.push(weight),
                 // Such a linear is alone.
-                other => return Ok(Self { parts, weight: Weight::dense(&other.into_values(), shape, bias, compute) }),
+                other => return Ok(Self { parts, weight: Weight::dense(&other.into_values(), shape, bias, place) }),
             }
         }
         let codes = QuantizedTensor::stack(&codes);
-        let weight = match PackedLinear::new(&codes, bias.as_deref()) {
-            Ok(linear) => Weight::Packed(linear.with_kernel(kernel)?),
+        if let Some(linear) = CardLinear::new(&codes, bias, place) {
+            return Ok(Self { parts, weight: Weight::Card(linear) });
+        }
+        let weight = match PackedLinear::new(&codes, bias) {
+            Ok(linear) => Weight::Packed(linear.with_kernel(kernel_of(compute)?)?),
             // Grids that no kernel multiplies with.
-            Err(KernelError::Storage { .. }) => Weight::dense(&codes.dequantize(), codes.shape(), bias, compute),
+            Err(KernelError::Storage { .. }) => {
+                Weight::dense(&codes.dequantize(), codes.shape(), bias, (device, compute))
+            }
             Err(other) => return Err(other.into()),
         };
         Ok(Self { parts, weight })
@@ -200,6 +211,7 @@ impl Joint {
     fn bytes(&self) -> usize {
         match &self.weight {
             Weight::Packed(linear) => linear.bytes(),
+            Weight::Card(linear) => linear.bytes(),
             Weight::Dense(weight, bias) => bytes_of(weight) + bias.as_ref().map_or(0, bytes_of),
         }
     }
@@ -208,6 +220,7 @@ impl Joint {
     fn outputs(&self, names: &[LinearName], x: &Tensor) -> Vec<Tensor> {
         let y = match &self.weight {
             Weight::Packed(linear) => multiply_packed(linear, x),
+            Weight::Card(linear) => linear.multiply(x),
             Weight::Dense(weight, bias) => {
                 multiply(&x.to_kind(weight.kind()), weight, bias.as_ref()).to_kind(Kind::Float)
             }
@@ -291,9 +304,4 @@ pub(crate) fn kernel_of(compute: Compute) -> Result<&'static Kernel, ModelError>
         }
         Compute::F32 | Compute::Bf16 => chosen,
     })
-}
-
-/// Size of a tensor's elements in bytes.
-pub(crate) fn bytes_of(tensor: &Tensor) -> usize {
-    tensor.numel() * tensor.kind().elt_size_in_bytes()
 }

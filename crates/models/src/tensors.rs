@@ -47,3 +47,8 @@ fn kind_of(view: &TensorView<'_>) -> Result<Kind, ModelError> {
         dtype => Err(FormatError::NotFloat { tensor: view.name.to_owned(), dtype }.into()),
     }
 }
+
+/// Size of a tensor's elements in bytes.
+pub(crate) fn bytes_of(tensor: &Tensor) -> usize {
+    tensor.numel() * tensor.kind().elt_size_in_bytes()
+}

@@ -117,6 +117,7 @@ impl Surroundings {
         Self {
             libtorch: LIBTORCH.to_owned(),
             device: match device {
+                Device::Cuda(index) if oq_cuda::of(device).is_some() => format!("cuda:{index}, own kernels"),
                 Device::Cuda(index) => format!("cuda:{index}"),
                 other => format!("{other:?}").to_lowercase(),
             },

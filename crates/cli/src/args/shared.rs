@@ -107,8 +107,8 @@ pub struct EvalDataArgs {
 /// How a model runs.
 #[derive(Clone, Debug, Args)]
 pub struct RunArgs {
-    /// packed (multiply with packed weights directly, on the CPU), dense (decode them first), or auto: packed where
-    /// possible
+    /// packed (multiply with packed weights directly, on the CPU), dense (decode them first), cuda (packed on a card, by kernels that
+    /// NVRTC compiles for it; not yet run on a GPU), or auto: packed where possible on the CPU
     #[arg(long, value_name = "KERNELS", value_enum, default_value_t = KernelsArg::Auto)]
     pub kernels: KernelsArg,
     /// Compute products in f32, bf16, or auto: bf16 where the device is fast at it

@@ -53,6 +53,14 @@ pub enum KernelsArg {
     Auto,
     Dense,
     Packed,
+    Cuda,
+}
+
+/// What learning computes clipping with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LearnKernelsArg {
+    Auto,
+    Cuda,
 }
 
 /// How the output head is stored.

@@ -20,7 +20,7 @@ use oq_recipe::{Event, Measurement, Method, Planned, RECIPE, RUN, Recipe, RunRec
 use serde_json::{Value, json};
 use tch::Device;
 
-use crate::args::QuantizeArgs;
+use crate::args::{LearnKernelsArg, QuantizeArgs};
 use crate::card::{self, Card, Origin};
 use crate::commands::eval::{Subject, tokens};
 use crate::commands::plan::{about, notes, refuse, text_bytes};
@@ -59,6 +59,9 @@ fn run_as(team: &Team, args: &QuantizeArgs, out: &Output) -> Result<()> {
         return Err(CliError::Usage(message.to_owned()).into());
     }
     let device = machine::device(team.device(args.device))?;
+    if args.kernels == LearnKernelsArg::Cuda {
+        machine::use_cuda_kernels(device)?;
+    }
     let named = Named::new(&args.model)?;
     // Mistakes in the recipe are reported before anything is downloaded.
     named.recipe(&args.recipe, None)?;

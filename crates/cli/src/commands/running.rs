@@ -19,13 +19,17 @@ use crate::output::Output;
 use crate::resolve::Named;
 
 /// The kernels to use: for `auto`, our own if possible.
-pub fn kernels(wanted: KernelsArg, model: &Model, device: Device) -> Kernels {
-    match wanted {
+pub fn kernels(wanted: KernelsArg, model: &Model, device: Device) -> Result<Kernels> {
+    Ok(match wanted {
         KernelsArg::Dense => Kernels::Dense,
         KernelsArg::Packed => Kernels::Packed,
+        KernelsArg::Cuda => {
+            machine::use_cuda_kernels(device)?;
+            Kernels::Packed
+        }
         KernelsArg::Auto if model.quantization().is_some() && device == Device::Cpu => Kernels::Packed,
         KernelsArg::Auto => Kernels::Dense,
-    }
+    })
 }
 
 /// What packed weights are multiplied with in prefill.
@@ -58,7 +62,7 @@ pub fn open(model: &ModelArgs, args: &RunArgs, out: &Output) -> Result<Opened> {
         HeadArg::Stored => HeadKind::Stored,
         HeadArg::W8 => HeadKind::W8,
     };
-    let kernels = kernels(args.kernels, &model, device);
+    let kernels = kernels(args.kernels, &model, device)?;
     let form = Form::new(kernels, machine::compute(args.compute, device), head).with_prefill(prefill(args.prefill));
     let model = model.with_form(form)?;
     Ok(Opened { model, device })

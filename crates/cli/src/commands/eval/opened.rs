@@ -49,7 +49,7 @@ impl Opened {
             HeadArg::Stored => HeadKind::Wide,
             HeadArg::W8 => HeadKind::W8,
         };
-        let kernels = running::kernels(args.kernels, &model, device);
+        let kernels = running::kernels(args.kernels, &model, device)?;
         let prefill = running::prefill(args.prefill);
         let form = Form::new(kernels, machine::compute(args.compute, device), head).with_prefill(prefill);
         Ok(Self { as_given: name.to_owned(), named, model: model.with_form(form)?, form, device })

@@ -1,0 +1,5 @@
+//! Lets what links libtorch here find it at run time.
+
+fn main() {
+    oq_torch_link::link();
+}
