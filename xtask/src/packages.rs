@@ -14,7 +14,7 @@ use anyhow::{Context, Result, ensure};
 use crate::{libtorch, locate, process};
 
 /// Packages that nobody else takes.
-const UNPUBLISHED: [&str; 4] = ["oq-benches", "oq-protected", "oq-tests", "xtask"];
+const UNPUBLISHED: [&str; 5] = ["oq-benches", "oq-emulated", "oq-protected", "oq-tests", "xtask"];
 
 /// Profile and resolver of the workspace, so that what is compiled already serves here too.
 const SETTINGS: &str = "resolver = \"3\"\n\n[profile.release]\ndebug = false\nstrip = \"debuginfo\"\n";
