@@ -15,6 +15,7 @@ use oq_quant_core::SiteKind;
 use oq_ranks::{Place, Ranks};
 use oq_recipe::{Overrides, Preset, Recipe};
 use oq_tests::{calibration, fixture, in_f32, measure, model_files, omniquant, run, start, tokens, wait};
+use serde_json::Value;
 
 fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
@@ -122,10 +123,14 @@ fn experts_get_the_tokens_of_all_ranks() {
 /// A run of the program as one of two ranks that meet at `port`.
 fn as_rank(rank: usize, port: u16, out: &Path) -> Command {
     let mut command = quantize_command(out);
+    as_rank_of(&mut command, rank, port);
+    command
+}
+
+fn as_rank_of(command: &mut Command, rank: usize, port: u16) -> &mut Command {
     command.env("RANK", rank.to_string()).env("WORLD_SIZE", "2");
     command.env("MASTER_ADDR", "127.0.0.1").env("MASTER_PORT", port.to_string());
-    command.stdout(Stdio::null()).stderr(Stdio::piped());
-    command
+    command.stdout(Stdio::null()).stderr(Stdio::piped())
 }
 
 fn quantize_command(out: &Path) -> Command {
@@ -200,4 +205,85 @@ fn ranks_can_be_started_here_and_need_enough_segments() {
     let said = String::from_utf8(output.stdout).unwrap();
     assert_eq!(said.lines().count(), 1, "the first rank alone speaks: {said}");
     assert!(fs::read_to_string(out.join(JOURNAL)).unwrap().contains("\"ranks\":2"));
+}
+
+fn json(command: &mut Command) -> Value {
+    serde_json::from_slice(&run(command, 0).stdout).unwrap()
+}
+
+#[test]
+fn ranks_share_an_evaluation() {
+    let eval = |more: &[&str]| {
+        let mut command = omniquant();
+        command.args(["eval"]).arg(fixture("tiny-llama")).args(["--json", "--threads", "2"]).args(more);
+        command
+    };
+    let data = tempfile::tempdir().unwrap();
+    fs::create_dir(data.path().join("tasks")).unwrap();
+    let item = |gold: &str, at: usize| {
+        format!("{{\"question\": \"Number {at}\", \"choices\": [\"north\", \"a river\"], \"gold\": {gold}}}\n")
+    };
+    let items: String = (0..7).map(|at| item(if at % 3 == 0 { "0" } else { "1" }, at)).collect();
+    fs::write(data.path().join("tasks/arc_easy.test.jsonl"), items).unwrap();
+    let (text, tasks) = (fixture("eval.txt"), data.path());
+    let text = ["--rtn", "w3a16g64", "--kl", "--seqlen", "128", "--windows", "5", "--data", text.to_str().unwrap()];
+    let tasks = ["--tasks", "arc_easy", "--data-dir", tasks.to_str().unwrap()];
+    for what in [&text[..], &tasks] {
+        let [mut one, mut three] = [json(&mut eval(what)), json(eval(what).args(["--ranks", "3"]))];
+        for said in [&mut one, &mut three] {
+            for measured in ["wall_secs", "peak_bytes"] {
+                assert!(said.as_object_mut().unwrap().remove(measured).is_some(), "{measured}");
+            }
+        }
+        // Each window and item is computed alone, so that only the threads of a process can change a last bit.
+        same(&one, &three, "");
+    }
+    let output = run(eval(&text).args(["--ranks", "6"]), 2);
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(stderr.contains("--ranks 6") && stderr.contains("5 windows of 128"), "{stderr}");
+    // A rank that fails is named by the others.
+    let port = free_port();
+    let mut failing = as_rank_of(&mut eval(&["--data", "nowhere.txt"]), 1, port).spawn().unwrap();
+    let output = run(as_rank_of(&mut eval(&text), 0, port), 1);
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(stderr.contains("rank 1 failed") && stderr.contains("nowhere.txt"), "{stderr}");
+    assert_eq!(wait(&mut failing, || false).unwrap().code(), Some(3));
+}
+
+/// Compares numbers to the last bits, and all else as it is.
+fn same(one: &Value, other: &Value, place: &str) {
+    match (one, other) {
+        (Value::Number(a), Value::Number(b)) => {
+            let (a, b) = (a.as_f64().unwrap(), b.as_f64().unwrap());
+            assert!((a - b).abs() <= 1e-6 * a.abs(), "{place}: {a} {b}");
+        }
+        (Value::Object(a), Value::Object(b)) => {
+            assert_eq!(a.len(), b.len(), "{place}");
+            a.iter().for_each(|(key, value)| same(value, &b[key], &format!("{place}/{key}")));
+        }
+        (Value::Array(a), Value::Array(b)) => {
+            assert_eq!(a.len(), b.len(), "{place}");
+            a.iter().zip(b).enumerate().for_each(|(at, (a, b))| same(a, b, &format!("{place}/{at}")));
+        }
+        _ => assert_eq!(one, other, "{place}"),
+    }
+}
+
+#[test]
+fn ranks_share_the_choice_of_widths() {
+    let dir = tempfile::tempdir().unwrap();
+    let chosen = |name: &str, more: &[&str]| -> Value {
+        let out = dir.path().join(name);
+        run(quantize_command(&out).args(["--bits", "3.25"]).args(more), 0);
+        serde_json::from_str(&fs::read_to_string(out.join("omniquant/bits.json")).unwrap()).unwrap()
+    };
+    let [one, two] = [chosen("one", &[]), chosen("two", &["--ranks", "2"])];
+    let costs = |choice: &Value| -> Vec<f64> {
+        let units = choice["units"].as_array().unwrap().iter();
+        units.flat_map(|unit| unit["divergence"].as_array().unwrap()).map(|cost| cost.as_f64().unwrap()).collect()
+    };
+    let (of_one, of_two) = (costs(&one), costs(&two));
+    assert!(of_one.len() > 20 && of_one.len() == of_two.len());
+    // Sums of the same terms in another order, and of what they come from.
+    of_one.iter().zip(&of_two).for_each(|(one, two)| close(*two, *one, 1e-4, "the cost of a width"));
 }

@@ -202,6 +202,7 @@ pub struct QuantizeArgs {
   omniquant eval llama2-7b-w4 --against llama2-7b
   omniquant eval llama2-7b-w4 --tasks piqa,arc_easy --data-dir data
   omniquant eval llama2-7b llama2-7b-w4 --tasks boolq --items 500 --answers boolq.jsonl --resume
+  omniquant eval llama2-7b-w4 --against llama2-7b --ranks 4
   omniquant eval llama2-7b-w4 --card")]
 pub struct EvalArgs {
     /// Directories, names in configs/, or hub ids; HUB-ID@REVISION selects a branch, tag or commit
@@ -260,6 +261,10 @@ pub struct EvalArgs {
     /// auto, cpu or cuda:N
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     pub device: DeviceArg,
+    /// Share the windows or items among N processes on this machine, which are started here and split --threads. Under torchrun, srun or
+    /// mpirun, ranks are as they say
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..), conflicts_with = "answers")]
+    pub ranks: Option<u16>,
 }
 
 #[derive(Debug, Args)]

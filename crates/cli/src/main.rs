@@ -26,7 +26,11 @@ fn main() -> ExitCode {
     if let Err(error) = settled {
         tracing::debug!(%error, "the program could not re-execute itself");
     }
-    let ranks = if let Command::Quantize(args) = &cli.command { args.ranks } else { None };
+    let ranks = match &cli.command {
+        Command::Quantize(args) => args.ranks,
+        Command::Eval(args) => args.ranks,
+        _ => None,
+    };
     if let Some(threads) = ranks::threads(cli.global.threads, ranks) {
         machine::set_threads(threads);
     }

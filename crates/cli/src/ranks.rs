@@ -6,13 +6,14 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use oq_calib::Machine;
+use oq_calib::{CalibError, Machine};
 use oq_ranks::{Place, Ranks};
 use oq_recipe::Profile;
 
 use crate::args::DeviceArg;
 use crate::exit::CliError;
 use crate::machine;
+use crate::output::Output;
 
 /// How long processes that were started here have to end by themselves, once this one has nothing left to do.
 const TO_END: Duration = Duration::from_secs(20);
@@ -28,7 +29,22 @@ pub fn threads(all: Option<u16>, ranks: Option<u16>) -> Option<u16> {
     }
 }
 
-/// This process among those that share a run.
+/// Runs a command on the ranks that `--ranks` asks for, or that others have started. All but the first are silent, and one that fails tells
+/// the others.
+pub fn shared(asked: Option<u16>, out: &Output, run: impl FnOnce(&Team, &Output) -> Result<()>) -> Result<()> {
+    let team = Team::gather(asked)?;
+    let ranks = &team.ranks;
+    let out = if ranks.is_first() { *out } else { out.silent() };
+    run(&team, &out).map_err(|error| {
+        // A run of learning has told the others.
+        if error.downcast_ref::<CalibError>().is_none() {
+            ranks.fail(&format!("{error:#}"));
+        }
+        if ranks.is_first() { error } else { error.context(format!("rank {}", ranks.rank())) }
+    })
+}
+
+/// This process among those that share a command.
 pub struct Team {
     pub ranks: Ranks,
     /// Rank among those of this machine.

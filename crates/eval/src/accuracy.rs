@@ -13,6 +13,23 @@ pub struct Answer {
     pub is_greedy: Vec<bool>,
 }
 
+impl Answer {
+    /// Its numbers, of which [`Self::of_numbers`] makes it again.
+    pub fn numbers(&self) -> impl Iterator<Item = f64> + '_ {
+        let of_choice = |(&sum, &is_greedy): (&f64, &bool)| [sum, f64::from(u8::from(is_greedy))];
+        self.log_likelihoods.iter().zip(&self.is_greedy).flat_map(of_choice)
+    }
+
+    /// The answer to an item with half as many choices as there are numbers.
+    pub fn of_numbers(numbers: &[f64]) -> Self {
+        let (choices, _) = numbers.as_chunks::<2>();
+        Self {
+            log_likelihoods: choices.iter().map(|choice| choice[0]).collect(),
+            is_greedy: choices.iter().map(|choice| choice[1] > 0.0).collect(),
+        }
+    }
+}
+
 /// A measured accuracy.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]

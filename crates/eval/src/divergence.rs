@@ -9,7 +9,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::error::EvalError;
 use crate::forward::{Progress, STATES_BYTES, embed, logit_rows, run_blocks};
-use crate::perplexity::Perplexity;
+use crate::perplexity::{Gather, Perplexity};
 use crate::statistics::{mean, quantile, standard_error};
 use crate::windows::windows_of;
 
@@ -30,6 +30,23 @@ pub struct Divergence {
 }
 
 impl Divergence {
+    /// The same with the windows of other processes too: see [`Gather`].
+    ///
+    /// # Errors
+    /// Those of `gather`.
+    pub fn joined<E>(self, gather: &mut Gather<'_, E>) -> Result<Self, E> {
+        let of_positions: Vec<f64> = self.sorted.iter().copied().map(f64::from).collect();
+        let mut sorted: Vec<f32> = gather(&of_positions)?.into_iter().map(|divergence| divergence as f32).collect();
+        sorted.sort_by(f32::total_cmp);
+        Ok(Self {
+            full: self.full.joined(gather)?,
+            quantized: self.quantized.joined(gather)?,
+            window_divergence: gather(&self.window_divergence)?,
+            window_agreement: gather(&self.window_agreement)?,
+            sorted,
+        })
+    }
+
     /// Number of positions.
     pub fn positions(&self) -> usize {
         self.sorted.len()

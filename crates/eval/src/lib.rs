@@ -16,7 +16,7 @@ pub use accuracy::{Accuracy, Answer, Prediction};
 pub use divergence::{Divergence, divergence};
 pub use error::EvalError;
 pub use forward::{Progress, logits};
-pub use perplexity::{Perplexity, perplexity};
+pub use perplexity::{Gather, Perplexity, perplexity};
 pub use reference::Reference;
 pub use zero_shot::{Asked, zero_shot};
 

@@ -11,6 +11,9 @@ use crate::forward::{Progress, STATES_BYTES, embed, nll, run_blocks};
 use crate::statistics::{mean, standard_error};
 use crate::windows::windows_of;
 
+/// Makes the numbers of all processes out of those of this one, in the order of the text.
+pub type Gather<'a, E> = dyn FnMut(&[f64]) -> Result<Vec<f64>, E> + 'a;
+
 /// A measured perplexity.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
@@ -22,6 +25,14 @@ pub struct Perplexity {
 }
 
 impl Perplexity {
+    /// The same with the windows of other processes too: see [`Gather`].
+    ///
+    /// # Errors
+    /// Those of `gather`.
+    pub fn joined<E>(self, gather: &mut Gather<'_, E>) -> Result<Self, E> {
+        Ok(Self { window_nll: gather(&self.window_nll)?, ..self })
+    }
+
     /// `exp` of the mean over all windows.
     pub fn value(&self) -> f64 {
         self.after(self.window_nll.len())

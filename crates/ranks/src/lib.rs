@@ -107,6 +107,24 @@ impl Ranks {
         Ok(self.sum(vec![Tensor::from_slice(&[number])])?[0].double_value(&[0]))
     }
 
+    /// The numbers of all ranks, those of the first one first.
+    ///
+    /// # Errors
+    /// If another rank failed or is gone.
+    pub fn gathered(&self, own: &[f64]) -> Result<Vec<f64>, RanksError> {
+        if self.group.is_none() {
+            return Ok(own.to_vec());
+        }
+        let mut lens = vec![0.0; self.size];
+        lens[self.rank] = own.len() as f64;
+        let lens = numbers(&self.sum(vec![Tensor::from_slice(&lens)])?[0]);
+        let before: f64 = lens[..self.rank].iter().sum();
+        let mut all = vec![0.0; lens.iter().sum::<f64>() as usize];
+        all[before as usize..][..own.len()].copy_from_slice(own);
+        // Each number is added to zeros.
+        Ok(numbers(&self.sum(vec![Tensor::from_slice(&all)])?[0]))
+    }
+
     /// Whether it holds on any rank.
     ///
     /// # Errors
@@ -265,6 +283,10 @@ fn read_key(rank: usize) -> String {
 
 fn seen_key(rank: usize) -> String {
     format!("seen/{rank}")
+}
+
+fn numbers(tensor: &Tensor) -> Vec<f64> {
+    Vec::try_from(tensor).expect("a vector of f64")
 }
 
 /// The bytes of a contiguous tensor, in the same memory. c10d takes these whatever the type is.

@@ -71,13 +71,16 @@ fn all_ranks_agree() {
             Vec::<f32>::try_from(whole.view(-1)).unwrap(),
             (ranks.any(rank == 1).unwrap(), ranks.any(false).unwrap(), ranks.total(rank as f64).unwrap()),
             ranks.part(&items).to_vec(),
+            // Two numbers, none, and one.
+            ranks.gathered([[0.1, f64::MAX].as_slice(), &[], &[-3.0]][rank]).unwrap(),
         )
     });
-    for (rank, (largest, whole, flags, _)) in found.iter().enumerate() {
+    for (rank, (largest, whole, flags, _, gathered)) in found.iter().enumerate() {
         let own = rank as f32;
         assert_eq!((largest, whole, flags), (&vec![2.0, 0.0], &vec![own, 2.0, own, 2.0], &(true, false, 3.0)));
+        assert_eq!(*gathered, [0.1, f64::MAX, -3.0]);
     }
-    let parts: Vec<_> = found.into_iter().map(|(.., part)| part).collect();
+    let parts: Vec<_> = found.into_iter().map(|(_, _, _, part, _)| part).collect();
     assert_eq!(parts, [vec![0, 1, 2], vec![3, 4, 5], vec![6, 7]]);
 }
 
@@ -89,6 +92,7 @@ fn one_process_is_alone() {
     assert_eq!(same.data_ptr(), x.data_ptr(), "nothing is copied");
     assert!(ranks.is_first() && ranks.any(true).unwrap() && !ranks.any(false).unwrap());
     assert_eq!(ranks.part(&[1, 2, 3]), [1, 2, 3]);
+    assert_eq!(ranks.gathered(&[0.5]).unwrap(), [0.5]);
 }
 
 #[test]

@@ -16,6 +16,7 @@ use oq_lwc::{Lwc, LwcError};
 use oq_models::{BlockWeights, Context, Linear, LinearName, Model};
 use oq_quant_core::{ActSpec, Bits, WeightSpec};
 use oq_random::SplitMix64;
+use oq_ranks::Ranks;
 use tch::{Kind, Tensor};
 
 use crate::block::compensate::error_left;
@@ -49,7 +50,10 @@ pub(crate) struct Probe<'a> {
     pub(crate) sites: &'a dyn Fn(usize) -> Vec<Site>,
     /// Widths, the fewest bits first.
     pub(crate) choices: &'a [Bits],
+    /// Of all ranks.
     pub(crate) segments: &'a [Vec<u32>],
+    /// Those that share the segments; at most as many.
+    pub(crate) ranks: Ranks,
     /// Seed for drawing tokens.
     pub(crate) seed: u64,
 }
@@ -71,7 +75,8 @@ impl Probe<'_> {
         mut states: Store<'_>,
         on: &mut dyn FnMut(usize) -> ControlFlow<()>,
     ) -> Result<ControlFlow<(), Vec<Unit>>, PassError> {
-        let Self { model, place, segments, .. } = *self;
+        let Self { model, place, .. } = *self;
+        let segments = self.ranks.part(self.segments);
         let (decoder, n) = (model.decoder(), segments.len());
         let ctx = decoder.context(segments.first().map_or(0, Vec::len), place.device);
         let outer = model.outer(place.device);
@@ -98,6 +103,12 @@ impl Probe<'_> {
         }
         let predictions = Predictions::new(model, place.compute, place.device)?;
         let mut random = SplitMix64::new(self.seed);
+        // A token is drawn for each position; those of the ranks before this one are theirs.
+        let places: Vec<usize> = (0..self.segments.len()).collect();
+        let first = self.ranks.part(&places).first().copied().unwrap_or(0);
+        for _ in self.segments[..first].iter().flatten() {
+            let _ = random.unit();
+        }
         for at in 0..n {
             states.set(at, &predictions.of_drawn(&states.get(at), || random.unit())?)?;
         }
@@ -169,11 +180,11 @@ impl Probe<'_> {
         sites: &[Site],
     ) -> Result<Vec<f64>, PassError> {
         let tokens: usize = self.segments.iter().map(Vec::len).sum();
-        let mut costs = Vec::with_capacity(self.choices.len());
+        let mut own = Vec::with_capacity(self.choices.len());
         let compensates = self.compensates
             && !group.iter().any(|(linear, _)| sites.iter().any(|site| site.rescales_input_of(linear.name.0)));
-        let moments = if compensates { moments(taps, group[0].0.name) } else { None };
-        let left = moments.as_ref().map_or(1.0, error_left);
+        let first = group[0].0.name;
+        let left = if compensates { self.moments(taps, first, weights)?.as_ref().map_or(1.0, error_left) } else { 1.0 };
         for &bits in self.choices {
             let errors = group.iter().map(|(linear, spec)| {
                 let weight = weights.weight(linear.name);
@@ -191,14 +202,35 @@ impl Probe<'_> {
                 let moved = moved.reduce(|sum, moved| sum + moved);
                 moved.map_or(0.0, |moved| moved.square().sum(Kind::Double).double_value(&[]))
             };
-            let cost = left * taps.iter().map(of_segment).sum::<f64>() / (2 * tokens) as f64;
-            if !cost.is_finite() {
-                let reason = format!("the cost of {bits} bits is not finite: use --compute f32, or leave out --bits");
-                return Err(PassError::of_linear(self.model, block, group[0].0.name, reason));
-            }
-            costs.push(cost);
+            own.push(taps.iter().map(of_segment).sum::<f64>());
+        }
+        let all = self.ranks.sum(vec![Tensor::from_slice(&own)])?;
+        let all = Vec::<f64>::try_from(&all[0]).expect("a vector of f64");
+        let costs: Vec<f64> = all.into_iter().map(|sum| left * sum / (2 * tokens) as f64).collect();
+        if let Some(at) = costs.iter().position(|cost| !cost.is_finite()) {
+            let bits = self.choices[at];
+            let reason = format!("the cost of {bits} bits is not finite: use --compute f32, or leave out --bits");
+            return Err(PassError::of_linear(self.model, block, first, reason));
         }
         Ok(costs)
+    }
+
+    /// Moments of a linear's input over all ranks; none if no token reaches it.
+    fn moments(
+        &self,
+        taps: &[BTreeMap<LinearName, Tap>],
+        linear: LinearName,
+        weights: &BlockWeights,
+    ) -> Result<Option<Moments>, PassError> {
+        let mut moments = Moments::new(weights.weight(linear), true);
+        taps.iter().filter_map(|taps| taps.get(&linear)).for_each(|tap| moments.add(&tap.x));
+        let Moments { squares, products, tokens } = moments;
+        let tokens = self.ranks.total(tokens as f64)? as i64;
+        let mut sums = self.ranks.sum(std::iter::once(squares).chain(products).collect())?.into_iter();
+        let squares = sums.next().expect("squares come first");
+        let mut all = Moments { squares, products: sums.collect(), tokens };
+        all.finish();
+        Ok((tokens > 0).then_some(all))
     }
 
     /// All of a block's tensors, with linears' weights in the type of the products.
@@ -218,15 +250,6 @@ impl Probe<'_> {
         let (decoder, compute) = (self.model.decoder(), self.place.compute);
         run(&Link { decoder, layer, ctx, tensors, act: ActSpec::Float, compute, none })
     }
-}
-
-/// Moments of a linear's input.
-fn moments(taps: &[BTreeMap<LinearName, Tap>], linear: LinearName) -> Option<Moments> {
-    let mut inputs = taps.iter().filter_map(|taps| Some(&taps.get(&linear)?.x)).peekable();
-    let mut moments = Moments::new(inputs.peek()?, true);
-    inputs.for_each(|x| moments.add(x));
-    moments.finish();
-    Some(moments)
 }
 
 /// A weight `[out, in]` rounded to nearest. The grids cover the whole range of each group or, if `clips`, the range found by a search
@@ -276,6 +299,7 @@ mod tests {
             sites: &|_| Vec::new(),
             choices: &Bits::ALL[1..2],
             segments,
+            ranks: Ranks::alone(),
             seed: 1,
         }
     }

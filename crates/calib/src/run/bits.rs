@@ -4,6 +4,7 @@ use std::ops::ControlFlow;
 use std::time::Instant;
 
 use oq_models::Model;
+use oq_ranks::Ranks;
 use oq_recipe::{BitBudget, Event, Recipe, Text};
 
 use super::options::{Notice, Options};
@@ -52,7 +53,7 @@ impl Subject<'_> {
             journal.forget(Stage::Learned(0))?;
         }
         let open = Open::of(decoder, recipe)?;
-        // All ranks measure, as they would wait otherwise, and take what the first one wrote.
+        // All ranks take what the first one wrote.
         let choice = self.choose(sources.clone(), &open, on)?;
         if ranks.is_first() {
             choice.write(out)?;
@@ -94,6 +95,8 @@ impl Subject<'_> {
             compensates: recipe.compensates(),
             choices: &budget.choices,
             segments,
+            // With fewer segments than ranks, each measures all of them.
+            ranks: if segments.len() < options.ranks.size() { Ranks::alone() } else { options.ranks.clone() },
             seed: recipe.calibration.seed,
         };
         let total = 2 * dims.n_layers;

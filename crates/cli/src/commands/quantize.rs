@@ -6,9 +6,7 @@ use std::path::Path;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Result;
-use oq_calib::{
-    CalibError, Machine, Notice, Options, Outcome, Plan, Setting, TUNING, check, check_ranks, outer_specs, quantize,
-};
+use oq_calib::{Machine, Notice, Options, Outcome, Plan, Setting, TUNING, check, check_ranks, outer_specs, quantize};
 use oq_data::{Split, segments_and_new};
 use oq_export::Tensor;
 use oq_formats::{PackedCheckpoint, Summary, atomic_write};
@@ -30,25 +28,12 @@ use crate::commands::{export, report};
 use crate::exit::CliError;
 use crate::last_part::last_part;
 use crate::output::{Output, bytes, seconds};
-use crate::ranks::Team;
+use crate::ranks::{Team, shared};
 use crate::resolve::Named;
 use crate::{machine, profile};
 
 pub fn run(args: &QuantizeArgs, out: &Output) -> Result<()> {
-    let team = Team::gather(args.ranks)?;
-    let ranks = &team.ranks;
-    let out = if ranks.is_first() { *out } else { out.silent() };
-    let result = run_as(&team, args, &out);
-    match result {
-        Err(error) => {
-            // The run itself has told the others.
-            if error.downcast_ref::<CalibError>().is_none() {
-                ranks.fail(&format!("{error:#}"));
-            }
-            Err(if ranks.is_first() { error } else { error.context(format!("rank {}", ranks.rank())) })
-        }
-        ok => ok,
-    }
+    shared(args.ranks, out, |team, out| run_as(team, args, out))
 }
 
 /// The command on one of the ranks.

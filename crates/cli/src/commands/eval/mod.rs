@@ -16,20 +16,29 @@ use self::outcome::{Outcome, table};
 use crate::args::EvalArgs;
 use crate::exit::CliError;
 use crate::output::Output;
+use crate::ranks::{Team, shared};
 
 pub use self::subject::{Subject, tokens};
 
 pub fn run(args: &EvalArgs, out: &Output) -> Result<()> {
+    shared(args.ranks, out, |team, out| run_as(team, args, out))
+}
+
+/// The command on one of the ranks: each has its part of the windows or items, and the first one shows and writes the whole.
+fn run_as(team: &Team, args: &EvalArgs, out: &Output) -> Result<()> {
     if args.models.len() > 1 && args.harness.is_some() {
         return Err(CliError::Usage("--harness: a file of the harness is about one model: give one".to_owned()).into());
     }
     // All of them are opened before the first is evaluated.
-    let opened = args.models.iter().map(|name| Opened::new(name, args, out)).collect::<Result<Vec<_>>>()?;
+    let opened = args.models.iter().map(|name| Opened::new(name, team, args, out)).collect::<Result<Vec<_>>>()?;
     let measure = |opened: &Opened| match args.tasks.is_empty() {
-        true => text::measure(args, opened, out),
-        false => tasks::ask(args, opened, out),
+        true => text::measure(args, opened, &team.ranks, out),
+        false => tasks::ask(args, opened, &team.ranks, out),
     };
     let outcomes = opened.iter().map(measure).collect::<Result<Vec<Outcome>>>()?;
+    if !team.ranks.is_first() {
+        return Ok(());
+    }
     match &outcomes[..] {
         [one] => out.result(&one.record, || one.text.clone()),
         all => {

@@ -14,6 +14,7 @@ use crate::commands::running;
 use crate::exit::CliError;
 use crate::machine;
 use crate::output::Output;
+use crate::ranks::Team;
 use crate::resolve::Named;
 
 /// A model to evaluate, in the form that the command line asks for.
@@ -28,8 +29,8 @@ pub struct Opened {
 
 impl Opened {
     /// Opens a model of the command line.
-    pub fn new(name: &str, args: &EvalArgs, out: &Output) -> Result<Self> {
-        let device = machine::device(args.device)?;
+    pub fn new(name: &str, team: &Team, args: &EvalArgs, out: &Output) -> Result<Self> {
+        let device = machine::device(team.device(args.device))?;
         let model = ModelArgs { name: name.to_owned(), revision: args.revision.clone() };
         let named = Named::new(&model)?;
         let dir = named.directory(out)?;

@@ -6,6 +6,7 @@ use anyhow::Result;
 use oq_data::{AddSpecial, Hub, Rows, Split, Tokenizer, load_text};
 use oq_eval::{Divergence, EvalError, Perplexity, Progress, Reference, divergence, perplexity};
 use oq_models::Model;
+use oq_ranks::Ranks;
 use oq_recipe::{Measurement, ModelEntry};
 use tch::Device;
 
@@ -26,6 +27,8 @@ pub struct Subject {
     ids: Vec<u32>,
     seqlen: usize,
     windows: Option<usize>,
+    /// Those that share the windows.
+    ranks: Ranks,
 }
 
 impl Subject {
@@ -55,7 +58,35 @@ impl Subject {
             );
             return Err(CliError::Usage(message).into());
         }
-        Ok(Self { data, ids, seqlen: window, windows: args.windows.map(|n| n as usize) })
+        Ok(Self { data, ids, seqlen: window, windows: args.windows.map(|n| n as usize), ranks: Ranks::alone() })
+    }
+
+    /// The same text, with windows that are shared by ranks: each measures its part, and all get the whole.
+    ///
+    /// # Errors
+    /// When there are fewer windows than ranks.
+    pub fn shared(self, ranks: &Ranks) -> Result<Self> {
+        let (n, size) = (self.n_windows(), ranks.size());
+        if n < size {
+            let message =
+                format!("--ranks {size}: {} has {n} windows of {}: take as many ranks at most", self.data, self.seqlen);
+            return Err(CliError::Usage(message).into());
+        }
+        Ok(Self { ranks: ranks.clone(), ..self })
+    }
+
+    fn n_windows(&self) -> usize {
+        (self.ids.len() / self.seqlen).min(self.windows.unwrap_or(usize::MAX))
+    }
+
+    /// This rank's part of the text: whole windows.
+    fn part(&self) -> &[u32] {
+        if self.ranks.size() == 1 {
+            return &self.ids;
+        }
+        let starts: Vec<usize> = (0..self.n_windows()).map(|window| window * self.seqlen).collect();
+        let part = self.ranks.part(&starts);
+        &self.ids[part[0]..][..part.len() * self.seqlen]
     }
 
     /// Number of tokens of the whole text.
@@ -67,7 +98,8 @@ impl Subject {
     pub fn measure(&self, model: &Model, device: Device, what: &str, out: &Output) -> Result<Perplexity> {
         let bar = out.bar(what);
         let mut on = |progress: Progress| bar.set(progress.done, progress.total);
-        Ok(perplexity(model, &self.ids, self.seqlen, self.windows, device, &mut on)?)
+        let own = perplexity(model, self.part(), self.seqlen, self.windows, device, &mut on)?;
+        Ok(own.joined(&mut |numbers| self.ranks.gathered(numbers))?)
     }
 
     /// How far `model`, whose tokenizer must be that of [`Self::new`], is from `full`.
@@ -92,7 +124,8 @@ impl Subject {
         }
         let bar = out.bar("comparing");
         let mut on = |progress: Progress| bar.set(progress.done, progress.total);
-        Ok(divergence(full, model, &self.ids, self.seqlen, self.windows, device, &mut on)?)
+        let own = divergence(full, model, self.part(), self.seqlen, self.windows, device, &mut on)?;
+        Ok(own.joined(&mut |numbers| self.ranks.gathered(numbers))?)
     }
 
     /// The predictions of the full-precision model `full`, whose tokenizer must be that of [`Self::new`], to compare models with. They lie on
@@ -105,8 +138,7 @@ impl Subject {
 
     /// What is measured on, as it is recorded.
     pub fn on(&self) -> String {
-        let n = (self.ids.len() / self.seqlen).min(self.windows.unwrap_or(usize::MAX));
-        card::on(&self.data, &card::windows(n, self.seqlen))
+        card::on(&self.data, &card::windows(self.n_windows(), self.seqlen))
     }
 
     /// The result as it is recorded.

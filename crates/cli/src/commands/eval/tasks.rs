@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use oq_data::{Item, Task, Tokenizer};
 use oq_eval::{Accuracy, Answer, Asked, EvalError, Prediction, zero_shot};
 use oq_formats::atomic_write;
+use oq_ranks::{Ranks, RanksError};
 use oq_recipe::{Measurement, Metric};
 use serde_json::{Value, json};
 
@@ -21,7 +22,7 @@ use crate::exit::CliError;
 use crate::output::{Output, seconds};
 
 /// Asks a model the tasks of the command line.
-pub fn ask(args: &EvalArgs, opened: &Opened, out: &Output) -> Result<Outcome> {
+pub fn ask(args: &EvalArgs, opened: &Opened, ranks: &Ranks, out: &Output) -> Result<Outcome> {
     let Opened { named, model, form, device, .. } = opened;
     if let Some(path) = args.answers.as_ref().filter(|path| !args.resume && path.exists() && is_first(args, opened)) {
         let message = format!("{} is there: go on from it with --resume, or name another file", path.display());
@@ -36,12 +37,12 @@ pub fn ask(args: &EvalArgs, opened: &Opened, out: &Output) -> Result<Outcome> {
     for (task, mut items) in args.tasks.iter().map(load).collect::<Result<Vec<_>>>()? {
         let of = items.len();
         items.truncate(args.items.map_or(usize::MAX, |n| n as usize));
-        let (mut answers, known) =
-            Answers::open(args.answers.as_deref(), [&named.name, task.name()], &settings, &items)?;
+        let own = ranks.part(&items);
+        let (mut answers, known) = Answers::open(args.answers.as_deref(), [&named.name, task.name()], &settings, own)?;
         asked += items.len() - known.iter().flatten().count();
         let bar = out.bar(task.name());
         let mut failed = None;
-        let said = zero_shot(model, &tokenizer, &items, &known, *device, &mut |asked| {
+        let said = zero_shot(model, &tokenizer, own, &known, *device, &mut |asked| {
             match asked {
                 Asked::Progress(progress) => bar.set(progress.done, progress.total),
                 Asked::Answered { first, answers: new } => failed = answers.write(first, new).err(),
@@ -52,17 +53,17 @@ pub fn ask(args: &EvalArgs, opened: &Opened, out: &Output) -> Result<Outcome> {
         drop(bar);
         let said = match (said, failed) {
             (Err(EvalError::Stopped), Some(error)) => return Err(error),
-            (said, _) => said?,
+            (said, _) => all_answers(ranks, &items, said?)?,
         };
         results.push(TaskResult { task, items: items.len(), of, metrics: metrics(task, &items, &said) });
     }
     let secs = started.elapsed().as_secs_f64();
     let record = opened.record(args, json!({"tasks": results.iter().map(record_of).collect::<Vec<_>>()}), secs);
-    if args.card {
+    if args.card && ranks.is_first() {
         let measured: Vec<Measurement> = results.iter().flat_map(measured).collect();
         report::measured(model.dir(), &measured)?;
     }
-    if let Some(path) = &args.harness {
+    if let Some(path) = args.harness.as_ref().filter(|_| ranks.is_first()) {
         let config = json!({"pretrained": named.name, "rtn": args.rtn, "kernels": form.kernels.name(), "dtype": form.compute.name()});
         let file = file_of(&named.name, config, args.items, &results, secs);
         atomic_write(path, serde_json::to_string_pretty(&file)?.as_bytes()).context("--harness")?;
@@ -74,6 +75,21 @@ pub fn ask(args: &EvalArgs, opened: &Opened, out: &Output) -> Result<Outcome> {
     let took = format!("{items} items, {asked} of them asked now, {}", seconds(secs));
     let text = lines.chain([took]).collect::<Vec<_>>().join("\n");
     Ok(Outcome { model: named.name.clone(), record, text, figures })
+}
+
+/// The answers of all ranks to all items.
+fn all_answers(ranks: &Ranks, items: &[Item], own: Vec<Answer>) -> Result<Vec<Answer>, RanksError> {
+    if ranks.size() == 1 {
+        return Ok(own);
+    }
+    let numbers = ranks.gathered(&own.iter().flat_map(Answer::numbers).collect::<Vec<f64>>())?;
+    let mut rest = &numbers[..];
+    let answer = |item: &Item| {
+        let (numbers, others) = rest.split_at(2 * item.choices.len());
+        rest = others;
+        Answer::of_numbers(numbers)
+    };
+    Ok(items.iter().map(answer).collect())
 }
 
 /// Whether it is the first model of the command line: the others go on in its file of answers.

@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 use oq_eval::{Divergence, Perplexity};
+use oq_ranks::Ranks;
 use serde_json::{Value, json};
 
 use super::opened::Opened;
@@ -18,10 +19,10 @@ use crate::output::{Output, seconds};
 const QUANTILES: [(&str, f64); 5] = [("median", 0.5), ("p90", 0.9), ("p99", 0.99), ("p99_9", 0.999), ("max", 1.0)];
 
 /// Measures a model on the text of the command line.
-pub fn measure(args: &EvalArgs, opened: &Opened, out: &Output) -> Result<Outcome> {
+pub fn measure(args: &EvalArgs, opened: &Opened, ranks: &Ranks, out: &Output) -> Result<Outcome> {
     let Opened { named, model, device, .. } = opened;
     let full = opened.full(args, out)?;
-    let subject = Subject::new(named.entry, model, &args.data, args.seqlen, out)?;
+    let subject = Subject::new(named.entry, model, &args.data, args.seqlen, out)?.shared(ranks)?;
     let started = Instant::now();
     let (result, compared) = match &full {
         None => (subject.measure(model, *device, "measuring", out)?, None),
@@ -39,7 +40,7 @@ pub fn measure(args: &EvalArgs, opened: &Opened, out: &Output) -> Result<Outcome
         results["against"] = record_of(name, compared);
     }
     let record = opened.record(args, results, secs);
-    if args.card {
+    if args.card && ranks.is_first() {
         let mut measured = vec![subject.measured(card::THIS, &result)];
         if let Some((name, compared)) = &compared {
             measured.extend(card::divergence(name, &subject.data, compared));
