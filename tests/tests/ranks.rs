@@ -201,9 +201,15 @@ fn ranks_can_be_started_here_and_need_enough_segments() {
     refused(elsewhere.env("RANK", "0").env("WORLD_SIZE", "2"), 2, &["MASTER_PORT: is not set"]);
     refused(as_rank(0, 1, &out).args(["--ranks", "3"]), 2, &["--ranks 3", "rank 0 of 2"]);
     assert!(!out.exists());
-    let output = run(quantize_command(&out).args(["--ranks", "2", "--json"]), 0);
+    let report = ["--report", "--windows", "3", "--data"];
+    let output = run(quantize_command(&out).args(["--ranks", "2", "--json"]).args(report).arg(fixture("eval.txt")), 0);
     let said = String::from_utf8(output.stdout).unwrap();
     assert_eq!(said.lines().count(), 1, "the first rank alone speaks: {said}");
+    let said: Value = serde_json::from_str(&said).unwrap();
+    let perplexity = |row: usize| said["report"][row]["perplexity"].as_f64().unwrap();
+    assert!(perplexity(0) < perplexity(2) && perplexity(2) < perplexity(1), "{said}");
+    let what = said["report"][2]["subject"].as_str().unwrap();
+    assert!(what.contains("3 windows"), "{what}");
     assert!(fs::read_to_string(out.join(JOURNAL)).unwrap().contains("\"ranks\":2"));
 }
 

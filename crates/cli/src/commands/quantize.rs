@@ -96,8 +96,8 @@ fn run_as(team: &Team, args: &QuantizeArgs, out: &Output) -> Result<()> {
     out.note(&planned(&plan));
 
     // The report's text is loaded first, so that it cannot be found missing after hours of learning.
-    let measures = args.report && ranks.is_first();
-    let subject = measures.then(|| Subject::new(named.entry, &model, &args.eval, None, out)).transpose()?;
+    let subject = args.report.then(|| Subject::new(named.entry, &model, &args.eval, None, out)?.shared(ranks));
+    let subject = subject.transpose()?;
     let segments = segments(&model, &recipe, args, out)?;
     let planned = Planned {
         original_bytes: model.checkpoint().total_bytes(),
@@ -109,7 +109,8 @@ fn run_as(team: &Team, args: &QuantizeArgs, out: &Output) -> Result<()> {
     let (named, recipe, model, dir) = (&named, &recipe, &model, &*dir);
     let job = Job { named, recipe, model, dir, device, compute, cache_memory, planned, ranks };
     if !ranks.is_first() {
-        return job.follow(&segments, args);
+        job.follow(&segments, args)?;
+        return subject.map_or(Ok(()), |subject| job.report(&subject, out).map(drop));
     }
     let record = job.run(&segments, args, out)?;
     let summary = oq_formats::inspect(dir)?;
