@@ -1,13 +1,18 @@
 //! Paths and contents of fixtures.
 
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 use oq_data::{AddSpecial, Tokenizer};
 use tempfile::TempDir;
 
 /// The repository's root.
 pub fn repository() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("this package lies in the repository")
+    // Where the tests of a device were taken to another machine, a folder has what they read (`cargo xtask device --prepare`).
+    static PREPARED: LazyLock<Option<PathBuf>> =
+        LazyLock::new(|| std::env::var_os("OMNIQUANT_PREPARED").map(PathBuf::from));
+    let here = || Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("this package lies in the repository");
+    PREPARED.as_deref().unwrap_or_else(here)
 }
 
 /// Path of a file or directory in `tests/fixtures`.

@@ -185,15 +185,17 @@ fn a_stop_asked_of_one_rank_stops_all() {
     run(quantize_command(&out).arg("--resume"), 0);
 }
 
+#[track_caller]
+fn refused(command: &mut Command, code: i32, parts: &[&str]) {
+    let output = run(command, code);
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(parts.iter().all(|part| stderr.contains(part)), "no {parts:?} in {stderr}");
+}
+
 #[test]
 fn ranks_can_be_started_here_and_need_enough_segments() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("out");
-    let refused = |command: &mut Command, code: i32, parts: &[&str]| {
-        let output = run(command, code);
-        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(parts.iter().all(|part| stderr.contains(part)), "no {parts:?} in {stderr}");
-    };
     let too_many = "5 ranks cannot share a batch of 2";
     refused(quantize_command(&out).args(["--ranks", "5"]), 2, &[too_many, "--batch of 5 or more", "4 segments"]);
     refused(quantize_command(&out).args(["--ranks", "2", "--method", "rtn"]), 2, &["2 ranks have nothing to share"]);
@@ -213,17 +215,24 @@ fn ranks_can_be_started_here_and_need_enough_segments() {
     assert!(fs::read_to_string(out.join(JOURNAL)).unwrap().contains("\"ranks\":2"));
 }
 
-fn json(command: &mut Command) -> Value {
-    serde_json::from_slice(&run(command, 0).stdout).unwrap()
+/// An evaluation of a fixture, with one thread for each of so many ranks.
+fn eval_command(ranks: usize, more: &[&str]) -> Command {
+    let mut command = omniquant();
+    command.args(["eval"]).arg(fixture("tiny-llama")).args(["--json", "--threads", &ranks.to_string()]).args(more);
+    command
+}
+
+/// What an evaluation says on stdout, but for time and memory.
+fn said(stdout: &[u8]) -> Value {
+    let mut said: Value = serde_json::from_slice(stdout).unwrap();
+    for measured in ["wall_secs", "peak_bytes"] {
+        assert!(said.as_object_mut().unwrap().remove(measured).is_some(), "{measured}");
+    }
+    said
 }
 
 #[test]
 fn ranks_share_an_evaluation() {
-    let eval = |more: &[&str]| {
-        let mut command = omniquant();
-        command.args(["eval"]).arg(fixture("tiny-llama")).args(["--json", "--threads", "2"]).args(more);
-        command
-    };
     let data = tempfile::tempdir().unwrap();
     fs::create_dir(data.path().join("tasks")).unwrap();
     let item = |gold: &str, at: usize| {
@@ -234,45 +243,66 @@ fn ranks_share_an_evaluation() {
     let (text, tasks) = (fixture("eval.txt"), data.path());
     let text = ["--rtn", "w3a16g64", "--kl", "--seqlen", "128", "--windows", "5", "--data", text.to_str().unwrap()];
     let tasks = ["--tasks", "arc_easy", "--data-dir", tasks.to_str().unwrap()];
-    for what in [&text[..], &tasks] {
-        let [mut one, mut three] = [json(&mut eval(what)), json(eval(what).args(["--ranks", "3"]))];
-        for said in [&mut one, &mut three] {
-            for measured in ["wall_secs", "peak_bytes"] {
-                assert!(said.as_object_mut().unwrap().remove(measured).is_some(), "{measured}");
-            }
-        }
-        // Each window and item is computed alone, so that only the threads of a process can change a last bit.
-        same(&one, &three, "");
+    // Of three ranks, one has none of two items.
+    let few = [&tasks[..], &["--items", "2"]].concat();
+    for what in [&text[..], &tasks, &few] {
+        let one = said(&run(&mut eval_command(1, what), 0).stdout);
+        // A window is computed alone, so that all digits are the same. Items are computed together; of them, this shows what was right.
+        assert_eq!(said(&run(eval_command(3, what).args(["--ranks", "3"]), 0).stdout), one);
+        let port = free_port();
+        let mut second = eval_command(1, what);
+        let second = as_rank_of(&mut second, 1, port).stdout(Stdio::piped()).spawn().unwrap();
+        let mut first = eval_command(1, what);
+        assert_eq!(said(&run(as_rank_of(&mut first, 0, port).stdout(Stdio::piped()), 0).stdout), one);
+        let second = second.wait_with_output().unwrap();
+        assert!(second.status.success() && second.stdout.is_empty(), "the first rank alone speaks");
     }
-    let output = run(eval(&text).args(["--ranks", "6"]), 2);
-    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(stderr.contains("--ranks 6") && stderr.contains("5 windows of 128"), "{stderr}");
-    // A rank that fails is named by the others.
-    let port = free_port();
-    let mut failing = as_rank_of(&mut eval(&["--data", "nowhere.txt"]), 1, port).spawn().unwrap();
-    let output = run(as_rank_of(&mut eval(&text), 0, port), 1);
-    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(stderr.contains("rank 1 failed") && stderr.contains("nowhere.txt"), "{stderr}");
-    assert_eq!(wait(&mut failing, || false).unwrap().code(), Some(3));
 }
 
-/// Compares numbers to the last bits, and all else as it is.
-fn same(one: &Value, other: &Value, place: &str) {
-    match (one, other) {
-        (Value::Number(a), Value::Number(b)) => {
-            let (a, b) = (a.as_f64().unwrap(), b.as_f64().unwrap());
-            assert!((a - b).abs() <= 1e-6 * a.abs(), "{place}: {a} {b}");
-        }
-        (Value::Object(a), Value::Object(b)) => {
-            assert_eq!(a.len(), b.len(), "{place}");
-            a.iter().for_each(|(key, value)| same(value, &b[key], &format!("{place}/{key}")));
-        }
-        (Value::Array(a), Value::Array(b)) => {
-            assert_eq!(a.len(), b.len(), "{place}");
-            a.iter().zip(b).enumerate().for_each(|(at, (a, b))| same(a, b, &format!("{place}/{at}")));
-        }
-        _ => assert_eq!(one, other, "{place}"),
+#[test]
+fn an_evaluation_that_cannot_be_shared_is_refused() {
+    let (dir, text) = (tempfile::tempdir().unwrap(), fixture("eval.txt"));
+    let text = ["--seqlen", "128", "--windows", "5", "--data", text.to_str().unwrap()];
+    refused(eval_command(6, &text).args(["--ranks", "6"]), 2, &["--ranks 6", "5 windows of 128"]);
+    let short = dir.path().join("short.txt");
+    fs::write(&short, "A few words.").unwrap();
+    for ranks in ["1", "2"] {
+        let short = ["--seqlen", "128", "--data", short.to_str().unwrap(), "--ranks", ranks];
+        refused(&mut eval_command(2, &short), 2, &["less than one window of 128"]);
     }
+    // The others name a rank that fails, and refuse to write one file together.
+    let answers = dir.path().join("answers.jsonl");
+    let answers = ["--tasks", "piqa", "--answers", answers.to_str().unwrap()];
+    for (what, second, code, part) in [
+        (&text[..], &["--data", "nowhere.txt"][..], 1, ["rank 1 failed", "nowhere.txt"]),
+        (&answers, &answers, 2, ["--answers", "rank 0 of 2"]),
+    ] {
+        let port = free_port();
+        let mut failing = as_rank_of(&mut eval_command(1, second), 1, port).spawn().unwrap();
+        refused(as_rank_of(&mut eval_command(1, what), 0, port), code, &part);
+        assert!(!wait(&mut failing, || false).unwrap().success());
+    }
+}
+
+#[test]
+fn a_killed_rank_ends_an_evaluation() {
+    let (dir, port, text) = (tempfile::tempdir().unwrap(), free_port(), fixture("eval.txt"));
+    let mut first = eval_command(1, &["--seqlen", "128", "--windows", "5", "--data", text.to_str().unwrap()]);
+    let mut first = as_rank_of(&mut first, 0, port).spawn().unwrap();
+    // It has met the first one when it reads this text, which does not end.
+    let endless = dir.path().join("endless.txt");
+    run(Command::new("mkfifo").arg(&endless), 0);
+    let mut second = eval_command(1, &["--seqlen", "128", "--data", endless.to_str().unwrap()]);
+    let mut second = as_rank_of(&mut second, 1, port).spawn().unwrap();
+    let open = fs::OpenOptions::new().write(true).open(&endless).unwrap();
+    second.kill().unwrap();
+    second.wait().unwrap();
+    drop(open);
+    wait(&mut first, || false);
+    let output = first.wait_with_output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("error: rank 1 ended or cannot be reached"), "{stderr}");
 }
 
 #[test]

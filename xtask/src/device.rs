@@ -11,12 +11,19 @@ use anyhow::{Context, Result, ensure};
 use clap::Args;
 use serde_json::{Value, json};
 
+use crate::pins::TORCH;
 use crate::{libtorch, locate, process, program};
 
 /// The runs that are timed: a block of the model, weights of 4 bits in groups of 128.
 const SCHEME: &str = "w4a16g128";
 /// Segments of a run, of which each is a step.
 const SAMPLES: usize = 4;
+
+/// Of a prepared folder: the tests of a device, and what they and the runs read.
+const TESTS: &str = "bin/cuda";
+const READ: [&str; 4] = ["tiny-llama", "tiny-opt", "tiny-falcon", "calib.txt"];
+/// What a prepared folder is run by.
+const RUN: &str = include_str!("../python/run.sh");
 
 /// Arguments of `cargo xtask device`.
 #[derive(Args)]
@@ -33,6 +40,9 @@ pub struct DeviceArgs {
     /// Where the table goes, and the models made for it meanwhile.
     #[arg(long, default_value = "out/device")]
     out: PathBuf,
+    /// Instead make a folder with all that is needed, to run on another machine: by its run.sh, which needs Python and no Rust.
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["device", "model", "seqlen", "out"])]
+    prepare: Option<PathBuf>,
 }
 
 /// A line of the table.
@@ -43,8 +53,10 @@ struct Row {
 
 /// Runs the checks one after the other. One that fails becomes a line of the table.
 pub fn run(args: &DeviceArgs) -> Result<()> {
-    let is_cuda = args.device.starts_with("cuda");
-    if is_cuda {
+    if let Some(folder) = &args.prepare {
+        return prepare(&locate::repository().join(folder));
+    }
+    if args.device.starts_with("cuda") && locate::prepared().is_none() {
         libtorch::setup(&libtorch::SetupArgs { cuda: true, force: false })?;
     }
     program::build()?;
@@ -81,6 +93,67 @@ pub fn run(args: &DeviceArgs) -> Result<()> {
     stdout.write_all(table.as_bytes()).context("cannot write to stdout")?;
     eprintln!("table: {}, all numbers: {}", path.display(), out.join("device.json").display());
     ensure!(failed == 0, "{failed} of {} parts failed", checks.len());
+    Ok(())
+}
+
+/// Makes a folder that runs all of this on another machine, with the torch that its `run.sh` finds or installs there.
+fn prepare(folder: &Path) -> Result<()> {
+    program::build()?;
+    let mut cargo = locate::cargo();
+    cargo.args([
+        "test",
+        "--release",
+        "--package",
+        "oq-tests",
+        "--test",
+        "cuda",
+        "--no-run",
+        "--message-format",
+        "json",
+    ]);
+    eprintln!("+ {}", process::shown(&cargo));
+    let built = cargo.current_dir(locate::repository()).stderr(Stdio::inherit()).output()?;
+    process::ended(process::shown(&cargo), built.status)?;
+    let messages = String::from_utf8_lossy(&built.stdout).into_owned();
+    let mut messages = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let is_tests = |message: &Value| message["target"]["name"] == "cuda" && message["executable"].is_string();
+    let tests = messages.rfind(is_tests).context("cargo names no program of the tests")?;
+    let xtask = std::env::current_exe()?;
+    let programs = [
+        (xtask.with_file_name("omniquant"), "bin/omniquant"),
+        (PathBuf::from(tests["executable"].as_str().unwrap_or_default()), TESTS),
+        (xtask, "bin/xtask"),
+    ];
+    let fixtures = folder.join("tests/fixtures");
+    for made in [&folder.join("bin"), &fixtures] {
+        fs::create_dir_all(made).with_context(|| format!("cannot make {}", made.display()))?;
+    }
+    for (from, to) in &programs {
+        fs::copy(from, folder.join(to)).with_context(|| format!("cannot copy {}", from.display()))?;
+    }
+    for name in READ {
+        copy(&locate::repository().join("tests/fixtures").join(name), &fixtures.join(name))?;
+    }
+    let run = folder.join("run.sh");
+    fs::write(&run, RUN.replace("@TORCH@", TORCH).replace("@PREPARED@", locate::PREPARED))?;
+    #[cfg(unix)]
+    fs::set_permissions(&run, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    eprintln!("device: copy {} to the other machine, and start its run.sh there", folder.display());
+    Ok(())
+}
+
+/// Copies a file, or a folder with all that is in it.
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    let context = || format!("cannot copy {}", from.display());
+    if !from.is_dir() {
+        fs::copy(from, to).with_context(context)?;
+        return Ok(());
+    }
+    fs::create_dir_all(to).with_context(context)?;
+    for entry in fs::read_dir(from).with_context(context)? {
+        let entry = entry?;
+        copy(&entry.path(), &to.join(entry.file_name()))?;
+    }
     Ok(())
 }
 
@@ -166,8 +239,15 @@ fn cards(checked: &mut Checked<'_>) -> Result<Vec<Row>> {
 
 /// The tests of `tests/tests/cuda.rs`, which compare a device with the CPU.
 fn tests(checked: &mut Checked<'_>) -> Result<Vec<Row>> {
-    let words = ["test", "--release", "--package", "oq-tests", "--test", "cuda", "--no-fail-fast"];
-    let output = locate::cargo().args(words).current_dir(locate::repository()).output()?;
+    let mut command = match locate::prepared() {
+        Some(folder) => Command::new(folder.join(TESTS)),
+        None => {
+            let mut cargo = locate::cargo();
+            cargo.args(["test", "--release", "--package", "oq-tests", "--test", "cuda", "--no-fail-fast"]);
+            cargo
+        }
+    };
+    let output = command.current_dir(locate::repository()).output()?;
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     checked.said["tests"] = json!(said);
     let result = said.lines().find_map(|line| line.strip_prefix("test result: ")).unwrap_or("they do not compile");
@@ -274,7 +354,7 @@ mod tests_of_the_table {
 
     #[test]
     fn a_failure_is_a_line() {
-        let args = DeviceArgs { device: "cpu".into(), model: "m".into(), seqlen: 8, out: "out".into() };
+        let args = DeviceArgs { device: "cpu".into(), model: "m".into(), seqlen: 8, out: "out".into(), prepare: None };
         let rows = [row("tests", "ok".into()), row("tuning", "failed: a | b\nc".into())];
         let table = table(&args, &rows);
         assert!(table.ends_with("| tests | ok |\n| tuning | failed: a \\| b c |\n"), "{table}");

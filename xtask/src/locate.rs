@@ -5,12 +5,23 @@
 use std::ffi::OsString;
 use std::path::{Component, Path, PathBuf};
 use std::process::Command;
+use std::sync::LazyLock;
 
 use anyhow::{Error, Result};
 
-/// The repository's root, in which xtask is a package.
+/// Environment variable that `run.sh` of a folder of `cargo xtask device --prepare` sets to that folder.
+pub const PREPARED: &str = "OMNIQUANT_PREPARED";
+
+/// A folder of `cargo xtask device --prepare` that this process runs from, on a machine without the repository.
+pub fn prepared() -> Option<&'static Path> {
+    static FOLDER: LazyLock<Option<PathBuf>> = LazyLock::new(|| std::env::var_os(PREPARED).map(PathBuf::from));
+    FOLDER.as_deref()
+}
+
+/// The repository's root, in which xtask is a package; or a prepared folder, which has what is needed of it.
 pub fn repository() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask/ lies in the repository's root")
+    let here = || Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask/ lies in the repository's root");
+    prepared().unwrap_or_else(here)
 }
 
 /// The link that `.cargo/config.toml` sets as LIBTORCH.

@@ -169,7 +169,8 @@ the table. 2 GB on disk for the model beside libtorch; some ten minutes on a GPU
 Examples:
   cargo xtask device
   cargo xtask device --device cuda:1 --model llama2-70b
-  cargo xtask device --device cpu --model tiny-llama --seqlen 128")]
+  cargo xtask device --device cpu --model tiny-llama --seqlen 128
+  cargo xtask device --prepare out/for-the-gpu    then, on a machine with a GPU: for-the-gpu/run.sh")]
     Device(device::DeviceArgs),
 
     /// Run everything that CI checks on one machine: formatting, clippy, features, packages, dependencies, tests, fuzz targets, docs.

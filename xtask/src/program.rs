@@ -8,6 +8,9 @@ use crate::{libtorch, locate, process};
 
 /// Provides libtorch and builds the program.
 pub fn build() -> Result<()> {
+    if locate::prepared().is_some() {
+        return Ok(());
+    }
     libtorch::ensure_ready()?;
     process::run(locate::cargo().args(["build", "--release", "--package", "oq-cli"]).current_dir(locate::repository()))
 }
@@ -29,6 +32,11 @@ pub fn hand_over(args: &[String]) -> Result<()> {
 
 /// A run of the built program in the repository's root.
 pub fn command(args: &[String]) -> Command {
+    if let Some(folder) = locate::prepared() {
+        let mut program = Command::new(folder.join("bin/omniquant"));
+        program.args(args).current_dir(folder);
+        return program;
+    }
     let mut cargo = locate::cargo();
     cargo.args(["run", "--quiet", "--release", "--package", "oq-cli", "--bin", "omniquant", "--"]).args(args);
     cargo.current_dir(locate::repository());
