@@ -68,3 +68,25 @@ pub enum EvalError {
     #[error(transparent)]
     Model(#[from] ModelError),
 }
+
+impl EvalError {
+    /// The same where `first` windows or items come before those that were measured here.
+    #[must_use]
+    pub fn after(self, first: usize) -> Self {
+        match self {
+            Self::NotFinite { window, value } => Self::NotFinite { window: first + window, value },
+            other => other,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_window_is_counted_from_the_first_of_the_text() {
+        let error = EvalError::NotFinite { window: 1, value: f64::NAN }.after(3);
+        assert!(error.to_string().starts_with("window or choice 5: "), "{error}");
+    }
+}

@@ -16,6 +16,7 @@ mod error;
 mod message;
 mod place;
 
+use std::ops::Range;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -75,9 +76,14 @@ impl Ranks {
 
     /// This rank's contiguous part of `items`; parts differ by one item at most, and the first are the longer ones.
     pub fn part<'a, T>(&self, items: &'a [T]) -> &'a [T] {
-        let (each, more) = (items.len() / self.size, items.len() % self.size);
+        &items[self.range(items.len())]
+    }
+
+    /// Where [`Self::part`] of `n` items lies among them.
+    pub fn range(&self, n: usize) -> Range<usize> {
+        let (each, more) = (n / self.size, n % self.size);
         let first = self.rank * each + self.rank.min(more);
-        &items[first..][..each + usize::from(self.rank < more)]
+        first..first + each + usize::from(self.rank < more)
     }
 
     /// The sums of tensors over all ranks, in the order of the ranks. Those in 16 bits are added in f32 and rounded once.

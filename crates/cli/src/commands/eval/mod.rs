@@ -29,6 +29,12 @@ fn run_as(team: &Team, args: &EvalArgs, out: &Output) -> Result<()> {
     if args.models.len() > 1 && args.harness.is_some() {
         return Err(CliError::Usage("--harness: a file of the harness is about one model: give one".to_owned()).into());
     }
+    let (rank, size) = (team.ranks.rank(), team.ranks.size());
+    if size > 1 && args.answers.is_some() {
+        let message =
+            format!("--answers: one process writes this file, and this is rank {rank} of {size}: start it alone");
+        return Err(CliError::Usage(message).into());
+    }
     // All of them are opened before the first is evaluated.
     let opened = args.models.iter().map(|name| Opened::new(name, team, args, out)).collect::<Result<Vec<_>>>()?;
     let measure = |opened: &Opened| match args.tasks.is_empty() {

@@ -67,9 +67,13 @@ impl Subject {
     /// When there are fewer windows than ranks.
     pub fn shared(self, ranks: &Ranks) -> Result<Self> {
         let (n, size) = (self.n_windows(), ranks.size());
-        if n < size {
-            let message =
-                format!("--ranks {size}: {} has {n} windows of {}: take as many ranks at most", self.data, self.seqlen);
+        // Without any, the text is too short for one process too, which says so.
+        if (1..size).contains(&n) {
+            let message = format!(
+                "--ranks {size}: {} has {}: take as many ranks at most",
+                self.data,
+                card::windows(n, self.seqlen)
+            );
             return Err(CliError::Usage(message).into());
         }
         Ok(Self { ranks: ranks.clone(), ..self })
@@ -79,14 +83,15 @@ impl Subject {
         (self.ids.len() / self.seqlen).min(self.windows.unwrap_or(usize::MAX))
     }
 
-    /// This rank's part of the text: whole windows.
-    fn part(&self) -> &[u32] {
-        if self.ranks.size() == 1 {
-            return &self.ids;
+    /// Measures this rank's part of the text, which is whole windows.
+    fn of_part<T>(&self, measure: impl FnOnce(&[u32]) -> Result<T, EvalError>) -> Result<T, EvalError> {
+        let n = self.n_windows();
+        if self.ranks.size() == 1 || n == 0 {
+            return measure(&self.ids);
         }
-        let starts: Vec<usize> = (0..self.n_windows()).map(|window| window * self.seqlen).collect();
-        let part = self.ranks.part(&starts);
-        &self.ids[part[0]..][..part.len() * self.seqlen]
+        let windows = self.ranks.range(n);
+        let ids = &self.ids[windows.start * self.seqlen..windows.end * self.seqlen];
+        measure(ids).map_err(|error| error.after(windows.start))
     }
 
     /// Number of tokens of the whole text.
@@ -98,7 +103,7 @@ impl Subject {
     pub fn measure(&self, model: &Model, device: Device, what: &str, out: &Output) -> Result<Perplexity> {
         let bar = out.bar(what);
         let mut on = |progress: Progress| bar.set(progress.done, progress.total);
-        let own = perplexity(model, self.part(), self.seqlen, self.windows, device, &mut on)?;
+        let own = self.of_part(|ids| perplexity(model, ids, self.seqlen, self.windows, device, &mut on))?;
         Ok(own.joined(&mut |numbers| self.ranks.gathered(numbers))?)
     }
 
@@ -124,7 +129,7 @@ impl Subject {
         }
         let bar = out.bar("comparing");
         let mut on = |progress: Progress| bar.set(progress.done, progress.total);
-        let own = divergence(full, model, self.part(), self.seqlen, self.windows, device, &mut on)?;
+        let own = self.of_part(|ids| divergence(full, model, ids, self.seqlen, self.windows, device, &mut on))?;
         Ok(own.joined(&mut |numbers| self.ranks.gathered(numbers))?)
     }
 

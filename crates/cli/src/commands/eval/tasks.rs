@@ -37,7 +37,8 @@ pub fn ask(args: &EvalArgs, opened: &Opened, ranks: &Ranks, out: &Output) -> Res
     for (task, mut items) in args.tasks.iter().map(load).collect::<Result<Vec<_>>>()? {
         let of = items.len();
         items.truncate(args.items.map_or(usize::MAX, |n| n as usize));
-        let own = ranks.part(&items);
+        let part = ranks.range(items.len());
+        let own = &items[part.clone()];
         let (mut answers, known) = Answers::open(args.answers.as_deref(), [&named.name, task.name()], &settings, own)?;
         asked += items.len() - known.iter().flatten().count();
         let bar = out.bar(task.name());
@@ -53,7 +54,7 @@ pub fn ask(args: &EvalArgs, opened: &Opened, ranks: &Ranks, out: &Output) -> Res
         drop(bar);
         let said = match (said, failed) {
             (Err(EvalError::Stopped), Some(error)) => return Err(error),
-            (said, _) => all_answers(ranks, &items, said?)?,
+            (said, _) => all_answers(ranks, &items, said.map_err(|error| error.after(part.start))?)?,
         };
         results.push(TaskResult { task, items: items.len(), of, metrics: metrics(task, &items, &said) });
     }
