@@ -157,6 +157,23 @@ fn a_run_that_only_measures_widths_hears_what_would_fit() {
     assert!(!plan.fits() && !plan.suggestions.is_empty(), "{:?}", plan.memory);
 }
 
+#[test]
+fn ranks_share_the_text_that_widths_are_measured_on() {
+    let planned = |ranks: &str| {
+        let args = ["llama2-7b", "--scheme", "w4a16g128", "--method", "rtn", "--bits", "3.5", "--samples", "4"];
+        let mut command = plan(&args);
+        command.args(["--seqlen", "1024", "--batch", "4", "--device", "a100-80g", "--json", "--ranks", ranks]);
+        run_json(&mut command)["plan"].take()
+    };
+    let [one, two] = [planned("1"), planned("2")];
+    let number = |plan: &Value, at: &str| plan.pointer(at).unwrap().as_f64().unwrap();
+    // Inputs of 32 blocks and the current states: 4096 tokens with 4096 channels in f32.
+    let states = |plan| number(plan, "/memory/device/cache_bytes");
+    assert_eq!((states(&one), states(&two)), (33.0 * GIB / 16.0, 33.0 * GIB / 32.0));
+    let secs = |plan| number(plan, "/time/probing_secs");
+    assert!(secs(&two) < secs(&one), "{two}");
+}
+
 /// A cache directory with a profile of this machine's CPU.
 fn cache(profile: &str) -> TempDir {
     let cache = tempfile::tempdir().unwrap();

@@ -52,7 +52,7 @@ pub(crate) struct Probe<'a> {
     pub(crate) choices: &'a [Bits],
     /// Of all ranks.
     pub(crate) segments: &'a [Vec<u32>],
-    /// Those that share the segments; at most as many.
+    /// Those that share the segments. With more ranks than segments, some have none.
     pub(crate) ranks: Ranks,
     /// Seed for drawing tokens.
     pub(crate) seed: u64,
@@ -76,9 +76,10 @@ impl Probe<'_> {
         on: &mut dyn FnMut(usize) -> ControlFlow<()>,
     ) -> Result<ControlFlow<(), Vec<Unit>>, PassError> {
         let Self { model, place, .. } = *self;
-        let segments = self.ranks.part(self.segments);
+        let part = self.ranks.range(self.segments.len());
+        let (before, segments) = (&self.segments[..part.start], &self.segments[part]);
         let (decoder, n) = (model.decoder(), segments.len());
-        let ctx = decoder.context(segments.first().map_or(0, Vec::len), place.device);
+        let ctx = decoder.context(self.segments.first().map_or(0, Vec::len), place.device);
         let outer = model.outer(place.device);
         for segment in segments {
             states.push(&decoder.embed(&outer, &ids_of(std::slice::from_ref(segment)))?)?;
@@ -92,7 +93,8 @@ impl Probe<'_> {
                     inputs.push(&x)?;
                     let x = link.forward(&x);
                     if !is_finite(&x) {
-                        return Err(PassError::Overflow { block: Nth::new(block, n_blocks), batch: Nth::new(at, n) });
+                        let batch = Nth::new(before.len() + at, self.segments.len());
+                        return Err(PassError::Overflow { block: Nth::new(block, n_blocks), batch });
                     }
                     Ok(states.set(at, &x)?)
                 })
@@ -104,9 +106,7 @@ impl Probe<'_> {
         let predictions = Predictions::new(model, place.compute, place.device)?;
         let mut random = SplitMix64::new(self.seed);
         // A token is drawn for each position; those of the ranks before this one are theirs.
-        let places: Vec<usize> = (0..self.segments.len()).collect();
-        let first = self.ranks.part(&places).first().copied().unwrap_or(0);
-        for _ in self.segments[..first].iter().flatten() {
+        for _ in before.iter().flatten() {
             let _ = random.unit();
         }
         for at in 0..n {
@@ -269,6 +269,7 @@ fn rounded(weight: &Tensor, spec: WeightSpec, clips: bool) -> Result<Tensor, Lwc
 
 #[cfg(test)]
 mod tests {
+    use std::net::TcpListener;
     use std::path::PathBuf;
 
     use oq_models::Compute;
@@ -376,6 +377,30 @@ mod tests {
                 "self_attn.q_proj" | "mlp.gate_proj" => assert_eq!(cost, whole, "{name}"),
                 _ => assert!(cost < 0.99 * whole, "{name}: {cost} of {whole}"),
             }
+        }
+    }
+
+    #[test]
+    fn ranks_share_segments_and_some_may_have_none() {
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let on = |ranks: Ranks| {
+            let model = model("tiny-llama");
+            let two = &segments(&model)[..2];
+            units(&Probe { compensates: true, ranks, ..probe(&model, two) })
+        };
+        let join = |rank| {
+            let host = "127.0.0.1".to_owned();
+            Ranks::join(&oq_ranks::Place { rank, size: 3, local: rank, here: 3, host, port, interface: None }).unwrap()
+        };
+        let shared: Vec<Vec<Unit>> = std::thread::scope(|threads| {
+            let running: Vec<_> = (0..3).map(|rank| threads.spawn(move || on(join(rank)))).collect();
+            running.into_iter().map(|rank| rank.join().unwrap()).collect()
+        });
+        assert!(shared.iter().all(|units| *units == shared[0]), "all ranks have the same bits");
+        for (shared, alone) in shared[0].iter().zip(&on(Ranks::alone())) {
+            let (cost, expected) = (shared.demand.costs[0], alone.demand.costs[0]);
+            // Sums of the same numbers in another order.
+            assert!((cost / expected - 1.0).abs() < 1e-4, "{}: {cost} for {expected}", alone.linears[0].0);
         }
     }
 

@@ -43,7 +43,7 @@ pub(super) struct Counts {
     pub(super) steps: u64,
     /// Optimizer steps of tuning all blocks together; 0 if there is none.
     pub(super) tuning_steps: u64,
-    /// Tokens on which the costs of widths are measured; 0 if no widths are chosen.
+    /// Tokens on which the first rank measures the costs of widths; 0 if no widths are chosen.
     pub(super) probed_tokens: u64,
     /// Number of widths to choose from.
     pub(super) choices: u64,
@@ -158,7 +158,7 @@ impl Counts {
         let largest = layout.linears.iter().map(|l| (l.out_features * l.in_features) as u64).max().unwrap_or(0);
         // Of the first rank, whose parts of batches are the largest.
         let own_samples = (samples / batch).saturating_mul(batch.div_ceil(ranks)) + (samples % batch).div_ceil(ranks);
-        let probed_segments = n_segments(samples, seqlen);
+        let probed_segments = n_segments(samples, seqlen).div_ceil(ranks);
         let batches = if learns { samples.div_ceil(batch) as u64 } else { 0 };
         // Of experts, those that a token has.
         let (chosen, experts) = (layout.chosen as u64, layout.experts.len().max(1) as u64);

@@ -32,7 +32,12 @@ pub(super) fn per_tuning_step(counts: &Counts) -> u64 {
 /// Per block: products of inputs, and where rounding and clipping start.
 pub(super) fn per_block(counts: &Counts) -> u64 {
     let starts = if counts.products > 0 { F32 * (counts.offsets + 2 * counts.grids) } else { 0 };
-    sent(counts, F32 * counts.products) + if counts.ranks > 1 { starts } else { 0 }
+    per_probed_block(counts) + if counts.ranks > 1 { starts } else { 0 }
+}
+
+/// For the widths of a block: products of inputs.
+pub(super) fn per_probed_block(counts: &Counts) -> u64 {
+    sent(counts, F32 * counts.products)
 }
 
 /// Memory of messages, on the host.

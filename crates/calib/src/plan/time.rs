@@ -244,7 +244,8 @@ impl Rates {
             + (1.0 + FORWARD_SHARE) * tokens * activation_bytes(counts) / self.memory
             // A search takes as long as the clipping of two steps. Then the weights are rounded in two ways.
             + 4.0 * choices * self.clip_bytes * weights / self.memory
-            + 2.0 * F16 as f64 * weights / self.disk;
+            + 2.0 * F16 as f64 * weights / self.disk
+            + messages::per_probed_block(counts) as f64 / BYTES_PER_SEC;
         let predictions = tokens * counts.dims.vocab as f64;
         let head = 2.0 * 2.0 * predictions * counts.dims.hidden as f64 / self.products
             + PREDICTION_BYTES * predictions / self.memory;

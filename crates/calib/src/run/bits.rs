@@ -4,7 +4,6 @@ use std::ops::ControlFlow;
 use std::time::Instant;
 
 use oq_models::Model;
-use oq_ranks::Ranks;
 use oq_recipe::{BitBudget, Event, Recipe, Text};
 
 use super::options::{Notice, Options};
@@ -78,8 +77,8 @@ impl Subject<'_> {
         // These are not among the segments that tuning reads.
         let Text { segments, tokens } = recipe.text();
         let segments = &self.segments[..n_segments(segments, tokens)];
-        let (dims, tokens) = (model.decoder().dims(), segments.iter().map(Vec::len).sum::<usize>());
-        let Options { device, compute, cache_memory, out, .. } = options;
+        let Options { device, compute, cache_memory, out, ranks, .. } = options;
+        let (dims, tokens) = (model.decoder().dims(), ranks.part(segments).iter().map(Vec::len).sum::<usize>());
         let (of_inputs, of_states) = (dims.n_layers * tokens * dims.hidden, tokens * dims.hidden);
         let total = of_inputs + of_states;
         // One segment at a time.
@@ -95,8 +94,7 @@ impl Subject<'_> {
             compensates: recipe.compensates(),
             choices: &budget.choices,
             segments,
-            // With fewer segments than ranks, each measures all of them.
-            ranks: if segments.len() < options.ranks.size() { Ranks::alone() } else { options.ranks.clone() },
+            ranks: ranks.clone(),
             seed: recipe.calibration.seed,
         };
         let total = 2 * dims.n_layers;
