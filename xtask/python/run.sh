@@ -16,5 +16,8 @@ fi
 torch=$("$python" -c 'import torch; print(torch.__path__[0])')
 # Nothing names CUDA's part of libtorch, which registers itself when it is loaded.
 export LD_LIBRARY_PATH="$torch/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}" LD_PRELOAD="$torch/lib/libtorch_cuda.so"
+if [ -e "$torch/../nvidia/cu13/lib/libnvrtc.so.13" ]; then
+    export OMNIQUANT_NVRTC="${OMNIQUANT_NVRTC:-$torch/../nvidia/cu13/lib/libnvrtc.so.13}"
+fi
 export @PREPARED@="$here"
 exec "$here/bin/xtask" device "$@"
