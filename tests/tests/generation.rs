@@ -19,8 +19,8 @@ use tch::{Device, Tensor};
 const F32_TOLERANCE: f64 = 1e-4;
 /// In addition, packed products with few rows round activations to integers, in steps of up to 2^-16 of the largest one of a group.
 const PACKED_TOLERANCE: f64 = 1e-3;
-/// The shares of experts feel that as well: 1.2e-3 was seen with AVX2.
-const PACKED_TOLERANCE_OF_EXPERTS: f64 = 2e-3;
+/// With AVX2, the shares of experts feel that as well: 1.2e-3 was seen.
+const AVX2_TOLERANCE_OF_EXPERTS: f64 = 2e-3;
 /// With few rows, activations are rounded to 16-bit integers, with many to bf16. Probabilities are rounded to bf16 before or after division
 /// by their sum.
 const BF16_TOLERANCE: f64 = 6e-2;
@@ -105,11 +105,12 @@ fn a_sequence_in_pieces_is_the_whole_one() {
 fn other_families_in_pieces_are_the_whole() {
     let entries = std::fs::read_dir(fixture("family-variants")).unwrap();
     let names = entries.map(|entry| entry.unwrap().path()).filter(|path| path.is_dir());
+    let has_avx512 = std::arch::is_x86_feature_detected!("avx512f");
     let mut seen = 0;
     for path in names {
         let folder = format!("family-variants/{}", path.file_name().unwrap().to_str().unwrap());
         let has_experts = !open(&folder, DENSE).decoder().layer(1).experts.is_empty();
-        let packed = if has_experts { PACKED_TOLERANCE_OF_EXPERTS } else { PACKED_TOLERANCE };
+        let packed = if has_experts && !has_avx512 { AVX2_TOLERANCE_OF_EXPERTS } else { PACKED_TOLERANCE };
         for (kernels, tolerance) in [(Kernels::Dense, F32_TOLERANCE), (Kernels::Packed, packed)] {
             check(&folder, Form::new(kernels, Compute::F32, HeadKind::Wide), tolerance);
             // Rounding to bf16 changes which experts are chosen.

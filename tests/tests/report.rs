@@ -99,7 +99,8 @@ fn transformed_blocks_record_their_scales() {
     let out = dir.path().join("w4a4");
     run(&mut quantize("tiny-llama", &out, &["--scheme", "w4a4", "--epochs", "2"]), 0);
     let blocks = details(&out);
-    // With 4-bit activations and so little text a single block may end beside rounding to nearest: which one, last bits decide.
+    // With 4-bit activations and so little text, learned in f32, a single block may end beside rounding to nearest.
+    let learns_in_bf16 = std::arch::is_x86_feature_detected!("avx512bf16");
     let sum = |error: &dyn Fn(&BlockDetails) -> f64| blocks.iter().map(error).sum::<f64>();
     let [learned, nearest] = [sum(&|block| block.error.learned), sum(&|block| block.error.nearest)];
     assert!(learned < 0.9 * nearest, "{learned} {nearest}");
@@ -107,6 +108,7 @@ fn transformed_blocks_record_their_scales() {
         assert!(
             !block.sites.is_empty() && block.sites.iter().all(|site| site.scales[0] > 0.0 && site.scales.is_sorted())
         );
+        assert!(!learns_in_bf16 || block.error.learned < block.error.nearest, "{:?}", block.error);
         let query = block.linears.iter().find(|linear| linear.name == "self_attn.q_proj").unwrap();
         assert!(query.input_rescaled.is_some() && query.input_rescaled != query.input);
     }
