@@ -51,6 +51,14 @@ fn losses(model: &str, scheme: &str, device: Device, compute: Compute) -> Vec<f6
     outcome.blocks.iter().map(|block| block.final_loss.unwrap()).chain(outcome.tuning).collect()
 }
 
+fn learns_alike(model: &str, scheme: &str) {
+    let cpu = losses(model, scheme, Device::Cpu, Compute::F32);
+    let cuda = losses(model, scheme, Device::Cuda(0), Compute::F32);
+    for (cpu, cuda) in cpu.into_iter().zip(cuda) {
+        assert!((cpu - cuda).abs() <= LOSS * cpu, "{model} {scheme}: {cpu} {cuda}");
+    }
+}
+
 #[test]
 fn blocks_learn_alike() {
     if skipped() {
@@ -58,11 +66,7 @@ fn blocks_learn_alike() {
     }
     // Clipping only, and with scales, shifts and quantized activations.
     for (model, scheme) in [("tiny-llama", "w3a16g64"), ("tiny-opt", "w4a8"), ("tiny-falcon", "w4a8")] {
-        let cpu = losses(model, scheme, Device::Cpu, Compute::F32);
-        let cuda = losses(model, scheme, Device::Cuda(0), Compute::F32);
-        for (cpu, cuda) in cpu.into_iter().zip(cuda) {
-            assert!((cpu - cuda).abs() <= LOSS * cpu, "{model} {scheme}: {cpu} {cuda}");
-        }
+        learns_alike(model, scheme);
         for loss in losses(model, scheme, Device::Cuda(0), Compute::Bf16) {
             assert!(loss.is_finite(), "{model} {scheme} in bf16: {loss}");
         }
@@ -76,11 +80,7 @@ fn our_kernels_learn_and_multiply_alike() {
     }
     oq_cuda::use_card(0).unwrap();
     for (model, scheme) in [("tiny-llama", "w3a16g64"), ("tiny-opt", "w4a8")] {
-        let cpu = losses(model, scheme, Device::Cpu, Compute::F32);
-        let cuda = losses(model, scheme, Device::Cuda(0), Compute::F32);
-        for (cpu, cuda) in cpu.into_iter().zip(cuda) {
-            assert!((cpu - cuda).abs() <= LOSS * cpu, "{model} {scheme}: {cpu} {cuda}");
-        }
+        learns_alike(model, scheme);
     }
     // A few tokens, which are multiplied with the codes, and a prompt, whose weights are decoded.
     for (scheme, tokens) in [("w2a16g64", 3), ("w3a16g64", 8), ("w4a16g64", 1), ("w4a16g64", 64)] {

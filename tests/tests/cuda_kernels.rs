@@ -7,9 +7,9 @@ use std::sync::OnceLock;
 
 use half::bf16;
 use oq_calib::{Options, quantize};
-use oq_cuda::{FEW, Packed};
+use oq_cuda::FEW;
 use oq_lwc::Lwc;
-use oq_models::{Compute, Form, HeadKind, Kernels, Model, dequantized};
+use oq_models::{Compute, Form, HeadKind, Kernels, Model, dequantized, sent};
 use oq_quant_core::{QuantSpec, QuantizedTensor, WeightSpec};
 use oq_random::SplitMix64;
 use oq_recipe::{Overrides, Recipe, find};
@@ -95,7 +95,7 @@ fn clipped() -> Vec<Clipped> {
     found
 }
 
-/// Losses of a short run, and its packed codes.
+/// Losses of a short run, and divergences of its tuning.
 fn losses(scheme: &str, compute: Compute) -> Vec<f64> {
     let few = Overrides::default().samples(2).seqlen(32).batch(2).epochs(1).tune_epochs(1);
     let recipe = Recipe::resolve(scheme.parse().unwrap(), find("tiny-llama"), None, &few).unwrap();
@@ -164,23 +164,7 @@ fn values_of_codes_are_the_same_to_the_last_bit() {
         // In bf16: the nearest.
         let kernels = oq_cuda::of(Device::Cpu).unwrap();
         let nearest: Vec<f32> = found.iter().map(|&value| bf16::from_f32(value).to_f32()).collect();
-        assert!(values(&kernels.decode(&sent(&packed), Kind::BFloat16)) == nearest, "{scheme} in bf16");
-    }
-}
-
-fn sent(packed: &QuantizedTensor) -> Packed {
-    let ([rows, cols], groups) = (packed.shape(), packed.groups());
-    let words: Vec<i32> = packed.words().iter().map(|word| word.cast_signed()).collect();
-    let grids = (0..rows * groups).map(|at| packed.grid(at / groups, at % groups));
-    let grids: Vec<f32> = grids.flat_map(|grid| [grid.scale, grid.base, f32::from(grid.zero_point)]).collect();
-    let has_float_codes = packed.grid(0, 0).has_float_codes;
-    let table: Vec<f32> = (0..16).map(oq_quant_core::from_e2m1).collect();
-    Packed {
-        words: Tensor::from_slice(&words).view([rows as i64, -1]),
-        grids: Tensor::from_slice(&grids).view([rows as i64, groups as i64, 3]),
-        table: has_float_codes.then(|| Tensor::from_slice(&table)),
-        bits: packed.spec().bits.get(),
-        cols,
+        assert!(values(&kernels.decode(&sent(&packed, Device::Cpu), Kind::BFloat16)) == nearest, "{scheme} in bf16");
     }
 }
 
@@ -203,7 +187,7 @@ fn products_equal_those_of_values_in_f64() {
             let noise = numbers(7, rows * cols, 0.2);
             let codes = QuantizedTensor::quantize(&noise, rows, cols, spec(&scheme)).unwrap();
             let (packed, exact) =
-                (sent(&codes), Tensor::from_slice(&codes.dequantize()).view([rows as i64, cols as i64]));
+                (sent(&codes, Device::Cpu), Tensor::from_slice(&codes.dequantize()).view([rows as i64, cols as i64]));
             assert!(packed.multiplies());
             for n in 0..=FEW {
                 let (x, bias) = (matrix(8, [n, cols], 1.0), matrix(9, [1, rows], 1.0).view(-1));

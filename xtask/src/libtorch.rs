@@ -31,7 +31,7 @@ const VERSION_FILE: &str = "build-version";
 pub const LICENSES: &str = "licenses";
 
 /// Prefix of staging folders, which hold unfinished downloads.
-const STAGING: &str = ".partial-";
+pub const STAGING: &str = ".partial-";
 
 /// Staging folders older than this were left by killed runs.
 const ABANDONED: Duration = Duration::from_secs(24 * 60 * 60);
@@ -196,18 +196,7 @@ fn download(build: Build, cache: &Path, ready: &Path, force: bool) -> Result<()>
     let fresh = staging.path().join("libtorch");
     let parts = build.parts();
     for (at, part) in parts.iter().enumerate() {
-        let name = format!("{} {}", part.wheel.package, part.wheel.version);
-        let megabytes = part.wheel.bytes.unwrap_or(0) / 1_000_000;
-        eprintln!("libtorch: [{}/{}] downloading {name} ({megabytes} MB)", at + 1, parts.len());
-        let folder = staging.path().join("wheel");
-        let file = wheel::download(part.wheel, &folder)?;
-        wheel::verify(&file, part.sha256)?;
-        eprintln!("libtorch: [{}/{}] extracting {name}", at + 1, parts.len());
-        let licenses = part.wheel.licenses();
-        let kept = Take { from: &licenses, to: &format!("{LICENSES}/{}/", part.wheel.package) };
-        let kept = if wheel::holds(&file, kept)? { &[kept][..] } else { &[] };
-        wheel::extract(&file, &[part.take, kept].concat(), &fresh)?;
-        fs::remove_dir_all(&folder)?;
+        fetch(part, &format!("libtorch: [{}/{}]", at + 1, parts.len()), staging.path(), &fresh)?;
     }
     if build == Build::Cpu {
         // The wheel's own libtorch.so would pull in libtorch_cuda. The linker reads this text as a library made of the two named here.
@@ -215,6 +204,23 @@ fn download(build: Build, cache: &Path, ready: &Path, force: bool) -> Result<()>
     }
     fs::write(fresh.join(VERSION_FILE), format!("{}\n", build.version()))?;
     settle(&fresh, ready, force)
+}
+
+/// Downloads a wheel into `staging`, and takes its files and licences out of it into `fresh`. Lines of progress begin with `what`.
+pub fn fetch(part: &Part, what: &str, staging: &Path, fresh: &Path) -> Result<()> {
+    let name = format!("{} {}", part.wheel.package, part.wheel.version);
+    let megabytes = part.wheel.bytes.unwrap_or(0) / 1_000_000;
+    eprintln!("{what} downloading {name} ({megabytes} MB)");
+    let folder = staging.join("wheel");
+    let file = wheel::download(part.wheel, &folder)?;
+    wheel::verify(&file, part.sha256)?;
+    eprintln!("{what} extracting {name}");
+    let licenses = part.wheel.licenses();
+    let kept = Take { from: &licenses, to: &format!("{LICENSES}/{}/", part.wheel.package) };
+    let kept = if wheel::holds(&file, kept)? { &[kept][..] } else { &[] };
+    wheel::extract(&file, &[part.take, kept].concat(), fresh)?;
+    fs::remove_dir_all(&folder)?;
+    Ok(())
 }
 
 /// Renames the finished folder `fresh` to `ready`. If another run finished first, its folder is kept, unless `force`.

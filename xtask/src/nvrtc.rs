@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 
-use crate::{locate, pins, wheel};
+use crate::{libtorch, locate, pins};
 
 /// The library: libtorch's, if that is for CUDA, else one that is downloaded once per user. None where there are no wheels for the system.
 pub fn library() -> Result<Option<PathBuf>> {
@@ -20,14 +20,10 @@ pub fn library() -> Result<Option<PathBuf>> {
     let (cache, part) = (locate::cache_dir()?, pins::NVRTC);
     let ready = cache.join(format!("nvrtc-{}", part.wheel.version));
     if !ready.join(name).exists() {
-        let megabytes = part.wheel.bytes.unwrap_or(0) / 1_000_000;
-        eprintln!("nvrtc: downloading {} {} ({megabytes} MB)", part.wheel.package, part.wheel.version);
         fs::create_dir_all(&cache).with_context(|| format!("cannot create the cache {}", cache.display()))?;
-        let staging = tempfile::Builder::new().prefix(".partial-").tempdir_in(&cache)?;
-        let file = wheel::download(part.wheel, &staging.path().join("wheel"))?;
-        wheel::verify(&file, part.sha256)?;
+        let staging = tempfile::Builder::new().prefix(libtorch::STAGING).tempdir_in(&cache)?;
         let fresh = staging.path().join("nvrtc");
-        wheel::extract(&file, part.take, &fresh)?;
+        libtorch::fetch(&part, "nvrtc:", staging.path(), &fresh)?;
         // Another process may have been faster.
         if let Err(error) = fs::rename(&fresh, &ready)
             && !ready.join(name).exists()

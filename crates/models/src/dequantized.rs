@@ -58,7 +58,7 @@ pub(crate) fn of_matrix(matrix: Matrix, shape: [i64; 2], device: Device) -> Tens
 }
 
 /// The codes on a device, packed as they are.
-pub(crate) fn sent(packed: &QuantizedTensor, device: Device) -> Packed {
+pub fn sent(packed: &QuantizedTensor, device: Device) -> Packed {
     let ([rows, cols], groups) = (packed.shape(), packed.groups());
     let words: Vec<i32> = packed.words().iter().map(|&word| word.cast_signed()).collect();
     let all = (0..rows * groups).map(|at| packed.grid(at / groups, at % groups));

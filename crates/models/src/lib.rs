@@ -45,7 +45,7 @@ pub use act::{ActPoint, fake_quantize_tokens, quantize_act};
 pub use attention::{Mixed, Scores, attention, has_own_attention};
 pub use block::{BlockOps, BlockWeights, Compute, DenseOps, multiply};
 pub use decoder::{Context, Decoder, Family, LayerContext, Logits, OuterOps};
-pub use dequantized::dequantized;
+pub use dequantized::{dequantized, sent};
 pub use error::{ModelError, OverrideError, RotateError};
 pub use family::FAMILIES;
 pub use form::{Block, Form, Kernels};

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use oq_let::{InputStats, Site, Source};
 use oq_models::{ActPoint, BlockOps, BlockWeights, DenseOps, LinearName};
+use oq_ranks::{Ranks, RanksError};
 use oq_recipe::Start;
 use tch::{Kind, Tensor};
 
@@ -59,6 +60,13 @@ impl Moments {
                 let _ = strip.upper(products).addmm_(&first.transpose(0, 1), &rest);
             }
         }
+    }
+
+    /// Those of all ranks, whose inputs have `tokens` tokens.
+    pub(crate) fn over(self, ranks: &Ranks, tokens: i64) -> Result<Self, RanksError> {
+        let mut sums = ranks.sum(std::iter::once(self.squares).chain(self.products).collect())?.into_iter();
+        let squares = sums.next().expect("squares come first");
+        Ok(Self { squares, products: sums.collect(), tokens })
     }
 
     /// Fills in the lower triangles, which [`Self::add`] leaves out.

@@ -81,10 +81,8 @@ fn moments_over(
         let sharing = names.iter().zip(&firsts).filter(|(_, of)| **of == place as i64 + 1).map(|(name, _)| *name);
         // Nothing was added to these.
         let none = || Moments::new(weights.get(&format!("{first}.weight")), with_products);
-        let Moments { squares, products, .. } = own.remove(first).unwrap_or_else(none);
-        let mut sums = ranks.sum(std::iter::once(squares).chain(products).collect())?.into_iter();
-        let squares = sums.next().expect("squares come first");
-        all.push((sharing.collect(), Moments { squares, products: sums.collect(), tokens: tokens[place] }));
+        let own = own.remove(first).unwrap_or_else(none);
+        all.push((sharing.collect(), own.over(ranks, tokens[place])?));
     }
     Ok(all)
 }

@@ -224,11 +224,8 @@ impl Probe<'_> {
     ) -> Result<Option<Moments>, PassError> {
         let mut moments = Moments::new(weights.weight(linear), true);
         taps.iter().filter_map(|taps| taps.get(&linear)).for_each(|tap| moments.add(&tap.x));
-        let Moments { squares, products, tokens } = moments;
-        let tokens = self.ranks.total(tokens as f64)? as i64;
-        let mut sums = self.ranks.sum(std::iter::once(squares).chain(products).collect())?.into_iter();
-        let squares = sums.next().expect("squares come first");
-        let mut all = Moments { squares, products: sums.collect(), tokens };
+        let tokens = self.ranks.total(moments.tokens as f64)? as i64;
+        let mut all = moments.over(&self.ranks, tokens)?;
         all.finish();
         Ok((tokens > 0).then_some(all))
     }
