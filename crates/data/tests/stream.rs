@@ -5,11 +5,11 @@
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use oq_data::Tokenizer;
+use oq_data::{DecodeStream, Tokenizer};
 use proptest::prelude::*;
 use serde_json::{Value, json};
-
-const BROKEN: char = '\u{fffd}';
+/// Number of byte tokens that wait.
+const RUN: usize = DecodeStream::RUN;
 
 fn tiny_llama() -> &'static Tokenizer {
     static TOKENIZER: OnceLock<Tokenizer> = OnceLock::new();
@@ -36,7 +36,6 @@ const PIECES: [&str; 14] = [
     "w",
     "x",
 ];
-const BAR: u32 = 256 + 9;
 const SPECIAL: u32 = 256 + 10;
 
 /// A tokenizer with byte fallback, as LLaMA's (`strips` the first space) or without a space before.
@@ -87,20 +86,10 @@ fn ids_with_bytes() -> impl Strategy<Value = Vec<u32>> {
     proptest::collection::vec(item, 0..24).prop_map(|items| items.concat())
 }
 
-/// Runs of bytes in `ids`, special tokens among them, as ranges.
-fn runs(ids: &[u32]) -> Vec<std::ops::Range<usize>> {
-    let mut runs: Vec<std::ops::Range<usize>> = Vec::new();
-    let mut open: Option<std::ops::Range<usize>> = None;
-    for (at, &id) in ids.iter().enumerate() {
-        if id < 256 {
-            let start = open.as_ref().map_or(at, |run| run.start);
-            open = Some(start..at + 1);
-        } else if id != SPECIAL {
-            runs.extend(open.take());
-        }
-    }
-    runs.extend(open);
-    runs
+/// The longest run of bytes in `ids`; special tokens do not end one.
+fn longest_run(ids: &[u32]) -> usize {
+    let tokens: Vec<u32> = ids.iter().copied().filter(|&id| id != SPECIAL).collect();
+    tokens.split(|&id| id >= 256).map(<[u32]>::len).max().unwrap_or(0)
 }
 
 proptest! {
@@ -117,46 +106,61 @@ proptest! {
         prop_assert_eq!(pieces(tokenizer, &ids[..cut], &ids[cut..]), (all[cut..].to_vec(), rest));
     }
 
-    /// Byte fallback: the very text but for runs of bytes that are no text, which the library calls broken as a whole. In such a run
-    /// no character is lost that its bytes make, and what follows it stands.
+    /// Byte fallback: the very text, and after a prompt the same is new as in one go.
     #[test]
-    fn byte_fallback_text_is_that_of_all_ids_but_in_broken_runs(
-        ids in ids_with_bytes(), strips in any::<bool>(), cut in any::<prop::sample::Index>()
-    ) {
+    fn byte_fallback_text_is_that_of_all_ids(ids in ids_with_bytes(), strips in any::<bool>(), cut in any::<prop::sample::Index>()) {
+        prop_assume!(longest_run(&ids) <= RUN);
         let tokenizer = byte_fallback(strips);
         let (all, rest) = pieces(tokenizer, &[], &ids);
-        let mut told: Vec<String> = all.iter().cloned().chain([rest.clone()]).collect();
-        // A bar for each broken run, here and there.
-        let mut others: Vec<Option<u32>> = ids.iter().copied().map(Some).collect();
-        for run in runs(&ids) {
-            let bytes: Vec<u8> = ids[run.clone()].iter().filter(|&&id| id < 256).map(|&id| id as u8).collect();
-            if std::str::from_utf8(&bytes).is_ok() {
-                continue;
-            }
-            // What is known to be broken only by the next token is told with that.
-            let next = (run.end..ids.len()).find(|&at| ids[at] != SPECIAL).unwrap_or(ids.len());
-            let of_next = told[next].trim_start_matches(BROKEN).to_owned();
-            let broken: String = told[run.clone()].concat() + &told[next][..told[next].len() - of_next.len()];
-            let whole: String = bytes.utf8_chunks().map(|chunk| chunk.valid()).collect();
-            prop_assert_eq!(broken.replace(BROKEN, ""), whole.replace(BROKEN, ""));
-            prop_assert!(broken.contains(BROKEN));
-            told[run.clone()].fill(String::new());
-            told[run.start] = "|".to_owned();
-            told[next] = of_next;
-            others[run.clone()].fill(None);
-            others[run.start] = Some(BAR);
+        prop_assert_eq!(all.concat() + &rest, tokenizer.decode(&ids).unwrap(), "{:?}", ids);
+        let (prompt, new) = ids.split_at(cut.index(ids.len() + 1));
+        if prompt.iter().rfind(|&&id| id != SPECIAL).is_none_or(|&id| id >= 256) {
+            prop_assert_eq!(pieces(tokenizer, prompt, new), (all[prompt.len()..].to_vec(), rest));
         }
-        let others: Vec<u32> = others.into_iter().flatten().collect();
-        prop_assert_eq!(told.concat(), tokenizer.decode(&others).unwrap(), "{:?}", ids);
-        let cut = cut.index(ids.len() + 1);
-        prop_assert_eq!(pieces(tokenizer, &ids[..cut], &ids[cut..]), (all[cut..].to_vec(), rest));
+    }
+
+    /// Characters of bytes at the end of a prompt are the prompt's: they are not told again.
+    #[test]
+    fn characters_of_the_prompt_are_not_told_again(
+        before in "[a-xé你🙂 ]{0,8}", after in "[a-xé你🙂 ]{0,8}", split in 0..4usize, strips in any::<bool>()
+    ) {
+        let tokenizer = byte_fallback(strips);
+        let bytes: Vec<u32> = (before.clone() + &after).bytes().map(u32::from).collect();
+        // Within a character, the whole character is told.
+        let at = (before.len() + split).min(bytes.len());
+        let told = (before.clone() + &after).as_bytes()[..at].utf8_chunks().next().map_or(0, |chunk| chunk.valid().len());
+        let (pieces, rest) = pieces(tokenizer, &bytes[..at], &bytes[at..]);
+        let all = tokenizer.decode(&bytes).unwrap();
+        let known = tokenizer.decode(&bytes[..told]).unwrap();
+        prop_assert_eq!(known + &pieces.concat() + &rest, all);
+    }
+
+    /// A run that does not end is told all the same, at most `RUN` bytes late, and nothing that its bytes make is lost.
+    #[test]
+    fn long_runs_are_told_as_they_come(text in "[é你🙂]{12,60}", broken in any::<bool>()) {
+        let tokenizer = byte_fallback(true);
+        let mut bytes: Vec<u32> = text.bytes().map(u32::from).collect();
+        bytes.extend(broken.then_some(0xff));
+        let (pieces, rest) = pieces(tokenizer, &[], &bytes);
+        let mut told = 0;
+        for (at, piece) in pieces[..text.len()].iter().enumerate() {
+            told += piece.len();
+            prop_assert!(told + RUN > at);
+        }
+        let (known, last) = text.split_at(told);
+        let end = if broken { "\u{fffd}".repeat(last.len() + 1) } else { last.to_owned() };
+        prop_assert_eq!(pieces.concat() + &rest, known.to_owned() + &end);
     }
 }
 
 #[test]
 fn a_word_after_a_broken_byte_stands() {
     let tokenizer = byte_fallback(true);
-    // The first byte of a character, then a word.
+    // The first byte of a character, then a word. A broken byte breaks its neighbours.
     let (pieces, rest) = pieces(tokenizer, &[], &[256 + 3, 0xe4, 256 + 4, 0xe4, 0xbd]);
     assert_eq!((pieces.concat(), rest.as_str()), ("the\u{fffd} b".to_owned(), "\u{fffd}\u{fffd}"));
+    let ids = [256 + 3, 0xc3, 0xa9, 0x29, 0xff, 256 + 4];
+    let (pieces, rest) = self::pieces(tokenizer, &[], &ids);
+    assert_eq!((pieces.concat(), rest.as_str()), ("the\u{fffd}\u{fffd}\u{fffd}\u{fffd} b".to_owned(), ""));
+    assert_eq!(pieces.concat(), tokenizer.decode(&ids).unwrap());
 }

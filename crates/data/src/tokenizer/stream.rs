@@ -1,7 +1,8 @@
 //! Streams the text of tokens, without ever taking anything back.
 //!
-//! The concatenated pieces are the text of all ids decoded at once. There is one exception: tokenizers with byte fallback. A character is
-//! emitted as soon as its bytes are complete, but if a broken byte follows, the library reports every byte of the run as broken.
+//! The concatenated pieces are the text of all ids decoded at once. With byte fallback, one broken byte makes the library report all bytes
+//! beside it as broken, so byte tokens wait for the next token that is none. A run of more than [`DecodeStream::RUN`] bytes is the one exception: its
+//! characters are emitted as they become complete.
 
 use std::collections::HashMap;
 
@@ -19,8 +20,10 @@ const BEFORE: usize = 4;
 pub struct DecodeStream<'a> {
     tokenizer: &'a Tokenizer,
     kind: Kind,
-    /// Bytes that may be the beginning of a character.
+    /// Bytes whose text is not known yet.
     pending: Vec<u8>,
+    /// Whether the decoder drops the first of these bytes, a space, as long as they are text.
+    drops_space: bool,
     /// The last tokens whose text is known; they decide the spacing. The first of them is not a byte token.
     before: Vec<u32>,
 }
@@ -42,18 +45,23 @@ impl Tokenizer {
 }
 
 impl<'a> DecodeStream<'a> {
+    /// Number of byte tokens that wait for the end of their run: the bytes of the longest emoji in use.
+    pub const RUN: usize = 35;
+
     fn new(tokenizer: &'a Tokenizer, prompt: &[u32]) -> Result<Self, DataError> {
         let kind = match tokenizer.inner.get_decoder() {
             Some(DecoderWrapper::ByteLevel(_)) => Kind::Bytes(letters()),
             decoder => Kind::Text { fallback: decoder.is_some_and(falls_back) },
         };
-        let mut stream = Self { tokenizer, kind, pending: Vec::new(), before: Vec::new() };
+        let mut stream = Self { tokenizer, kind, pending: Vec::new(), drops_space: false, before: Vec::new() };
         // Not within a run of bytes, and not too close to the end.
         let latest = prompt.len().saturating_sub(2 * BEFORE);
         let start = (0..=latest).rev().find(|&start| start == 0 || stream.byte_of(prompt[start]).is_none());
         for &id in &prompt[start.unwrap_or(0)..] {
             stream.push(id)?;
         }
+        // The prompt's own characters are known.
+        stream.take_whole();
         Ok(stream)
     }
 
@@ -71,11 +79,10 @@ impl<'a> DecodeStream<'a> {
         }
         if let Some(byte) = self.byte_of(id) {
             // The first space of a text may come from the tokenizer.
-            if byte != b' ' || !self.before.is_empty() || !self.tokenizer.decode(&[id])?.is_empty() {
-                self.pending.push(byte);
-            }
+            self.drops_space |= byte == b' ' && self.before.is_empty() && self.tokenizer.decode(&[id])?.is_empty();
+            self.pending.push(byte);
             self.before.push(id);
-            return Ok(self.take_whole());
+            return Ok(if self.pending.len() > Self::RUN { self.take_whole() } else { String::new() });
         }
         let mut text = self.take_rest();
         let told = self.tokenizer.decode(&self.before)?;
@@ -107,39 +114,32 @@ impl<'a> DecodeStream<'a> {
 
     /// Emits the text of all bytes, except those that may begin a character.
     fn take_whole(&mut self) -> String {
-        let mut text = String::new();
         let mut rest = 0;
-        let mut chunks = self.pending.utf8_chunks().peekable();
-        while let Some(chunk) = chunks.next() {
-            text.push_str(chunk.valid());
-            let broken = chunk.invalid();
-            // A character can be incomplete only at the end.
-            if chunks.peek().is_none() && std::str::from_utf8(broken).is_err_and(|e| e.error_len().is_none()) {
-                rest = broken.len();
-            } else {
-                text.push_str(&self.replaced(broken));
-            }
+        // A character can be incomplete only at the end.
+        if let Some(last) = self.pending.utf8_chunks().last()
+            && std::str::from_utf8(last.invalid()).is_err_and(|e| e.error_len().is_none())
+        {
+            rest = last.invalid().len();
         }
-        self.pending.drain(..self.pending.len() - rest);
+        let rest = self.pending.split_off(self.pending.len() - rest);
+        let text = self.take_rest();
+        self.pending = rest;
         text
     }
 
-    /// Emits all bytes as text.
+    /// Emits all bytes as text. Broken ones become one sign for all bytes that could have begun one character, like `from_utf8_lossy`; with
+    /// byte fallback, they turn all bytes into one sign each.
     fn take_rest(&mut self) -> String {
-        let mut text = self.take_whole();
-        let broken = std::mem::take(&mut self.pending);
-        text.push_str(&self.replaced(&broken));
-        text
-    }
-
-    /// Replacement for bytes that are not a character: one sign for all bytes that could have begun one, like `from_utf8_lossy`, or one per
-    /// byte, like byte fallback.
-    fn replaced(&self, broken: &[u8]) -> String {
-        let signs = match self.kind {
-            Kind::Bytes(_) => usize::from(!broken.is_empty()),
-            Kind::Text { .. } => broken.len(),
-        };
-        "\u{fffd}".repeat(signs)
+        let bytes = std::mem::take(&mut self.pending);
+        let drops_space = std::mem::take(&mut self.drops_space);
+        match String::from_utf8(bytes) {
+            Ok(text) if drops_space => text.strip_prefix(' ').map(str::to_owned).unwrap_or(text),
+            Ok(text) => text,
+            Err(broken) if matches!(self.kind, Kind::Bytes(_)) => {
+                String::from_utf8_lossy(broken.as_bytes()).into_owned()
+            }
+            Err(broken) => "\u{fffd}".repeat(broken.as_bytes().len()),
+        }
     }
 }
 
